@@ -1,0 +1,31 @@
+"""Random small specs of every kind, for the tests that state laws."""
+
+from hypothesis import assume
+from hypothesis import strategies as st
+
+from dnas.arch import DenseNetSpec
+from dnas.errors import InputError
+
+
+@st.composite
+def specs(draw: st.DrawFn, max_layers: int = 5, max_growth: int = 9) -> DenseNetSpec:
+    blocks = draw(st.integers(1, 4))
+    rates = st.integers(1, max_growth)
+    stem = draw(st.sampled_from(["small", "imagenet"]))
+    try:
+        return DenseNetSpec(
+            block_layers=tuple(draw(st.lists(st.integers(1, max_layers), min_size=blocks, max_size=blocks))),
+            growth_rate=draw(rates | st.tuples(*[rates] * blocks)),
+            bottleneck=draw(st.sampled_from([0, 1, 4])),
+            compression=draw(st.integers(30, 100)) / 100,
+            stem=stem,
+            stem_channels=draw(st.none() | st.integers(3, 20)),
+            dropout=draw(st.sampled_from([0.0, 0.2])),
+            connectivity=draw(st.sampled_from(["dense", "log", "none", "window:1", "window:2", "window:4"])),
+            in_channels=draw(st.sampled_from([1, 3])),
+            image_size=draw(st.integers(8, 20)) * (4 if stem == "imagenet" else 1),
+            classes=draw(st.integers(2, 12)),
+        )
+    except InputError:
+        assume(False)
+        raise
