@@ -1,0 +1,537 @@
+"""The command line. Each command imports what it needs, so that `--help` answers at once."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from dnas import __version__
+from dnas.errors import InputError, did_you_mean
+
+
+EPILOGS = {
+    "search": """examples:
+  dnas search --space digits_bc --trials 20
+  dnas search --space cifar_bc --trials 200 --dry-run
+  dnas search --space cifar_bc --dataset folder:~/cifar10 --trials 2 --epochs 1 --subset 2000
+  dnas search --space digits_bc --trials 20 --retrain-best 2""",
+    "train": """examples:
+  dnas train densenet-bc:L=16,k=8 --dataset digits --epochs 10
+  dnas train densenet_40_12 --dataset cifar10 --recipe paper
+  dnas train densenet121:classes=10 --dataset folder:~/imagenette --batch-size 32""",
+    "eval": """examples:
+  dnas eval studies/runs/digits-densenet-bc-L16-k8-s0/checkpoint.pt
+  dnas eval digits_bc --trial 17 --part val""",
+    "cost": """examples:
+  dnas cost densenet_bc_100_12
+  dnas cost densenet121 --layers
+  dnas cost densenet-bc:L=100,k=12,theta=0.5 --json""",
+    "spaces": """examples:
+  dnas spaces
+  dnas spaces show cifar_bc""",
+    "status": """examples:
+  dnas status digits_bc
+  dnas status studies/digits_bc""",
+    "report": """examples:
+  dnas report digits_bc
+  dnas report digits_bc --out ~/page""",
+    "plot": """examples:
+  dnas plot weight-norms digits_bc -o norms.svg
+  dnas plot weight-norms studies/digits_bc/trials/3/checkpoint.pt -o norms.png""",
+    "export": """examples:
+  dnas export digits_bc -o best.safetensors
+  dnas export digits_bc --trial 17 -o network.onnx""",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message} (try `{self.prog} --help`)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _whole(least: int) -> Any:
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"a whole number of at least {least} is needed, but got {text!r}") from None
+        if value < least:
+            raise argparse.ArgumentTypeError(f"a whole number of at least {least} is needed, but got {value}")
+        return value
+
+    return read
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text.replace("_", ""))
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"a positive number is needed, but got {text!r}")
+    return value
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="dnas",
+        description="Neural-architecture search and ablation for densely connected convolutional networks.",
+        epilog="`dnas COMMAND --help` says more, with examples.",
+    )
+    parser.add_argument("--version", action="version", version=f"dnas {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
+
+    def command(name: str, summary: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            epilog=EPILOGS[name],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    _add_search(command("search", "search a space for the best networks"))
+    _add_train(command("train", "train one network to the end"))
+    _add_eval(command("eval", "measure a trained network's error"))
+    add = command("cost", "price a network: params, macs, activation bytes").add_argument
+    add("name", metavar="NAME", help="a preset such as densenet121, or densenet-bc:L=100,k=12,theta=0.5")
+    add("--layers", action="store_true", help="a row a layer")
+    add("--batch", type=_whole(1), default=64, metavar="N", help="images in the training step (default 64)")
+    add("--json", action="store_true", help="for programs")
+    spaces = command("spaces", "list the search spaces, or show one")
+    spaces.add_argument("action", nargs="?", choices=["show"], help="show the space NAME")
+    spaces.add_argument("name", nargs="?", metavar="NAME")
+    add = command("status", "show where a study stands").add_argument
+    add("study", metavar="STUDY", help="a study's name, or its folder")
+    add = command("report", "write a study's report").add_argument
+    add("study", metavar="STUDY", help="a study's name, or its folder")
+    add("--out", type=Path, metavar="FOLDER", help="where to write (default reports/STUDY)")
+    plot = command("plot", "draw one figure")
+    figures = plot.add_subparsers(dest="figure", metavar="FIGURE", required=True, parser_class=_Parser)
+    norms = figures.add_parser(
+        "weight-norms",
+        help="heatmap of each layer's weight norm over the epochs",
+        description="Heatmap of each layer's weight norm over the epochs.",
+        epilog=EPILOGS["plot"],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_network_source(norms)
+    norms.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="ends with .svg, .png or .pdf")
+    export = command("export", "write a trained network as safetensors or ONNX")
+    _add_network_source(export)
+    export.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="ends with .safetensors or .onnx")
+    return parser
+
+
+def _add_network_source(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="STUDY_OR_CHECKPOINT", help="a study's name or folder, or a checkpoint file")
+    parser.add_argument("--trial", type=_whole(0), metavar="N", help="of a study (default: its best)")
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--data-root", type=Path, metavar="FOLDER", help="where data sets lie (default $DNAS_DATA, ~/.cache/dnas/data)")
+    add("--subset", type=_whole(1), metavar="N", help="a stratified part of N training images")
+    add("--split-seed", type=_whole(0), default=0, metavar="N", help="seed of the validation split (default 0)")
+    add("--image-size", type=_whole(1), metavar="PIXELS", help="side of the images (default: the data set's own)")
+    add(
+        "--augment",
+        default="auto",
+        metavar="KIND",
+        help="auto (the data set's own), none, crop, crop+flip or resized-crop+flip",
+    )
+
+
+def _add_training(parser: argparse.ArgumentParser, recipe: str | None) -> None:
+    add = parser.add_argument
+    add("--recipe", default=recipe, metavar="NAME", help="paper or fast" + (f" (default {recipe})" if recipe else ""))
+    add("--epochs", type=_whole(1), metavar="N", help="(default: the recipe's)")
+    add("--batch-size", type=_whole(2), metavar="N", help="(default: the recipe's)")
+    add("--learning-rate", type=_positive, metavar="X", help="(default: the recipe's)")
+    add("--seed", type=_whole(0), default=0, metavar="N", help="(default 0)")
+    add("--device", default="auto", metavar="NAME", help="cpu, cuda or cuda:0 (default: cuda where there is one)")
+    add("--threads", type=_whole(1), metavar="N", help="CPU threads of a training (default: the cores, shared out)")
+    add("--compile", action="store_true", help="torch.compile the network: slow to begin, faster on a GPU")
+
+
+def _add_search(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--space", metavar="NAME", help="a search space: see `dnas spaces`")
+    add("--trials", type=_whole(1), metavar="N", help="networks that the study shall have begun to train")
+    add("--study", metavar="NAME", help="the study's name (default: the space's); studies/NAME.toml gives its defaults")
+    add("--dataset", metavar="NAME", help="in place of the space's: digits, cifar10, ..., folder:PATH")
+    add("--objective", default=None, metavar="NAME", help="val_error (default) or val_loss: of the last epoch, to minimise")
+    add("--stopping", default=None, metavar="NAME", help="asha (default): bad trials are stopped early; or none")
+    add("--max-params", type=_positive, metavar="N", help="a limit in place of the space's")
+    add("--max-macs", type=_positive, metavar="N", help="a limit in place of the space's")
+    add("--workers", type=_whole(1), metavar="N", help="trials at once (default 1 on a small machine)")
+    add("--retrain-best", type=_whole(1), default=0, metavar="K", help="then train the best K again; opens the test set")
+    add("--retrain-seeds", type=_whole(1), default=1, metavar="N", help="fresh seeds for each of them (default 1)")
+    add("--dry-run", action="store_true", help="print the plan: networks, cost, time, disk")
+    _add_training(parser, None)
+    _add_data(parser)
+    add("-q", "--quiet", action="store_true", help="only the result")
+    add("-v", "--verbose", action="store_true", help="a line an epoch")
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="a network: see `dnas cost --help`")
+    parser.add_argument("--dataset", required=True, metavar="NAME", help="digits, cifar10, cifar100, svhn, imagenet, folder:PATH")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="the run's folder (default: under studies/runs/)")
+    _add_training(parser, "fast")
+    _add_data(parser)
+
+
+def _add_eval(parser: argparse.ArgumentParser) -> None:
+    _add_network_source(parser)
+    add = parser.add_argument
+    add("--part", default="val", choices=["train", "val", "test"], help="(default val); `test` opens the test set")
+    add("--dataset", metavar="NAME", help="in place of the one that it was trained on")
+    add("--data-root", type=Path, metavar="FOLDER")
+    add("--device", default="auto", metavar="NAME")
+    add("--json", action="store_true", help="for programs")
+
+
+# --- commands -----------------------------------------------------------------------------------------------------
+
+
+def _cost(args: argparse.Namespace) -> int:
+    from dnas.arch import cost, layer_costs, parse_name
+
+    spec = parse_name(args.name)
+    whole, layers = cost(spec, args.batch), layer_costs(spec, args.batch)
+    if args.json:
+        import json
+        from dataclasses import asdict
+
+        print(json.dumps({"network": args.name, **asdict(whole), "layers": [asdict(layer) for layer in layers]}))
+        return 0
+    from dnas.wording import count, size
+
+    side, channels = spec.image_size, spec.in_channels
+    print(f"{args.name}   {spec.title}, depth {spec.depth}, {side}×{side}×{channels} images, {spec.classes} classes")
+    print(f"params            {whole.params:>16,}   {count(whole.params)}")
+    print(f"macs              {whole.macs:>16,}   {count(whole.macs)} for one image")
+    print(f"activation bytes  {whole.activation_bytes:>16,}   {size(whole.activation_bytes)} for a training step of {args.batch}")
+    if args.layers:
+        print(f"\n{'layer':28s} {'in':>6s} {'out':>6s} {'pixels':>9s} {'params':>12s} {'macs':>14s} {'activation bytes':>18s}")
+        for layer in layers:
+            print(
+                f"{layer.name:28s} {layer.in_channels:6d} {layer.out_channels:6d} {f'{layer.size}×{layer.size}':>9s}"
+                f" {layer.params:12,d} {layer.macs:14,d} {layer.activation_bytes:18,d}"
+            )
+    return 0
+
+
+def _spaces(args: argparse.Namespace) -> int:
+    from dnas.space import load_space, space_files
+
+    if args.action is None:
+        files = space_files()
+        width = max(map(len, files), default=0)
+        for name, path in sorted(files.items()):
+            with path.open(encoding="utf-8") as file:
+                print(f"{name:{width}s}   {file.readline().lstrip('# ').strip()}")
+        return 0
+    if args.name is None:
+        raise InputError("`dnas spaces show` needs a space's name: see `dnas spaces`.")
+    space = load_space(args.name)
+    print(_space_text(space))
+    return 0
+
+
+def _space_text(space: Any) -> str:
+    from dnas.wording import count, size
+
+    survey, points = space.survey(), space.size()
+    lines = [f"{space.name}   {space.title}", ""]
+    width = max(len(choice.name) for choice in space.choices)
+    lines += [f"  {choice.name:{width}s}   {choice.describe()}" for choice in space.choices]
+    own = {key: value for key, value in space.fixed.items() if key not in ("in_channels", "image_size", "classes")}
+    lines.append("")
+    lines.append(f"fixed     {', '.join(f'{key} = {value}' for key, value in own.items()) or 'nothing'}")
+    recipe = space.recipe
+    lines.append(f"data      {space.dataset}; recipe {recipe.name}, {recipe.epochs} epochs of batch {recipe.batch_size}")
+    lines.append(f"size      {f'{points:,} networks' if points is not None else 'endless'}")
+    seen = "of all" if survey.whole else f"of its corners and a sample, {len(survey.costs):,} in all"
+    for name, say in (("params", count), ("macs", count), ("activation_bytes", size)):
+        low, high = survey.range(name)
+        limit = space.limits.stated().get(name)
+        lines.append(
+            f"{name.replace('_', ' '):17s} {say(low)} to {say(high)}" + (f"   limit {say(limit)}" if limit is not None else "")
+        )
+    within = survey.feasible if survey.whole else None
+    lines.append(
+        f"({seen}"
+        + (f"; {within:,} are inside the limits)" if within is not None else "; the limits are kept by every proposal)")
+    )
+    if survey.impossible:
+        lines.append(f"{survey.impossible} of those looked at do not exist, such as: {survey.example}")
+    return "\n".join(lines)
+
+
+def _overrides(args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "dataset": args.dataset,
+        "recipe": args.recipe,
+        "epochs": args.epochs,
+        "batch_size": args.batch_size,
+        "learning_rate": args.learning_rate,
+    }
+
+
+def _data_arguments(args: argparse.Namespace, dataset: str, stem: str) -> dict[str, Any]:
+    return {
+        "name": dataset,
+        "data_root": args.data_root,
+        "image_size": args.image_size,
+        "stem": stem,
+        "subset": args.subset,
+        "split_seed": args.split_seed,
+        "augmentation": args.augment,
+    }
+
+
+def _search(args: argparse.Namespace) -> int:
+    from dnas.definition import apply_definition
+    from dnas.space import load_space
+    from dnas.stopping import STOPPINGS
+    from dnas.study import OBJECTIVES, check_study_name
+
+    apply_definition(args)
+    if args.space is None:
+        raise InputError("`dnas search` needs --space NAME: see `dnas spaces`.")
+    if args.trials is None:
+        raise InputError("`dnas search` needs --trials N, the networks to train.")
+    for option, value, known in (("objective", args.objective, OBJECTIVES), ("stopping", args.stopping, STOPPINGS)):
+        if value is not None and value not in known:
+            raise InputError(f"--{option} must be one of {', '.join(known)}, but got {value!r}.{did_you_mean(value, known)}")
+    limits = {key: value for key, value in (("params", args.max_params), ("macs", args.max_macs)) if value is not None}
+    space = load_space(args.space, limits=limits, **_overrides(args))
+    study = check_study_name(args.study or space.name)
+    from dnas.display import make_display
+    from dnas.search import Options, cores, default_workers, search
+
+    workers = args.workers or default_workers()
+    options = Options(
+        space=space,
+        study=study,
+        trials=args.trials,
+        data=_data_arguments(args, space.dataset, str(space.fixed.get("stem", "small"))),
+        seed=args.seed,
+        objective=args.objective or "val_error",
+        stopping=args.stopping or "asha",
+        workers=workers,
+        threads=args.threads or max(1, cores() // workers),
+        device=args.device,
+        compile_net=args.compile,
+        retrain=args.retrain_best,
+        retrain_seeds=args.retrain_seeds,
+        command=_command_line(),
+    )
+    if args.dry_run:
+        from dnas.plan import plan
+
+        print(plan(options))
+        return 0
+    display = make_display(args.quiet, args.verbose)
+    if not args.quiet:
+        print(_opening(options))
+    try:
+        with display:
+            outcome = search(options, display)
+    except KeyboardInterrupt:
+        print(
+            f"\nstopped; every finished epoch is saved in studies/{study}."
+            f" The same command goes on from there:\n  {options.command}"
+        )
+        return 130
+    print(_closing(study, outcome, args.trials))
+    return 1 if outcome.stopped_by else 0
+
+
+def _command_line() -> str:
+    import shlex
+
+    return shlex.join(["dnas", *sys.argv[1:]])
+
+
+def _opening(options: Any) -> str:
+    from dnas.data.catalog import data_info
+    from dnas.stopping import rungs
+    from dnas.wording import count
+
+    space, recipe = options.space, options.space.recipe
+    size, survey = space.size(), space.survey()
+    low, high = survey.range("params")
+    limits = ", ".join(f"{name} ≤ {count(value)}" for name, value in space.limits.stated().items()) or "none"
+    stops = "·".join(str(rung) for rung in (*rungs(recipe.epochs), recipe.epochs))
+    stopping = f"ASHA after {stops} epochs" if options.stopping == "asha" and rungs(recipe.epochs) else "none"
+    return "\n".join(
+        (
+            f"{space.name}   {space.title}",
+            f"space    {f'{size:,} networks' if size is not None else 'endless'}, {count(low)} to {count(high)} params",
+            f"limits   {limits}",
+            f"data     {data_info(space.dataset).title}" + (f", {options.data['subset']:,} images of it" if options.data["subset"] else ""),
+            f"train    recipe {recipe.name}, {recipe.epochs} epochs of batch {recipe.batch_size}; early stopping {stopping}",
+            f"search   TPE, seed {options.seed}; {options.trials} trials, {options.workers} at once"
+            f" ({options.threads} thread{'s' * (options.threads > 1)} each); studies/{options.study}/",
+            "",
+        )
+    )
+
+
+def _closing(study: str, outcome: Any, wanted: int) -> str:
+    from dnas.analysis.efficiency import pareto_front
+    from dnas.study import StudyFolder, read_study
+    from dnas.wording import count, percent
+
+    folder = StudyFolder(Path("studies") / study)
+    lines = [""]
+    if outcome.stopped_by:
+        lines.append(f"stopped: {outcome.stopped_by}")
+    elif outcome.exhausted and outcome.trials < wanted:
+        lines.append(f"the space holds no further network inside its limits: all {outcome.trials} were tried.")
+    best = folder.best()
+    if best:
+        record = best[0]
+        lines.append(
+            f"best      #{record.number}  {percent(record.val_error)} validation error"
+            f"  {count(record.cost['params'])} params  {count(record.cost['macs'])} macs  {record.network}"
+        )
+        front = pareto_front(read_study(folder.path)).frame
+        lines.append("front     " + "   ".join(f"{percent(r.val_error)} at {count(r.params)}" for r in front.itertuples()))
+    states = read_study(folder.path)["state"].value_counts() if folder.records() else {}
+    lines.append("trials    " + ", ".join(f"{number} {state}" for state, number in states.items()))
+    lines.append(f"stored    studies/{study}/")
+    lines.append(f"next      dnas report {study}")
+    return "\n".join(lines)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from dnas.single import train_one
+
+    return train_one(args)
+
+
+def _eval(args: argparse.Namespace) -> int:
+    import json
+
+    from dnas.data import load_dataset
+    from dnas.export import load_trained
+    from dnas.train import check_device, evaluate
+    from dnas.wording import percent
+
+    device = check_device(args.device)
+    trained = load_trained(args.source, args.trial)
+    data = load_dataset(**trained.data_arguments(args.dataset, args.data_root), device=device)
+    trained.check_data(data, same=args.dataset is None)
+    data = trained.normalised(data)
+    loss, error = evaluate(trained.run.net.to(device), data, args.part, device)
+    images = {"train": data.train_size, "val": data.val_size, "test": data.test_size}[args.part]
+    result = {"part": args.part, "images": images, "error": error, "loss": loss, "dataset": data.name}
+    if args.json:
+        print(json.dumps(result))
+    else:
+        print(f"{percent(error)} error, loss {loss:.4f} on the {args.part} part of {data.title} ({images:,} images)")
+    return 0
+
+
+def _status(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from dnas.display import LiveTable
+    from dnas.study import find_study
+    from dnas.wording import duration
+
+    folder = find_study(args.study)
+    config, records = folder.config(), folder.records()
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    table = LiveTable(console)
+    table.opened(records, config["trials"])
+    console.print(f"{folder.name}   {config['space']['title']}", highlight=False)
+    console.print(
+        f"data {config['data']['title']}, recipe {config['recipe']['name']} {config['recipe']['epochs']} epochs,"
+        f" seed {config['seed']}; {config['command']}\n",
+        highlight=False,
+    )
+    console.print(table._table(len(records)) if records else "no trial yet")
+    states = {state: sum(r.state == state for r in records) for state in ("complete", "stopped", "running", "failed", "infeasible")}
+    counts = ", ".join(f"{number} {state}" for state, number in states.items() if number)
+    console.print(f"\n{table.progress.footer()}", highlight=False)
+    console.print(f"{counts or 'nothing begun'}; {duration(sum(r.seconds for r in records))} of training", highlight=False)
+    for path, record in folder.retrained():
+        error = f"{100 * record.test_error:.2f}% test error" if record.test_error is not None else record.state
+        console.print(f"retrained {path.name}: {error}", highlight=False)
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from dnas.report import write_report
+
+    print(f"the report lies at {write_report(args.study, args.out)}")
+    return 0
+
+
+def _plot(args: argparse.Namespace) -> int:
+    from dnas.analysis.weight_norms import read_norms
+    from dnas.export import checkpoint_of
+    from dnas.figures import plot_weight_norms, save
+
+    save(plot_weight_norms(read_norms(checkpoint_of(args.source, args.trial))), args.out)
+    print(f"written to {args.out}")
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from dnas.export import load_trained, write_network
+
+    trained = load_trained(args.source, args.trial)
+    write_network(trained, args.out)
+    print(f"written to {args.out}")
+    return 0
+
+
+COMMANDS = {
+    "cost": _cost,
+    "eval": _eval,
+    "export": _export,
+    "plot": _plot,
+    "report": _report,
+    "search": _search,
+    "spaces": _spaces,
+    "status": _status,
+    "train": _train,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command. 0: done; 1: done in part, or the work failed; 2: bad input; 130: interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+        near = did_you_mean(arguments[0], COMMANDS)
+        print(f"dnas: no command {arguments[0]!r}; there are {', '.join(sorted(COMMANDS))}.{near}", file=sys.stderr)
+        return 2
+    args = make_parser().parse_args(arguments)
+    try:
+        return COMMANDS[args.command](args)
+    except InputError as error:
+        if args.debug:
+            raise
+        print(f"dnas: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

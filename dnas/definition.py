@@ -1,0 +1,53 @@
+"""Study definitions: `studies/<name>.toml` gives the defaults of `dnas search --study <name>`."""
+
+import argparse
+import tomllib
+
+from dnas.errors import InputError, did_you_mean
+from dnas.space import shipped_folders
+from dnas.study import check_study_name
+
+# key of a definition: (the option's name in the parsed arguments, its type)
+KEYS = {
+    "space": ("space", str),
+    "trials": ("trials", int),
+    "dataset": ("dataset", str),
+    "recipe": ("recipe", str),
+    "epochs": ("epochs", int),
+    "objective": ("objective", str),
+    "stopping": ("stopping", str),
+    "subset": ("subset", int),
+    "retrain_best": ("retrain_best", int),
+    "retrain_seeds": ("retrain_seeds", int),
+    "seed": ("seed", int),
+}
+
+
+def apply_definition(args: argparse.Namespace) -> None:
+    """Fills what the command left open from the definition of its study, where there is one."""
+    if args.study is None:
+        return
+    check_study_name(args.study)
+    path = next(
+        (found for folder in shipped_folders("studies") if (found := folder / f"{args.study}.toml").is_file()), None
+    )
+    if path is None:
+        return
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path} is not TOML: {error}.") from None
+    problems = []
+    for key, value in values.items():
+        if key not in KEYS:
+            problems.append(f"{key}: a study definition has no such key.{did_you_mean(key, KEYS)}")
+        elif type(value) is not KEYS[key][1]:
+            problems.append(f"{key}: expected {'text' if KEYS[key][1] is str else 'a whole number'}, but got {value!r}.")
+        elif KEYS[key][1] is int and value < (0 if key == "seed" else 1):
+            problems.append(f"{key}: expected a positive number, but got {value!r}.")
+        else:
+            name = KEYS[key][0]
+            if getattr(args, name) in (None, {"retrain_best": 0, "retrain_seeds": 1, "seed": 0}.get(key)):
+                setattr(args, name, value)
+    if problems:
+        raise InputError(f"{path} has {len(problems)} problem{'s' * (len(problems) > 1)}:\n  " + "\n  ".join(problems))

@@ -1,0 +1,190 @@
+"""What a search shows while it runs: a live table on a terminal, else a line for each finished trial."""
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from dnas.study import TrialRecord
+from dnas.wording import count, duration, percent
+
+ROWS = 12  # of the live table: the running ones and the last that ended
+STYLES = {"complete": "green", "running": "cyan", "stopped": "dim", "failed": "red", "infeasible": "yellow"}
+
+
+def best_of(records: dict[int, TrialRecord]) -> TrialRecord | None:
+    complete = [record for record in records.values() if record.state == "complete" and record.objectives]
+    return min(complete, key=lambda record: (*record.objectives.values(), record.number), default=None)
+
+
+class Progress:
+    """The time left of a search, from the epochs that this run has seen."""
+
+    def __init__(self, wanted: int) -> None:
+        self.wanted = wanted
+        self.records: dict[int, TrialRecord] = {}
+        self.share: dict[int, float] = {}  # of its epoch in progress
+        self._began = time.monotonic()
+        self._trained = 0.0  # epochs of this run, weighted by the network's macs
+        self._last: dict[int, float] = {}
+
+    def add(self, records: list[TrialRecord]) -> None:
+        self.records |= {record.number: record for record in records}
+
+    def epoch(self, record: TrialRecord) -> None:
+        """Counts an epoch that was trained now, and not one that a resumed worker repeats."""
+        if record.epochs > self._last.get(record.number, 0):
+            self._trained += record.cost["macs"]
+            self._last[record.number] = record.epochs
+
+    def left(self) -> float | None:
+        """Seconds left, or None before the first epoch. Trials not yet proposed are taken to be as the ones begun."""
+        if not self._trained:
+            return None
+        begun = list(self.records.values())
+        running = sum((r.epochs_planned - r.epochs) * r.cost["macs"] for r in begun if r.state == "running")
+        ended = [r.epochs * r.cost["macs"] for r in begun if r.state != "running"]
+        mean = sum(ended) / len(ended) if ended else sum(r.epochs_planned * r.cost["macs"] for r in begun) / len(begun)
+        work = running + max(0, self.wanted - len(begun)) * mean
+        return work * (time.monotonic() - self._began) / self._trained
+
+    def footer(self) -> str:
+        best = best_of(self.records)
+        ended = sum(record.state != "running" for record in self.records.values())
+        parts = [f"{ended} of {self.wanted} trials"]
+        if best is not None:
+            parts.insert(0, f"best  #{best.number}  {percent(best.val_error)}  ({count(best.cost['params'])} params)")
+        left = self.left()
+        if left is not None and ended < self.wanted:
+            parts.append(f"about {duration(left)} left")
+        return "      ".join(parts)
+
+
+class PlainLines:
+    """One line a finished trial, fields apart by two spaces or more: for logs and pipes."""
+
+    def __init__(self, quiet: bool = False, verbose: bool = False) -> None:
+        self.quiet, self.verbose = quiet, verbose
+        self.progress = Progress(0)
+
+    def opened(self, records: list[TrialRecord], wanted: int) -> None:
+        self.progress = Progress(wanted)
+        self.progress.add(records)
+
+    def began(self, record: TrialRecord) -> None:
+        self.progress.add([record])
+        if record.epochs:
+            self.progress._last[record.number] = record.epochs
+        if self.verbose:
+            self._say(f"began  #{record.number}  {record.network}")
+
+    def step(self, record: TrialRecord, done: int, total: int) -> None:
+        pass
+
+    def epoch(self, record: TrialRecord, row: dict[str, Any]) -> None:
+        self.progress.epoch(record)
+        if self.verbose:
+            self._say(f"epoch  #{record.number}  {record.epochs}/{record.epochs_planned}  {percent(record.val_error)}")
+
+    def ended(self, record: TrialRecord) -> None:
+        if not self.quiet:
+            left = self.progress.left()
+            waiting = f"  about {duration(left)} left" if left and self.progress.wanted > len(self.progress.records) else ""
+            reason = f"  ({record.reason})" if record.state in ("failed", "infeasible") else ""
+            self._say(
+                f"trial  #{record.number}  {record.state}  {percent(record.val_error)}  {count(record.cost['params'])} params"
+                f"  {record.epochs}/{record.epochs_planned} epochs  {record.seconds:.1f} s  {record.network}{reason}{waiting}"
+            )
+
+    def note(self, text: str) -> None:
+        if not self.quiet:
+            self._say(text)
+
+    def _say(self, text: str) -> None:
+        print(text, flush=True)
+
+    def __enter__(self) -> "PlainLines":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+class LiveTable:
+    """The same on a terminal: the trials that run and the last that ended, the best so far, and the time left."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.progress = Progress(0)
+        self.live = Live(console=console, refresh_per_second=4, get_renderable=self._render, transient=True)
+
+    def __enter__(self) -> "LiveTable":
+        self.live.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.live.__exit__(None, None, None)
+        if self.progress.records:
+            self.console.print(self._table(len(self.progress.records)))
+
+    def opened(self, records: list[TrialRecord], wanted: int) -> None:
+        self.progress = Progress(wanted)
+        self.progress.add(records)
+
+    def began(self, record: TrialRecord) -> None:
+        self.progress.add([record])
+        self.progress._last[record.number] = record.epochs
+
+    def step(self, record: TrialRecord, done: int, total: int) -> None:
+        self.progress.share[record.number] = done / total
+
+    def epoch(self, record: TrialRecord, row: dict[str, Any]) -> None:
+        self.progress.epoch(record)
+        self.progress.share[record.number] = 0.0
+
+    def ended(self, record: TrialRecord) -> None:
+        self.progress.add([record])
+
+    def note(self, text: str) -> None:
+        self.live.console.print(Text(text, style="dim"))
+
+    def _render(self) -> Group:
+        return Group(self._table(ROWS), Text(self.progress.footer()))
+
+    def _table(self, rows: int) -> Table:
+        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
+        for name in ("#", "state", "val error", "params", "macs", "epochs", "seconds", "network"):
+            table.add_column(name, justify="left" if name in ("state", "network") else "right", no_wrap=name != "network")
+        records = sorted(self.progress.records.values(), key=lambda record: (record.state == "running", record.number))
+        best = best_of(self.progress.records)
+        for record in records[-rows:]:
+            bar = ""
+            if record.state == "running":
+                share = (record.epochs + self.progress.share.get(record.number, 0.0)) / record.epochs_planned
+                filled = round(12 * min(1.0, share))
+                bar = f"  {'━' * filled}{'─' * (12 - filled)}"
+            style = "bold green" if record is best else STYLES[record.state]
+            reason = f"  {record.reason}" if record.state in ("failed", "infeasible") else ""
+            table.add_row(
+                str(record.number),
+                record.state,
+                percent(record.val_error),
+                count(record.cost["params"]),
+                count(record.cost["macs"]),
+                f"{record.epochs}/{record.epochs_planned}",
+                f"{record.seconds:.1f}" if record.seconds else "",
+                Text(record.network + reason + bar),
+                style=style,
+            )
+        return table
+
+
+def make_display(quiet: bool, verbose: bool) -> PlainLines | LiveTable:
+    console = Console()
+    if sys.stdout.isatty() and not quiet and not verbose:
+        return LiveTable(console)
+    return PlainLines(quiet, verbose)

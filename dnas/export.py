@@ -1,0 +1,150 @@
+"""Using what was trained: the module with its weights, and files that other programs read."""
+
+import dataclasses
+import io
+import json
+import logging
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dnas.arch import format_name
+from dnas.data import Dataset
+from dnas.errors import InputError
+from dnas.files import write_atomic
+from dnas.study import StudyFolder, find_study
+from dnas.train import Run, load_run
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network, and what its data were."""
+
+    run: Run
+    path: Path
+    data_root: str | None = None
+
+    def data_arguments(self, dataset: str | None = None, data_root: Path | None = None) -> dict[str, Any]:
+        """Arguments of `load_dataset` for the same data and split, or for another data set at the same image size."""
+        then = self.run.data
+        root = data_root or (Path(self.data_root) if self.data_root else None)
+        return {
+            "name": dataset or then["name"],
+            "data_root": root,
+            "image_size": then["image_size"],
+            "subset": then["subset"] if dataset is None else None,
+            "split_seed": then["split_seed"],
+            "augmentation": then["augmentation"] if dataset is None else "auto",
+        }
+
+    def normalised(self, data: Dataset) -> Dataset:
+        """`data`, normalised as the network saw its own."""
+        then = self.run.data
+        return dataclasses.replace(data, mean=tuple(then["mean"]), std=tuple(then["std"]))
+
+    def check_data(self, data: Dataset, same: bool) -> None:
+        """`InputError` where `data` cannot be this network's, or, if they are to be the `same`, have changed."""
+        spec = self.run.spec
+        if (data.channels, data.classes) != (spec.in_channels, spec.classes):
+            raise InputError(
+                f"{self.path} is a network for {spec.in_channels} channels and {spec.classes} classes,"
+                f" but {data.title} has {data.channels} and {data.classes}."
+            )
+        if same and data.fingerprint != self.run.data["fingerprint"]:
+            raise InputError(f"{data.title} has changed since {self.path} was trained; name the data with --dataset to go on.")
+
+
+def checkpoint_of(source: str | Path, trial: int | None = None) -> Path:
+    """The checkpoint file that `source` names: itself, that of a study's `trial`, or of the study's best one."""
+    path = Path(source)
+    if path.is_file():
+        if trial is not None:
+            raise InputError(f"--trial goes with a study, but {path} is a file.")
+        return path
+    if (path / "checkpoint.pt").is_file():
+        return path / "checkpoint.pt"
+    if path.suffix == ".pt":
+        raise InputError(f"no checkpoint at {path}.")
+    folder = find_study(source)
+    return _trial_checkpoint(folder, trial)
+
+
+def _trial_checkpoint(folder: StudyFolder, trial: int | None) -> Path:
+    if trial is None:
+        best = folder.best()
+        if not best:
+            raise InputError(f"study {folder.name} has no complete trial yet; name one with --trial.")
+        trial = best[0].number
+    path = folder.trial_folder(trial) / "checkpoint.pt"
+    if not path.is_file():
+        numbers = [record.number for record in folder.records()]
+        if trial not in numbers:
+            last = f"its trials are 0 to {numbers[-1]}" if numbers else "it has none"
+            raise InputError(f"study {folder.name} has no trial {trial}; {last}.")
+        raise InputError(f"trial {trial} of study {folder.name} has no checkpoint: no epoch of it was finished.")
+    return path
+
+
+def load_trained(source: str | Path, trial: int | None = None) -> Trained:
+    """The trained network that `source` names; see `checkpoint_of`."""
+    path = checkpoint_of(source, trial)
+    root = None
+    study = path.parent.parent.parent
+    if (study / "study.toml").is_file():
+        root = StudyFolder(study).config()["data"].get("root") or None
+    return Trained(load_run(path), path, root)
+
+
+def load_network(source: str | Path, trial: int | None = None) -> nn.Module:
+    """The network of a study's `trial` (None: its best), or of a checkpoint file, with its weights, in evaluation mode.
+
+    It maps images [N, C, H, W], pixels in [0, 1] normalised by the mean and std in the trial's record, to logits.
+    """
+    return load_trained(source, trial).run.net
+
+
+def write_network(trained: Trained, path: Path) -> None:
+    """Writes the weights as .safetensors, or the network as .onnx (dynamic batch), with its description as metadata."""
+    description = {
+        "dnas.network": format_name(trained.run.spec),
+        "dnas.spec": json.dumps(trained.run.spec.to_dict()),
+        "dnas.data": json.dumps(trained.run.data),
+    }
+    if path.suffix == ".safetensors":
+        from safetensors.torch import save
+
+        weights = {name: tensor.contiguous() for name, tensor in trained.run.net.state_dict().items()}
+        write_atomic(path, save(weights, metadata=description))
+    elif path.suffix == ".onnx":
+        write_atomic(path, _onnx(trained, description))
+    else:
+        raise InputError(f"a network is written as .safetensors or .onnx, but got {path.name!r}.")
+
+
+def _onnx(trained: Trained, description: dict[str, str]) -> bytes:
+    spec = trained.run.spec
+    images = torch.zeros(2, spec.in_channels, spec.image_size, spec.image_size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        logging.getLogger("onnxscript").setLevel(logging.ERROR)
+        program = torch.onnx.export(
+            trained.run.net.eval(),
+            (images,),
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    for key, value in description.items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = key, value
+    buffer = io.BytesIO(model.SerializeToString())
+    return buffer.getvalue()

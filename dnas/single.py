@@ -1,0 +1,186 @@
+"""`dnas train`: one network to the end, in this process."""
+
+import argparse
+import dataclasses
+import json
+import re
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from dnas.arch import DenseNetSpec, cost, format_name, parse_name
+from dnas.arch.names import stated_fields
+from dnas.data import Dataset, load_dataset
+from dnas.data.catalog import data_info
+from dnas.errors import InputError
+from dnas.recipe import Recipe, make_recipe
+from dnas.search import cores, git_commit, versions
+from dnas.train import Diverged, Epoch, check_device, fit, is_out_of_memory
+from dnas.files import write_atomic
+from dnas.wording import count, duration, percent, size
+
+
+def spec_for_data(name: str, data: Dataset, recipe: Recipe) -> DenseNetSpec:
+    """The network `name` for a data set, which settles classes, channels and image size; without augmentation it gets
+    the recipe's dropout, unless its name states one. `InputError` where the name states something else."""
+    spec, stated = parse_name(name), stated_fields(name)
+    for field, value in (("in_channels", data.channels), ("image_size", data.image_size), ("classes", data.classes)):
+        if field in stated and getattr(spec, field) != value:
+            raise InputError(f"{name!r} states {field}={getattr(spec, field)}, but {data.title} has {value}.")
+    dropout = spec.dropout
+    if data.augmentation == "none" and "dropout" not in stated:
+        dropout = recipe.dropout_without_augmentation
+    return dataclasses.replace(
+        spec, in_channels=data.channels, image_size=data.image_size, classes=data.classes, dropout=dropout
+    )
+
+
+def default_folder(name: str, dataset: str, seed: int) -> Path:
+    """studies/runs/<data>-<network>-s<seed>"""
+    words = [Path(dataset.removeprefix("folder:")).name if dataset.startswith("folder:") else dataset, name, f"s{seed}"]
+    return Path("studies/runs") / "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", word).strip("-") for word in words)
+
+
+def train_one(args: argparse.Namespace) -> int:
+    device = check_device(args.device)
+    torch.set_num_threads(args.threads or cores())
+    named = parse_name(args.name)
+    recipe = make_recipe(
+        args.recipe,
+        data_info(args.dataset),
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        learning_rate=args.learning_rate,
+    )
+    side = args.image_size or (named.image_size if "image_size" in stated_fields(args.name) else None)
+    data = load_dataset(
+        args.dataset,
+        data_root=args.data_root,
+        image_size=side,
+        stem=named.stem,
+        subset=args.subset,
+        split_seed=args.split_seed,
+        augmentation=args.augment,
+        device=device,
+        progress=lambda text: print(text, flush=True),
+    )
+    spec = spec_for_data(args.name, data, recipe)
+    price = cost(spec, recipe.batch_size)
+    folder = args.out or default_folder(args.name, args.dataset, args.seed)
+    print(
+        f"{format_name(spec)}   {count(price.params)} params, {count(price.macs)} macs,"
+        f" {size(price.activation_bytes)} of activations a step\n"
+        f"data    {data.title}, {data.train_size:,} train / {data.val_size:,} validation, augmentation {data.augmentation}\n"
+        f"train   recipe {recipe.name}, {recipe.epochs} epochs of batch {recipe.batch_size}, seed {args.seed},"
+        f" {device} ({torch.get_num_threads()} threads)\n"
+        f"stored  {folder}/",
+        flush=True,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(
+        folder / "run.json",
+        json.dumps(
+            {
+                "network": format_name(spec),
+                "command": shlex.join(["dnas", *sys.argv[1:]]),
+                "recipe": recipe.to_dict(),
+                "data": data.describe(),
+                "seed": args.seed,
+                "device": device,
+                "threads": torch.get_num_threads(),
+                "versions": versions(),
+                "commit": git_commit(),
+            },
+            indent=1,
+        ),
+    )
+    watch = _Watch(recipe.epochs)
+    try:
+        with watch:
+            result = fit(
+                spec,
+                data,
+                recipe,
+                seed=(args.seed, 0),
+                device=device,
+                folder=folder,
+                compile_net=args.compile,
+                report=watch.epoch,
+                on_step=watch.step,
+            )
+    except KeyboardInterrupt:
+        print(f"\nstopped; every finished epoch is saved in {folder}/. The same command goes on from there.")
+        return 130
+    except Diverged as error:
+        print(f"dnas: diverged: {error} A lower --learning-rate may help.", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        print(f"dnas: out of memory on {device}: {error} A smaller --batch-size may help.", file=sys.stderr)
+        return 1
+    print(
+        f"done    {percent(result.run.curve[-1].val_error)} validation error at the last epoch,"
+        f" {duration(result.run.seconds)} of training, peak memory {size(result.peak_memory_bytes)}\n"
+        f"weights {folder / 'checkpoint.pt'} (sha256 {result.weights_digest[:16]}…)\n"
+        f"next    dnas eval {folder / 'checkpoint.pt'} --part test"
+    )
+    return 0
+
+
+class _Watch:
+    """A bar on a terminal, and a line an epoch."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+        self.done = 0
+        self.began = time.monotonic()
+        self.new = 0.0  # epochs trained now, not those that a resumed run repeats
+        self.console = Console()
+        self.bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]}"), console=self.console, transient=True
+        )
+        self.task = self.bar.add_task("epoch 1", total=1.0, left="")
+
+    def __enter__(self) -> "_Watch":
+        if self.console.is_terminal:
+            self.bar.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.console.is_terminal:
+            self.bar.__exit__(None, None, None)
+
+    def left(self, share: float) -> str:
+        if not self.new + share:
+            return ""
+        seconds = (time.monotonic() - self.began) / (self.new + share) * (self.epochs - self.done - share)
+        return f"about {duration(seconds)} left"
+
+    def step(self, done: int, total: int) -> None:
+        # the first steps are slower than the rest, so an estimate waits for some of them
+        left = self.left(done / total) if done > 20 or self.new else ""
+        self.bar.update(self.task, completed=done, total=total, description=f"epoch {self.done + 1}/{self.epochs}", left=left)
+
+    def epoch(self, epoch: Epoch) -> bool:
+        resumed = self.new == 0 and time.monotonic() - self.began < 0.8 * epoch.seconds
+        self.done = epoch.epoch
+        if not resumed:
+            self.new += 1
+        else:
+            self.began = time.monotonic()
+        left = f"   {self.left(0)}" if self.new and self.done < self.epochs else ""
+        self.console.print(
+            f"epoch {epoch.epoch:3d}/{self.epochs}   train {percent(epoch.train_error)} (loss {epoch.train_loss:.4f})"
+            f"   val {percent(epoch.val_error)}"
+            + (f" (loss {epoch.val_loss:.4f})" if epoch.val_loss is not None else "")
+            + f"   {epoch.seconds:.1f} s{'   (before)' if resumed else ''}{left}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return True

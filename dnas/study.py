@@ -1,0 +1,271 @@
+"""What a study is on disk: plain files, each written so that a kill leaves the old one or the new one.
+
+    studies/<name>/study.toml                  the frozen inputs
+    studies/<name>/events.jsonl                every ask, report, extension and tell, in order: the sampler's history
+    studies/<name>/trials/<number>/            record.json, curve.csv, norms.npz, checkpoint.pt, traceback.txt
+    studies/<name>/retrain/<trial>-<seed>/     the same, for the final trainings
+
+An event is appended before the record that it changes, except the tell, which follows its record; so at opening, each can
+be mended from the other. Nothing here imports torch or optuna.
+"""
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import re
+import socket
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import tomli_w
+
+from dnas.arch import DenseNetSpec, format_name
+from dnas.errors import InputError, did_you_mean
+from dnas.files import room_for, write_atomic
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STATES = ("running", "complete", "stopped", "infeasible", "failed")
+ARMS = ("first", "sampler", "control")
+OBJECTIVES = ("val_error", "val_loss")
+
+
+@dataclass
+class TrialRecord:
+    """All that is known of one training; complete in itself.
+
+    errors are fractions, losses nats, `seconds` the time spent in finished epochs, `peak_memory_bytes` as
+    `dnas.train.peak_memory_bytes`. `epochs` counts the finished ones, `epochs_planned` those of the recipe.
+    """
+
+    number: int
+    state: str = "running"
+    arm: str = "sampler"
+    params: dict[str, Any] = field(default_factory=dict)  # the choices made, as the sampler holds them
+    distributions: dict[str, str] = field(default_factory=dict)  # optuna's JSON for each
+    spec: dict[str, Any] = field(default_factory=dict)
+    digest: str = ""
+    network: str = ""
+    cost: dict[str, int] = field(default_factory=dict)  # params, macs, activation_bytes, batch
+    objectives: dict[str, float] = field(default_factory=dict)
+    seed: list[int] = field(default_factory=list)  # [study seed, number]: see dnas.train.stream_seed
+    recipe: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)  # Dataset.describe()
+    device: str = "cpu"
+    threads: int = 1
+    val_error: float | None = None
+    val_loss: float | None = None
+    test_error: float | None = None
+    test_loss: float | None = None
+    epochs: int = 0
+    epochs_planned: int = 0
+    seconds: float = 0.0
+    peak_memory_bytes: int | None = None
+    reason: str | None = None
+    weights_digest: str | None = None
+    history_digest: str | None = None  # of what the sampler had been told when it proposed this
+    attempts: int = 0  # how often its training was started or gone on with
+    earlier: list[dict[str, Any]] = field(default_factory=list)  # results before the study's epochs were raised
+    versions: dict[str, str] = field(default_factory=dict)
+    commit: str | None = None
+    host: str = ""
+    started: str | None = None
+    ended: str | None = None
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        known = {f.name for f in dataclasses.fields(cls)}
+        return cls(**{key: value for key, value in json.loads(text).items() if key in known})
+
+    @property
+    def densenet(self) -> DenseNetSpec:
+        return DenseNetSpec.from_dict(self.spec)
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def check_study_name(name: str) -> str:
+    """`name` if it can be a folder's name; `InputError` otherwise."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or ".." in name:
+        raise InputError(f"a study's name is letters, digits, `.`, `_` and `-` (no `/`, no `..`), but got {name!r}.")
+    return name
+
+
+def studies_folder() -> Path:
+    return Path("studies")
+
+
+def find_study(name: str | Path) -> "StudyFolder":
+    """The study called `name` in ./studies, or at the path `name`."""
+    path = Path(name)
+    if (path / "study.toml").is_file():
+        return StudyFolder(path)
+    path = studies_folder() / name
+    if (path / "study.toml").is_file():
+        return StudyFolder(path)
+    known = sorted(found.parent.name for found in studies_folder().glob("*/study.toml"))
+    raise InputError(f"no study {str(name)!r}; there are {', '.join(known) or 'none yet'}.{did_you_mean(str(name), known)}")
+
+
+class StudyFolder:
+    """One study's folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.name = self.path.resolve().name
+
+    @property
+    def exists(self) -> bool:
+        return (self.path / "study.toml").is_file()
+
+    def create(self, config: Mapping[str, Any]) -> None:
+        self.write_config(config)
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        write_atomic(self.path / "study.toml", tomli_w.dumps(config, multiline_strings=True))
+
+    def config(self) -> dict[str, Any]:
+        """The frozen inputs: name, space (its file's name and text), limits, objective, recipe, data, seed, stopping ..."""
+        try:
+            return tomllib.loads((self.path / "study.toml").read_text(encoding="utf-8"))
+        except tomllib.TOMLDecodeError as error:
+            raise InputError(f"{self.path / 'study.toml'} is damaged: {error}.") from None
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Held by the one driver of a study; the system frees it when that process ends, however it ends."""
+        with (self.path / "lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise InputError(
+                    f"study {self.name} is being run by another process ({file.read().strip() or 'unknown'});"
+                    " wait for it, or end it and run the command again."
+                ) from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()} since {now()}")
+            file.flush()
+            yield
+
+    # events
+
+    def append(self, event: Mapping[str, Any]) -> None:
+        path = self.path / "events.jsonl"
+        with room_for(path), path.open("ab") as file:
+            file.write(json.dumps({"time": now(), **event}).encode() + b"\n")
+
+    def mend_events(self) -> int:
+        """Cuts off a last line that a kill or a full disk left torn; gives the bytes cut."""
+        path = self.path / "events.jsonl"
+        if not path.exists():
+            return 0
+        content = path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            write_atomic(path, whole)
+        return len(content) - len(whole)
+
+    def events(self) -> list[dict[str, Any]]:
+        """The whole lines of the log; a torn last one is left out."""
+        path = self.path / "events.jsonl"
+        if not path.exists():
+            return []
+        content = path.read_bytes()
+        lines = content[: content.rfind(b"\n") + 1].decode().splitlines()
+        try:
+            return [json.loads(line) for line in lines]
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path} is damaged: {error}.") from None
+
+    # records
+
+    def trial_folder(self, number: int) -> Path:
+        return self.path / "trials" / str(number)
+
+    def write_record(self, record: TrialRecord, folder: Path | None = None) -> None:
+        write_atomic((folder or self.trial_folder(record.number)) / "record.json", record.to_json())
+
+    def records(self) -> list[TrialRecord]:
+        """Every trial's record, by number."""
+        return sorted(_read_records(self.path.glob("trials/*/record.json")), key=lambda record: record.number)
+
+    def retrained(self) -> list[tuple[Path, TrialRecord]]:
+        """Folder and record of every final training."""
+        paths = sorted(self.path.glob("retrain/*/record.json"))
+        return [(path.parent, record) for path, record in zip(paths, _read_records(paths), strict=True)]
+
+    def best(self, count: int = 1) -> list[TrialRecord]:
+        """The complete trials with the lowest objective, the best first: the selection rule is the last epoch's value."""
+        objective = self.config()["objective"]
+        complete = [record for record in self.records() if record.state == "complete"]
+        return sorted(complete, key=lambda record: (record.objectives[objective], record.number))[:count]
+
+    def curve(self, folder: Path) -> "pd.DataFrame":
+        import pandas as pd
+
+        return pd.read_csv(folder / "curve.csv")
+
+
+def _read_records(paths: Iterable[Path]) -> list[TrialRecord]:
+    found = []
+    for path in paths:
+        try:
+            found.append(TrialRecord.from_json(path.read_text(encoding="utf-8")))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise InputError(f"{path} is damaged: {error}.") from None
+    return found
+
+
+def history_digest(told: list[tuple[int, str, float | None]]) -> str:
+    """Names what a sampler had been told: (number, state, value) in order."""
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+
+
+def new_record(number: int, arm: str, params: dict[str, Any], spec: DenseNetSpec, **rest: Any) -> TrialRecord:
+    return TrialRecord(
+        number, arm=arm, params=params, spec=spec.to_dict(), digest=spec.digest, network=format_name(spec), **rest
+    )
+
+
+def read_study(name: str | Path) -> "pd.DataFrame":
+    """A row a trial: number, state, arm, network, digest, params, macs, activation_bytes, val_error, val_loss,
+    test_error (fractions and nats), epochs, epochs_planned, seconds, peak_memory_bytes, reason, and a `choice_...` for each
+    choice that was made."""
+    import pandas as pd
+
+    rows = []
+    for record in find_study(name).records():
+        rows.append(
+            {
+                "number": record.number,
+                "state": record.state,
+                "arm": record.arm,
+                "network": record.network,
+                "digest": record.digest,
+                **{key: record.cost.get(key) for key in ("params", "macs", "activation_bytes")},
+                "val_error": record.val_error,
+                "val_loss": record.val_loss,
+                "test_error": record.test_error,
+                "epochs": record.epochs,
+                "epochs_planned": record.epochs_planned,
+                "seconds": record.seconds,
+                "peak_memory_bytes": record.peak_memory_bytes,
+                "reason": record.reason,
+                **{f"choice_{key}": value for key, value in record.params.items()},
+            }
+        )
+    return pd.DataFrame(rows)

@@ -1,0 +1,369 @@
+"""Training one network: batches in, a curve out, and a checkpoint at each epoch from which it goes on bit for bit.
+
+Training knows no tuner: `fit(..., report)` calls `report(epoch)` after each epoch, and False means stop.
+"""
+
+import csv
+import hashlib
+import io
+import math
+import pickle
+import resource
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dnas.arch.densenet import DenseNetSpec
+from dnas.data import Dataset
+from dnas.errors import InputError
+from dnas.files import write_atomic
+from dnas.nn import build
+from dnas.nn.norms import Norms, measure_norms
+from dnas.recipe import Recipe, learning_rate
+
+CHECKPOINT_FORMAT = "dnas-checkpoint-1"
+STREAMS = ("initialisation", "data", "dropout")  # data: the order of the images, then their augmentation
+
+
+class Diverged(RuntimeError):
+    """The loss is not a finite number: the run cannot recover."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One row of a curve. `epoch` counts from 1; errors are fractions, losses mean cross entropy in nats; `train_*` are
+    means over the epoch's steps, as they were seen; `val_*` are None where there is no validation part."""
+
+    epoch: int
+    train_loss: float
+    train_error: float
+    val_loss: float | None
+    val_error: float | None
+    learning_rate: float
+    seconds: float
+
+
+@dataclass
+class Run:
+    """A network and all that its training needs to go on: what a checkpoint holds."""
+
+    spec: DenseNetSpec
+    recipe: Recipe
+    data: dict[str, Any]  # Dataset.describe()
+    seed: tuple[int, int]
+    net: nn.Module
+    curve: list[Epoch] = field(default_factory=list)
+    norms: list[Norms] = field(default_factory=list)  # the first is of the untrained network
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a training ended. `finished` is False where `report` stopped it."""
+
+    run: Run
+    finished: bool
+    weights_digest: str
+    peak_memory_bytes: int
+
+
+def stream_seed(seed: int, number: int, stream: str) -> int:
+    """The seed of one of a run's `STREAMS`; runs that share `seed` and `number` share all of them, whatever their spec."""
+    words = np.random.SeedSequence([seed, number, STREAMS.index(stream)]).generate_state(2, np.uint32)
+    return int(words[0]) << 31 | int(words[1]) >> 1
+
+
+def fit(
+    spec: DenseNetSpec,
+    data: Dataset,
+    recipe: Recipe,
+    *,
+    seed: tuple[int, int],
+    device: str = "cpu",
+    folder: Path | None = None,
+    compile_net: bool = False,
+    report: Callable[[Epoch], bool] = lambda epoch: True,
+    on_step: Callable[[int, int], None] = lambda done, total: None,
+) -> Fit:
+    """Trains `spec` from `seed = (study seed, trial number)`, or goes on from `folder`'s checkpoint where it has one.
+
+    folder: gets checkpoint.pt, curve.csv and norms.npz, each replaced after every epoch; None keeps nothing.
+    report: called once an epoch, for those before a resume too; False ends the training.
+    on_step: called after each step with the steps done and the total of this epoch.
+
+    Raises `Diverged` as soon as the loss is not finite, and `InputError` where the checkpoint is of another run. On the
+    CPU the result depends on nothing but the arguments and the number of threads, however often it was interrupted.
+    """
+    torch.manual_seed(stream_seed(*seed, "initialisation"))
+    run = Run(spec, recipe, data.describe(), seed, build(spec))
+    # The paper's layouts are the same arithmetic; oneDNN's and cuDNN's 1×1 convolutions are several times faster so.
+    net = run.net.to(device=device, memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(
+        net.parameters(),
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        nesterov=recipe.momentum > 0,
+        weight_decay=recipe.weight_decay,
+    )
+    generator = torch.Generator().manual_seed(stream_seed(*seed, "data"))
+    torch.manual_seed(stream_seed(*seed, "dropout"))
+    if folder is not None and (folder / "checkpoint.pt").exists():
+        _restore(run, optimizer, generator, read_checkpoint(folder / "checkpoint.pt"))
+    else:
+        run.norms.append(measure_norms(net, spec))
+    go_on = True
+    for epoch in run.curve:
+        go_on = go_on and report(epoch)
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+    forward: nn.Module = torch.compile(net) if compile_net else net  # type: ignore[assignment]
+    while go_on and len(run.curve) < recipe.epochs:
+        started = time.monotonic()
+        loss, error, rate = _train_epoch(forward, data, recipe, len(run.curve), optimizer, generator, device, on_step)
+        val_loss, val_error = evaluate(forward, data, "val", device) if data.val_size else (None, None)
+        if val_loss is not None and not math.isfinite(val_loss):
+            raise Diverged(f"the validation loss is {val_loss} after epoch {len(run.curve) + 1}.")
+        seconds = time.monotonic() - started
+        run.curve.append(Epoch(len(run.curve) + 1, loss, error, val_loss, val_error, rate, seconds))
+        run.norms.append(measure_norms(net, spec))
+        run.seconds += seconds
+        if folder is not None:
+            write_checkpoint(folder / "checkpoint.pt", run, optimizer, generator)
+            write_curve(folder / "curve.csv", run.curve)
+            write_norms(folder / "norms.npz", run)
+        go_on = report(run.curve[-1])
+    return Fit(run, len(run.curve) == recipe.epochs, weights_digest(net), peak_memory_bytes(device))
+
+
+def _train_epoch(
+    net: nn.Module,
+    data: Dataset,
+    recipe: Recipe,
+    epoch: int,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    device: str,
+    on_step: Callable[[int, int], None],
+) -> tuple[float, float, float]:
+    """Mean loss, mean error and last learning rate of one pass over the training part."""
+    net.train()
+    steps = data.steps_per_epoch(recipe.batch_size)
+    # A look at the loss waits for the device: every step on a CPU, where it is free, else now and then.
+    look = 1 if device == "cpu" else 50
+    total_loss = torch.zeros((), device=device)
+    wrong = torch.zeros((), device=device, dtype=torch.long)
+    seen, rate = 0, 0.0
+    for step, (x, y) in enumerate(data.train_batches(recipe.batch_size, generator)):
+        rate = learning_rate(recipe, epoch * steps + step, steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        with _autocast(device):
+            logits = net(x.contiguous(memory_format=torch.channels_last))
+            loss = F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
+        if step % look == 0 and not math.isfinite(loss.item()):
+            raise Diverged(f"the training loss is {loss.item()} at step {step + 1} of epoch {epoch + 1}.")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        total_loss += loss.detach() * len(y)
+        wrong += (logits.detach().argmax(1) != y).sum()
+        seen += len(y)
+        on_step(step + 1, steps)
+    mean_loss = total_loss.item() / seen
+    if not math.isfinite(mean_loss):
+        raise Diverged(f"the training loss is {mean_loss} in epoch {epoch + 1}.")
+    return mean_loss, wrong.item() / seen, rate
+
+
+@torch.no_grad()
+def evaluate(net: nn.Module, data: Dataset, part: str, device: str = "cpu") -> tuple[float, float]:
+    """Mean cross entropy (nats) and error (fraction) on a part of the data: `train`, `val` or `test`."""
+    net.eval()
+    loss, wrong, seen = 0.0, 0, 0
+    for x, y in data.batches(part):  # type: ignore[arg-type]
+        with _autocast(device):
+            logits = net(x.contiguous(memory_format=torch.channels_last))
+        loss += F.cross_entropy(logits.float(), y, reduction="sum").item()
+        wrong += int((logits.argmax(1) != y).sum().item())
+        seen += len(y)
+    return loss / seen, wrong / seen
+
+
+def _autocast(device: str) -> AbstractContextManager[Any]:
+    # bf16 on a CPU without such units is hundreds of times slower; bf16 needs no gradient scaling.
+    return torch.autocast("cuda", dtype=torch.bfloat16) if device.startswith("cuda") else nullcontext()
+
+
+def weights_digest(net: nn.Module) -> str:
+    """sha256 of every parameter and buffer: equal just when two networks are equal bit for bit."""
+    digest = hashlib.sha256()
+    for name, tensor in net.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_device(device: str) -> str:
+    """`device`, or for `auto` CUDA where there is one; `InputError` where it is not on this machine."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind, index = torch.device(device).type, torch.device(device).index
+    except RuntimeError:
+        raise InputError(f"there is no device {device!r}; give cpu, cuda or cuda:0.") from None
+    if kind not in ("cpu", "cuda"):
+        raise InputError(f"dnas trains on cpu and cuda, but got --device {device}.")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"--device {device}: torch {torch.__version__} finds no CUDA device here; use --device cpu.")
+    if kind == "cuda" and (index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {device}: this machine has cuda:0 to cuda:{torch.cuda.device_count() - 1}.")
+    return device
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` is torch's or Python's word for a full memory."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def peak_memory_bytes(device: str) -> int:
+    """On CUDA the most that tensors held; on a CPU the most that this process held, torch itself included."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+# --- files -------------------------------------------------------------------------------------------------------
+
+
+def write_curve(path: Path, curve: list[Epoch]) -> None:
+    """A row an epoch; the columns are the fields of `Epoch`, None an empty cell."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(asdict(curve[0])))
+    writer.writeheader()
+    writer.writerows(asdict(epoch) for epoch in curve)
+    write_atomic(path, text.getvalue())
+
+
+def write_norms(path: Path, run: Run) -> None:
+    """`names` [P], `numel` [P], `l2` [epochs + 1, P], `pairs` [Q, 2] (source, consumer), `reuse` [epochs + 1, Q]: see
+    `dnas.nn.norms.Norms`; the first row is of the untrained network."""
+    sizes = {name: parameter.numel() for name, parameter in run.net.named_parameters()}
+    first = run.norms[0]
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        names=np.array(first.names),
+        numel=np.array([sizes[name] for name in first.names]),
+        l2=np.array([norms.l2 for norms in run.norms]),
+        pairs=np.array(first.pairs),
+        reuse=np.array([norms.reuse for norms in run.norms]),
+    )
+    write_atomic(path, buffer.getvalue())
+
+
+# --- checkpoints -------------------------------------------------------------------------------------------------
+
+
+def write_checkpoint(path: Path, run: Run, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> None:
+    """Writes all that `fit` needs to go on: tensors and plain values only, in one atomic step."""
+    random = {"data": generator.get_state(), "global": torch.get_rng_state()}
+    if next(run.net.parameters()).is_cuda:
+        random["cuda"] = torch.cuda.get_rng_state()
+    content = {
+        "format": CHECKPOINT_FORMAT,
+        "spec": run.spec.to_dict(),
+        "recipe": run.recipe.to_dict(),
+        "data": run.data,
+        "seed": list(run.seed),
+        "curve": [asdict(epoch) for epoch in run.curve],
+        "norms": _norms_to_plain(run.norms),
+        "seconds": run.seconds,
+        "weights": {name: tensor.detach().cpu() for name, tensor in run.net.state_dict().items()},
+        "optimizer": optimizer.state_dict(),
+        "random": random,
+    }
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_atomic(path, buffer.getvalue())
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint of ours. `InputError` where the file is missing, cut short, or anything else; a pickle
+    that would run code is refused, never run."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no checkpoint at {path}.")
+    if not zipfile.is_zipfile(path):
+        raise InputError(f"{path} is not a dnas checkpoint, or it is cut short ({path.stat().st_size:,} bytes).")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, OSError, ValueError, zipfile.BadZipFile):
+        raise InputError(f"{path} is not a dnas checkpoint, or it is damaged.") from None
+    if not isinstance(content, dict) or content.get("format") != CHECKPOINT_FORMAT:
+        raise InputError(f"{path} is not a dnas checkpoint ({CHECKPOINT_FORMAT}).")
+    return content
+
+
+def load_run(path: Path) -> Run:
+    """The run that a checkpoint holds: its network with its weights, in evaluation mode on the CPU."""
+    content = read_checkpoint(path)
+    run = Run(
+        DenseNetSpec.from_dict(content["spec"]),
+        Recipe.from_dict(content["recipe"]),
+        content["data"],
+        (content["seed"][0], content["seed"][1]),
+        build(DenseNetSpec.from_dict(content["spec"])),
+    )
+    _restore_history(run, content)
+    return replace(run, net=run.net.eval())
+
+
+def _restore(run: Run, optimizer: torch.optim.Optimizer, generator: torch.Generator, content: dict[str, Any]) -> None:
+    for key, ours in (
+        ("spec", run.spec.to_dict()),
+        ("recipe", run.recipe.to_dict()),
+        ("seed", list(run.seed)),
+    ):
+        if content[key] != ours:
+            raise InputError(f"the checkpoint is of another run: its {key} is {content[key]}, here it is {ours}.")
+    if content["data"]["fingerprint"] != run.data["fingerprint"]:
+        raise InputError("the checkpoint was trained on other data: the fingerprints differ.")
+    _restore_history(run, content)
+    optimizer.load_state_dict(content["optimizer"])
+    generator.set_state(content["random"]["data"])
+    torch.set_rng_state(content["random"]["global"])
+    if "cuda" in content["random"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state(content["random"]["cuda"])
+
+
+def _restore_history(run: Run, content: dict[str, Any]) -> None:
+    run.net.load_state_dict(content["weights"])
+    run.curve = [Epoch(**row) for row in content["curve"]]
+    run.norms = _norms_from_plain(content["norms"])
+    run.seconds = content["seconds"]
+
+
+def _norms_to_plain(history: list[Norms]) -> dict[str, Any]:
+    return {
+        "names": list(history[0].names),
+        "pairs": [list(pair) for pair in history[0].pairs],
+        "l2": torch.tensor([norms.l2 for norms in history], dtype=torch.float64),
+        "reuse": torch.tensor([norms.reuse for norms in history], dtype=torch.float64),
+    }
+
+
+def _norms_from_plain(plain: dict[str, Any]) -> list[Norms]:
+    names, pairs = tuple(plain["names"]), tuple((source, consumer) for source, consumer in plain["pairs"])
+    rows: list[tuple[Tensor, Tensor]] = list(zip(plain["l2"], plain["reuse"], strict=True))
+    return [Norms(names, tuple(l2.tolist()), pairs, tuple(reuse.tolist())) for l2, reuse in rows]
