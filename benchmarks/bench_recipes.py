@@ -48,7 +48,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     data = load_dataset(args.dataset, subset=args.subset, device=args.device)
     spec = parse_name(args.network)
-    print(f"{args.network}: {cost(spec).params:,} params; {data.train_size:,} training, {data.val_size:,} validation images")
+    print(
+        f"{args.network}: {cost(spec).params:,} params; {data.train_size:,} training images, {data.val_size:,} validation"
+    )
     print(f"torch {torch.__version__}, {args.device}, {args.epochs} epochs, {args.seeds} seeds a candidate\n")
     curves: dict[str, list[list[float]]] = {}
     for seed in range(args.seeds):
@@ -68,7 +70,9 @@ def main() -> None:
         final = [100 * run[-1] for run in runs]
         means = [statistics.mean(values) for values in zip(*runs, strict=True)]
         first = [next((str(i) for i, mean in enumerate(means, 1) if mean <= goal), "–") for goal in (0.6, 0.5, 0.45)]
-        print(f"| {label} | {statistics.mean(final):.1f}% ({min(final):.1f} to {max(final):.1f}) | {' / '.join(first)} |")
+        print(
+            f"| {label} | {statistics.mean(final):.1f}% ({min(final):.1f} to {max(final):.1f}) | {' / '.join(first)} |"
+        )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from typing import Any, NoReturn
 from dnas import __version__
 from dnas.errors import InputError, did_you_mean
 
-
 EPILOGS = {
     "search": """examples:
   dnas search --space digits_bc --trials 20
@@ -59,7 +58,9 @@ def _whole(least: int) -> Any:
         try:
             value = int(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"a whole number of at least {least} is needed, but got {text!r}") from None
+            raise argparse.ArgumentTypeError(
+                f"a whole number of at least {least} is needed, but got {text!r}"
+            ) from None
         if value < least:
             raise argparse.ArgumentTypeError(f"a whole number of at least {least} is needed, but got {value}")
         return value
@@ -166,12 +167,19 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     add("--trials", type=_whole(1), metavar="N", help="networks that the study shall have begun to train")
     add("--study", metavar="NAME", help="the study's name (default: the space's); studies/NAME.toml gives its defaults")
     add("--dataset", metavar="NAME", help="in place of the space's: digits, cifar10, ..., folder:PATH")
-    add("--objective", default=None, metavar="NAME", help="val_error (default) or val_loss: of the last epoch, to minimise")
+    add(
+        "--objective",
+        default=None,
+        metavar="NAME",
+        help="val_error (default) or val_loss: of the last epoch, to minimise",
+    )
     add("--stopping", default=None, metavar="NAME", help="asha (default): bad trials are stopped early; or none")
     add("--max-params", type=_positive, metavar="N", help="a limit in place of the space's")
     add("--max-macs", type=_positive, metavar="N", help="a limit in place of the space's")
     add("--workers", type=_whole(1), metavar="N", help="trials at once (default 1 on a small machine)")
-    add("--retrain-best", type=_whole(1), default=0, metavar="K", help="then train the best K again; opens the test set")
+    add(
+        "--retrain-best", type=_whole(1), default=0, metavar="K", help="then train the best K again; opens the test set"
+    )
     add("--retrain-seeds", type=_whole(1), default=1, metavar="N", help="fresh seeds for each of them (default 1)")
     add("--dry-run", action="store_true", help="print the plan: networks, cost, time, disk")
     _add_training(parser, None)
@@ -182,7 +190,9 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="a network: see `dnas cost --help`")
-    parser.add_argument("--dataset", required=True, metavar="NAME", help="digits, cifar10, cifar100, svhn, imagenet, folder:PATH")
+    parser.add_argument(
+        "--dataset", required=True, metavar="NAME", help="digits, cifar10, cifar100, svhn, imagenet, folder:PATH"
+    )
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="the run's folder (default: under studies/runs/)")
     _add_training(parser, "fast")
     _add_data(parser)
@@ -218,9 +228,11 @@ def _cost(args: argparse.Namespace) -> int:
     print(f"{args.name}   {spec.title}, depth {spec.depth}, {side}×{side}×{channels} images, {spec.classes} classes")
     print(f"params            {whole.params:>16,}   {count(whole.params)}")
     print(f"macs              {whole.macs:>16,}   {count(whole.macs)} for one image")
-    print(f"activation bytes  {whole.activation_bytes:>16,}   {size(whole.activation_bytes)} for a training step of {args.batch}")
+    kept = size(whole.activation_bytes)
+    print(f"activation bytes  {whole.activation_bytes:>16,}   {kept} for a training step of {args.batch}")
     if args.layers:
-        print(f"\n{'layer':28s} {'in':>6s} {'out':>6s} {'pixels':>9s} {'params':>12s} {'macs':>14s} {'activation bytes':>18s}")
+        head = f"\n{'layer':28s} {'in':>6s} {'out':>6s} {'pixels':>9s} {'params':>12s}"
+        print(f"{head} {'macs':>14s} {'activation bytes':>18s}")
         for layer in layers:
             print(
                 f"{layer.name:28s} {layer.in_channels:6d} {layer.out_channels:6d} {f'{layer.size}×{layer.size}':>9s}"
@@ -257,14 +269,17 @@ def _space_text(space: Any) -> str:
     lines.append("")
     lines.append(f"fixed     {', '.join(f'{key} = {value}' for key, value in own.items()) or 'nothing'}")
     recipe = space.recipe
-    lines.append(f"data      {space.dataset}; recipe {recipe.name}, {recipe.epochs} epochs of batch {recipe.batch_size}")
+    lines.append(
+        f"data      {space.dataset}; recipe {recipe.name}, {recipe.epochs} epochs of batch {recipe.batch_size}"
+    )
     lines.append(f"size      {f'{points:,} networks' if points is not None else 'endless'}")
     seen = "of all" if survey.whole else f"of its corners and a sample, {len(survey.costs):,} in all"
     for name, say in (("params", count), ("macs", count), ("activation_bytes", size)):
         low, high = survey.range(name)
         limit = space.limits.stated().get(name)
         lines.append(
-            f"{name.replace('_', ' '):17s} {say(low)} to {say(high)}" + (f"   limit {say(limit)}" if limit is not None else "")
+            f"{name.replace('_', ' '):17s} {say(low)} to {say(high)}"
+            + (f"   limit {say(limit)}" if limit is not None else "")
         )
     within = survey.feasible if survey.whole else None
     lines.append(
@@ -311,7 +326,9 @@ def _search(args: argparse.Namespace) -> int:
         raise InputError("`dnas search` needs --trials N, the networks to train.")
     for option, value, known in (("objective", args.objective, OBJECTIVES), ("stopping", args.stopping, STOPPINGS)):
         if value is not None and value not in known:
-            raise InputError(f"--{option} must be one of {', '.join(known)}, but got {value!r}.{did_you_mean(value, known)}")
+            raise InputError(
+                f"--{option} must be one of {', '.join(known)}, but got {value!r}.{did_you_mean(value, known)}"
+            )
     limits = {key: value for key, value in (("params", args.max_params), ("macs", args.max_macs)) if value is not None}
     space = load_space(args.space, limits=limits, **_overrides(args))
     study = check_study_name(args.study or space.name)
@@ -378,8 +395,10 @@ def _opening(options: Any) -> str:
             f"{space.name}   {space.title}",
             f"space    {f'{size:,} networks' if size is not None else 'endless'}, {count(low)} to {count(high)} params",
             f"limits   {limits}",
-            f"data     {data_info(space.dataset).title}" + (f", {options.data['subset']:,} images of it" if options.data["subset"] else ""),
-            f"train    recipe {recipe.name}, {recipe.epochs} epochs of batch {recipe.batch_size}; early stopping {stopping}",
+            f"data     {data_info(space.dataset).title}"
+            + (f", {options.data['subset']:,} images of it" if options.data["subset"] else ""),
+            f"train    recipe {recipe.name}, {recipe.epochs} epochs of batch {recipe.batch_size};"
+            f" early stopping {stopping}",
             f"search   TPE, seed {options.seed}; {options.trials} trials, {options.workers} at once"
             f" ({options.threads} thread{'s' * (options.threads > 1)} each); studies/{options.study}/",
             "",
@@ -405,8 +424,10 @@ def _closing(study: str, outcome: Any, wanted: int) -> str:
             f"best      #{record.number}  {percent(record.val_error)} validation error"
             f"  {count(record.cost['params'])} params  {count(record.cost['macs'])} macs  {record.network}"
         )
-        front = pareto_front(read_study(folder.path)).frame
-        lines.append("front     " + "   ".join(f"{percent(r.val_error)} at {count(r.params)}" for r in front.itertuples()))
+        front = pareto_front(read_study(folder.path)).trials
+        lines.append(
+            "front     " + "   ".join(f"{percent(r.val_error)} at {count(r.params)}" for r in front.itertuples())
+        )
     states = read_study(folder.path)["state"].value_counts() if folder.records() else {}
     lines.append("trials    " + ", ".join(f"{number} {state}" for state, number in states.items()))
     lines.append(f"stored    studies/{study}/")
@@ -462,10 +483,15 @@ def _status(args: argparse.Namespace) -> int:
         highlight=False,
     )
     console.print(table._table(len(records)) if records else "no trial yet")
-    states = {state: sum(r.state == state for r in records) for state in ("complete", "stopped", "running", "failed", "infeasible")}
+    states = {
+        state: sum(r.state == state for r in records)
+        for state in ("complete", "stopped", "running", "failed", "infeasible")
+    }
     counts = ", ".join(f"{number} {state}" for state, number in states.items() if number)
     console.print(f"\n{table.progress.footer()}", highlight=False)
-    console.print(f"{counts or 'nothing begun'}; {duration(sum(r.seconds for r in records))} of training", highlight=False)
+    console.print(
+        f"{counts or 'nothing begun'}; {duration(sum(r.seconds for r in records))} of training", highlight=False
+    )
     for path, record in folder.retrained():
         error = f"{100 * record.test_error:.2f}% test error" if record.test_error is not None else record.state
         console.print(f"retrained {path.name}: {error}", highlight=False)
@@ -480,11 +506,11 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _plot(args: argparse.Namespace) -> int:
-    from dnas.analysis.weight_norms import read_norms
+    from dnas.analysis.weight_norms import read_norms, weight_norms
     from dnas.export import checkpoint_of
     from dnas.figures import plot_weight_norms, save
 
-    save(plot_weight_norms(read_norms(checkpoint_of(args.source, args.trial))), args.out)
+    save(plot_weight_norms(weight_norms(read_norms(checkpoint_of(args.source, args.trial)))), args.out)
     print(f"written to {args.out}")
     return 0
 

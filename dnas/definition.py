@@ -8,7 +8,7 @@ from dnas.space import shipped_folders
 from dnas.study import check_study_name
 
 # key of a definition: (the option's name in the parsed arguments, its type)
-KEYS = {
+KEYS: dict[str, tuple[str, type]] = {
     "space": ("space", str),
     "trials": ("trials", int),
     "dataset": ("dataset", str),
@@ -42,7 +42,9 @@ def apply_definition(args: argparse.Namespace) -> None:
         if key not in KEYS:
             problems.append(f"{key}: a study definition has no such key.{did_you_mean(key, KEYS)}")
         elif type(value) is not KEYS[key][1]:
-            problems.append(f"{key}: expected {'text' if KEYS[key][1] is str else 'a whole number'}, but got {value!r}.")
+            problems.append(
+                f"{key}: expected {'text' if KEYS[key][1] is str else 'a whole number'}, but got {value!r}."
+            )
         elif KEYS[key][1] is int and value < (0 if key == "seed" else 1):
             problems.append(f"{key}: expected a positive number, but got {value!r}.")
         else:

@@ -93,11 +93,14 @@ class PlainLines:
     def ended(self, record: TrialRecord) -> None:
         if not self.quiet:
             left = self.progress.left()
-            waiting = f"  about {duration(left)} left" if left and self.progress.wanted > len(self.progress.records) else ""
+            waiting = (
+                f"  about {duration(left)} left" if left and self.progress.wanted > len(self.progress.records) else ""
+            )
             reason = f"  ({record.reason})" if record.state in ("failed", "infeasible") else ""
             self._say(
-                f"trial  #{record.number}  {record.state}  {percent(record.val_error)}  {count(record.cost['params'])} params"
-                f"  {record.epochs}/{record.epochs_planned} epochs  {record.seconds:.1f} s  {record.network}{reason}{waiting}"
+                f"trial  #{record.number}  {record.state}  {percent(record.val_error)}"
+                f"  {count(record.cost['params'])} params  {record.epochs}/{record.epochs_planned} epochs"
+                f"  {record.seconds:.1f} s  {record.network}{reason}{waiting}"
             )
 
     def note(self, text: str) -> None:
@@ -158,7 +161,9 @@ class LiveTable:
     def _table(self, rows: int) -> Table:
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
         for name in ("#", "state", "val error", "params", "macs", "epochs", "seconds", "network"):
-            table.add_column(name, justify="left" if name in ("state", "network") else "right", no_wrap=name != "network")
+            table.add_column(
+                name, justify="left" if name in ("state", "network") else "right", no_wrap=name != "network"
+            )
         records = sorted(self.progress.records.values(), key=lambda record: (record.state == "running", record.number))
         best = best_of(self.progress.records)
         for record in records[-rows:]:

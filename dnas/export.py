@@ -55,7 +55,9 @@ class Trained:
                 f" but {data.title} has {data.channels} and {data.classes}."
             )
         if same and data.fingerprint != self.run.data["fingerprint"]:
-            raise InputError(f"{data.title} has changed since {self.path} was trained; name the data with --dataset to go on.")
+            raise InputError(
+                f"{data.title} has changed since {self.path} was trained; name the data with --dataset to go on."
+            )
 
 
 def checkpoint_of(source: str | Path, trial: int | None = None) -> Path:

@@ -93,7 +93,7 @@ def make_recipe(name: str, data: DataInfo, **changes: Any) -> Recipe:
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
-    """The rate of optimiser step `step` (from 0): a function of nothing else, so a resumed run needs no state for it."""
+    """The rate of optimiser step `step` (from 0): a function of nothing else, so a resumed run needs no state."""
     total = recipe.epochs * steps_per_epoch
     if recipe.schedule == "steps":
         passed = sum(step >= round(milestone * total) for milestone in recipe.milestones)

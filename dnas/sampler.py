@@ -1,13 +1,13 @@
 """Proposals: optuna's TPE, whose candidates are filtered by the cost model, and by what was tried, before it chooses.
 
-The proposal of trial n is a function of the space, the study's seed, n, and what the sampler was told before: so a study
-that was interrupted proposes what it would have proposed (with one worker), and nothing of optuna's needs saving.
+The proposal of trial n is a function of the space, the study's seed, n, and what the sampler was told before: so a
+study that was interrupted proposes what it would have proposed (with one worker), and nothing of optuna's needs saving.
 """
 
 import itertools
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,9 +62,7 @@ def distributions_json(space: Space) -> dict[str, str]:
     return {name: distribution_to_json(distribution) for name, distribution in distributions(space).items()}
 
 
-def propose(
-    space: Space, seed: int, number: int, history: Sequence[FrozenTrial], tried: set[str]
-) -> Proposal:
+def propose(space: Space, seed: int, number: int, history: Sequence[FrozenTrial], tried: set[str]) -> Proposal:
     """The next network: inside every limit, and not among the digests `tried`. Raises `Exhausted`.
 
     history: what the sampler is told, from `told`, one a record, in the order of their numbers.
@@ -77,8 +75,7 @@ def propose(
     sampler = FilteredTPE(distributions(space), seed, number, accept, _random_draw(space, accept))
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # the terminal is the search's own
     study = optuna.create_study(storage=None, sampler=sampler, direction="minimize")
-    for trial in history:
-        study.add_trial(trial)
+    study.add_trials(history)
     trial = study.ask(fixed_distributions=distributions(space))
     spec = accept(trial.params)
     assert spec is not None, "the sampler proposed what it was to filter"
@@ -120,7 +117,7 @@ class _Acceptance:
         self._space, self._tried = space, tried
         self._known: dict[tuple[Any, ...], DenseNetSpec | None] = {}
 
-    def __call__(self, params: dict[str, Any]) -> DenseNetSpec | None:
+    def __call__(self, params: Mapping[str, Any]) -> DenseNetSpec | None:
         key = tuple(params[choice.name] for choice in self._space.choices)
         if key not in self._known:
             spec = self._space.feasible(params)
@@ -171,7 +168,9 @@ class FilteredTPE(TPESampler):
         self._dnas_none_left = False
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return {name: self._dnas_space[name] for name in sorted(self._dnas_space) if not self._dnas_space[name].single()}
+        return {
+            name: self._dnas_space[name] for name in sorted(self._dnas_space) if not self._dnas_space[name].single()
+        }
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -184,7 +183,9 @@ class FilteredTPE(TPESampler):
 
     def _compute_acquisition_func(self, samples: dict[str, np.ndarray], mpe_below: Any, mpe_above: Any) -> np.ndarray:
         values = super()._compute_acquisition_func(samples, mpe_below, mpe_above)
-        taken = np.array([self._takes({name: column[i] for name, column in samples.items()}) for i in range(len(values))])
+        taken = np.array(
+            [self._takes({name: column[i] for name, column in samples.items()}) for i in range(len(values))]
+        )
         self._dnas_none_left = not taken.any()
         return np.where(taken, values, -np.inf)
 

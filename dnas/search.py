@@ -1,8 +1,8 @@
-"""The search loop: asks for networks, has an executor train them, decides at each epoch who goes on, and keeps the record.
+"""The search loop: asks for networks, has an executor train them, decides who goes on, and keeps the record.
 
 What the sampler knows is a function of the records and the event log, and a worker repeats the epochs of its checkpoint
-to the driver before it goes on: so a search that is killed anywhere and run again (with one worker) ends as if it had not
-been.
+to the driver before it goes on: so a search that is killed anywhere and run again (with one worker) ends as if it had
+not been.
 """
 
 import math
@@ -128,7 +128,7 @@ def _check_fits(space: Space) -> None:
 
 
 def _config(options: Options, space: Space, data: Dataset, device: str) -> dict[str, Any]:
-    config = {
+    config: dict[str, Any] = {
         "name": options.study,
         "created": now(),
         "command": options.command,
@@ -154,7 +154,9 @@ def _config(options: Options, space: Space, data: Dataset, device: str) -> dict[
 def _without_none(values: dict[str, Any]) -> dict[str, Any]:
     """TOML has no null."""
     return {
-        key: _without_none(value) if isinstance(value, dict) else value for key, value in values.items() if value is not None
+        key: _without_none(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if value is not None
     }
 
 
@@ -189,7 +191,9 @@ def _check_same(folder: StudyFolder, options: Options, space: Space, data: Datas
                 keys = [key for key in then if key != "epochs" and then[key] != space.recipe.to_dict()[key]]
                 before = ", ".join(f"{key}={then[key]}" for key in keys)
                 here = ", ".join(f"{key}={space.recipe.to_dict()[key]}" for key in keys)
-            changed.append(f"{what} {before if before is not None else 'whole'} (now {here if here is not None else 'whole'})")
+            changed.append(
+                f"{what} {before if before is not None else 'whole'} (now {here if here is not None else 'whole'})"
+            )
     if changed:
         raise InputError(
             f"study {folder.name} was begun with another {'; another '.join(changed)};"
@@ -230,7 +234,9 @@ def git_commit() -> str | None:
     try:
         run = ["git", "-C", str(here)]
         head = subprocess.run([*run, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=5).stdout
-        dirty = subprocess.run([*run, "diff", "--quiet", "HEAD"], check=False, timeout=5, capture_output=True).returncode
+        dirty = subprocess.run(
+            [*run, "diff", "--quiet", "HEAD"], check=False, timeout=5, capture_output=True
+        ).returncode
     except (OSError, subprocess.SubprocessError):
         return None
     return head.strip() + ("+" if dirty else "")
@@ -268,7 +274,9 @@ def _open(loop: _Loop) -> None:
             _append_tell(loop, record)
     config = folder.config()
     if loop.recipe.epochs > config["recipe"]["epochs"]:
-        survivors = [number for number, record in sorted(loop.records.items()) if record.state in ("complete", "running")]
+        survivors = [
+            number for number, record in sorted(loop.records.items()) if record.state in ("complete", "running")
+        ]
         event = {"event": "extend", "epochs": loop.recipe.epochs, "trials": survivors}
         folder.append(event)
         for number in survivors:
@@ -496,7 +504,8 @@ def _retrain(loop: _Loop, outcome: Outcome) -> None:
     """Trains the best again on training and validation data with fresh seeds; only this opens the test set."""
     if not loop.data.test_size:
         raise InputError(
-            f"{loop.data.title} has no held-out test set, which --retrain-best measures on; put class folders under test/."
+            f"{loop.data.title} has no held-out test set, which --retrain-best measures on;"
+            " put class folders under test/."
         )
     waiting: deque[tuple[TrialRecord, Path]] = deque()
     for winner in loop.folder.best(loop.options.retrain):
@@ -515,7 +524,9 @@ def _retrain(loop: _Loop, outcome: Outcome) -> None:
             loop.folder.write_record(record, path)
             running[path.name] = record, path
             loop.executor.start(_job(loop, record, path, path.name, final=True))
-            loop.show.note(f"training #{record.number} ({record.network}) again with seed {record.seed[0]}, on all training data")
+            loop.show.note(
+                f"training #{record.number} ({record.network}) again with seed {record.seed[0]}, on all training data"
+            )
         for key, message in loop.executor.wait(timeout=1.0):
             record, path = running[key]
             values = message.values
@@ -524,7 +535,11 @@ def _retrain(loop: _Loop, outcome: Outcome) -> None:
                     loop.executor.answer(key, True)
                 case "done":
                     _take(record, values)
-                    record.state, record.test_error, record.test_loss = "complete", values["test_error"], values["test_loss"]
+                    record.state, record.test_error, record.test_loss = (
+                        "complete",
+                        values["test_error"],
+                        values["test_loss"],
+                    )
                 case "lost" if record.attempts < LOST_WORKERS:
                     waiting.appendleft((record, path))
                 case "failed" if values["reason"] == "disk full":
@@ -583,4 +598,3 @@ def default_workers() -> int:
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-

@@ -18,10 +18,10 @@ from dnas.arch.names import stated_fields
 from dnas.data import Dataset, load_dataset
 from dnas.data.catalog import data_info
 from dnas.errors import InputError
+from dnas.files import write_atomic
 from dnas.recipe import Recipe, make_recipe
 from dnas.search import cores, git_commit, versions
 from dnas.train import Diverged, Epoch, check_device, fit, is_out_of_memory
-from dnas.files import write_atomic
 from dnas.wording import count, duration, percent, size
 
 
@@ -75,7 +75,8 @@ def train_one(args: argparse.Namespace) -> int:
     print(
         f"{format_name(spec)}   {count(price.params)} params, {count(price.macs)} macs,"
         f" {size(price.activation_bytes)} of activations a step\n"
-        f"data    {data.title}, {data.train_size:,} train / {data.val_size:,} validation, augmentation {data.augmentation}\n"
+        f"data    {data.title}, {data.train_size:,} train / {data.val_size:,} validation,"
+        f" augmentation {data.augmentation}\n"
         f"train   recipe {recipe.name}, {recipe.epochs} epochs of batch {recipe.batch_size}, seed {args.seed},"
         f" {device} ({torch.get_num_threads()} threads)\n"
         f"stored  {folder}/",
@@ -143,7 +144,11 @@ class _Watch:
         self.new = 0.0  # epochs trained now, not those that a resumed run repeats
         self.console = Console()
         self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]}"), console=self.console, transient=True
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=self.console,
+            transient=True,
         )
         self.task = self.bar.add_task("epoch 1", total=1.0, left="")
 
@@ -165,7 +170,9 @@ class _Watch:
     def step(self, done: int, total: int) -> None:
         # the first steps are slower than the rest, so an estimate waits for some of them
         left = self.left(done / total) if done > 20 or self.new else ""
-        self.bar.update(self.task, completed=done, total=total, description=f"epoch {self.done + 1}/{self.epochs}", left=left)
+        self.bar.update(
+            self.task, completed=done, total=total, description=f"epoch {self.done + 1}/{self.epochs}", left=left
+        )
 
     def epoch(self, epoch: Epoch) -> bool:
         resumed = self.new == 0 and time.monotonic() - self.began < 0.8 * epoch.seconds

@@ -1,7 +1,7 @@
 """A search space: what may vary, what is fixed, what it may cost. Read from a TOML file, checked whole before use.
 
-`Space.suggest(trial)` is the only sampling interface: `trial` is anything with optuna's `suggest_int`, `suggest_float` and
-`suggest_categorical`.
+`Space.suggest(trial)` is the only sampling interface: `trial` is anything with optuna's `suggest_int`, `suggest_float`
+and `suggest_categorical`.
 """
 
 import dataclasses
@@ -35,11 +35,11 @@ class Trial(Protocol):
 
 @dataclass(frozen=True)
 class Choice:
-    """One thing that varies. `kind` is `int`, `float` or `of`; `when` maps another choice's name to the values under which
-    this one is made; outside of them the field keeps its fixed or default value."""
+    """One thing that varies. `kind` is `int`, `float` or `of`; `when` maps another choice's name to the values under
+    which this one is made; outside of them the field keeps its fixed or default value."""
 
     name: str
-    field: str
+    target: str  # the field of the spec
     kind: str
     low: float = 0
     high: float = 0
@@ -129,10 +129,10 @@ class Space:
         for choice in self.choices:
             if choice.name not in values or not self._made(choice, values):
                 continue
-            if choice.field == choice.name:
-                fields[choice.field] = values[choice.name]
+            if choice.target == choice.name:
+                fields[choice.target] = values[choice.name]
             else:
-                parts.setdefault(choice.field, []).append(values[choice.name])
+                parts.setdefault(choice.target, []).append(values[choice.name])
         fields |= {name: tuple(numbers) for name, numbers in parts.items()}
         if "depth" in fields:
             return DenseNetSpec.of_depth(fields.pop("depth"), **fields)
@@ -143,7 +143,9 @@ class Space:
 
     def active(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Those of the sampler's `params` that were used: the ones that no `when` shuts out."""
-        return {c.name: params[c.name] for c in self.choices if c.name in params and self._made(c, self._decoded(params))}
+        return {
+            c.name: params[c.name] for c in self.choices if c.name in params and self._made(c, self._decoded(params))
+        }
 
     def _decoded(self, params: Mapping[str, Any]) -> dict[str, Any]:
         return {choice.name: choice.decode(params[choice.name]) for choice in self.choices if choice.name in params}
@@ -171,7 +173,7 @@ class Space:
         return cost(spec, self.recipe.batch_size)
 
     def size(self) -> int | None:
-        """How many points the choices span (a `when` counted: a choice that is not made multiplies nothing); None: endless."""
+        """How many points the choices span (a choice that its `when` shuts out multiplies nothing); None: endless."""
         if any(choice.values() is None for choice in self.choices):
             return None
         if not any(choice.when for choice in self.choices):
@@ -202,12 +204,14 @@ class Space:
         point: dict[str, Any] = {}
         for choice in self.choices:
             values = choice.values()
-            point[choice.name] = rng.choice(values) if values is not None else round(rng.uniform(choice.low, choice.high), 10)
+            point[choice.name] = (
+                rng.choice(values) if values is not None else round(rng.uniform(choice.low, choice.high), 10)
+            )
         return point
 
     def survey(self, seed: int = 0, draws: int = 2_000) -> "Survey":
-        """What the networks of this space cost: all of them where they are at most `ENUMERABLE`, else the corners, where
-        the cost's extremes lie, and a random sample."""
+        """What the networks of this space cost: all of them where they are at most `ENUMERABLE`, else the corners,
+        where the cost's extremes lie, and a random sample."""
         size = self.size()
         whole = size is not None and math.prod(len(c.values() or []) for c in self.choices) <= ENUMERABLE
         rng = random.Random(seed)
@@ -285,7 +289,7 @@ def space_files() -> dict[str, Path]:
 def load_space(name: str, **overrides: Any) -> Space:
     """The space called `name`, or at the path `name` where it ends with `.toml`; `InputError` with all its problems.
 
-    overrides: `dataset`, `recipe` (a name), `limits` (a mapping), and fields of the recipe; None leaves a thing as it is.
+    overrides: `dataset`, `recipe` (a name), `limits` (a mapping), and fields of the recipe; None leaves it as it is.
     """
     files = space_files()
     if name.endswith(".toml"):
@@ -328,8 +332,12 @@ def parse_space(text: str, name: str, where: str, **overrides: Any) -> Space:
     limits = _read_limits(tables["limits"] | (overrides.get("limits") or {}), problems)
     if info is not None:
         # What the data set settles, the networks follow; `image_size` may still be chosen or fixed.
-        for field_name, value in (("in_channels", info.channels), ("image_size", info.image_size), ("classes", info.classes)):
-            if value is not None and field_name not in {choice.field for choice in choices}:
+        for field_name, value in (
+            ("in_channels", info.channels),
+            ("image_size", info.image_size),
+            ("classes", info.classes),
+        ):
+            if value is not None and field_name not in {choice.target for choice in choices}:
                 fixed.setdefault(field_name, value)
     recipe = _read_recipe(tables["recipe"], info, overrides, problems)
     first = _read_first(content.get("first", []), choices, problems)
@@ -397,14 +405,18 @@ def _read_choices(table: Mapping[str, Any], fixed: Mapping[str, Any], problems: 
         if times is None:
             choices.append(choice)
         elif name not in ("block_layers", "growth_rate") or not isinstance(times, int) or times < 1:
-            problems.append(where + f"times makes a list, one number a block, of block_layers or growth_rate; got {times!r}.")
+            problems.append(
+                where + f"times makes a list, one number a block, of block_layers or growth_rate; got {times!r}."
+            )
         else:
             choices += [dataclasses.replace(choice, name=f"{name}_{i}") for i in range(1, times + 1)]
     names = {choice.name: choice for choice in choices}
     for choice in choices:
         for other, values in choice.when.items():
             if other not in names:
-                problems.append(f"[choose] {choice.name}: when names {other!r}, which is not a choice.{did_you_mean(other, names)}")
+                problems.append(
+                    f"[choose] {choice.name}: when names {other!r}, which is not a choice.{did_you_mean(other, names)}"
+                )
             elif list(names).index(other) > list(names).index(choice.name):
                 problems.append(f"[choose] {choice.name}: when names {other!r}, which must stand before it.")
             else:
@@ -429,13 +441,17 @@ def _read_choice(name: str, kind: str, given: Mapping[str, Any], where: str, pro
         if len({str(option) for option in options}) < len(options):
             problems.append(where + f"of names a value twice: {options}.")
             return None
-        return Choice(name, name, "of", options=tuple(tuple(o) if isinstance(o, list) else o for o in options), when=conditions)
+        return Choice(
+            name, name, "of", options=tuple(tuple(o) if isinstance(o, list) else o for o in options), when=conditions
+        )
     ends, step = given[kind], given.get("step")
     if not isinstance(ends, list) or len(ends) != 2 or not all(map(_number, ends)) or ends[0] > ends[1]:
         problems.append(where + f"{kind} must be [low, high] with low <= high, but got {ends!r}.")
         return None
     if kind == "int" and not all(isinstance(number, int) for number in [*ends, *([] if step is None else [step])]):
-        problems.append(where + f"int takes whole numbers, but got {ends!r}{'' if step is None else f' and step={step!r}'}.")
+        problems.append(
+            where + f"int takes whole numbers, but got {ends!r}{'' if step is None else f' and step={step!r}'}."
+        )
         return None
     if step is not None and (not _number(step) or step <= 0):
         problems.append(where + f"`step > 0` must hold, but got step={step!r}.")
@@ -464,7 +480,9 @@ def _toml(value: object) -> str:
     return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
-def _read_recipe(table: Mapping[str, Any], info: Any, overrides: Mapping[str, Any], problems: list[str]) -> Recipe | None:
+def _read_recipe(
+    table: Mapping[str, Any], info: Any, overrides: Mapping[str, Any], problems: list[str]
+) -> Recipe | None:
     table = dict(table)
     name = overrides.get("recipe") or table.pop("name", "fast")
     table.pop("name", None)
@@ -491,9 +509,10 @@ def _read_first(entries: Any, choices: tuple[Choice, ...], problems: list[str]) 
     found = []
     by_field: dict[str, list[Choice]] = {}
     for choice in choices:
-        by_field.setdefault(choice.field, []).append(choice)
+        by_field.setdefault(choice.target, []).append(choice)
     for number, entry in enumerate(entries, 1):
-        where, point = f"[[first]] {number}: ", {}
+        where = f"[[first]] {number}: "
+        point: dict[str, Any] = {}
         for name in entry:
             if name not in by_field:
                 problems.append(where + f"{name} is not chosen in this space.{did_you_mean(name, by_field)}")
@@ -510,7 +529,9 @@ def _read_first(entries: Any, choices: tuple[Choice, ...], problems: list[str]) 
                 continue
             for part, value in zip(parts, values, strict=True):
                 encoded, possible = part.encode(value), part.values()
-                inside = encoded in possible if possible is not None else _number(value) and part.low <= value <= part.high
+                inside = (
+                    encoded in possible if possible is not None else _number(value) and part.low <= value <= part.high
+                )
                 if not inside:
                     problems.append(where + f"{part.name}={value!r} is outside of {part.describe()}.")
                 point[part.name] = encoded
@@ -530,7 +551,9 @@ def _check_networks(space: Space) -> list[str]:
         for name, limit in space.limits.stated().items():
             least = survey.range(name)[0]
             if least > limit:
-                problems.append(f"[limits] {name}: nothing in the space meets {name} <= {limit:,}; the smallest has {least:,}.")
+                problems.append(
+                    f"[limits] {name}: nothing in the space meets {name} <= {limit:,}; the smallest has {least:,}."
+                )
         if not problems:
             problems.append(f"[limits] nothing in the space meets all of {', '.join(space.limits.stated())} at once.")
     for number, point in enumerate(space.first, 1):

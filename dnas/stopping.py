@@ -8,7 +8,7 @@ REDUCTION = 3  # one in three goes on past a rung
 
 
 def rungs(epochs: int, reduction: int = REDUCTION) -> tuple[int, ...]:
-    """The epochs after which trials are compared: epochs/9 and epochs/3, rounded up, where they differ and leave something."""
+    """The epochs after which trials are compared: epochs/9 and epochs/3, rounded up."""
     found = {math.ceil(epochs / reduction**2), math.ceil(epochs / reduction)}
     return tuple(sorted(rung for rung in found if rung < epochs))
 

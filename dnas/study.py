@@ -5,8 +5,8 @@
     studies/<name>/trials/<number>/            record.json, curve.csv, norms.npz, checkpoint.pt, traceback.txt
     studies/<name>/retrain/<trial>-<seed>/     the same, for the final trainings
 
-An event is appended before the record that it changes, except the tell, which follows its record; so at opening, each can
-be mended from the other. Nothing here imports torch or optuna.
+An event is appended before the record that it changes, except the tell, which follows its record; so at opening, each
+can be mended from the other. Nothing here imports torch or optuna.
 """
 
 import dataclasses
@@ -117,7 +117,9 @@ def find_study(name: str | Path) -> "StudyFolder":
     if (path / "study.toml").is_file():
         return StudyFolder(path)
     known = sorted(found.parent.name for found in studies_folder().glob("*/study.toml"))
-    raise InputError(f"no study {str(name)!r}; there are {', '.join(known) or 'none yet'}.{did_you_mean(str(name), known)}")
+    raise InputError(
+        f"no study {str(name)!r}; there are {', '.join(known) or 'none yet'}.{did_you_mean(str(name), known)}"
+    )
 
 
 class StudyFolder:
@@ -138,7 +140,7 @@ class StudyFolder:
         write_atomic(self.path / "study.toml", tomli_w.dumps(config, multiline_strings=True))
 
     def config(self) -> dict[str, Any]:
-        """The frozen inputs: name, space (its file's name and text), limits, objective, recipe, data, seed, stopping ..."""
+        """The frozen inputs: name, space (its file's name and text), limits, objective, recipe, data, seed ..."""
         try:
             return tomllib.loads((self.path / "study.toml").read_text(encoding="utf-8"))
         except tomllib.TOMLDecodeError as error:
@@ -209,7 +211,7 @@ class StudyFolder:
         return [(path.parent, record) for path, record in zip(paths, _read_records(paths), strict=True)]
 
     def best(self, count: int = 1) -> list[TrialRecord]:
-        """The complete trials with the lowest objective, the best first: the selection rule is the last epoch's value."""
+        """The complete trials with the lowest objective, the best first: selection is by the last epoch's value."""
         objective = self.config()["objective"]
         complete = [record for record in self.records() if record.state == "complete"]
         return sorted(complete, key=lambda record: (record.objectives[objective], record.number))[:count]
@@ -243,8 +245,8 @@ def new_record(number: int, arm: str, params: dict[str, Any], spec: DenseNetSpec
 
 def read_study(name: str | Path) -> "pd.DataFrame":
     """A row a trial: number, state, arm, network, digest, params, macs, activation_bytes, val_error, val_loss,
-    test_error (fractions and nats), epochs, epochs_planned, seconds, peak_memory_bytes, reason, and a `choice_...` for each
-    choice that was made."""
+    test_error (fractions and nats), epochs, epochs_planned, seconds, peak_memory_bytes, reason, and a `choice_...` for
+    each choice that was made."""
     import pandas as pd
 
     rows = []

@@ -78,7 +78,7 @@ class Fit:
 
 
 def stream_seed(seed: int, number: int, stream: str) -> int:
-    """The seed of one of a run's `STREAMS`; runs that share `seed` and `number` share all of them, whatever their spec."""
+    """The seed of one of a run's `STREAMS`; runs with the same `seed` and `number` share all, whatever their spec."""
     words = np.random.SeedSequence([seed, number, STREAMS.index(stream)]).generate_state(2, np.uint32)
     return int(words[0]) << 31 | int(words[1]) >> 1
 
@@ -107,7 +107,7 @@ def fit(
     torch.manual_seed(stream_seed(*seed, "initialisation"))
     run = Run(spec, recipe, data.describe(), seed, build(spec))
     # The paper's layouts are the same arithmetic; oneDNN's and cuDNN's 1×1 convolutions are several times faster so.
-    net = run.net.to(device=device, memory_format=torch.channels_last)
+    net = run.net.to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
         net.parameters(),
         lr=recipe.learning_rate,
@@ -299,8 +299,8 @@ def write_checkpoint(path: Path, run: Run, optimizer: torch.optim.Optimizer, gen
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint of ours. `InputError` where the file is missing, cut short, or anything else; a pickle
-    that would run code is refused, never run."""
+    """The content of a checkpoint of ours. `InputError` where the file is missing, cut short, or anything else; a
+    pickle that would run code is refused, never run."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}.")

@@ -1,0 +1,33 @@
+# One virtual environment, .venv, made by the first target that needs it.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.venv/installed: pyproject.toml constraints.txt
+	@echo "installing dnas and what it needs into .venv (torch is large: some minutes)"
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: .venv/installed ## a real search on handwritten digits, and its report
+	$(BIN)/dnas search --space digits_bc --trials 20
+	$(BIN)/dnas report digits_bc
+
+test: .venv/installed ## the whole test suite
+	$(BIN)/python -m pytest
+
+lint: .venv/installed ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/installed ## what runs without data of its own; see benchmarks/README.md
+	$(BIN)/python benchmarks/bench_cost.py
+
+clean: ## remove .venv and caches; studies and reports stay
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

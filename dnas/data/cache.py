@@ -1,0 +1,124 @@
+"""Decoded images on disk, so that the second start is instant.
+
+An entry appears whole or not at all: it is written beside its place and renamed into it. Of several processes that
+write the same entry the first wins and the others read its copy.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dnas.data.images import Say
+
+RULE = 1  # goes up when decoding or resizing changes, so that older entries are left alone
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """One part of a data set in memory or memory-mapped."""
+
+    images: np.ndarray  # uint8 [N, C, H, W]
+    labels: np.ndarray  # int64 [N]
+    sums: np.ndarray  # int64 [N, C, 2]: the sum and the sum of squares of each image's pixels
+    class_names: tuple[str, ...]
+    resized: bool
+    fingerprint: str
+
+
+def measured(images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...], resized: bool) -> Decoded:
+    """The arrays with what is worth knowing once: sums for mean and std of any part, and a hex sha256 of it all."""
+    digest = hashlib.sha256(json.dumps([images.shape, class_names]).encode())
+    sums = np.empty((*images.shape[:2], 2), dtype=np.int64)
+    for start in range(0, len(images), 4096):
+        block = np.ascontiguousarray(images[start : start + 4096])
+        digest.update(block.data)
+        wide = block.astype(np.uint32)
+        sums[start : start + 4096, :, 0] = wide.sum(axis=(2, 3))
+        sums[start : start + 4096, :, 1] = (wide * wide).sum(axis=(2, 3), dtype=np.uint64)
+    digest.update(labels.astype("<i8").tobytes())
+    return Decoded(images, labels, sums, class_names, resized, digest.hexdigest())
+
+
+def cache_key(*parts: object) -> str:
+    """A file name for what `parts` (texts and numbers) determine."""
+    return hashlib.sha256(json.dumps([RULE, *parts]).encode()).hexdigest()[:32]
+
+
+def _open(entry: Path) -> Decoded | None:
+    try:
+        facts = json.loads((entry / "facts.json").read_text())
+        return Decoded(
+            # copy-on-write: torch asks for a writable array, and nothing ever reaches the file
+            np.load(entry / "images.npy", mmap_mode="c"),
+            np.load(entry / "labels.npy"),
+            np.load(entry / "sums.npy"),
+            tuple(facts["class_names"]),
+            facts["resized"],
+            facts["fingerprint"],
+        )
+    except (OSError, ValueError, KeyError, EOFError):  # absent, or damaged by something other than us
+        return None
+
+
+def _write(entry: Path, decoded: Decoded) -> None:
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=entry.parent))
+    try:
+        np.save(fresh / "images.npy", decoded.images)
+        np.save(fresh / "labels.npy", decoded.labels)
+        np.save(fresh / "sums.npy", decoded.sums)
+        facts = {
+            "class_names": decoded.class_names,
+            "resized": decoded.resized,
+            "fingerprint": decoded.fingerprint,
+        }
+        (fresh / "facts.json").write_text(json.dumps(facts))
+        try:
+            fresh.replace(entry)
+        except OSError:
+            if _open(entry) is None:  # not another process's good copy but a damaged one
+                shutil.rmtree(entry)
+                fresh.replace(entry)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def decoded_once(folder: Path, key: str, compute: Callable[[], Decoded], say: Say) -> Decoded:
+    """The entry `key` of the cache `folder`, memory-mapped; computed and written where it is not there yet."""
+    entry = folder / key
+    decoded = _open(entry)
+    if decoded is None:
+        decoded = compute()
+        try:
+            _write(entry, decoded)
+        except OSError as error:
+            say(f"cannot write the cache {folder} ({error}); going on without it")
+        else:
+            decoded = _open(entry) or decoded
+    return decoded
+
+
+def known_once(folder: Path, key: str, compute: Callable[[], Any], say: Say) -> Any:
+    """A small JSON value of the cache `folder`; computed and written where it is not there yet."""
+    path = folder / f"{key}.json"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        value = compute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, fresh = tempfile.mkstemp(prefix=".new-", dir=folder)
+        with os.fdopen(handle, "w") as file:
+            json.dump(value, file)
+        Path(fresh).replace(path)
+    except OSError as error:
+        say(f"cannot write the cache {folder} ({error}); going on without it")
+    return value

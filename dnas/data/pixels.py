@@ -1,0 +1,164 @@
+"""Where the pixels of a part come from: resident in memory, or streamed from the files as they are used."""
+
+import math
+import multiprocessing
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from dnas.data.cache import cache_key, known_once
+from dnas.data.images import ImageFiles, Say, cpus, for_each, to_array
+from dnas.errors import InputError
+
+SAMPLE = 2000  # images that mean and std of a streamed part are measured on
+
+
+def mean_and_std(sums: np.ndarray, pixels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, of pixels in [0, 1].
+
+    `sums` [N, C, 2] are sums and sums of squares of the `pixels` 8-bit pixels of each image. The std is at least one
+    grey step (1/255), so that a constant channel divides by something.
+    """
+    n = len(sums) * pixels
+    means, stds = [], []
+    for total, squares in sums.sum(axis=0).tolist():  # whole numbers: exact, hence the same on every machine
+        means.append(total / n / 255)
+        stds.append(max(math.sqrt((n * squares - total * total) / (n * n)), 1.0) / 255)
+    return tuple(means), tuple(stds)
+
+
+@dataclass(frozen=True, eq=False)
+class Resident:
+    """Decoded images, kept: uint8 [N, C, H, W] on the device (on the CPU, a memory map of the cache)."""
+
+    images: Tensor
+    sums: np.ndarray  # int64 [N, C, 2], as `mean_and_std` takes them
+
+    def batches(self, groups: list[Tensor], epoch: int | None, workers: int | None) -> Iterator[Tensor]:
+        """The images of each group of positions; resident images know no random crop, so `epoch` has no effect."""
+        for group in groups:
+            yield self.images[group]
+
+    def statistics(self, positions: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and std over channels of the images at `positions`, all of them."""
+        return mean_and_std(self.sums[positions], self.images.shape[2] * self.images.shape[3])
+
+
+@dataclass(frozen=True, eq=False)
+class StoredImages:
+    """Images that are stored decoded, uint8 [N, C, H, W], to be streamed at a larger size."""
+
+    images: np.ndarray
+
+    def read(self, position: int, channels: int) -> Image.Image:
+        pixels = np.asarray(self.images[position])
+        return Image.fromarray(pixels[0] if channels == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Read(TorchDataset[Tensor | str]):
+    """What a worker does: positions in, their images uint8 [N, C, H, W] out, or the message of an InputError."""
+
+    source: ImageFiles | StoredImages
+    channels: int
+    image_size: int
+    epoch: int | None
+
+    def __getitem__(self, positions: list[int]) -> Tensor | str:
+        try:
+            return torch.from_numpy(np.stack([self.one(i) for i in positions]))
+        except InputError as error:  # as a value: torch would wrap the worker's traceback around it
+            return str(error)
+
+    def one(self, position: int) -> np.ndarray:
+        from torchvision.transforms import v2  # a second to import, and only streams need it
+
+        image, side = self.source.read(position, self.channels), self.image_size
+        if self.epoch is None:
+            return to_array(v2.functional.center_crop(v2.functional.resize(image, [margin(side)]), [side]))
+        # The transform draws from torch's global generator: seeded for this image alone, and then put back.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(np.random.SeedSequence([self.epoch, position]).generate_state(1, np.uint64)[0]) >> 1)
+            return to_array(v2.RandomResizedCrop(side)(image))
+
+
+def margin(image_size: int) -> int:
+    """The shorter side before a streamed image's centre is cut out: 256 for 224, and in proportion."""
+    return image_size * 256 // 224
+
+
+def default_workers() -> int:
+    """Processes that decode: none beside one or two processors, or where a process may have no children."""
+    return 0 if cpus() <= 2 or multiprocessing.current_process().daemon else min(8, cpus() - 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """Images too large to keep: decoded as they are used."""
+
+    source: ImageFiles | StoredImages
+    channels: int
+    image_size: int
+    pin: bool  # page-locked batches, for the way to a GPU
+    identity: str  # determines the images: a digest of the listing
+    cache: Path
+    say: Say = field(repr=False)
+
+    def batches(self, groups: list[Tensor], epoch: int | None, workers: int | None) -> Iterator[Tensor]:
+        """The images of each group of positions: centre crops, or with an `epoch` number random resized crops.
+
+        A crop depends on the epoch number and the image's position alone, so the number of workers changes nothing.
+        """
+        read = _Read(self.source, self.channels, self.image_size, epoch)
+        lists = [group.tolist() for group in groups]
+        workers = default_workers() if workers is None else workers
+        results: Iterator[Tensor | str]
+        if workers:
+            # A generator of its own, or the loader would draw a seed from torch's global one.
+            results = iter(
+                DataLoader(
+                    read,
+                    batch_size=None,
+                    sampler=lists,
+                    num_workers=workers,
+                    pin_memory=self.pin,
+                    generator=torch.Generator(),
+                )
+            )
+        else:
+            results = (read[positions] for positions in lists)
+        for result in results:
+            if isinstance(result, str):
+                raise InputError(result)
+            yield result
+
+    def statistics(self, positions: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and std over channels of the centre crops of at most SAMPLE of the images, evenly spaced."""
+        count = min(len(positions), SAMPLE)
+        sample = positions[np.arange(count) * len(positions) // count]
+        read = _Read(self.source, self.channels, self.image_size, None)
+
+        def measure() -> list[tuple[float, ...]]:
+            sums = np.empty((count, self.channels, 2), dtype=np.int64)
+
+            def work(i: int) -> None:
+                wide = read.one(int(sample[i])).astype(np.int64)
+                sums[i, :, 0], sums[i, :, 1] = wide.sum(axis=(1, 2)), (wide * wide).sum(axis=(1, 2))
+
+            for_each(count, work, "measuring mean and std on", self.say)
+            return list(mean_and_std(sums, self.image_size**2))
+
+        key = cache_key("statistics", self.identity, self.channels, self.image_size, sample.tolist())
+        mean, std = known_once(self.cache, key, measure, self.say)
+        return tuple(mean), tuple(std)
+
+
+Pixels = Resident | Stream
+Opener = Callable[[], tuple[Pixels, Tensor]]

@@ -1,0 +1,127 @@
+"""The data sets with names: where their files lie under the data root, and how they are read."""
+
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from tarfile import TarError
+
+import numpy as np
+
+from dnas.data.catalog import DATASETS
+from dnas.data.images import Say
+from dnas.data.split import choose
+from dnas.errors import InputError
+
+_CIFAR10, _CIFAR100 = "cifar-10-batches-py", "cifar-100-python"
+
+# The files under the data root that each part of a data set is read from.
+_FILES: dict[tuple[str, str], tuple[str, ...]] = {
+    ("cifar10", "train"): (f"{_CIFAR10}/batches.meta", *(f"{_CIFAR10}/data_batch_{i}" for i in range(1, 6))),
+    ("cifar10", "test"): (f"{_CIFAR10}/batches.meta", f"{_CIFAR10}/test_batch"),
+    ("cifar100", "train"): (f"{_CIFAR100}/meta", f"{_CIFAR100}/train"),
+    ("cifar100", "test"): (f"{_CIFAR100}/meta", f"{_CIFAR100}/test"),
+    ("svhn", "train"): ("train_32x32.mat", "extra_32x32.mat"),
+    ("svhn", "test"): ("test_32x32.mat",),
+    ("svhn:train", "train"): ("train_32x32.mat",),
+    ("svhn:train", "test"): ("test_32x32.mat",),
+}
+
+# What a user without a network brings here by hand, where the unpacked files are not there.
+_ARCHIVES = {"cifar10": "cifar-10-python.tar.gz", "cifar100": "cifar-100-python.tar.gz"}
+
+_IMAGENET_ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz")
+
+
+@dataclass(frozen=True)
+class NamedPart:
+    """The `part` ("train" or "test") of a data set that is read whole: digits, CIFAR or SVHN."""
+
+    name: str
+    part: str
+    root: Path
+
+    def stamps(self) -> list[tuple[str, int, int]] | None:
+        """(file, bytes, mtime in ns) of what it is read from; None while the files are not there, and for digits."""
+        try:
+            stats = [(file, (self.root / file).stat()) for file in _FILES[self.name, self.part]]
+        except (OSError, KeyError):
+            return None
+        return [(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
+
+    def read(self, say: Say) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+        """Images uint8 [N, C, H, W], labels int64 [N] and the class names; downloads what is absent.
+
+        Raises InputError, naming the file to bring and the folder it goes to, where that fails.
+        """
+        if self.name == "digits":
+            return _digits(self.part)
+        title = DATASETS[self.name].title
+        if self.stamps() is None:
+            say(f"downloading {title} into {self.root}")
+        try:
+            images, labels, names = self._cifar() if self.name in _ARCHIVES else self._svhn()
+        except (OSError, RuntimeError, EOFError, TarError, HTTPException) as error:
+            wanted = _ARCHIVES.get(self.name) or " and ".join(_FILES[self.name, self.part])
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise InputError(
+                f"{title} is not there and cannot be downloaded ({reason}); put {wanted} into {self.root}"
+            ) from error
+        return np.ascontiguousarray(images), labels, names
+
+    def _cifar(self) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+        from torchvision.datasets import CIFAR10, CIFAR100
+
+        reader = CIFAR10 if self.name == "cifar10" else CIFAR100
+        data = reader(str(self.root), train=self.part == "train", download=True)
+        return data.data.transpose(0, 3, 1, 2), np.array(data.targets, dtype=np.int64), tuple(data.classes)
+
+    def _svhn(self) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+        from torchvision.datasets import SVHN
+
+        splits = [file.removesuffix("_32x32.mat") for file in _FILES[self.name, self.part]]
+        read = [SVHN(str(self.root), split=split, download=True) for split in splits]
+        images = np.concatenate([data.data for data in read])
+        labels = np.concatenate([data.labels for data in read]).astype(np.int64)
+        return images, labels, tuple(str(digit) for digit in range(10))
+
+
+def _digits(part: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """scikit-learn's digits have no test part: a fifth is held out, the same for every split_seed."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    images = np.rint(data.images * (255 / 16)).astype(np.uint8)[:, None]  # stored as 0..16
+    labels = data.target.astype(np.int64)
+    test = choose(labels, (len(labels) + 2) // 5, seed=0, purpose=2, least=1, spare=1)
+    chosen = test if part == "test" else np.setdiff1d(np.arange(len(labels)), test)
+    return images[chosen], labels[chosen], tuple(str(digit) for digit in range(10))
+
+
+def imagenet_folder(root: Path, say: Say) -> Path:
+    """The folder with ImageNet's train/ and val/; unpacks the official archives that lie in it where train/ is absent.
+
+    Raises InputError where neither is there, and where an earlier unpacking was cut short.
+    """
+    folder = root / "imagenet"
+    names = ", ".join(_IMAGENET_ARCHIVES)
+    if not (folder / "train").is_dir():
+        if not all((folder / name).is_file() for name in _IMAGENET_ARCHIVES):
+            raise InputError(
+                f"ImageNet is not there; put {names} into {folder}, or class folders under train/ and val/"
+            )
+        from torchvision.datasets import imagenet
+
+        say(f"unpacking ImageNet in {folder}")
+        try:
+            imagenet.parse_devkit_archive(str(folder))
+            imagenet.parse_train_archive(str(folder))
+            if not (folder / "val").is_dir():
+                imagenet.parse_val_archive(str(folder))
+        except (OSError, RuntimeError, EOFError, TarError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise InputError(f"cannot unpack ImageNet ({reason}); put {names} anew into {folder}") from error
+    # torchvision unpacks in place, so what a kill leaves looks almost like the whole.
+    for part, leftover in (("train", "*.tar"), ("val", "*.JPEG")):
+        if next((folder / part).glob(leftover), None) is not None:
+            raise InputError(f"the unpacking of ImageNet was cut short; delete {folder / part} and start again")
+    return folder

@@ -1,0 +1,87 @@
+"""`dnas search --dry-run`: what a search will train, and what that costs."""
+
+import random
+import time
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+
+from dnas.arch import DenseNetSpec, cost
+from dnas.data import load_dataset
+from dnas.nn import build
+from dnas.search import Options
+from dnas.stopping import REDUCTION, rungs
+from dnas.train import check_device
+from dnas.wording import count, duration, size
+
+DRAWS = 200
+STEPS = 3
+RECORD_BYTES = 60_000  # of a trial's record, curve and norms
+
+
+def plan(options: Options) -> str:
+    """The plan in a few lines: networks, cost, time, disk. Loads the data, and times the median network's step."""
+    device = check_device(options.device)
+    data = load_dataset(**options.data, device=device)
+    space = options.space.for_data(data.channels, data.image_size, data.classes)
+    rng = random.Random(options.seed)
+    drawn = (space.feasible(space.random_point(rng)) for _ in range(50 * DRAWS))
+    specs = [spec for spec, _ in zip((spec for spec in drawn if spec is not None), range(DRAWS), strict=False)]
+    prices = [cost(spec, space.recipe.batch_size) for spec in specs]
+    macs = median(price.macs for price in prices)
+    typical = min(specs, key=lambda spec: abs(cost(spec).macs - macs))
+    recipe, trials = space.recipe, options.trials
+    step = seconds_per_step(typical, recipe.batch_size, device, options.threads)
+    # A validation image takes a forward pass, a third of a training image's work.
+    epoch = step * (data.steps_per_epoch(recipe.batch_size) + data.val_size / recipe.batch_size / 3)
+    most = trials * recipe.epochs * epoch / options.workers
+    share = _share_trained(recipe.epochs) if options.stopping == "asha" else 1.0
+    low, high = min(price.params for price in prices), max(price.params for price in prices)
+    checkpoint = 2 * 4 * median(price.params for price in prices)
+    opened = max(price.activation_bytes for price in prices)
+    return "\n".join(
+        (
+            f"networks  {trials} of {space.name}: {count(low)} to {count(high)} params,"
+            f" {count(min(p.macs for p in prices))} to {count(max(p.macs for p in prices))} macs (of {len(specs)} drawn)",
+            f"data      {data.title}: {data.train_size:,} training and {data.val_size:,} validation images of"
+            f" {data.image_size}×{data.image_size}",
+            f"training  {recipe.epochs} epochs of batch {recipe.batch_size}, recipe {recipe.name}",
+            f"memory    up to {size(opened)} of activations a step, in each of {options.workers} workers",
+            f"time      about {duration(share * most)} with early stopping, at most {duration(most)}"
+            if share < 1
+            else f"time      about {duration(most)}",
+            f"          (from {STEPS} timed steps of the median network, {1000 * step:.0f} ms each on {device})",
+            f"disk      about {size(trials * (checkpoint + RECORD_BYTES))} in studies/{options.study}/",
+            "nothing was trained; leave out --dry-run to begin",
+        )
+    )
+
+
+def _share_trained(epochs: int) -> float:
+    """The share of all epochs that is trained where each rung lets one in `REDUCTION` pass."""
+    trained, alive, last = 0.0, 1.0, 0
+    for rung in (*rungs(epochs), epochs):
+        trained += alive * (rung - last)
+        alive, last = alive / REDUCTION, rung
+    return trained / epochs
+
+
+def seconds_per_step(spec: DenseNetSpec, batch_size: int, device: str, threads: int) -> float:
+    """Median seconds of a training step on noise, after one that is not counted."""
+    torch.set_num_threads(threads)
+    net = build(spec).to(device).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0, momentum=0.9)
+    x = torch.randn(batch_size, spec.in_channels, spec.image_size, spec.image_size, device=device)
+    x = x.contiguous(memory_format=torch.channels_last)
+    y = torch.zeros(batch_size, dtype=torch.long, device=device)
+    times = []
+    for _ in range(STEPS + 1):
+        began = time.monotonic()
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+        times.append(time.monotonic() - began)
+    return median(times[1:])
