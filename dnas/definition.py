@@ -45,7 +45,7 @@ def apply_definition(args: argparse.Namespace) -> None:
             problems.append(
                 f"{key}: expected {'text' if KEYS[key][1] is str else 'a whole number'}, but got {value!r}."
             )
-        elif KEYS[key][1] is int and value < (0 if key == "seed" else 1):
+        elif isinstance(value, int) and value < (0 if key == "seed" else 1):
             problems.append(f"{key}: expected a positive number, but got {value!r}.")
         else:
             name = KEYS[key][0]

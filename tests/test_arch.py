@@ -108,7 +108,8 @@ def test_compression_is_taken_in_decimal() -> None:
     [
         (
             "densenet-bc:L=43,k=12",
-            "a DenseNet-BC of depth 43 does not exist: `(depth - 4) % 6 == 0` must hold; the nearest depths are 40 and 46.",
+            "a DenseNet-BC of depth 43 does not exist: `(depth - 4) % 6 == 0` must hold;"
+            " the nearest depths are 40 and 46.",
         ),
         ("densenet:L=5,k=12", "depth >= 7; the nearest depth is 7."),
         ("densenet-bc:L=40,theta=1.5", "`0 < compression <= 1` must hold, but got compression=1.5."),
@@ -139,7 +140,9 @@ def test_a_depth_is_built_exactly_or_refused(depth: int, blocks: int, bottleneck
     try:
         spec = DenseNetSpec.of_depth(depth, blocks=blocks, bottleneck=bottleneck, image_size=64)
     except InputError as error:
-        near = [int(word.strip(".")) for word in str(error).rpartition("nearest")[2].split() if word.strip(".").isdigit()]
+        near = [
+            int(word.strip(".")) for word in str(error).rpartition("nearest")[2].split() if word.strip(".").isdigit()
+        ]
         assert near
         for other in near:
             assert DenseNetSpec.of_depth(other, blocks=blocks, bottleneck=bottleneck, image_size=64).depth == other

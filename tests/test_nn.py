@@ -114,7 +114,8 @@ def test_a_layer_reads_only_the_sources_that_its_spec_names() -> None:
     outputs: list[Tensor] = []
     inputs: list[Tensor] = []
     for layer in block.children():
-        layer.register_forward_hook(lambda _m, i, o: (inputs.append(i[0]), outputs.append(o)) and None)
+        layer.register_forward_pre_hook(lambda _m, i: inputs.append(i[0]))
+        layer.register_forward_hook(lambda _m, _i, o: outputs.append(o))
     x = torch.randn(2, spec.stem_width, 16, 16)
     with torch.no_grad():
         block(x)

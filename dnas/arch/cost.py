@@ -1,9 +1,9 @@
 """What a network costs, by arithmetic alone: no torch, no tensors, microseconds a network.
 
 Conventions. `params`: every learned number. `macs`: multiply-adds of the convolutions and the linear layer for one
-image, a transition's convolution counted before its pooling, as published. `activation_bytes`: the distinct tensors that
-autograd keeps for the backward pass of one training step with cross entropy, float32, on the plain modules of `dnas.nn`
-on the CPU, at the stated batch size; parameters and running statistics are not among them.
+image, a transition's convolution counted before its pooling, as published. `activation_bytes`: the distinct tensors
+that autograd keeps for the backward pass of one training step with cross entropy, float32, on the plain modules of
+`dnas.nn` on the CPU, at the stated batch size; parameters and running statistics are not among them.
 
 Every cost of a dense layer is linear in the channels it reads, so one function prices a single layer (n = 1) and, given
 the sum of the channels that all its layers read, a whole block.
@@ -161,7 +161,7 @@ def _transition(spec: DenseNetSpec, channels: int, out_channels: int, size: int)
 
 
 def _classifier(spec: DenseNetSpec, channels: int, size: int) -> Terms:
-    # kept: the norm's input, the ReLU's output, the pooled vector, the log-probabilities; the labels; the loss's weight.
+    # kept: the norm's input, the ReLU's output, the pooled vector, the log-probabilities; labels; the loss's weight.
     weights = channels * spec.classes
     return Terms(
         2 * channels + weights + spec.classes,

@@ -124,7 +124,9 @@ def _read_pairs(name: str, text: str) -> dict[str, Any]:
                 raise ValueError
             values[field] = read(value)
         except ValueError:
-            raise InputError(f"{name!r}: {key} must be a value such as {_EXAMPLES[field]}, but got {value!r}.") from None
+            raise InputError(
+                f"{name!r}: {key} must be a value such as {_EXAMPLES[field]}, but got {value!r}."
+            ) from None
     return values
 
 
@@ -157,7 +159,9 @@ def format_name(spec: DenseNetSpec) -> str:
     parts = [f"L={spec.depth}"] if equal else ["layers=" + "-".join(map(str, spec.block_layers))]
     if equal and spec.blocks != 3:
         parts.append(f"blocks={spec.blocks}")
-    parts.append("k=" + "-".join(map(str, spec.growth_rates if isinstance(spec.growth_rate, tuple) else [spec.growth_rate])))
+    parts.append(
+        "k=" + "-".join(map(str, spec.growth_rates if isinstance(spec.growth_rate, tuple) else [spec.growth_rate]))
+    )
     if spec.compression != values["compression"]:
         parts.append(f"theta={spec.compression!r}")
     if spec.bottleneck != values["bottleneck"]:

@@ -1,8 +1,8 @@
 """DenseNet in plain PyTorch: the reference that any faster path must equal.
 
-Paper: Huang et al., "Densely Connected Convolutional Networks", CVPR 2017. Module names are torchvision's, so that state
-dicts can be exchanged. What differs from torchvision: the small stem, layers without a bottleneck, connectivities other
-than dense, and dropout after every convolution but the first (section 4.2), where torchvision has it after the 3×3 only.
+Paper: Huang et al., "Densely Connected Convolutional Networks", CVPR 2017. Module names are torchvision's, so that
+state dicts can be exchanged. What differs from torchvision: the small stem, layers without a bottleneck, connectivities
+other than dense, and dropout after every convolution but the first (section 4.2; theirs follows the 3×3 only).
 """
 
 from collections import OrderedDict

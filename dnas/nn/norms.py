@@ -21,7 +21,7 @@ class Norms:
 
 @torch.no_grad()
 def measure_norms(net: nn.Module, spec: DenseNetSpec) -> Norms:
-    """The norms of every parameter, and how strongly each layer's weights draw on each earlier layer (paper, Figure 5)."""
+    """The norms of every parameter, and how strongly each layer draws on each earlier one (paper, Figure 5)."""
     parameters = dict(net.named_parameters())
     l2 = torch.stack([parameter.detach().float().norm() for parameter in parameters.values()])
     pairs: list[tuple[str, str]] = []
