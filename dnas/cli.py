@@ -333,7 +333,7 @@ def _search(args: argparse.Namespace) -> int:
     space = load_space(args.space, limits=limits, **_overrides(args))
     study = check_study_name(args.study or space.name)
     from dnas.display import make_display
-    from dnas.search import Options, cores, default_workers, search
+    from dnas.search import Options, default_threads, default_workers, search
 
     workers = args.workers or default_workers()
     options = Options(
@@ -345,7 +345,7 @@ def _search(args: argparse.Namespace) -> int:
         objective=args.objective or "val_error",
         stopping=args.stopping or "asha",
         workers=workers,
-        threads=args.threads or max(1, cores() // workers),
+        threads=args.threads or default_threads(workers, args.image_size or space.fixed.get("image_size", 32)),
         device=args.device,
         compile_net=args.compile,
         retrain=args.retrain_best,
@@ -539,6 +539,9 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. 0: done; 1: done in part, or the work failed; 2: bad input; 130: interrupted."""
+    # Before torch is imported: OpenMP threads that spin while they wait make a step up to 20 times slower on a core
+    # that is shared, and gain little on one that is not (benchmarks/results/threads.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
         near = did_you_mean(arguments[0], COMMANDS)

@@ -9,16 +9,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from dnas.study import TrialRecord
+from dnas.study import TrialRecord, rank
 from dnas.wording import count, duration, percent
 
 ROWS = 12  # of the live table: the running ones and the last that ended
 STYLES = {"complete": "green", "running": "cyan", "stopped": "dim", "failed": "red", "infeasible": "yellow"}
-
-
-def best_of(records: dict[int, TrialRecord]) -> TrialRecord | None:
-    complete = [record for record in records.values() if record.state == "complete" and record.objectives]
-    return min(complete, key=lambda record: (*record.objectives.values(), record.number), default=None)
 
 
 class Progress:
@@ -53,7 +48,7 @@ class Progress:
         return work * (time.monotonic() - self._began) / self._trained
 
     def footer(self) -> str:
-        best = best_of(self.records)
+        best = next(iter(rank(self.records.values())), None)
         ended = sum(record.state != "running" for record in self.records.values())
         parts = [f"{ended} of {self.wanted} trials"]
         if best is not None:
@@ -165,7 +160,7 @@ class LiveTable:
                 name, justify="left" if name in ("state", "network") else "right", no_wrap=name != "network"
             )
         records = sorted(self.progress.records.values(), key=lambda record: (record.state == "running", record.number))
-        best = best_of(self.progress.records)
+        best = next(iter(rank(self.progress.records.values())), None)
         for record in records[-rows:]:
             bar = ""
             if record.state == "running":

@@ -41,3 +41,9 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         with suppress(OSError):
             beside.unlink()
         raise
+
+
+def remove_torn(folder: Path) -> None:
+    """Removes what kills in the middle of `write_atomic` left in a folder that nobody else writes to."""
+    for path in folder.glob(".*.[0-9]*"):
+        path.unlink(missing_ok=True)

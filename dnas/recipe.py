@@ -86,7 +86,7 @@ def make_recipe(name: str, data: DataInfo, **changes: Any) -> Recipe:
             dropout_without_augmentation=0.0 if imagenet else 0.2,
         )
     elif name == "fast":
-        recipe = Recipe("fast", epochs=30, schedule="one-cycle", warmup=0.3, weight_decay=5e-4)
+        recipe = Recipe("fast", epochs=30, schedule="one-cycle", warmup=0.3, learning_rate=0.2)
     else:
         raise unknown("recipe", name, RECIPES)
     return dataclasses.replace(recipe, **changes)

@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial
 from dnas.arch import DenseNetSpec
 from dnas.data import Dataset, load_dataset
 from dnas.errors import InputError
-from dnas.executors import Job, LocalExecutor
+from dnas.executors import Job, LocalExecutor, Message
 from dnas.recipe import Recipe
 from dnas.sampler import Exhausted, Proposal, distributions_json, propose, told
 from dnas.space import Space
@@ -63,6 +63,17 @@ class Outcome:
     stopped_by: str | None = None
 
 
+class Executor(Protocol):
+    """Carries trials and decides nothing; `dnas.executors.LocalExecutor` is one."""
+
+    @property
+    def running(self) -> list[str]: ...
+    def start(self, job: Job) -> None: ...
+    def wait(self, timeout: float) -> list[tuple[str, Message]]: ...
+    def answer(self, key: str, go_on: bool) -> None: ...
+    def stop(self) -> None: ...
+
+
 class Show(Protocol):
     """What the loop tells whoever watches."""
 
@@ -82,20 +93,23 @@ class _Loop:
     recipe: Recipe
     data: Dataset
     show: Show
-    executor: LocalExecutor
+    executor: Executor
     records: dict[int, TrialRecord] = field(default_factory=dict)
     reports: dict[int, dict[int, dict[str, Any]]] = field(default_factory=dict)  # number -> epoch -> its report event
 
 
-def search(options: Options, show: Show) -> Outcome:
+def search(options: Options, show: Show, executor: Executor | None = None) -> Outcome:
     """Begins a study or goes on with it, until `options.trials` networks have been trained; then retrains the best.
 
-    `InputError` where the study on disk was made with other inputs. KeyboardInterrupt leaves it ready to go on.
+    executor: processes of this host, unless given. `InputError` where the study on disk was made with other inputs.
+    KeyboardInterrupt leaves it ready to go on.
     """
     folder = StudyFolder(Path("studies") / options.study)
     device = check_device(options.device)
     data = load_dataset(**options.data, device=device, progress=show.note)
-    space = options.space.for_data(data.channels, data.image_size, data.classes)
+    space = options.space.for_data(
+        data.channels, data.image_size, data.classes, augmented=data.augmentation != "none"
+    )
     _check_fits(space)
     folder.path.mkdir(parents=True, exist_ok=True)
     with folder.lock():
@@ -104,7 +118,7 @@ def search(options: Options, show: Show) -> Outcome:
         else:
             recipe = space.recipe
             folder.create(_config(options, space, data, device))
-        executor = LocalExecutor(preload=("sklearn.datasets",) if data.name == "digits" else ())
+        executor = executor or LocalExecutor(preload=("sklearn.datasets",) if data.name == "digits" else ())
         loop = _Loop(folder, options, space, recipe, data, show, executor)
         try:
             _open(loop)
@@ -588,6 +602,14 @@ def _write_test_error(loop: _Loop, number: int) -> None:
 
 
 # --- the plan -----------------------------------------------------------------------------------------------------
+
+
+TINY_IMAGE = 16  # pixels: on so small maps a second thread costs more in waiting than it gains
+
+
+def default_threads(workers: int, image_size: int) -> int:
+    """CPU threads of each training: the cores, shared out among the workers; one for tiny images."""
+    return 1 if image_size <= TINY_IMAGE else max(1, cores() // workers)
 
 
 def default_workers() -> int:

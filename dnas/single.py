@@ -20,7 +20,7 @@ from dnas.data.catalog import data_info
 from dnas.errors import InputError
 from dnas.files import write_atomic
 from dnas.recipe import Recipe, make_recipe
-from dnas.search import cores, git_commit, versions
+from dnas.search import default_threads, git_commit, versions
 from dnas.train import Diverged, Epoch, check_device, fit, is_out_of_memory
 from dnas.wording import count, duration, percent, size
 
@@ -48,7 +48,6 @@ def default_folder(name: str, dataset: str, seed: int) -> Path:
 
 def train_one(args: argparse.Namespace) -> int:
     device = check_device(args.device)
-    torch.set_num_threads(args.threads or cores())
     named = parse_name(args.name)
     recipe = make_recipe(
         args.recipe,
@@ -69,6 +68,7 @@ def train_one(args: argparse.Namespace) -> int:
         device=device,
         progress=lambda text: print(text, flush=True),
     )
+    torch.set_num_threads(args.threads or default_threads(1, data.image_size))
     spec = spec_for_data(args.name, data, recipe)
     price = cost(spec, recipe.batch_size)
     folder = args.out or default_folder(args.name, args.dataset, args.seed)

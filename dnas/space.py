@@ -162,12 +162,13 @@ class Space:
             return None
         return None if self.limits.excess(self.cost(spec)) else spec
 
-    def for_data(self, channels: int, image_size: int, classes: int) -> "Space":
-        """The same space for images as the data set really has them; what the file fixes itself stays."""
-        return dataclasses.replace(
-            self,
-            fixed={**self.fixed, "in_channels": channels, "image_size": image_size, "classes": classes},
-        )
+    def for_data(self, channels: int, image_size: int, classes: int, augmented: bool) -> "Space":
+        """The same space for images as the data set really has them; without augmentation, networks whose dropout the
+        file neither chooses nor fixes get the recipe's."""
+        fixed = {**self.fixed, "in_channels": channels, "image_size": image_size, "classes": classes}
+        if not augmented and "dropout" not in {choice.target for choice in self.choices}:
+            fixed.setdefault("dropout", self.recipe.dropout_without_augmentation)
+        return dataclasses.replace(self, fixed=fixed)
 
     def cost(self, spec: DenseNetSpec) -> Cost:
         return cost(spec, self.recipe.batch_size)

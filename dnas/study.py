@@ -93,6 +93,13 @@ class TrialRecord:
         return DenseNetSpec.from_dict(self.spec)
 
 
+def rank(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """The complete trials, the best first: by the objective's value at the last epoch, of equals the one with the fewest
+    params, of these the first."""
+    complete = [record for record in records if record.state == "complete"]
+    return sorted(complete, key=lambda r: (*r.objectives.values(), r.cost["params"], r.number))
+
+
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
@@ -211,10 +218,8 @@ class StudyFolder:
         return [(path.parent, record) for path, record in zip(paths, _read_records(paths), strict=True)]
 
     def best(self, count: int = 1) -> list[TrialRecord]:
-        """The complete trials with the lowest objective, the best first: selection is by the last epoch's value."""
-        objective = self.config()["objective"]
-        complete = [record for record in self.records() if record.state == "complete"]
-        return sorted(complete, key=lambda record: (record.objectives[objective], record.number))[:count]
+        """The best complete trials, the best first: see `rank`."""
+        return rank(self.records())[:count]
 
     def curve(self, folder: Path) -> "pd.DataFrame":
         import pandas as pd

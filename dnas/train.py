@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from dnas.arch.densenet import DenseNetSpec
 from dnas.data import Dataset
 from dnas.errors import InputError
-from dnas.files import write_atomic
+from dnas.files import remove_torn, write_atomic
 from dnas.nn import build
 from dnas.nn.norms import Norms, measure_norms
 from dnas.recipe import Recipe, learning_rate
@@ -117,6 +117,8 @@ def fit(
     )
     generator = torch.Generator().manual_seed(stream_seed(*seed, "data"))
     torch.manual_seed(stream_seed(*seed, "dropout"))
+    if folder is not None:
+        remove_torn(folder)
     if folder is not None and (folder / "checkpoint.pt").exists():
         _restore(run, optimizer, generator, read_checkpoint(folder / "checkpoint.pt"))
     else:

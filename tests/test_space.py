@@ -1,0 +1,167 @@
+"""Spaces: what a file may say, and that every mistake in it is named at once."""
+
+import random
+from pathlib import Path
+
+import optuna
+import pytest
+
+from dnas.arch import DenseNetSpec, cost
+from dnas.errors import InputError
+from dnas.sampler import distributions
+from dnas.space import Limits, load_space, parse_space, space_files
+
+GOOD = """# A space for this test
+dataset = "digits"
+[fixed]
+compression = 0.5
+[choose]
+growth_rate = { int = [4, 12], step = 4 }
+bottleneck = { of = [0, 2] }
+block_layers = { int = [1, 2], times = 2 }
+dropout = { float = [0.0, 0.3], step = 0.1, when = { bottleneck = 2 } }
+[limits]
+params = 5_000
+[recipe]
+epochs = 3
+"""
+
+
+def test_the_shipped_spaces_are_found_and_whole() -> None:
+    names = {"cifar_bc", "cifar_plain", "svhn_bc", "imagenet_bc", "digits_bc", "tiny"}
+    assert names <= set(space_files())
+    for name in names:
+        space = load_space(name)
+        opening = [line.lstrip("# ").split()[0] for line in space.text.splitlines()[:4]]
+        assert opening[1:] == ["Run:", "Time:", "Expect:"], name
+        for point in space.first:
+            assert space.feasible(point) is not None, f"the first network of {name} is over its limits"
+
+
+def test_spaces_of_the_current_folder_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("search_spaces").mkdir()
+    Path("search_spaces/tiny.toml").write_text(GOOD)
+    assert load_space("tiny").title == "A space for this test"
+    assert load_space("digits_bc").dataset == "digits"
+
+
+def test_a_space_counts_its_networks() -> None:
+    space = parse_space(GOOD, "x", "x.toml")
+    assert space.size() == 3 * 2 * 2 * (1 + 4)  # four dropouts with a bottleneck, one without
+    specs = {space.spec_of(point).digest for point in space.points()}
+    assert len(specs) == space.size()
+    assert parse_space(GOOD.replace(", step = 0.1", ""), "x", "x").size() is None
+
+
+def test_a_choice_that_is_not_made_keeps_its_field_at_rest() -> None:
+    space = parse_space(GOOD, "x", "x.toml")
+    point = {"growth_rate": 4, "bottleneck": 0, "block_layers_1": 1, "block_layers_2": 2, "dropout": 0.3}
+    assert space.spec_of(point).dropout == 0.0
+    assert "dropout" not in space.active(point)
+    assert space.spec_of(point | {"bottleneck": 2}).dropout == 0.3
+
+
+def test_suggest_speaks_optuna() -> None:
+    space = parse_space(GOOD, "x", "x.toml")
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(20):
+        trial = study.ask()
+        spec = space.suggest(trial)
+        assert space.suggest(optuna.trial.FixedTrial(trial.params)) == spec
+        assert space.spec_of(trial.params | {k: 0.0 for k in ("dropout",) if k not in trial.params}) == spec
+        assert spec.in_channels == 1
+        assert spec.image_size == 8
+
+
+def test_lists_of_layers_can_be_chosen() -> None:
+    text = GOOD.replace("block_layers = { int = [1, 2], times = 2 }", "block_layers = { of = [[1, 1], [1, 2, 1]] }")
+    space = parse_space(text, "x", "x.toml")
+    layers = {space.spec_of(space.random_point(random.Random(seed))).block_layers for seed in range(20)}
+    assert layers == {(1, 1), (1, 2, 1)}
+    assert distributions(space)["block_layers"].choices == ("1-1", "1-2-1")  # type: ignore[attr-defined]
+
+
+def test_a_depth_can_be_chosen() -> None:
+    text = GOOD.replace("block_layers = { int = [1, 2], times = 2 }", "depth = { of = [10, 16] }").replace("of = [0, 2]", "of = [2]")
+    space = parse_space(text.replace(", when = { bottleneck = 2 }", ""), "x", "x")
+    assert {space.spec_of(point).depth for point in space.points()} == {10, 16}
+
+
+def test_limits_measure_how_far_over() -> None:
+    price = cost(DenseNetSpec((1, 1), growth_rate=4))
+    limits = Limits(params=price.params / 2, macs=price.macs)
+    assert limits.excess(price) == pytest.approx({"params": 1.0})
+    assert Limits().excess(price) == {}
+
+
+def test_every_problem_of_a_file_is_named_at_once() -> None:
+    text = (
+        GOOD.replace("[limits]\nparams = 5_000", '[limits]\nparams = "1M"\nmac = 3')
+        .replace("compression = 0.5", "compresion = 0.5")
+        .replace("growth_rate = { int = [4, 12], step = 4 }", "growth_rate = { int = [12, 4] }")
+        .replace("bottleneck = { of = [0, 2] }", "bottleneck = { of = [] }")
+        .replace("epochs = 3", "epochs = 0\nbatchsize = 3")
+        .replace('dataset = "digits"', 'dataset = "digit"\nlimit = 3')
+    )
+    with pytest.raises(InputError) as error:
+        parse_space(text, "x", "search_spaces/x.toml")
+    message = str(error.value)
+    for part in (
+        "search_spaces/x.toml has ",
+        "limit: there is no such key. Did you mean limits?",
+        "dataset: no data set 'digit'",
+        "[fixed] compresion: DenseNetSpec has no such field; did you mean compression?",
+        "[choose] growth_rate: int must be [low, high] with low <= high, but got [12, 4].",
+        "[choose] bottleneck: of must list at least one value",
+        "[choose] dropout: when names 'bottleneck', which is not a choice.",
+        '[limits] params: expected a positive number, got "1M".',
+        "[limits] mac: there is no such limit. Did you mean macs?",
+        "[recipe] batchsize: a recipe has no such key. Did you mean batch_size?",
+    ):
+        assert part in message, part
+    assert message.count("\n") >= 9
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("params = 5_000", "params = 100", "nothing in the space meets params <= 100; the smallest has 1,046."),
+        ("step = 4 }", "step = 0 }", "`step > 0` must hold, but got step=0."),
+        ("step = 4 }", "steps = 4 }", "steps: there is no such key. Did you mean step or times?"),
+        ("int = [4, 12]", "int = [4.5, 12]", "int takes whole numbers"),
+        ("times = 2", "times = 0", "times makes a list"),
+        ("bottleneck = 2 }", "bottleneck = 3 }", "when bottleneck = 3, but bottleneck never is."),
+        ("compression = 0.5", "growth_rate = 4", "it is in [fixed] too; keep one."),
+        ("compression = 0.5", "compression = 1.5", "`0 < compression <= 1` must hold"),
+        ("epochs = 3", 'name = "slow"', "no recipe 'slow'; there are fast, paper."),
+        ("[recipe]", "[[first]]\ngrowth_rate = 5\n[recipe]", "growth_rate=5 is outside of 4 to 12 in steps of 4."),
+        ("[recipe]", "[[first]]\ngrowth = 4\n[recipe]", "growth is not chosen in this space. Did you mean growth_rate?"),
+        ("block_layers = { int = [1, 2], times = 2 }", "block_layers = { int = [1, 2], times = 6 }", "none of its networks exists"),
+        ('dataset = "digits"', 'dataset = "digits', "is not TOML"),
+        ('dataset = "digits"', 'dataset = "digits"\nfamily = "resnet"', "family: there is densenet, but got 'resnet'."),
+    ],
+)
+def test_each_mistake_has_its_message(old: str, new: str, message: str) -> None:
+    assert old in GOOD
+    with pytest.raises(InputError) as error:
+        parse_space(GOOD.replace(old, new), "x", "x.toml")
+    assert message in str(error.value)
+
+
+def test_a_depth_that_does_not_exist_is_named() -> None:
+    text = GOOD.replace("block_layers = { int = [1, 2], times = 2 }", "depth = { int = [10, 13] }")
+    with pytest.raises(InputError, match=r"do not exist, such as: a DenseNet"):
+        parse_space(text, "x", "x.toml")
+
+
+def test_overrides_replace_what_the_file_says() -> None:
+    space = load_space("tiny", epochs=7, limits={"params": 1_000}, recipe="paper", dataset=None)
+    assert (space.recipe.name, space.recipe.epochs, space.limits.params) == ("paper", 7, 1_000)
+    with pytest.raises(InputError, match=r"nothing in the space meets params <= 10"):
+        load_space("tiny", limits={"params": 10})
+
+
+def test_unknown_spaces_name_the_nearest() -> None:
+    with pytest.raises(InputError, match=r"no search space 'cifar_b'; there are .*Did you mean cifar_bc"):
+        load_space("cifar_b")

@@ -1,0 +1,281 @@
+"""Training: exact resumption, divergence, schedules, checkpoints that are safe to open."""
+
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from dnas.arch import DenseNetSpec, parse_name
+from dnas.data import Dataset, load_dataset
+from dnas.data.catalog import data_info
+from dnas.errors import InputError
+from dnas.files import DiskFull, write_atomic
+from dnas.nn import build
+from dnas.nn.norms import measure_norms
+from dnas.recipe import Recipe, learning_rate, make_recipe
+from dnas.train import (
+    Diverged,
+    Epoch,
+    check_device,
+    evaluate,
+    fit,
+    load_run,
+    read_checkpoint,
+    stream_seed,
+    weights_digest,
+)
+
+SPEC = parse_name("densenet-bc:layers=1-1,k=4,dropout=0.2,channels=1,size=8")
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return load_dataset("digits", subset=300)
+
+
+def recipe(epochs: int = 4, **changes: object) -> Recipe:
+    return make_recipe("fast", data_info("digits"), epochs=epochs, **changes)
+
+
+def without_time(curve: list[Epoch]) -> list[tuple[object, ...]]:
+    return [(e.epoch, e.train_loss, e.train_error, e.val_loss, e.val_error, e.learning_rate) for e in curve]
+
+
+@pytest.mark.parametrize("name", ["paper", "fast"])
+def test_a_run_interrupted_after_every_epoch_ends_bit_equal(digits: Dataset, tmp_path: Path, name: str) -> None:
+    plan = make_recipe(name, data_info("digits"), epochs=4)
+    whole = fit(SPEC, digits, plan, seed=(3, 1))
+
+    def interrupt(epoch: Epoch) -> bool:
+        if epoch.epoch > interrupted[-1]:
+            interrupted.append(epoch.epoch)
+            raise KeyboardInterrupt
+        return True
+
+    interrupted = [0]
+    for _ in range(4):
+        torch.manual_seed(os.getpid())  # what the process did before must not matter
+        with pytest.raises(KeyboardInterrupt):
+            fit(SPEC, digits, plan, seed=(3, 1), folder=tmp_path, report=interrupt)
+    resumed = fit(SPEC, digits, plan, seed=(3, 1), folder=tmp_path)
+    assert interrupted == [0, 1, 2, 3, 4]
+    assert resumed.weights_digest == whole.weights_digest
+    assert without_time(resumed.run.curve) == without_time(whole.run.curve)
+    assert resumed.run.norms == whole.run.norms
+
+
+def test_another_seed_trial_or_spec_is_another_run(digits: Dataset) -> None:
+    digests = {
+        fit(spec, digits, recipe(1), seed=seed).weights_digest
+        for spec, seed in [(SPEC, (0, 0)), (SPEC, (1, 0)), (SPEC, (0, 1)), (SPEC, (0, 0))]
+    }
+    assert len(digests) == 3
+
+
+def test_a_paired_run_sees_the_same_images_in_the_same_order() -> None:
+    assert stream_seed(5, 2, "data") == stream_seed(5, 2, "data")
+    streams = {stream_seed(s, n, name) for s in range(3) for n in range(3) for name in ("initialisation", "data", "dropout")}
+    assert len(streams) == 27
+
+
+def test_report_is_called_once_an_epoch_and_can_stop(digits: Dataset) -> None:
+    seen: list[int] = []
+    result = fit(SPEC, digits, recipe(4), seed=(0, 0), report=lambda e: seen.append(e.epoch) or e.epoch < 2)  # type: ignore[func-returns-value]
+    assert seen == [1, 2]
+    assert not result.finished
+    assert len(result.run.curve) == 2
+
+
+def test_training_learns_the_digits() -> None:
+    data = load_dataset("digits")
+    result = fit(parse_name("densenet-bc:L=16,k=8,channels=1,size=8"), data, recipe(4), seed=(0, 0))
+    assert result.run.curve[0].train_error > 0.3
+    assert result.run.curve[-1].val_error is not None
+    assert result.run.curve[-1].val_error < 0.15
+
+
+def test_divergence_ends_the_run_at_once_with_its_reason(digits: Dataset) -> None:
+    steps: list[int] = []
+    with pytest.raises(Diverged, match=r"training loss is (nan|inf) at step \d+ of epoch 1"):
+        fit(
+            SPEC,
+            digits,
+            recipe(4, learning_rate=1e30, warmup=0.0),
+            seed=(0, 0),
+            on_step=lambda done, total: steps.append(done),
+        )
+    assert len(steps) < digits.steps_per_epoch(64)
+
+
+def test_retraining_on_everything_has_no_validation(digits: Dataset) -> None:
+    result = fit(SPEC, digits.with_validation_in_training(), recipe(1), seed=(0, 0))
+    assert result.run.curve[0].val_error is None
+    assert result.run.data["val_size"] == 0
+
+
+def test_evaluate_is_the_mean_over_the_part(digits: Dataset) -> None:
+    torch.manual_seed(0)
+    net = build(SPEC).eval()
+    x, y = (torch.cat(parts) for parts in zip(*digits.batches("val"), strict=True))
+    with torch.no_grad():
+        logits = net(x)
+    loss, error = evaluate(net, digits, "val")
+    assert error == int((logits.argmax(1) != y).sum()) / len(y)
+    assert loss == pytest.approx(torch.nn.functional.cross_entropy(logits, y).item(), rel=1e-5)
+
+
+def test_files_of_a_run(digits: Dataset, tmp_path: Path) -> None:
+    result = fit(SPEC, digits, recipe(2), seed=(0, 0), folder=tmp_path)
+    curve = pd.read_csv(tmp_path / "curve.csv")
+    assert list(curve["epoch"]) == [1, 2]
+    assert curve["val_error"].iloc[-1] == result.run.curve[-1].val_error
+    norms = np.load(tmp_path / "norms.npz")
+    assert norms["l2"].shape == (3, len(norms["names"]))
+    assert norms["reuse"].shape == (3, len(norms["pairs"]))
+    assert norms["numel"].sum() == sum(p.numel() for p in result.run.net.parameters())
+    loaded = load_run(tmp_path / "checkpoint.pt")
+    assert weights_digest(loaded.net) == result.weights_digest
+    for name, parameter in loaded.net.named_parameters():
+        last = norms["l2"][-1][list(norms["names"]).index(name)]
+        assert last == pytest.approx(parameter.detach().norm().item(), rel=1e-6)
+
+
+def test_reuse_is_the_mean_absolute_weight_by_source() -> None:
+    spec = parse_name("densenet-bc:layers=2-1,k=3,size=8,channels=1")
+    net = build(spec)
+    found = measure_norms(net, spec)
+    weight = net.get_parameter("features.denseblock1.denselayer2.conv1.weight").detach()
+    row = dict(zip(found.pairs, found.reuse, strict=True))
+    assert row["stem", "denseblock1.denselayer2"] == pytest.approx(weight[:, :6].abs().mean().item())
+    assert row["denseblock1.denselayer1", "denseblock1.denselayer2"] == pytest.approx(weight[:, 6:].abs().mean().item())
+    assert ("transition1", "classifier") in row
+
+
+# recipes
+
+
+def test_the_papers_schedule() -> None:
+    plan = make_recipe("paper", data_info("cifar10"))
+    assert (plan.epochs, plan.batch_size, plan.weight_decay, plan.momentum) == (300, 64, 1e-4, 0.9)
+    rates = [learning_rate(plan, epoch * 10, 10) for epoch in (0, 149, 150, 224, 225, 299)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+    imagenet = make_recipe("paper", data_info("imagenet"))
+    assert (imagenet.epochs, imagenet.batch_size) == (90, 256)
+    rates = [learning_rate(imagenet, epoch * 7, 7) for epoch in (29, 30, 59, 60)]
+    assert rates == pytest.approx([0.1, 0.01, 0.01, 0.001])
+    assert make_recipe("paper", data_info("svhn")).epochs == 40
+    assert plan.dropout_without_augmentation == 0.2
+
+
+def test_one_cycle_rises_and_falls_to_nothing() -> None:
+    plan = Recipe("fast", epochs=10, schedule="one-cycle", warmup=0.3, learning_rate=0.2)
+    rates = [learning_rate(plan, step, 10) for step in range(100)]
+    peak = max(range(100), key=rates.__getitem__)
+    assert peak == 30
+    assert rates[peak] == pytest.approx(0.2)
+    assert rates[:31] == sorted(rates[:31])
+    assert rates[30:] == sorted(rates[30:], reverse=True)
+    assert rates[-1] < 0.005
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "`epochs >= 1` must hold, but got epochs=0."),
+        ({"batch_size": 1}, "`batch_size >= 2` must hold"),
+        ({"learning_rate": -1.0}, "`0 <= learning_rate < inf` must hold"),
+        ({"momentum": 1.0}, "`0 <= momentum < 1` must hold"),
+        ({"schedule": "cosine"}, "schedule must be one of steps, one-cycle, but got 'cosine'."),
+        ({"epoch": 3}, "a recipe has no 'epoch'. Did you mean epochs?"),
+    ],
+)
+def test_recipes_refuse_what_cannot_be(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        make_recipe("fast", data_info("digits"), **changes)
+    assert message in str(error.value)
+
+
+# checkpoints
+
+
+def test_a_checkpoint_of_another_run_is_refused(digits: Dataset, tmp_path: Path) -> None:
+    fit(SPEC, digits, recipe(1), seed=(0, 0), folder=tmp_path)
+    with pytest.raises(InputError, match="of another run: its seed is"):
+        fit(SPEC, digits, recipe(1), seed=(1, 0), folder=tmp_path)
+    with pytest.raises(InputError, match="of another run: its recipe is"):
+        fit(SPEC, digits, recipe(2), seed=(0, 0), folder=tmp_path)
+
+
+def test_a_truncated_checkpoint_is_one_clear_line(digits: Dataset, tmp_path: Path) -> None:
+    fit(SPEC, digits, recipe(1), seed=(0, 0), folder=tmp_path)
+    path = tmp_path / "checkpoint.pt"
+    content = path.read_bytes()
+    for size in (0, 10, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:size])
+        with pytest.raises(InputError, match="is not a dnas checkpoint"):
+            read_checkpoint(path)
+    middle = bytearray(content)
+    middle[200:260] = b"\xff" * 60
+    path.write_bytes(bytes(middle))
+    with pytest.raises(InputError, match="is not a dnas checkpoint"):
+        read_checkpoint(path)
+
+
+class _Bomb:
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.system, ("touch exploded",)
+
+
+def test_a_checkpoint_never_runs_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"format": "dnas-checkpoint-1", "weights": _Bomb()}, "bomb.pt")
+    assert zipfile.is_zipfile("bomb.pt")
+    Path("bare.pt").write_bytes(pickle.dumps(_Bomb()))
+    torch.save({"something": "else"}, "other.pt")
+    for name in ("bomb.pt", "bare.pt", "other.pt", "missing.pt"):
+        with pytest.raises(InputError, match=name):
+            read_checkpoint(Path(name))
+    assert not Path("exploded").exists()
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    write_atomic(path, b"before")
+    code = (
+        "import resource, pathlib, sys; from dnas.files import DiskFull, write_atomic\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try: write_atomic(pathlib.Path(sys.argv[1]), b'x' * 5000)\n"
+        "except DiskFull as error: print(error)"
+    )
+    run = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert "no room left to write" in run.stdout
+    assert str(path) in run.stdout
+    assert path.read_bytes() == b"before"
+    assert os.listdir(tmp_path) == ["checkpoint.pt"]
+    assert issubclass(DiskFull, InputError)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+@pytest.mark.parametrize("device", ["cuda", "cuda:3"])
+def test_cuda_without_cuda(device: str) -> None:
+    with pytest.raises(InputError, match="finds no CUDA device here; use --device cpu"):
+        check_device(device)
+
+
+def test_unknown_devices() -> None:
+    for device in ("gpu", "mps", "cuda:x"):
+        with pytest.raises(InputError, match=r"cpu"):
+            check_device(device)
+    assert check_device("cpu") == "cpu"
+
+
+def test_specs_reach_the_module_unchanged() -> None:
+    assert isinstance(SPEC, DenseNetSpec)
+    assert build(SPEC).spec == SPEC
