@@ -18,7 +18,6 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
-from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from dnas.analysis import Front, NoiseFloor, WeightNorms, leads_from, words
@@ -368,7 +367,9 @@ def _log_ticks(axes: Axes, side: str, factor: float) -> None:
     shown = [0.0] if low < 0 else []
     low = max(low, 1e-12) if low > 0 else (axes.yaxis.get_transform().linthresh * 0.5)  # type: ignore[attr-defined]
     decades = np.log10(high / low)
-    steps = (1,) if decades > 3.5 else (1, 2, 5) if decades > 0.75 else (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
+    steps: tuple[float, ...] = (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
+    for more_than, fewer in ((0.6, (1, 2, 3, 5, 7)), (1.3, (1, 2, 5)), (3.5, (1,))):
+        steps = fewer if decades > more_than else steps
     powers = np.arange(np.floor(np.log10(low * factor)), np.ceil(np.log10(high * factor)) + 1)
     values = sorted(step * 10**power / factor for power in powers for step in steps)
     axis.set_major_locator(FixedLocator(shown + [v for v in values if low <= v <= high]))
@@ -478,30 +479,32 @@ def _label_ends(figure: Figure, axes: Axes, x: float, ends: list[tuple[str, floa
 
 
 def plot_weight_norms(norms: WeightNorms) -> Figure:
-    """Heatmap: rows are layers in depth order, columns epochs, the colour the RMS weight over its untrained value."""
+    """Heatmap: rows are layers in depth order, columns epochs, the colour the RMS weight over its untrained value.
+
+    The scale is that of the convolutions; a classifier beyond it has the colour of the end.
+    """
     ratio = norms.ratio
-    final = ratio[:, -1]
-    if not np.isfinite(final).any():
-        raise InputError(
-            "weight norms can't be drawn: no layer's weights have a finite size before and after training."
-        )
-    low, high = float(np.nanmin(final)), float(np.nanmax(final))
+    last = [layer == "classifier" for layer in norms.layers]
+    inner = ratio[~np.array(last)]
+    if not np.isfinite(inner).any():
+        raise InputError("weight norms can't be drawn: no convolution has weights of a finite size, before training.")
+    low, high = float(np.nanmin(inner[:, -1])), float(np.nanmax(inner[:, -1]))
     rows, columns = ratio.shape
     parts = [part_of(layer) for layer in norms.layers]
-    if columns == 1:
-        title = "Untrained: no epoch is finished"
-    else:
-        change = np.log(pd.Series(final).groupby(parts).mean())
-        which = str(change.abs().idxmax())
-        verb = "grew" if change[which] > 0 else "shrank"
-        which = which if which[-1].isdigit() else f"the {which}"
-        title = f"Weights ended at {low:.2f} to {high:.2f} times their untrained size; {which} {verb} most"
+    title = "Untrained: no epoch is finished"
+    if columns > 1:
+        title = f"Convolutions ended at {low:.2f} to {high:.2f} times their untrained size"
+        if any(last) and np.isfinite(ratio[-1, -1]):
+            title += f", the classifier at {ratio[-1, -1]:.2f}"
     with _style():
         figure = _canvas(float(np.clip(1.5 + 0.17 * rows, 2.8, 7.4)), title)
         axes = figure.add_subplot()
         axes.grid(False)
         shown = np.ma.masked_invalid(ratio)
-        least, most = float(shown.min()), float(shown.max())
+        # No norm follows the classifier, so it often grows several times over: on a scale of its own range nothing else
+        # would show, so it may lie beyond the ends.
+        least, most = float(np.nanmin(inner)), float(np.nanmax(inner))
+        beyond = (float(shown.min()) < least, float(shown.max()) > most)
         mesh = axes.imshow(
             shown,
             aspect="auto",
@@ -511,7 +514,8 @@ def plot_weight_norms(norms: WeightNorms) -> Figure:
             vmax=most if most > least else least + 1e-6,
             extent=(-0.5, columns - 0.5, rows - 0.5, -0.5),
         )
-        bar = figure.colorbar(mesh, ax=axes, pad=0.015, aspect=30)
+        ends = {(True, True): "both", (True, False): "min", (False, True): "max"}
+        bar = figure.colorbar(mesh, ax=axes, pad=0.015, aspect=30, extend=ends.get(beyond, "neither"), extendfrac=0.03)
         bar.set_label("RMS weight ÷ its untrained value")
         bar.outline.set_visible(False)
         if least < 1 < most:
@@ -611,6 +615,6 @@ def _name_columns(axes: Axes, parts: list[str]) -> None:
     axes.set_xlabel("layers in the order of execution")
 
 
-def texts(figure: Figure) -> list[str]:
-    """Every text in a figure: for checks, and for the words that a reader who can't see it gets."""
-    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
+def title(figure: Figure) -> str:
+    """The finding that a figure states."""
+    return figure.get_suptitle()

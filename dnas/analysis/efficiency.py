@@ -1,0 +1,172 @@
+"""Error against size: the front of a study, what the paper reached, and which differences mean nothing."""
+
+import itertools
+import math
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import pandas as pd
+
+from dnas.arch import DenseNetSpec, LayerCost, layer_costs
+from dnas.errors import InputError
+
+Z95 = 1.959963984540054  # two-sided 95% of a normal distribution
+
+
+@dataclass(frozen=True)
+class Front:
+    """The trials that no other one beats: rows of the study's frame, ascending in params, so descending in error."""
+
+    trials: pd.DataFrame
+
+    @property
+    def numbers(self) -> list[int]:
+        return [int(number) for number in self.trials["number"]]
+
+
+@dataclass(frozen=True)
+class NoiseFloor:
+    """What the finite validation part alone makes of an error. `low` and `high` bound the Wilson 95% interval. A second
+    training of the same network differs by more than this: initialisation and order are not in it."""
+
+    error: float
+    size: int
+    standard_error: float
+    low: float
+    high: float
+
+
+def pareto_front(frame: pd.DataFrame) -> Front:
+    """The non-dominated complete trials in (params, val_error).
+
+    One trial dominates another if it is no worse in both and strictly better in one; so of equal trials all stay.
+    frame: as `dnas.study.read_study` gives it. Trials without a finite error or size are left out.
+    """
+    if frame.empty:
+        return Front(frame.reindex(columns=["number", "network", "params", "val_error"]))
+    for column in ("number", "state", "params", "val_error"):
+        if column not in frame:
+            raise InputError(f"a front needs the column {column}, but there are {', '.join(map(str, frame.columns))}.")
+    complete = frame[frame["state"] == "complete"]
+    numbers = complete[["params", "val_error"]].apply(pd.to_numeric)
+    complete = complete[numbers.apply(lambda row: all(map(math.isfinite, row)), axis=1).astype(bool)]
+    ordered = complete.sort_values(["params", "val_error", "number"])
+    kept, least, width = [], math.inf, -1.0
+    for index, params, error in zip(ordered.index, ordered["params"], ordered["val_error"], strict=True):
+        if error < least or (error == least and params == width):
+            kept.append(index)
+            least, width = error, params
+    return Front(ordered.loc[kept])
+
+
+def standard_error(error: float, size: int) -> float:
+    """The binomial standard error √(p(1 - p)/n) of an error `p` (fraction) measured on `n` images."""
+    _check(error, size)
+    return math.sqrt(error * (1 - error) / size)
+
+
+def wilson_interval(error: float, size: int, z: float = Z95) -> tuple[float, float]:
+    """Wilson's score interval (1927) of an error (fraction) on `size` images; 95% unless `z` says otherwise."""
+    _check(error, size)
+    centre = (error + z**2 / (2 * size)) / (1 + z**2 / size)
+    half = z / (1 + z**2 / size) * math.sqrt(error * (1 - error) / size + z**2 / (4 * size**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def noise_floor(error: float, size: int) -> NoiseFloor:
+    """How far chance in the choice of `size` validation images moves `error` (fraction)."""
+    low, high = wilson_interval(error, size)
+    return NoiseFloor(error, size, standard_error(error, size), low, high)
+
+
+def _check(error: float, size: int) -> None:
+    if not 0 <= error <= 1:
+        raise InputError(f"`0 <= error <= 1` must hold (a fraction, no percentage), but got error={error!r}.")
+    if size < 1:
+        raise InputError(f"`size >= 1` must hold (images that were classified), but got size={size!r}.")
+
+
+# The columns of Table 2 for each data set: without augmentation, with it.
+_TABLE_2 = {"cifar10": ("c10", "c10_plus"), "cifar100": ("c100", "c100_plus"), "svhn": ("svhn", None)}
+
+
+def published(dataset: str) -> pd.DataFrame:
+    """The paper's Table 2 for a data set, else empty: method, depth, params, augmented, test_error (fraction).
+
+    Those are test errors of the last epoch after training on the whole training part (for CIFAR all 50,000 images; for
+    SVHN with its extra images), and the table rounds params to 0.1 M. Methods without a size
+    are left out.
+    """
+    rows = []
+    for column, augmented in zip(_TABLE_2.get(dataset, ()), (False, True), strict=False):
+        if column is None:
+            continue
+        for row in _read("table2_error_rates.csv").to_dict("records"):
+            if math.isfinite(row["params_millions"]) and math.isfinite(row[column]):
+                rows.append(
+                    {
+                        "method": row["method"],
+                        "depth": int(row["depth"]),
+                        "params": round(row["params_millions"] * 1e6),
+                        "augmented": augmented,
+                        "test_error": round(row[column] / 100, 6),
+                    }
+                )
+    return pd.DataFrame(rows, columns=["method", "depth", "params", "augmented", "test_error"])
+
+
+def _read(name: str) -> pd.DataFrame:
+    with files("dnas").joinpath("published", name).open(encoding="utf-8") as file:
+        return pd.read_csv(file, comment="#")
+
+
+def within_reach(points: pd.DataFrame, frame: pd.DataFrame, factor: float = 4.0) -> pd.DataFrame:
+    """Those published points whose size is at most `factor` beyond the smallest or largest network of the study."""
+    sizes = frame["params"].dropna() if "params" in frame else pd.Series(dtype=float)
+    if points.empty or sizes.empty:
+        return points.iloc[:0]
+    return points[points["params"].between(sizes.min() / factor, sizes.max() * factor)].reset_index(drop=True)
+
+
+def cost_by_part(spec: DenseNetSpec) -> pd.DataFrame:
+    """A row a part (stem, block 1, transition 1, ..., classifier): part, layers, in_channels, out_channels, size
+    (pixels a side), params, macs, activation_bytes at batch 64, params_share and macs_share (fractions of the whole).
+
+    out_channels of a block are those that what follows it reads.
+    """
+    rows: list[dict[str, Any]] = []
+    for name, costs in _parts(spec).items():
+        rows.append(
+            {
+                "part": name,
+                "layers": len(costs),
+                "in_channels": costs[0].in_channels,
+                "out_channels": costs[-1].out_channels,
+                "size": costs[0].size,
+                **{key: sum(getattr(c, key) for c in costs) for key in ("params", "macs", "activation_bytes")},
+            }
+        )
+    for row, following in itertools.pairwise(rows):
+        if row["part"].startswith("block"):
+            row["out_channels"] = following["in_channels"]
+    frame = pd.DataFrame(rows)
+    return frame.assign(
+        params_share=frame["params"] / frame["params"].sum(), macs_share=frame["macs"] / frame["macs"].sum()
+    )
+
+
+def part_of(layer: str) -> str:
+    """The part that a layer belongs to: "denseblock1.denselayer3" -> "block 1", "transition1" -> "transition 1"."""
+    head = layer.partition(".")[0]
+    for prefix, word in (("denseblock", "block"), ("transition", "transition")):
+        if head.startswith(prefix):
+            return f"{word} {head.removeprefix(prefix)}"
+    return head
+
+
+def _parts(spec: DenseNetSpec) -> dict[str, list[LayerCost]]:
+    found: dict[str, list[LayerCost]] = {}
+    for price in layer_costs(spec):
+        found.setdefault(part_of(price.name), []).append(price)
+    return found

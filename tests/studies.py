@@ -1,0 +1,198 @@
+"""Studies as a search would leave them, made by a formula: no training."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dnas.arch import DenseNetSpec, cost
+from dnas.study import StudyFolder, TrialRecord, new_record
+
+VERSIONS = {"python": "3.11.2", "torch": "2.11.0", "optuna": "5.0.0", "dnas": "0.1.0"}
+SPACE_TEXT = """\
+# Small DenseNets for 8×8 digits: made up for the tests.
+family = "densenet"
+dataset = "digits"
+
+[choose]
+growth_rate  = { int = [4, 16], step = 4 }
+block_layers = { int = [1, 5], times = 3 }
+
+[limits]
+params = 60_000
+
+[recipe]
+name = "fast"
+epochs = 12
+"""
+DATA = {
+    "name": "digits",
+    "title": "Digits",
+    "classes": 10,
+    "channels": 1,
+    "image_size": 8,
+    "size_rule": "as stored",
+    "fingerprint": "0123456789abcdef" * 4,
+    "mean": [0.3],
+    "std": [0.37],
+    "augmentation": "crop",
+    "train_size": 1294,
+    "val_size": 144,
+    "test_size": 359,
+    "split_seed": 0,
+}
+
+
+def make_study(
+    path: Path,
+    states: list[str],
+    epochs: int = 12,
+    data: dict[str, Any] | None = None,
+    norms: bool = True,
+    sizes: tuple[int, int] = (1, 5),
+    image: tuple[int, int] = (1, 8),
+    **config: Any,
+) -> StudyFolder:
+    """A study with one trial for each of `states`; every seventh is of the control arm, the first two `first`."""
+    study = StudyFolder(path)
+    data = DATA | (data or {})
+    study.create(
+        {
+            "name": path.name,
+            "created": "2026-01-02T03:04:05+00:00",
+            "objective": "val_error",
+            "seed": 0,
+            "split_seed": 0,
+            "sampler": "tpe",
+            "stopping": "asha",
+            "trials": len(states),
+            "command": f"dnas search --space digits_bc --trials {len(states)}",
+            "threads": 1,
+            "device": "cpu",
+            "space": {"name": "digits_bc", "title": "Small DenseNets for 8×8 digits: made up.", "text": SPACE_TEXT},
+            "limits": {"params": 60_000},
+            "recipe": {
+                "name": "fast",
+                "epochs": epochs,
+                "batch_size": 64,
+                "learning_rate": 0.1,
+                "schedule": "one-cycle",
+            },
+            "data": data,
+            "versions": VERSIONS,
+            "commit": "f" * 40,
+            "host": "test-host",
+        }
+        | config
+    )
+    rng = np.random.default_rng(0)
+    for number, state in enumerate(states):
+        low, high = sizes
+        spec = DenseNetSpec(
+            tuple(int(n) for n in rng.integers(low, high + 1, 3)),
+            growth_rate=int(rng.integers(1, 5)) * 4,
+            bottleneck=int(rng.choice([0, 4])),
+            in_channels=image[0],
+            image_size=image[1],
+        )
+        arm = "first" if number < 2 else "control" if number % 7 == 6 else "sampler"
+        add_trial(study, number, spec, state, epochs, arm=arm, data=data, norms=norms, rng=rng)
+    return study
+
+
+def add_trial(
+    study: StudyFolder,
+    number: int,
+    spec: DenseNetSpec,
+    state: str,
+    epochs: int,
+    *,
+    arm: str = "sampler",
+    data: dict[str, Any] = DATA,
+    norms: bool = False,
+    rng: np.random.Generator | None = None,
+    **changes: Any,
+) -> TrialRecord:
+    """Writes the folder of one trial, its error falling like a power of its size and, over the epochs, towards it."""
+    rng = rng or np.random.default_rng(number)
+    price = cost(spec)
+    floor = 0.35 * (price.params / 1000) ** -0.5 * float(np.exp(rng.normal(0, 0.15)))
+    done = {"complete": epochs, "stopped": max(1, epochs // 4), "running": epochs // 2}.get(state, 0)
+    rows = []
+    for epoch in range(1, done + 1):
+        share = epoch / epochs
+        exact = min(0.9, floor + 0.5 * math.exp(-5 * share) * float(np.exp(rng.normal(0, 0.1))))
+        val = round(exact * data["val_size"]) / data["val_size"]
+        rate = 0.1 * min(share / 0.3, (1 - share) / 0.7)
+        rows.append(
+            {
+                "epoch": epoch,
+                "train_loss": 2.3 * exact,
+                "train_error": exact * (1 - 0.4 * share),
+                "val_loss": 2.6 * exact,
+                "val_error": val,
+                "learning_rate": rate,
+                "seconds": 1.5,
+            }
+        )
+    folder = study.trial_folder(number)
+    if rows:
+        write_curve(folder, rows)
+    record = new_record(
+        number,
+        arm,
+        {"growth_rate": spec.growth_rates[0], **{f"block_layers_{i}": n for i, n in enumerate(spec.block_layers, 1)}},
+        spec,
+        state=state,
+        cost=dataclasses.asdict(price),
+        seed=[0, number],
+        data=data,
+        epochs=done,
+        epochs_planned=epochs,
+        seconds=1.5 * done,
+        val_error=rows[-1]["val_error"] if rows else None,
+        val_loss=rows[-1]["val_loss"] if rows else None,
+        reason={
+            "failed": "diverged: the training loss is nan at step 3 of epoch 1.",
+            "infeasible": "params 61,002 > 60,000",
+        }.get(state),
+        versions=VERSIONS,
+        commit="f" * 40,
+        host="test-host",
+        started="2026-01-02T03:04:05+00:00",
+        ended=None if state == "running" else "2026-01-02T03:05:05+00:00",
+    )
+    record = dataclasses.replace(record, **changes)
+    if state == "complete" and not record.objectives:
+        record.objectives = {"val_error": record.val_error, "val_loss": record.val_loss}
+    if norms and state == "complete":
+        write_norms(folder, plain_norms(spec, done))
+    study.write_record(record)
+    return record
+
+
+def plain_norms(spec: DenseNetSpec, epochs: int) -> dict[str, np.ndarray]:
+    """norms.npz's arrays: weights that shrink, the deeper the layer the less; parameters of norms are there too."""
+    from dnas.analysis.weight_norms import weight_sizes
+
+    sizes = weight_sizes(spec)
+    names = [*sizes, "features.norm5.weight", "classifier.bias"]
+    depth = np.linspace(0, 1, len(names))
+    time = np.arange(epochs + 1)[:, None] / max(1, epochs)
+    rms = 0.1 * (1 - (0.7 - 0.9 * depth) * (1 - np.exp(-3 * time)))
+    l2 = rms * np.sqrt([*sizes.values(), 32, 10])
+    pairs = [(s.layer, layer.name) for layer in spec.layers() if layer.kind != "stem" for s in layer.sources]
+    return {"names": np.array(names), "l2": l2, "pairs": np.array(pairs), "reuse": np.ones((epochs + 1, len(pairs)))}
+
+
+def write_curve(folder: Path, rows: list[dict[str, Any]]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows).to_csv(folder / "curve.csv", index=False)
+
+
+def write_norms(folder: Path, plain: dict[str, np.ndarray]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez(folder / "norms.npz", **plain)  # type: ignore[arg-type]

@@ -1,0 +1,259 @@
+"""The numbers of `dnas.analysis`: laws, and values worked out by hand."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dnas.analysis import (
+    NormHistory,
+    cost_by_part,
+    leads_from,
+    learning_curves,
+    noise_floor,
+    pareto_front,
+    published,
+    read_norms,
+    standard_error,
+    weight_norms,
+    wilson_interval,
+    within_reach,
+    words,
+)
+from dnas.analysis.weight_norms import weight_sizes
+from dnas.arch import PRESETS, DenseNetSpec, cost
+from dnas.errors import InputError
+from dnas.nn import build
+from dnas.study import read_study
+from tests.specs import specs
+from tests.studies import make_study, plain_norms
+
+FEW = [0.1, 0.1, 0.2, 0.25, 0.5, math.nan]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["complete", "complete", "stopped", "failed"]), st.integers(1, 6), st.sampled_from(FEW)
+        ),
+        max_size=15,
+    )
+)
+def test_the_front_is_what_nothing_dominates(rows: list[tuple[str, int, float]]) -> None:
+    frame = pd.DataFrame(
+        [{"number": i, "state": s, "params": p, "val_error": e, "network": "n"} for i, (s, p, e) in enumerate(rows)]
+    )
+    able = [(i, p, e) for i, (s, p, e) in enumerate(rows) if s == "complete" and not math.isnan(e)]
+    expected = {i for i, p, e in able if not any(q <= p and f <= e and (q < p or f < e) for _, q, f in able)}
+    front = pareto_front(frame)
+    assert set(front.numbers) == expected
+    assert front.trials["params"].tolist() == sorted(front.trials["params"])
+
+
+def test_a_front_needs_its_columns() -> None:
+    with pytest.raises(InputError, match="needs the column params"):
+        pareto_front(pd.DataFrame({"number": [1], "state": ["complete"]}))
+
+
+def test_the_wilson_interval_has_its_golden_values() -> None:
+    # Newcombe 1998, table I: 81 of 263, 15 of 148, 0 of 20.
+    assert wilson_interval(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson_interval(15 / 148, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
+    assert wilson_interval(0.0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+
+
+def test_the_noise_floor_is_binomial() -> None:
+    floor = noise_floor(0.06, 5000)
+    assert floor.standard_error == standard_error(0.06, 5000) == pytest.approx(math.sqrt(0.06 * 0.94 / 5000))
+    assert (floor.low, floor.high) == wilson_interval(0.06, 5000)
+    assert noise_floor(0.0, 100).high > 0.03  # no errors on 100 images is not certainty
+
+
+@pytest.mark.parametrize(("error", "size", "law"), [(5.9, 100, "0 <= error <= 1"), (0.1, 0, "size >= 1")])
+def test_a_percentage_is_refused(error: float, size: int, law: str) -> None:
+    with pytest.raises(InputError, match=law):
+        noise_floor(error, size)
+
+
+def test_published_points_are_those_of_table_2() -> None:
+    c10 = published("cifar10")
+    row = c10[(c10["method"] == "DenseNet-BC (k=12)") & c10["augmented"]].iloc[0]
+    assert (row["depth"], row["params"], row["test_error"]) == (100, 800_000, 0.0451)
+    assert c10[(c10["method"] == "DenseNet (k=24)") & ~c10["augmented"]]["test_error"].tolist() == [0.0583]
+    assert published("cifar100")["test_error"].min() == 0.1718
+    assert not published("svhn")["augmented"].any()
+    assert published("svhn")["test_error"].min() == 0.0159
+    assert published("digits").empty
+    assert list(published("digits")) == list(c10)
+
+
+def test_only_published_networks_of_about_the_same_size_are_near() -> None:
+    near = within_reach(published("cifar10"), pd.DataFrame({"params": [300_000, 900_000]}))
+    assert near["params"].max() <= 3_600_000
+    assert near["params"].min() >= 75_000
+    assert len(near)
+    assert within_reach(published("cifar10"), pd.DataFrame()).empty
+
+
+@given(specs())
+@settings(max_examples=25, deadline=None)
+def test_the_parts_add_up_to_the_network(spec: DenseNetSpec) -> None:
+    parts, whole = cost_by_part(spec), cost(spec)
+    assert (parts["params"].sum(), parts["macs"].sum()) == (whole.params, whole.macs)
+    assert parts["params_share"].sum() == pytest.approx(1)
+    assert parts["part"].tolist()[0] == "stem"
+    assert len(parts) == 2 * spec.blocks + 1
+
+
+# --- weight norms -------------------------------------------------------------------------------------------------
+
+
+def test_a_layers_rms_is_that_of_all_its_weights() -> None:
+    names = (
+        "classifier.weight",  # the order is mended
+        "features.conv0.weight",
+        "features.denseblock1.denselayer1.norm1.weight",
+        "features.denseblock1.denselayer1.conv1.weight",
+        "features.denseblock1.denselayer1.conv2.weight",
+        "features.denseblock1.denselayer10.conv1.weight",
+        "features.denseblock1.denselayer2.conv1.weight",
+        "features.transition1.conv.weight",
+        "features.denseblock2.denselayer1.conv1.weight",
+    )
+    numel = np.array([4, 9, 5, 16, 9, 4, 4, 25, 4])
+    start = np.array([2.0, 3.0, 99.0, 3.0, 4.0, 2.0, 2.0, 5.0, 0.0])
+    norms = weight_norms(NormHistory(names, numel, np.stack([start, start * 2]), (), np.empty((2, 0))))
+    assert norms.layers == (
+        "stem",
+        "denseblock1.denselayer1",
+        "denseblock1.denselayer2",
+        "denseblock1.denselayer10",
+        "transition1",
+        "denseblock2.denselayer1",
+        "classifier",
+    )
+    assert norms.epochs == (0, 1)
+    # conv1 and conv2 together: sqrt((3² + 4²) / (16 + 9)) = 1
+    assert norms.rms[:, 0].tolist() == pytest.approx([1, 1, 1, 1, 1, 0, 1])
+    assert norms.ratio[:, 1].tolist() == pytest.approx([2, 2, 2, 2, 2, math.nan, 2], nan_ok=True)
+
+
+def test_names_without_a_weight_are_refused() -> None:
+    history = NormHistory(("features.norm5.weight",), np.array([3]), np.ones((2, 1)), (), np.empty((2, 0)))
+    with pytest.raises(InputError, match="none of the names"):
+        weight_norms(history)
+
+
+@given(specs())
+@settings(max_examples=15, deadline=None)
+def test_the_sizes_of_weights_are_those_of_the_module(spec: DenseNetSpec) -> None:
+    real = {name: p.numel() for name, p in build(spec).named_parameters() if p.ndim > 1}
+    assert weight_sizes(spec) == real
+
+
+def test_norms_are_read_from_a_trials_folder(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "s", ["complete"])
+    history = read_norms(study.trial_folder(0))
+    assert history.l2.shape == (13, len(history.names))
+    # plain_norms starts every layer at 0.1
+    assert weight_norms(history).rms[:, 0] == pytest.approx(0.1)
+    with np.load(study.trial_folder(0) / "norms.npz") as content:
+        plain = dict(content)
+    (study.trial_folder(0) / "record.json").unlink()
+    with pytest.raises(InputError, match=r"no record\.json"):
+        read_norms(study.trial_folder(0))
+    numel = np.array([weight_sizes(study_spec()).get(str(name), 1) for name in plain["names"]])
+    np.savez(study.trial_folder(0) / "norms.npz", numel=numel, **plain)
+    assert len(read_norms(study.trial_folder(0) / "norms.npz").numel) == len(plain["names"])
+
+
+def study_spec() -> DenseNetSpec:
+    return PRESETS["densenet_bc_100_12"]()
+
+
+def test_norms_are_read_from_a_checkpoint(tmp_path: Path) -> None:
+    import torch
+
+    from dnas.train import CHECKPOINT_FORMAT
+
+    spec = DenseNetSpec((2, 1), growth_rate=4)
+    plain = plain_norms(spec, 3)
+    names = [str(name) for name in plain["names"]]
+    weights = {name: torch.zeros(size) for name, size in weight_sizes(spec).items()}
+    norms = {"names": names, "pairs": plain["pairs"].tolist()}
+    norms |= {key: torch.from_numpy(plain[key]) for key in ("l2", "reuse")}
+    torch.save({"format": CHECKPOINT_FORMAT, "norms": norms, "weights": weights}, tmp_path / "checkpoint.pt")
+    for path in (tmp_path, tmp_path / "checkpoint.pt"):
+        assert weight_norms(read_norms(path)).rms[:, 0] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("content", "words_of_it"),
+    [(b"", "damaged"), (b"PK\x03\x04 torn", "damaged"), (None, "no norms")],
+)
+def test_what_holds_no_norms_says_so(tmp_path: Path, content: bytes | None, words_of_it: str) -> None:
+    if content is not None:
+        (tmp_path / "norms.npz").write_bytes(content)
+    with pytest.raises(InputError, match=words_of_it):
+        read_norms(tmp_path)
+
+
+def test_norms_of_other_shapes_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "norms.npz", names=np.array(["a"]), numel=[1], l2=np.ones((2, 3)), pairs=[], reuse=[])
+    with pytest.raises(InputError, match=r"l2 must be \[epochs \+ 1, 1\]"):
+        read_norms(tmp_path)
+    np.savez(tmp_path / "norms.npz", names=np.array(["a"]), numel=[1])
+    with pytest.raises(InputError, match="l2, pairs, reuse missing"):
+        read_norms(tmp_path)
+
+
+# --- curves -------------------------------------------------------------------------------------------------------
+
+
+def test_curves_are_a_row_a_trial_and_epoch(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "s", ["complete", "stopped", "failed", "running"], epochs=8)
+    curves = learning_curves(study)
+    assert curves.groupby("number").size().to_dict() == {0: 8, 1: 2, 3: 4}
+    last = curves[(curves["number"] == 0) & (curves["epoch"] == 8)]["val_error"].item()
+    assert last == read_study(study.path).loc[0, "val_error"]
+    assert learning_curves(make_study(tmp_path / "none", [])).empty
+
+
+def test_leading_counts_from_the_last_epoch_that_another_won() -> None:
+    errors = {1: [0.5, 0.3, 0.3, 0.2, 0.1], 2: [0.4, 0.4, 0.2, 0.2, 0.2], 3: [0.1]}
+    curves = pd.DataFrame(
+        [{"number": n, "epoch": e, "val_error": v} for n, row in errors.items() for e, v in enumerate(row, 1)]
+    )
+    assert leads_from(curves, 1) == 4
+    assert leads_from(curves, 3) == 1
+    assert leads_from(curves, 2) is None
+    assert leads_from(curves, 9) is None
+
+
+# --- words --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (words.params(31_234), "0.031 M"),
+        (words.params(769_162), "0.77 M"),
+        (words.params(15_324_406), "15.3 M"),
+        (words.macs(1_940_000), "1.94 M"),
+        (words.macs(287_929_692), "288 M"),
+        (words.macs(5_418_785_724), "5.42 G"),
+        (words.macs(999_700_000), "1.00 G"),
+        (words.big(99_999), "99,999"),
+        (words.big(1_234_567), "1.2·10⁶"),
+        (words.big(9_990_000), "1.0·10⁷"),
+        (words.several(1, "trial"), "1 trial"),
+        (words.several(1200, "trial"), "1,200 trials"),
+        (words.joined(["a", "b", "c"]), "a, b and c"),
+    ],
+)
+def test_numbers_are_written_as_people_read_them(said: str, expected: str) -> None:
+    assert said == expected
