@@ -75,7 +75,7 @@ def _positive(text: str) -> float:
         value = 0.0
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"a positive number is needed, but got {text!r}")
-    return value
+    return int(value) if value == int(value) else value
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -332,6 +332,10 @@ def _search(args: argparse.Namespace) -> int:
     limits = {key: value for key, value in (("params", args.max_params), ("macs", args.max_macs)) if value is not None}
     space = load_space(args.space, limits=limits, **_overrides(args))
     study = check_study_name(args.study or space.name)
+    if not args.dry_run:
+        from dnas.executors.forkserver import start_forkserver
+
+        start_forkserver(space.dataset)
     from dnas.display import make_display
     from dnas.search import Options, default_threads, default_workers, search
 

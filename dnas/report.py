@@ -41,7 +41,7 @@ from dnas.arch import DenseNetSpec
 from dnas.errors import InputError
 from dnas.files import write_atomic
 from dnas.space import parse_space
-from dnas.study import STATES, StudyFolder, TrialRecord, find_study, read_study
+from dnas.study import STATES, StudyFolder, TrialRecord, find_study, rank, read_study
 from dnas.wording import count, duration, percent, size
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -138,7 +138,7 @@ def _read(study: str | Path, out: Path | None) -> _Study:
     config, records, frame = folder.config(), folder.records(), read_study(folder.path)
     if frame.empty:
         frame = pd.DataFrame(columns=COLUMNS)
-    best = _best(records, config.get("objective", "val_error"))
+    best = next(iter(rank(records)), None)
     data = config.get("data", {})
     floor = None
     if best is not None and best.val_error is not None and data.get("val_size"):
@@ -160,17 +160,6 @@ def _read(study: str | Path, out: Path | None) -> _Study:
         within_reach(points, frame),
         Path(out) if out is not None else Path("reports") / folder.name,
     )
-
-
-def _best(records: list[TrialRecord], objective: str) -> TrialRecord | None:
-    """As `StudyFolder.best`, but for records that lack the objective: a report must not fail on them."""
-
-    def value(record: TrialRecord) -> float:
-        found = record.objectives.get(objective, getattr(record, objective, None))
-        return math.inf if found is None or math.isnan(found) else found
-
-    complete = [record for record in records if record.state == "complete" and value(record) < math.inf]
-    return min(complete, key=lambda record: (value(record), record.number), default=None)
 
 
 # --- figures ------------------------------------------------------------------------------------------------------
@@ -361,7 +350,7 @@ def _selection(s: _Study) -> Check:
         "fine",
         f"The best network has the lowest {objective} after its last epoch",
         f"Each trial counts with its {objective} after the last epoch, not with the lowest of all epochs. Of equal ones"
-        " the earlier trial is named. Only trials that ran to the end can be chosen.",
+        " the one with the fewest params is named, then the earlier. Only trials that ran to the end can be chosen.",
     )
 
 

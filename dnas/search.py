@@ -21,7 +21,8 @@ from optuna.trial import FrozenTrial
 from dnas.arch import DenseNetSpec
 from dnas.data import Dataset, load_dataset
 from dnas.errors import InputError
-from dnas.executors import Job, LocalExecutor, Message
+from dnas.executors.local import LocalExecutor
+from dnas.executors.worker import Job, Message
 from dnas.recipe import Recipe
 from dnas.sampler import Exhausted, Proposal, distributions_json, propose, told
 from dnas.space import Space
@@ -64,7 +65,7 @@ class Outcome:
 
 
 class Executor(Protocol):
-    """Carries trials and decides nothing; `dnas.executors.LocalExecutor` is one."""
+    """Carries trials and decides nothing; `dnas.executors.local.LocalExecutor` is one."""
 
     @property
     def running(self) -> list[str]: ...
@@ -107,9 +108,7 @@ def search(options: Options, show: Show, executor: Executor | None = None) -> Ou
     folder = StudyFolder(Path("studies") / options.study)
     device = check_device(options.device)
     data = load_dataset(**options.data, device=device, progress=show.note)
-    space = options.space.for_data(
-        data.channels, data.image_size, data.classes, augmented=data.augmentation != "none"
-    )
+    space = options.space.for_data(data.channels, data.image_size, data.classes, augmented=data.augmentation != "none")
     _check_fits(space)
     folder.path.mkdir(parents=True, exist_ok=True)
     with folder.lock():
@@ -118,7 +117,7 @@ def search(options: Options, show: Show, executor: Executor | None = None) -> Ou
         else:
             recipe = space.recipe
             folder.create(_config(options, space, data, device))
-        executor = executor or LocalExecutor(preload=("sklearn.datasets",) if data.name == "digits" else ())
+        executor = executor or LocalExecutor(data.name)
         loop = _Loop(folder, options, space, recipe, data, show, executor)
         try:
             _open(loop)

@@ -83,7 +83,9 @@ def test_lists_of_layers_can_be_chosen() -> None:
 
 
 def test_a_depth_can_be_chosen() -> None:
-    text = GOOD.replace("block_layers = { int = [1, 2], times = 2 }", "depth = { of = [10, 16] }").replace("of = [0, 2]", "of = [2]")
+    text = GOOD.replace("block_layers = { int = [1, 2], times = 2 }", "depth = { of = [10, 16] }").replace(
+        "of = [0, 2]", "of = [2]"
+    )
     space = parse_space(text.replace(", when = { bottleneck = 2 }", ""), "x", "x")
     assert {space.spec_of(point).depth for point in space.points()} == {10, 16}
 
@@ -136,8 +138,16 @@ def test_every_problem_of_a_file_is_named_at_once() -> None:
         ("compression = 0.5", "compression = 1.5", "`0 < compression <= 1` must hold"),
         ("epochs = 3", 'name = "slow"', "no recipe 'slow'; there are fast, paper."),
         ("[recipe]", "[[first]]\ngrowth_rate = 5\n[recipe]", "growth_rate=5 is outside of 4 to 12 in steps of 4."),
-        ("[recipe]", "[[first]]\ngrowth = 4\n[recipe]", "growth is not chosen in this space. Did you mean growth_rate?"),
-        ("block_layers = { int = [1, 2], times = 2 }", "block_layers = { int = [1, 2], times = 6 }", "none of its networks exists"),
+        (
+            "[recipe]",
+            "[[first]]\ngrowth = 4\n[recipe]",
+            "growth is not chosen in this space. Did you mean growth_rate?",
+        ),
+        (
+            "block_layers = { int = [1, 2], times = 2 }",
+            "block_layers = { int = [1, 2], times = 6 }",
+            "none of its networks exists",
+        ),
         ('dataset = "digits"', 'dataset = "digits', "is not TOML"),
         ('dataset = "digits"', 'dataset = "digits"\nfamily = "resnet"', "family: there is densenet, but got 'resnet'."),
     ],

@@ -81,7 +81,9 @@ def test_another_seed_trial_or_spec_is_another_run(digits: Dataset) -> None:
 
 def test_a_paired_run_sees_the_same_images_in_the_same_order() -> None:
     assert stream_seed(5, 2, "data") == stream_seed(5, 2, "data")
-    streams = {stream_seed(s, n, name) for s in range(3) for n in range(3) for name in ("initialisation", "data", "dropout")}
+    streams = {
+        stream_seed(s, n, name) for s in range(3) for n in range(3) for name in ("initialisation", "data", "dropout")
+    }
     assert len(streams) == 27
 
 

@@ -1,6 +1,5 @@
 """Trials in processes of this host: one process a trial, so that its memory is given back whole."""
 
-import multiprocessing
 import signal
 from contextlib import suppress
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
 from multiprocessing.process import BaseProcess
 
+from dnas.executors.forkserver import start_forkserver
 from dnas.executors.worker import Job, Message, run_in_process
 
 
@@ -22,9 +22,8 @@ class LocalExecutor:
     """Starts jobs from a forkserver that has imported torch: a child is there in hundredths of a second, and none
     inherits the driver's threads."""
 
-    def __init__(self, preload: tuple[str, ...] = ()) -> None:
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["dnas.executors.worker", *preload])
+    def __init__(self, dataset: str) -> None:
+        self._context = start_forkserver(dataset)
         self._running: dict[str, _Running] = {}
 
     @property

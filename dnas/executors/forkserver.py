@@ -1,0 +1,19 @@
+"""The process that worker processes are forked from: it has imported torch, and nothing has run in it.
+
+No torch here: the command line starts the server first, so that it imports while the driver does the same.
+"""
+
+import multiprocessing
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
+
+PRELOAD = ["dnas.executors.worker"]
+
+
+def start_forkserver(dataset: str) -> ForkServerContext:
+    """The context whose processes come from the server; starts it where it does not run yet."""
+    context = multiprocessing.get_context("forkserver")
+    # scikit-learn holds the digits, and takes a second to import
+    context.set_forkserver_preload([*PRELOAD, *(["sklearn.datasets"] if dataset == "digits" else [])])
+    forkserver.ensure_running()
+    return context

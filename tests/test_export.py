@@ -1,0 +1,99 @@
+"""The winner can be used: as a module, as safetensors, as ONNX."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+import dnas
+from dnas.arch import parse_name
+from dnas.cli import main
+from dnas.data import load_dataset
+from dnas.data.catalog import data_info
+from dnas.errors import InputError
+from dnas.export import load_trained, write_network
+from dnas.nn import build
+from dnas.recipe import make_recipe
+from dnas.train import evaluate, fit
+from tests.studies import make_study
+
+NAME = "densenet-bc:layers=2-1,k=4,channels=1,size=8"
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    data = load_dataset("digits", subset=300)
+    fit(parse_name(NAME), data, make_recipe("fast", data_info("digits"), epochs=2), seed=(0, 0), folder=folder)
+    return folder
+
+
+def test_the_loaded_network_is_the_trained_one(run_folder: Path) -> None:
+    net = dnas.load_network(run_folder / "checkpoint.pt")
+    assert not net.training
+    data = load_dataset("digits", subset=300)
+    last = load_trained(run_folder).run.curve[-1]
+    assert evaluate(net, data, "val") == (last.val_loss, last.val_error)
+
+
+def test_safetensors_hold_the_weights_and_what_they_are_of(run_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    write_network(load_trained(run_folder), path)
+    net = build(parse_name(NAME))
+    net.load_state_dict(load_file(path), strict=True)
+    for name, tensor in dnas.load_network(run_folder).state_dict().items():
+        assert torch.equal(net.state_dict()[name], tensor)
+    with safe_open(path, "pt") as file:
+        assert parse_name(file.metadata()["dnas.network"]) == parse_name(NAME)
+        assert json.loads(file.metadata()["dnas.data"])["name"] == "digits"
+
+
+def test_onnx_gives_the_same_logits_at_any_batch(run_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    write_network(load_trained(run_folder), path)
+    net = dnas.load_network(run_folder)
+    session = onnxruntime.InferenceSession(path)
+    for batch in (1, 5):
+        images = torch.randn(batch, 1, 8, 8)
+        (logits,) = session.run(None, {"images": images.numpy()})
+        with torch.no_grad():
+            np.testing.assert_allclose(logits, net(images).numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_eval_repeats_the_recorded_error(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", str(run_folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["error"] == load_trained(run_folder).run.curve[-1].val_error
+
+
+def test_other_data_are_measured_only_when_named(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["eval", str(run_folder), "--dataset", "cifar10", "--data-root", str(tmp_path)]) == 2
+    assert "cifar-10-python.tar.gz" in capsys.readouterr().err
+
+
+def test_unknown_endings_and_trials_are_refused(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match=r"written as .safetensors or .onnx, but got 'x.pth'"):
+        write_network(load_trained(run_folder), tmp_path / "x.pth")
+    with pytest.raises(InputError, match=r"--trial goes with a study"):
+        load_trained(run_folder / "checkpoint.pt", trial=3)
+
+
+def test_a_studys_trial_is_found_by_its_number(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = make_study(tmp_path / "studies" / "x", ["complete", "complete", "stopped"])
+    best = folder.best()[0].number
+    (folder.trial_folder(best) / "checkpoint.pt").write_bytes((run_folder / "checkpoint.pt").read_bytes())
+    assert dnas.load_network("studies/x", trial=best).spec == parse_name(NAME)
+    assert dnas.load_network("x").spec == parse_name(NAME)
+    with pytest.raises(InputError, match="has no trial 9999; its trials are 0 to"):
+        dnas.load_network("x", trial=9999)

@@ -1,0 +1,36 @@
+"""Installed as a wheel, dnas works in any folder: its spaces and definitions come along."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_a_wheel_finds_its_spaces_from_anywhere(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT]
+    subprocess.run(build, check=True, cwd=tmp_path)
+    (wheel,) = tmp_path.glob("dnas-*.whl")
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+        names = archive.namelist()
+    assert "dnas/shipped/search_spaces/cifar_bc.toml" in names
+    assert "dnas/templates/report.html.j2" in names
+    assert not [name for name in names if "/trials/" in name], "no run of ours is shipped"
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+
+    def dnas(*arguments: str) -> str:
+        # -P and the path alone: nothing of this checkout can be found by accident
+        command = [sys.executable, "-P", "-c", "import dnas; print(dnas.__file__); from dnas.cli import main; main()"]
+        environment = os.environ | {"PYTHONPATH": str(site)}
+        done = subprocess.run([*command, *arguments], cwd=elsewhere, env=environment, capture_output=True, text=True)
+        assert str(site) in done.stdout, done.stderr
+        return done.stdout
+
+    assert "cifar_bc" in dnas("spaces")
+    assert "12 networks" in dnas("spaces", "show", "tiny")
+    assert "networks  4 of tiny" in dnas("search", "--study", "tiny_demo", "--dry-run")

@@ -1,0 +1,101 @@
+"""Who may import whom: the shape of the code, kept by a test."""
+
+import ast
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent.parent / "dnas"
+
+# Lowest first. A module imports from those at or above its own line only; `cli` stands last.
+ORDER = [
+    ["dnas", "dnas.errors", "dnas.wording", "dnas.files"],
+    ["dnas.arch"],
+    ["dnas.nn", "dnas.data"],
+    ["dnas.recipe", "dnas.stopping"],
+    ["dnas.space"],
+    ["dnas.train", "dnas.study"],
+    ["dnas.sampler", "dnas.executors"],
+    ["dnas.search"],
+    ["dnas.plan", "dnas.single", "dnas.export", "dnas.definition", "dnas.analysis"],
+    ["dnas.figures", "dnas.display"],
+    ["dnas.report"],
+    ["dnas.cli"],
+]
+# A heavy package, and where it may be imported at all.
+HOMES = {
+    "torch": {
+        "dnas.nn",
+        "dnas.data",
+        "dnas.train",
+        "dnas.executors",
+        "dnas.search",
+        "dnas.plan",
+        "dnas.single",
+        "dnas.export",
+    },
+    "optuna": {"dnas.sampler", "dnas.search"},
+    "matplotlib": {"dnas.figures", "dnas.report"},
+    "seaborn": {"dnas.figures"},
+    "ray": {"dnas.executors"},
+}
+
+
+def module_of(path: Path) -> str:
+    parts = ["dnas", *path.relative_to(PACKAGE).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def home(module: str) -> str:
+    """The entry of ORDER that a module belongs to."""
+    known = {name for group in ORDER for name in group}
+    while module not in known:
+        assert "." in module, f"{module} has no place in ORDER"
+        module = module.rpartition(".")[0]
+    return module
+
+
+def imports(path: Path) -> list[tuple[str, bool]]:
+    """(module, whether at import time) of each import in a file; those for type checkers only are left out."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    hidden = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and isinstance(block.test, ast.Name) and block.test.id == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    top = {id(node) for node in tree.body}
+    found = []
+    for node in ast.walk(tree):
+        if id(node) in hidden:
+            continue
+        if isinstance(node, ast.Import):
+            found += [(alias.name, id(node) in top) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.append((node.module, id(node) in top))
+    return found
+
+
+def test_files_import_only_from_those_above_them() -> None:
+    rank = {name: number for number, group in enumerate(ORDER) for name in group}
+    wrong = [
+        f"{module_of(path)} imports {name}"
+        for path in PACKAGE.rglob("*.py")
+        for name, at_import in imports(path)
+        if at_import and name.split(".")[0] == "dnas" and rank[home(name)] > rank[home(module_of(path))]
+    ]
+    assert wrong == []
+
+
+def test_heavy_packages_stay_in_their_homes() -> None:
+    wrong = [
+        f"{module_of(path)} imports {name}"
+        for path in PACKAGE.rglob("*.py")
+        for name, _ in imports(path)
+        if name.split(".")[0] in HOMES and home(module_of(path)) not in HOMES[name.split(".")[0]]
+    ]
+    assert wrong == []
+
+
+def test_arch_and_space_import_no_heavy_package() -> None:
+    light = [PACKAGE / "space.py", PACKAGE / "study.py", PACKAGE / "recipe.py", *PACKAGE.glob("arch/*.py")]
+    heavy = {"torch", "optuna", "numpy", "pandas", "matplotlib", "ray"}
+    assert not [path.name for path in light for name, top in imports(path) if top and name.split(".")[0] in heavy]
