@@ -48,9 +48,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     data = load_dataset(args.dataset, subset=args.subset, device=args.device)
     spec = parse_name(args.network)
-    print(
-        f"{args.network}: {cost(spec).params:,} params; {data.train_size:,} training images, {data.val_size:,} validation"
-    )
+    print(f"{args.network}: {cost(spec).params:,} params; {data.train_size:,} training, {data.val_size:,} validation")
     print(f"torch {torch.__version__}, {args.device}, {args.epochs} epochs, {args.seeds} seeds a candidate\n")
     curves: dict[str, list[list[float]]] = {}
     for seed in range(args.seeds):

@@ -43,7 +43,8 @@ def plan(options: Options) -> str:
     return "\n".join(
         (
             f"networks  {trials} of {space.name}: {count(low)} to {count(high)} params,"
-            f" {count(min(p.macs for p in prices))} to {count(max(p.macs for p in prices))} macs (of {len(specs)} drawn)",
+            f" {count(min(p.macs for p in prices))} to {count(max(p.macs for p in prices))} macs"
+            f" (of {len(specs)} drawn)",
             f"data      {data.title}: {data.train_size:,} training and {data.val_size:,} validation images of"
             f" {data.image_size}×{data.image_size}",
             f"training  {recipe.epochs} epochs of batch {recipe.batch_size}, recipe {recipe.name}",

@@ -94,8 +94,8 @@ class TrialRecord:
 
 
 def rank(records: Iterable[TrialRecord]) -> list[TrialRecord]:
-    """The complete trials, the best first: by the objective's value at the last epoch, of equals the one with the fewest
-    params, of these the first."""
+    """The complete trials, the best first: by the objective's value at the last epoch, of equals the one with the
+    fewest params, of these the first."""
     complete = [record for record in records if record.state == "complete" and record.objectives]
     return sorted(complete, key=lambda r: (*r.objectives.values(), r.cost["params"], r.number))
 

@@ -196,11 +196,11 @@ def test_a_folder_trains_at_the_first_try(capsys: pytest.CaptureFixture[str]) ->
 def test_without_augmentation_the_papers_recipe_drops_out(capsys: pytest.CaptureFixture[str]) -> None:
     images(Path("grey/train"), classes=2, each=8)
     command = "train densenet-bc:layers=1,k=2{} --dataset folder:grey --image-size 8 --recipe paper --epochs 1 --out {}"
-    main(command.format("", "a").split() + ["--augment", "none"])
+    main([*command.format("", "a").split(), "--augment", "none"])
     assert "dropout=0.2" in capsys.readouterr().out
     main(command.format("", "b").split())
     assert "dropout" not in capsys.readouterr().out
-    main(command.format(",dropout=0.1", "c").split() + ["--augment", "none"])
+    main([*command.format(",dropout=0.1", "c").split(), "--augment", "none"])
     assert "dropout=0.1" in capsys.readouterr().out
 
 

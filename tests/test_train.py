@@ -260,7 +260,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
     assert "no room left to write" in run.stdout
     assert str(path) in run.stdout
     assert path.read_bytes() == b"before"
-    assert os.listdir(tmp_path) == ["checkpoint.pt"]
+    assert [left.name for left in tmp_path.iterdir()] == ["checkpoint.pt"]
     assert issubclass(DiskFull, InputError)
 
 
