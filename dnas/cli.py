@@ -314,6 +314,7 @@ def _data_arguments(args: argparse.Namespace, dataset: str, stem: str) -> dict[s
 
 
 def _search(args: argparse.Namespace) -> int:
+    from dnas.data.catalog import data_info
     from dnas.definition import apply_definition
     from dnas.space import load_space
     from dnas.stopping import STOPPINGS
@@ -329,6 +330,8 @@ def _search(args: argparse.Namespace) -> int:
             raise InputError(
                 f"--{option} must be one of {', '.join(known)}, but got {value!r}.{did_you_mean(value, known)}"
             )
+    if args.dataset is not None:
+        data_info(args.dataset)
     limits = {key: value for key, value in (("params", args.max_params), ("macs", args.max_macs)) if value is not None}
     space = load_space(args.space, limits=limits, **_overrides(args))
     study = check_study_name(args.study or space.name)
@@ -386,7 +389,7 @@ def _command_line() -> str:
 def _opening(options: Any) -> str:
     from dnas.data.catalog import data_info
     from dnas.stopping import rungs
-    from dnas.wording import count
+    from dnas.wording import count, several
 
     space, recipe = options.space, options.space.recipe
     size, survey = space.size(), space.survey()
@@ -401,7 +404,7 @@ def _opening(options: Any) -> str:
             f"limits   {limits}",
             f"data     {data_info(space.dataset).title}"
             + (f", {options.data['subset']:,} images of it" if options.data["subset"] else ""),
-            f"train    recipe {recipe.name}, {recipe.epochs} epochs of batch {recipe.batch_size};"
+            f"train    recipe {recipe.name}, {several(recipe.epochs, 'epoch')} of batch {recipe.batch_size};"
             f" early stopping {stopping}",
             f"search   TPE, seed {options.seed}; {options.trials} trials, {options.workers} at once"
             f" ({options.threads} thread{'s' * (options.threads > 1)} each); studies/{options.study}/",

@@ -20,7 +20,8 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from dnas.analysis import Front, NoiseFloor, WeightNorms, leads_from, words
+from dnas import wording as words
+from dnas.analysis import Front, NoiseFloor, WeightNorms, leads_from
 from dnas.analysis.efficiency import cost_by_part, part_of
 from dnas.arch import DenseNetSpec, layer_costs
 from dnas.errors import InputError

@@ -23,6 +23,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from dnas import figures
+from dnas import wording as words
 from dnas.analysis import (
     Front,
     NoiseFloor,
@@ -35,7 +36,6 @@ from dnas.analysis import (
     weight_norms,
     wilson_interval,
     within_reach,
-    words,
 )
 from dnas.arch import DenseNetSpec
 from dnas.errors import InputError

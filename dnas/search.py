@@ -23,6 +23,7 @@ from dnas.data import Dataset, load_dataset
 from dnas.errors import InputError
 from dnas.executors.local import LocalExecutor
 from dnas.executors.worker import Job, Message
+from dnas.files import DiskFull
 from dnas.recipe import Recipe
 from dnas.sampler import Exhausted, Proposal, distributions_json, propose, told
 from dnas.space import Space
@@ -107,25 +108,26 @@ def search(options: Options, show: Show, executor: Executor | None = None) -> Ou
     """
     folder = StudyFolder(Path("studies") / options.study)
     device = check_device(options.device)
+    if folder.exists:
+        _check_same(folder, options, None)  # before the data are read, which can take long
     data = load_dataset(**options.data, device=device, progress=show.note)
     space = options.space.for_data(data.channels, data.image_size, data.classes, augmented=data.augmentation != "none")
     _check_fits(space)
     folder.path.mkdir(parents=True, exist_ok=True)
     with folder.lock():
         if folder.exists:
-            recipe = _check_same(folder, options, space, data)
+            _check_same(folder, options, data)
         else:
-            recipe = space.recipe
             folder.create(_config(options, space, data, device))
         executor = executor or LocalExecutor(data.name)
-        loop = _Loop(folder, options, space, recipe, data, show, executor)
+        loop = _Loop(folder, options, space, space.recipe, data, show, executor)
         try:
             _open(loop)
             config = folder.config() | {"command": options.command, "trials": options.trials}
             folder.write_config(config)
             outcome = _run_trials(loop)
             if outcome.stopped_by is None and options.retrain:
-                _retrain(loop, outcome)
+                _retrain(loop)
         finally:
             executor.stop()
     return outcome
@@ -173,40 +175,34 @@ def _without_none(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_same(folder: StudyFolder, options: Options, space: Space, data: Dataset) -> Recipe:
-    """The recipe to go on with; `InputError` where the study was begun with other inputs. Only epochs may grow."""
-    config = folder.config()
-    then = config["recipe"]
-    changed = []
-    for what, before, here in (
-        ("space", config["space"]["text"], space.text),
-        ("limits", config["limits"], space.limits.stated()),
+def _check_same(folder: StudyFolder, options: Options, data: Dataset | None) -> None:
+    """`InputError` where the study was begun with other inputs; of the recipe, the epochs may grow. Without `data`,
+    what can be told without them."""
+    config, space = folder.config(), options.space
+    then, here = config["recipe"], space.recipe.to_dict()
+    keys = [key for key in then if key != "epochs" and then[key] != here.get(key)]
+    pairs: list[tuple[str, Any, Any]] = [
+        ("limits", _stated(config["limits"]), _stated(space.limits.stated())),
         ("objective", config["objective"], options.objective),
         ("seed", config["seed"], options.seed),
         ("stopping", config["stopping"], options.stopping),
-        ("subset", config["data"].get("subset"), data.subset),
-        ("split seed", config["data"]["split_seed"], data.split_seed),
-        ("augmentation", config["data"]["augmentation"], data.augmentation),
-        ("data set", config["data"]["fingerprint"], data.fingerprint),
-        ("image size", config["data"]["image_size"], data.image_size),
-        ("recipe", _but_epochs(then), _but_epochs(space.recipe.to_dict())),
-    ):
-        if before != here:
-            if what == "space":
-                before, here = config["space"]["name"], space.name
-                if before == here:
-                    before, here = "as it was then", "as its file is now"
-            elif what == "data set":
-                before, here = config["data"]["title"], data.title
-                if before == here:
-                    before, here = "as its files were then", "as they are now"
-            elif what == "recipe":
-                keys = [key for key in then if key != "epochs" and then[key] != space.recipe.to_dict()[key]]
-                before = ", ".join(f"{key}={then[key]}" for key in keys)
-                here = ", ".join(f"{key}={space.recipe.to_dict()[key]}" for key in keys)
-            changed.append(
-                f"{what} {before if before is not None else 'whole'} (now {here if here is not None else 'whole'})"
-            )
+        ("recipe", _stated({key: then[key] for key in keys}), _stated({key: here.get(key) for key in keys})),
+    ]
+    if config["space"]["name"] != space.name:
+        pairs = [("space", config["space"]["name"], space.name)]  # the rest follows from it
+    elif config["space"]["text"] != space.text:
+        pairs.insert(0, ("space", "as its file was then", "as its file is"))
+    if data is not None:
+        facts = data.describe()
+        pairs += [
+            (key.replace("_", " "), config["data"].get(key, "whole"), "whole" if facts[key] is None else facts[key])
+            for key in ("subset", "split_seed", "augmentation", "image_size")
+        ]
+        if config["data"]["title"] != data.title:
+            pairs.append(("data set", config["data"]["title"], data.title))
+        elif config["data"]["fingerprint"] != data.fingerprint:
+            pairs.append(("data set", "as its files were then", "as its files are"))
+    changed = [f"{what} {before} (now {after})" for what, before, after in pairs if before != after]
     if changed:
         raise InputError(
             f"study {folder.name} was begun with another {'; another '.join(changed)};"
@@ -217,11 +213,10 @@ def _check_same(folder: StudyFolder, options: Options, space: Space, data: Datas
             f"study {folder.name} trains for {then['epochs']} epochs, and a study's epochs only grow;"
             f" got --epochs {space.recipe.epochs}."
         )
-    return space.recipe
 
 
-def _but_epochs(recipe: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in recipe.items() if key != "epochs"}
+def _stated(values: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in values.items()) or "none"
 
 
 @cache
@@ -357,8 +352,7 @@ def _run_trials(loop: _Loop) -> Outcome:
                     text = message.values["text"]
                     reason = message.values.get("reason", "lost worker")
                     if reason == "disk full":
-                        outcome.stopped_by = outcome.stopped_by or text
-                        continue  # it stays `running`: the next start goes on with it
+                        raise DiskFull(text)  # it stays `running`: the next start goes on with it
                     _fail(loop, record, reason, text)
                     errors = [*errors, text] if reason in ("error", "input", "lost worker") else []
                     if len(errors) >= SAME_ERRORS and len(set(errors[-SAME_ERRORS:])) == 1:
@@ -513,7 +507,7 @@ def _append_tell(loop: _Loop, record: TrialRecord) -> None:
 # --- the final trainings ------------------------------------------------------------------------------------------
 
 
-def _retrain(loop: _Loop, outcome: Outcome) -> None:
+def _retrain(loop: _Loop) -> None:
     """Trains the best again on training and validation data with fresh seeds; only this opens the test set."""
     if not loop.data.test_size:
         raise InputError(
@@ -556,8 +550,7 @@ def _retrain(loop: _Loop, outcome: Outcome) -> None:
                 case "lost" if record.attempts < LOST_WORKERS:
                     waiting.appendleft((record, path))
                 case "failed" if values["reason"] == "disk full":
-                    outcome.stopped_by = values["text"]
-                    return
+                    raise DiskFull(values["text"])
                 case "failed" | "lost":
                     record.state, record.reason = "failed", f"{values.get('reason', 'lost worker')}: {values['text']}"
             if record.state != "running":

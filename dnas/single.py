@@ -21,8 +21,8 @@ from dnas.errors import InputError
 from dnas.files import write_atomic
 from dnas.recipe import Recipe, make_recipe
 from dnas.search import default_threads, git_commit, versions
-from dnas.train import Diverged, Epoch, check_device, fit, is_out_of_memory
-from dnas.wording import count, duration, percent, size
+from dnas.train import Diverged, Epoch, check_device, check_same_run, fit, is_out_of_memory
+from dnas.wording import count, duration, percent, several, size
 
 
 def spec_for_data(name: str, data: Dataset, recipe: Recipe) -> DenseNetSpec:
@@ -77,12 +77,14 @@ def train_one(args: argparse.Namespace) -> int:
         f" {size(price.activation_bytes)} of activations a step\n"
         f"data    {data.title}, {data.train_size:,} train / {data.val_size:,} validation,"
         f" augmentation {data.augmentation}\n"
-        f"train   recipe {recipe.name}, {recipe.epochs} epochs of batch {recipe.batch_size}, seed {args.seed},"
-        f" {device} ({torch.get_num_threads()} threads)\n"
+        f"train   recipe {recipe.name}, {several(recipe.epochs, 'epoch')} of batch {recipe.batch_size},"
+        f" seed {args.seed}, {device} ({several(torch.get_num_threads(), 'thread')})\n"
         f"stored  {folder}/",
         flush=True,
     )
     folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "checkpoint.pt").exists():
+        check_same_run(folder / "checkpoint.pt", spec, recipe, data, (args.seed, 0))
     write_atomic(
         folder / "run.json",
         json.dumps(
@@ -129,7 +131,7 @@ def train_one(args: argparse.Namespace) -> int:
         f"done    {percent(result.run.curve[-1].val_error)} validation error at the last epoch,"
         f" {duration(result.run.seconds)} of training, peak memory {size(result.peak_memory_bytes)}\n"
         f"weights {folder / 'checkpoint.pt'} (sha256 {result.weights_digest[:16]}…)\n"
-        f"next    dnas eval {folder / 'checkpoint.pt'} --part test"
+        f"next    dnas eval {folder} --part {'test' if data.test_size else 'val'}"
     )
     return 0
 

@@ -120,7 +120,8 @@ def fit(
     if folder is not None:
         remove_torn(folder)
     if folder is not None and (folder / "checkpoint.pt").exists():
-        _restore(run, optimizer, generator, read_checkpoint(folder / "checkpoint.pt"))
+        content = check_same_run(folder / "checkpoint.pt", spec, recipe, data, seed)
+        _restore(run, optimizer, generator, content)
     else:
         run.norms.append(measure_norms(net, spec))
     go_on = True
@@ -317,6 +318,23 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
+def check_same_run(
+    path: Path, spec: DenseNetSpec, recipe: Recipe, data: Dataset, seed: tuple[int, int]
+) -> dict[str, Any]:
+    """The content of the checkpoint at `path`; `InputError` with what differs where it is of another run."""
+    content, facts = read_checkpoint(path), data.describe()
+    before = {**content["spec"], **content["recipe"], "seed": tuple(content["seed"])}
+    here = {**spec.to_dict(), **recipe.to_dict(), "seed": tuple(seed)}
+    for key in ("fingerprint", "subset", "split_seed", "augmentation", "train_size"):
+        before[key], here[key] = content["data"][key], facts[key]
+    changed = [f"{key}={before.get(key)} (now {here[key]})" for key in here if before.get(key) != here[key]]
+    if changed:
+        raise InputError(
+            f"{path} is of another run, with {', '.join(changed)}; name another folder, or remove that one."
+        )
+    return content
+
+
 def load_run(path: Path) -> Run:
     """The run that a checkpoint holds: its network with its weights, in evaluation mode on the CPU."""
     content = read_checkpoint(path)
@@ -332,15 +350,6 @@ def load_run(path: Path) -> Run:
 
 
 def _restore(run: Run, optimizer: torch.optim.Optimizer, generator: torch.Generator, content: dict[str, Any]) -> None:
-    for key, ours in (
-        ("spec", run.spec.to_dict()),
-        ("recipe", run.recipe.to_dict()),
-        ("seed", list(run.seed)),
-    ):
-        if content[key] != ours:
-            raise InputError(f"the checkpoint is of another run: its {key} is {content[key]}, here it is {ours}.")
-    if content["data"]["fingerprint"] != run.data["fingerprint"]:
-        raise InputError("the checkpoint was trained on other data: the fingerprints differ.")
     _restore_history(run, content)
     optimizer.load_state_dict(content["optimizer"])
     generator.set_state(content["random"]["data"])

@@ -209,9 +209,9 @@ def test_recipes_refuse_what_cannot_be(changes: dict[str, object], message: str)
 
 def test_a_checkpoint_of_another_run_is_refused(digits: Dataset, tmp_path: Path) -> None:
     fit(SPEC, digits, recipe(1), seed=(0, 0), folder=tmp_path)
-    with pytest.raises(InputError, match="of another run: its seed is"):
+    with pytest.raises(InputError, match=r"of another run, with seed=\(0, 0\) \(now \(1, 0\)\); name another folder"):
         fit(SPEC, digits, recipe(1), seed=(1, 0), folder=tmp_path)
-    with pytest.raises(InputError, match="of another run: its recipe is"):
+    with pytest.raises(InputError, match=r"of another run, with epochs=1 \(now 2\)"):
         fit(SPEC, digits, recipe(2), seed=(0, 0), folder=tmp_path)
 
 

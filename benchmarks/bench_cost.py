@@ -1,0 +1,69 @@
+"""How soon the command line answers, and how fast networks are priced.
+
+    python benchmarks/bench_cost.py
+
+Whole processes are timed from outside, each beside `python -c pass` in the same run, so that the machine's own speed can
+be taken out; medians of 11, with the range. Prints a table in Markdown.
+"""
+
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import time
+
+from dnas.arch import DenseNetSpec, cost
+
+RUNS = 11
+
+
+def seconds(command: list[str]) -> float:
+    began = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - began
+
+
+def pricing() -> float:
+    rng = random.Random(0)
+    specs = [
+        DenseNetSpec(
+            tuple(rng.randint(1, 48) for _ in range(3)),
+            growth_rate=rng.randint(4, 48),
+            compression=rng.randint(3, 10) / 10,
+            bottleneck=rng.choice([0, 4]),
+            connectivity=rng.choice(["dense", "log", "none", f"window:{rng.randint(1, 30)}"]),
+        )
+        for _ in range(10_000)
+    ]
+    began = time.perf_counter()
+    for spec in specs:
+        cost(spec)
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    python = [sys.executable, "-c", "pass"]
+    commands = {
+        "dnas --help": [sys.executable, "-m", "dnas.cli", "--help"],
+        "dnas cost densenet121": [sys.executable, "-m", "dnas.cli", "cost", "densenet121"],
+        "dnas cost densenet_bc_190_40 --layers --json": [
+            *(sys.executable, "-m", "dnas.cli", "cost", "densenet_bc_190_40", "--layers", "--json")
+        ],
+    }
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; n = {RUNS}\n")
+    print("| what | median (range), seconds | median ratio to an empty Python, same run |")
+    print("|---|---|---|")
+    for name, command in commands.items():
+        pairs = [(seconds(command), seconds(python)) for _ in range(RUNS)]
+        times = [ours for ours, _ in pairs]
+        ratio = statistics.median(ours / empty for ours, empty in pairs)
+        print(f"| `{name}` | {statistics.median(times):.2f} ({min(times):.2f} to {max(times):.2f}) | {ratio:.1f} |")
+    times = [pricing() for _ in range(RUNS)]
+    median = f"{statistics.median(times):.2f} ({min(times):.2f} to {max(times):.2f})"
+    print(f"| 10,000 random specs priced | {median} | – |")
+
+
+if __name__ == "__main__":
+    main()

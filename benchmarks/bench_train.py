@@ -1,0 +1,56 @@
+"""Seconds an epoch and peak memory of real trainings on CIFAR-10 with augmentation, recipe `paper`.
+
+    python benchmarks/bench_train.py --dataset cifar10 --device cuda --epochs 3
+
+The first epoch is not counted: on a GPU it chooses kernels. Prints a row in Markdown.
+"""
+
+import argparse
+import platform
+import statistics
+
+import torch
+
+from dnas.data import load_dataset
+from dnas.data.catalog import data_info
+from dnas.recipe import make_recipe
+from dnas.single import spec_for_data
+from dnas.train import check_device, fit
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default="cifar10")
+    parser.add_argument("--network", default="densenet_40_12")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--subset", type=int)
+    parser.add_argument("--compile", action="store_true")
+    args = parser.parse_args()
+    device = check_device(args.device)
+    data = load_dataset(args.dataset, subset=args.subset, device=device)
+    recipe = make_recipe("paper", data_info(args.dataset))
+    spec = spec_for_data(args.network, data, recipe)
+    seconds: list[float] = []
+    result = fit(
+        spec,
+        data,
+        recipe,
+        seed=(0, 0),
+        device=device,
+        compile_net=args.compile,
+        report=lambda epoch: seconds.append(epoch.seconds) or len(seconds) < args.epochs,  # type: ignore[func-returns-value]
+    )
+    counted = seconds[1:] or seconds
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"{platform.machine()} CPU"
+    print("| network | device | torch | images an epoch | seconds an epoch, median (range), n | peak memory |")
+    print("|---|---|---|---|---|---|")
+    print(
+        f"| {args.network}{' compiled' * args.compile} | {name} | {torch.__version__} | {data.train_size:,}"
+        f" | {statistics.median(counted):.1f} ({min(counted):.1f} to {max(counted):.1f}), {len(counted)}"
+        f" | {result.peak_memory_bytes / 1e9:.2f} GB |"
+    )
+
+
+if __name__ == "__main__":
+    main()
