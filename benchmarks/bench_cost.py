@@ -2,7 +2,7 @@
 
     python benchmarks/bench_cost.py
 
-Whole processes are timed from outside, each beside `python -c pass` in the same run, so that the machine's own speed can
+Whole processes are timed from outside, each beside `python -c pass` in the same run, so that the machine's speed can
 be taken out; medians of 11, with the range. Prints a table in Markdown.
 """
 

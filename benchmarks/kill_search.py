@@ -3,9 +3,9 @@
     python benchmarks/kill_search.py --random 12
 
 Each kill takes the driver, its forkserver and its workers at once. Four are aimed: after an ask, inside an epoch, while
-a checkpoint is written (tried until the torn file lies there), and before a tell; the rest come at random moments. Prints
-what each kill met, and at the end whether specs, errors and the digests of the final weights are equal. Exit status 1
-where they are not.
+a checkpoint is written (made slow for this one, or no kill would hit it), and before a tell; the rest come at random
+moments. Prints what each kill met, and at the end whether specs, errors and the digests of the final weights are equal.
+Exit status 1 where they are not.
 """
 
 import argparse
@@ -37,15 +37,35 @@ def essence(folder: Path) -> list[tuple[object, ...]]:
     ]
 
 
-def kill(folder: Path, run: list[str], ripe: Callable[[Path], bool]) -> str:
+# Imported by every Python process of a search whose PYTHONPATH leads here: a checkpoint waits before it is renamed.
+SLOW_RENAME = """import pathlib, time
+plain = pathlib.Path.replace
+def replace(self, target):
+    if self.name.startswith(".checkpoint"):
+        time.sleep(0.5)
+    return plain(self, target)
+pathlib.Path.replace = replace
+"""
+
+
+def kill(folder: Path, run: list[str], ripe: Callable[[Path], bool], slow: Path | None = None) -> str:
     """Starts the search, kills all of it as soon as `ripe`, and says what the kill met."""
+    environment = dict(os.environ)
+    if slow is not None:
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(slow), os.environ.get("PYTHONPATH")]))
     process = subprocess.Popen(
-        run, cwd=folder, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        run,
+        cwd=folder,
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     study = folder / STUDY
     while not ripe(study):
         if process.poll() is not None:
             return "it had ended"
+        time.sleep(0.001)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     time.sleep(0.1)
@@ -101,19 +121,22 @@ def main() -> int:
         alone.mkdir()
         killed.mkdir()
         subprocess.run(run, cwd=alone, check=True, stdout=subprocess.DEVNULL)
+        slow = Path(place) / "slow"
+        slow.mkdir()
+        (slow / "sitecustomize.py").write_text(SLOW_RENAME)
         kills = 0
         met: dict[str, int] = {}
 
         def strike(what: str, ripe: Callable[[Path], bool]) -> str:
             nonlocal kills
-            found = kill(killed, run, ripe)
+            found = kill(killed, run, ripe, slow if what == "aimed at write" else None)
             kills += 1
             met[found] = met.get(found, 0) + 1
             print(f"kill {kills:3d}  {what:16s} {found}", flush=True)
             return found
 
         for at, wanted in (("ask", "ask"), ("epoch", "inside"), ("write", "checkpoint.pt"), ("tell", "tell")):
-            for _ in range(8):
+            for _ in range(3):
                 if wanted in strike(f"aimed at {at}", aimed(killed / STUDY, at)):
                     break
         for _ in range(args.random):

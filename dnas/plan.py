@@ -23,7 +23,7 @@ RECORD_BYTES = 60_000  # of a trial's record, curve and norms
 def plan(options: Options) -> str:
     """The plan in a few lines: networks, cost, time, disk. Loads the data, and times the median network's step."""
     device = check_device(options.device)
-    data = load_dataset(**options.data, device=device)
+    data = load_dataset(**options.data)
     space = options.space.for_data(data.channels, data.image_size, data.classes, augmented=data.augmentation != "none")
     rng = random.Random(options.seed)
     drawn = (space.feasible(space.random_point(rng)) for _ in range(50 * DRAWS))

@@ -94,6 +94,7 @@ class _Loop:
     space: Space
     recipe: Recipe
     data: Dataset
+    device: str
     show: Show
     executor: Executor
     records: dict[int, TrialRecord] = field(default_factory=dict)
@@ -110,7 +111,7 @@ def search(options: Options, show: Show, executor: Executor | None = None) -> Ou
     device = check_device(options.device)
     if folder.exists:
         _check_same(folder, options, None)  # before the data are read, which can take long
-    data = load_dataset(**options.data, device=device, progress=show.note)
+    data = load_dataset(**options.data, progress=show.note)  # on the CPU: only workers train
     space = options.space.for_data(data.channels, data.image_size, data.classes, augmented=data.augmentation != "none")
     _check_fits(space)
     folder.path.mkdir(parents=True, exist_ok=True)
@@ -120,7 +121,7 @@ def search(options: Options, show: Show, executor: Executor | None = None) -> Ou
         else:
             folder.create(_config(options, space, data, device))
         executor = executor or LocalExecutor(data.name)
-        loop = _Loop(folder, options, space, space.recipe, data, show, executor)
+        loop = _Loop(folder, options, space, space.recipe, data, device, show, executor)
         try:
             _open(loop)
             config = folder.config() | {"command": options.command, "trials": options.trials}
@@ -425,7 +426,7 @@ def _write_new_record(loop: _Loop, number: int, proposal: Proposal, history: str
 def _start(loop: _Loop, record: TrialRecord) -> None:
     record.started = record.started or now()
     record.attempts += 1
-    record.device, record.threads = str(loop.data.device), loop.options.threads
+    record.device, record.threads = loop.device, loop.options.threads
     loop.folder.write_record(record)
     loop.executor.start(_job(loop, record, loop.folder.trial_folder(record.number), str(record.number)))
     loop.show.began(record)
@@ -527,7 +528,7 @@ def _retrain(loop: _Loop) -> None:
         while waiting and len(loop.executor.running) < loop.options.workers:
             record, path = waiting.popleft()
             record.started, record.attempts = record.started or now(), record.attempts + 1
-            record.device, record.threads = str(loop.data.device), loop.options.threads
+            record.device, record.threads = loop.device, loop.options.threads
             loop.folder.write_record(record, path)
             running[path.name] = record, path
             loop.executor.start(_job(loop, record, path, path.name, final=True))

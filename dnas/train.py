@@ -128,6 +128,7 @@ def fit(
     for epoch in run.curve:
         go_on = go_on and report(epoch)
     if device.startswith("cuda"):
+        torch.backends.cudnn.benchmark = True  # every batch but the last of an epoch has one shape
         torch.cuda.reset_peak_memory_stats(device)
     forward: nn.Module = torch.compile(net) if compile_net else net  # type: ignore[assignment]
     while go_on and len(run.curve) < recipe.epochs:
@@ -282,7 +283,7 @@ def write_checkpoint(path: Path, run: Run, optimizer: torch.optim.Optimizer, gen
     """Writes all that `fit` needs to go on: tensors and plain values only, in one atomic step."""
     random = {"data": generator.get_state(), "global": torch.get_rng_state()}
     if next(run.net.parameters()).is_cuda:
-        random["cuda"] = torch.cuda.get_rng_state()
+        random["cuda"] = torch.cuda.get_rng_state(next(run.net.parameters()).device)
     content = {
         "format": CHECKPOINT_FORMAT,
         "spec": run.spec.to_dict(),
@@ -354,8 +355,9 @@ def _restore(run: Run, optimizer: torch.optim.Optimizer, generator: torch.Genera
     optimizer.load_state_dict(content["optimizer"])
     generator.set_state(content["random"]["data"])
     torch.set_rng_state(content["random"]["global"])
-    if "cuda" in content["random"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state(content["random"]["cuda"])
+    parameter = next(run.net.parameters())
+    if parameter.is_cuda and "cuda" in content["random"]:
+        torch.cuda.set_rng_state(content["random"]["cuda"], parameter.device)
 
 
 def _restore_history(run: Run, content: dict[str, Any]) -> None:
