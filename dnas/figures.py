@@ -419,6 +419,10 @@ def plot_learning_curves(curves: pd.DataFrame, best: int) -> Figure:
                         some, colors=colour, linewidths=width, alpha=faint, zorder=1, gid=state, rasterized=dense
                     )
                 )
+        single = others.groupby("number").filter(lambda curve: len(curve) == 1)  # a line of one point shows nothing
+        single = single[single["state"] != "stopped"]
+        if len(single):
+            axes.scatter(single["epoch"], single["val_error"], s=12, color=BLUE, alpha=0.6, zorder=2, gid="single")
         ended = others[others["state"] == "stopped"].groupby("number").tail(1)
         if len(ended):
             axes.scatter(ended["epoch"], ended["val_error"], marker="x", s=12, lw=0.8, color=GREY, alpha=0.6, zorder=2)

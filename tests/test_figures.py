@@ -252,3 +252,9 @@ def test_dollar_signs_are_only_text(tmp_path: Path) -> None:
     figure = figures.plot_error_against_params(frame, pareto_front(frame), points)
     figures.save(figure, tmp_path / "a.svg")  # mathtext would raise
     assert any(r"$\frac{" in text for text in texts(figure))
+
+
+def test_curves_of_one_epoch_are_marks(tmp_path: Path) -> None:
+    single = make_study(tmp_path / "s", ["complete"] * 4, epochs=1)
+    figure = figures.plot_learning_curves(learning_curves(single), single.best()[0].number)
+    assert len(marks(figure, "single")) == 3

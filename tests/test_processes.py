@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.kill_search import SLOW_RENAME
 from dnas.study import StudyFolder, TrialRecord
 
 COMMAND = [sys.executable, "-m", "dnas.cli", "search", "--space", "tiny", "--trials", "4", "--epochs", "4"]
@@ -29,17 +30,6 @@ def run(folder: Path) -> str:
     done = subprocess.run(COMMAND, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-# Imported by every Python process that finds it: a checkpoint waits before it is renamed, so that a kill can hit it.
-SLOW_RENAME = """import pathlib, time
-plain = pathlib.Path.replace
-def replace(self, target):
-    if self.name.startswith(".checkpoint"):
-        time.sleep(0.5)
-    return plain(self, target)
-pathlib.Path.replace = replace
-"""
 
 
 def kill_when(folder: Path, ripe: Callable[[Path], bool], slow: Path | None = None) -> None:
