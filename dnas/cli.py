@@ -489,7 +489,7 @@ def _status(args: argparse.Namespace) -> int:
         f" seed {config['seed']}; {config['command']}\n",
         highlight=False,
     )
-    console.print(table._table(len(records)) if records else "no trial yet")
+    console.print(table.table(len(records)) if records else "no trial yet")
     states = {
         state: sum(r.state == state for r in records)
         for state in ("complete", "stopped", "running", "failed", "infeasible")

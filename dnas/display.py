@@ -30,6 +30,11 @@ class Progress:
     def add(self, records: list[TrialRecord]) -> None:
         self.records |= {record.number: record for record in records}
 
+    def began(self, record: TrialRecord) -> None:
+        """A training was started or goes on: the epochs that it has are not this run's."""
+        self.add([record])
+        self._last[record.number] = record.epochs
+
     def epoch(self, record: TrialRecord) -> None:
         """Counts an epoch that was trained now, and not one that a resumed worker repeats."""
         if record.epochs > self._last.get(record.number, 0):
@@ -71,9 +76,7 @@ class PlainLines:
         self.progress.add(records)
 
     def began(self, record: TrialRecord) -> None:
-        self.progress.add([record])
-        if record.epochs:
-            self.progress._last[record.number] = record.epochs
+        self.progress.began(record)
         if self.verbose:
             self._say(f"began  #{record.number}  {record.network}")
 
@@ -127,15 +130,14 @@ class LiveTable:
     def __exit__(self, *error: object) -> None:
         self.live.__exit__(None, None, None)
         if self.progress.records:
-            self.console.print(self._table(len(self.progress.records)))
+            self.console.print(self.table(len(self.progress.records)))
 
     def opened(self, records: list[TrialRecord], wanted: int) -> None:
         self.progress = Progress(wanted)
         self.progress.add(records)
 
     def began(self, record: TrialRecord) -> None:
-        self.progress.add([record])
-        self.progress._last[record.number] = record.epochs
+        self.progress.began(record)
 
     def step(self, record: TrialRecord, done: int, total: int) -> None:
         self.progress.share[record.number] = done / total
@@ -151,9 +153,10 @@ class LiveTable:
         self.live.console.print(Text(text, style="dim"))
 
     def _render(self) -> Group:
-        return Group(self._table(ROWS), Text(self.progress.footer()))
+        return Group(self.table(ROWS), Text(self.progress.footer()))
 
-    def _table(self, rows: int) -> Table:
+    def table(self, rows: int) -> Table:
+        """The running trials and the last that ended, at most `rows` of them."""
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
         for name in ("#", "state", "val error", "params", "macs", "epochs", "seconds", "network"):
             table.add_column(

@@ -13,11 +13,13 @@ import subprocess
 from collections import deque
 from dataclasses import asdict, dataclass, field
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
 from optuna.trial import FrozenTrial
 
+from dnas import __version__
 from dnas.arch import DenseNetSpec
 from dnas.data import Dataset, load_dataset
 from dnas.errors import InputError
@@ -223,15 +225,13 @@ def _stated(values: dict[str, Any]) -> str:
 @cache
 def versions() -> dict[str, str]:
     """The versions that a number may depend on."""
-    import numpy
-    import optuna
-    import torch
-    import torchvision
-
-    import dnas
-
-    found = {package.__name__: str(package.__version__) for package in (dnas, torch, torchvision, optuna, numpy)}
-    return found | {"python": platform.python_version(), "machine": platform.machine(), "system": platform.platform()}
+    found = {name: metadata.version(name) for name in ("torch", "torchvision", "optuna", "numpy")}
+    return found | {
+        "dnas": __version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "system": platform.platform(),
+    }
 
 
 @cache

@@ -23,7 +23,7 @@ def specs(draw: st.DrawFn, max_layers: int = 5, max_growth: int = 9) -> DenseNet
             dropout=draw(st.sampled_from([0.0, 0.2])),
             connectivity=draw(st.sampled_from(["dense", "log", "none", "window:1", "window:2", "window:4"])),
             in_channels=draw(st.sampled_from([1, 3])),
-            image_size=draw(st.integers(8, 20)) * (4 if stem == "imagenet" else 1),
+            image_size=draw(st.integers(32, 80) if stem == "imagenet" else st.integers(8, 20)),
             classes=draw(st.integers(2, 12)),
         )
     except InputError:

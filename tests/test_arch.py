@@ -51,6 +51,8 @@ def test_presets_have_the_depth_of_their_name() -> None:
     expected = {"densenet121": 121, "densenet169": 169, "densenet201": 201, "densenet161": 161, "densenet264": 265}
     for name, make in PRESETS.items():
         assert make().depth == expected.get(name) or str(make().depth) in name.split("_")
+    assert parse_name("densenet264").block_layers == (6, 12, 64, 48)
+    assert parse_name("densenet201").block_layers == (6, 12, 48, 32)
 
 
 @given(specs())
@@ -84,6 +86,8 @@ def test_connectivities_read_what_they_say() -> None:
     assert sources_of("window:2", 5) == (3, 4)
     assert sources_of("window:9", 3) == (0, 1, 2)
     assert sources_of("log", 9) == (1, 5, 7, 8)
+    assert sources_of("log", 8) == (0, 4, 6, 7)
+    assert sources_of("log", 1) == (0,)
     assert sources_of("none", 5) == (4,)
 
 
@@ -96,6 +100,36 @@ def test_equal_networks_have_one_digest() -> None:
     others = {replace(spec, connectivity=kind).digest for kind in ("dense", "log", "none", "window:2")}
     assert len(others) == 4
     assert replace(spec, dropout=0.2).digest != spec.digest
+    single = DenseNetSpec((1,))
+    assert replace(single, compression=0.3).digest == single.digest  # there is no transition
+    assert replace(single, connectivity="none").digest != single.digest  # what follows the block reads less
+
+
+def test_equal_specs_are_equal_however_they_were_written() -> None:
+    assert DenseNetSpec([2, 2], growth_rate=[8, 8]) == DenseNetSpec((2, 2), growth_rate=8)  # type: ignore[arg-type]
+    assert DenseNetSpec((2, 2), compression=1).compression.is_integer()
+    assert format_name(DenseNetSpec((2, 2), growth_rate=(8, 8))) == "densenet-bc:L=11,blocks=2,k=8"
+
+
+@pytest.mark.parametrize(
+    ("kind", "bottleneck", "compression", "title"),
+    [
+        ("densenet", 0, 1.0, "DenseNet"),
+        ("densenet-b", 4, 1.0, "DenseNet-B"),
+        ("densenet-c", 0, 0.5, "DenseNet-C"),
+        ("densenet-bc", 4, 0.5, "DenseNet-BC"),
+    ],
+)
+def test_the_kinds_are_the_papers(kind: str, bottleneck: int, compression: float, title: str) -> None:
+    spec = parse_name(f"{kind}:L=40,k=12")
+    assert (spec.bottleneck, spec.compression, spec.title) == (bottleneck, compression, title)
+    assert format_name(spec) == f"{kind}:L=40,k=12"
+
+
+def test_the_stem_is_two_growth_rates_wide_of_the_first_block() -> None:
+    assert parse_name("densenet-bc:layers=1-1,k=5-16").stem_width == 10
+    assert parse_name("densenet:layers=1-1,k=5-16").stem_width == 16
+    assert parse_name("densenet-bc:layers=1-1,k=5-16,stem_channels=7").stem_width == 7
 
 
 def test_compression_is_taken_in_decimal() -> None:
@@ -123,6 +157,7 @@ def test_compression_is_taken_in_decimal() -> None:
         ("densenet-bc:L=40,L=46", "gives L twice"),
         ("densenet-bc:L=40,layers=6-6-6", "both a depth and the layers"),
         ("densenet-bc:k=12", "needs a depth or its blocks"),
+        ("densenet121:L=40", "a preset has its depth"),
         ("densenet_40_13", "Did you mean densenet_40_12"),
         ("densenet-bc:L=40,stem=big", "stem must be one of small, imagenet, but got 'big'."),
         ("densenet-bc:L=40,dropout=1", "`0 <= dropout < 1` must hold"),

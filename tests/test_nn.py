@@ -63,12 +63,21 @@ def test_the_cost_model_equals_the_real_module(spec: DenseNetSpec) -> None:
 
 
 def test_each_layer_costs_what_its_module_counts() -> None:
-    spec = parse_name("densenet-bc:layers=2-3,k=5,theta=0.7,stem=imagenet,size=64,connect=log")
+    spec = parse_name("densenet-bc:layers=2-3,k=5,theta=0.7,stem=imagenet,size=65,connect=log")  # an odd size
     net = build(spec)
+    sides: dict[str, int] = {}
+    for name, module in net.named_modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda _m, _i, output, name=name: sides.update({name: output.shape[2]}))
+    with torch.no_grad():
+        net.eval()(torch.randn(1, 3, 65, 65))
     for layer in layer_costs(spec):
         if layer.kind in ("dense", "transition"):
             module = net.get_submodule(f"features.{layer.name}")
             assert sum(parameter.numel() for parameter in module.parameters()) == layer.params
+            assert sides[f"features.{layer.name}.{'conv2' if layer.kind == 'dense' else 'conv'}"] == layer.size
+        elif layer.kind == "stem":
+            assert sides["features.conv0"] == layer.size
 
 
 @pytest.mark.parametrize(
@@ -138,6 +147,8 @@ def test_convolutions_start_with_he_variance() -> None:
             assert module.weight.std().item() == pytest.approx((2 / fan_in) ** 0.5, rel=0.05)
         if isinstance(module, nn.BatchNorm2d):
             assert (module.weight == 1).all()
+            assert (module.bias == 0).all()
+        if isinstance(module, nn.Linear):
             assert (module.bias == 0).all()
 
 

@@ -60,6 +60,7 @@ def test_a_choice_that_is_not_made_keeps_its_field_at_rest() -> None:
     assert space.spec_of(point).dropout == 0.0
     assert "dropout" not in space.active(point)
     assert space.spec_of(point | {"bottleneck": 2}).dropout == 0.3
+    assert space.spec_of(point | {"bottleneck": 2, "dropout": 0.1 + 0.2}).dropout == 0.3  # not 0.30000000000000004
 
 
 def test_suggest_speaks_optuna() -> None:
@@ -69,6 +70,7 @@ def test_suggest_speaks_optuna() -> None:
         trial = study.ask()
         spec = space.suggest(trial)
         assert space.suggest(optuna.trial.FixedTrial(trial.params)) == spec
+        assert ("dropout" in trial.params) == (spec.bottleneck == 2), "what `when` shuts out is not asked for"
         assert space.spec_of(trial.params | {k: 0.0 for k in ("dropout",) if k not in trial.params}) == spec
         assert spec.in_channels == 1
         assert spec.image_size == 8
@@ -88,6 +90,51 @@ def test_a_depth_can_be_chosen() -> None:
     )
     space = parse_space(text.replace(", when = { bottleneck = 2 }", ""), "x", "x")
     assert {space.spec_of(point).depth for point in space.points()} == {10, 16}
+
+
+def test_a_range_ends_where_its_steps_do() -> None:
+    space = parse_space(GOOD.replace("[4, 12]", "[4, 15]"), "x", "x.toml")
+    assert space.choices[0].describe() == "4 to 12 in steps of 4"
+    assert space.choices[0].high == 12
+
+
+def test_the_data_settle_the_shape_and_without_augmentation_the_dropout() -> None:
+    chosen = parse_space(GOOD, "x", "x.toml", recipe="paper")
+    free = parse_space(GOOD.replace("dropout = {", "# dropout = {"), "x", "x.toml", recipe="paper")
+    fixed = parse_space(free.text.replace("compression = 0.5", "dropout = 0.4"), "x", "x.toml", recipe="paper")
+    point = {"growth_rate": 4, "bottleneck": 2, "block_layers_1": 1, "block_layers_2": 2, "dropout": 0.1}
+    found = {}
+    for name, space in (("chosen", chosen), ("free", free), ("fixed", fixed)):
+        for augmented in (True, False):
+            spec = space.for_data(3, 16, 7, augmented).spec_of(point)
+            assert (spec.in_channels, spec.image_size, spec.classes) == (3, 16, 7)
+            found[name, augmented] = spec.dropout
+    assert found["chosen", True] == found["chosen", False] == 0.1
+    assert (found["free", True], found["free", False]) == (0.0, 0.2)
+    assert found["fixed", True] == found["fixed", False] == 0.4
+
+
+def test_an_image_size_that_is_fixed_stays() -> None:
+    space = parse_space(GOOD.replace("compression = 0.5", "image_size = 16"), "x", "x.toml")
+    assert space.spec_of(next(space.points())).image_size == 16
+
+
+def test_a_space_prices_a_step_at_its_recipes_batch() -> None:
+    space = parse_space(GOOD.replace("epochs = 3", "batch_size = 2"), "x", "x.toml")
+    spec = space.spec_of(next(space.points()))
+    assert space.cost(spec) == cost(spec, 2)
+
+
+def test_a_survey_of_a_large_space_finds_its_extremes() -> None:
+    space = load_space("cifar_bc")
+    survey = space.survey()
+    assert not survey.whole
+    least, most = (
+        cost(DenseNetSpec((layers,) * 3, growth_rate=k, compression=theta))
+        for layers, k, theta in ((4, 8, 0.3), (32, 40, 1.0))
+    )
+    assert survey.range("params") == (least.params, most.params)
+    assert survey.range("macs") == (least.macs, most.macs)
 
 
 def test_limits_measure_how_far_over() -> None:
@@ -134,6 +181,7 @@ def test_every_problem_of_a_file_is_named_at_once() -> None:
         ("int = [4, 12]", "int = [4.5, 12]", "int takes whole numbers"),
         ("times = 2", "times = 0", "times makes a list"),
         ("bottleneck = 2 }", "bottleneck = 3 }", "when bottleneck = 3, but bottleneck never is."),
+        ("of = [0, 2] }", "of = [0, 2], when = { dropout = 0.1 } }", "names 'dropout', which must stand before it."),
         ("compression = 0.5", "growth_rate = 4", "it is in [fixed] too; keep one."),
         ("compression = 0.5", "compression = 1.5", "`0 < compression <= 1` must hold"),
         ("epochs = 3", 'name = "slow"', "no recipe 'slow'; there are fast, paper."),
@@ -159,6 +207,16 @@ def test_each_mistake_has_its_message(old: str, new: str, message: str) -> None:
     assert message in str(error.value)
 
 
+def test_a_first_network_that_does_not_exist_is_named() -> None:
+    text = GOOD.replace("compression = 0.5", "stem_channels = 1").replace(
+        "growth_rate = { int = [4, 12], step = 4 }", "growth_rate = { int = [1, 12] }\ncompression = { float = [0.01, 1] }"
+    )
+    first = "[[first]]\ngrowth_rate = 1\ncompression = 0.01\nbottleneck = 0\nblock_layers = [1, 1]\n[recipe]"
+    assert parse_space(text, "x", "x.toml").size() is None
+    with pytest.raises(InputError, match=r"\[\[first\]\] 1: transition 1 would keep ⌊0.01 · 2⌋ = 0 channels"):
+        parse_space(text.replace("[recipe]", first), "x", "x.toml")
+
+
 def test_a_depth_that_does_not_exist_is_named() -> None:
     text = GOOD.replace("block_layers = { int = [1, 2], times = 2 }", "depth = { int = [10, 13] }")
     with pytest.raises(InputError, match=r"do not exist, such as: a DenseNet"):
@@ -168,6 +226,9 @@ def test_a_depth_that_does_not_exist_is_named() -> None:
 def test_overrides_replace_what_the_file_says() -> None:
     space = load_space("tiny", epochs=7, limits={"params": 1_000}, recipe="paper", dataset=None)
     assert (space.recipe.name, space.recipe.epochs, space.limits.params) == ("paper", 7, 1_000)
+    space = parse_space(GOOD, "x", "x.toml", dataset="cifar100", epochs=None, limits={"params": 9_000, "macs": 10**9})
+    assert (space.dataset, space.fixed["classes"], space.recipe.epochs) == ("cifar100", 100, 3)
+    assert space.limits == Limits(params=9_000, macs=10**9)
     with pytest.raises(InputError, match=r"nothing in the space meets params <= 10"):
         load_space("tiny", limits={"params": 10})
 

@@ -1,5 +1,7 @@
 """Training: exact resumption, divergence, schedules, checkpoints that are safe to open."""
 
+import dataclasses
+import errno
 import os
 import pickle
 import subprocess
@@ -16,7 +18,7 @@ from dnas.arch import DenseNetSpec, parse_name
 from dnas.data import Dataset, load_dataset
 from dnas.data.catalog import data_info
 from dnas.errors import InputError
-from dnas.files import DiskFull, write_atomic
+from dnas.files import DiskFull, room_for, write_atomic
 from dnas.nn import build
 from dnas.nn.norms import measure_norms
 from dnas.recipe import Recipe, learning_rate, make_recipe
@@ -26,7 +28,9 @@ from dnas.train import (
     check_device,
     evaluate,
     fit,
+    is_out_of_memory,
     load_run,
+    peak_memory_bytes,
     read_checkpoint,
     stream_seed,
     weights_digest,
@@ -71,6 +75,36 @@ def test_a_run_interrupted_after_every_epoch_ends_bit_equal(digits: Dataset, tmp
     assert resumed.run.norms == whole.run.norms
 
 
+def test_an_epoch_is_nesterov_sgd_on_the_runs_own_streams(digits: Dataset) -> None:
+    """Two epochs by hand: the update, what is summed, and which seed the weights, the images and the dropout follow."""
+    plan = Recipe("mine", 2, 64, learning_rate=0.1, milestones=(0.5,), weight_decay=0.03, label_smoothing=0.2)
+    run = fit(SPEC, digits, plan, seed=(3, 1)).run
+
+    torch.manual_seed(stream_seed(3, 1, "initialisation"))
+    net = build(SPEC).to(memory_format=torch.channels_last)
+    images = torch.Generator().manual_seed(stream_seed(3, 1, "data"))
+    torch.manual_seed(stream_seed(3, 1, "dropout"))
+    velocity: dict[str, torch.Tensor] = {}
+    for rate, row in zip((0.1, 0.01), run.curve, strict=True):
+        losses, wrong, seen = 0.0, 0, 0
+        for x, y in digits.train_batches(64, images):
+            logits = net.train()(x.contiguous(memory_format=torch.channels_last))
+            loss = torch.nn.functional.cross_entropy(logits, y, label_smoothing=0.2)
+            names, weights = zip(*net.named_parameters(), strict=True)
+            for name, weight, gradient in zip(names, weights, torch.autograd.grad(loss, weights), strict=True):
+                gradient = gradient + 0.03 * weight.detach()
+                velocity[name] = 0.9 * velocity[name] + gradient if name in velocity else gradient
+                weight.data -= rate * (gradient + 0.9 * velocity[name])
+            losses, seen = losses + loss.item() * len(y), seen + len(y)
+            wrong += int((logits.argmax(1) != y).sum())
+        assert seen % 64, "the last batch must be a smaller one, or a mean of means would do"
+        assert row.train_loss == pytest.approx(losses / seen, rel=1e-4)
+        assert row.train_error == pytest.approx(wrong / seen, abs=0.01)
+        assert row.learning_rate == pytest.approx(rate)
+    for (name, ours), theirs in zip(net.named_parameters(), run.net.parameters(), strict=True):
+        torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-4, msg=name)
+
+
 def test_another_seed_trial_or_spec_is_another_run(digits: Dataset) -> None:
     digests = {
         fit(spec, digits, recipe(1), seed=seed).weights_digest
@@ -95,6 +129,18 @@ def test_report_is_called_once_an_epoch_and_can_stop(digits: Dataset) -> None:
     assert len(result.run.curve) == 2
 
 
+def test_a_resumed_run_repeats_its_epochs_to_the_report_and_obeys(digits: Dataset, tmp_path: Path) -> None:
+    fit(SPEC, digits, recipe(3), seed=(0, 0), folder=tmp_path, report=lambda epoch: epoch.epoch < 2)
+    stopped = fit(SPEC, digits, recipe(3), seed=(0, 0), folder=tmp_path, report=lambda epoch: False)
+    assert len(stopped.run.curve) == 2
+    seen: list[int] = []
+    result = fit(SPEC, digits, recipe(3), seed=(0, 0), folder=tmp_path, report=lambda e: not seen.append(e.epoch))  # type: ignore[func-returns-value]
+    assert seen == [1, 2, 3]
+    assert result.finished
+    assert result.run.seconds == pytest.approx(sum(epoch.seconds for epoch in result.run.curve))
+    assert load_run(tmp_path / "checkpoint.pt").seconds == result.run.seconds
+
+
 def test_training_learns_the_digits() -> None:
     data = load_dataset("digits")
     result = fit(parse_name("densenet-bc:L=16,k=8,channels=1,size=8"), data, recipe(4), seed=(0, 0))
@@ -116,19 +162,26 @@ def test_divergence_ends_the_run_at_once_with_its_reason(digits: Dataset) -> Non
     assert len(steps) < digits.steps_per_epoch(64)
 
 
+def test_a_last_step_into_nowhere_is_seen_by_the_validation(digits: Dataset) -> None:
+    with pytest.raises(Diverged, match=r"the validation loss is (nan|inf) after epoch 1\."):
+        fit(SPEC, digits, recipe(2, batch_size=512, learning_rate=1e38, warmup=0.0), seed=(0, 0))
+
+
 def test_retraining_on_everything_has_no_validation(digits: Dataset) -> None:
     result = fit(SPEC, digits.with_validation_in_training(), recipe(1), seed=(0, 0))
     assert result.run.curve[0].val_error is None
     assert result.run.data["val_size"] == 0
 
 
-def test_evaluate_is_the_mean_over_the_part(digits: Dataset) -> None:
+def test_evaluate_is_the_mean_over_the_part() -> None:
     torch.manual_seed(0)
-    net = build(SPEC).eval()
-    x, y = (torch.cat(parts) for parts in zip(*digits.batches("val"), strict=True))
+    net, data = build(SPEC).eval(), load_dataset("digits")
+    parts = list(data.batches("train"))
+    assert len(parts[-1][1]) < len(parts[0][1]), "the last batch must be a smaller one, or a mean of means would do"
+    x, y = (torch.cat(part) for part in zip(*parts, strict=True))
     with torch.no_grad():
         logits = net(x)
-    loss, error = evaluate(net, digits, "val")
+    loss, error = evaluate(net.train(), data, "train")
     assert error == int((logits.argmax(1) != y).sum()) / len(y)
     assert loss == pytest.approx(torch.nn.functional.cross_entropy(logits, y).item(), rel=1e-5)
 
@@ -174,6 +227,7 @@ def test_the_papers_schedule() -> None:
     assert rates == pytest.approx([0.1, 0.01, 0.01, 0.001])
     assert make_recipe("paper", data_info("svhn")).epochs == 40
     assert plan.dropout_without_augmentation == 0.2
+    assert imagenet.dropout_without_augmentation == 0.0
 
 
 def test_one_cycle_rises_and_falls_to_nothing() -> None:
@@ -213,6 +267,18 @@ def test_a_checkpoint_of_another_run_is_refused(digits: Dataset, tmp_path: Path)
         fit(SPEC, digits, recipe(1), seed=(1, 0), folder=tmp_path)
     with pytest.raises(InputError, match=r"of another run, with epochs=1 \(now 2\)"):
         fit(SPEC, digits, recipe(2), seed=(0, 0), folder=tmp_path)
+    with pytest.raises(InputError, match=r"of another run, with dropout=0.2 \(now 0.1\)"):
+        fit(dataclasses.replace(SPEC, dropout=0.1), digits, recipe(1), seed=(0, 0), folder=tmp_path)
+    for key, value in {"fingerprint": "0" * 64, "subset": 299, "split_seed": 9, "augmentation": "flip"}.items():
+        with pytest.raises(InputError, match=f"of another run, with {key}=.* \\(now {value}\\)"):
+            fit(SPEC, dataclasses.replace(digits, **{key: value}), recipe(1), seed=(0, 0), folder=tmp_path)  # type: ignore[arg-type]
+
+
+def test_what_a_kill_tore_is_cleared_away_when_the_run_goes_on(digits: Dataset, tmp_path: Path) -> None:
+    (tmp_path / ".checkpoint.pt.4711").write_bytes(b"half of a checkpo")
+    (tmp_path / ".mine").write_text("not ours")
+    fit(SPEC, digits, recipe(1), seed=(0, 0), folder=tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".mine", "checkpoint.pt", "curve.csv", "norms.npz"]
 
 
 def test_a_truncated_checkpoint_is_one_clear_line(digits: Dataset, tmp_path: Path) -> None:
@@ -262,6 +328,48 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
     assert path.read_bytes() == b"before"
     assert [left.name for left in tmp_path.iterdir()] == ["checkpoint.pt"]
     assert issubclass(DiskFull, InputError)
+
+
+def test_whoever_reads_the_old_file_reads_it_to_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    write_atomic(path, "before")
+    with path.open() as reader:
+        write_atomic(path, "after")
+        assert reader.read() == "before"
+    assert path.read_text() == "after"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's ever-full device")
+def test_only_a_full_disk_is_called_one() -> None:
+    with pytest.raises(DiskFull, match=r"no room left to write x.pt \(No space left on device\)"):  # noqa: SIM117
+        with room_for(Path("x.pt")), Path("/dev/full").open("wb", buffering=0) as file:
+            file.write(b"x")
+    for code in (errno.EDQUOT, errno.EFBIG):
+        with pytest.raises(DiskFull), room_for(Path("x.pt")):
+            raise OSError(code, os.strerror(code))
+    with pytest.raises(PermissionError), room_for(Path("x.pt")):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def test_a_full_memory_is_known_from_other_errors() -> None:
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert is_out_of_memory(error.value)
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+def test_peak_memory_is_in_bytes() -> None:
+    assert 50e6 < peak_memory_bytes("cpu") < 500e9  # torch alone takes more than 50 MB
+
+
+def test_the_digest_of_weights_covers_the_running_statistics() -> None:
+    net = build(SPEC)
+    before = weights_digest(net)
+    net.get_buffer("features.norm5.running_mean").add_(1e-6)
+    after = weights_digest(net)
+    net.get_parameter("classifier.bias").data[0] += 1e-6
+    assert len({before, after, weights_digest(net)}) == 3
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
