@@ -318,7 +318,7 @@ def _search(args: argparse.Namespace) -> int:
     from dnas.definition import apply_definition
     from dnas.space import load_space
     from dnas.stopping import STOPPINGS
-    from dnas.study import OBJECTIVES, check_study_name
+    from dnas.study import OBJECTIVES, StudyFolder, check_study_name
 
     apply_definition(args)
     if args.space is None:
@@ -335,6 +335,11 @@ def _search(args: argparse.Namespace) -> int:
     limits = {key: value for key, value in (("params", args.max_params), ("macs", args.max_macs)) if value is not None}
     space = load_space(args.space, limits=limits, **_overrides(args))
     study = check_study_name(args.study or space.name)
+    folder = StudyFolder(Path("studies") / study)
+    if args.epochs is None and folder.exists:  # they may have been raised since the space's own
+        space = load_space(
+            args.space, limits=limits, **_overrides(args) | {"epochs": folder.config()["recipe"]["epochs"]}
+        )
     if not args.dry_run:
         from dnas.executors.forkserver import start_forkserver
 

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from dnas.cli import EPILOGS, main
+from tests.studies import make_study
 
 
 @pytest.fixture(autouse=True)
@@ -223,3 +224,11 @@ def test_a_definition_gives_the_defaults_of_its_study(capsys: pytest.CaptureFixt
     printed = refusal(capsys, "search --study mine")
     assert "epoch: a study definition has no such key. Did you mean epochs?" in printed
     assert "trials: expected a whole number, but got '3'." in printed
+
+
+def test_the_epochs_of_a_study_that_exists_are_kept_unless_named(capsys: pytest.CaptureFixture[str]) -> None:
+    make_study(Path("studies/tiny"), ["complete"], epochs=5)
+    assert main(["search", "--space", "tiny", "--trials", "4", "--dry-run"]) == 0
+    assert "training  5 epochs" in capsys.readouterr().out
+    assert main(["search", "--space", "tiny", "--trials", "4", "--epochs", "7", "--dry-run"]) == 0
+    assert "training  7 epochs" in capsys.readouterr().out

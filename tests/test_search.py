@@ -1,7 +1,9 @@
 """The search loop on trainings that are formulas: limits, resumption, growth, failures, early stopping."""
 
 import dataclasses
+import itertools
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,11 +12,12 @@ from dnas.arch import DenseNetSpec
 from dnas.errors import InputError
 from dnas.executors.worker import Job, Message
 from dnas.sampler import Exhausted, propose, told
-from dnas.search import Outcome, search
+from dnas.search import Outcome, cores, default_threads, default_workers, search
 from dnas.space import Space, load_space, parse_space
 from dnas.stopping import goes_on, rungs
-from dnas.study import StudyFolder, TrialRecord, check_study_name, find_study, read_study
+from dnas.study import StudyFolder, TrialRecord, check_study_name, find_study, rank, read_study
 from tests.analytic import AnalyticExecutor, Silent, Trouble, options
+from tests.data_files import noise, write_folder
 
 TIGHT = """# Few of these are inside the limits
 dataset = "digits"
@@ -41,6 +44,12 @@ def run(trials: int, trouble: Trouble = lambda job, epoch: None, **changes: obje
 
 def records() -> list[TrialRecord]:
     return StudyFolder(Path("studies/s")).records()
+
+
+def events() -> list[dict[str, object]]:
+    """The study's log, without its times."""
+    found = StudyFolder(Path("studies/s")).events()
+    return [{key: value for key, value in event.items() if key != "time"} for event in found]
 
 
 def essence(found: list[TrialRecord]) -> list[tuple[object, ...]]:
@@ -86,43 +95,51 @@ def test_the_same_command_does_nothing_more_and_a_larger_n_goes_on() -> None:
     assert essence(records())[:5] == before
     grown = essence(records())
     assert len(grown) == 8
+    assert find_study("s").config()["trials"] == 8
     StudyFolder(Path("studies/s")).path.rename("studies/grown")
     run(8)
     assert essence(records()) == grown
 
 
+class Interrupting(AnalyticExecutor):
+    """Ends the driver, as Ctrl-C does, before its `left`-th message."""
+
+    def __init__(self, left: int) -> None:
+        super().__init__()
+        self.left = left
+
+    def wait(self, timeout: float) -> list[tuple[str, Message]]:
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+        return super().wait(timeout)
+
+
+def run_interrupted(trials: int, **changes: object) -> int:
+    """Runs the same command until it ends, stopped after one message or as many as a trial and a half; how often."""
+    for times, left in enumerate(itertools.cycle((2, 15, 7, 1, 20, 11, 3, 18))):
+        executor = Interrupting(left)
+        try:
+            search(options(trials, **changes), Silent(), executor)
+        except KeyboardInterrupt:
+            assert executor.running == [], "no worker outlives its driver"
+        else:
+            return times
+    raise AssertionError
+
+
 def test_a_search_interrupted_anywhere_equals_one_that_was_not() -> None:
-    """Stops the driver before each message in turn, 40 times over, and once after each kind of write."""
     run(14)
-    whole = essence(records())
-    events = (Path("studies/s") / "events.jsonl").read_text().splitlines()
+    whole, log = essence(records()), events()
     Path("studies/s").rename("studies/whole")
-
-    class Interrupting(AnalyticExecutor):
-        left = 3
-
-        def wait(self, timeout: float) -> list[tuple[str, Message]]:
-            self.left -= 1
-            if not self.left:
-                raise KeyboardInterrupt
-            return super().wait(timeout)
-
-    for _ in range(40):
-        with pytest.raises(KeyboardInterrupt):
-            search(options(14), Silent(), Interrupting())
-    run(14)
+    assert run_interrupted(14) > 10
     assert essence(records()) == whole
-
-    def plain(line: str) -> dict[str, object]:
-        return {key: value for key, value in json.loads(line).items() if key != "time"}
-
-    again = (Path("studies/s") / "events.jsonl").read_text().splitlines()
-    assert [plain(line) for line in again] == [plain(line) for line in events]
+    assert events() == log
 
 
 def test_what_a_kill_leaves_between_two_writes_is_mended() -> None:
     run(6)
-    whole = essence(records())
+    whole, before = essence(records()), events()
     folder = StudyFolder(Path("studies/s"))
     log = folder.path / "events.jsonl"
     lines = log.read_text().splitlines(keepends=True)
@@ -132,8 +149,8 @@ def test_what_a_kill_leaves_between_two_writes_is_mended() -> None:
     # after the record, before its tell
     log.write_text("".join(lines[:tell]))
     run(6)
-    assert '"tell"' in log.read_text().splitlines()[-1]
     assert essence(records()) == whole
+    assert events() == before
 
     # after the ask's event, before its record; with a torn line behind it
     log.write_text("".join(lines[: ask + 1]) + '{"event": "rep')
@@ -143,6 +160,7 @@ def test_what_a_kill_leaves_between_two_writes_is_mended() -> None:
     search(options(6), show, AnalyticExecutor())
     assert show.notes == ["mended events.jsonl: its last line was torn (14 bytes cut)"]
     assert essence(records()) == whole
+    assert events() == before
 
     # in the middle of a trial: the record says running, the log has its first epochs
     log.write_text("".join(lines[: ask + 4]))
@@ -150,6 +168,80 @@ def test_what_a_kill_leaves_between_two_writes_is_mended() -> None:
     folder.write_record(dataclasses.replace(record, state="running", objectives={}, weights_digest=None))
     run(6)
     assert essence(records()) == whole
+    assert events() == before
+
+
+def test_damaged_files_are_named() -> None:
+    run(1)
+    folder = StudyFolder(Path("studies/s"))
+    for name in ("events.jsonl", "study.toml", "trials/0/record.json"):
+        path = folder.path / name
+        content = path.read_text()
+        path.write_text("damaged\n" + content)
+        with pytest.raises(InputError, match=rf"{name} is damaged: "):
+            run(1)
+        path.write_text(content)
+    assert run(1).trials == 1
+
+
+def test_a_record_of_a_later_version_is_read() -> None:
+    run(1)
+    path = StudyFolder(Path("studies/s")).trial_folder(0) / "record.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"mood": "good"}))
+    assert records()[0].state == "complete"
+
+
+def test_a_record_says_how_its_training_went() -> None:
+    run(6, seed=7)
+    for record in records():
+        done = 12 if record.state == "complete" else 4
+        assert (record.epochs, record.epochs_planned, record.seconds) == (done, 12, float(done))
+        assert (record.peak_memory_bytes, record.attempts, record.seed) == (1, 1, [7, record.number])
+        assert record.weights_digest == f"{record.val_error:.9f}"
+        assert record.objectives == {"val_error": record.val_error}
+        assert record.reason == (None if done == 12 else "not among the best third after 4 epochs")
+        assert record.cost == dataclasses.asdict(load_space("digits_bc").cost(record.densenet))
+    assert [record.number for record in records()] == list(range(6))
+    assert {record.state for record in records()} == {"complete", "stopped"}
+
+
+def test_the_seed_reaches_the_sampler_and_the_trainings() -> None:
+    run(3)
+    first = [record.digest for record in records()]
+    Path("studies/s").rename("studies/first")
+    executor = AnalyticExecutor()
+    search(options(3, seed=7), Silent(), executor)
+    assert [job.seed for job in executor.started] == [(7, 0), (7, 1), (7, 2)]
+    assert [record.digest for record in records()][:1] == first[:1]
+    assert not set(first[1:]) & {record.digest for record in records()}
+
+
+def test_without_early_stopping_every_trial_ends() -> None:
+    run(6, stopping="none")
+    assert [(record.state, record.epochs) for record in records()] == [("complete", 12)] * 6
+
+
+def test_the_objective_is_what_is_minimised() -> None:
+    """With losses and errors exchanged, minimising the loss is to search as minimising the error did."""
+
+    class Exchanged(AnalyticExecutor):
+        def start(self, job: Job) -> None:
+            super().start(job)
+            for message in self.jobs[job.key]:
+                if message.kind == "epoch":
+                    error = message.values["val_error"]
+                    message.values.update(val_error=1 - error, val_loss=error)
+
+    run(13)
+    whole = [(r.state, r.epochs, r.digest, r.val_error, r.history_digest, *r.objectives.values()) for r in records()]
+    best = [record.number for record in find_study("s").best(13)]
+    Path("studies/s").rename("studies/error")
+    search(options(13, objective="val_loss"), Silent(), Exchanged())
+    assert [
+        (r.state, r.epochs, r.digest, r.val_loss, r.history_digest, *r.objectives.values()) for r in records()
+    ] == whole
+    assert {key for record in records() for key in record.objectives} == {"val_loss"}
+    assert [record.number for record in find_study("s").best(13)] == best
 
 
 def test_a_space_with_fewer_networks_ends_well() -> None:
@@ -157,10 +249,29 @@ def test_a_space_with_fewer_networks_ends_well() -> None:
     assert outcome.exhausted
     assert outcome.trials == 12
     assert len({record.digest for record in records()}) == 12
+    assert [record.number for record in records()] == list(range(12))
+
+
+def test_a_choice_of_one_value_is_kept_in_mind() -> None:
+    text = (
+        TIGHT.replace("[2, 64]", "[4, 4]")
+        .replace("[1, 30]", "[1, 2]")
+        .replace("float = [0.3, 1.0], step = 0.1", "of = [0.5]")
+    )
+    assert run(20, space=parse_space(text, "x", "x")).trials == 8
+    assert len({record.digest for record in records()}) == 8
 
 
 def test_more_workers_train_the_same_number_once_each() -> None:
-    run(15, workers=3)
+    at_once: list[int] = []
+
+    class Counting(AnalyticExecutor):
+        def start(self, job: Job) -> None:
+            super().start(job)
+            at_once.append(len(self.running))
+
+    search(options(15, workers=3), Silent(), Counting())
+    assert max(at_once) == 3
     assert len({record.digest for record in records()}) == 15
     assert {record.state for record in records()} <= {"complete", "stopped"}
 
@@ -174,6 +285,8 @@ def test_more_workers_train_the_same_number_once_each() -> None:
         ({"data": {"name": "digits", "subset": 300}}, "another subset 200 (now 300)"),
         ({"data": {"name": "digits"}}, "another subset 200 (now whole)"),
         ({"data": {"name": "digits", "subset": 200, "split_seed": 2}}, "another split seed 0 (now 2)"),
+        ({"data": {"name": "digits", "subset": 200, "augmentation": "none"}}, "another augmentation crop (now none)"),
+        ({"data": {"name": "digits", "subset": 200, "image_size": 16}}, "another image size 8 (now 16)"),
         ({"space": load_space("tiny")}, "another space digits_bc (now tiny)"),
         (
             {"space": load_space("digits_bc", learning_rate=0.05)},
@@ -192,14 +305,41 @@ def test_a_study_that_exists_refuses_other_inputs(changes: dict[str, object], me
     assert essence(records()) == before
 
 
+def test_a_space_file_that_changed_is_refused() -> None:
+    space = load_space("digits_bc")
+    run(1, space=space)
+    with pytest.raises(InputError, match=r"another space as its file was then \(now as its file is\)"):
+        run(1, space=dataclasses.replace(space, text=space.text + "# another line\n"))
+
+
+def test_images_that_changed_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DNAS_CACHE", str(tmp_path / "cache"))
+    for folder in ("one", "two"):
+        write_folder(Path(folder), "train", ["a", "b"], 10, 8, channels=1)
+    of_one = dataclasses.replace(options(1), data={"name": "folder:one"})
+    search(of_one, Silent(), AnalyticExecutor())
+    with pytest.raises(InputError, match=r"another data set .*one.* \(now .*two.*\)"):
+        search(dataclasses.replace(of_one, data={"name": "folder:two"}), Silent(), AnalyticExecutor())
+    noise(4711, 8, channels=1).save("one/train/a/000.png")
+    with pytest.raises(InputError, match=r"another data set as its files were then \(now as its files are\)"):
+        search(of_one, Silent(), AnalyticExecutor())
+
+
 def test_more_epochs_train_the_survivors_again_and_record_it() -> None:
-    run(6)
-    before = records()
+    run(9)
+    before, log = records(), events()
     survivors = [r.number for r in before if r.state == "complete"]
-    assert 0 < len(survivors) < 6
+    assert survivors == [0, 1, 2, 3, 6]
+    for record in before:
+        (find_study("s").trial_folder(record.number) / "checkpoint.pt").write_bytes(b"of twelve epochs")
     executor = AnalyticExecutor()
-    search(options(6, load_space("digits_bc", epochs=24)), Silent(), executor)
+    search(options(9, load_space("digits_bc", epochs=24)), Silent(), executor)
     after = records()
+    assert events()[: len(log) + 1] == [*log, {"event": "extend", "epochs": 24, "trials": survivors}]
+    again = [event["epoch"] for event in events()[len(log) :] if event["event"] == "report"]
+    assert again == [epoch for _ in survivors for epoch in range(1, 25)], "they are compared among themselves"
+    kept = {path.parent.name for path in find_study("s").path.glob("trials/*/checkpoint.pt")}
+    assert kept == {"4", "5", "7", "8"}, "a schedule depends on the epochs: no survivor goes on from its old weights"
     assert [int(job.key) for job in executor.started] == survivors
     for record in after:
         if record.number in survivors:
@@ -209,9 +349,39 @@ def test_more_epochs_train_the_survivors_again_and_record_it() -> None:
         else:
             assert record.epochs_planned == 12
     assert find_study("s").config()["recipe"]["epochs"] == 24
-    whole = essence(after)
-    run(6, space=load_space("digits_bc", epochs=24))
+    again_executor = AnalyticExecutor()
+    search(options(9, load_space("digits_bc", epochs=24)), Silent(), again_executor)
+    assert again_executor.started == []
+    assert records() == after
+    with pytest.raises(InputError, match="a study's epochs only grow; got --epochs 12"):
+        run(9)
+
+    # killed between the last record and its tell
+    log_file = find_study("s").path / "events.jsonl"
+    told_last = log_file.read_text().splitlines()
+    assert json.loads(told_last[-1])["event"] == "tell"
+    log_file.write_text("\n".join(told_last[:-1]) + "\n")
+    whole = events()
+    run(9, space=load_space("digits_bc", epochs=24))
+    assert events()[:-1] == whole
+    assert events()[-1]["event"] == "tell"
+
+
+def test_more_epochs_interrupted_anywhere_equal_those_that_were_not() -> None:
+    run(5)
+    shutil.copytree("studies/s", "studies/copy")
+    longer = load_space("digits_bc", epochs=24)
+    run(6, space=longer)
+    whole, log = essence(records()), events()
+    Path("studies/s").rename("studies/whole")
+    Path("studies/copy").rename("studies/s")
+    with pytest.raises(KeyboardInterrupt):
+        search(options(6, longer), Silent(), Interrupting(5))
+    with pytest.raises(KeyboardInterrupt):
+        search(options(6, longer), Silent(), Interrupting(30))
+    run(6, space=longer)
     assert essence(records()) == whole
+    assert events() == log
 
 
 def failing(reason: str, text: str, when: int = 2) -> Trouble:
@@ -246,6 +416,13 @@ def test_three_identical_errors_in_a_row_stop_the_search() -> None:
     assert len(records()) == 3
 
 
+def test_equal_errors_that_others_part_do_not_stop_it() -> None:
+    fails = failing("error", "KeyError: 'x'")
+    outcome = run(8, lambda job, epoch: fails(job, epoch) if int(job.key) % 2 else None, stopping="none")
+    assert outcome.stopped_by is None
+    assert [record.state for record in records()] == ["complete", "failed"] * 4
+
+
 def test_different_errors_do_not_stop_it() -> None:
     outcome = run(6, lambda job, epoch: Message("failed", {"reason": "error", "text": f"KeyError: {job.key}"}))
     assert outcome.stopped_by is None
@@ -278,11 +455,20 @@ def test_a_full_disk_stops_the_search_and_the_trial_goes_on_later() -> None:
     assert {record.state for record in records()} == {"complete"}
 
 
-def test_retraining_opens_the_test_set_only_for_the_best() -> None:
-    class Testing(AnalyticExecutor):
-        def _result(self, row: dict[str, object], finished: bool) -> dict[str, object]:
-            return super()._result(row, finished) | {"test_error": 0.125, "test_loss": 0.5}
+class Testing(AnalyticExecutor):
+    """Measures what depends on the seed: an eighth for the first fresh one, a quarter for the second."""
 
+    def start(self, job: Job) -> None:
+        super().start(job)
+        for message in self.jobs[job.key]:
+            if message.kind == "done":
+                message.values["row"] = message.values["row"] | {"seed": job.seed[0]}
+
+    def _result(self, row: dict[str, object], finished: bool) -> dict[str, object]:
+        return super()._result(row, finished) | {"test_error": 0.125 * row.get("seed", 0), "test_loss": 0.5}  # type: ignore[operator]
+
+
+def test_retraining_opens_the_test_set_only_for_the_best() -> None:
     executor = Testing()
     search(options(6, retrain=2, retrain_seeds=2), Silent(), executor)
     final = [job for job in executor.started if job.final]
@@ -291,10 +477,50 @@ def test_retraining_opens_the_test_set_only_for_the_best() -> None:
     assert {job.seed for job in final} == {(seed, number) for number in best for seed in (1, 2)}
     measured = {record.number for record in records() if record.test_error is not None}
     assert measured == set(best)
-    assert read_study("s").set_index("number")["test_error"].dropna().unique().tolist() == [0.125]
+    assert read_study("s").set_index("number")["test_error"].dropna().unique().tolist() == [0.1875]  # the mean
+    for _, record in find_study("s").retrained():
+        assert (record.test_error, record.test_loss, record.state) == (0.125 * record.seed[0], 0.5, "complete")
+        assert record.data["val_size"] == 0, "it trains on the validation images too"
     again = Testing()
     search(options(6, retrain=2, retrain_seeds=2), Silent(), again)
     assert again.started == []
+
+
+def test_after_more_epochs_the_best_are_retrained_anew() -> None:
+    search(options(2, retrain=1), Silent(), Testing())
+    executor = Testing()
+    search(options(2, load_space("digits_bc", epochs=24), retrain=1), Silent(), executor)
+    final = [job for job in executor.started if job.final]
+    assert [job.recipe["epochs"] for job in final] == [24]
+    assert [record.epochs for _, record in find_study("s").retrained()] == [24]
+
+
+def test_a_lost_or_failed_retraining_goes_on_or_says_so() -> None:
+    lost: list[str] = []
+
+    def trouble(job: Job, epoch: int) -> Message | None:
+        if job.final and epoch == 2 and job.key not in lost:
+            lost.append(job.key)
+            return Message("lost", {"text": "its process was ended by SIGKILL"})
+        if job.final and job.seed[0] == 2:
+            return Message("failed", {"reason": "diverged", "text": "nan"})
+        return None
+
+    search(options(1, retrain=1, retrain_seeds=2), Silent(), Testing(trouble))
+    found = [record for _, record in find_study("s").retrained()]
+    assert [(r.state, r.attempts, r.test_error) for r in found] == [("complete", 2, 0.125), ("failed", 1, None)]
+    assert found[1].reason == "diverged: nan"
+    assert records()[0].test_error == 0.125
+
+
+def test_without_a_test_set_there_is_no_retraining(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DNAS_CACHE", str(tmp_path / "cache"))
+    write_folder(Path("pictures"), "train", ["a", "b"], 10, 8, channels=1)
+    of_folder = dataclasses.replace(options(1, retrain=1), data={"name": "folder:pictures"})
+    executor = AnalyticExecutor()
+    with pytest.raises(InputError, match=r"has no held-out test set.*put class folders under test/"):
+        search(of_folder, Silent(), executor)
+    assert not [job for job in executor.started if job.final]
 
 
 def test_two_drivers_at_once_are_refused() -> None:
@@ -311,6 +537,8 @@ def test_rungs_and_who_passes_them() -> None:
     assert rungs(40) == (5, 14)
     assert rungs(12) == (4,)
     assert rungs(3) == ()
+    assert rungs(9) == (3,)
+    assert rungs(27) == (3, 9)
     assert goes_on(0.9, [])
     assert goes_on(0.9, [0.1, 0.2])
     assert not goes_on(0.9, [0.1, 0.2, 0.3])
@@ -328,6 +556,53 @@ def test_a_proposal_depends_on_seed_number_and_history_alone() -> None:
     for (seed, number), params in proposals.items():
         assert propose(space, seed, number, history, set()).params == params
     assert propose(space, 0, 12, [], set()).params != proposals[0, 12]
+
+
+def test_what_the_sampler_is_told_of_each_state() -> None:
+    space = load_space("tiny")
+    point = next(space.points())
+    reports = {1: 0.5, 2: 0.4}
+
+    def heard(state: str, objective: str = "val_error", **rest: object) -> tuple[object, ...]:
+        record = TrialRecord(0, state=state, params=point, objectives={objective: 0.3}, **rest)  # type: ignore[arg-type]
+        trial = told(record, space, objective, reports)
+        assert trial.params == point
+        return trial.state.name, trial.value, trial.intermediate_values
+
+    assert heard("complete") == ("COMPLETE", 0.3, {})
+    assert heard("complete", "val_loss") == ("COMPLETE", 0.3, {})
+    assert heard("running") == ("RUNNING", None, {})
+    assert heard("stopped") == ("PRUNED", None, reports) or heard("stopped") == ("PRUNED", 0.4, reports)
+    assert heard("failed", reason="diverged: the training loss is nan") == ("COMPLETE", 1.0, {})  # as bad as can be
+    assert heard("failed", "val_loss", reason="diverged: nan") == ("COMPLETE", 100.0, {})
+    assert heard("infeasible", reason="out of memory: 9 GiB")[0::2] == ("PRUNED", {})  # behind every other
+    assert heard("failed", reason="error: KeyError: 'x'") == ("FAIL", None, {})
+
+
+def test_networks_in_training_change_the_next_proposal() -> None:
+    """Else several workers would be sent to the same place."""
+    space = load_space("digits_bc")
+    run(14, stopping="none")
+    history = [told(r, space, "val_error", {}) for r in records()]
+    busy = dataclasses.replace(records()[0], state="running", objectives={})
+    others = [told(busy, space, "val_error", {})] * 5
+    assert propose(space, 0, 19, history, set()).params != propose(space, 0, 19, history + others, set()).params
+
+
+def test_the_best_is_the_smaller_of_equals_and_always_complete() -> None:
+    def record(number: int, error: float, params: int, state: str = "complete") -> TrialRecord:
+        return TrialRecord(number, state=state, objectives={"val_error": error}, cost={"params": params})
+
+    found = [record(0, 0.2, 10), record(1, 0.1, 30), record(2, 0.1, 20), record(3, 0.1, 20), record(4, 0.3, 5)]
+    found.append(record(5, 0.01, 1, "stopped"))
+    assert [r.number for r in rank(found)] == [2, 3, 1, 0, 4]
+
+
+def test_cores_are_shared_among_the_workers() -> None:
+    assert default_threads(1, 32) == cores()
+    assert default_threads(2 * cores(), 32) == 1
+    assert default_threads(1, 16) == 1
+    assert default_workers() == max(1, cores() // 4)
 
 
 def test_exhaustion_is_said_by_the_sampler() -> None:

@@ -137,6 +137,25 @@ def test_a_survey_of_a_large_space_finds_its_extremes() -> None:
     assert survey.range("macs") == (least.macs, most.macs)
 
 
+def test_limits_that_few_networks_meet_are_no_mistake() -> None:
+    text = """# The smallest growth rates make no network here, and the survey meets none inside both limits
+dataset = "digits"
+[fixed]
+compression = 0.01
+block_layers = [1, 1]
+[choose]
+growth_rate = { int = [1, 300] }
+image_size = { int = [8, 64] }
+classes = { int = [2, 1000] }
+[limits]
+params = 106_000
+macs = 6_000_000
+"""
+    survey = parse_space(text, "x", "x.toml").survey()
+    assert survey.feasible == 0
+    assert survey.impossible
+
+
 def test_limits_measure_how_far_over() -> None:
     price = cost(DenseNetSpec((1, 1), growth_rate=4))
     limits = Limits(params=price.params / 2, macs=price.macs)
@@ -209,7 +228,8 @@ def test_each_mistake_has_its_message(old: str, new: str, message: str) -> None:
 
 def test_a_first_network_that_does_not_exist_is_named() -> None:
     text = GOOD.replace("compression = 0.5", "stem_channels = 1").replace(
-        "growth_rate = { int = [4, 12], step = 4 }", "growth_rate = { int = [1, 12] }\ncompression = { float = [0.01, 1] }"
+        "growth_rate = { int = [4, 12], step = 4 }",
+        "growth_rate = { int = [1, 12] }\ncompression = { float = [0.01, 1] }",
     )
     first = "[[first]]\ngrowth_rate = 1\ncompression = 0.01\nbottleneck = 0\nblock_layers = [1, 1]\n[recipe]"
     assert parse_space(text, "x", "x.toml").size() is None
