@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dnas import wording as words
 from dnas.analysis import (
     NormHistory,
     cost_by_part,
@@ -22,7 +23,6 @@ from dnas.analysis import (
     weight_norms,
     wilson_interval,
     within_reach,
-    words,
 )
 from dnas.analysis.weight_norms import weight_sizes
 from dnas.arch import PRESETS, DenseNetSpec, cost

@@ -1,5 +1,6 @@
 """The winner can be used: as a module, as safetensors, as ONNX."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from dnas.export import load_trained, write_network
 from dnas.nn import build
 from dnas.recipe import make_recipe
 from dnas.train import evaluate, fit
+from tests.data_files import noise, write_folder
 from tests.studies import make_study
 
 NAME = "densenet-bc:layers=2-1,k=4,channels=1,size=8"
@@ -28,7 +30,7 @@ NAME = "densenet-bc:layers=2-1,k=4,channels=1,size=8"
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    data = load_dataset("digits", subset=300)
+    data = load_dataset("digits", subset=300, split_seed=3)
     fit(parse_name(NAME), data, make_recipe("fast", data_info("digits"), epochs=2), seed=(0, 0), folder=folder)
     return folder
 
@@ -36,9 +38,9 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_loaded_network_is_the_trained_one(run_folder: Path) -> None:
     net = dnas.load_network(run_folder / "checkpoint.pt")
     assert not net.training
-    data = load_dataset("digits", subset=300)
+    data = load_dataset("digits", subset=300, split_seed=3)
     last = load_trained(run_folder).run.curve[-1]
-    assert evaluate(net, data, "val") == (last.val_loss, last.val_error)
+    assert evaluate(net, data, "val") == (pytest.approx(last.val_loss, rel=1e-5), last.val_error)
 
 
 def test_safetensors_hold_the_weights_and_what_they_are_of(run_folder: Path, tmp_path: Path) -> None:
@@ -58,6 +60,9 @@ def test_onnx_gives_the_same_logits_at_any_batch(run_folder: Path, tmp_path: Pat
     write_network(load_trained(run_folder), path)
     net = dnas.load_network(run_folder)
     session = onnxruntime.InferenceSession(path)
+    facts = session.get_modelmeta().custom_metadata_map
+    assert parse_name(facts["dnas.network"]) == parse_name(NAME)
+    assert json.loads(facts["dnas.data"])["split_seed"] == 3
     for batch in (1, 5):
         images = torch.randn(batch, 1, 8, 8)
         (logits,) = session.run(None, {"images": images.numpy()})
@@ -70,11 +75,59 @@ def test_eval_repeats_the_recorded_error(run_folder: Path, capsys: pytest.Captur
     assert json.loads(capsys.readouterr().out)["error"] == load_trained(run_folder).run.curve[-1].val_error
 
 
+def test_eval_measures_the_part_that_was_named(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    net, data = dnas.load_network(run_folder), load_dataset("digits", subset=300, split_seed=3)
+    images = {"train": data.train_size, "val": data.val_size, "test": data.test_size}
+    for part in images:
+        assert main(["eval", str(run_folder), "--part", part, "--json"]) == 0
+        loss, error = evaluate(net, data, part)
+        assert json.loads(capsys.readouterr().out) == {
+            "part": part,
+            "images": images[part],
+            "error": error,
+            "loss": loss,
+            "dataset": "digits",
+        }
+
+
 def test_other_data_are_measured_only_when_named(
     run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["eval", str(run_folder), "--dataset", "cifar10", "--data-root", str(tmp_path)]) == 2
     assert "cifar-10-python.tar.gz" in capsys.readouterr().err
+
+
+def test_other_data_are_seen_as_the_networks_own_were(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DNAS_CACHE", str(tmp_path / "cache"))
+    write_folder(Path("ten"), "train", [f"c{label}" for label in range(10)], 10, 8, channels=1)
+    write_folder(Path("three"), "train", ["a", "b", "c"], 10, 8, channels=1)
+    assert main(["eval", str(run_folder), "--dataset", "folder:ten", "--part", "train", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    data, own = load_dataset("folder:ten", image_size=8, split_seed=3), load_trained(run_folder).run.data
+    assert data.mean != tuple(own["mean"])
+    data = dataclasses.replace(data, mean=tuple(own["mean"]), std=tuple(own["std"]))
+    assert found["images"] == data.train_size
+    assert (found["loss"], found["error"]) == evaluate(dnas.load_network(run_folder), data, "train")
+    assert main(["eval", str(run_folder), "--dataset", "folder:three"]) == 2
+    assert "is a network for 1 channels and 10 classes, but" in capsys.readouterr().err
+
+
+def test_data_that_changed_since_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DNAS_CACHE", str(tmp_path / "cache"))
+    write_folder(Path("pictures"), "train", ["a", "b"], 10, 8, channels=1)
+    command = "train densenet-bc:layers=1,k=2 --dataset folder:pictures --image-size 8 --epochs 1 --batch-size 4"
+    assert main([*command.split(), "--out", "run"]) == 0
+    assert main(["eval", "run"]) == 0
+    noise(4711, 8, channels=1).save("pictures/train/a/000.png")
+    assert main(["eval", "run"]) == 2
+    assert "has changed since run/checkpoint.pt was trained; name the data with --dataset" in capsys.readouterr().err
+    assert main(["eval", "run", "--dataset", "folder:pictures"]) == 0
 
 
 def test_unknown_endings_and_trials_are_refused(
@@ -90,10 +143,18 @@ def test_a_studys_trial_is_found_by_its_number(
     run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    folder = make_study(tmp_path / "studies" / "x", ["complete", "complete", "stopped"])
+    root = {"root": str(tmp_path / "elsewhere")}
+    folder = make_study(tmp_path / "studies" / "x", ["complete", "complete", "stopped"], data=root)
     best = folder.best()[0].number
+    other = next(record.number for record in folder.records() if record.number != best)
     (folder.trial_folder(best) / "checkpoint.pt").write_bytes((run_folder / "checkpoint.pt").read_bytes())
     assert dnas.load_network("studies/x", trial=best).spec == parse_name(NAME)
     assert dnas.load_network("x").spec == parse_name(NAME)
+    assert load_trained("x").data_arguments()["data_root"] == tmp_path / "elsewhere"
+    with pytest.raises(InputError, match=f"trial {other} of study x has no checkpoint: no epoch of it was finished"):
+        dnas.load_network("x", trial=other)
     with pytest.raises(InputError, match="has no trial 9999; its trials are 0 to"):
         dnas.load_network("x", trial=9999)
+    make_study(tmp_path / "studies" / "y", ["stopped", "running"])
+    with pytest.raises(InputError, match="study y has no complete trial yet; name one with --trial"):
+        dnas.load_network("y")
