@@ -551,8 +551,8 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. 0: done; 1: done in part, or the work failed; 2: bad input; 130: interrupted."""
-    # Before torch is imported: OpenMP threads that spin while they wait make a step up to 20 times slower on a core
-    # that is shared, and gain little on one that is not (benchmarks/results/threads.md).
+    # Before torch is imported. Threads that spin while they wait gain a little on quiet cores, and on busy ones make a
+    # step slower than a single thread would (benchmarks/results/threads.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
