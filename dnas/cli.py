@@ -421,7 +421,7 @@ def _opening(options: Any) -> str:
 def _closing(study: str, outcome: Any, wanted: int) -> str:
     from dnas.analysis.efficiency import pareto_front
     from dnas.study import StudyFolder, read_study
-    from dnas.wording import count, percent
+    from dnas.wording import count, percent, several
 
     folder = StudyFolder(Path("studies") / study)
     lines = [""]
@@ -440,6 +440,14 @@ def _closing(study: str, outcome: Any, wanted: int) -> str:
         lines.append(
             "front     " + "   ".join(f"{percent(r.val_error)} at {count(r.params)}" for r in front.itertuples())
         )
+    errors: dict[int, list[float]] = {}
+    for _, final in folder.retrained():
+        if final.test_error is not None:
+            errors.setdefault(final.number, []).append(final.test_error)
+    for number, measured in errors.items():
+        spread = f" ({percent(min(measured))} to {percent(max(measured))})" if len(measured) > 1 else ""
+        mean = percent(sum(measured) / len(measured))
+        lines.append(f"test      #{number}  {mean} test error, {several(len(measured), 'seed')}{spread}")
     states = read_study(folder.path)["state"].value_counts() if folder.records() else {}
     lines.append("trials    " + ", ".join(f"{number} {state}" for state, number in states.items()))
     lines.append(f"stored    studies/{study}/")

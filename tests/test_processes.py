@@ -158,7 +158,7 @@ def test_a_real_retraining_measures_on_the_test_set(tmp_path: Path) -> None:
     command = [*COMMAND[:6], "--trials", "1", "--epochs", "1", "--retrain-best", "1"]
     done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
-    assert "% test error" in done.stdout
+    assert "% test error, 1 seed\n" in done.stdout
     record = json.loads((tmp_path / "studies/tiny/retrain/0-1/record.json").read_text())
     assert record["val_error"] is None
     assert record["data"]["val_size"] == 0
