@@ -309,7 +309,8 @@ def _extend_records(loop: _Loop, event: dict[str, Any]) -> None:
             (loop.folder.trial_folder(number) / name).unlink(missing_ok=True)
         record.recipe |= {"epochs": event["epochs"]}
         record.state, record.epochs_planned, record.epochs, record.attempts = "running", event["epochs"], 0, 0
-        record.val_error = record.val_loss = record.weights_digest = record.ended = None
+        record.val_error = record.val_loss = record.test_error = record.test_loss = None
+        record.weights_digest = record.ended = None
         record.objectives = {}
         loop.folder.write_record(record)
 

@@ -211,6 +211,17 @@ def test_a_record_says_how_its_training_went() -> None:
         assert record.objectives == {"val_error": record.val_error}
         assert record.reason == (None if done == 12 else "not among the best third after 4 epochs")
         assert record.cost == dataclasses.asdict(load_space("digits_bc").cost(record.densenet))
+    tells = [event for event in events() if event["event"] == "tell"]
+    assert tells == [
+        {
+            "event": "tell",
+            "number": record.number,
+            "state": record.state,
+            "value": record.val_error,
+            "reason": record.reason,
+        }
+        for record in records()
+    ]
     assert [record.number for record in records()] == list(range(6))
     assert {record.state for record in records()} == {"complete", "stopped"}
 
@@ -352,6 +363,7 @@ def test_more_epochs_train_the_survivors_again_and_record_it() -> None:
     for record in after:
         if record.number in survivors:
             assert record.epochs_planned == 24
+            assert record.test_error is None
             assert record.earlier[0]["val_error"] == before[record.number].val_error
             assert record.seed == before[record.number].seed
         else:
