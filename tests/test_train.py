@@ -289,6 +289,10 @@ def test_a_truncated_checkpoint_is_one_clear_line(digits: Dataset, tmp_path: Pat
         path.write_bytes(content[:size])
         with pytest.raises(InputError, match="is not a dnas checkpoint"):
             read_checkpoint(path)
+    with zipfile.ZipFile(path, "w") as other:
+        other.writestr("hello.txt", "a zip file, but none of torch's")
+    with pytest.raises(InputError, match="is not a dnas checkpoint"):
+        read_checkpoint(path)
     middle = bytearray(content)
     middle[200:260] = b"\xff" * 60
     path.write_bytes(bytes(middle))
