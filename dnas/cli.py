@@ -21,7 +21,7 @@ EPILOGS = {
   dnas train densenet_40_12 --dataset cifar10 --recipe paper
   dnas train densenet121:classes=10 --dataset folder:~/imagenette --batch-size 32""",
     "eval": """examples:
-  dnas eval studies/runs/digits-densenet-bc-L16-k8-s0/checkpoint.pt
+  dnas eval studies/runs/digits-densenet-bc-L-16-k-8-s0
   dnas eval digits_bc --trial 17 --part val""",
     "cost": """examples:
   dnas cost densenet_bc_100_12

@@ -393,3 +393,23 @@ def test_unknown_devices() -> None:
 def test_specs_reach_the_module_unchanged() -> None:
     assert isinstance(SPEC, DenseNetSpec)
     assert build(SPEC).spec == SPEC
+
+
+def test_a_flipped_byte_is_never_loaded_as_a_weight(digits: Dataset, tmp_path: Path) -> None:
+    whole = fit(SPEC, digits, recipe(1), seed=(0, 0), folder=tmp_path).weights_digest
+    path = tmp_path / "checkpoint.pt"
+    content = path.read_bytes()
+    refused = 0
+    for position in range(0, len(content), len(content) // 60):
+        damaged = bytearray(content)
+        damaged[position] ^= 0x10
+        path.write_bytes(bytes(damaged))
+        try:
+            assert weights_digest(load_run(path).net) == whole  # a byte that carries nothing
+        except InputError:
+            refused += 1
+    assert refused > 30
+    for cut in (1, 100, len(content) // 3):
+        path.write_bytes(content[cut:])
+        with pytest.raises(InputError, match="is not a dnas checkpoint"):
+            load_run(path)
