@@ -121,6 +121,9 @@ def fit(
     if folder is not None and (folder / "checkpoint.pt").exists():
         content = check_same_run(folder / "checkpoint.pt", spec, recipe, data, seed)
         _restore(run, optimizer, generator, content)
+        # A kill may have come between the checkpoint and these.
+        write_curve(folder / "curve.csv", run.curve)
+        write_norms(folder / "norms.npz", run)
     else:
         run.norms.append(measure_norms(net, spec))
     go_on = True

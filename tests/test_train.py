@@ -413,3 +413,12 @@ def test_a_flipped_byte_is_never_loaded_as_a_weight(digits: Dataset, tmp_path: P
         path.write_bytes(content[cut:])
         with pytest.raises(InputError, match="is not a dnas checkpoint"):
             load_run(path)
+
+
+def test_files_that_a_kill_left_behind_the_checkpoint_catch_up(digits: Dataset, tmp_path: Path) -> None:
+    fit(SPEC, digits, recipe(2), seed=(0, 0), folder=tmp_path)
+    for name in ("curve.csv", "norms.npz"):  # killed after the last checkpoint, before these
+        (tmp_path / name).unlink()
+    fit(SPEC, digits, recipe(2), seed=(0, 0), folder=tmp_path)
+    assert list(pd.read_csv(tmp_path / "curve.csv")["epoch"]) == [1, 2]
+    assert len(np.load(tmp_path / "norms.npz")["l2"]) == 3
