@@ -1,6 +1,7 @@
 """The command line. Each command imports what it needs, so that `--help` answers at once."""
 
 import argparse
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ EPILOGS = {
   dnas search --space digits_bc --trials 20
   dnas search --space cifar_bc --trials 200 --dry-run
   dnas search --space cifar_bc --dataset folder:~/cifar10 --trials 2 --epochs 1 --subset 2000
+  dnas search --space digits_bc --trials 40 --objective val_error,params --workers 2 --study digits_front
   dnas search --space digits_bc --trials 20 --retrain-best 2""",
     "train": """examples:
   dnas train densenet-bc:L=16,k=8 --dataset digits --epochs 10
@@ -33,6 +35,15 @@ EPILOGS = {
     "status": """examples:
   dnas status digits_bc
   dnas status studies/digits_bc""",
+    "replay": """examples:
+  dnas replay digits_bc
+  dnas replay digits_bc --trial 3""",
+    "extend": """examples:
+  dnas extend digits_bc --space wider.toml
+  dnas extend digits_bc --max-params 100_000""",
+    "doctor": """examples:
+  dnas doctor digits_bc --dry-run
+  dnas doctor digits_bc""",
     "report": """examples:
   dnas report digits_bc
   dnas report digits_bc --out ~/page""",
@@ -43,6 +54,9 @@ EPILOGS = {
   dnas export digits_bc -o best.safetensors
   dnas export digits_bc --trial 17 -o network.onnx""",
 }
+
+
+FRONT_LINES = 5  # that a search prints at its end
 
 
 class _Parser(argparse.ArgumentParser):
@@ -78,6 +92,16 @@ def _positive(text: str) -> float:
     return int(value) if value == int(value) else value
 
 
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"a share from 0 to below 1 is needed, but got {text!r}")
+    return value
+
+
 def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="dnas",
@@ -110,6 +134,18 @@ def make_parser() -> argparse.ArgumentParser:
     spaces.add_argument("name", nargs="?", metavar="NAME")
     add = command("status", "show where a study stands").add_argument
     add("study", metavar="STUDY", help="a study's name, or its folder")
+    add = command("replay", "decide everything again that a study decided, and compare").add_argument
+    add("study", metavar="STUDY", help="a study's name, or its folder")
+    add("--trial", type=_whole(0), metavar="N", help="train this one again, and compare its curve")
+    add("--device", metavar="NAME", help="of that training (default: where it was trained)")
+    add = command("extend", "give a study a wider space; its trials stay valid").add_argument
+    add("study", metavar="STUDY", help="a study's name, or its folder")
+    add("--space", metavar="NAME", help="the wider space: a name, or a file that ends with .toml (default: the same)")
+    add("--max-params", type=_positive, metavar="N", help="a higher limit")
+    add("--max-macs", type=_positive, metavar="N", help="a higher limit")
+    add = command("doctor", "find and mend what is damaged in a study").add_argument
+    add("study", metavar="STUDY", help="a study's name, or its folder")
+    add("--dry-run", action="store_true", help="only look")
     add = command("report", "write a study's report").add_argument
     add("study", metavar="STUDY", help="a study's name, or its folder")
     add("--out", type=Path, metavar="FOLDER", help="where to write (default reports/STUDY)")
@@ -155,7 +191,7 @@ def _add_training(parser: argparse.ArgumentParser, recipe: str | None) -> None:
     add("--epochs", type=_whole(1), metavar="N", help="(default: the recipe's)")
     add("--batch-size", type=_whole(2), metavar="N", help="(default: the recipe's)")
     add("--learning-rate", type=_positive, metavar="X", help="(default: the recipe's)")
-    add("--seed", type=_whole(0), default=0, metavar="N", help="(default 0)")
+    add("--seed", type=_whole(0), metavar="N", help="(default 0)")
     add("--device", default="auto", metavar="NAME", help="cpu, cuda or cuda:0 (default: cuda where there is one)")
     add("--threads", type=_whole(1), metavar="N", help="CPU threads of a training (default: the cores, shared out)")
     add("--compile", action="store_true", help="torch.compile the network: slow to begin, faster on a GPU")
@@ -169,14 +205,31 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     add("--dataset", metavar="NAME", help="in place of the space's: digits, cifar10, ..., folder:PATH")
     add(
         "--objective",
-        default=None,
-        metavar="NAME",
-        help="val_error (default) or val_loss: of the last epoch, to minimise",
+        metavar="NAMES",
+        help="minimised: val_error (default) or val_loss, of the last epoch; with a comma also params, macs,"
+        " activation_bytes or latency",
     )
-    add("--stopping", default=None, metavar="NAME", help="asha (default): bad trials are stopped early; or none")
+    add("--sampler", metavar="NAME", help="gp (default), tpe, nsga2, random or grid")
+    add(
+        "--control",
+        type=_share,
+        metavar="SHARE",
+        help="of random proposals, which the report compares with (default 0)",
+    )
+    add(
+        "--stopping",
+        metavar="NAME",
+        help="asha (default) or hyperband: bad trials are paused, and promoted when they deserve it; median; or none",
+    )
     add("--max-params", type=_positive, metavar="N", help="a limit in place of the space's")
     add("--max-macs", type=_positive, metavar="N", help="a limit in place of the space's")
     add("--workers", type=_whole(1), metavar="N", help="trials at once (default 1 on a small machine)")
+    add("--timeout", type=_positive, metavar="SECONDS", help="the longest that one training may take (default: no end)")
+    add(
+        "--mirror",
+        metavar="URL",
+        help="optuna storage that mirrors the study, for dashboards (default: its study.db; none: no mirror)",
+    )
     add(
         "--retrain-best", type=_whole(1), default=0, metavar="K", help="then train the best K again; opens the test set"
     )
@@ -195,6 +248,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="the run's folder (default: under studies/runs/)")
     _add_training(parser, "fast")
+    parser.set_defaults(seed=0)
     _add_data(parser)
 
 
@@ -316,36 +370,46 @@ def _data_arguments(args: argparse.Namespace, dataset: str, stem: str) -> dict[s
 def _search(args: argparse.Namespace) -> int:
     from dnas.data.catalog import data_info
     from dnas.definition import apply_definition
+    from dnas.inputs import space_of
+    from dnas.objectives import read_objectives
+    from dnas.proposals import DEFAULT_SAMPLER, check_sampler
     from dnas.space import load_space
-    from dnas.stopping import STOPPINGS
-    from dnas.study import OBJECTIVES, StudyFolder, check_study_name
+    from dnas.stopping import check_stopping
+    from dnas.study import StudyFolder, check_study_name
 
     apply_definition(args)
-    if args.space is None:
-        raise InputError("`dnas search` needs --space NAME: see `dnas spaces`.")
     if args.trials is None:
         raise InputError("`dnas search` needs --trials N, the networks to train.")
-    for option, value, known in (("objective", args.objective, OBJECTIVES), ("stopping", args.stopping, STOPPINGS)):
-        if value is not None and value not in known:
-            raise InputError(
-                f"--{option} must be one of {', '.join(known)}, but got {value!r}.{did_you_mean(value, known)}"
-            )
     if args.dataset is not None:
         data_info(args.dataset)
+    folder = StudyFolder(Path("studies") / check_study_name(args.study or Path(args.space or "").stem or "none"))
+    # What the command leaves open is as the study was begun.
+    begun = folder.config() if folder.exists else {}
     limits = {key: value for key, value in (("params", args.max_params), ("macs", args.max_macs)) if value is not None}
-    space = load_space(args.space, limits=limits, **_overrides(args))
-    study = check_study_name(args.study or space.name)
-    folder = StudyFolder(Path("studies") / study)
-    if args.epochs is None and folder.exists:  # they may have been raised since the space's own
-        space = load_space(
-            args.space, limits=limits, **_overrides(args) | {"epochs": folder.config()["recipe"]["epochs"]}
-        )
+    overrides = _overrides(args)
+    if begun:
+        overrides["epochs"] = args.epochs or begun["recipe"]["epochs"]  # they may have been raised
+        limits = limits or begun["limits"]
+    if args.space is not None:
+        space = load_space(args.space, limits=limits, **overrides)
+    elif begun:
+        space = space_of(begun | {"limits": begun["limits"] | limits})
+        space = dataclasses.replace(space, recipe=dataclasses.replace(space.recipe, epochs=overrides["epochs"]))
+    else:
+        raise InputError("`dnas search` needs --space NAME: see `dnas spaces`.")
+    study = folder.name
+    objectives = read_objectives(args.objective or begun.get("objective", "val_error"))
+    sampler = args.sampler or begun.get("sampler", DEFAULT_SAMPLER)
+    stopping = args.stopping or begun.get("stopping", "asha")
+    check_sampler(sampler, objectives)
+    check_stopping(stopping, len(objectives) > 1)
     if not args.dry_run:
         from dnas.executors.forkserver import start_forkserver
 
         start_forkserver(space.dataset)
     from dnas.display import make_display
-    from dnas.search import Options, default_threads, default_workers, search
+    from dnas.inputs import Options, default_threads, default_workers
+    from dnas.search import search
 
     workers = args.workers or default_workers()
     options = Options(
@@ -353,9 +417,13 @@ def _search(args: argparse.Namespace) -> int:
         study=study,
         trials=args.trials,
         data=_data_arguments(args, space.dataset, str(space.fixed.get("stem", "small"))),
-        seed=args.seed,
-        objective=args.objective or "val_error",
-        stopping=args.stopping or "asha",
+        seed=begun.get("seed", 0) if args.seed is None else args.seed,
+        objectives=objectives,
+        sampler=sampler,
+        control=begun.get("control", 0.0) if args.control is None else float(args.control),
+        stopping=stopping,
+        timeout=args.timeout,
+        mirror=args.mirror,
         workers=workers,
         threads=args.threads or default_threads(workers, args.image_size or space.fixed.get("image_size", 32)),
         device=args.device,
@@ -393,15 +461,18 @@ def _command_line() -> str:
 
 def _opening(options: Any) -> str:
     from dnas.data.catalog import data_info
-    from dnas.stopping import rungs
+    from dnas.stopping import Ladder
     from dnas.wording import count, several
 
     space, recipe = options.space, options.space.recipe
     size, survey = space.size(), space.survey()
     low, high = survey.range("params")
     limits = ", ".join(f"{name} ≤ {count(value)}" for name, value in space.limits.stated().items()) or "none"
-    stops = "·".join(str(rung) for rung in (*rungs(recipe.epochs), recipe.epochs))
-    stopping = f"ASHA after {stops} epochs" if options.stopping == "asha" and rungs(recipe.epochs) else "none"
+    every = Ladder(options.stopping, recipe.epochs, several=len(options.objectives) > 1).rungs
+    stops = "·".join(str(rung) for rung in (*every, recipe.epochs)) if len(every) < 6 else f"{every[0]} to {every[-1]}"
+    stopping = f"{options.stopping} after {stops} epochs" if every else "none"
+    names = {"gp": "Gaussian process", "tpe": "TPE", "nsga2": "NSGA-II"}
+    control = f", {100 * options.control:.0f}% random control" if options.control else ""
     return "\n".join(
         (
             f"{space.name}   {space.title}",
@@ -411,7 +482,8 @@ def _opening(options: Any) -> str:
             + (f", {options.data['subset']:,} images of it" if options.data["subset"] else ""),
             f"train    recipe {recipe.name}, {several(recipe.epochs, 'epoch')} of batch {recipe.batch_size};"
             f" early stopping {stopping}",
-            f"search   TPE, seed {options.seed}; {options.trials} trials, {options.workers} at once"
+            f"search   {', '.join(options.objectives)} by {names.get(options.sampler, options.sampler)}, seed"
+            f" {options.seed}{control}; {options.trials} trials, {options.workers} at once"
             f" ({options.threads} thread{'s' * (options.threads > 1)} each); studies/{options.study}/",
             "",
         )
@@ -420,8 +492,10 @@ def _opening(options: Any) -> str:
 
 def _closing(study: str, outcome: Any, wanted: int) -> str:
     from dnas.analysis.efficiency import pareto_front
+    from dnas.display import state_counts
+    from dnas.inputs import objectives_of
     from dnas.study import StudyFolder, read_study
-    from dnas.wording import count, percent, several
+    from dnas.wording import count, percent, said, several
 
     folder = StudyFolder(Path("studies") / study)
     lines = [""]
@@ -436,10 +510,17 @@ def _closing(study: str, outcome: Any, wanted: int) -> str:
             f"best      #{record.number}  {percent(record.val_error)} validation error"
             f"  {count(record.cost['params'])} params  {count(record.cost['macs'])} macs  {record.network}"
         )
-        front = pareto_front(read_study(folder.path)).trials
-        lines.append(
-            "front     " + "   ".join(f"{percent(r.val_error)} at {count(r.params)}" for r in front.itertuples())
-        )
+        costs = objectives_of(folder.config())[1:] or ("params",)
+        first = next(iter(record.objectives))
+        front = pareto_front(read_study(folder.path), (*costs, first)).trials.to_dict("records")
+        lines += [
+            f"{'front' if i == 0 else '':9s} {said(first, row[first]):>8s} at "
+            + ", ".join(f"{said(name, row[name])} {name if name != 'latency' else ''}".rstrip() for name in costs)
+            + f"  #{row['number']}  {row['network']}"
+            for i, row in enumerate(front[:FRONT_LINES])
+        ]
+        if len(front) > FRONT_LINES:
+            lines.append(f"{'':9s} and {len(front) - FRONT_LINES} more, in the report")
     errors: dict[int, list[float]] = {}
     for _, final in folder.retrained():
         if final.test_error is not None:
@@ -448,8 +529,7 @@ def _closing(study: str, outcome: Any, wanted: int) -> str:
         spread = f" ({percent(min(measured))} to {percent(max(measured))})" if len(measured) > 1 else ""
         mean = percent(sum(measured) / len(measured))
         lines.append(f"test      #{number}  {mean} test error, {several(len(measured), 'seed')}{spread}")
-    states = read_study(folder.path)["state"].value_counts() if folder.records() else {}
-    lines.append("trials    " + ", ".join(f"{number} {state}" for state, number in states.items()))
+    lines.append("trials    " + state_counts(folder.records()))
     lines.append(f"stored    studies/{study}/")
     lines.append(f"next      dnas report {study}")
     return "\n".join(lines)
@@ -487,9 +567,8 @@ def _eval(args: argparse.Namespace) -> int:
 def _status(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from dnas.display import LiveTable
+    from dnas.display import LiveTable, state_lines
     from dnas.study import find_study
-    from dnas.wording import duration
 
     folder = find_study(args.study)
     config, records = folder.config(), folder.records()
@@ -498,24 +577,79 @@ def _status(args: argparse.Namespace) -> int:
     table.opened(records, config["trials"])
     console.print(f"{folder.name}   {config['space']['title']}", highlight=False)
     console.print(
-        f"data {config['data']['title']}, recipe {config['recipe']['name']} {config['recipe']['epochs']} epochs,"
+        f"{config['objective']} on {config['data']['title']}, recipe {config['recipe']['name']}"
+        f" {config['recipe']['epochs']} epochs,"
         f" seed {config['seed']}; {config['command']}\n",
         highlight=False,
     )
     console.print(table.table(len(records)) if records else "no trial yet")
-    states = {
-        state: sum(r.state == state for r in records)
-        for state in ("complete", "stopped", "running", "failed", "infeasible")
-    }
-    counts = ", ".join(f"{number} {state}" for state, number in states.items() if number)
     console.print(f"\n{table.progress.footer()}", highlight=False)
-    console.print(
-        f"{counts or 'nothing begun'}; {duration(sum(r.seconds for r in records))} of training", highlight=False
-    )
+    for line in state_lines(records):
+        console.print(line, highlight=False)
     for path, record in folder.retrained():
         error = f"{100 * record.test_error:.2f}% test error" if record.test_error is not None else record.state
         console.print(f"retrained {path.name}: {error}", highlight=False)
     return 0
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from dnas.replay import replay, train_again
+    from dnas.study import find_study
+    from dnas.wording import percent, several
+
+    folder = find_study(args.study)
+    if args.trial is not None:
+        again = train_again(
+            folder,
+            args.trial,
+            args.device,
+            lambda epoch: print(f"epoch  {epoch.epoch}  {percent(epoch.val_error)} validation error", flush=True),
+        )
+        if again.first is not None:
+            print(f"trial {args.trial} differs from epoch {again.first} on:\n  then  {again.then}\n  now   {again.now}")
+        elif again.same_weights is False:
+            print(f"trial {args.trial}: {several(again.epochs, 'epoch')} are equal, but the weights differ")
+        else:
+            weights = "; its weights too" if again.same_weights else ""
+            print(f"trial {args.trial}: {several(again.epochs, 'epoch')} are equal{weights}")
+        return int(again.first is not None or again.same_weights is False)
+    found = replay(folder)
+    for line in found.differences:
+        print(line)
+    what = f"{several(found.proposals, 'proposal')} and {several(found.decisions, 'decision')} made again"
+    print(f"{what}: {several(len(found.differences), 'difference') if found.differences else 'all as they were'}")
+    return int(bool(found.differences))
+
+
+def _extend(args: argparse.Namespace) -> int:
+    from dnas.extend import extend
+    from dnas.inputs import space_of
+    from dnas.space import load_space
+    from dnas.study import find_study
+
+    folder = find_study(args.study)
+    config = folder.config()
+    if args.space is None and args.max_params is None and args.max_macs is None:
+        raise InputError("`dnas extend` needs what is to be wider: --space, --max-params or --max-macs.")
+    limits = {key: value for key, value in (("params", args.max_params), ("macs", args.max_macs)) if value is not None}
+    if args.space is None:
+        wider, limits = space_of(config), config["limits"] | limits
+    else:
+        wider = load_space(args.space, limits=limits, dataset=config["data"]["source"])
+        limits = wider.limits.stated()
+    changes = extend(folder, wider, limits)
+    print("\n".join(changes) if changes else f"study {folder.name} has that space already; nothing changed")
+    if changes:
+        given = " ".join(f"--max-{key} {value}" for key, value in limits.items() if key in ("params", "macs"))
+        name = args.space or config["space"]["name"]
+        print(f"next  dnas search --study {folder.name} --space {name} {given} --trials N")
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from dnas.doctor import main_doctor
+
+    return main_doctor(args)
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -546,9 +680,12 @@ def _export(args: argparse.Namespace) -> int:
 
 COMMANDS = {
     "cost": _cost,
+    "doctor": _doctor,
     "eval": _eval,
     "export": _export,
+    "extend": _extend,
     "plot": _plot,
+    "replay": _replay,
     "report": _report,
     "search": _search,
     "spaces": _spaces,

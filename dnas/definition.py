@@ -15,12 +15,16 @@ KEYS: dict[str, tuple[str, type]] = {
     "recipe": ("recipe", str),
     "epochs": ("epochs", int),
     "objective": ("objective", str),
+    "sampler": ("sampler", str),
+    "control": ("control", float),
     "stopping": ("stopping", str),
+    "timeout": ("timeout", float),
     "subset": ("subset", int),
     "retrain_best": ("retrain_best", int),
     "retrain_seeds": ("retrain_seeds", int),
     "seed": ("seed", int),
 }
+LEAST = {"seed": 0, "control": 0}  # of the others the least is 1
 
 
 def apply_definition(args: argparse.Namespace) -> None:
@@ -41,15 +45,14 @@ def apply_definition(args: argparse.Namespace) -> None:
     for key, value in values.items():
         if key not in KEYS:
             problems.append(f"{key}: a study definition has no such key.{did_you_mean(key, KEYS)}")
-        elif type(value) is not KEYS[key][1]:
-            problems.append(
-                f"{key}: expected {'text' if KEYS[key][1] is str else 'a whole number'}, but got {value!r}."
-            )
-        elif isinstance(value, int) and value < (0 if key == "seed" else 1):
+        elif type(value) is not KEYS[key][1] and not (KEYS[key][1] is float and type(value) is int):
+            kind = {str: "text", int: "a whole number", float: "a number"}[KEYS[key][1]]
+            problems.append(f"{key}: expected {kind}, but got {value!r}.")
+        elif isinstance(value, int | float) and value < LEAST.get(key, 1):
             problems.append(f"{key}: expected a positive number, but got {value!r}.")
         else:
             name = KEYS[key][0]
-            if getattr(args, name) in (None, {"retrain_best": 0, "retrain_seeds": 1, "seed": 0}.get(key)):
+            if getattr(args, name) in (None, {"retrain_best": 0, "retrain_seeds": 1}.get(key)):
                 setattr(args, name, value)
     if problems:
         raise InputError(f"{path} has {len(problems)} problem{'s' * (len(problems) > 1)}:\n  " + "\n  ".join(problems))

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections import Counter
 from typing import Any
 
 from rich.console import Console, Group
@@ -9,11 +10,42 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from dnas.study import TrialRecord, rank
-from dnas.wording import count, duration, percent
+from dnas.study import STATES, TrialRecord, rank
+from dnas.wording import count, duration, percent, several
 
+WITH_REASONS = ("failed", "infeasible")
 ROWS = 12  # of the live table: the running ones and the last that ended
-STYLES = {"complete": "green", "running": "cyan", "stopped": "dim", "failed": "red", "infeasible": "yellow"}
+STYLES = {
+    "complete": "green",
+    "running": "cyan",
+    "paused": "dim",
+    "stopped": "dim",
+    "failed": "red",
+    "infeasible": "yellow",
+}
+
+
+def state_counts(records: list[TrialRecord]) -> str:
+    """How many trials are in each state, the failed ones by their reasons: `7 complete, 2 failed (2 diverged)`."""
+    parts = []
+    for state in ("complete", *(state for state in STATES if state != "complete")):
+        found = [record for record in records if record.state == state]
+        if found:
+            reasons = Counter(r.reason.split(":")[0] for r in found if r.reason) if state in WITH_REASONS else {}
+            why = ", ".join(f"{number} {reason}" for reason, number in sorted(reasons.items()))
+            parts.append(f"{len(found)} {state}" + f" ({why})" * bool(why))
+    return ", ".join(parts) or "nothing begun"
+
+
+def state_lines(records: list[TrialRecord]) -> list[str]:
+    """The counts of a study, and what its trials lived through."""
+    lines = [f"{state_counts(records)}; {duration(sum(r.seconds for r in records))} of training"]
+    recomputed, lost = sum(r.recompute for r in records), sum(r.losses for r in records)
+    if recomputed:
+        lines.append(f"{several(recomputed, 'trial')} ran out of memory and went on with recomputed activations")
+    if lost:
+        lines.append(f"{several(lost, 'worker')} lost; their trials went on from their checkpoints")
+    return lines
 
 
 class Progress:

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 
 from dnas.arch import DenseNetSpec, cost
 from dnas.data import load_dataset
+from dnas.inputs import Options
 from dnas.nn import build
-from dnas.search import Options
-from dnas.stopping import REDUCTION, rungs
+from dnas.stopping import REDUCTION, brackets, rungs
 from dnas.train import check_device
 from dnas.wording import count, duration, size
 
@@ -36,7 +36,7 @@ def plan(options: Options) -> str:
     # A validation image takes a forward pass, a third of a training image's work.
     epoch = step * (data.steps_per_epoch(recipe.batch_size) + data.val_size / recipe.batch_size / 3)
     most = trials * recipe.epochs * epoch / options.workers
-    share = _share_trained(recipe.epochs) if options.stopping == "asha" else 1.0
+    share = _share_trained(options.stopping, recipe.epochs)
     low, high = min(price.params for price in prices), max(price.params for price in prices)
     checkpoint = 2 * 4 * median(price.params for price in prices)
     opened = max(price.activation_bytes for price in prices)
@@ -59,12 +59,15 @@ def plan(options: Options) -> str:
     )
 
 
-def _share_trained(epochs: int) -> float:
+def _share_trained(stopping: str, epochs: int) -> float:
     """The share of all epochs that is trained where each rung lets one in `REDUCTION` pass."""
-    trained, alive, last = 0.0, 1.0, 0
-    for rung in (*rungs(epochs), epochs):
-        trained += alive * (rung - last)
-        alive, last = alive / REDUCTION, rung
+    found = {"asha": ((rungs(epochs), 1),), "hyperband": brackets(epochs)}.get(stopping, (((), 1),))
+    trained = 0.0
+    for every, trials in found:
+        alive, last = trials / sum(count for _, count in found), 0
+        for rung in (*every, epochs):
+            trained += alive * (rung - last)
+            alive, last = alive / REDUCTION, rung
     return trained / epochs
 
 

@@ -1,61 +1,36 @@
 """The search loop: asks for networks, has an executor train them, decides who goes on, and keeps the record.
 
-What the sampler knows is a function of the records and the event log, and a worker repeats the epochs of its checkpoint
-to the driver before it goes on: so a search that is killed anywhere and run again (with one worker) ends as if it had
-not been.
+What the sampler and the stopping rule know is a fold of the event log (`dnas.history`), and a worker repeats the epochs
+of its checkpoint to the driver before it goes on: so a search that is killed anywhere and run again (with one worker)
+ends as if it had not been.
 """
 
 import math
-import os
-import platform
 import socket
-import subprocess
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
-from optuna.trial import FrozenTrial
-
-from dnas import __version__
-from dnas.arch import DenseNetSpec
-from dnas.data import Dataset, load_dataset
+from dnas.data import load_dataset
 from dnas.errors import InputError
 from dnas.executors.local import LocalExecutor
 from dnas.executors.worker import Job, Message
+from dnas.extend import settle
 from dnas.files import DiskFull
-from dnas.recipe import Recipe
-from dnas.sampler import Exhausted, Proposal, distributions_json, propose, told
+from dnas.history import ENDED, History
+from dnas.inputs import Options, check_objectives, check_same, frozen_inputs, git_commit, versions
+from dnas.lease import EXPIRY_SECONDS, read_lease
+from dnas.proposals import Exhausted, Proposal, Region, make_sampler, propose
+from dnas.samplers.tpe import distributions_json
 from dnas.space import Space
-from dnas.stopping import goes_on, rungs
-from dnas.study import StudyFolder, TrialRecord, history_digest, new_record, now
-from dnas.train import check_device
+from dnas.stopping import check_stopping
+from dnas.study import StudyFolder, TrialRecord, new_record, now
+from dnas.train import list_devices
 
 SAME_ERRORS = 3  # so many identical errors in a row stop the search
-LOST_WORKERS = 3  # so often a trial whose process died is gone on with
-ENDED = ("complete", "stopped", "infeasible", "failed")
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the command says of a search. `data` are arguments of `load_dataset`; `retrain` is K of the best."""
-
-    space: Space
-    study: str
-    trials: int
-    data: dict[str, Any]
-    seed: int = 0
-    objective: str = "val_error"
-    stopping: str = "asha"
-    workers: int = 1
-    threads: int = 1
-    device: str = "cpu"
-    compile_net: bool = False
-    retrain: int = 0
-    retrain_seeds: int = 1
-    command: str = ""
+LOST_WORKERS = 5  # so often a trial whose process died is gone on with before it has finished another epoch
 
 
 @dataclass
@@ -72,9 +47,12 @@ class Executor(Protocol):
 
     @property
     def running(self) -> list[str]: ...
+    def room(self, job: Job) -> bool: ...
     def start(self, job: Job) -> None: ...
     def wait(self, timeout: float) -> list[tuple[str, Message]]: ...
     def answer(self, key: str, go_on: bool) -> None: ...
+    def kill(self, key: str) -> None: ...
+    def clock(self) -> float: ...
     def stop(self) -> None: ...
 
 
@@ -89,48 +67,40 @@ class Show(Protocol):
     def note(self, text: str) -> None: ...
 
 
-@dataclass
-class _Loop:
-    folder: StudyFolder
-    options: Options
-    space: Space
-    recipe: Recipe
-    data: Dataset
-    device: str
-    show: Show
-    executor: Executor
-    records: dict[int, TrialRecord] = field(default_factory=dict)
-    reports: dict[int, dict[int, dict[str, Any]]] = field(default_factory=dict)  # number -> epoch -> its report event
-
-
 def search(options: Options, show: Show, executor: Executor | None = None) -> Outcome:
     """Begins a study or goes on with it, until `options.trials` networks have been trained; then retrains the best.
 
     executor: processes of this host, unless given. `InputError` where the study on disk was made with other inputs.
     KeyboardInterrupt leaves it ready to go on.
     """
+    from dnas.mirror import open_mirror
+    from dnas.retrain import retrain_best
+
     folder = StudyFolder(Path("studies") / options.study)
-    device = check_device(options.device)
+    devices = list_devices(options.device)
+    check_stopping(options.stopping, len(options.objectives) > 1)
     if folder.exists:
-        _check_same(folder, options, None)  # before the data are read, which can take long
+        settle(folder)
+        check_same(folder, options)  # before the data are read, which can take long
     data = load_dataset(**options.data, progress=show.note)  # on the CPU: only workers train
     space = options.space.for_data(data.channels, data.image_size, data.classes, augmented=data.augmentation != "none")
     _check_fits(space)
+    check_objectives(space, options.objectives)
     folder.path.mkdir(parents=True, exist_ok=True)
     with folder.lock():
         if folder.exists:
-            _check_same(folder, options, data)
+            check_same(folder, options, data)
         else:
-            folder.create(_config(options, space, data, device))
-        executor = executor or LocalExecutor(data.name)
-        loop = _Loop(folder, options, space, space.recipe, data, device, show, executor)
+            folder.create(frozen_inputs(options, space, data.describe(), devices[0].partition(":")[0]))
+        executor = executor or LocalExecutor(data.name, options.workers, devices)
+        driver = Driver(folder, options, space, data.describe(), show, executor)
         try:
-            _open(loop)
-            config = folder.config() | {"command": options.command, "trials": options.trials}
-            folder.write_config(config)
-            outcome = _run_trials(loop)
-            if outcome.stopped_by is None and options.retrain:
-                _retrain(loop)
+            driver.open()
+            driver.freeze({"command": options.command, "trials": options.trials})
+            with open_mirror(folder, options.mirror, show.note):
+                outcome = driver.run()
+                if outcome.stopped_by is None and options.retrain:
+                    retrain_best(driver, data)
         finally:
             executor.stop()
     return outcome
@@ -142,475 +112,404 @@ def _check_fits(space: Space) -> None:
         raise InputError(f"none of the networks of {space.name} fits these images: {survey.example}")
 
 
-# --- the study's frozen inputs ------------------------------------------------------------------------------------
+@dataclass
+class _Running:
+    """A training in progress: when it was started, by the executor's clock, and the seconds that it had before; when
+    its worker last gave a sign of life, and which."""
+
+    since: float
+    before: float
+    folder: Path
+    looked: float
+    seen: float
+    beat: tuple[str, int] | None = None
+
+    def silent(self, clock: float) -> bool:
+        """Whether the worker's heartbeat in the study's storage has stood still for `EXPIRY_SECONDS` by our clock."""
+        if clock - self.looked < EXPIRY_SECONDS / 10:
+            return False
+        self.looked = clock
+        lease = read_lease(self.folder)
+        beat = None if lease is None else (lease.owner, lease.beat)
+        if beat is None or beat != self.beat:
+            self.beat, self.seen = beat, clock
+        return clock - self.seen > EXPIRY_SECONDS
 
 
-def _config(options: Options, space: Space, data: Dataset, device: str) -> dict[str, Any]:
-    config: dict[str, Any] = {
-        "name": options.study,
-        "created": now(),
-        "command": options.command,
-        "trials": options.trials,
-        "seed": options.seed,
-        "objective": options.objective,
-        "sampler": "tpe",
-        "stopping": options.stopping,
-        "device": device,
-        "threads": options.threads,
-        "host": socket.gethostname(),
-        "commit": git_commit(),
-        "space": {"name": space.name, "title": space.title, "text": space.text},
-        "limits": space.limits.stated(),
-        "recipe": space.recipe.to_dict(),
-        "data": data.describe(),
-        "versions": versions(),
-    }
-    config["data"] |= {"source": options.data["name"], "root": str(options.data.get("data_root") or "")}
-    return _without_none(config)
+@dataclass
+class Driver:
+    """The one owner of a study while it runs. data: `Dataset.describe()`."""
 
+    folder: StudyFolder
+    options: Options
+    space: Space
+    data: Mapping[str, Any]
+    show: Show
+    executor: Executor
+    records: dict[int, TrialRecord] = field(default_factory=dict)
+    waiting: deque[TrialRecord] = field(default_factory=deque)
+    _running: dict[int, _Running] = field(default_factory=dict)
+    _stuck: dict[int, tuple[int, int]] = field(default_factory=dict)  # number -> (epochs it had, losses since)
+    _alone: set[int] = field(default_factory=set)  # those that need a device to themselves
+    _errors: list[str] = field(default_factory=list)
 
-def _without_none(values: dict[str, Any]) -> dict[str, Any]:
-    """TOML has no null."""
-    return {
-        key: _without_none(value) if isinstance(value, dict) else value
-        for key, value in values.items()
-        if value is not None
-    }
+    def __post_init__(self) -> None:
+        options = self.options
+        self.history = History(options.objectives, options.stopping, self.space.recipe.epochs)
+        self.region = Region(self.space, options.objectives)
+        self.sampler = make_sampler(options.sampler)
 
+    # --- opening ----------------------------------------------------------------------------------------------
 
-def _check_same(folder: StudyFolder, options: Options, data: Dataset | None) -> None:
-    """`InputError` where the study was begun with other inputs; of the recipe, the epochs may grow. Without `data`,
-    what can be told without them."""
-    config, space = folder.config(), options.space
-    then, here = config["recipe"], space.recipe.to_dict()
-    keys = [key for key in then if key != "epochs" and then[key] != here.get(key)]
-    pairs: list[tuple[str, Any, Any]] = [
-        ("limits", _stated(config["limits"]), _stated(space.limits.stated())),
-        ("objective", config["objective"], options.objective),
-        ("seed", config["seed"], options.seed),
-        ("stopping", config["stopping"], options.stopping),
-        ("recipe", _stated({key: then[key] for key in keys}), _stated({key: here.get(key) for key in keys})),
-    ]
-    if config["space"]["name"] != space.name:
-        pairs = [("space", config["space"]["name"], space.name)]  # the rest follows from it
-    elif config["space"]["text"] != space.text:
-        pairs.insert(0, ("space", "as its file was then", "as its file is"))
-    if data is not None:
-        facts = data.describe()
-        pairs += [
-            (key.replace("_", " "), config["data"].get(key, "whole"), "whole" if facts[key] is None else facts[key])
-            for key in ("subset", "split_seed", "augmentation", "image_size")
-        ]
-        if config["data"]["title"] != data.title:
-            pairs.append(("data set", config["data"]["title"], data.title))
-        elif config["data"]["fingerprint"] != data.fingerprint:
-            pairs.append(("data set", "as its files were then", "as its files are"))
-    changed = [f"{what} {before} (now {after})" for what, before, after in pairs if before != after]
-    if changed:
-        raise InputError(
-            f"study {folder.name} was begun with another {'; another '.join(changed)};"
-            " name a new one with --study, or give what it was begun with."
-        )
-    if space.recipe.epochs < then["epochs"]:
-        raise InputError(
-            f"study {folder.name} trains for {then['epochs']} epochs, and a study's epochs only grow;"
-            f" got --epochs {space.recipe.epochs}."
-        )
+    def open(self) -> None:
+        """Reads the study and mends what a kill left between an event and its record."""
+        folder, epochs = self.folder, self.space.recipe.epochs
+        if cut := folder.mend_events():
+            self.show.note(f"mended events.jsonl: its last line was torn ({cut} bytes cut)")
+        events = folder.events()
+        self.records = {record.number: record for record in folder.records()}
+        if events:
+            self.history.epochs = next((e["epochs"] for e in events if "epochs" in e), epochs)
+        for event in events:
+            if event["event"] == "ask" and event["number"] not in self.records:  # killed between event and record
+                proposal = Proposal(event["arm"], event["params"], self.space.spec_of(event["params"]))
+                self._write_new_record(event["number"], proposal, event["history"], event.get("epochs", epochs))
+            if event["event"] == "extend":
+                self._extend_records(event)
+            self.history.apply(event)
+        for number, record in sorted(self.records.items()):
+            self.region.tried.add(record.digest)
+            self._reconcile(number, record)
+        if epochs > self.history.epochs:
+            survivors = [n for n, record in sorted(self.records.items()) if record.state in ("complete", "running")]
+            event = {"event": "extend", "epochs": epochs, "trials": survivors}
+            self.emit(event)
+            self._extend_records(event)
+        self.freeze({"recipe": self.space.recipe.to_dict()})
+        self.waiting = deque(record for _, record in sorted(self.records.items()) if record.state == "running")
+        self.show.opened([self.records[number] for number in sorted(self.records)], self.options.trials)
 
+    def _reconcile(self, number: int, record: TrialRecord) -> None:
+        """Brings a record and the events about it together, whichever of the two a kill left behind."""
+        trial = self.history.trials[number]
+        if record.state in ENDED and trial.state not in ENDED:  # between the record and its tell
+            self._emit_tell(record)
+        elif record.state == "paused" and trial.state == "running" and not trial.go_on:  # and its pause
+            self.emit({"event": "pause", "number": number})
+        elif record.state == "paused" and trial.state == "running":  # between a promotion and its record
+            record.state = "running"
+            self.folder.write_record(record)
+        if record.state == "running" and trial.curve:
+            last = trial.curve[trial.furthest]
+            record.epochs, record.val_error, record.val_loss = trial.furthest, last["val_error"], last["val_loss"]
+        record.recompute, record.latency = trial.recompute, trial.latency
 
-def _stated(values: dict[str, Any]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in values.items()) or "none"
+    def _extend_records(self, event: Mapping[str, Any]) -> None:
+        """More epochs: no schedule of ours can be lengthened after the fact (each depends on the total), so survivors
+        train again from the start, with the same seeds; what they had reached stays in `earlier`."""
+        for number in event["trials"]:
+            record = self.records[number]
+            if record.epochs_planned >= event["epochs"]:
+                continue
+            if record.state == "complete":
+                keep = ("epochs", "val_error", "val_loss", "seconds", "weights_digest", "ended")
+                record.earlier.append({key: getattr(record, key) for key in keep})
+            for name in ("checkpoint.pt", "curve.csv", "norms.npz"):
+                (self.folder.trial_folder(number) / name).unlink(missing_ok=True)
+            record.recipe |= {"epochs": event["epochs"]}
+            record.state, record.epochs_planned, record.epochs, record.attempts = "running", event["epochs"], 0, 0
+            record.val_error = record.val_loss = record.test_error = record.test_loss = None
+            record.weights_digest = record.ended = None
+            record.objectives = {}
+            self.folder.write_record(record)
 
+    def freeze(self, values: Mapping[str, Any]) -> None:
+        """Writes `values` into study.toml, where they differ from what it says."""
+        config = self.folder.config()
+        changed = {**config, **values}
+        if changed != config:
+            self.folder.write_config(changed)
 
-@cache
-def versions() -> dict[str, str]:
-    """The versions that a number may depend on."""
-    found = {name: metadata.version(name) for name in ("torch", "torchvision", "optuna", "numpy")}
-    return found | {
-        "dnas": __version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "system": platform.platform(),
-    }
+    def emit(self, event: Mapping[str, Any]) -> None:
+        """Appends an event to the log, and takes it in."""
+        self.folder.append(event)
+        self.history.apply(event)
 
+    # --- the loop ---------------------------------------------------------------------------------------------
 
-@cache
-def git_commit() -> str | None:
-    """The commit of the dnas that runs, with a `+` where files differ from it; None where it is not a checkout."""
-    here = Path(__file__).resolve().parent
-    if not (here.parent / ".git").exists():
-        return None
-    try:
-        run = ["git", "-C", str(here)]
-        head = subprocess.run([*run, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=5).stdout
-        dirty = subprocess.run(
-            [*run, "diff", "--quiet", "HEAD"], check=False, timeout=5, capture_output=True
-        ).returncode
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return head.strip() + ("+" if dirty else "")
-
-
-# --- opening ------------------------------------------------------------------------------------------------------
-
-
-def _open(loop: _Loop) -> None:
-    """Reads the study and mends what a kill left between an event and its record."""
-    folder = loop.folder
-    if cut := folder.mend_events():
-        loop.show.note(f"mended events.jsonl: its last line was torn ({cut} bytes cut)")
-    events = folder.events()
-    loop.records = {record.number: record for record in folder.records()}
-    told_numbers = set()
-    for event in events:
-        match event["event"]:
-            case "ask":
-                number = event["number"]
-                if number not in loop.records:  # killed between the event and the record
-                    proposal = Proposal(event["arm"], event["params"], loop.space.spec_of(event["params"]))
-                    _write_new_record(loop, number, proposal, event["history"])
-            case "report":
-                loop.reports.setdefault(event["number"], {})[event["epoch"]] = event
-            case "tell":
-                told_numbers.add(event["number"])
-            case "extend":
-                for number in event["trials"]:
-                    loop.reports.pop(number, None)
-                    told_numbers.discard(number)
-                _extend_records(loop, event)
-    for number, record in sorted(loop.records.items()):
-        if record.state in ENDED and number not in told_numbers:  # killed between the record and its tell
-            _append_tell(loop, record)
-    config = folder.config()
-    if loop.recipe.epochs > config["recipe"]["epochs"]:
-        survivors = [
-            number for number, record in sorted(loop.records.items()) if record.state in ("complete", "running")
-        ]
-        event = {"event": "extend", "epochs": loop.recipe.epochs, "trials": survivors}
-        folder.append(event)
-        for number in survivors:
-            loop.reports.pop(number, None)
-        _extend_records(loop, event)
-    folder.write_config(config | {"recipe": loop.recipe.to_dict()})
-    loop.show.opened([loop.records[number] for number in sorted(loop.records)], loop.options.trials)
-
-
-def _extend_records(loop: _Loop, event: dict[str, Any]) -> None:
-    """More epochs: no schedule of ours can be lengthened after the fact (each depends on the total), so survivors train
-    again from the start, with the same seeds; what they had reached stays in `earlier`."""
-    for number in event["trials"]:
-        record = loop.records[number]
-        if record.epochs_planned >= event["epochs"]:
-            continue
-        if record.state == "complete":
-            keep = ("epochs", "val_error", "val_loss", "seconds", "weights_digest", "ended")
-            record.earlier.append({key: getattr(record, key) for key in keep})
-        for name in ("checkpoint.pt", "curve.csv", "norms.npz"):
-            (loop.folder.trial_folder(number) / name).unlink(missing_ok=True)
-        record.recipe |= {"epochs": event["epochs"]}
-        record.state, record.epochs_planned, record.epochs, record.attempts = "running", event["epochs"], 0, 0
-        record.val_error = record.val_loss = record.test_error = record.test_loss = None
-        record.weights_digest = record.ended = None
-        record.objectives = {}
-        loop.folder.write_record(record)
-
-
-# --- trials -------------------------------------------------------------------------------------------------------
-
-
-def _run_trials(loop: _Loop) -> Outcome:
-    waiting = deque(record for _, record in sorted(loop.records.items()) if record.state == "running")
-    outcome = Outcome(0)
-    errors: list[str] = []
-    while True:
-        while outcome.stopped_by is None and len(loop.executor.running) < loop.options.workers:
-            if waiting:
-                record = waiting.popleft()
-            elif outcome.exhausted or _begun(loop) >= loop.options.trials:
-                break
-            else:
-                try:
-                    record = _ask(loop)
-                except Exhausted:
-                    outcome.exhausted = True
+    def run(self) -> Outcome:
+        outcome = Outcome(0)
+        while True:
+            while outcome.stopped_by is None and len(self.executor.running) < self.options.workers:
+                record = self._next(outcome)
+                if record is None:
                     break
-            _start(loop, record)
-        if not loop.executor.running:
-            break
-        for key, message in loop.executor.wait(timeout=1.0):
-            record = loop.records[int(key)]
-            match message.kind:
-                case "step":
-                    loop.show.step(record, message.values["done"], message.values["total"])
-                case "epoch":
-                    loop.executor.answer(key, _on_epoch(loop, record, message.values))
-                case "done":
-                    _finish(loop, record, message.values)
-                    errors.clear()
-                case "lost" if record.attempts < LOST_WORKERS:
-                    loop.show.note(f"trial {record.number}: {message.values['text']}; going on from its checkpoint")
-                    waiting.appendleft(record)
-                case _:
-                    text = message.values["text"]
-                    reason = message.values.get("reason", "lost worker")
-                    if reason == "disk full":
-                        raise DiskFull(text)  # it stays `running`: the next start goes on with it
-                    _fail(loop, record, reason, text)
-                    errors = [*errors, text] if reason in ("error", "input", "lost worker") else []
-                    if len(errors) >= SAME_ERRORS and len(set(errors[-SAME_ERRORS:])) == 1:
-                        outcome.stopped_by = (
-                            f"{SAME_ERRORS} trials in a row failed alike: {text}"
-                            f" (see {loop.folder.trial_folder(record.number) / 'traceback.txt'})"
-                        )
-    outcome.trials = _begun(loop)
-    return outcome
+                if not self.executor.room(self._job(record)):
+                    self.waiting.appendleft(record)
+                    break
+                self._start(record)
+            if not self.executor.running:
+                break
+            for key, message in self.executor.wait(timeout=1.0):
+                self._hear(self.records[int(key)], message, outcome)
+            self._end_overdue()
+        outcome.trials = len(self.history.trials)
+        return outcome
 
+    def _next(self, outcome: Outcome) -> TrialRecord | None:
+        """What is to be trained next: what was interrupted, what deserves to go on, a new network, or nothing."""
+        if self.waiting:
+            return self.waiting.popleft()
+        number = self.history.promotable()
+        if number is not None:
+            self.emit({"event": "promote", "number": number})
+            record = self.records[number]
+            record.state, record.ended, record.reason = "running", None, None
+            self.folder.write_record(record)
+            return record
+        if outcome.exhausted or len(self.history.trials) >= self.options.trials:
+            return None
+        try:
+            return self._ask()
+        except Exhausted:
+            outcome.exhausted = True
+            return None
 
-def _begun(loop: _Loop) -> int:
-    """Networks that have begun to train: what `--trials` counts."""
-    return sum(record.started is not None or record.state == "running" for record in loop.records.values())
+    def _ask(self) -> TrialRecord:
+        options, number, seen = self.options, len(self.history.trials), self.history.digest
+        proposal = propose(self.region, self.history, self.sampler, options.control, options.seed)
+        price = self.space.cost(proposal.spec)
+        epochs = self.space.recipe.epochs
+        self.emit(
+            {
+                "event": "ask",
+                "number": number,
+                "arm": proposal.arm,
+                "params": proposal.params,
+                "digest": proposal.spec.digest,
+                "cost": asdict(price),
+                "epochs": epochs,
+                "history": seen,
+            }
+        )
+        self.region.tried.add(proposal.spec.digest)
+        return self._write_new_record(number, proposal, seen, epochs)
 
+    def _write_new_record(self, number: int, proposal: Proposal, history: str, epochs: int) -> TrialRecord:
+        price = self.space.cost(proposal.spec)
+        record = new_record(
+            number,
+            proposal.arm,
+            proposal.params,
+            proposal.spec,
+            network=self.space.name_of(proposal.spec),
+            distributions=distributions_json(self.space.choices),
+            cost=asdict(price),
+            seed=[self.options.seed, number],
+            recipe=self.space.recipe.to_dict() | {"epochs": epochs},
+            data=dict(self.data),
+            epochs_planned=epochs,
+            history_digest=history,
+            versions=versions(),
+            commit=git_commit(),
+            host=socket.gethostname(),
+        )
+        assert not self.space.limits.excess(price), "a network over the limits is never trained"
+        self.records[number] = record
+        self.folder.write_record(record)
+        return record
 
-def _history(loop: _Loop) -> tuple[list[FrozenTrial], str]:
-    objective = loop.options.objective
-    trials, said = [], []
-    for number, record in sorted(loop.records.items()):
-        values = {epoch: event[objective] for epoch, event in loop.reports.get(number, {}).items()}
-        trials.append(told(record, loop.space, objective, values))
-        last = values[max(values)] if values else None
-        said.append((number, record.state, record.objectives.get(objective, last)))
-    return trials, history_digest(said)
+    def _start(self, record: TrialRecord) -> None:
+        record.started = record.started or now()
+        record.attempts += 1
+        record.threads = self.options.threads
+        self.folder.write_record(record)
+        folder = self.folder.trial_folder(record.number)
+        clock = self.executor.clock()
+        self._running[record.number] = _Running(clock, record.seconds, folder, clock, clock)
+        self.executor.start(self._job(record))
+        self.show.began(record)
 
+    def _job(self, record: TrialRecord) -> Job:
+        folder = self.folder.trial_folder(record.number)
+        timed = "latency" in self.options.objectives and self.history.trials[record.number].latency is None
+        return make_job(
+            self.options, record, folder, str(record.number), latency=timed, alone=record.number in self._alone
+        )
 
-def _ask(loop: _Loop) -> TrialRecord:
-    history, digest = _history(loop)
-    number = len(loop.records)
-    tried = {record.digest for record in loop.records.values()}
-    proposal = propose(loop.space, loop.options.seed, number, history, tried)
-    loop.folder.append(
-        {
-            "event": "ask",
-            "number": number,
-            "arm": proposal.arm,
-            "params": proposal.params,
-            "digest": proposal.spec.digest,
-            "history": digest,
+    # --- what a worker says -----------------------------------------------------------------------------------
+
+    def _hear(self, record: TrialRecord, message: Message, outcome: Outcome) -> None:
+        values = message.values
+        match message.kind:
+            case "started":
+                record.device = values["device"]
+                if values.get("latency") is not None:
+                    record.latency = values["latency"]
+                    self.emit({"event": "measured", "number": record.number, "latency": record.latency})
+            case "step":
+                self.show.step(record, values["done"], values["total"])
+            case "epoch":
+                self.executor.answer(str(record.number), self._on_epoch(record, values))
+            case "done":
+                self._finish(record, values)
+                self._errors.clear()
+            case "lost":
+                self._lose(record, values["text"], outcome)
+            case "failed":
+                self._hear_failure(record, values["reason"], values["text"], outcome)
+
+    def _on_epoch(self, record: TrialRecord, row: dict[str, Any]) -> bool:
+        """Notes one epoch and decides whether the trial goes on; one that a worker repeats gets the answer that it
+        got."""
+        trial, epoch = self.history.trials[record.number], row["epoch"]
+        if epoch > trial.furthest:
+            go_on = self.history.decide(record.number, row)
+            self.emit({"event": "report", "number": record.number, **row, "go_on": go_on})
+        record.epochs, record.val_error, record.val_loss = epoch, row["val_error"], row["val_loss"]
+        self.show.epoch(record, row)
+        return epoch < trial.furthest or trial.go_on
+
+    def _finish(self, record: TrialRecord, values: dict[str, Any]) -> None:
+        take(record, values)
+        if not values["finished"] and self.history.ladder.pauses:
+            record.state = "paused"
+            record.reason = f"not among the best third after {record.epochs} epochs"
+            record.ended = now()
+            self.folder.write_record(record)
+            self.emit({"event": "pause", "number": record.number})
+            self._leave(record)
+            return
+        record.state = "complete" if values["finished"] else "stopped"
+        if record.state == "stopped":
+            record.reason = f"worse than the median after {record.epochs} epochs"
+        found: dict[str, Any] = {
+            **record.cost,
+            "latency": record.latency,
+            "val_error": record.val_error,
+            "val_loss": record.val_loss,
         }
-    )
-    return _write_new_record(loop, number, proposal, digest)
+        record.objectives = {name: found[name] for name in self.options.objectives}
+        assert all(map(math.isfinite, record.objectives.values())), "a diverged run ends as failed"
+        self._end(record)
+
+    def _hear_failure(self, record: TrialRecord, reason: str, text: str, outcome: Outcome) -> None:
+        """The policy for each way to fail."""
+        number = record.number
+        if reason == "disk full":
+            raise DiskFull(text)  # it stays `running`: the next start goes on with it
+        if reason == "out of memory" and not record.recompute:
+            # Recomputing the activations is exact, so this is the same trial; it may have shared its device, too.
+            self.emit({"event": "again", "number": number, "reason": reason, "recompute": True})
+            record.recompute = True
+            self._alone.add(number)
+            self.folder.write_record(record)
+            self.show.note(f"trial {number}: out of memory; again, its activations recomputed")
+            self._running.pop(number, None)
+            self.waiting.appendleft(record)
+            return
+        self._fail(record, reason, text)
+        self._count_error(record, reason, text, outcome)
+
+    def _lose(self, record: TrialRecord, text: str, outcome: Outcome) -> None:
+        """A worker died or froze: its trial goes on from the checkpoint, under its number."""
+        number = record.number
+        epochs, losses = self._stuck.get(number, (record.epochs, 0))
+        losses = losses + 1 if epochs == record.epochs else 1
+        self._stuck[number] = (record.epochs, losses)
+        if losses >= LOST_WORKERS:
+            self._fail(record, "lost worker", text)
+            self._count_error(record, "lost worker", text, outcome)
+            return
+        record.losses += 1
+        self.emit({"event": "again", "number": number, "reason": f"lost worker: {text}"})
+        self.folder.write_record(record)
+        self.show.note(f"trial {number}: {text}; going on from its checkpoint")
+        self._running.pop(number, None)
+        self.waiting.appendleft(record)
+
+    def _count_error(self, record: TrialRecord, reason: str, text: str, outcome: Outcome) -> None:
+        self._errors = [*self._errors, text] if reason in ("error", "input", "lost worker") else []
+        if len(self._errors) >= SAME_ERRORS and len(set(self._errors[-SAME_ERRORS:])) == 1:
+            outcome.stopped_by = (
+                f"{SAME_ERRORS} trials in a row failed alike: {text}"
+                f" (see {self.folder.trial_folder(record.number) / 'traceback.txt'})"
+            )
+
+    def _end_overdue(self) -> None:
+        """Ends trainings that take too long, and goes on with those whose worker gives no sign of life."""
+        clock = self.executor.clock()
+        for number, running in list(self._running.items()):
+            record, limit = self.records[number], self.options.timeout
+            if str(number) not in self.executor.running:
+                continue
+            spent = running.before + clock - running.since
+            if limit is not None and spent > limit:
+                self.executor.kill(str(number))
+                self._fail(record, "timeout", f"{spent:.0f} s of training, more than --timeout {limit:g} allows")
+            elif running.silent(clock):
+                self.executor.kill(str(number))
+                self._lose(record, "its worker gave no sign of life", Outcome(0))
+
+    def _fail(self, record: TrialRecord, reason: str, text: str) -> None:
+        record.state = "infeasible" if reason == "out of memory" else "failed"
+        record.reason = f"{reason}: {text}"
+        self._end(record)
+
+    def _end(self, record: TrialRecord) -> None:
+        record.ended = now()
+        self.folder.write_record(record)
+        self._emit_tell(record)
+        self._leave(record)
+
+    def _leave(self, record: TrialRecord) -> None:
+        self._running.pop(record.number, None)
+        self._stuck.pop(record.number, None)
+        self.show.ended(record)
+
+    def _emit_tell(self, record: TrialRecord) -> None:
+        self.emit(
+            {
+                "event": "tell",
+                "number": record.number,
+                "state": record.state,
+                "values": record.objectives,
+                "reason": record.reason,
+            }
+        )
 
 
-def _write_new_record(loop: _Loop, number: int, proposal: Proposal, history: str) -> TrialRecord:
-    price = loop.space.cost(proposal.spec)
-    record = new_record(
-        number,
-        proposal.arm,
-        proposal.params,
-        proposal.spec,
-        distributions=distributions_json(loop.space),
-        cost=asdict(price),
-        seed=[loop.options.seed, number],
-        recipe=loop.recipe.to_dict(),
-        data=loop.data.describe(),
-        epochs_planned=loop.recipe.epochs,
-        history_digest=history,
-        versions=versions(),
-        commit=git_commit(),
-        host=socket.gethostname(),
-    )
-    assert not loop.space.limits.excess(price), "a network over the limits is never trained"
-    loop.records[number] = record
-    loop.folder.write_record(record)
-    return record
-
-
-def _start(loop: _Loop, record: TrialRecord) -> None:
-    record.started = record.started or now()
-    record.attempts += 1
-    record.device, record.threads = loop.device, loop.options.threads
-    loop.folder.write_record(record)
-    loop.executor.start(_job(loop, record, loop.folder.trial_folder(record.number), str(record.number)))
-    loop.show.began(record)
-
-
-def _job(loop: _Loop, record: TrialRecord, folder: Path, key: str, *, final: bool = False) -> Job:
+def make_job(
+    options: Options,
+    record: TrialRecord,
+    folder: Path,
+    key: str,
+    *,
+    final: bool = False,
+    latency: bool = False,
+    alone: bool = False,
+) -> Job:
     return Job(
         key=key,
         folder=str(folder),
         spec=record.spec,
         recipe=record.recipe,
-        data=loop.options.data,
+        data=options.data,
         seed=(record.seed[0], record.seed[1]),
-        device=record.device,
-        threads=record.threads,
-        compile_net=loop.options.compile_net,
+        device=options.device,
+        threads=options.threads,
+        compile_net=options.compile_net,
         final=final,
+        activation_bytes=record.cost.get("activation_bytes", 0),
+        params=record.cost.get("params", 0),
+        recompute=record.recompute,
+        alone=alone,
+        measure_latency=latency,
+        attempt=record.attempts,
     )
 
 
-def _on_epoch(loop: _Loop, record: TrialRecord, row: dict[str, Any]) -> bool:
-    """Notes one epoch and decides whether the trial goes on; one that a worker repeats gets the answer that it got."""
-    known = loop.reports.setdefault(record.number, {})
-    number = row["epoch"]
-    if number not in known:
-        go_on = True
-        if loop.options.stopping == "asha" and number in rungs(record.epochs_planned):
-            others = [
-                reports[number][loop.options.objective]
-                for other, reports in loop.reports.items()
-                if number in reports and loop.records[other].epochs_planned == record.epochs_planned
-            ]
-            go_on = goes_on(row[loop.options.objective], others)
-        event = {"event": "report", "number": record.number, **row, "go_on": go_on}
-        loop.folder.append(event)
-        known[number] = event
-    record.epochs, record.val_error, record.val_loss = number, row["val_error"], row["val_loss"]
-    loop.show.epoch(record, row)
-    return bool(known[number]["go_on"])
-
-
-def _finish(loop: _Loop, record: TrialRecord, values: dict[str, Any]) -> None:
-    _take(record, values)
-    record.state = "complete" if values["finished"] else "stopped"
-    if record.state == "stopped":
-        record.reason = f"not among the best third after {record.epochs} epochs"
-    value = getattr(record, loop.options.objective)
-    assert value is not None
-    assert math.isfinite(value), "a diverged run ends as failed"
-    record.objectives = {loop.options.objective: value}
-    _end(loop, record)
-
-
-def _take(record: TrialRecord, values: dict[str, Any]) -> None:
+def take(record: TrialRecord, values: Mapping[str, Any]) -> None:
+    """Takes what a worker says at its end into its record."""
     for name in ("epochs", "val_error", "val_loss", "seconds", "peak_memory_bytes", "weights_digest"):
         setattr(record, name, values[name])
-
-
-def _fail(loop: _Loop, record: TrialRecord, reason: str, text: str) -> None:
-    record.state = "infeasible" if reason == "out of memory" else "failed"
-    record.reason = f"{reason}: {text}"
-    _end(loop, record)
-
-
-def _end(loop: _Loop, record: TrialRecord) -> None:
-    record.ended = now()
-    loop.folder.write_record(record)
-    _append_tell(loop, record)
-    loop.show.ended(record)
-
-
-def _append_tell(loop: _Loop, record: TrialRecord) -> None:
-    value = record.objectives.get(loop.options.objective)
-    loop.folder.append(
-        {"event": "tell", "number": record.number, "state": record.state, "value": value, "reason": record.reason}
-    )
-
-
-# --- the final trainings ------------------------------------------------------------------------------------------
-
-
-def _retrain(loop: _Loop) -> None:
-    """Trains the best again on training and validation data with fresh seeds; only this opens the test set."""
-    if not loop.data.test_size:
-        raise InputError(
-            f"{loop.data.title} has no held-out test set, which --retrain-best measures on;"
-            " put class folders under test/."
-        )
-    waiting: deque[tuple[TrialRecord, Path]] = deque()
-    for winner in loop.folder.best(loop.options.retrain):
-        for offset in range(1, loop.options.retrain_seeds + 1):
-            seed = loop.options.seed + offset
-            path = loop.folder.path / "retrain" / f"{winner.number}-{seed}"
-            record = _retrain_record(loop, winner, seed, path)
-            if record.state == "running":
-                waiting.append((record, path))
-    running: dict[str, tuple[TrialRecord, Path]] = {}
-    while waiting or loop.executor.running:
-        while waiting and len(loop.executor.running) < loop.options.workers:
-            record, path = waiting.popleft()
-            record.started, record.attempts = record.started or now(), record.attempts + 1
-            record.device, record.threads = loop.device, loop.options.threads
-            loop.folder.write_record(record, path)
-            running[path.name] = record, path
-            loop.executor.start(_job(loop, record, path, path.name, final=True))
-            loop.show.note(
-                f"training #{record.number} ({record.network}) again with seed {record.seed[0]}, on all training data"
-            )
-        for key, message in loop.executor.wait(timeout=1.0):
-            record, path = running[key]
-            values = message.values
-            match message.kind:
-                case "epoch":
-                    loop.executor.answer(key, True)
-                case "done":
-                    _take(record, values)
-                    record.state, record.test_error, record.test_loss = (
-                        "complete",
-                        values["test_error"],
-                        values["test_loss"],
-                    )
-                case "lost" if record.attempts < LOST_WORKERS:
-                    waiting.appendleft((record, path))
-                case "failed" if values["reason"] == "disk full":
-                    raise DiskFull(values["text"])
-                case "failed" | "lost":
-                    record.state, record.reason = "failed", f"{values.get('reason', 'lost worker')}: {values['text']}"
-            if record.state != "running":
-                record.ended = now()
-                loop.folder.write_record(record, path)
-                _write_test_error(loop, record.number)
-                text = f"{100 * record.test_error:.2f}% test error" if record.test_error is not None else record.reason
-                loop.show.note(f"#{record.number} seed {record.seed[0]}: {text}")
-
-
-def _retrain_record(loop: _Loop, winner: TrialRecord, seed: int, path: Path) -> TrialRecord:
-    if (path / "record.json").exists():
-        record = TrialRecord.from_json((path / "record.json").read_text())
-        if record.recipe == winner.recipe:
-            return record
-        for old in path.iterdir():  # of fewer epochs
-            old.unlink()
-    return new_record(
-        winner.number,
-        winner.arm,
-        winner.params,
-        DenseNetSpec.from_dict(winner.spec),
-        cost=winner.cost,
-        seed=[seed, winner.number],
-        recipe=winner.recipe,
-        data=loop.data.with_validation_in_training().describe(),
-        epochs_planned=winner.epochs_planned,
-        versions=versions(),
-        commit=git_commit(),
-        host=socket.gethostname(),
-    )
-
-
-def _write_test_error(loop: _Loop, number: int) -> None:
-    """The trial's own record gets the mean over its final trainings."""
-    errors = [r.test_error for _, r in loop.folder.retrained() if r.number == number and r.test_error is not None]
-    if errors:
-        record = loop.records[number]
-        record.test_error = sum(errors) / len(errors)
-        loop.folder.write_record(record)
-
-
-# --- the plan -----------------------------------------------------------------------------------------------------
-
-
-TINY_IMAGE = 16  # pixels: on so small maps a second thread costs more in waiting than it gains
-
-
-def default_threads(workers: int, image_size: int) -> int:
-    """CPU threads of each training: the cores, shared out among the workers; one for tiny images."""
-    return 1 if image_size <= TINY_IMAGE else max(1, cores() // workers)
-
-
-def default_workers() -> int:
-    """One on a small machine; on a larger one a worker for each four cores."""
-    return max(1, cores() // 4)
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -19,8 +19,8 @@ from dnas.data import Dataset, load_dataset
 from dnas.data.catalog import data_info
 from dnas.errors import InputError
 from dnas.files import write_atomic
+from dnas.inputs import default_threads, git_commit, versions
 from dnas.recipe import Recipe, make_recipe
-from dnas.search import default_threads, git_commit, versions
 from dnas.train import Diverged, Epoch, check_device, check_same_run, fit, is_out_of_memory
 from dnas.wording import count, duration, percent, several, size
 

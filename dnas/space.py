@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from dnas.arch import Cost, DenseNetSpec, cost
+from dnas.arch import Cost, DenseNetSpec, cost, format_name
 from dnas.data.catalog import data_info
 from dnas.errors import InputError, did_you_mean, unknown
 from dnas.recipe import RECIPE_KEYS, RECIPES, Recipe, make_recipe
@@ -24,6 +24,8 @@ __all__ = ["Choice", "Limits", "Space", "load_space", "parse_space", "shipped_fo
 # What a file may choose or fix: the spec's fields, and a depth with equal blocks in place of block_layers.
 FIELDS = {f.name for f in dataclasses.fields(DenseNetSpec) if f.init} | {"depth", "blocks"}
 LIMITS = ("params", "macs", "activation_bytes")
+FIT = "fit"  # growth_rate = "fit": the largest that the limits allow
+LARGEST_GROWTH = 4_096
 ENUMERABLE = 5_000  # a space of at most so many points is looked at whole: under a second of pricing
 
 
@@ -134,9 +136,34 @@ class Space:
             else:
                 parts.setdefault(choice.target, []).append(values[choice.name])
         fields |= {name: tuple(numbers) for name, numbers in parts.items()}
-        if "depth" in fields:
-            return DenseNetSpec.of_depth(fields.pop("depth"), **fields)
-        return DenseNetSpec(**fields)
+        return self._fitted(fields) if self.fits_growth else _network(fields)
+
+    @property
+    def fits_growth(self) -> bool:
+        """Whether each network gets the largest growth rate that the limits allow."""
+        return self.fixed.get("growth_rate") == FIT
+
+    def _fitted(self, fields: dict[str, Any]) -> DenseNetSpec:
+        """The network of `fields` with the largest growth rate inside every limit; where even 1 is over one, that with
+        1, which is over it too. Every cost rises with the growth rate, so bisection finds it."""
+
+        def inside(rate: int) -> bool:
+            try:
+                return not self.limits.excess(self.cost(_network(fields | {"growth_rate": rate})))
+            except InputError:  # so narrow that a transition would keep no channel
+                return True
+
+        low, high = 1, 2
+        while high < LARGEST_GROWTH and inside(high):
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if inside(middle) else (low, middle)
+        return _network(fields | {"growth_rate": low})
+
+    def name_of(self, spec: DenseNetSpec) -> str:
+        """What people call the network."""
+        return format_name(spec)
 
     def _made(self, choice: Choice, values: Mapping[str, Any]) -> bool:
         return all(values.get(name) in allowed for name, allowed in choice.when.items())
@@ -254,6 +281,13 @@ class Space:
             yield {name: rng.choice(values) for name, values in zip(names, ends, strict=True)}
 
 
+def _network(fields: dict[str, Any]) -> DenseNetSpec:
+    if "depth" in fields:
+        fields = dict(fields)
+        return DenseNetSpec.of_depth(fields.pop("depth"), **fields)
+    return DenseNetSpec(**fields)
+
+
 @dataclass(frozen=True)
 class Survey:
     """What `Space.survey` saw. `whole`: every point; else a sample with the corners."""
@@ -331,6 +365,8 @@ def parse_space(text: str, name: str, where: str, **overrides: Any) -> Space:
     fixed = _read_fixed(tables["fixed"], problems)
     choices = _read_choices(tables["choose"], fixed, problems)
     limits = _read_limits(tables["limits"] | (overrides.get("limits") or {}), problems)
+    if fixed.get("growth_rate") == FIT and not limits.stated():
+        problems.append(f'[fixed] growth_rate = "{FIT}" needs a limit to fit to; state one under [limits].')
     if info is not None:
         # What the data set settles, the networks follow; `image_size` may still be chosen or fixed.
         for field_name, value in (

@@ -11,7 +11,6 @@ can be mended from the other. Nothing here imports torch or optuna.
 
 import dataclasses
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -33,9 +32,8 @@ from dnas.files import room_for, write_atomic
 if TYPE_CHECKING:
     import pandas as pd
 
-STATES = ("running", "complete", "stopped", "infeasible", "failed")
+STATES = ("running", "paused", "complete", "stopped", "infeasible", "failed")
 ARMS = ("first", "sampler", "control")
-OBJECTIVES = ("val_error", "val_loss")
 
 
 @dataclass
@@ -72,7 +70,10 @@ class TrialRecord:
     reason: str | None = None
     weights_digest: str | None = None
     history_digest: str | None = None  # of what the sampler had been told when it proposed this
+    latency: float | None = None  # seconds of a forward pass of one image, where it is an objective
+    recompute: bool = False  # whether it ran out of memory, and went on with recomputed activations
     attempts: int = 0  # how often its training was started or gone on with
+    losses: int = 0  # how often its worker was lost, and it went on from its checkpoint
     earlier: list[dict[str, Any]] = field(default_factory=list)  # results before the study's epochs were raised
     versions: dict[str, str] = field(default_factory=dict)
     commit: str | None = None
@@ -95,7 +96,7 @@ class TrialRecord:
 
 def rank(records: Iterable[TrialRecord]) -> list[TrialRecord]:
     """The complete trials, the best first: by the objective's value at the last epoch, of equals the one with the
-    fewest params, of these the first."""
+    fewest params, of these the first. With several objectives, by the first of them, then the next."""
     complete = [record for record in records if record.state == "complete" and record.objectives]
     return sorted(complete, key=lambda r: (*r.objectives.values(), r.cost["params"], r.number))
 
@@ -237,21 +238,15 @@ def _read_records(paths: Iterable[Path]) -> list[TrialRecord]:
     return found
 
 
-def history_digest(told: list[tuple[int, str, float | None]]) -> str:
-    """Names what a sampler had been told: (number, state, value) in order."""
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
-
-
 def new_record(number: int, arm: str, params: dict[str, Any], spec: DenseNetSpec, **rest: Any) -> TrialRecord:
-    return TrialRecord(
-        number, arm=arm, params=params, spec=spec.to_dict(), digest=spec.digest, network=format_name(spec), **rest
-    )
+    values = {"network": format_name(spec)} | rest if "network" not in rest else rest
+    return TrialRecord(number, arm=arm, params=params, spec=spec.to_dict(), digest=spec.digest, **values)
 
 
 def read_study(name: str | Path) -> "pd.DataFrame":
     """A row a trial: number, state, arm, network, digest, params, macs, activation_bytes, val_error, val_loss,
-    test_error (fractions and nats), epochs, epochs_planned, seconds, peak_memory_bytes, reason, and a `choice_...` for
-    each choice that was made."""
+    test_error (fractions and nats), epochs, epochs_planned, seconds, peak_memory_bytes, latency (seconds), reason,
+    and a `choice_...` for each choice that was made."""
     import pandas as pd
 
     rows = []
@@ -271,6 +266,7 @@ def read_study(name: str | Path) -> "pd.DataFrame":
                 "epochs_planned": record.epochs_planned,
                 "seconds": record.seconds,
                 "peak_memory_bytes": record.peak_memory_bytes,
+                "latency": record.latency,
                 "reason": record.reason,
                 **{f"choice_{key}": value for key, value in record.params.items()},
             }

@@ -8,6 +8,7 @@ import hashlib
 import io
 import math
 import resource
+import statistics
 import sys
 import time
 import zipfile
@@ -31,6 +32,8 @@ from dnas.nn.norms import Norms, measure_norms
 from dnas.recipe import Recipe, learning_rate
 
 CHECKPOINT_FORMAT = "dnas-checkpoint-1"
+EVALUATION_BATCH = 500  # at most
+LATENCY_RUNS, LATENCY_SECONDS, LATENCY_WARM_UP = 30, 0.5, 5  # the timed runs end with whichever comes first
 STREAMS = ("initialisation", "data", "dropout")  # data: the order of the images, then their augmentation
 
 
@@ -91,14 +94,19 @@ def fit(
     device: str = "cpu",
     folder: Path | None = None,
     compile_net: bool = False,
+    recompute: bool = False,
     report: Callable[[Epoch], bool] = lambda epoch: True,
     on_step: Callable[[int, int], None] = lambda done, total: None,
+    guard: Callable[[], None] = lambda: None,
 ) -> Fit:
     """Trains `spec` from `seed = (study seed, trial number)`, or goes on from `folder`'s checkpoint where it has one.
 
     folder: gets checkpoint.pt, curve.csv and norms.npz, each replaced after every epoch; None keeps nothing.
+    recompute: activations are worked out again in the backward pass: a fraction of the memory, about a third more time,
+        and the same run, bit for bit. A run may be gone on with either way. The network is then not compiled.
     report: called once an epoch, for those before a resume too; False ends the training.
     on_step: called after each step with the steps done and the total of this epoch.
+    guard: called before anything in `folder` is changed; what it raises ends the training.
 
     Raises `Diverged` as soon as the loss is not finite, and `InputError` where the checkpoint is of another run. On the
     CPU the result depends on nothing but the arguments and the number of threads, however often it was interrupted.
@@ -107,6 +115,7 @@ def fit(
     run = Run(spec, recipe, data.describe(), seed, build(spec))
     # The paper's layouts are the same arithmetic; oneDNN's and cuDNN's 1×1 convolutions are several times faster so.
     net = run.net.to(device).to(memory_format=torch.channels_last)
+    net.recompute = recompute  # type: ignore[assignment]
     optimizer = torch.optim.SGD(
         net.parameters(),
         lr=recipe.learning_rate,
@@ -117,13 +126,13 @@ def fit(
     generator = torch.Generator().manual_seed(stream_seed(*seed, "data"))
     torch.manual_seed(stream_seed(*seed, "dropout"))
     if folder is not None:
+        guard()
         remove_torn(folder)
     if folder is not None and (folder / "checkpoint.pt").exists():
         content = check_same_run(folder / "checkpoint.pt", spec, recipe, data, seed)
         _restore(run, optimizer, generator, content)
         # A kill may have come between the checkpoint and these.
-        write_curve(folder / "curve.csv", run.curve)
-        write_norms(folder / "norms.npz", run)
+        _write_history(folder, run, guard)
     else:
         run.norms.append(measure_norms(net, spec))
     go_on = True
@@ -132,11 +141,13 @@ def fit(
     if device.startswith("cuda"):
         torch.backends.cudnn.benchmark = True  # every batch but the last of an epoch has one shape
         torch.cuda.reset_peak_memory_stats(device)
-    forward: nn.Module = torch.compile(net) if compile_net else net  # type: ignore[assignment]
+    forward: nn.Module = torch.compile(net) if compile_net and not recompute else net  # type: ignore[assignment]
     while go_on and len(run.curve) < recipe.epochs:
         started = time.monotonic()
         loss, error, rate = _train_epoch(forward, data, recipe, len(run.curve), optimizer, generator, device, on_step)
-        val_loss, val_error = evaluate(forward, data, "val", device) if data.val_size else (None, None)
+        val_loss, val_error = None, None
+        if data.val_size:
+            val_loss, val_error = evaluate(forward, data, "val", device, recipe.batch_size)
         if val_loss is not None and not math.isfinite(val_loss):
             raise Diverged(f"the validation loss is {val_loss} after epoch {len(run.curve) + 1}.")
         seconds = time.monotonic() - started
@@ -144,9 +155,9 @@ def fit(
         run.norms.append(measure_norms(net, spec))
         run.seconds += seconds
         if folder is not None:
+            guard()
             write_checkpoint(folder / "checkpoint.pt", run, optimizer, generator)
-            write_curve(folder / "curve.csv", run.curve)
-            write_norms(folder / "norms.npz", run)
+            _write_history(folder, run, guard)
         go_on = report(run.curve[-1])
     return Fit(run, len(run.curve) == recipe.epochs, weights_digest(net), peak_memory_bytes(device))
 
@@ -192,11 +203,14 @@ def _train_epoch(
 
 
 @torch.no_grad()
-def evaluate(net: nn.Module, data: Dataset, part: str, device: str = "cpu") -> tuple[float, float]:
-    """Mean cross entropy (nats) and error (fraction) on a part of the data: `train`, `val` or `test`."""
+def evaluate(
+    net: nn.Module, data: Dataset, part: str, device: str = "cpu", batch_size: int = EVALUATION_BATCH
+) -> tuple[float, float]:
+    """Mean cross entropy (nats) and error (fraction) on a part of the data: `train`, `val` or `test`. In batches of the
+    size that it was trained with, a network needs less memory than a training step does."""
     net.eval()
     loss, wrong, seen = 0.0, 0, 0
-    for x, y in data.batches(part):  # type: ignore[arg-type]
+    for x, y in data.batches(part, min(batch_size, EVALUATION_BATCH)):  # type: ignore[arg-type]
         with _autocast(device):
             logits = net(x.contiguous(memory_format=torch.channels_last))
         loss += F.cross_entropy(logits.float(), y, reduction="sum").item()
@@ -208,6 +222,39 @@ def evaluate(net: nn.Module, data: Dataset, part: str, device: str = "cpu") -> t
 def _autocast(device: str) -> AbstractContextManager[Any]:
     # bf16 on a CPU without such units is hundreds of times slower; bf16 needs no gradient scaling.
     return torch.autocast("cuda", dtype=torch.bfloat16) if device.startswith("cuda") else nullcontext()
+
+
+def measure_latency(net: nn.Module, spec: DenseNetSpec, device: str, threads: int) -> float:
+    """Seconds of a forward pass of one image, as `evaluate` runs it: the median of up to 30 on `device`, which `net` is
+    moved to; on a CPU with `threads` threads. No random stream and no weight or statistic of `net` is touched."""
+    before = torch.get_num_threads(), torch.backends.cudnn.benchmark, net.training
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.benchmark = True  # as in `fit`: the warm-up chooses the kernels
+    net = net.to(device).to(memory_format=torch.channels_last).eval()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, spec.in_channels, spec.image_size, spec.image_size, generator=generator)
+    x = x.to(device).contiguous(memory_format=torch.channels_last)
+    times: list[float] = []
+    try:
+        with torch.no_grad(), _autocast(device):
+            for _ in range(LATENCY_WARM_UP):
+                net(x)
+            while len(times) < LATENCY_RUNS and sum(times) < LATENCY_SECONDS:
+                _finish_work(device)
+                started = time.perf_counter()
+                net(x)
+                _finish_work(device)
+                times.append(time.perf_counter() - started)
+    finally:
+        torch.set_num_threads(before[0])
+        torch.backends.cudnn.benchmark = before[1]
+        net.train(before[2])
+    return statistics.median(times)
+
+
+def _finish_work(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
 
 
 def weights_digest(net: nn.Module) -> str:
@@ -236,9 +283,33 @@ def check_device(device: str) -> str:
     return device
 
 
+def list_devices(device: str) -> tuple[str, ...]:
+    """The devices that `device` names, checked by `check_device`: `cuda`, and `auto` where there is one, are every GPU
+    of this machine."""
+    device = check_device(device)
+    if device == "cuda":
+        return tuple(f"cuda:{index}" for index in range(torch.cuda.device_count()))
+    return (device,)
+
+
+OUT_OF_MEMORY = (  # in the messages of RuntimeErrors and OSErrors that have no type of their own
+    "out of memory",  # CUDA's
+    "can't allocate memory",  # torch's on a CPU, and oneDNN's
+    "not enough memory",
+    "DefaultCPUAllocator",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "ALLOCATION_FAILED",  # CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED, ..._HOST_...
+    "bad_alloc",
+    "Cannot allocate memory",  # the operating system's
+)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` is torch's or Python's word for a full memory."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    """Whether `error` is torch's, CUDA's, cuDNN's, the system's or Python's word for a full memory."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError | OSError) and any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def peak_memory_bytes(device: str) -> int:
@@ -250,6 +321,13 @@ def peak_memory_bytes(device: str) -> int:
 
 
 # --- files -------------------------------------------------------------------------------------------------------
+
+
+def _write_history(folder: Path, run: Run, guard: Callable[[], None]) -> None:
+    guard()
+    write_curve(folder / "curve.csv", run.curve)
+    guard()
+    write_norms(folder / "norms.npz", run)
 
 
 def write_curve(path: Path, curve: list[Epoch]) -> None:

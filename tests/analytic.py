@@ -7,7 +7,7 @@ from typing import Any
 
 from dnas.arch import DenseNetSpec, cost
 from dnas.executors.worker import Job, Message
-from dnas.search import Options
+from dnas.inputs import Options
 from dnas.space import Space, load_space
 from dnas.study import TrialRecord
 
@@ -29,10 +29,21 @@ class AnalyticExecutor:
         self.asked: set[str] = set()
         self.started: list[Job] = []
         self.last: dict[str, dict[str, Any]] = {}
+        self.seconds = 0.0  # of the simulated clock: one an epoch
 
     @property
     def running(self) -> list[str]:
         return list(self.jobs)
+
+    def room(self, job: Job) -> bool:
+        return True
+
+    def clock(self) -> float:
+        return self.seconds
+
+    def kill(self, key: str) -> None:
+        del self.jobs[key]
+        self.asked.discard(key)
 
     def start(self, job: Job) -> None:
         self.started.append(job)
@@ -56,6 +67,7 @@ class AnalyticExecutor:
             message = self.jobs[key].popleft()
             if message.kind == "epoch":
                 self.asked.add(key)
+                self.seconds += message.values["seconds"]
                 self.last[key] = message.values
             elif message.kind == "done":
                 message = Message("done", self._result(**message.values))

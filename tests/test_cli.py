@@ -147,7 +147,8 @@ def test_spaces_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None
         ),
         (
             "search --space tiny --trials 1 --objective val_eror",
-            "must be one of val_error, val_loss, but got 'val_eror'. Did you mean val_error",
+            "must name some of val_error, val_loss, params, macs, activation_bytes, latency, but got 'val_eror'."
+            " Did you mean val_error",
         ),
         (
             "search --space tiny --trials 1 --max-macs 3",
@@ -155,7 +156,7 @@ def test_spaces_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None
         ),
         ("search --space tiny --trials 1 --max-macs 0", "a positive number is needed, but got '0'"),
         ("search --space tiny --trials 1 --learning-rate inf", "a positive number is needed, but got 'inf'"),
-        ("search --space tiny --trials 1 --stopping ahsa", "--stopping must be one of asha, none"),
+        ("search --space tiny --trials 1 --stopping ahsa", "--stopping must be one of asha, hyperband, median, none"),
         ("search --space tiny --trials 1 --recipe papr", "no recipe 'papr'"),
         ("search --space tiny --trials 1 --subset 3", "subset must lie between 20"),
         ("search --space tiny --trials 1 --dataset folder:/nowhere", "/nowhere"),
@@ -275,7 +276,7 @@ def trained_by_formula(
     used: list[AnalyticExecutor] = []
 
     class Formulas(AnalyticExecutor):
-        def __init__(self, dataset: str) -> None:
+        def __init__(self, dataset: str, workers: int, devices: tuple[str, ...]) -> None:
             super().__init__(trouble)
             used.append(self)
 
@@ -311,7 +312,7 @@ def test_every_option_of_a_search_reaches_it(
         "limits   params ≤ 2.0 k, macs ≤ 1.00 M",
         "200 images of it",
         "9 epochs of batch 32; early stopping none",
-        "TPE, seed 5; 3 trials, 2 at once (1 thread each); studies/mine/",
+        "val_loss by Gaussian process, seed 5; 3 trials, 2 at once (1 thread each); studies/mine/",
         f"\nbest      #{best.number}  {100 * best.val_error:.2f}% validation error",
         "\ntrials    3 complete\nstored    studies/mine/\nnext      dnas report mine",
         "seed 7: 12.50% test error",
@@ -374,7 +375,7 @@ def test_status_counts_what_became_of_the_trials(
     out = capsys.readouterr().out
     states = [record.state for record in StudyFolder(Path("studies/mine")).records()]
     best = find_study("mine").best()[0]
-    assert f"\n{states.count('complete')} complete, {states.count('stopped')} stopped, 1 failed; " in out
+    assert f"\n{states.count('complete')} complete, {states.count('paused')} paused, 1 failed (1 diverged); " in out
     assert f"\nbest  #{best.number}  {100 * best.val_error:.2f}%" in out
     assert "6 of 6 trials" in out
     assert f"retrained {best.number}-1: 12.50% test error" in out
@@ -483,7 +484,7 @@ def test_the_plan_follows_the_steps_time(monkeypatch: pytest.MonkeyPatch, capsys
         out = capsys.readouterr().out
         assert time in out
         assert "338 to 2.2 k params" in out
-    assert _share_trained(27) == pytest.approx((3 + 6 / 3 + 18 / 9) / 27)
+    assert _share_trained("asha", 27) == pytest.approx((3 + 6 / 3 + 18 / 9) / 27)
     options = "--trials 8 --dry-run --max-params 1_000 --batch-size 32"
     assert main(["search", "--space", "tiny", *options.split()]) == 0
     out = capsys.readouterr().out

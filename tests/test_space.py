@@ -8,7 +8,7 @@ import pytest
 
 from dnas.arch import DenseNetSpec, cost
 from dnas.errors import InputError
-from dnas.sampler import distributions
+from dnas.samplers.tpe import distributions
 from dnas.space import Limits, load_space, parse_space, space_files
 
 GOOD = """# A space for this test
@@ -81,7 +81,7 @@ def test_lists_of_layers_can_be_chosen() -> None:
     space = parse_space(text, "x", "x.toml")
     layers = {space.spec_of(space.random_point(random.Random(seed))).block_layers for seed in range(20)}
     assert layers == {(1, 1), (1, 2, 1)}
-    assert distributions(space)["block_layers"].choices == ("1-1", "1-2-1")  # type: ignore[attr-defined]
+    assert distributions(space.choices)["block_layers"].choices == ("1-1", "1-2-1")  # type: ignore[attr-defined]
 
 
 def test_a_depth_can_be_chosen() -> None:

@@ -29,7 +29,9 @@ from dnas.train import (
     evaluate,
     fit,
     is_out_of_memory,
+    list_devices,
     load_run,
+    measure_latency,
     peak_memory_bytes,
     read_checkpoint,
     stream_seed,
@@ -360,7 +362,24 @@ def test_a_full_memory_is_known_from_other_errors() -> None:
         torch.empty(1 << 60, dtype=torch.uint8)
     assert is_out_of_memory(error.value)
     assert is_out_of_memory(MemoryError())
-    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."))
+    assert is_out_of_memory(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)))
+    for text in (
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried",
+        "std::bad_alloc",
+    ):
+        assert is_out_of_memory(RuntimeError(text))
+    for other in (
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        ValueError("a table of words: out of memory"),
+    ):
+        assert not is_out_of_memory(other)
 
 
 def test_peak_memory_is_in_bytes() -> None:
@@ -388,6 +407,79 @@ def test_unknown_devices() -> None:
         with pytest.raises(InputError, match=r"cpu"):
             check_device(device)
     assert check_device("cpu") == "cpu"
+
+
+def test_devices_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list_devices("cpu") == ("cpu",)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert list_devices("auto") == ("cpu",)
+    with pytest.raises(InputError, match="finds no CUDA device here"):
+        list_devices("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert list_devices("auto") == list_devices("cuda") == ("cuda:0", "cuda:1")
+    assert list_devices("cuda:1") == ("cuda:1",)
+    assert list_devices("cpu") == ("cpu",)
+    with pytest.raises(InputError, match=r"--device cuda:2: this machine has cuda:0 to cuda:1\."):
+        list_devices("cuda:2")
+
+
+def test_the_latency_is_of_one_image_and_touches_nothing() -> None:
+    net = build(SPEC).train()
+    before, stream, threads = weights_digest(net), torch.get_rng_state(), torch.get_num_threads()
+    shapes: list[tuple[int, ...]] = []
+    modes: list[bool] = []
+    net.register_forward_pre_hook(lambda module, x: shapes.append(tuple(x[0].shape)) or modes.append(module.training))  # type: ignore[func-returns-value]
+    seconds = measure_latency(net, SPEC, "cpu", 1)
+    assert 1e-5 < seconds < 1
+    assert set(shapes) == {(1, 1, 8, 8)}
+    assert set(modes) == {False}
+    assert 1 < len(shapes) <= 35
+    assert net.training
+    assert weights_digest(net) == before
+    assert torch.equal(torch.get_rng_state(), stream)
+    assert torch.get_num_threads() == threads
+
+
+def test_a_larger_network_takes_longer() -> None:
+    large = parse_name("densenet-bc:L=40,k=24,channels=1,size=32")
+    assert measure_latency(build(large), large, "cpu", 1) > 3 * measure_latency(build(SPEC), SPEC, "cpu", 1)
+
+
+def test_the_guard_is_asked_before_every_write(digits: Dataset, tmp_path: Path) -> None:
+    written: list[tuple[str, ...]] = []  # what had been, when it was asked
+
+    def guard() -> None:
+        written.append(tuple(sorted(path.name for path in tmp_path.iterdir())))
+
+    fit(SPEC, digits, recipe(1), seed=(0, 0), folder=tmp_path, guard=guard)
+    files = ("checkpoint.pt", "curve.csv", "norms.npz")
+    assert written == [(), (), files[:1], files[:2]]
+
+    class Lost(Exception): ...
+
+    def refuse() -> None:
+        raise Lost
+
+    (tmp_path / ".checkpoint.pt.4711").write_bytes(b"half")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(Lost):
+        fit(SPEC, digits, recipe(1), seed=(0, 0), folder=tmp_path, guard=refuse)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_the_validation_needs_no_larger_batches_than_the_training(digits: Dataset) -> None:
+    sizes: set[int] = set()
+
+    class Watched(Dataset):
+        def batches(self, part, batch_size=500):  # type: ignore[no-untyped-def]
+            sizes.add(batch_size)
+            return super().batches(part, batch_size)
+
+    watched = Watched(**{f.name: getattr(digits, f.name) for f in dataclasses.fields(digits)})
+    fit(SPEC, watched, recipe(1, batch_size=32), seed=(0, 0))
+    evaluate(build(SPEC), watched, "val")
+    assert sizes == {32, 500}
 
 
 def test_specs_reach_the_module_unchanged() -> None:

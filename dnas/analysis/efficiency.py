@@ -2,14 +2,17 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from dnas.arch import DenseNetSpec, LayerCost, layer_costs
 from dnas.errors import InputError
+from dnas.objectives import nondominated_ranks
 
 Z95 = 1.959963984540054  # two-sided 95% of a normal distribution
 
@@ -37,27 +40,22 @@ class NoiseFloor:
     high: float
 
 
-def pareto_front(frame: pd.DataFrame) -> Front:
-    """The non-dominated complete trials in (params, val_error).
+def pareto_front(frame: pd.DataFrame, objectives: Sequence[str] = ("params", "val_error")) -> Front:
+    """The non-dominated complete trials in `objectives` (columns, minimised), ascending in the first.
 
-    One trial dominates another if it is no worse in both and strictly better in one; so of equal trials all stay.
-    frame: as `dnas.study.read_study` gives it. Trials without a finite error or size are left out.
+    One trial dominates another if it is no worse in each and strictly better in one; so of equal trials all stay.
+    frame: as `dnas.study.read_study` gives it. Trials without a finite value in each are left out.
     """
     if frame.empty:
-        return Front(frame.reindex(columns=["number", "network", "params", "val_error"]))
-    for column in ("number", "state", "params", "val_error"):
+        return Front(frame.reindex(columns=["number", "network", *objectives]))
+    for column in ("number", "state", *objectives):
         if column not in frame:
             raise InputError(f"a front needs the column {column}, but there are {', '.join(map(str, frame.columns))}.")
     complete = frame[frame["state"] == "complete"]
-    numbers = complete[["params", "val_error"]].apply(pd.to_numeric)
-    complete = complete[numbers.apply(lambda row: all(map(math.isfinite, row)), axis=1).astype(bool)]
-    ordered = complete.sort_values(["params", "val_error", "number"])
-    kept, least, width = [], math.inf, -1.0
-    for index, params, error in zip(ordered.index, ordered["params"], ordered["val_error"], strict=True):
-        if error < least or (error == least and params == width):
-            kept.append(index)
-            least, width = error, params
-    return Front(ordered.loc[kept])
+    numbers = complete[[*objectives]].apply(pd.to_numeric).astype(float)
+    complete = complete[np.isfinite(numbers.to_numpy()).all(axis=1)]
+    ordered = complete.sort_values([*objectives, "number"])
+    return Front(ordered[nondominated_ranks(ordered[[*objectives]].to_numpy(float)) == 0])
 
 
 def standard_error(error: float, size: int) -> float:

@@ -1,6 +1,8 @@
 """One trial in one process: what an executor starts, wherever it starts it."""
 
+import importlib
 import os
+import resource
 import signal
 import threading
 import traceback
@@ -19,15 +21,23 @@ from dnas.arch import DenseNetSpec
 from dnas.data import load_dataset
 from dnas.errors import InputError
 from dnas.files import DiskFull, write_atomic
+from dnas.lease import Lease, LeaseHeld, LeaseLost
+from dnas.nn import build
 from dnas.recipe import Recipe
-from dnas.train import Diverged, Epoch, evaluate, fit, is_out_of_memory
+from dnas.train import Diverged, evaluate, fit, is_out_of_memory, measure_latency, peak_memory_bytes
 
 STEP_SECONDS = 0.5  # at most so often a worker says how far its epoch is
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training, in plain values. `final` trains on the validation part too, and then opens the test set."""
+    """One training, in plain values. `final` trains on the validation part too, and then opens the test set.
+
+    activation_bytes, params: the cost model's, at the recipe's batch; `placement` predicts the memory from them.
+    recompute: as `dnas.train.fit`'s. alone: nothing else runs on its device. attempt: how often it was started.
+    memory_limit_bytes: a cap on what the training may take: on a CPU on the growth of the process's address space from
+    when the data are loaded, on CUDA on what the process allocates. Over it the training fails for want of memory.
+    """
 
     key: str
     folder: str
@@ -39,68 +49,129 @@ class Job:
     threads: int = 1
     compile_net: bool = False
     final: bool = False
+    activation_bytes: int = 0
+    params: int = 0
+    recompute: bool = False
+    alone: bool = False
+    measure_latency: bool = False
+    attempt: int = 1
+    memory_limit_bytes: int | None = None
 
 
 @dataclass(frozen=True)
 class Message:
-    """What a job says: `epoch` (waits for go on or stop), `step`, and at its end `done`, `failed` or `lost`."""
+    """What a job says.
+
+    started   once, before it trains: device; latency, seconds of a forward pass of one image, or None; resident_bytes,
+              what the data take of a GPU
+    step      done and total of this epoch, now and then
+    epoch     a row of the curve; waits for the answer whether to go on
+    done      at its end: the result
+    failed    at its end: reason, one of `REASONS`, and text
+    lost      at its end: text; the training can go on from its checkpoint. Said by the worker itself where somebody
+              else is training in the same folder, and else by the executor, of a process that is gone.
+    """
 
     kind: str
     values: dict[str, Any] = field(default_factory=dict)
 
 
+REASONS = ("out of memory", "diverged", "disk full", "input", "error")
+
+
 def run_job(job: Job, say: Callable[[Message], None], ask: Callable[[Message], bool]) -> None:
-    """Trains `job`, from its folder's checkpoint where there is one; ends with one `done` or `failed` message.
+    """Trains `job`, from its folder's checkpoint where there is one; ends with one `done`, `failed` or `lost` message,
+    or with `LeaseLost`, without a word and without a write, when somebody else has taken its folder's lease.
 
     ask: passes an `epoch` message on and gives the answer, whether to go on.
     """
     folder = Path(job.folder)
     try:
-        torch.set_num_threads(job.threads)
-        data = load_dataset(**job.data, device=job.device)
-        if job.final:
-            data = data.with_validation_in_training()
-        last_said = monotonic()
+        lease = Lease.take(folder, job.attempt)
+    except LeaseHeld as error:
+        say(Message("lost", {"text": str(error)}))
+        return
+    except Exception as error:  # no room, or no right, to write there
+        say(Message("failed", {"reason": _reason(error), "text": str(error)}))
+        return
+    with lease:
+        try:
+            end = Message("done", _train(job, lease, say, ask))
+        except (BrokenPipeError, EOFError, ConnectionResetError, LeaseLost):
+            raise  # the driver is gone, or the folder is another's
+        except Exception as error:
+            end = _failed(error, job, lease)
+    say(end)
 
-        def on_step(done: int, total: int) -> None:
-            nonlocal last_said
-            if monotonic() - last_said >= STEP_SECONDS:
-                last_said = monotonic()
-                say(Message("step", {"done": done, "total": total}))
 
-        def report(epoch: Epoch) -> bool:
-            return ask(Message("epoch", asdict(epoch)))
+def _train(job: Job, lease: Lease, say: Callable[[Message], None], ask: Callable[[Message], bool]) -> dict[str, Any]:
+    """The training itself; the values of `done`."""
+    torch.set_num_threads(job.threads)
+    spec, recipe = DenseNetSpec.from_dict(job.spec), Recipe.from_dict(job.recipe)
+    on_cuda = job.device.startswith("cuda")
+    if on_cuda and (index := torch.device(job.device).index) is not None:
+        torch.cuda.set_device(index)  # or whatever names no device would open a context on the first one too
+    data = load_dataset(**job.data, device=job.device)
+    if job.final:
+        data = data.with_validation_in_training()
+    resident = torch.cuda.memory_allocated(job.device) if on_cuda else 0
+    if job.memory_limit_bytes is not None:
+        limit_memory(job.memory_limit_bytes, job.device)
+    latency = None
+    if job.measure_latency:  # of a network of its own: `fit` begins its random streams anew
+        latency = measure_latency(build(spec), spec, job.device, job.threads)
+    say(Message("started", {"device": job.device, "latency": latency, "resident_bytes": resident}))
+    last_said = monotonic()
 
-        result = fit(
-            DenseNetSpec.from_dict(job.spec),
-            data,
-            Recipe.from_dict(job.recipe),
-            seed=job.seed,
-            device=job.device,
-            folder=folder,
-            compile_net=job.compile_net,
-            report=report,
-            on_step=on_step,
-        )
-        values: dict[str, Any] = {
-            "finished": result.finished,
-            "epochs": len(result.run.curve),
-            "val_error": result.run.curve[-1].val_error,
-            "val_loss": result.run.curve[-1].val_loss,
-            "seconds": result.run.seconds,
-            "peak_memory_bytes": result.peak_memory_bytes,
-            "weights_digest": result.weights_digest,
-        }
-        if job.final:
-            values["test_loss"], values["test_error"] = evaluate(result.run.net, data, "test", job.device)
-        say(Message("done", values))
-    except (BrokenPipeError, EOFError, ConnectionResetError):
-        raise  # the driver is gone
-    except Exception as error:
-        reason, text = _reason(error), f"{type(error).__name__}: {error}"
-        if reason in ("error", "input"):
-            write_atomic(folder / "traceback.txt", traceback.format_exc())
-        say(Message("failed", {"reason": reason, "text": str(error) if reason != "error" else text}))
+    def on_step(done: int, total: int) -> None:
+        nonlocal last_said
+        if monotonic() - last_said >= STEP_SECONDS:
+            last_said = monotonic()
+            say(Message("step", {"done": done, "total": total}))
+
+    result = fit(
+        spec,
+        data,
+        recipe,
+        seed=job.seed,
+        device=job.device,
+        folder=Path(job.folder),
+        compile_net=job.compile_net,
+        recompute=job.recompute,
+        report=lambda epoch: ask(Message("epoch", asdict(epoch))),
+        on_step=on_step,
+        guard=lease.check,
+    )
+    values: dict[str, Any] = {
+        "finished": result.finished,
+        "epochs": len(result.run.curve),
+        "val_error": result.run.curve[-1].val_error,
+        "val_loss": result.run.curve[-1].val_loss,
+        "seconds": result.run.seconds,
+        "peak_memory_bytes": result.peak_memory_bytes,
+        "weights_digest": result.weights_digest,
+    }
+    if job.final:
+        net = result.run.net
+        values["test_loss"], values["test_error"] = evaluate(net, data, "test", job.device, recipe.batch_size)
+    return values
+
+
+def _failed(error: Exception, job: Job, lease: Lease) -> Message:
+    """The message that says how a training failed; what it held is free by then."""
+    reason = _reason(error)
+    values: dict[str, Any] = {"reason": reason, "text": str(error) or type(error).__name__}
+    if reason in ("error", "input"):
+        lease.check()
+        write_atomic(Path(job.folder) / "traceback.txt", "".join(traceback.format_exception(error)))
+    if reason == "error":
+        values["text"] = f"{type(error).__name__}: {error}"
+    if reason == "out of memory":
+        traceback.clear_frames(error.__traceback__)  # they hold the network and its activations
+        values["peak_memory_bytes"] = peak_memory_bytes(job.device)
+        if job.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+    return Message("failed", values)
 
 
 def _reason(error: Exception) -> str:
@@ -111,6 +182,21 @@ def _reason(error: Exception) -> str:
     if is_out_of_memory(error):
         return "out of memory"
     return "input" if isinstance(error, InputError) else "error"
+
+
+def limit_memory(limit_bytes: int, device: str) -> None:
+    """Caps what this process may take from now on: its address space on a CPU, its allocations on CUDA."""
+    if device.startswith("cuda"):
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit_bytes / total), device)
+        return
+    importlib.import_module("torch._dynamo")  # 190 MB of libraries that torch.optim imports: not the training's
+
+    try:
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except OSError:
+        raise InputError("memory_limit_bytes needs a machine with /proc, or a GPU.") from None
+    resource.setrlimit(resource.RLIMIT_AS, (used + limit_bytes, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 def run_in_process(job: Job, pipe: Connection) -> None:
@@ -132,5 +218,5 @@ def run_in_process(job: Job, pipe: Connection) -> None:
 
     try:
         run_job(job, pipe.send, ask)
-    except (BrokenPipeError, EOFError, ConnectionResetError):
+    except (BrokenPipeError, EOFError, ConnectionResetError, LeaseLost):
         os._exit(1)

@@ -1,0 +1,133 @@
+"""`dnas extend`: a study goes on in a wider space. What was trained stays valid, and what changed is in the log."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from dnas.errors import InputError
+from dnas.history import History, Trial
+from dnas.inputs import DEFAULTS, objectives_of, space_of
+from dnas.space import Choice, Limits, Space
+from dnas.study import StudyFolder
+
+
+def extend(folder: StudyFolder, wider: Space, limits: Mapping[str, float]) -> list[str]:
+    """Gives the study `folder` the space `wider` with `limits` in place of its own; what changed, a line each.
+
+    `InputError`, and nothing changes, where it is not wider: where a choice or a value is missing, a limit is lower, or
+    a network that was tried would be another one.
+    """
+    settle(folder)
+    config = DEFAULTS | folder.config()
+    before = space_of(config)
+    wider = dataclasses.replace(wider, limits=Limits(**limits), recipe=before.recipe)
+    data = config["data"]
+    wider = wider.for_data(
+        data["channels"], data["image_size"], data["classes"], augmented=data["augmentation"] != "none"
+    )
+    changes = _changes(before, wider)
+    with folder.lock():
+        folder.mend_events()
+        history = History(objectives_of(config), config["stopping"], config["recipe"]["epochs"])
+        for event in folder.events():
+            history.apply(event)
+        params = {number: _at_new_choices(trial, before, wider) for number, trial in sorted(history.trials.items())}
+        if not changes:
+            return []
+        folder.append(
+            {
+                "event": "widen",
+                "space": _table(wider),
+                "limits": wider.limits.stated(),
+                "before": {"space": config["space"], "limits": config["limits"]},
+                "trials": len(history.trials),
+                "params": {str(number): values for number, values in params.items() if values},
+            }
+        )
+        settle(folder)
+    return changes
+
+
+def settle(folder: StudyFolder) -> None:
+    """Brings study.toml up to the log: a kill may have come between a change of the space and its copy there."""
+    last = next((event for event in reversed(folder.events()) if event["event"] == "widen"), None)
+    config = folder.config()
+    if last is not None and (config["space"] != last["space"] or config["limits"] != last["limits"]):
+        folder.write_config(config | {"space": last["space"], "limits": last["limits"]})
+
+
+def _table(space: Space) -> dict[str, str]:
+    return {"name": space.name, "title": space.title, "text": space.text}
+
+
+def _changes(before: Space, wider: Space) -> list[str]:
+    """What is new, a line each; `InputError` with all that is missing where `wider` is not wider."""
+    new, problems = [], []
+    if wider.dataset != before.dataset and before.dataset.partition(":")[0] != "folder":
+        problems.append(f"its data set is {wider.dataset}, not {before.dataset}.")
+    then = {choice.name: choice for choice in before.choices}
+    now = {choice.name: choice for choice in wider.choices}
+    for name, choice in then.items():
+        if name not in now:
+            problems.append(f"[choose] {name} is missing; a space only grows.")
+        elif missing := _missing(choice, now[name]):
+            problems.append(f"[choose] {name}: {missing} could be chosen before; a space only grows.")
+        elif now[name] != choice:
+            new.append(f"{name}: {choice.describe()} -> {now[name].describe()}")
+    new += [f"{name}: new, {choice.describe()}" for name, choice in now.items() if name not in then]
+    for name in ("params", "macs", "activation_bytes"):
+        low, high = getattr(before.limits, name), getattr(wider.limits, name)
+        if high < low:
+            problems.append(f"[limits] {name} <= {high:,} is below the study's {low:,}; limits only grow.")
+        elif high > low:
+            new.append(f"{name}: limit {low:,} -> {f'{high:,}' if high < float('inf') else 'none'}")
+    if problems:
+        raise InputError(f"{wider.name} is no wider than {before.name}:\n  " + "\n  ".join(problems))
+    if not new and wider.text != before.text:
+        new.append("the file's text; nothing that may be chosen")
+    return new
+
+
+def _missing(then: Choice, now: Choice) -> str:
+    """Values of a choice that it has no more, in words."""
+    before, after = then.values(), now.values()
+    if before is None or after is None:
+        inside = now.kind == then.kind and now.low <= then.low and then.high <= now.high
+        return "" if inside and (after is None or before is not None) else f"{then.low:g} to {then.high:g}"
+    return ", ".join(str(value) for value in before if value not in after)
+
+
+def _at_new_choices(trial: Trial, before: Space, wider: Space) -> dict[str, Any]:
+    """What an earlier network has where `wider` lets something vary that was fixed."""
+    spec = before.spec_of(trial.params)
+    found: dict[str, Any] = {}
+    for choice in wider.choices:
+        if choice.name in trial.params:
+            continue
+        value = _value(choice, {**spec.to_dict(), "depth": spec.depth, "blocks": spec.blocks})
+        options = choice.values()
+        inside = value in options if options is not None else choice.low <= value <= choice.high
+        made = all((trial.params | found).get(other) in values for other, values in choice.when.items())
+        if not inside and not made and options:
+            value, inside = options[0], True  # shut out by its `when`: any value says the same
+        if not inside:
+            raise InputError(
+                f"trial {trial.number} has {choice.name} = {value!r}, which {wider.name} does not let it have"
+                f" ({choice.describe()}); add it."
+            )
+        found[choice.name] = value
+    if wider.spec_of(trial.params | found).digest != trial.digest:
+        raise InputError(
+            f"trial {trial.number} ({before.name_of(spec)}) would be another network in {wider.name}:"
+            " what both have under [fixed] must agree."
+        )
+    return found
+
+
+def _value(choice: Choice, fields: Mapping[str, Any]) -> Any:
+    """A network's value at `choice`, as the sampler holds it."""
+    value = fields[choice.target]
+    if choice.name != choice.target:  # one of a list: block_layers_2
+        index = int(choice.name.removeprefix(f"{choice.target}_")) - 1
+        return value[index] if isinstance(value, list) else value
+    return choice.encode(value)

@@ -1,0 +1,236 @@
+"""The inputs of a study: what the command says, what `study.toml` freezes of it, and whether a later command agrees."""
+
+import dataclasses
+import os
+import platform
+import socket
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from dnas import __version__
+from dnas.errors import InputError
+from dnas.objectives import PRICED
+from dnas.recipe import Recipe
+from dnas.space import Limits, Space, parse_space
+from dnas.study import StudyFolder, now
+
+DEFAULTS: dict[str, Any] = {"objective": "val_error", "sampler": "tpe", "control": 0.0}  # of studies before 0.2
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command says of a search. `data` are arguments of `load_dataset`; `retrain` is K of the best; `timeout`
+    the most seconds that one training may take; `mirror` the storage (a URL of optuna's) that mirrors the study."""
+
+    space: Space
+    study: str
+    trials: int
+    data: dict[str, Any]
+    seed: int = 0
+    objectives: tuple[str, ...] = ("val_error",)
+    sampler: str = "tpe"
+    control: float = 0.0
+    stopping: str = "asha"
+    workers: int = 1
+    threads: int = 1
+    device: str = "cpu"
+    timeout: float | None = None
+    compile_net: bool = False
+    retrain: int = 0
+    retrain_seeds: int = 1
+    mirror: str | None = None
+    command: str = ""
+
+
+def frozen_inputs(options: Options, space: Space, data: Mapping[str, Any], device: str) -> dict[str, Any]:
+    """What `study.toml` holds. data: `Dataset.describe()`."""
+    config: dict[str, Any] = {
+        "name": options.study,
+        "created": now(),
+        "command": options.command,
+        "trials": options.trials,
+        "seed": options.seed,
+        "objective": ",".join(options.objectives),
+        "sampler": options.sampler,
+        "control": options.control,
+        "stopping": options.stopping,
+        "device": device,
+        "threads": options.threads,
+        "host": socket.gethostname(),
+        "commit": git_commit(),
+        "space": {"name": space.name, "title": space.title, "text": space.text},
+        "limits": space.limits.stated(),
+        "recipe": space.recipe.to_dict(),
+        "data": dict(data),
+        "versions": versions(),
+    }
+    config["data"] |= {"source": options.data["name"], "root": str(options.data.get("data_root") or "")}
+    return _without_none(config)
+
+
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    """TOML has no null."""
+    return {
+        key: _without_none(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if value is not None
+    }
+
+
+def objectives_of(config: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(config.get("objective", DEFAULTS["objective"]).split(","))
+
+
+def space_of(config: Mapping[str, Any]) -> Space:
+    """The space of a study, from what was frozen of it: for replay, and for whoever has no such file any more."""
+    table, data = config["space"], config["data"]
+    space = parse_space(
+        table["text"],
+        table["name"],
+        f"the space of study {config['name']}",
+        dataset=data["source"],
+        limits=config["limits"],
+        recipe=config["recipe"]["name"],
+    )
+    space = dataclasses.replace(
+        space, limits=Limits(**config["limits"]), recipe=Recipe.from_dict(config["recipe"]), title=table["title"]
+    )
+    return space.for_data(
+        data["channels"], data["image_size"], data["classes"], augmented=data["augmentation"] != "none"
+    )
+
+
+def data_arguments_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `load_dataset` that load a study's data again."""
+    data = config["data"]
+    return {
+        "name": data["source"],
+        "data_root": Path(data["root"]) if data["root"] else None,
+        "image_size": data["image_size"],
+        "stem": str(space_of(config).fixed.get("stem", "small")),
+        "subset": data.get("subset"),
+        "split_seed": data["split_seed"],
+        "augmentation": data["augmentation"],
+    }
+
+
+def check_objectives(space: Space, objectives: tuple[str, ...]) -> None:
+    """`InputError` where the limits leave an objective nothing to decide: all networks inside them have one value."""
+    for name in objectives:
+        if name not in PRICED:
+            continue
+        if space.fits_growth and name in space.limits.stated():
+            raise InputError(
+                f'{name} is an objective, and growth_rate = "fit" makes every network of {space.name} as large as the'
+                f" limit {name} <= {space.limits.stated()[name]:,} allows; leave one of them out."
+            )
+        low, high = space.survey().range(name)
+        limit = space.limits.stated().get(name)
+        if low == high or (limit is not None and low == limit):
+            raise InputError(
+                f"{name} is an objective, but every network of {space.name} inside the limits has {name} = {low:,};"
+                f" leave {name} out of --objective, or raise the limit."
+            )
+
+
+def check_same(folder: StudyFolder, options: Options, data: Any = None) -> None:
+    """`InputError` where the study was begun with other inputs; of the recipe, the epochs may grow.
+
+    data: its `Dataset`; without it, what can be told without it is checked.
+    """
+    config, space = DEFAULTS | folder.config(), options.space
+    then, here = config["recipe"], space.recipe.to_dict()
+    keys = [key for key in then if key != "epochs" and then[key] != here.get(key)]
+    pairs: list[tuple[str, Any, Any]] = [
+        ("limits", _stated(config["limits"]), _stated(space.limits.stated())),
+        ("objective", config["objective"], ",".join(options.objectives)),
+        ("seed", config["seed"], options.seed),
+        ("sampler", config["sampler"], options.sampler),
+        ("control", config["control"], options.control),
+        ("stopping", config["stopping"], options.stopping),
+        ("recipe", _stated({key: then[key] for key in keys}), _stated({key: here.get(key) for key in keys})),
+    ]
+    if config["space"]["name"] != space.name:
+        pairs = [("space", config["space"]["name"], space.name)]  # the rest follows from it
+    elif config["space"]["text"] != space.text:
+        pairs.insert(0, ("space", "as its file was then", f"as its file is; `dnas extend {folder.name}` widens it"))
+    if data is not None:
+        facts = data.describe()
+        pairs += [
+            (key.replace("_", " "), config["data"].get(key, "whole"), "whole" if facts[key] is None else facts[key])
+            for key in ("subset", "split_seed", "augmentation", "image_size")
+        ]
+        if config["data"]["title"] != data.title:
+            pairs.append(("data set", config["data"]["title"], data.title))
+        elif config["data"]["fingerprint"] != data.fingerprint:
+            pairs.append(("data set", "as its files were then", "as its files are"))
+    changed = [f"{what} {before} (now {after})" for what, before, after in pairs if before != after]
+    if changed:
+        raise InputError(
+            f"study {folder.name} was begun with another {'; another '.join(changed)};"
+            " name a new one with --study, or give what it was begun with."
+        )
+    if space.recipe.epochs < then["epochs"]:
+        raise InputError(
+            f"study {folder.name} trains for {then['epochs']} epochs, and a study's epochs only grow;"
+            f" got --epochs {space.recipe.epochs}."
+        )
+
+
+def _stated(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in values.items()) or "none"
+
+
+@cache
+def versions() -> dict[str, str]:
+    """The versions that a number may depend on."""
+    found = {name: metadata.version(name) for name in ("torch", "torchvision", "optuna", "numpy")}
+    return found | {
+        "dnas": __version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "system": platform.platform(),
+    }
+
+
+@cache
+def git_commit() -> str | None:
+    """The commit of the dnas that runs, with a `+` where files differ from it; None where it is not a checkout."""
+    here = Path(__file__).resolve().parent
+    if not (here.parent / ".git").exists():
+        return None
+    try:
+        run = ["git", "-C", str(here)]
+        head = subprocess.run([*run, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=5).stdout
+        dirty = subprocess.run(
+            [*run, "diff", "--quiet", "HEAD"], check=False, timeout=5, capture_output=True
+        ).returncode
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.strip() + ("+" if dirty else "")
+
+
+# --- what a command leaves open -----------------------------------------------------------------------------------
+
+
+TINY_IMAGE = 16  # pixels: on so small maps a second thread costs more in waiting than it gains
+
+
+def default_threads(workers: int, image_size: int) -> int:
+    """CPU threads of each training: the cores, shared out among the workers; one for tiny images."""
+    return 1 if image_size <= TINY_IMAGE else max(1, cores() // workers)
+
+
+def default_workers() -> int:
+    """One on a small machine; on a larger one a worker for each four cores."""
+    return max(1, cores() // 4)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

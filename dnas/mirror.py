@@ -1,0 +1,683 @@
+"""A mirror of a study in Optuna's own schema, for optuna-dashboard and whatever else reads optuna's studies.
+
+    optuna-dashboard sqlite:///studies/<name>/study.db
+
+It is made from the event log and the records, by a thread of its own while a search runs; nothing of ours reads it, and
+it can be made again at any time. After each pass it equals a mirror made from nothing: a trial's rows are a function of
+its record and of the events about it, and those of a trial that changed are written anew.
+
+| ours | optuna's | because |
+|---|---|---|
+| running | RUNNING | |
+| paused | PRUNED | optuna knows no pause; a promotion makes it RUNNING again |
+| stopped | PRUNED | |
+| complete | COMPLETE | more epochs make it RUNNING again |
+| infeasible, failed | FAIL | the attribute `reason` says why |
+
+Optuna itself never changes a trial that has ended, so a program that holds a study open for long may not see a trial
+begin again until it is restarted.
+"""
+
+import hashlib
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dnas.errors import InputError
+from dnas.inputs import DEFAULTS, objectives_of
+from dnas.study import StudyFolder, TrialRecord
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.storages import RDBStorage
+    from optuna.trial import FrozenTrial
+
+NO_MIRROR = "none"
+NAME = "study.db"
+EVERY_SECONDS = 3.0
+SHARE = 0.05  # of the time, at most, goes into the mirror
+OPENING_SECONDS = 30.0  # a database that has not answered by then is taken for one that never will
+CLOSING_SECONDS = 10.0  # the end of a search waits no longer for the last pass
+IDENTITY = "dnas:study"  # the study's user attribute that tells it from another of its name
+FINGERPRINT = "dnas:fingerprint"  # a trial's system attribute: which dashboards do not show
+CHUNK = 500  # trials in one statement: databases bound its variables
+STATES = {
+    "running": "RUNNING",
+    "paused": "PRUNED",
+    "stopped": "PRUNED",
+    "complete": "COMPLETE",
+    "infeasible": "FAIL",
+    "failed": "FAIL",
+}
+PACKAGES = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}  # module -> package
+
+
+# --- while a search runs ------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def open_mirror(folder: StudyFolder, url: str | None, note: Callable[[str], None]) -> Iterator[None]:
+    """Keeps the mirror up to date inside the `with`, and brings it up to date at its end.
+
+    url: a storage of optuna's; None is the study's own study.db, "none" no mirror at all. `InputError` where a storage
+    cannot be used, or holds another study of this name; an own study.db that is damaged, or another study's, is made
+    again. Whatever goes wrong later is said once, with `note`, and tried again.
+    """
+    if url == NO_MIRROR:
+        yield
+        return
+    keeper = _Keeper(folder, url, note)
+    try:
+        keeper.open()
+        yield
+    finally:
+        keeper.close()
+
+
+class _Keeper:
+    """The thread that keeps a mirror, and all that only it touches."""
+
+    def __init__(self, folder: StudyFolder, url: str | None, note: Callable[[str], None]) -> None:
+        self._folder, self._url, self._note = folder, url, note
+        self._mirror: Mirror | None = None
+        self._refusal: BaseException | None = None
+        self._said = False
+        self._opened, self._end = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="mirror", daemon=True)
+
+    def open(self) -> None:
+        """Starts; raises what speaks against the storage that was named. The study's own needs no waiting for."""
+        self._thread.start()
+        if self._url is None:
+            return
+        if not self._opened.wait(OPENING_SECONDS):
+            raise InputError(
+                f"--mirror {_shown(self._url)} has not answered for {OPENING_SECONDS:.0f} s; is it running, and is"
+                " there a firewall between? --mirror none does without."
+            )
+        if self._refusal is not None:
+            raise self._refusal
+
+    def close(self) -> None:
+        """Waits for the last pass, but not for long."""
+        self._end.set()
+        if not self._thread.is_alive() or (self._url is not None and not self._opened.is_set()):
+            return
+        self._thread.join(CLOSING_SECONDS)
+        if self._thread.is_alive():
+            self._say("there was no time left for its last entries")
+
+    def _keep(self) -> None:
+        if self._url is not None:
+            try:
+                self._mirror = Mirror(self._folder, self._url)
+            except BaseException as error:  # raised where somebody waits for it
+                self._refusal = error
+            self._opened.set()
+            if self._refusal is not None:
+                return
+        while True:
+            last = self._end.is_set()  # before the pass: what is written during the last one is not missed
+            began = time.monotonic()
+            try:
+                self._pass()
+            except Exception as error:  # a mirror is never worth a search
+                self._drop()
+                self._say(_first_line(error))
+            if last:
+                break
+            took = time.monotonic() - began
+            self._end.wait(max(EVERY_SECONDS, took / SHARE - took))
+        self._drop()
+
+    def _pass(self) -> None:
+        if self._mirror is not None and self._mirror.is_gone():
+            self._drop()
+        if self._mirror is None:
+            self._mirror = Mirror(self._folder, self._url)
+        self._mirror.sync()
+
+    def _drop(self) -> None:
+        if self._mirror is not None:
+            with suppress(Exception):
+                self._mirror.close()
+        self._mirror = None
+
+    def _say(self, trouble: str) -> None:
+        if not self._said:
+            where = self._folder.path / NAME if self._url is None else _shown(self._url)
+            self._note(f"the mirror in {where} is behind ({trouble}); the search needs none, and it is tried again")
+        self._said = True
+
+
+def sync_mirror(folder: StudyFolder, storage_url: str | None = None) -> int:
+    """Brings the mirror up to date in one pass; gives how many trials changed. None is the study's own study.db."""
+    mirror = Mirror(folder, storage_url)
+    try:
+        return mirror.sync()
+    finally:
+        mirror.close()
+
+
+def mirror_agrees(folder: StudyFolder) -> bool:
+    """Whether the study's own study.db says what its log and its records say; nothing is changed."""
+    if not _is_whole(folder.path / NAME, folder.name, identity_of(folder)):
+        return False
+    mirror = Mirror(folder, None)
+    try:
+        return mirror.agrees()
+    finally:
+        mirror.close()
+
+
+def remove_mirror(folder: StudyFolder) -> None:
+    """Removes the study's own study.db, and what SQLite keeps beside it."""
+    for suffix in ("", "-journal", "-wal", "-shm"):
+        (folder.path / f"{NAME}{suffix}").unlink(missing_ok=True)
+
+
+# --- what a trial is in optuna's terms ----------------------------------------------------------------------------
+
+
+@dataclass
+class _Log:
+    """What the mirror needs of the event log, read as it grows."""
+
+    path: Path
+    objective: str
+    offset: int = 0
+    trials: dict[int, "_Told"] = field(default_factory=dict)
+
+    def read(self) -> set[int]:
+        """Takes the new whole lines in; gives the numbers of the trials they tell of."""
+        size = self.path.stat().st_size if self.path.exists() else 0
+        if size < self.offset:  # another log: what was read is of no use
+            self.offset = 0
+            self.trials.clear()
+        if size == self.offset:
+            return set()
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            content = file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        self.offset += len(whole)
+        touched: set[int] = set()
+        for line in whole.splitlines():
+            with suppress(ValueError, KeyError, TypeError):  # a damaged line is the doctor's
+                touched |= self._take(json.loads(line))
+        return touched
+
+    def _take(self, event: Mapping[str, Any]) -> set[int]:
+        match event["event"]:
+            case "ask":
+                self.trials[event["number"]] = _Told(event["time"], event["time"])
+            case "report":
+                row = {key: event.get(key) for key in ("val_error", "seconds")} | {"value": event[self.objective]}
+                self.trials[event["number"]].curve[event["epoch"]] = row
+            case "extend":
+                for number in event["trials"]:
+                    self.trials[number].curve = {}
+        numbers = set(event["trials"]) if event["event"] == "extend" else {event["number"]}
+        for number in numbers:
+            self.trials[number].last = event["time"]
+        return numbers
+
+
+@dataclass
+class _Told:
+    """What the events tell of a trial: when it was asked for, when they last told of it, a row for each epoch."""
+
+    asked: str
+    last: str
+    curve: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+
+def mirrored(record: TrialRecord, told: _Told, objectives: tuple[str, ...]) -> "FrozenTrial":
+    """A trial in optuna's terms: a function of its record and of the events about it."""
+    from optuna.trial import FrozenTrial, TrialState
+
+    state = TrialState[STATES[record.state]]
+    values = None
+    if record.state in ("complete", "stopped", "paused"):
+        values = [float(_value(record, name)) for name in objectives]
+    attributes: dict[str, Any] = {
+        "network": record.network,
+        "digest": record.digest,
+        "params": record.cost["params"],
+        "macs": record.cost["macs"],
+        "val_error": record.val_error,
+        "epochs": record.epochs,
+        "seconds": record.seconds,
+        "arm": record.arm,
+        "reason": record.reason,
+        "state": record.state,
+    }
+    if record.state == "running" and told.curve:  # its record is not written at each epoch
+        last = max(told.curve)
+        seconds = sum(row["seconds"] or 0.0 for row in told.curve.values())
+        attributes |= {"epochs": last, "val_error": told.curve[last]["val_error"], "seconds": seconds}
+    params = {name: value for name, value in record.params.items() if name in record.distributions}
+    curve = {epoch: float(row["value"]) for epoch, row in sorted(told.curve.items())} if len(objectives) == 1 else {}
+    trial = FrozenTrial(
+        number=record.number,
+        trial_id=-1,
+        state=state,
+        value=None,
+        values=values,
+        params=params,
+        distributions={name: _distribution(record.distributions[name]) for name in params},
+        intermediate_values=curve,
+        datetime_start=_local(record.started or told.asked),
+        datetime_complete=_local(record.ended or told.last) if state.is_finished() else None,
+        user_attrs={name: value for name, value in attributes.items() if value is not None},
+        system_attrs={},
+    )
+    trial.system_attrs[FINGERPRINT] = _fingerprint(trial, record.distributions)
+    return trial
+
+
+def _value(record: TrialRecord, name: str) -> float:
+    """An objective's value: of a paused trial the last that is known."""
+    if name in record.objectives:
+        return record.objectives[name]
+    value = record.cost.get(name) if name in record.cost else getattr(record, name)
+    if value is None:
+        raise ValueError(f"trial {record.number} is {record.state} without {name}")
+    return float(value)
+
+
+@cache
+def _distribution(text: str) -> "BaseDistribution":
+    from optuna.distributions import json_to_distribution
+
+    return json_to_distribution(text)
+
+
+def _local(moment: str) -> datetime:
+    """Optuna's times are local and naive."""
+    return datetime.fromisoformat(moment).astimezone().replace(tzinfo=None)
+
+
+def _fingerprint(trial: "FrozenTrial", distributions: Mapping[str, str]) -> str:
+    facts = (
+        trial.state.name,
+        trial.values,
+        trial.params,
+        [distributions[name] for name in trial.params],
+        list(trial.intermediate_values.items()),
+        trial.user_attrs,
+        str(trial.datetime_start),
+        str(trial.datetime_complete),
+    )
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def identity_of(folder: StudyFolder) -> dict[str, Any]:
+    """What tells a study from another that has its name: its space is the one that it was begun with."""
+    config, space = folder.config(), None
+    with suppress(FileNotFoundError), (folder.path / "events.jsonl").open("rb") as file:
+        for line in file:
+            if b'"widen"' in line:
+                with suppress(ValueError, KeyError, TypeError):
+                    space = json.loads(line)["before"]["space"]["name"]
+                    break
+    return {"created": config["created"], "seed": config["seed"], "space": space or config["space"]["name"]}
+
+
+# --- the database -------------------------------------------------------------------------------------------------
+
+
+class Mirror:
+    """An open mirror. url: a storage of optuna's; None is the study's own study.db.
+
+    Optuna's interface cannot change a trial that has ended, and takes one statement for each value, so rows are written
+    through its table definitions: all of a pass in one transaction.
+    """
+
+    def __init__(self, folder: StudyFolder, url: str | None) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # the terminal is the search's own
+        self.folder, self.objectives = folder, objectives_of(DEFAULTS | folder.config())
+        identity = identity_of(folder)
+        self._path = (folder.path / NAME).resolve() if url is None else None
+        self._inode = 0
+        self._log = _Log(folder.path / "events.jsonl", self.objectives[0])
+        self._stamps: dict[int, tuple[int, ...] | None] = {}
+        self._known: dict[int, tuple[int, str]] = {}  # number -> (optuna's trial id, fingerprint)
+        if url is not None:
+            self._storage = _named_storage(url)
+        else:
+            assert self._path is not None
+            if self._path.exists() and not _is_whole(self._path, folder.name, identity):
+                remove_mirror(folder)
+            self._storage = _own_storage(self._path)
+            self._inode = self._path.stat().st_ino
+        try:
+            self._study_id = self._open_study(identity, url)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self._storage.remove_session()
+        self._storage.engine.dispose()
+
+    def is_gone(self) -> bool:
+        """Whether study.db was removed or replaced since it was opened."""
+        try:
+            return self._path is not None and self._path.stat().st_ino != self._inode
+        except FileNotFoundError:
+            return True
+
+    def _open_study(self, identity: Mapping[str, Any], url: str | None) -> int:
+        """The study's id in the database, where it is made unless it is there."""
+        from optuna.storages._rdb import models
+        from optuna.study import StudyDirection
+        from sqlalchemy.exc import SQLAlchemyError
+        from sqlalchemy.orm import Session
+
+        name = self.folder.name
+        try:
+            with Session(self._storage.engine) as session, session.begin():
+                study = models.StudyModel.find_by_name(name, session)
+                if study is None:
+                    study = models.StudyModel(
+                        study_name=name,
+                        directions=[
+                            models.StudyDirectionModel(objective=index, direction=StudyDirection.MINIMIZE)
+                            for index in range(len(self.objectives))
+                        ],
+                        user_attributes=[models.StudyUserAttributeModel(key=IDENTITY, value_json=json.dumps(identity))],
+                        system_attributes=[
+                            models.StudySystemAttributeModel(
+                                key="study:metric_names", value_json=json.dumps(self.objectives)
+                            )
+                        ],
+                    )
+                    session.add(study)
+                    session.flush()
+                told = {attribute.key: json.loads(attribute.value_json) for attribute in study.user_attributes}
+                if told.get(IDENTITY) != identity:
+                    raise InputError(
+                        f"--mirror {_shown(url or '')} holds another study called {name}"
+                        f" ({_said_of(told.get(IDENTITY))}); name another database, or remove that study from it."
+                    )
+                study_id: int = study.study_id  # type: ignore[assignment]
+                self._known = self._read_known(session, study_id)
+                return study_id
+        except SQLAlchemyError as error:
+            if url is None:
+                raise
+            raise InputError(f"--mirror {_shown(url)} cannot be written: {_first_line(error)}.") from None
+
+    def _read_known(self, session: Any, study_id: int) -> dict[int, tuple[int, str]]:
+        """What the database says of each trial. A number that two rows share is known as neither, and written anew."""
+        from optuna.storages._rdb import models
+
+        trial, attribute = models.TrialModel, models.TrialSystemAttributeModel
+        rows = (
+            session.query(trial.trial_id, trial.number, attribute.value_json)
+            .outerjoin(attribute, (attribute.trial_id == trial.trial_id) & (attribute.key == FINGERPRINT))
+            .filter(trial.study_id == study_id)
+        )
+        found: dict[int, tuple[int, str]] = {}
+        for trial_id, number, value in rows:
+            key = number if number is not None and number not in found else -1 - trial_id  # a key that no trial has
+            found[key] = trial_id, json.loads(value) if value else ""
+        return found
+
+    def sync(self) -> int:
+        """Brings the database to what the log and the records say; gives how many trials changed."""
+        changed = {number: trial for number, trial in self._changed().items() if not self._has(number, trial)}
+        changed |= {number: None for number in self._known if number not in self._log.trials}
+        # Optuna lists trials by their id, and takes the place in the list for the number: so where a number is put in
+        # before others, these are put in again after it.
+        added = [n for n, trial in changed.items() if trial is not None and n not in self._known]
+        behind = {n for n in self._known if added and n > min(added)}
+        for number, trial in self._read(behind - set(changed)).items():
+            changed[number] = trial
+        if changed:
+            try:
+                self._write(changed, behind)
+            except BaseException:
+                self._stamps.clear()  # what was to be written is looked at again
+                raise
+        return len(changed)
+
+    def agrees(self) -> bool:
+        """Whether every row is what it should be, its fingerprint notwithstanding."""
+        self._log.read()
+        wanted = [trial for _, trial in sorted(self._read(self._log.trials).items()) if trial is not None]
+        found = self._storage.get_all_trials(self._study_id)
+        for trial in (*wanted, *found):
+            trial._trial_id = -1
+        names = self._storage.get_study_system_attrs(self._study_id).get("study:metric_names")
+        directions = len(self._storage.get_study_directions(self._study_id))
+        return found == wanted and names == list(self.objectives) and directions == len(self.objectives)
+
+    def _has(self, number: int, trial: "FrozenTrial | None") -> bool:
+        known = self._known.get(number)
+        return known is None if trial is None else known is not None and known[1] == trial.system_attrs[FINGERPRINT]
+
+    def _changed(self) -> dict[int, "FrozenTrial | None"]:
+        """The trials of which an event told, or whose record was written, since the last look."""
+        touched = self._log.read()
+        for number in self._log.trials:
+            stamp = self._stamp(number)
+            if number not in self._stamps or self._stamps[number] != stamp:
+                self._stamps[number] = stamp
+                touched.add(number)
+        return self._read(touched)
+
+    def _stamp(self, number: int) -> tuple[int, ...] | None:
+        try:
+            status = (self.folder.trial_folder(number) / "record.json").stat()
+        except OSError:
+            return None
+        return status.st_mtime_ns, status.st_size, status.st_ino
+
+    def _read(self, numbers: Iterable[int]) -> dict[int, "FrozenTrial | None"]:
+        """Those trials in optuna's terms: None where there is no record that can be read."""
+        found: dict[int, FrozenTrial | None] = {}
+        for number in sorted(numbers):
+            found[number] = None
+            with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):  # the doctor's, or not there yet
+                text = (self.folder.trial_folder(number) / "record.json").read_text(encoding="utf-8")
+                record = TrialRecord.from_json(text)
+                if record.number == number:
+                    found[number] = mirrored(record, self._log.trials[number], self.objectives)
+        return found
+
+    def _write(self, changed: Mapping[int, "FrozenTrial | None"], behind: set[int]) -> None:
+        """Replaces the rows of the `changed` trials, None by nothing; those `behind` get new ids."""
+        from optuna.storages._rdb import models
+        from sqlalchemy import delete, insert
+        from sqlalchemy.orm import Session
+
+        known = dict(self._known)
+        with Session(self._storage.engine) as session, session.begin():
+            removed = [known.pop(n)[0] for n in changed if n in known and (changed[n] is None or n in behind)]
+            kept = [known[number][0] for number in changed if number in known]
+            parts = (
+                models.TrialParamModel,
+                models.TrialValueModel,
+                models.TrialIntermediateValueModel,
+                models.TrialUserAttributeModel,
+            )
+            for ids in _chunks([*removed, *kept]):
+                for part in parts:
+                    session.execute(delete(part).where(part.trial_id.in_(ids)))
+            attribute = models.TrialSystemAttributeModel  # others' attributes of a trial that stays are left alone
+            for ids in _chunks(kept):
+                ours = attribute.trial_id.in_(ids) & (attribute.key == FINGERPRINT)
+                session.execute(delete(attribute).where(ours))
+            for ids in _chunks(removed):
+                for part in (attribute, models.TrialHeartbeatModel, models.TrialModel):
+                    session.execute(delete(part).where(part.trial_id.in_(ids)))
+            rows: dict[Any, Any] = {
+                row.trial_id: row
+                for ids in _chunks(kept)
+                for row in session.query(models.TrialModel).filter(models.TrialModel.trial_id.in_(ids))
+            }
+            content: dict[Any, list[dict[str, Any]]] = {part: [] for part in (*parts, attribute)}
+            pairs = []
+            for number, trial in sorted(changed.items()):
+                if trial is None:
+                    continue
+                row = rows[known[number][0]] if number in known else models.TrialModel(study_id=self._study_id)
+                row.number, row.state = number, trial.state
+                row.datetime_start, row.datetime_complete = trial.datetime_start, trial.datetime_complete
+                pairs.append((row, trial))
+            for row, _ in pairs:
+                if row.trial_id is None:
+                    session.add(row)
+            session.flush()
+            for row, trial in pairs:
+                known[trial.number] = int(row.trial_id), trial.system_attrs[FINGERPRINT]
+                for part, values in _parts(trial).items():
+                    content[part] += [{"trial_id": row.trial_id, **value} for value in values]
+            for part, values in content.items():
+                if values:
+                    session.execute(insert(part), values)
+        self._known = known
+
+
+def _parts(trial: "FrozenTrial") -> dict[Any, list[dict[str, Any]]]:
+    """A trial's rows in each of optuna's tables, without their trial's id."""
+    from optuna.storages._rdb import models
+
+    values, curve = [], []
+    for index, value in enumerate(trial.values or []):
+        stored, kind = models.TrialValueModel.value_to_stored_repr(value)
+        values.append({"objective": index, "value": stored, "value_type": kind})
+    for epoch, value in trial.intermediate_values.items():
+        number, which = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(value)
+        curve.append({"step": epoch, "intermediate_value": number, "intermediate_value_type": which})
+    return {
+        models.TrialParamModel: [
+            {
+                "param_name": name,
+                "param_value": trial.distributions[name].to_internal_repr(value),
+                "distribution_json": _distribution_text(trial.distributions[name]),
+            }
+            for name, value in trial.params.items()
+        ],
+        models.TrialValueModel: values,
+        models.TrialIntermediateValueModel: curve,
+        models.TrialUserAttributeModel: [
+            {"key": name, "value_json": json.dumps(value)} for name, value in trial.user_attrs.items()
+        ],
+        models.TrialSystemAttributeModel: [
+            {"key": name, "value_json": json.dumps(value)} for name, value in trial.system_attrs.items()
+        ],
+    }
+
+
+def _distribution_text(distribution: "BaseDistribution") -> str:
+    from optuna.distributions import distribution_to_json
+
+    return distribution_to_json(distribution)
+
+
+def _chunks(ids: list[int]) -> Iterator[list[int]]:
+    for start in range(0, len(ids), CHUNK):
+        yield ids[start : start + CHUNK]
+
+
+def _own_storage(path: Path) -> "RDBStorage":
+    """study.db, which is made unless it is there."""
+    from optuna.storages import RDBStorage
+
+    def connect() -> sqlite3.Connection:
+        # By its path, which as part of a URL would need quoting in three ways.
+        connection = sqlite3.connect(path, timeout=10.0, check_same_thread=False)
+        # A power failure may damage it: then it is made again. Waiting for the disk would slow down the search's own
+        # writing there.
+        connection.execute("PRAGMA synchronous = OFF")
+        return connection
+
+    # Looking up the schema's version takes longer than all else, and every optuna that we run with has the same.
+    return RDBStorage("sqlite:///study.db", {"creator": connect}, skip_compatibility_check=True)
+
+
+def _named_storage(url: str) -> "RDBStorage":
+    """The storage that somebody named; `InputError` where it cannot be used."""
+    from optuna.exceptions import StorageInternalError
+    from optuna.storages import RDBStorage
+    from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+
+    shown = _shown(url)
+    try:
+        return RDBStorage(url)
+    except NoSuchModuleError:
+        raise InputError(
+            f"--mirror {shown} names a kind of database that SQLAlchemy does not know; give sqlite:///<file>,"
+            " postgresql+psycopg://<user>@<host>/<database> or mysql+pymysql://<user>@<host>/<database>."
+        ) from None
+    except (ArgumentError, KeyError, IndexError, ValueError):
+        raise InputError(
+            f"--mirror must be the URL of a storage, such as sqlite:///<file> or"
+            f" postgresql+psycopg://<user>@<host>/<database>, or none, but got {shown!r}."
+        ) from None
+    except ImportError as error:
+        module = next((e.name for e in (error, error.__cause__) if isinstance(e, ImportError) and e.name), None)
+        package = PACKAGES.get(module or "", module) or "its driver's package"
+        raise InputError(f"--mirror {shown} needs a package that is not installed: pip install '{package}'.") from None
+    except RuntimeError as error:  # a schema of another optuna
+        raise InputError(f"--mirror {shown} cannot be used: {_first_line(error)}") from None
+    except (SQLAlchemyError, StorageInternalError) as error:
+        raise InputError(
+            f"--mirror {shown} cannot be reached: {_first_line(error)}; start it, or give another, or none."
+        ) from None
+
+
+def _is_whole(path: Path, name: str, identity: Mapping[str, Any]) -> bool:
+    """Whether study.db is a sound database that holds this study and no other. Raises where it cannot be looked at
+    now, because it is locked or there is no right to: then nothing is known of it."""
+    try:
+        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=10.0)
+        try:
+            sound = connection.execute("PRAGMA quick_check(1)").fetchall() == [("ok",)]
+            names = connection.execute("SELECT study_name FROM studies").fetchall()
+            told = connection.execute("SELECT value_json FROM study_user_attributes WHERE key = ?", (IDENTITY,))
+            return sound and names == [(name,)] and [json.loads(text) for (text,) in told] == [identity]
+        finally:
+            connection.close()
+    except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorname", "").startswith(("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_CANTOPEN")):
+            raise
+        return False
+    except ValueError:
+        return False
+
+
+def _shown(url: str) -> str:
+    """A URL as it may be printed: without its password."""
+    head, sign, rest = url.partition("://")
+    user, at, host = rest.rpartition("@")
+    return f"{head}{sign}{user.partition(':')[0]}{':***' if ':' in user else ''}{at}{host}"
+
+
+def _said_of(identity: Any) -> str:
+    if not isinstance(identity, dict):
+        return "not made by dnas"
+    return f"of the space {identity.get('space')}, seed {identity.get('seed')}, begun {identity.get('created')}"
+
+
+def _first_line(error: BaseException) -> str:
+    """An error in a line: of those that wrap a driver's, the driver's own words."""
+    while (inner := getattr(error, "orig", None) or (error.__cause__ if not str(error).strip() else None)) is not None:
+        error = inner
+    cause = error.__cause__
+    if type(error).__name__ == "StorageInternalError" and cause is not None:  # says nothing of what happened
+        return _first_line(cause)
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".")

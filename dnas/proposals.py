@@ -1,0 +1,92 @@
+"""Proposals. That of trial n is a function of the space, the study's seed, n, and what the sampler was told before.
+
+So a study that was interrupted proposes what it would have proposed, and no state of a sampler needs saving.
+"""
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dnas.arch import DenseNetSpec
+from dnas.errors import InputError, did_you_mean
+from dnas.history import History
+from dnas.samplers.problem import Exhausted, Problem, Sampler, Told
+from dnas.samplers.region import Region
+
+__all__ = [
+    "DEFAULT_SAMPLER",
+    "SAMPLERS",
+    "Exhausted",
+    "Problem",
+    "Proposal",
+    "Region",
+    "Told",
+    "check_sampler",
+    "is_control",
+    "make_sampler",
+    "propose",
+]
+
+DEFAULT_SAMPLER = "gp"  # benchmarks/results/search.md
+_ARM_STREAM = 1  # the control arm draws from a stream of its own
+
+# Where each is: optuna and scipy are imported only where they are used.
+_HOMES = {
+    "gp": ("gp", "propose_gp"),
+    "tpe": ("tpe", "ProposeTPE"),
+    "nsga2": ("evolution", "propose_nsga2"),
+    "random": ("simple", "propose_random"),
+    "grid": ("simple", "propose_grid"),
+}
+SAMPLERS = tuple(_HOMES)
+
+
+@dataclass(frozen=True)
+class Proposal:
+    arm: str  # first, sampler, control
+    params: dict[str, Any]  # every choice of the space, as the sampler holds it
+    spec: DenseNetSpec
+
+
+def check_sampler(name: str, objectives: tuple[str, ...]) -> str:
+    """`name` if there is such a sampler, and it can do that many objectives."""
+    if name not in SAMPLERS:
+        raise InputError(
+            f"--sampler must be one of {', '.join(SAMPLERS)}, but got {name!r}.{did_you_mean(name, SAMPLERS)}"
+        )
+    if name == "grid" and len(objectives) > 1:
+        raise InputError(
+            f"a grid looks at no objective, so it cannot weigh {len(objectives)} of them against each other;"
+            " use --sampler gp, tpe, nsga2 or random."
+        )
+    return name
+
+
+def make_sampler(name: str) -> Sampler:
+    module, member = _HOMES[name]
+    found = getattr(importlib.import_module(f"dnas.samplers.{module}"), member)
+    sampler: Sampler = found() if isinstance(found, type) else found
+    return sampler
+
+
+def is_control(number: int, share: float) -> bool:
+    """Whether trial `number` is of the control arm: `share` of all, spread evenly."""
+    return int((number + 1) * share + 1e-9) > int(number * share + 1e-9)
+
+
+def propose(region: Region, history: History, sampler: Sampler, control: float, seed: int) -> Proposal:
+    """The next network: inside every limit, and untried. Raises `Exhausted`."""
+    number, space = len(history.trials), region.space
+    region.memory = float("inf") if history.memory is None else history.memory
+    if number < len(space.first) and region.accept(space.first[number]) is not None:
+        return Proposal("first", dict(space.first[number]), region.spec(space.first[number]))
+    problem = Problem(space.choices, region.objectives, region.accept, region.drawer())
+    arm = "control" if is_control(number, control) else "sampler"
+    if arm == "control":
+        params = make_sampler("random")(problem, [], np.random.default_rng([seed, number, _ARM_STREAM]))
+    else:
+        params = sampler(problem, history.told(), np.random.default_rng([seed, number]))
+    assert region.accept(params) is not None, "a sampler proposed what it was to filter"
+    return Proposal(arm, params, region.spec(params))

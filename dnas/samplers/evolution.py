@@ -1,0 +1,102 @@
+"""Steady-state NSGA-II, and the two things that it shares with the model: neighbours, and values made comparable."""
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dnas.objectives import crowding, nondominated_ranks
+from dnas.samplers.problem import Problem, Told
+from dnas.space import Choice
+
+POPULATION = 20
+STARTUP = 10  # random trials, before there are parents
+REDRAWS = 200  # children refused in a row, before a random point is taken
+LOCAL = 0.5  # of a number's mutations: to a nearby value; the others are to any
+
+
+def propose_nsga2(problem: Problem, told: Sequence[Told], rng: np.random.Generator) -> dict[str, Any]:
+    """A child of two good trials: binary tournaments on (front, crowding), uniform crossover, mutation.
+
+    NSGA-II (Deb et al. 2002) without generations: the population is the best `POPULATION` of all trials so far, so any
+    number of workers can ask at any time. With one objective the front is the rank.
+    """
+    trials, values = comparable(told)
+    if len(trials) >= STARTUP:
+        ranks = nondominated_ranks(values)
+        apart = np.zeros(len(values))
+        for front in range(ranks.max() + 1):
+            apart[ranks == front] = crowding(values[ranks == front])
+        best = np.lexsort((-apart, ranks))[:POPULATION]  # a place in it is what a tournament compares
+        for _ in range(REDRAWS):
+            mother, father = (trials[best[rng.integers(len(best), size=2).min()]].params for _ in range(2))
+            child = mutate(problem.choices, crossover(problem.choices, mother, father, rng), rng)
+            if problem.accept(child) is not None:
+                return child
+    return problem.draw(random.Random(int(rng.integers(2**63))))
+
+
+def crossover(
+    choices: Sequence[Choice], mother: Mapping[str, Any], father: Mapping[str, Any], rng: np.random.Generator
+) -> dict[str, Any]:
+    """Each choice from one parent or the other, with equal chances."""
+    sides = rng.random(len(choices)) < 0.5
+    return {c.name: (mother if side else father)[c.name] for c, side in zip(choices, sides, strict=True)}
+
+
+def mutate(choices: Sequence[Choice], point: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    """`point` with one choice made anew, or more: each further one with a chance of 1 in their number."""
+    changed = rng.random(len(choices)) < 1 / len(choices)
+    changed[rng.integers(len(choices))] = True
+    return {
+        c.name: _other(c, point[c.name], rng) if new else point[c.name] for c, new in zip(choices, changed, strict=True)
+    }
+
+
+def _other(choice: Choice, value: Any, rng: np.random.Generator) -> Any:
+    """Another value of the choice. A number moves nearby in `LOCAL` of the cases."""
+    near = choice.kind != "of" and rng.random() < LOCAL
+    values = choice.values()
+    if values is None:
+        width = choice.high - choice.low
+        moved = value + rng.normal() * 0.1 * width if near else choice.low + rng.random() * width
+        return round(float(np.clip(moved, choice.low, choice.high)), 10)
+    others = [other for other in values if other != value]
+    if not others:
+        return value
+    if near:
+        others = sorted(others, key=lambda other: abs(other - value))[:2]
+    return others[rng.integers(len(others))]
+
+
+def comparable(told: Sequence[Told]) -> tuple[list[Told], np.ndarray]:
+    """The trials that tell something of the final values, and these values [n, m].
+
+    Trials that run or whose values are not known are left out. What a paused or stopped trial had after an epoch is
+    made an estimate of its final value: times the median ratio of final value to value after that epoch, over the
+    trials that got further (those that are not complete themselves with their estimates). Where none got further it
+    stays as it is.
+    """
+    known = [
+        (trial, trial.values)
+        for trial in told
+        if trial.state in ("complete", "failed", "paused", "stopped")
+        and trial.values is not None
+        and not np.isnan(trial.values).any()
+    ]
+    final = {trial.number: values[0] for trial, values in known if trial.state in ("complete", "failed")}
+    further = [trial for trial, _ in known if trial.state == "complete"]
+    ratios: dict[int, float] = {}
+    # From the furthest on, so that those further have their estimates.
+    for trial, values in sorted(known, key=lambda pair: (-pair[0].epoch, pair[0].number)):
+        if trial.number in final:
+            continue
+        if trial.epoch not in ratios:
+            seen = [final[other.number] / other.curve[trial.epoch] for other in further if other.curve.get(trial.epoch)]
+            seen = [ratio for ratio in seen if np.isfinite(ratio)]
+            ratios[trial.epoch] = float(np.median(seen)) if seen else 1.0
+        final[trial.number] = values[0] * ratios[trial.epoch]
+        further.append(trial)
+    rows = [(final[trial.number], *values[1:]) for trial, values in known]
+    return [trial for trial, _ in known], np.array(rows, dtype=float)

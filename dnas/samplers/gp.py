@@ -1,0 +1,410 @@
+"""Bayesian optimisation with a Gaussian process: the trials so far give a mean and a spread for every untried point,
+and the one that promises the largest improvement is proposed.
+
+The kernel is an analysis of variance: the effects of single choices, of pairs, and of all together, each with a share
+that the data decide (Duvenaud et al. 2011, "Additive Gaussian processes"). Costs that are exact before training are not
+modelled: the acquisition takes them as they are.
+"""
+
+import functools
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.linalg import lapack, solve_triangular
+from scipy.optimize import minimize
+from scipy.special import ndtr, ndtri
+from scipy.stats import rankdata
+
+from dnas.objectives import nondominated_ranks
+from dnas.samplers.evolution import comparable
+from dnas.samplers.problem import Problem, Told
+from dnas.space import Choice
+
+STARTUP = 10  # random trials before there is a model
+POINTS = 240  # trials in the model at most: the best of them, and some of all the others
+BEST = 0.7  # the share of the best
+FIT_POINTS = 120  # trials that the hyperparameters are fitted to at most
+FIT_EVERY = 0.1  # they are fitted again when there are this share more trials
+UNIFORM = 250  # candidates drawn from the whole space
+DRAWN = 4  # and by the problem, which knows where a rare feasible region is
+PARENTS = 10  # best trials whose mutants are candidates
+MUTANTS = 25  # of each
+CLIMBS = 2  # rounds in which the neighbours of the most promising candidates become candidates
+CLIMBERS = 4  # of which there are so many
+PRICED = 120  # candidates whose known costs are looked up, with several objectives
+LEVELS = 16  # costs between which the front is cut, of each known objective
+GOOD = 0.7  # quantile of the errors above which they are told apart by rank alone
+NUGGET = 1e-6
+THETA_PRIOR = (-0.4, 1.0)  # mean and deviation of log(1 / length scale), in ranges of the choice
+NOISE_PRIOR = (-4.0, 1.5)  # of log(noise variance / signal variance)
+
+
+def propose_gp(problem: Problem, told: Sequence[Told], rng: np.random.Generator) -> dict[str, Any]:
+    """The candidate with the largest expected improvement; with several objectives, of the dominated volume.
+
+    Trials that run are pending: they are taken to end as the model expects, so that their neighbourhood promises less.
+    """
+    draws = random.Random(int(rng.integers(2**63)))
+    trials, values = comparable(told)
+    if len(trials) < STARTUP:
+        return problem.draw(draws)
+    coding = Coding(problem.choices)
+    points = coding.encode([trial.params for trial in trials])
+    ranks = nondominated_ranks(values)
+    chosen = _relevant(ranks, POINTS)
+    pending = coding.encode([trial.params for trial in told if trial.state == "running"])
+    single = len(problem.objectives) == 1
+    target = single_target if single else spread_target
+    targets = target(values[:, 0])
+    model = Process(
+        coding, points[chosen], targets[chosen], hyperparameters(coding, points, values[:, 0], target), pending
+    )
+
+    best = points[np.lexsort((values[:, 0], ranks))[:PARENTS]]
+    drawn = coding.encode([problem.draw(draws) for _ in range(DRAWN)])
+    candidates = np.concatenate([drawn, coding.uniform(UNIFORM, rng), coding.mutants(best, MUTANTS, rng)])
+    candidates = _new(candidates, points, pending)
+    if single:
+        level = model.predict(points[chosen])[0].min()
+        scores = expected_improvement(*model.predict(candidates), level)
+        for _ in range(CLIMBS):
+            near = _new(coding.neighbours(candidates[np.argsort(-scores)[:CLIMBERS]], rng), points, pending, candidates)
+            candidates = np.concatenate([candidates, near])
+            scores = np.concatenate([scores, expected_improvement(*model.predict(near), level)])
+        for index in np.argsort(-scores, kind="stable"):
+            point = coding.decode(candidates[index])
+            if problem.accept(point) is not None:
+                return point
+    else:
+        found = _most_volume(problem, coding, model, points, values, targets, candidates, rng)
+        if found is not None:
+            return found
+    return problem.draw(draws)
+
+
+# --- points as numbers ----------------------------------------------------------------------------------------------
+
+
+class Coding:
+    """Points as rows of numbers: an ordered choice from 0 to 1, a categorical one as its option's index."""
+
+    def __init__(self, choices: Sequence[Choice]) -> None:
+        self.choices = choices
+        self._values = [choice.values() for choice in choices]
+        self.ordered = np.array([choice.kind != "of" for choice in choices])
+        self._codes = [
+            None if values is None else np.arange(len(values)) / (max(len(values) - 1, 1) if ordered else 1)
+            for values, ordered in zip(self._values, self.ordered, strict=True)
+        ]
+        self._places = [None if values is None else {v: i for i, v in enumerate(values)} for values in self._values]
+
+    def encode(self, points: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """[n, choices]"""
+        rows = np.empty((len(points), len(self.choices)))
+        for i, (choice, codes, places) in enumerate(zip(self.choices, self._codes, self._places, strict=True)):
+            if codes is None or places is None:
+                rows[:, i] = [(p[choice.name] - choice.low) / (choice.high - choice.low or 1) for p in points]
+            else:
+                rows[:, i] = [codes[places[p[choice.name]]] for p in points]
+        return rows
+
+    def decode(self, row: np.ndarray) -> dict[str, Any]:
+        point = {}
+        for choice, values, codes, code in zip(self.choices, self._values, self._codes, row, strict=True):
+            if values is None or codes is None:
+                point[choice.name] = round(float(choice.low + code * (choice.high - choice.low)), 10)
+            else:
+                point[choice.name] = values[int(np.argmin(np.abs(codes - code)))]
+        return point
+
+    def uniform(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """[count, choices]"""
+        columns = [rng.random(count) if codes is None else rng.choice(codes, count) for codes in self._codes]
+        return np.stack(columns, axis=1)
+
+    def mutants(self, rows: np.ndarray, each: int, rng: np.random.Generator) -> np.ndarray:
+        """Of each of `rows`, `each` copies with one choice drawn anew, or two."""
+        copies = np.repeat(rows, each, axis=0)
+        fresh = self.uniform(len(copies), rng)
+        places = np.arange(len(copies))
+        for redrawn in (places, places[rng.random(len(copies)) < 0.5]):
+            which = rng.integers(len(self.choices), size=len(redrawn))
+            copies[redrawn, which] = fresh[redrawn, which]
+        return copies
+
+    def neighbours(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """All that differ from one of `rows` in one choice: in a categorical anyhow, in a number by a step or two."""
+        found = []
+        for i, codes in enumerate(self._codes):
+            for row in rows:
+                if codes is None:
+                    others = np.clip(row[i] + 0.1 * rng.standard_normal(4), 0, 1)
+                elif self.ordered[i]:
+                    others = codes[np.argsort(np.abs(codes - row[i]), kind="stable")[1:5]]
+                else:
+                    others = codes[codes != row[i]]
+                near = np.repeat(row[None], len(others), axis=0)
+                near[:, i] = others
+                found.append(near)
+        return np.concatenate(found)
+
+    def distances(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Of each choice, between rows `a` [n, choices] and `b` [m, choices]: [choices, n, m]. Categories are 1 apart."""
+        apart = np.abs(a.T[:, :, None] - b.T[:, None, :])
+        apart[~self.ordered] = apart[~self.ordered] > 0
+        return apart
+
+
+def _new(candidates: np.ndarray, *known: np.ndarray) -> np.ndarray:
+    """The `candidates` that are in none of `known`, each once."""
+    seen = {row.tobytes() for rows in known for row in rows}
+    keep = []
+    for index, row in enumerate(candidates):
+        key = row.tobytes()
+        if key not in seen:
+            seen.add(key)
+            keep.append(index)
+    return candidates[keep]
+
+
+# --- what is modelled -----------------------------------------------------------------------------------------------
+
+
+def _relevant(ranks: np.ndarray, most: int) -> np.ndarray:
+    """Indices of at most so many trials: the best, and some of the others, evenly over their order."""
+    order = np.argsort(ranks, kind="stable")
+    if len(order) <= most:
+        return np.sort(order)
+    best = int(BEST * most)
+    others = np.linspace(best, len(order) - 1, most - best).round().astype(int)
+    return np.sort(np.concatenate([order[:best], order[others]]))
+
+
+def spread_target(values: np.ndarray) -> np.ndarray:
+    """Values as normal scores of their ranks [n]: neither a run that diverged nor the error's scale matters."""
+    return ndtri((rankdata(values) - 0.5) / len(values))
+
+
+def single_target(values: np.ndarray) -> np.ndarray:
+    """What one objective is modelled as [n]: half normal scores, half the values themselves with the worst ones cut.
+
+    Scores tell all ranks apart but stretch chance differences; cut values keep the true distances among the good ones.
+    """
+    cut = np.minimum(values, np.quantile(values, GOOD))
+    deviation = cut.std()
+    plain = (cut - cut.mean()) / deviation if deviation > 0 else np.zeros(len(values))
+    return 0.5 * (spread_target(values) + plain)
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """theta: inverse length scale of each choice. weights: shares of single choices, pairs, and all together. noise:
+    variance over the signal's."""
+
+    theta: np.ndarray
+    weights: np.ndarray
+    noise: float
+
+
+def hyperparameters(
+    coding: Coding, points: np.ndarray, values: np.ndarray, target: Callable[[np.ndarray], np.ndarray]
+) -> Hyper:
+    """Fitted to the first trials up to a number that grows in steps, so that most proposals find them in a cache; which
+    does not change them."""
+    count = STARTUP
+    while count + max(2, int(count * FIT_EVERY)) <= len(points):
+        count += max(2, int(count * FIT_EVERY))
+    few = _relevant(rankdata(values[:count], method="ordinal"), FIT_POINTS)
+    return _fit(points[few].tobytes(), target(values[:count])[few].tobytes(), coding.ordered.tobytes())
+
+
+@functools.lru_cache(maxsize=64)
+def _fit(points: bytes, targets: bytes, ordered: bytes) -> Hyper:
+    """The hyperparameters with the largest posterior density; bytes, so that they can be remembered."""
+    coding = Coding(())
+    coding.ordered = np.frombuffer(ordered, dtype=bool)
+    rows = np.frombuffer(points).reshape(-1, len(coding.ordered))
+    y = np.frombuffer(targets)
+    apart = coding.distances(rows, rows)
+    choices = len(apart)
+    start = np.concatenate([np.full(choices, THETA_PRIOR[0]), [NOISE_PRIOR[0]], np.zeros(2)])
+    bounds = [(-5, 3)] * choices + [(-9, 1)] + [(-4, 4)] * 2
+    end = minimize(
+        _misfit, start, (apart, coding.ordered, y), "L-BFGS-B", jac=True, bounds=bounds, options={"maxiter": 25}
+    )
+    return _unpack(end.x, choices)
+
+
+def _unpack(x: np.ndarray, choices: int) -> Hyper:
+    shares = np.exp(np.append(x[choices + 1 :], 0.0))
+    return Hyper(np.exp(x[:choices]), shares / shares.sum(), float(np.exp(x[choices])))
+
+
+def _misfit(x: np.ndarray, apart: np.ndarray, ordered: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray]:
+    """Minus the log posterior density of the hyperparameters, less a constant, and its gradient. Mean and variance of
+    the signal are at their best values for each of them."""
+    choices, n = len(apart), len(y)
+    hyper = _unpack(x, choices)
+    single, slopes = _single(apart, ordered, hyper.theta, True)
+    total = single.sum(axis=0)
+    parts = [
+        total / choices,
+        (total**2 - np.einsum("kij,kij->ij", single, single)) / max(choices * (choices - 1), 1),
+        single.prod(axis=0),
+    ]
+    kernel = np.einsum("k,kij->ij", hyper.weights, parts)
+    kernel[np.diag_indices(n)] += hyper.noise + NUGGET
+    lower, failed = lapack.dpotrf(kernel, lower=1)
+    if failed:
+        return 1e10, np.zeros_like(x)
+    inverse = lapack.dpotri(lower, lower=1)[0]
+    inverse = np.tril(inverse) + np.tril(inverse, -1).T
+    ones = inverse.sum(axis=0)
+    residual = y - (ones @ y) / ones.sum()
+    solved = inverse @ residual
+    variance = max(residual @ solved / n, 1e-12)
+    value = n / 2 * np.log(variance) + np.log(np.diag(lower)).sum()
+    outer = 0.5 * (inverse - np.outer(solved, solved) / variance)
+    gradient = np.empty_like(x)
+    for i in range(choices):
+        others = (total - single[i]) / max(choices * (choices - 1) / 2, 1)
+        rest = parts[2] / np.maximum(single[i], 1e-200)
+        slope = hyper.weights[0] / choices + hyper.weights[1] * others + hyper.weights[2] * rest
+        gradient[i] = np.vdot(outer * slope, slopes[i])
+    gradient[choices] = np.trace(outer) * hyper.noise
+    by_part = np.array([np.vdot(outer, part) for part in parts])
+    gradient[choices + 1 :] = (hyper.weights * (by_part - by_part @ hyper.weights))[:2]
+    means = np.concatenate([np.full(choices, THETA_PRIOR[0]), [NOISE_PRIOR[0]], np.zeros(2)])
+    deviations = np.concatenate([np.full(choices, THETA_PRIOR[1]), [NOISE_PRIOR[1]], np.ones(2)])
+    away = (x - means) / deviations
+    return value + 0.5 * away @ away, gradient + away / deviations
+
+
+def _single(
+    apart: np.ndarray, ordered: np.ndarray, theta: np.ndarray, slope: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Correlations by each choice alone [choices, n, m], and their derivatives by log theta: Matérn 5/2 of an ordered
+    one, exp(-theta) between two categories."""
+    scaled = apart * theta[:, None, None]
+    scaled[ordered] *= np.sqrt(5)
+    kernel = np.exp(-scaled)
+    slopes = -scaled * kernel if slope else kernel
+    if slope:
+        slopes[ordered] = -(scaled[ordered] ** 2) / 3 * (1 + scaled[ordered]) * kernel[ordered]
+    kernel[ordered] *= 1 + scaled[ordered] + scaled[ordered] ** 2 / 3
+    return kernel, slopes
+
+
+class Process:
+    """A Gaussian process with a constant mean. `pending` points [k, choices] are known to be measured but not how: they
+    lower the spread, and leave the mean as it is (as when each is told what the model expects)."""
+
+    def __init__(
+        self, coding: Coding, points: np.ndarray, targets: np.ndarray, hyper: Hyper, pending: np.ndarray
+    ) -> None:
+        self._coding, self._hyper = coding, hyper
+        self._points = np.concatenate([points, pending])
+        count = len(points)
+        kernel = self._kernel(self._points)
+        kernel[np.diag_indices(len(kernel))] += hyper.noise + NUGGET
+        self._lower = np.linalg.cholesky(kernel)
+        lower = self._lower[:count, :count]
+        ones = solve_triangular(lower, np.ones(count), lower=True)
+        half = solve_triangular(lower, targets, lower=True)
+        self._mean = ones @ half / (ones @ ones)
+        half = half - ones * self._mean
+        self._weights = solve_triangular(lower, half, lower=True, trans=1)
+        self._variance = max(half @ half / count, 1e-12)
+
+    def _kernel(self, rows: np.ndarray) -> np.ndarray:
+        single, _ = _single(self._coding.distances(self._points, rows), self._coding.ordered, self._hyper.theta)
+        choices, total = len(single), single.sum(axis=0)
+        weights = self._hyper.weights
+        pairs = (total**2 - np.einsum("kij,kij->ij", single, single)) / max(choices * (choices - 1), 1)
+        return weights[0] / choices * total + weights[1] * pairs + weights[2] * single.prod(axis=0)
+
+    def predict(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of the signal at `rows` [n, choices]: [n] each."""
+        kernel = self._kernel(rows)
+        half = solve_triangular(self._lower, kernel, lower=True)
+        explained = np.einsum("ij,ij->j", half, half)
+        mean = self._mean + kernel[: len(self._weights)].T @ self._weights
+        return mean, np.sqrt(self._variance * np.maximum(1 - explained, 1e-9))
+
+
+# --- what is promised -----------------------------------------------------------------------------------------------
+
+
+def expected_improvement(mean: np.ndarray, deviation: np.ndarray, level: np.ndarray | float) -> np.ndarray:
+    """Of normal variables below `level` (broadcast)."""
+    z = (level - mean) / deviation
+    return deviation * (z * ndtr(z) + np.exp(-0.5 * z * z) / np.sqrt(2 * np.pi))
+
+
+def _most_volume(
+    problem: Problem,
+    coding: Coding,
+    model: Process,
+    points: np.ndarray,
+    values: np.ndarray,
+    targets: np.ndarray,
+    candidates: np.ndarray,
+    rng: np.random.Generator,
+) -> dict[str, Any] | None:
+    """The accepted candidate with the largest expected improvement of the hypervolume; None where none is accepted.
+
+    The other objectives are known exactly, so only the first is uncertain: for every cell of the costs above the
+    candidate's own, the expected improvement on the best first value that is to be had at that cell's cost.
+    """
+    rows, costs = [], []
+    for row in candidates:
+        known = problem.accept(coding.decode(row))
+        if known is not None:
+            rows.append(row)
+            costs.append(known[1:])
+            if len(rows) == PRICED:
+                break
+    if not rows:
+        return None
+    table = np.log(np.maximum(values[:, 1:], 1e-12))
+    own = np.array([[np.nan if cost is None else np.log(max(cost, 1e-12)) for cost in row] for row in costs])
+    for i in np.flatnonzero(np.isnan(own).any(axis=0)):  # measured, like latency, and smooth: modelled by its mean
+        chosen = _relevant(np.arange(len(points)), POINTS)
+        hyper = hyperparameters(coding, points, table[:, i], lambda column: column - column.mean())
+        measured = Process(coding, points[chosen], table[chosen, i], hyper, np.empty((0, points.shape[1])))
+        own[:, i] = measured.predict(np.array(rows))[0]
+    mean, deviation = model.predict(np.array(rows))
+    volume = volume_improvement(mean, deviation, own, targets, table)
+    return coding.decode(rows[int(np.argmax(volume))])
+
+
+def volume_improvement(
+    mean: np.ndarray, deviation: np.ndarray, costs: np.ndarray, targets: np.ndarray, table: np.ndarray
+) -> np.ndarray:
+    """Expected growth of the volume that is dominated [n], of candidates whose first value is normal and whose `costs`
+    [n, k] are exact, over trials with `targets` [t] and costs `table` [t, k]."""
+    front = nondominated_ranks(np.column_stack([targets, table])) == 0
+    worst = targets.max()
+    axes = []  # of each cost, the edges of the cells
+    for column, all_of in zip(table[front].T, table.T, strict=True):
+        edges = np.unique(np.quantile(column, np.linspace(0, 1, LEVELS), method="nearest"))
+        low, high = all_of.min(), all_of.max()
+        reach = max(high - low, 1e-9)
+        axes.append((np.unique(np.concatenate([[low - reach], edges])), high + 0.1 * reach, reach))
+    grids = np.meshgrid(*[edges for edges, _, _ in axes], indexing="ij")
+    lows = np.stack([grid.ravel() for grid in grids], axis=1)  # [cells, k]
+    highs = np.stack(
+        [grid.ravel() for grid in np.meshgrid(*[np.append(edges[1:], end) for edges, end, _ in axes], indexing="ij")],
+        axis=1,
+    )
+    inside = np.all(table[front][None] <= lows[:, None] + 1e-12, axis=2)  # [cells, front]
+    levels = np.where(inside, targets[front][None], worst).min(axis=1)
+    # The part of each cell that lies above the candidate's own costs.
+    shares = np.ones((len(mean), len(lows)))
+    for k, (_, _, reach) in enumerate(axes):
+        shares *= np.clip(highs[None, :, k] - np.maximum(lows[None, :, k], costs[:, None, k]), 0, None) / reach
+    gains = expected_improvement(mean[:, None], deviation[:, None], levels[None])
+    return np.sum(shares * gains, axis=1)

@@ -1,0 +1,92 @@
+"""The two samplers that learn nothing: uniform draws, and a grid."""
+
+import itertools
+import math
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dnas.samplers.problem import Exhausted, Problem, Told
+from dnas.space import Choice
+
+FLOAT_VALUES = 5  # on the grid, of a float without a step
+REFUSALS = 200_000  # in a row, before a grid is called exhausted: several seconds of pricing
+
+
+def propose_random(problem: Problem, told: Sequence[Told], rng: np.random.Generator) -> dict[str, Any]:
+    """A uniform draw among what `problem.accept` takes."""
+    return problem.draw(random.Random(int(rng.integers(2**63))))
+
+
+def propose_grid(problem: Problem, told: Sequence[Told], rng: np.random.Generator) -> dict[str, Any]:
+    """The point of the grid that follows the last one told, leaving out what `problem.accept` refuses. Draws nothing.
+
+    The order is that of `Grid`. It is walked as a circle, so that a trial from elsewhere only sets where it goes on.
+    """
+    grid = Grid(problem.choices)
+    indices = (grid.index(trial.params) for trial in sorted(told, key=lambda trial: -trial.number))
+    start = next((index + 1 for index in indices if index is not None), 0)
+    for step in range(min(grid.size, REFUSALS)):
+        point = grid.point((start + step) % grid.size)
+        if problem.accept(point) is not None:
+            return point
+    raise Exhausted
+
+
+class Grid:
+    """Every combination of the choices' values, numbered so that early ones are spread.
+
+    The grid is the group Z_n1 × … × Z_nd, and the order walks the cyclic subgroup of a generator (m1, …, md), each mi
+    prime to ni, coset after coset: within a coset, any ni points in a row hold each value of choice i once. Nothing is
+    enumerated; number and point are computed from each other (Chinese remainders).
+    """
+
+    def __init__(self, choices: Sequence[Choice]) -> None:
+        self._names = [choice.name for choice in choices]
+        self._values = [grid_values(choice) for choice in choices]
+        counts = [len(values) for values in self._values]
+        self.size = math.prod(counts)
+        # Different steps for choices of equally many values: with the same step these would walk as one.
+        self._steps = [_unit(count, number) for number, count in enumerate(counts)]
+        self._periods = list(itertools.accumulate(counts, math.lcm, initial=1))  # of the first i choices together
+        self._shifts = [math.gcd(period, count) for period, count in zip(self._periods, counts, strict=False)]
+
+    def point(self, index: int) -> dict[str, Any]:
+        """The point numbered `index`, from 0 to `size` - 1."""
+        coset, position = divmod(index, self._periods[-1])
+        point = {}
+        for name, values, step, shifts in zip(self._names, self._values, self._steps, self._shifts, strict=True):
+            coset, shift = divmod(coset, shifts)
+            point[name] = values[step * (position + shift) % len(values)]
+        return point
+
+    def index(self, point: Mapping[str, Any]) -> int | None:
+        """The number of `point`; None where it is not on the grid."""
+        position, coset, cosets = 0, 0, 1
+        for i, (name, values) in enumerate(zip(self._names, self._values, strict=True)):
+            if point.get(name) not in values:
+                return None
+            count, period, shifts = len(values), self._periods[i], self._shifts[i]
+            reached = values.index(point[name]) * pow(self._steps[i], -1, count) % count  # position + shift, mod count
+            shift = (reached - position) % shifts
+            # The position is known modulo `period`; now also modulo `count`.
+            turns = (reached - shift - position) // shifts * pow(period // shifts, -1, count // shifts)
+            position += period * (turns % (count // shifts))
+            coset, cosets = coset + cosets * shift, cosets * shifts
+        return coset * self._periods[-1] + position
+
+
+def grid_values(choice: Choice) -> list[Any]:
+    """The choice's values on a grid, as the sampler holds them."""
+    values = choice.values()
+    if values is None:
+        values = [round(float(value), 10) for value in np.linspace(choice.low, choice.high, FLOAT_VALUES)]
+    return values
+
+
+def _unit(count: int, number: int) -> int:
+    """The number-th of the integers below `count` that are prime to it, round and round; 1 where count is 1."""
+    units = [step for step in range(1, count) if math.gcd(step, count) == 1] or [1]
+    return units[number % len(units)]

@@ -1,0 +1,287 @@
+"""Trainings in real processes: what they say, how they fail, what is left when they are ended."""
+
+import dataclasses
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dnas import train
+from dnas.arch import cost, parse_name
+from dnas.data.catalog import data_info
+from dnas.executors import local
+from dnas.executors.local import LocalExecutor
+from dnas.executors.worker import REASONS, Job, Message, limit_memory, run_job
+from dnas.files import DiskFull
+from dnas.lease import Lease, LeaseLost, read_lease
+from dnas.recipe import make_recipe
+from dnas.train import read_checkpoint
+
+SPEC = parse_name("densenet-bc:layers=2-1,k=4,dropout=0.2,channels=1,size=8")
+PATIENCE = 120.0  # seconds for a thing that takes a few: a machine can be busy
+
+
+def job(folder: Path, key: str = "a", name: str | None = None, **changes: Any) -> Job:
+    spec = SPEC if name is None else parse_name(name)
+    recipe = make_recipe("fast", data_info("digits"), epochs=3, batch_size=64)
+    values: dict[str, Any] = {
+        "key": key,
+        "folder": str(folder),
+        "spec": spec.to_dict(),
+        "recipe": recipe.to_dict(),
+        "data": {"name": "digits", "subset": 300},
+        "seed": (3, 1),
+        "params": cost(spec).params,
+    }
+    return Job(**values | changes)
+
+
+@pytest.fixture
+def executor() -> Iterator[LocalExecutor]:
+    made = LocalExecutor("digits", workers=2)
+    yield made
+    made.stop()
+
+
+def messages(executor: LocalExecutor, until: tuple[str, ...] = ("done", "failed", "lost")) -> list[tuple[str, Message]]:
+    """Says yes to every epoch; all that came until one of the kinds `until`."""
+    came: list[tuple[str, Message]] = []
+    began = time.monotonic()
+    while time.monotonic() - began < PATIENCE:
+        for key, message in executor.wait(1.0):
+            came.append((key, message))
+            if message.kind == "epoch" and "epoch" not in until:
+                executor.answer(key, True)
+        if any(message.kind in until for _, message in came):
+            return came
+    raise AssertionError(f"nothing came but {came}")
+
+
+def test_a_training_says_where_it_runs_then_its_epochs_then_its_result(executor: LocalExecutor, tmp_path: Path) -> None:
+    before = executor.clock()
+    executor.start(job(tmp_path, device="whatever it says"))
+    assert executor.running == ["a"]
+    came = [message for _, message in messages(executor) if message.kind != "step"]
+    assert [message.kind for message in came] == ["started", "epoch", "epoch", "epoch", "done"]
+    assert came[0].values == {"device": "cpu", "latency": None, "resident_bytes": 0}
+    assert [message.values["epoch"] for message in came[1:4]] == [1, 2, 3]
+    assert came[-1].values["finished"]
+    assert came[-1].values["peak_memory_bytes"] > 50e6
+    assert executor.running == []
+    assert executor.clock() > before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "curve.csv", "norms.npz"]
+
+
+def test_room_is_for_as_many_as_there_are_workers(executor: LocalExecutor, tmp_path: Path) -> None:
+    for key in "ab":
+        assert executor.room(job(tmp_path / key, key))
+        executor.start(job(tmp_path / key, key))
+    assert not executor.room(job(tmp_path / "c", "c"))
+    executor.kill("a")
+    assert executor.room(job(tmp_path / "c", "c"))
+    assert not executor.room(job(tmp_path / "c", "c", alone=True))
+    messages(executor)
+    assert executor.room(job(tmp_path / "c", "c", alone=True))
+
+
+def test_a_killed_training_says_nothing_and_goes_on_from_its_checkpoint(
+    executor: LocalExecutor, tmp_path: Path
+) -> None:
+    executor.start(job(tmp_path / "whole"))
+    whole = messages(executor)[-1][1].values
+    executor.start(job(tmp_path / "killed"))
+    messages(executor, until=("epoch",))
+    executor.kill("a")
+    assert executor.running == []
+    assert executor.wait(0.2) == []
+    assert len(read_checkpoint(tmp_path / "killed" / "checkpoint.pt")["curve"]) == 1
+    assert read_lease(tmp_path / "killed") is not None
+    executor.start(job(tmp_path / "killed", attempt=2))
+    came = messages(executor)
+    assert came[-1][1].values["weights_digest"] == whole["weights_digest"]
+    assert [m.values["epoch"] for _, m in came if m.kind == "epoch"] == [1, 2, 3]
+    assert read_lease(tmp_path / "killed") is None
+
+
+def test_a_process_that_dies_is_lost(executor: LocalExecutor, tmp_path: Path) -> None:
+    executor.start(job(tmp_path))
+    messages(executor, until=("epoch",))
+    info = read_lease(tmp_path)
+    assert info is not None
+    assert info.attempt == 1
+    os.kill(info.pid, signal.SIGKILL)
+    key, message = messages(executor)[-1]
+    assert (key, message.kind, message.values["text"]) == ("a", "lost", "its process was ended by SIGKILL")
+    assert executor.room(job(tmp_path))
+
+
+def test_measuring_the_latency_changes_no_bit_of_the_training(executor: LocalExecutor, tmp_path: Path) -> None:
+    results = {}
+    for measured in (False, True):
+        executor.start(job(tmp_path / str(measured), measure_latency=measured))
+        came = [message for _, message in messages(executor)]
+        latency = came[0].values["latency"]
+        assert (1e-5 < latency < 1) if measured else latency is None
+        results[measured] = came[-1].values["weights_digest"]
+    assert results[True] == results[False]
+
+
+# 1.4 GB of activations in a step, of which recomputation holds 0.3 GB
+DEEP = "densenet-bc:layers=45,k=4,channels=1,size=8"
+CAP = 800_000_000
+
+
+def test_a_training_too_large_for_its_memory_fails_so_and_fits_with_recomputation(
+    executor: LocalExecutor, tmp_path: Path
+) -> None:
+    recipe = make_recipe("fast", data_info("digits"), epochs=1, batch_size=512).to_dict()
+    large = job(tmp_path, name=DEEP, recipe=recipe, memory_limit_bytes=CAP, data={"name": "digits", "subset": 600})
+    executor.start(large)
+    failed = messages(executor)[-1][1]
+    assert failed.kind == "failed"
+    assert failed.values["reason"] == "out of memory"
+    assert "allocate" in failed.values["text"]
+    assert not (tmp_path / "traceback.txt").exists()
+    assert list(tmp_path.iterdir()) == []
+    executor.start(dataclasses.replace(large, recompute=True, attempt=2))
+    done = messages(executor)[-1][1]
+    assert done.kind == "done", done.values
+    assert done.values["finished"]
+
+
+# in this process: what a worker does, without the pipe
+
+
+def listen(job: Job) -> list[Message]:
+    came: list[Message] = []
+    run_job(job, came.append, lambda message: not came.append(message))  # type: ignore[func-returns-value]
+    return came
+
+
+def test_failures_have_a_reason_of_the_list(tmp_path: Path) -> None:
+    diverging = make_recipe("fast", data_info("digits"), epochs=1, batch_size=64, learning_rate=1e30, warmup=0.0)
+    for name, changes, reason, text in [
+        ("diverged", {"recipe": diverging.to_dict()}, "diverged", "the training loss is "),
+        ("input", {"data": {"name": "nothing"}}, "input", "nothing"),
+        ("error", {"data": {"nonsense": 1}}, "error", "TypeError: "),
+    ]:
+        last = listen(job(tmp_path / name, **changes))[-1]
+        assert (last.kind, last.values["reason"]) == ("failed", reason)
+        assert reason in REASONS
+        assert text in last.values["text"]
+        assert (tmp_path / name / "traceback.txt").exists() == (reason in ("input", "error"))
+        assert read_lease(tmp_path / name) is None
+
+
+def test_a_full_disk_has_its_own_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise DiskFull("no room left to write it")
+
+    monkeypatch.setattr(train, "write_checkpoint", full)
+    last = listen(job(tmp_path))[-1]
+    assert (last.kind, last.values) == ("failed", {"reason": "disk full", "text": "no room left to write it"})
+
+
+def test_a_folder_that_cannot_be_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    last = listen(job(tmp_path / "file" / "trial"))[-1]
+    assert (last.kind, last.values["reason"]) == ("failed", "error")
+
+
+def test_a_folder_that_another_trains_in_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".checkpoint.pt.4711").write_bytes(b"half of a checkpo")
+    monkeypatch.setattr(Lease.take.__func__, "__kwdefaults__", {"beat_seconds": 0.05, "expiry_seconds": 0.5})
+    with Lease.take(tmp_path, 1):
+        came = listen(job(tmp_path))
+    assert [message.kind for message in came] == ["lost"]
+    assert came[0].values["text"].startswith(f"its folder is in use by process {os.getpid()} on {socket.gethostname()}")
+    assert [path.name for path in tmp_path.iterdir()] == [".checkpoint.pt.4711"]
+    listen(job(tmp_path))  # with the lease, it is cleared away
+    assert not (tmp_path / ".checkpoint.pt.4711").exists()
+
+
+def test_who_lost_the_lease_ends_without_a_word_or_a_write(tmp_path: Path) -> None:
+    came: list[Message] = []
+    content: dict[str, bytes] = {}
+
+    def ask(message: Message) -> bool:
+        came.append(message)
+        if message.values["epoch"] == 2:  # another takes over between two checkpoints
+            info = json.loads((tmp_path / "lease.json").read_text())
+            (tmp_path / "lease.json").write_text(json.dumps(info | {"owner": "another", "beat": 1}))
+            content.update({path.name: path.read_bytes() for path in tmp_path.iterdir()})
+        return True
+
+    with pytest.raises(LeaseLost):
+        run_job(job(tmp_path), came.append, ask)
+    assert [message.kind for message in came if message.kind != "step"] == ["started", "epoch", "epoch"]
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == content
+    assert not [thread for thread in threading.enumerate() if thread.name == "lease"]
+
+
+# GPUs that are numbers
+
+
+def test_on_gpus_measured_peaks_reach_the_next_placement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "total_bytes", lambda name: 10 * 2**30)
+    executor = LocalExecutor("digits", workers=9, devices=("cuda:0", "cuda:1"))
+    started: list[str] = []
+
+    class Process:
+        def __init__(self, target: object, args: tuple[Job, Any], daemon: bool) -> None:
+            started.append(args[0].device)
+            self.says = args[1]
+
+        def start(self) -> None:
+            self.says.send(Message("started", {"device": "cuda:0", "latency": None, "resident_bytes": 2**30}))
+            self.says.send(Message("done", {"peak_memory_bytes": 9 * 2**30}))
+
+        def join(self, timeout: float | None = None) -> None: ...
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(executor._context, "Process", Process)
+    two = job(tmp_path, "a", activation_bytes=2 * 2**30), job(tmp_path, "b", activation_bytes=2 * 2**30)
+    for one in two:
+        assert executor.room(one)
+        executor.start(one)
+    assert started == ["cuda:0", "cuda:1"]
+    assert executor.room(job(tmp_path, "c", activation_bytes=2 * 2**30))
+    while executor.running:
+        executor.wait(1.0)
+    executor.start(job(tmp_path, "d", activation_bytes=2 * 2**30))
+    executor.start(job(tmp_path, "e", activation_bytes=2 * 2**30))
+    assert not executor.room(job(tmp_path, "f", activation_bytes=2 * 2**30)), "each was seen to take eight"
+    while executor.running:
+        executor.wait(1.0)
+
+
+def test_the_cap_of_a_gpu_is_a_share_of_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Properties:
+        total_memory = 80 * 2**30
+
+    caps: list[tuple[float, str]] = []
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda share, device: caps.append((share, device))
+    )
+    limit_memory(20 * 2**30, "cuda:1")
+    limit_memory(200 * 2**30, "cuda:1")
+    assert caps == [(0.25, "cuda:1"), (1.0, "cuda:1")]
+
+
+def test_a_cpu_has_no_bytes_to_share() -> None:
+    assert local.total_bytes("cpu") is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_gpu_that_is_not_there_is_an_error() -> None:
+    with pytest.raises((RuntimeError, AssertionError)):
+        LocalExecutor("digits", devices=("cuda:0",))
