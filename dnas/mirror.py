@@ -14,12 +14,13 @@ its record and of the events about it, and those of a trial that changed are wri
 | complete | COMPLETE | more epochs make it RUNNING again |
 | infeasible, failed | FAIL | the attribute `reason` says why |
 
-Optuna itself never changes a trial that has ended, so a program that holds a study open for long may not see a trial
-begin again until it is restarted.
+Optuna itself never changes a trial that has ended, so who reads may keep those: a page of optuna-dashboard that is open
+shows that a trial goes on after a pause when it is reloaded, a program with `optuna.load_study` when it loads it again.
 """
 
 import hashlib
 import json
+import re
 import sqlite3
 import threading
 import time
@@ -662,7 +663,7 @@ def _is_whole(path: Path, name: str, identity: Mapping[str, Any]) -> bool:
 
 def _shown(url: str) -> str:
     """A URL as it may be printed: without its password."""
-    head, sign, rest = url.partition("://")
+    head, sign, rest = re.sub(r"(password=)[^&]*", r"\1***", url).partition("://")
     user, at, host = rest.rpartition("@")
     return f"{head}{sign}{user.partition(':')[0]}{':***' if ':' in user else ''}{at}{host}"
 

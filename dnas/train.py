@@ -102,8 +102,8 @@ def fit(
     """Trains `spec` from `seed = (study seed, trial number)`, or goes on from `folder`'s checkpoint where it has one.
 
     folder: gets checkpoint.pt, curve.csv and norms.npz, each replaced after every epoch; None keeps nothing.
-    recompute: activations are worked out again in the backward pass: a fraction of the memory, about a third more time,
-        and the same run, bit for bit. A run may be gone on with either way. The network is then not compiled.
+    recompute: activations are worked out again in the backward pass: a fraction of the memory, 15 to 50% more time on a
+        CPU, and the same run, bit for bit. A run may be gone on with either way. The network is then not compiled.
     report: called once an epoch, for those before a resume too; False ends the training.
     on_step: called after each step with the steps done and the total of this epoch.
     guard: called before anything in `folder` is changed; what it raises ends the training.

@@ -495,6 +495,10 @@ def test_the_weights_digest_comes_from_the_checkpoint() -> None:
     folder = trained(0)
     digest = weights_digest(load_run(folder / "checkpoint.pt").net)
     write(record_file(0), "{")
+    config = study().config()
+    study().write_config(
+        config | {"data": config["data"] | {"mean": [0.0]}}
+    )  # the checkpoint is nearer to the training
     diagnose(study(), mend=True)
     assert study().records()[0].weights_digest == digest
     assert study().records()[0].data == load_dataset("digits", subset=200).describe()
@@ -522,15 +526,15 @@ def test_a_line_in_the_middle_of_the_log_is_not_guessed(line: bytes, capsys: pyt
     check_unmended(capsys, "events.jsonl", "line 41 cannot be read, and what it said cannot be known")
 
 
-@pytest.mark.parametrize("gone", [0, 1, 20])
-def test_a_line_that_is_missing_is_noticed_where_it_can_be(gone: int, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("number", [0, 1, 3])
+@pytest.mark.parametrize("copies", [0, 2])
+def test_an_ask_that_is_missing_or_there_twice_is_noticed(
+    number: int, copies: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     interrupted()
     lines = log().read_bytes().splitlines(keepends=True)
-    if gone == 20:
-        gone = next(i for i, line in enumerate(lines) if b'"ask"' in line and b'"number": 3' in line)
-    elif gone == 1:
-        gone = next(i for i, line in enumerate(lines) if b'"ask"' in line and b'"number": 1,' in line)
-    log().write_bytes(b"".join([*lines[:gone], *lines[gone + 1 :]]))
+    place = next(i for i, line in enumerate(lines) if b'"ask"' in line and json.loads(line)["number"] == number)
+    log().write_bytes(b"".join([*lines[:place], *[lines[place]] * copies, *lines[place + 1 :]]))
     check_unmended(capsys, "events.jsonl", "does not follow from those before it")
 
 
@@ -546,6 +550,13 @@ def test_a_damaged_study_toml_is_said(text: str, capsys: pytest.CaptureFixture[s
     interrupted()
     (study().path / "study.toml").write_text(text)
     check_unmended(capsys, "study.toml", "nothing else holds what it says")
+
+
+def test_a_study_toml_without_a_space_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    interrupted()
+    config = study().config()
+    study().write_config(config | {"space": {"name": "digits_bc", "title": "x"}})
+    check_unmended(capsys, "study.toml", "is damaged ('text' is missing); nothing else holds what it says")
 
 
 def test_a_live_worker_without_a_driver_is_said() -> None:

@@ -256,6 +256,8 @@ def test_on_gpus_measured_peaks_reach_the_next_placement(tmp_path: Path, monkeyp
     assert executor.room(job(tmp_path, "c", activation_bytes=2 * 2**30))
     while executor.running:
         executor.wait(1.0)
+    assert executor._ledger.resident_bytes == 2**30
+    assert [measured for _, measured in executor._ledger.measured] == [8 * 2**30] * 2
     executor.start(job(tmp_path, "d", activation_bytes=2 * 2**30))
     executor.start(job(tmp_path, "e", activation_bytes=2 * 2**30))
     assert not executor.room(job(tmp_path, "f", activation_bytes=2 * 2**30)), "each was seen to take eight"

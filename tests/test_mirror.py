@@ -45,9 +45,9 @@ def study(name: str = "s") -> StudyFolder:
 
 
 def trials(url: str = "sqlite:///studies/s/study.db", name: str = "s") -> list[FrozenTrial]:
-    """A mirror's trials as optuna gives them, whatever their ids."""
+    """A mirror's trials as optuna gives them, whatever their ids: as dashboards read them, without its cache."""
     storage = optuna.storages.RDBStorage(url)
-    found = optuna.load_study(study_name=name, storage=storage).trials
+    found = storage.get_all_trials(storage.get_study_id_from_name(name))
     storage.remove_session()
     storage.engine.dispose()
     for trial in found:
@@ -200,6 +200,13 @@ def test_a_running_trial_shows_its_epochs(opened: Mirror) -> None:
     assert (trial.user_attrs["epochs"], trial.user_attrs["seconds"]) == (5, 5.0)
     assert trial.user_attrs["val_error"] == trial.intermediate_values[5]
     assert study().records()[0].epochs == 0, "its record is older"
+    search(options(1, mirror="none"), Silent(), AnalyticExecutor())
+    with pytest.raises(KeyboardInterrupt):
+        search(options(1, load_space("digits_bc", epochs=24), mirror="none"), Silent(), Stopping())
+    opened.sync()
+    [trial] = trials()
+    assert trial.state == TrialState.RUNNING
+    assert list(trial.intermediate_values) == [1, 2, 3, 4, 5], "more epochs begin anew"
 
 
 def test_only_what_changed_is_read_and_written(opened: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,6 +305,7 @@ def test_a_missing_driver_is_named_and_no_password_is_shown(monkeypatch: pytest.
         "--mirror postgresql+psycopg://me:***@127.0.0.1:1/x needs a package that is not installed:"
         " pip install 'psycopg[binary]'."
     )
+    assert "//127.0.0.1:1/x?password=*** needs" in refused("postgresql+psycopg://127.0.0.1:1/x?password=sesame")
 
 
 def test_a_database_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,12 +357,15 @@ def test_an_own_mirror_that_is_damaged_or_anothers_is_made_again(damage: str) ->
                     }[damage]
                 )
             connection.close()
+    damaged = path.read_bytes()
     assert not mirror_agrees(study())
+    assert path.read_bytes() == damaged, "it only looks"
     show = Silent()
     search(options(12), show, AnalyticExecutor())
     assert show.notes == []
     assert mirror_agrees(study())
     check_law()
+    assert optuna.get_all_study_names("sqlite:///studies/s/study.db") == ["s"]
 
 
 def test_a_locked_mirror_is_not_taken_for_a_damaged_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -398,6 +409,25 @@ def test_it_is_kept_while_the_search_runs_and_at_its_end(monkeypatch: pytest.Mon
         search(options(5, mirror="none"), Silent(), AnalyticExecutor())
     assert len(trials()) == 5, "the last pass"
     assert not [thread for thread in threading.enumerate() if thread.name == "mirror"]
+
+
+def test_what_is_written_during_the_last_pass_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    search(options(1, mirror="none"), Silent(), AnalyticExecutor())
+    seen, go_on = threading.Event(), threading.Event()
+    sync = Mirror.sync
+
+    def held(self: Mirror) -> int:
+        found = sync(self)
+        seen.set()
+        go_on.wait(30)
+        return found
+
+    monkeypatch.setattr(Mirror, "sync", held)
+    with open_mirror(study(), None, lambda text: None):
+        assert seen.wait(30)
+        search(options(2, mirror="none"), Silent(), AnalyticExecutor())
+        threading.Timer(0.2, go_on.set).start()  # the end comes before
+    assert len(trials()) == 2
 
 
 def soon(ripe: Any) -> bool:

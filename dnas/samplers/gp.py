@@ -28,15 +28,20 @@ POINTS = 240  # trials in the model at most: the best of them, and some of all t
 BEST = 0.7  # the share of the best
 FIT_POINTS = 120  # trials that the hyperparameters are fitted to at most
 FIT_EVERY = 0.1  # they are fitted again when there are this share more trials
-UNIFORM = 250  # candidates drawn from the whole space
-DRAWN = 4  # and by the problem, which knows where a rare feasible region is
+UNIFORM = 250  # candidates drawn from the whole space, where most of it is inside the limits
+PROBES = 12  # of these are looked at to see whether it is
+DRAWN = 4  # candidates drawn by the problem, which knows where a rare feasible region is
+CROSSED = 60  # that mix two earlier trials
 PARENTS = 10  # best trials whose mutants are candidates
 MUTANTS = 25  # of each
 CLIMBS = 2  # rounds in which the neighbours of the most promising candidates become candidates
 CLIMBERS = 4  # of which there are so many
-PRICED = 120  # candidates whose known costs are looked up, with several objectives
+LOOKS = 100  # candidates that are priced for one proposal at most, but for those of a climb with several objectives
 LEVELS = 16  # costs between which the front is cut, of each known objective
-GOOD = 0.7  # quantile of the errors above which they are told apart by rank alone
+GOOD = 0.7  # quantile of one objective above which its values are cut
+SPREAD = (
+    3.0  # by which the model's standard deviation is multiplied: on its own it is too sure to leave a local optimum
+)
 NUGGET = 1e-6
 THETA_PRIOR = (-0.4, 1.0)  # mean and deviation of log(1 / length scale), in ranges of the choice
 NOISE_PRIOR = (-4.0, 1.5)  # of log(noise variance / signal variance)
@@ -53,36 +58,112 @@ def propose_gp(problem: Problem, told: Sequence[Told], rng: np.random.Generator)
         return problem.draw(draws)
     coding = Coding(problem.choices)
     points = coding.encode([trial.params for trial in trials])
+    pending = coding.encode([trial.params for trial in told if trial.state == "running"])
     ranks = nondominated_ranks(values)
     chosen = _relevant(ranks, POINTS)
-    pending = coding.encode([trial.params for trial in told if trial.state == "running"])
-    single = len(problem.objectives) == 1
-    target = single_target if single else spread_target
+    target = cut if len(problem.objectives) == 1 else scores_of_ranks
     targets = target(values[:, 0])
-    model = Process(
-        coding, points[chosen], targets[chosen], hyperparameters(coding, points, values[:, 0], target), pending
-    )
-
+    hyper = hyperparameters(coding, points, values[:, 0], target)
+    model = Process(coding, points[chosen], targets[chosen], hyper, pending)
+    pool = Pool(problem, coding, np.concatenate([points, pending]))
+    pool.add(coding.encode([problem.draw(draws) for _ in range(DRAWN)]))
     best = points[np.lexsort((values[:, 0], ranks))[:PARENTS]]
-    drawn = coding.encode([problem.draw(draws) for _ in range(DRAWN)])
-    candidates = np.concatenate([drawn, coding.uniform(UNIFORM, rng), coding.mutants(best, MUTANTS, rng)])
-    candidates = _new(candidates, points, pending)
-    if single:
+    pool.add(coding.mutants(best, MUTANTS, rng))
+    pool.add(coding.crossed(points, CROSSED, rng))
+    uniform = coding.uniform(UNIFORM, rng)
+    open_ones = [pool.known(row) is not None for row in uniform[:PROBES]]
+    # In a space that is mostly over its limits nearly every uniform candidate would be priced in vain.
+    pool.add(uniform if np.mean(open_ones) >= 0.5 else uniform[:PROBES][open_ones])
+    if len(problem.objectives) == 1:
         level = model.predict(points[chosen])[0].min()
-        scores = expected_improvement(*model.predict(candidates), level)
-        for _ in range(CLIMBS):
-            near = _new(coding.neighbours(candidates[np.argsort(-scores)[:CLIMBERS]], rng), points, pending, candidates)
-            candidates = np.concatenate([candidates, near])
-            scores = np.concatenate([scores, expected_improvement(*model.predict(near), level)])
-        for index in np.argsort(-scores, kind="stable"):
-            point = coding.decode(candidates[index])
-            if problem.accept(point) is not None:
-                return point
+
+        def promise(rows: np.ndarray) -> np.ndarray:
+            mean, deviation = model.predict(rows)
+            return expected_improvement(mean, SPREAD * deviation, level)
+
+        found = _climb(pool, coding, promise, rng)
     else:
-        found = _most_volume(problem, coding, model, points, values, targets, candidates, rng)
-        if found is not None:
-            return found
-    return problem.draw(draws)
+        costs = np.log(np.maximum(values[:, 1:], 1e-12))
+        volume = VolumePromise(coding, model, points, targets, costs)
+        found = _climb_priced(pool, coding, volume, rng)
+    return problem.draw(draws) if found is None else coding.decode(found)
+
+
+class Pool:
+    """Candidates: rows [n, choices], each once, none of them in `taken`; and what `problem.accept` said of those that
+    were looked at."""
+
+    def __init__(self, problem: Problem, coding: "Coding", taken: np.ndarray) -> None:
+        self._problem, self._coding = problem, coding
+        self._seen = {row.tobytes() for row in taken}
+        self._known: dict[bytes, tuple[float | None, ...] | None] = {}
+        self.rows = np.empty((0, taken.shape[1]))
+
+    def add(self, rows: np.ndarray) -> np.ndarray:
+        """Those of `rows` that are new."""
+        fresh = []
+        for row in rows:
+            key = row.tobytes()
+            if key not in self._seen:
+                self._seen.add(key)
+                fresh.append(row)
+        new = np.array(fresh).reshape(-1, rows.shape[1])
+        self.rows = np.concatenate([self.rows, new])
+        return new
+
+    def known(self, row: np.ndarray) -> tuple[float | None, ...] | None:
+        """The known objectives of a row; None where it is refused."""
+        key = row.tobytes()
+        if key not in self._known:
+            self._known[key] = self._problem.accept(self._coding.decode(row))
+        return self._known[key]
+
+    def first(self, order: np.ndarray, most: int) -> np.ndarray:
+        """The first `most` indices in `order` that are accepted. After `LOOKS` prices only known ones count."""
+        found = []
+        for index in order:
+            row = self.rows[index]
+            if (row.tobytes() in self._known or len(self._known) < LOOKS) and self.known(row) is not None:
+                found.append(index)
+                if len(found) == most:
+                    break
+        return np.array(found, dtype=int)
+
+
+def _climb(
+    pool: Pool, coding: "Coding", promise: Callable[[np.ndarray], np.ndarray], rng: np.random.Generator
+) -> np.ndarray | None:
+    """The accepted candidate that promises most, the neighbours of the most promising ones among them."""
+    for row in pool.rows[:DRAWN]:
+        pool.known(row)  # so that there is always one
+    scores = promise(pool.rows)
+    for _ in range(CLIMBS):
+        top = pool.first(np.argsort(-scores, kind="stable"), CLIMBERS)
+        if len(top) == 0:
+            return None
+        near = pool.add(coding.neighbours(pool.rows[top], rng))
+        if len(near):
+            scores = np.concatenate([scores, promise(near)])
+    top = pool.first(np.argsort(-scores, kind="stable"), 1)
+    return pool.rows[top[0]] if len(top) else None
+
+
+def _climb_priced(
+    pool: Pool, coding: "Coding", promise: "VolumePromise", rng: np.random.Generator
+) -> np.ndarray | None:
+    """The same where the promise depends on the known objectives: candidates are priced before they are ranked."""
+    sample = np.concatenate([np.arange(min(DRAWN, len(pool.rows))), rng.permutation(len(pool.rows))])
+    chosen = [row for row in pool.rows[sample[:LOOKS]] if pool.known(row) is not None]
+    if not chosen:
+        return None
+    rows, scores = np.array(chosen), promise(np.array(chosen), pool)
+    for _ in range(CLIMBS):
+        near = pool.add(coding.neighbours(rows[np.argsort(-scores, kind="stable")[:CLIMBERS]], rng))
+        near = near[rng.permutation(len(near))[: LOOKS // 2]]
+        near = near[[pool.known(row) is not None for row in near]]
+        if len(near):
+            rows, scores = np.concatenate([rows, near]), np.concatenate([scores, promise(near, pool)])
+    return rows[np.argmax(scores)]
 
 
 # --- points as numbers ----------------------------------------------------------------------------------------------
@@ -113,11 +194,11 @@ class Coding:
 
     def decode(self, row: np.ndarray) -> dict[str, Any]:
         point = {}
-        for choice, values, codes, code in zip(self.choices, self._values, self._codes, row, strict=True):
-            if values is None or codes is None:
-                point[choice.name] = round(float(choice.low + code * (choice.high - choice.low)), 10)
+        for choice, values, code in zip(self.choices, self._values, row.tolist(), strict=True):
+            if values is None:
+                point[choice.name] = round(choice.low + code * (choice.high - choice.low), 10)
             else:
-                point[choice.name] = values[int(np.argmin(np.abs(codes - code)))]
+                point[choice.name] = values[round(code if choice.kind == "of" else code * (len(values) - 1))]
         return point
 
     def uniform(self, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -134,6 +215,11 @@ class Coding:
             which = rng.integers(len(self.choices), size=len(redrawn))
             copies[redrawn, which] = fresh[redrawn, which]
         return copies
+
+    def crossed(self, rows: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Mixtures of two of `rows`, each choice from either [count, choices]."""
+        mothers, fathers = rows[rng.integers(len(rows), size=(2, count))]
+        return np.where(rng.random(mothers.shape) < 0.5, mothers, fathers)
 
     def neighbours(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """All that differ from one of `rows` in one choice: in a categorical anyhow, in a number by a step or two."""
@@ -152,22 +238,10 @@ class Coding:
         return np.concatenate(found)
 
     def distances(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Of each choice, between rows `a` [n, choices] and `b` [m, choices]: [choices, n, m]. Categories are 1 apart."""
+        """Of each choice, between rows `a` [n, choices] and `b` [m, choices]: [choices, n, m]; 1 between categories."""
         apart = np.abs(a.T[:, :, None] - b.T[:, None, :])
         apart[~self.ordered] = apart[~self.ordered] > 0
         return apart
-
-
-def _new(candidates: np.ndarray, *known: np.ndarray) -> np.ndarray:
-    """The `candidates` that are in none of `known`, each once."""
-    seen = {row.tobytes() for rows in known for row in rows}
-    keep = []
-    for index, row in enumerate(candidates):
-        key = row.tobytes()
-        if key not in seen:
-            seen.add(key)
-            keep.append(index)
-    return candidates[keep]
 
 
 # --- what is modelled -----------------------------------------------------------------------------------------------
@@ -183,20 +257,18 @@ def _relevant(ranks: np.ndarray, most: int) -> np.ndarray:
     return np.sort(np.concatenate([order[:best], order[others]]))
 
 
-def spread_target(values: np.ndarray) -> np.ndarray:
-    """Values as normal scores of their ranks [n]: neither a run that diverged nor the error's scale matters."""
+def cut(values: np.ndarray) -> np.ndarray:
+    """Values with the worst ones cut at the quantile `GOOD` and standardised [n]: how bad a bad network is says little
+    of where the good ones are, and would be most of the variance."""
+    kept = np.minimum(values, np.quantile(values, GOOD))
+    deviation = kept.std()
+    return (kept - kept.mean()) / deviation if deviation > 0 else np.zeros(len(values))
+
+
+def scores_of_ranks(values: np.ndarray) -> np.ndarray:
+    """Normal scores of the values' ranks [n]: for several objectives, where a small network of a large error may be on
+    the front and must not be cut."""
     return ndtri((rankdata(values) - 0.5) / len(values))
-
-
-def single_target(values: np.ndarray) -> np.ndarray:
-    """What one objective is modelled as [n]: half normal scores, half the values themselves with the worst ones cut.
-
-    Scores tell all ranks apart but stretch chance differences; cut values keep the true distances among the good ones.
-    """
-    cut = np.minimum(values, np.quantile(values, GOOD))
-    deviation = cut.std()
-    plain = (cut - cut.mean()) / deviation if deviation > 0 else np.zeros(len(values))
-    return 0.5 * (spread_target(values) + plain)
 
 
 @dataclass(frozen=True)
@@ -344,41 +416,35 @@ def expected_improvement(mean: np.ndarray, deviation: np.ndarray, level: np.ndar
     return deviation * (z * ndtr(z) + np.exp(-0.5 * z * z) / np.sqrt(2 * np.pi))
 
 
-def _most_volume(
-    problem: Problem,
-    coding: Coding,
-    model: Process,
-    points: np.ndarray,
-    values: np.ndarray,
-    targets: np.ndarray,
-    candidates: np.ndarray,
-    rng: np.random.Generator,
-) -> dict[str, Any] | None:
-    """The accepted candidate with the largest expected improvement of the hypervolume; None where none is accepted.
-
-    The other objectives are known exactly, so only the first is uncertain: for every cell of the costs above the
-    candidate's own, the expected improvement on the best first value that is to be had at that cell's cost.
+class VolumePromise:
+    """Expected improvement of the hypervolume of candidates in a pool. Only the first objective is uncertain; what is
+    known before training counts as it is, and what is measured and smooth, like latency, as a model of its own expects.
     """
-    rows, costs = [], []
-    for row in candidates:
-        known = problem.accept(coding.decode(row))
-        if known is not None:
-            rows.append(row)
-            costs.append(known[1:])
-            if len(rows) == PRICED:
-                break
-    if not rows:
-        return None
-    table = np.log(np.maximum(values[:, 1:], 1e-12))
-    own = np.array([[np.nan if cost is None else np.log(max(cost, 1e-12)) for cost in row] for row in costs])
-    for i in np.flatnonzero(np.isnan(own).any(axis=0)):  # measured, like latency, and smooth: modelled by its mean
-        chosen = _relevant(np.arange(len(points)), POINTS)
-        hyper = hyperparameters(coding, points, table[:, i], lambda column: column - column.mean())
-        measured = Process(coding, points[chosen], table[chosen, i], hyper, np.empty((0, points.shape[1])))
-        own[:, i] = measured.predict(np.array(rows))[0]
-    mean, deviation = model.predict(np.array(rows))
-    volume = volume_improvement(mean, deviation, own, targets, table)
-    return coding.decode(rows[int(np.argmax(volume))])
+
+    def __init__(
+        self, coding: Coding, model: Process, points: np.ndarray, targets: np.ndarray, costs: np.ndarray
+    ) -> None:
+        self._coding, self._model, self._points = coding, model, points
+        self._targets, self._costs = targets, costs  # [t]; [t, k], logarithms
+        self._models: dict[int, Process] = {}
+
+    def __call__(self, rows: np.ndarray, pool: Pool) -> np.ndarray:
+        """[n], for `rows` that were accepted."""
+        known = [pool.known(row) or () for row in rows]
+        own = np.array([[np.nan if v is None else np.log(max(v, 1e-12)) for v in values[1:]] for values in known])
+        for column in np.flatnonzero(np.isnan(own).any(axis=0)):
+            own[:, column] = self._cost_model(int(column)).predict(rows)[0]
+        mean, deviation = self._model.predict(rows)
+        return volume_improvement(mean, deviation, own, self._targets, self._costs)
+
+    def _cost_model(self, column: int) -> Process:
+        if column not in self._models:
+            values = self._costs[:, column]
+            chosen = _relevant(np.arange(len(values)), POINTS)
+            hyper = hyperparameters(self._coding, self._points, values, lambda v: v - v.mean())
+            nothing = np.empty((0, self._points.shape[1]))
+            self._models[column] = Process(self._coding, self._points[chosen], values[chosen], hyper, nothing)
+        return self._models[column]
 
 
 def volume_improvement(

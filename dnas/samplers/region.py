@@ -11,7 +11,7 @@ from dnas.samplers.problem import Exhausted
 from dnas.space import Space
 
 PLAIN_DRAWS = 300  # uniform draws before a rare region is walked in; a hundredth of a second
-STEPS = 3  # of a walk, for each choice, between two draws
+FIRST_STEPS, STEPS = 12, 4  # of a walk, for each choice: before its first draw, so that it forgets its start; then
 REPAIRS = 60  # attempts at walking into the region
 REPAIR_STEPS = 400  # of each
 FINITE = 50_000  # a space of at most so many points is known to be exhausted by looking at each
@@ -30,6 +30,7 @@ class Region:
         self.memory = math.inf
         self._names = [choice.name for choice in space.choices]
         self._values = [choice.values() for choice in space.choices]
+        self._places = [{value: place for place, value in enumerate(values or [])} for values in self._values]
         self._known: dict[tuple[Any, ...], tuple[DenseNetSpec | None, Cost | None, float]] = {}
 
     def price(self, params: Mapping[str, Any]) -> tuple[DenseNetSpec | None, Cost | None, float]:
@@ -66,7 +67,8 @@ class Region:
     def drawer(self) -> Callable[[random.Random], dict[str, Any]]:
         """Draws uniformly from the region. Where fewer than one point in `PLAIN_DRAWS` is inside, by a random walk that
         changes one choice at a time and stays inside: its stationary distribution is uniform too, on what the walk can
-        reach; each walk starts where a random point was brought inside. Raises `Exhausted`."""
+        reach; each walk starts where a random point was brought inside, and draws that follow each other are a little
+        alike. Raises `Exhausted`."""
         walk: list[dict[str, Any]] = []
 
         def draw(rng: random.Random) -> dict[str, Any]:
@@ -76,9 +78,12 @@ class Region:
                     if self.accept(point) is not None:
                         return point
                 walk.append(self._walk_in(rng))
+                steps = FIRST_STEPS
+            else:
+                steps = STEPS
             point = walk[0]
             for _ in range(200):
-                point = self._walked(point, rng, STEPS * len(self._names))
+                point = self._walked(point, rng, steps * len(self._names))
                 if self.accept(point) is not None:
                     walk[0] = point
                     return point
@@ -115,12 +120,22 @@ class Region:
         return excess
 
     def _changed(self, point: dict[str, Any], rng: random.Random) -> dict[str, Any]:
+        """`point` with one choice made anew: as likely as the way back, so that a walk is as often at one point as at
+        another. Half of the changes of a number are to one near it, of which more stay inside."""
         index = rng.randrange(len(self._names))
-        return point | {self._names[index]: self.random_value(index, rng)}
-
-    def random_value(self, index: int, rng: random.Random) -> Any:
-        values, choice = self._values[index], self.space.choices[index]
-        return rng.choice(values) if values is not None else round(rng.uniform(choice.low, choice.high), 10)
+        name, choice, values = self._names[index], self.space.choices[index], self._values[index]
+        near = choice.kind != "of" and rng.random() < 0.5
+        if values is None:
+            if not near:
+                return point | {name: round(rng.uniform(choice.low, choice.high), 10)}
+            reach = (choice.high - choice.low) / 2 ** rng.randrange(1, 8)
+            value = round(point[name] + rng.uniform(-reach, reach), 10)
+            return point | {name: value} if choice.low <= value <= choice.high else point
+        if not near:
+            return point | {name: rng.choice(values)}
+        reach = 2 ** rng.randrange(max(1, (len(values) - 1).bit_length()))
+        place = self._places[index][point[name]] + rng.randint(-reach, reach)
+        return point | {name: values[place]} if 0 <= place < len(values) else point
 
     def _whatever_is_left(self, rng: random.Random) -> dict[str, Any]:
         counts = [len(values) if values is not None else 0 for values in self._values]

@@ -1,0 +1,233 @@
+"""Proposals, by the laws that hold for each sampler: inside every limit, never twice, a function of what was told."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+
+from dnas.arch import DenseNetSpec
+from dnas.errors import InputError
+from dnas.history import History
+from dnas.inputs import check_objectives
+from dnas.proposals import SAMPLERS, Exhausted, Proposal, Region, check_sampler, is_control, make_sampler, propose
+from dnas.samplers.problem import Told
+from dnas.samplers.tpe import distributions, frozen_trial
+from dnas.space import Space, load_space, parse_space
+
+RARE = """# Nearly nothing is inside the limits
+dataset = "cifar10"
+[choose]
+growth_rate = { int = [2, 128] }
+block_layers = { int = [1, 64], times = 3 }
+compression = { float = [0.3, 1.0], step = 0.1 }
+bottleneck = { of = [0, 2, 4] }
+[limits]
+params = 12_000
+macs = 4_000_000
+"""
+
+
+def proposals(
+    space: Space,
+    sampler: str,
+    number: int,
+    objectives: tuple[str, ...] = ("val_error",),
+    control: float = 0.0,
+    seed: int = 0,
+) -> Iterator[Proposal]:
+    """Asks and tells a formula: error falls with size, a little noise beside."""
+    history, region = History(objectives, "none", 1), Region(space, objectives)
+    rng, ask = random.Random(seed), make_sampler(sampler)
+    for n in range(number):
+        try:
+            found = propose(region, history, ask, control, seed)
+        except Exhausted:
+            return
+        price = space.cost(found.spec)
+        region.tried.add(found.spec.digest)
+        event = {"event": "ask", "number": n, "params": found.params, "digest": found.spec.digest}
+        history.apply(event | {"cost": asdict(price)})
+        error = 1 / np.log(price.params) + 0.01 * rng.random()
+        history.apply({"event": "report", "number": n, "epoch": 1, "val_error": error, "go_on": True})
+        history.apply({"event": "tell", "number": n, "state": "complete", "reason": None})
+        yield found
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("objectives", [("val_error",), ("val_error", "params")])
+def test_two_hundred_proposals_are_feasible_and_all_different(sampler: str, objectives: tuple[str, ...]) -> None:
+    space = load_space("cifar_bc", limits={"params": 800_000, "macs": 300_000_000})
+    found = list(proposals(space, sampler, 200, objectives))
+    assert len(found) == len({proposal.spec.digest for proposal in found}) == 200
+    for proposal in found:
+        assert not space.limits.excess(space.cost(proposal.spec))
+        assert space.spec_of(proposal.params) == proposal.spec
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_space_of_which_next_to_nothing_fits_is_searched_all_the_same(sampler: str) -> None:
+    space = parse_space(RARE, "rare", "rare")
+    rng = random.Random(0)
+    assert sum(space.feasible(space.random_point(rng)) is not None for _ in range(20_000)) < 20, "under a thousandth"
+    found = list(proposals(space, sampler, 25))
+    assert len({proposal.spec.digest for proposal in found}) == 25
+    assert all(not space.limits.excess(space.cost(proposal.spec)) for proposal in found)
+
+
+def test_walks_into_a_rare_region_end_evenly_all_over_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a space small enough to list: fresh walks, 20 for each point that fits, against the even share (chi-square)."""
+    monkeypatch.setattr("dnas.samplers.region.PLAIN_DRAWS", 0)
+    text = RARE.replace("[2, 128]", "[2, 4]").replace("[1, 64]", "[1, 60]").replace("[0.3, 1.0]", "[0.5, 0.5]")
+    space = parse_space(text.replace("12_000", "1_300").replace("4_000_000", "700_000"), "r", "r")
+    region = Region(space, ("val_error",))
+    every = [point for point in space.points() if space.feasible(point) is not None]
+    counts = dict.fromkeys((tuple(point.values()) for point in every), 0)
+    rng = random.Random(1)
+    for _ in range(20 * len(every)):
+        counts[tuple(region.drawer()(rng).values())] += 1
+    chi2 = sum((count - 20) ** 2 / 20 for count in counts.values())
+    assert 30 < len(every) < 80
+    assert chi2 / len(every) < 1.5
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_last_network_is_found_and_then_exhaustion_is_said(sampler: str) -> None:
+    found = list(proposals(load_space("tiny"), sampler, 50))
+    assert len({proposal.spec.digest for proposal in found}) == 12
+
+
+@pytest.mark.parametrize("sampler", ["gp", "tpe", "nsga2", "random"])
+def test_a_proposal_is_a_function_of_seed_number_and_history(sampler: str) -> None:
+    space = load_space("digits_bc")
+
+    def run(seed: int) -> list[dict[str, object]]:
+        return [proposal.params for proposal in proposals(space, sampler, 16, seed=seed)]
+
+    assert run(0) == run(0)
+    assert run(0)[1:] != run(1)[1:]
+
+
+def test_the_control_arm_is_an_even_share_of_random_draws() -> None:
+    arms = [is_control(number, 0.15) for number in range(200)]
+    assert sum(arms) == 30
+    gaps = np.diff(np.flatnonzero(arms))
+    assert set(gaps) == {6, 7}
+    assert not any(is_control(number, 0.0) for number in range(200))
+    space = load_space("digits_bc")
+    one = [p for p in proposals(space, "tpe", 30, control=0.5) if p.arm == "control"]
+    other = [p for p in proposals(space, "nsga2", 30, control=0.5) if p.arm == "control"]
+    assert len(one) == 15 or len(one) == 14
+    assert [p.params for p in one] == [p.params for p in other], "whatever the sampler learnt"
+
+
+def test_the_first_networks_are_tried_first_unless_they_break_a_limit() -> None:
+    assert next(proposals(load_space("digits_bc"), "random", 1)).arm == "first"
+    small = load_space("digits_bc", limits={"params": 5_000})
+    assert next(proposals(small, "random", 1)).arm == "sampler"
+
+
+def test_what_ran_out_of_memory_is_not_proposed_again_nor_anything_larger() -> None:
+    space = load_space("digits_bc")
+    region, history = Region(space, ("val_error",)), History(("val_error",), "none", 12)
+    first = propose(region, history, make_sampler("random"), 0.0, 3)
+    needed = space.cost(first.spec).activation_bytes
+    event = {"event": "ask", "number": 0, "params": first.params, "digest": first.spec.digest}
+    history.apply(event | {"cost": asdict(space.cost(first.spec))})
+    history.apply({"event": "tell", "number": 0, "state": "infeasible", "reason": "out of memory: 9 GiB"})
+    found = [propose(region, history, make_sampler("random"), 0.0, seed).spec for seed in range(40)]
+    assert max(space.cost(spec).activation_bytes for spec in found) < needed
+
+
+# growth_rate = "fit"
+
+
+FIT = """# Equal sizes
+dataset = "cifar10"
+[fixed]
+growth_rate = "fit"
+[choose]
+depth = { int = [22, 100], step = 6 }
+compression = { of = [0.5, 0.75, 1.0] }
+connectivity = { of = ["dense", "log", "none"] }
+[limits]
+params = 500_000
+"""
+
+
+def test_fit_is_the_largest_growth_rate_inside_the_limits() -> None:
+    space = parse_space(FIT, "fit", "fit")
+    for point in list(space.points())[::5]:
+        spec = space.spec_of(point)
+        fields = {key: value for key, value in spec.to_dict().items() if key != "family"}
+        wider = DenseNetSpec.from_dict(fields | {"growth_rate": spec.growth_rates[0] + 1})
+        assert space.cost(spec).params <= 500_000 < space.cost(wider).params
+    sizes = [space.cost(space.spec_of(point)).params for point in space.points()]
+    assert min(sizes) > 400_000, "so that depth, θ and connectivity are compared at nearly one size"
+
+
+def test_fit_obeys_the_tightest_of_several_limits() -> None:
+    space = parse_space(FIT + "macs = 60_000_000\n", "fit", "fit")
+    costs = [space.cost(space.spec_of(point)) for point in space.points()]
+    assert all(cost.params <= 500_000 and cost.macs <= 60_000_000 for cost in costs)
+
+
+def test_fit_proposes_within_its_limits() -> None:
+    space = parse_space(FIT.replace("500_000", "60_000"), "fit", "fit")
+    found = list(proposals(space, "gp", 30))
+    assert len({proposal.spec.digest for proposal in found}) == 30
+    assert all(not space.limits.excess(space.cost(proposal.spec)) for proposal in found)
+
+
+def test_fit_without_a_limit_is_refused() -> None:
+    with pytest.raises(InputError, match='growth_rate = "fit" needs a limit to fit to'):
+        parse_space(FIT.replace("params = 500_000", ""), "fit", "fit")
+
+
+# objectives, limits and samplers that contradict each other
+
+
+def test_an_objective_that_a_limit_leaves_nothing_to_is_refused() -> None:
+    space = parse_space(FIT, "fit", "fit")
+    with pytest.raises(
+        InputError, match=r"params is an objective, and growth_rate = \"fit\" makes every network of fit"
+    ):
+        check_objectives(space, ("val_error", "params"))
+    check_objectives(space, ("val_error", "macs"))
+    tiny = load_space("tiny", limits={"params": 338})
+    with pytest.raises(InputError, match=r"every network of tiny inside the limits has params = 338"):
+        check_objectives(tiny, ("val_error", "params"))
+
+
+def test_samplers_are_checked() -> None:
+    with pytest.raises(InputError, match=r"--sampler must be one of gp, tpe, nsga2, random, grid, but got 'nsga'"):
+        check_sampler("nsga", ("val_error",))
+    with pytest.raises(InputError, match=r"a grid looks at no objective, so it cannot weigh 2 of them"):
+        check_sampler("grid", ("val_error", "params"))
+    assert [check_sampler(name, ("val_error",)) for name in SAMPLERS] == list(SAMPLERS)
+
+
+# what optuna is told
+
+
+def test_what_optuna_is_told_of_each_state() -> None:
+    space = load_space("tiny")
+    point, reports = next(space.points()), {1: 0.5, 2: 0.4}
+
+    def heard(state: str, *values: float, objectives: int = 1) -> tuple[object, ...]:
+        told = Told(0, point, state, values or None, 2, 9, reports)
+        trial = frozen_trial(told, distributions(space.choices), objectives)
+        assert trial.params == point
+        return trial.state.name, trial.values, trial.intermediate_values
+
+    assert heard("complete", 0.3) == ("COMPLETE", [0.3], {})
+    assert heard("running", 0.4) == ("RUNNING", None, {})
+    assert heard("paused", 0.4) == heard("stopped", 0.4) == ("PRUNED", None, reports)
+    assert heard("failed", 1.0) == ("COMPLETE", [1.0], {})  # diverged: as bad as can be
+    assert heard("failed") == ("FAIL", None, {})  # a defect of the code says nothing of the network
+    assert heard("infeasible") == ("PRUNED", None, {})  # behind every other
+    assert heard("paused", 0.4, 90.0, objectives=2) == ("COMPLETE", [0.4, 90.0], {})
+    assert heard("infeasible", objectives=2) == ("FAIL", None, {})
+    with pytest.raises(AssertionError, match="a NaN is never told"):
+        heard("complete", float("nan"))
