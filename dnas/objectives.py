@@ -4,6 +4,7 @@ Measured by training: val_error, val_loss. Known before it: params, macs, activa
 Measured on the device before training: latency. Every objective is minimised.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 import numpy as np
@@ -52,40 +53,36 @@ def nondominated_ranks(values: np.ndarray) -> np.ndarray:
         return np.unique(values[:, 0], return_inverse=True)[1] if count else ranks
     if values.shape[1] == 2:
         return _ranks_of_two(values)
-    no_worse = np.all(values[:, None, :] <= values[None, :, :], axis=2)
-    better = np.any(values[:, None, :] < values[None, :, :], axis=2)
+    no_worse, better = np.ones((count, count), dtype=bool), np.zeros((count, count), dtype=bool)
+    for column in values.T:  # a column at a time: [n, n, m] would not fit the cache
+        no_worse &= column[:, None] <= column[None, :]
+        better |= column[:, None] < column[None, :]
     dominates = no_worse & better  # [i, j]: i dominates j
-    left = np.ones(count, dtype=bool)
-    front = 0
+    above = dominates.sum(axis=0)  # of each row, how many that are left dominate it
+    front, left = 0, np.ones(count, dtype=bool)
     while left.any():
-        free = left & ~dominates[left].any(axis=0)
+        free = left & (above == 0)
         ranks[free] = front
         left &= ~free
+        above -= dominates[free].sum(axis=0)
         front += 1
     return ranks
 
 
 def _ranks_of_two(values: np.ndarray) -> np.ndarray:
-    """Two objectives need no pairwise comparison: in order of the first, a row's front is the first one whose least
-    second value so far is not below its own (Jensen 2003's sweep)."""
+    """Two objectives need no pairwise comparison: in order of the first, then the second, a row's front is the first one
+    whose last row has a greater second value (Jensen 2003's sweep); an equal row shares its twin's."""
     order = np.lexsort((values[:, 1], values[:, 0]))
     ranks = np.zeros(len(values), dtype=int)
-    lasts: list[tuple[float, float]] = []  # of each front, the row with the least second value, itself the latest
-    for index in order:
-        first, second = values[index]
-        low, high = 0, len(lasts)
-        while low < high:  # the fronts that dominate this row are the first ones
-            middle = (low + high) // 2
-            other_first, other_second = lasts[middle]
-            if other_second < second or (other_second == second and other_first < first):
-                low = middle + 1
-            else:
-                high = middle
-        ranks[index] = low
-        if low == len(lasts):
-            lasts.append((first, second))
-        else:
-            lasts[low] = (first, second)
+    lasts: list[float] = []  # of each front, the second value of its last row: ascending
+    before: tuple[float, float] | None = None
+    rank = 0
+    for index, (first, second) in zip(order.tolist(), values[order].tolist(), strict=True):
+        if (first, second) != before:
+            rank = bisect_right(lasts, second)
+            lasts[rank : rank + 1] = [second]
+            before = (first, second)
+        ranks[index] = rank
     return ranks
 
 

@@ -7,7 +7,7 @@ import multiprocessing
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 
-PRELOAD = ["dnas.executors.worker"]
+PRELOAD = ["dnas.executors.worker", "torch._dynamo"]  # the optimiser imports it, in every trial
 
 
 def start_forkserver(dataset: str) -> ForkServerContext:

@@ -12,6 +12,7 @@ from dnas.space import Choice
 
 POPULATION = 20
 STARTUP = 10  # random trials, before there are parents
+CROSSOVER = 0.9  # of the children; the others are mutants of one parent
 REDRAWS = 200  # children refused in a row, before a random point is taken
 LOCAL = 0.5  # of a number's mutations: to a nearby value; the others are to any
 
@@ -31,7 +32,10 @@ def propose_nsga2(problem: Problem, told: Sequence[Told], rng: np.random.Generat
         best = np.lexsort((-apart, ranks))[:POPULATION]  # a place in it is what a tournament compares
         for _ in range(REDRAWS):
             mother, father = (trials[best[rng.integers(len(best), size=2).min()]].params for _ in range(2))
-            child = mutate(problem.choices, crossover(problem.choices, mother, father, rng), rng)
+            child: Mapping[str, Any] = mother
+            if rng.random() < CROSSOVER:
+                child = crossover(problem.choices, mother, father, rng)
+            child = mutate(problem.choices, child, rng)
             if problem.accept(child) is not None:
                 return child
     return problem.draw(random.Random(int(rng.integers(2**63))))
