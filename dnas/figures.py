@@ -11,6 +11,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
@@ -22,6 +23,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullForm
 
 from dnas import wording as words
 from dnas.analysis import Front, NoiseFloor, WeightNorms, leads_from
+from dnas.analysis.control import ArmComparison
 from dnas.analysis.efficiency import cost_by_part, part_of
 from dnas.arch import DenseNetSpec, layer_costs
 from dnas.errors import InputError
@@ -43,6 +45,20 @@ BLUE, ORANGE, GREEN, RED, PURPLE, BROWN, PINK, GREY, YELLOW, SKY = (
 INK, QUIET = "#1d1d1f", "#6b6b70"
 COLOURS = {"best": RED, "sampler": BLUE, "first": GREEN, "control": GREY, "published": PURPLE, "front": INK}
 ARMS = {"sampler": ("o", "sampler"), "control": ("o", "random control"), "first": ("D", "given first")}
+# Of an objective: its axis, what a value is multiplied by there, and its word after a value.
+AXES = {
+    "val_error": ("validation error (%)", 100.0, "error"),
+    "val_loss": ("validation loss (nats)", 1.0, "loss"),
+    "params": ("parameters (millions)", 1e-6, "params"),
+    "macs": ("multiply-adds of one image (millions)", 1e-6, "macs"),
+    "activation_bytes": ("activations of one batch (MB)", 1e-6, "of activations"),
+    "latency": ("latency of one image (ms)", 1e3, "latency"),
+}
+# Of a trial that did not train to its end: what a reader is told of its mark.
+UNFINISHED = {
+    "stopped": "stopped early, at its last error",
+    "paused": "paused, at its last error; may be promoted",
+}
 KINDS = {"stem": BROWN, "dense": SKY, "transition": ORANGE, "classifier": YELLOW}
 
 FORMATS = ("svg", "png", "pdf")
@@ -108,43 +124,52 @@ def _canvas(height: float, title: str, width: float = WIDTH) -> Figure:
     return figure
 
 
-# --- error against params -----------------------------------------------------------------------------------------
+# --- error against a cost -----------------------------------------------------------------------------------------
 
 
-def plot_error_against_params(
+def plot_error_against_cost(
     frame: pd.DataFrame,
     front: Front,
     published: pd.DataFrame | None = None,
     noise_floor: NoiseFloor | None = None,
     best: int | None = None,
+    objectives: Sequence[str] = ("val_error", "params"),
 ) -> Figure:
-    """Validation error of every trial against its params, with the Pareto front (as Figure 4 of the paper).
+    """The trained objective of every trial against its first cost, with the Pareto front (as Figure 4 of the paper).
 
-    frame: as `read_study`. best: the number of the network that was chosen; the front's lowest error unless given.
-    published: test errors of the paper (`dnas.analysis.published`); noise_floor: drawn as a band, that of the best.
+    frame: as `read_study`. objectives: the trained one, then the costs; of two, the front is a line, of more it is a
+    surface, of which the trials are marked. best: the number of the network that was chosen; the front's lowest error
+    unless given. published: test errors of the paper (`dnas.analysis.published`), against params only; noise_floor:
+    drawn as a band, that of the best's error.
     """
-    complete = frame[(frame["state"] == "complete") & frame["val_error"].notna()] if len(frame) else frame
-    stopped = frame[(frame["state"] == "stopped") & frame["val_error"].notna()] if len(frame) else frame
+    y, x = objectives[0], objectives[1]
+    known = frame[frame[y].notna() & frame[x].notna()] if len(frame) and x in frame else frame.iloc[:0]
+    if len(known):
+        known = known.astype({x: float, y: float})  # a frame of records has objects where one had no value
+    complete = known[known["state"] == "complete"] if len(known) else known
+    unfinished = {state: known[known["state"] == state] for state in UNFINISHED} if len(known) else {}
+    unfinished = {state: some for state, some in unfinished.items() if len(some)}
     if best is None and len(front.trials):
-        best = int(front.trials.iloc[-1]["number"])
+        best = int(front.trials.sort_values([y, x])["number"].iloc[0])
     chosen = complete[complete["number"] == best] if len(complete) else complete
     if len(chosen):
         row = chosen.iloc[0]
-        title = (
-            f"Best: {percent(row['val_error'])} error with {words.params(row['params'])} params (#{int(row['number'])})"
-        )
+        title = f"Lowest {AXES[y][2]}: {_said(y, row[y])} with {_said(x, row[x])} {AXES[x][2]} (#{int(row['number'])})"
+        if len(objectives) > 2:
+            title += f"; {len(front.trials)} on the front in all {len(objectives)} objectives"
     else:
-        title = "No trial is complete yet" if len(stopped) else "Nothing to show yet: no trial has an error"
+        title = "No trial is complete yet" if unfinished else "Nothing to show yet: no trial has an error"
     with _style():
         figure = _canvas(4.9, title)
         axes = figure.add_subplot()
-        points = published if published is not None and len(published) else None
-        errors = [*complete.get("val_error", []), *stopped.get("val_error", [])]
-        sizes = [*complete.get("params", []), *stopped.get("params", [])]
+        comparable = (x, y) == ("params", "val_error")
+        points = published if comparable and published is not None and len(published) else None
+        errors = [value for some in (complete, *unfinished.values()) for value in some.get(y, [])]
+        sizes = [value for some in (complete, *unfinished.values()) for value in some.get(x, [])]
         if points is not None:
             errors, sizes = [*errors, *points["test_error"]], [*sizes, *points["params"]]
         handles: list = []
-        if noise_floor is not None and len(chosen):
+        if noise_floor is not None and len(chosen) and y == "val_error":
             errors += [noise_floor.low, noise_floor.high]
             axes.axhspan(noise_floor.low, noise_floor.high, color=COLOURS["best"], alpha=0.09, lw=0, zorder=0)
             handles.append(
@@ -155,18 +180,18 @@ def plot_error_against_params(
                     label=f"95% interval of the best (n = {noise_floor.size:,})",
                 )
             )
-        if len(stopped):
+        for state, some in unfinished.items():
             marks = axes.scatter(
-                stopped["params"],
-                stopped["val_error"],
+                some[x],
+                some[y],
                 marker="x",
                 s=16,
                 lw=0.9,
                 color=GREY,
                 alpha=0.55,
-                label=f"stopped early, at its last error ({len(stopped)})",
+                label=f"{UNFINISHED[state]} ({len(some)})",
                 zorder=2,
-                gid="stopped",
+                gid=state,
             )
             handles.append(marks)
         for arm in ("control", "sampler", "first"):
@@ -175,8 +200,8 @@ def plot_error_against_params(
                 continue
             marker, label = ARMS[arm]
             marks = axes.scatter(
-                some["params"],
-                some["val_error"],
+                some[x],
+                some[y],
                 marker=marker,
                 s=30,
                 color=COLOURS[arm],
@@ -190,16 +215,15 @@ def plot_error_against_params(
             handles.insert(0, marks)
         if points is not None:
             handles.append(_draw_published(axes, points))
-        _error_axis(
-            axes, errors, "validation error (%)" + (", published: test error (%)" if points is not None else "")
-        )
-        _params_axis(axes, sizes)
+        label, factor, _ = AXES[y]
+        _error_axis(axes, errors, label + (", published: test error (%)" if points is not None else ""), factor)
+        _cost_axis(axes, sizes, x)
         if len(front.trials):
-            handles.insert(0, _draw_front(axes, front))
+            handles.insert(0, _draw_front(axes, front, objectives))
         if len(chosen):
             axes.scatter(
-                chosen["params"],
-                chosen["val_error"],
+                chosen[x],
+                chosen[y],
                 s=95,
                 facecolor="none",
                 edgecolor=COLOURS["best"],
@@ -216,9 +240,15 @@ def plot_error_against_params(
                 handletextpad=0.5,
                 handlelength=1.4,
             )
-        shown = [some for some in (complete, stopped) if len(some)]
-        _label_points(figure, axes, front, best, points, pd.concat(shown) if shown else front.trials)
+        shown = [some for some in (complete, *unfinished.values()) if len(some)]
+        _label_points(figure, axes, front, best, points, pd.concat(shown) if shown else front.trials, objectives)
     return figure
+
+
+def _said(objective: str, value: float) -> str:
+    """A value as it is written on the axes and beside the marks: sizes in one unit, so that they can be compared."""
+    exact = {"params": words.params, "macs": words.macs}
+    return exact.get(objective, lambda number: words.said(objective, number))(value)
 
 
 def _draw_published(axes: Axes, points: pd.DataFrame) -> Line2D:
@@ -252,9 +282,15 @@ def _draw_published(axes: Axes, points: pd.DataFrame) -> Line2D:
     )
 
 
-def _draw_front(axes: Axes, front: Front) -> Line2D:
-    """Steps: at a size, the lowest error that a network of at most that size reached; to the right it goes on."""
-    x, y = front.trials["params"].astype(float).tolist(), front.trials["val_error"].astype(float).tolist()
+def _draw_front(axes: Axes, front: Front, objectives: Sequence[str]) -> Artist:
+    """Steps: at a cost, the lowest error that a network of at most that cost reached; to the right it goes on. The
+    front of three objectives is no line on two of them: its trials are ringed."""
+    x, y = (front.trials[name].astype(float).tolist() for name in (objectives[1], objectives[0]))
+    if len(objectives) > 2:
+        label = f"Pareto front in all {len(objectives)} objectives ({len(x)})"
+        return axes.scatter(
+            x, y, s=52, facecolor="none", edgecolor=COLOURS["front"], lw=1.1, zorder=4, gid="front", label=label
+        )
     axes.step(
         [*x, axes.get_xlim()[1]], [*y, y[-1]], where="post", color=COLOURS["front"], lw=1.3, zorder=2.8, gid="front"
     )
@@ -262,18 +298,25 @@ def _draw_front(axes: Axes, front: Front) -> Line2D:
 
 
 def _label_points(
-    figure: Figure, axes: Axes, front: Front, best: int | None, points: pd.DataFrame | None, others: pd.DataFrame
+    figure: Figure,
+    axes: Axes,
+    front: Front,
+    best: int | None,
+    points: pd.DataFrame | None,
+    others: pd.DataFrame,
+    objectives: Sequence[str],
 ) -> None:
     """Names the front's trials and the published points beside their marks, as far as there is room; the best first.
 
     Below and to the left of the front nothing can lie, so its labels go there where they can.
     """
+    error, cost = objectives[0], objectives[1]
     wanted: list[tuple[float, float, str, str, str]] = []
-    rows = front.trials.sort_values("val_error")
+    rows = front.trials.astype({cost: float, error: float}).sort_values([error, cost])
     rows = pd.concat([rows[rows["number"] == best], rows[rows["number"] != best]])
-    for number, x, y in zip(rows["number"], rows["params"], rows["val_error"], strict=True):
+    for number, x, y in zip(rows["number"], rows[cost], rows[error], strict=True):
         colour = COLOURS["best"] if number == best else INK
-        wanted.append((x, y, f"#{int(number)}  {percent(y)}", colour, "bold" if number == best else "normal"))
+        wanted.append((x, y, f"#{int(number)}  {_said(error, y)}", colour, "bold" if number == best else "normal"))
     if points is not None:
         for row in points.sort_values("test_error").to_dict("records"):
             name, colour = _published_name(row["method"], row["depth"])
@@ -283,9 +326,10 @@ def _label_points(
         return
     figure.draw_without_rendering()  # settles the layout: only then is a point's place on the page known
     to_page, scale = axes.transData.transform, figure.dpi / 72
-    avoid = [tuple(to_page((x, y))) for x, y in zip(others["params"], others["val_error"], strict=True)]
+    avoid = [tuple(to_page((x, y))) for x, y in zip(others[cost], others[error], strict=True)]
     avoid += [tuple(to_page((x, y))) for x, y, *_ in wanted]
-    steps = [tuple(to_page((x, y))) for x, y in zip(front.trials["params"], front.trials["val_error"], strict=True)]
+    line = front.trials if len(objectives) == 2 else front.trials.iloc[:0]
+    steps = [tuple(to_page((x, y))) for x, y in zip(line[cost], line[error], strict=True)]
     for (x0, y0), (x1, y1) in itertools.pairwise([*steps, *([(axes.bbox.x1, steps[-1][1])] if len(steps) else [])]):
         avoid += [(x, y0) for x in np.arange(x0, x1, 4)] + [(x1, y) for y in np.arange(y1, y0, 4)]
     frame = axes.bbox
@@ -326,39 +370,42 @@ def _published_name(method: str, depth: int) -> tuple[str, str]:
     return f"{method.partition(' (')[0].replace(' with ', ' + ')}, {depth} layers", QUIET
 
 
-def _error_axis(axes: Axes, errors: Sequence[float], label: str) -> None:
-    """Percent; a log scale where the errors span a factor above 4, with a straight piece at its foot where one is 0."""
+def _error_axis(axes: Axes, errors: Sequence[float], label: str, factor: float = 100) -> None:
+    """`factor` times the values, percent unless given; a log scale where they span a factor above 4, with a straight
+    piece at its foot where one is 0."""
     axes.set_ylabel(label)
+    most_of_all = 1.0 if factor == 100 else np.inf  # no error is above 100%
     positive = [error for error in errors if error > 0]
     if not positive:
         axes.set_ylim(0, 1)
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:g}"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{factor * y:g}"))
         return
     least, most = min(positive), max(positive)
     zero = min(errors) == 0
     if most / least <= 4 and not zero:
         pad = 0.12 * (most - least) or 0.1 * most
-        axes.set_ylim(max(0, least - pad), min(1, most + pad))
+        axes.set_ylim(max(0, least - pad), min(most_of_all, most + pad))
         axes.yaxis.set_major_locator(MaxNLocator(7))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{round(100 * y, 6):g}"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{round(factor * y, 6):g}"))
         return
     if zero:
         axes.set_yscale("symlog", linthresh=least, linscale=0.35)
-        axes.set_ylim(-0.12 * least, min(1.15, most * 1.25))
+        axes.set_ylim(-0.12 * least, min(1.15 * most_of_all, most * 1.25))
     else:
         axes.set_yscale("log")
-        axes.set_ylim(least / 1.3, min(1.15, most * 1.25))
-    _log_ticks(axes, "y", 100)
+        axes.set_ylim(least / 1.3, min(1.15 * most_of_all, most * 1.25))
+    _log_ticks(axes, "y", factor)
 
 
-def _params_axis(axes: Axes, sizes: Sequence[float]) -> None:
+def _cost_axis(axes: Axes, sizes: Sequence[float], objective: str) -> None:
+    label, factor, _ = AXES[objective]
     axes.set_xscale("log")
-    axes.set_xlabel("parameters (millions)")
+    axes.set_xlabel(label)
     if len(sizes):
         low, high = min(sizes), max(sizes)
         room = max(1.12, (high / low) ** 0.06) if high / low > 1.5 else 2.0
         axes.set_xlim(low / room, high * room)
-    _log_ticks(axes, "x", 1e-6)
+    _log_ticks(axes, "x", factor)
 
 
 def _log_ticks(axes: Axes, side: str, factor: float) -> None:
@@ -377,6 +424,46 @@ def _log_ticks(axes: Axes, side: str, factor: float) -> None:
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v * factor:.4g}"))
     axis.set_minor_formatter(NullFormatter())
+
+
+# --- the control arm ----------------------------------------------------------------------------------------------
+
+
+def plot_control(arms: ArmComparison) -> Figure:
+    """The sampler's and the control's values by trial number, and beside them the share of each at or below a value."""
+    label, factor, _ = AXES[arms.objective]
+    if arms.beats is None:
+        raise InputError("the arms can't be drawn: one of them has no trial that got so far.")
+    title = f"A trial of the sampler beats a random one with probability {arms.beats:.0%}"
+    if not arms.enough:
+        title += ", of too few to tell"
+    with _style():
+        figure = _canvas(2.9, title)
+        left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2.2, 1))
+        for arm, values in (("control", arms.control), ("sampler", arms.sampler)):
+            name = f"{ARMS[arm][1]} ({len(values)})"
+            left.scatter(
+                list(values),
+                list(values.values()),
+                s=26,
+                color=COLOURS[arm],
+                edgecolor="white",
+                lw=0.5,
+                label=name,
+                zorder=3 if arm == "sampler" else 2,
+                gid=f"arm-{arm}",
+            )
+            right.ecdf(list(values.values()), orientation="horizontal", color=COLOURS[arm], lw=1.6, gid=f"ecdf-{arm}")
+        every = [*arms.control.values(), *arms.sampler.values()]
+        _error_axis(
+            left, every, f"{label.partition(' (')[0]}\nafter epoch {arms.epoch} ({label.partition(' (')[2]}", factor
+        )
+        left.set_xlabel("trial")
+        left.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+        right.set_xlabel("share of the arm at or below (%)")
+        right.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:g}"))
+        figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=2, handletextpad=0.3)
+    return figure
 
 
 # --- learning curves ----------------------------------------------------------------------------------------------
@@ -407,7 +494,12 @@ def plot_learning_curves(curves: pd.DataFrame, best: int) -> Figure:
         figure = _canvas(4.0, title)
         axes = figure.add_subplot()
         others = curves[curves["number"] != best].dropna(subset=["val_error"])
-        for state, colour, width in (("stopped", GREY, 0.7), ("complete", BLUE, 0.8), ("running", BLUE, 0.8)):
+        for state, colour, width in (
+            ("stopped", GREY, 0.7),
+            ("paused", GREY, 0.7),
+            ("complete", BLUE, 0.8),
+            ("running", BLUE, 0.8),
+        ):
             some = [
                 c[["epoch", "val_error"]].to_numpy(float) for _, c in others[others["state"] == state].groupby("number")
             ]
@@ -420,10 +512,10 @@ def plot_learning_curves(curves: pd.DataFrame, best: int) -> Figure:
                     )
                 )
         single = others.groupby("number").filter(lambda curve: len(curve) == 1)  # a line of one point shows nothing
-        single = single[single["state"] != "stopped"]
+        single = single[~single["state"].isin(UNFINISHED)]
         if len(single):
             axes.scatter(single["epoch"], single["val_error"], s=12, color=BLUE, alpha=0.6, zorder=2, gid="single")
-        ended = others[others["state"] == "stopped"].groupby("number").tail(1)
+        ended = others[others["state"].isin(UNFINISHED)].groupby("number").tail(1)
         if len(ended):
             axes.scatter(ended["epoch"], ended["val_error"], marker="x", s=12, lw=0.8, color=GREY, alpha=0.6, zorder=2)
         axes.plot(
@@ -444,10 +536,14 @@ def plot_learning_curves(curves: pd.DataFrame, best: int) -> Figure:
             ends.insert(0, (f"#{best} validation", val.iloc[-1]["val_error"], "bold"))
         _label_ends(figure, axes, float(last["epoch"]), ends)
         handles: list = []
-        for state, colour, text in (("complete", BLUE, "other complete trials"), ("stopped", GREY, "stopped early")):
+        for state, colour, text in (
+            ("complete", BLUE, "other complete trials"),
+            ("stopped", GREY, "stopped early"),
+            ("paused", GREY, "paused, may be promoted"),
+        ):
             number = others[others["state"] == state]["number"].nunique()
             if number:
-                marker = "x" if state == "stopped" else ""
+                marker = "x" if state in UNFINISHED else ""
                 handles.append(
                     Line2D([], [], color=colour, lw=1.2, marker=marker, ms=4, label=f"{text} ({number}), validation")
                 )

@@ -10,6 +10,7 @@ best network must be taken from its checkpoint.
 
 import math
 import re
+import shlex
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -37,9 +39,12 @@ from dnas.analysis import (
     wilson_interval,
     within_reach,
 )
+from dnas.analysis.control import ArmComparison, compare_arms, decision_epoch, dominance, values_at
 from dnas.arch import DenseNetSpec
 from dnas.errors import InputError
 from dnas.files import write_atomic
+from dnas.inputs import objectives_of
+from dnas.objectives import TRAINED
 from dnas.space import parse_space
 from dnas.study import STATES, StudyFolder, TrialRecord, find_study, rank, read_study
 from dnas.wording import count, duration, percent, size
@@ -48,8 +53,19 @@ TEMPLATES = Path(__file__).parent / "templates"
 # Of `read_study`, for a study without a trial: even then trials.csv has its head.
 COLUMNS = [
     *("number", "state", "arm", "network", "digest", "params", "macs", "activation_bytes", "val_error", "val_loss"),
-    *("test_error", "epochs", "epochs_planned", "seconds", "peak_memory_bytes", "reason"),
+    *("test_error", "epochs", "epochs_planned", "seconds", "peak_memory_bytes", "latency"),
+    "reason",
 ]
+# What each objective is called in a sentence.
+NAMES = {
+    "val_error": "validation error",
+    "val_loss": "validation loss",
+    "params": "params",
+    "macs": "multiply-adds",
+    "activation_bytes": "activation memory",
+    "latency": "latency",
+}
+FRONT_ROWS = 12  # of the table under the figure; pareto.csv has them all
 
 
 @dataclass(frozen=True)
@@ -67,7 +83,8 @@ class Check:
 
     mark: str
     line: str
-    body: str
+    body: str  # a paragraph a line
+    figure: str = ""  # the stem of one that opens with it
 
 
 @dataclass
@@ -76,7 +93,9 @@ class _Study:
 
     folder: StudyFolder
     config: dict[str, Any]
+    objectives: tuple[str, ...]  # the trained one first
     records: list[TrialRecord]
+    events: list[dict[str, Any]]
     frame: pd.DataFrame
     front: Front
     curves: pd.DataFrame
@@ -84,12 +103,23 @@ class _Study:
     floor: NoiseFloor | None
     retrained: list[TrialRecord]
     published: pd.DataFrame
+    arms: ArmComparison
     out: Path
     drawn: dict[str, Drawn] = field(default_factory=dict)
 
     @property
     def data(self) -> dict[str, Any]:
         return self.config.get("data", {})
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The objectives of the figure and the front: a search for the error alone is shown against params."""
+        return self.objectives if len(self.objectives) > 1 else (self.objectives[0], "params")
+
+    @property
+    def main_figure(self) -> str:
+        y, x = self.axes[:2]
+        return f"{y.removeprefix('val_')}_against_{x}"
 
     def of(self, *states: str) -> list[TrialRecord]:
         return [record for record in self.records if record.state in states]
@@ -116,6 +146,7 @@ def write_report(study: str | Path, out: Path | None = None) -> Path:
         "macs": words.macs,
         "count": count,
         "duration": duration,
+        "value": _value,
     }
     page = environment.get_template("report.html.j2").render(
         name=str(s.config.get("name", s.folder.name)),
@@ -123,6 +154,9 @@ def write_report(study: str | Path, out: Path | None = None) -> Path:
         answer=_answer(s),
         checks=_checks(s),
         inside=_inside(s),
+        front=_front(s),
+        columns=_columns(s),
+        main_figure=s.main_figure,
         rows=_rows(s),
         shared=", ".join(sorted(_shared([record.network for record in s.records]))),
         again=_again(s),
@@ -136,6 +170,11 @@ def write_report(study: str | Path, out: Path | None = None) -> Path:
 def _read(study: str | Path, out: Path | None) -> _Study:
     folder = find_study(study)
     config, records, frame = folder.config(), folder.records(), read_study(folder.path)
+    objectives = _objectives(config)
+    try:
+        events = folder.events()
+    except InputError:
+        events = []  # the records tell the same, but for how often a trial was paused and promoted
     if frame.empty:
         frame = pd.DataFrame(columns=COLUMNS)
     best = next(iter(rank(records)), None)
@@ -147,39 +186,84 @@ def _read(study: str | Path, out: Path | None) -> _Study:
     whole = data.get("subset") is None and data.get("image_size", 32) == 32
     points = published(str(data.get("name", ""))) if whole else published("")
     points = points[points["augmented"] == (data.get("augmentation", "none") != "none")]
+    curves = learning_curves(folder)
+    costs = objectives[1:] or ("params",)
+    for column in costs:
+        # A latency that no trial has measured yet is a column of None.
+        frame[column] = pd.to_numeric(frame[column])
     return _Study(
         folder,
         config,
+        objectives,
         records,
+        events,
         frame,
-        pareto_front(frame),
-        learning_curves(folder),
+        pareto_front(frame, (costs[0], objectives[0], *costs[1:])),
+        curves,
         best,
         floor,
         [record for _, record in folder.retrained()],
-        within_reach(points, frame),
+        within_reach(points, frame) if costs == ("params",) and objectives[0] == "val_error" else points.iloc[:0],
+        _arms(objectives[0], records, events, curves),
         Path(out) if out is not None else Path("reports") / folder.name,
     )
+
+
+def _objectives(config: dict[str, Any]) -> tuple[str, ...]:
+    """As `objectives_of`; of a file that names unknown ones, the error."""
+    found = objectives_of(config)
+    known = found[0] in TRAINED and all(name in NAMES for name in found)
+    return found if known else ("val_error",)
+
+
+def _arms(
+    objective: str, records: list[TrialRecord], events: list[dict[str, Any]], curves: pd.DataFrame
+) -> ArmComparison:
+    """The sampler's arm against the control's, at the first epoch at which a trial was stopped or paused."""
+    # After `--epochs` was raised, the trials that were left behind have another schedule: they are no comparison.
+    last = max((record.epochs_planned for record in records), default=0)
+    able = [record for record in records if record.epochs_planned == last]
+    epoch = decision_epoch(events, [r.epochs for r in able if r.state in ("stopped", "paused") and r.epochs], last)
+    numbers = {record.number for record in able}
+    values = {n: value for n, value in values_at(curves, objective, epoch).items() if n in numbers}
+    return compare_arms(values, {record.number: record.arm for record in able}, objective, epoch)
+
+
+def _value(value: float | None, objective: str) -> str:
+    """A value of an objective as the whole page writes it."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    exact = {"params": words.params, "macs": words.macs}
+    return exact[objective](value) if objective in exact else words.said(objective, value)
 
 
 # --- figures ------------------------------------------------------------------------------------------------------
 
 
 def _draw_all(s: _Study) -> None:
-    if any(record.val_error is not None for record in s.of("complete", "stopped")):
+    if any(record.val_error is not None for record in s.of("complete", "stopped", "paused")):
         number = s.best.number if s.best else None
         points = s.published if len(s.published) else None
-        caption = (
-            "Each mark is one network, trained once. The front joins the networks that no other one beats in both."
-        )
+        caption = "Each mark is one network, trained once. "
+        if len(s.axes) == 2:
+            caption += "The front joins the networks that no other one beats in both."
+        else:
+            caption += f"The ringed ones are on the front: no other network beats them in all of {_listed(s.axes)}."
         if points is not None:
             caption += " Published points are test errors after training on all images, at the paper's epochs."
         _draw(
             s,
-            "error_against_params",
-            lambda: figures.plot_error_against_params(s.frame, s.front, points, s.floor, number),
+            s.main_figure,
+            lambda: figures.plot_error_against_cost(s.frame, s.front, points, s.floor, number, s.axes),
             caption,
         )
+    _draw(
+        s,
+        "control_arm",
+        lambda: figures.plot_control(s.arms),
+        f"The {NAMES[s.objectives[0]]} after epoch {s.arms.epoch} of every trial that got there: by trial, and as the"
+        " share of either arm at or below a value. A curve further to the right is the better arm.",
+    )
     if s.best is None:
         return
     best = s.best
@@ -279,6 +363,7 @@ def _answer(s: _Study) -> dict[str, Any]:
         "limits": words.joined(
             [f"{key}\u00a0≤\u00a0{value:,.0f}" for key, value in s.config.get("limits", {}).items()] or [""]
         ),
+        "minimised": _minimised(s),
         "best": None,
         "retrained": _retrained(s),
     }
@@ -298,8 +383,69 @@ def _answer(s: _Study) -> dict[str, Any]:
             "val_size": s.floor.size if s.floor else None,
             "params": s.best.cost.get("params"),
             "macs": s.best.cost.get("macs"),
+            "by": NAMES[s.objectives[0]] if len(s.objectives) > 1 or s.objectives[0] != "val_error" else "",
+            # The error, the params and the macs have their own places.
+            "more": [
+                (NAMES[name], _value(_objective(s.best, name), name))
+                for name in s.objectives
+                if name not in ("val_error", "params", "macs")
+            ],
         }
     return answer
+
+
+def _minimised(s: _Study) -> str:
+    """What the search minimised, and with several objectives what became of that, in a sentence."""
+    first, rest = s.objectives[0], s.objectives[1:]
+    if not rest:
+        return f"The search minimised the {NAMES[first]} alone."
+    text = f"The search minimised {_listed(s.objectives)} together"
+    rows, complete = s.front.trials, len(s.of("complete"))
+    if not len(rows):
+        return text + "."
+    text += f": {len(rows)} of {words.several(complete, 'complete network')} {'is' if len(rows) == 1 else 'are'} on the"
+    text += " front, where no other one is better in one of them and no worse in the others"
+    if len(rows) > 1:
+        ends = rows.sort_values([rest[0], first]).iloc[[0, -1]]
+        said = [f"{_value(row[first], first)} at {_value(row[rest[0]], rest[0])}" for _, row in ends.iterrows()]
+        text += f"; they go from {said[0]} {UNITS.get(rest[0], '')}".rstrip() + f" to {said[1]}"
+    return text + "."
+
+
+UNITS = {"params": "params", "macs": "multiply-adds"}  # said after a value that has no unit of its own
+
+
+def _listed(objectives: Iterable[str]) -> str:
+    return words.joined([NAMES[name] for name in objectives])
+
+
+def _objective(record: TrialRecord, name: str) -> float | None:
+    """A trial's value of one of the objectives, whether it was one of its study's or not."""
+    if name in TRAINED or name == "latency":
+        value: float | None = getattr(record, name)
+        return value
+    return record.cost.get(name)
+
+
+def _front(s: _Study) -> dict[str, Any] | None:
+    """The front as a table, of a search for several objectives."""
+    if len(s.objectives) == 1 or not len(s.front.trials):
+        return None
+    records = {record.number: record for record in s.records}
+    shared = _shared([record.network for record in s.records])
+    return {
+        "heads": [NAMES[name] for name in s.objectives],
+        "rows": [
+            {
+                "number": number,
+                "network": _without(records[number].network, shared),
+                "values": [_value(_objective(records[number], name), name) for name in s.objectives],
+                "best": s.best is not None and number == s.best.number,
+            }
+            for number in s.front.numbers[:FRONT_ROWS]
+        ],
+        "more": max(0, len(s.front.numbers) - FRONT_ROWS),
+    }
 
 
 def _retrained(s: _Study) -> list[dict[str, Any]]:
@@ -343,15 +489,18 @@ def _checks(s: _Study) -> list[Check]:
 
 
 def _selection(s: _Study) -> Check:
-    objective = {"val_error": "validation error", "val_loss": "validation loss"}.get(
-        s.config.get("objective", "val_error"), str(s.config.get("objective"))
+    first, rest = NAMES[s.objectives[0]], s.objectives[1:]
+    body = (
+        f"Each trial counts with its {first} after the last epoch, not with the lowest of all epochs. Of equal ones the"
+        f" one with the {'lower ' + _listed(rest[:1]) if rest and rest[0] != 'params' else 'fewest params'} is named,"
+        f" then the earlier. Only trials that ran to the end can be chosen."
     )
-    return Check(
-        "fine",
-        f"The best network has the lowest {objective} after its last epoch",
-        f"Each trial counts with its {objective} after the last epoch, not with the lowest of all epochs. Of equal ones"
-        " the one with the fewest params is named, then the earlier. Only trials that ran to the end can be chosen.",
-    )
+    if rest:
+        body += (
+            f"\nThe search minimised {_listed(s.objectives)} alike, and the first of them names the best: which network"
+            f" of the front is the right one depends on what {_listed(rest)} may cost."
+        )
+    return Check("fine", f"The best network has the lowest {first} after its last epoch", body)
 
 
 def _seeds(s: _Study) -> Check:
@@ -437,63 +586,213 @@ def _test(s: _Study) -> Check:
     )
 
 
-def _control(s: _Study) -> Check | None:
-    arms: dict[str, list[float]] = {}
-    for record in s.of("complete"):
-        if record.val_error is not None:
-            arms.setdefault(record.arm, []).append(record.val_error)
+def _control(s: _Study) -> Check:
     drawn = [record for record in s.records if record.arm == "control"]
+    if not drawn and s.config.get("sampler") == "random":
+        return Check(
+            "fact", "Every network was drawn at random", "So there is no sampler to compare with a control arm."
+        )
     if not drawn:
-        return None
-    if not arms.get("control") or not arms.get("sampler"):
         return Check(
             "mind",
-            f"Random control: {words.several(len(drawn), 'trial')}, not enough is complete to compare",
-            "Networks drawn at random show what the sampler adds; both arms need complete trials for that.",
+            "There was no control arm (--control 0.15): whether the sampler beats chance is not known",
+            "With --control 0.15, 15% of a search's networks are drawn at random, spread evenly over it, and this line"
+            " compares them with the sampler's.",
         )
-    best = {arm: min(errors) for arm, errors in arms.items()}
-    ahead = best["sampler"] < best["control"]
-    return Check(
-        "fact",
-        f"Random control: its best reached {percent(best['control'])}, the sampler's {percent(best['sampler'])}",
-        f"{words.several(len(drawn), 'network')} of {len(s.records)} were drawn at random, {len(arms['control'])} of"
-        f" them are complete (median {percent(statistics.median(arms['control']))}; sampler: {len(arms['sampler'])},"
-        f" median {percent(statistics.median(arms['sampler']))}). "
-        + (
-            "The lower minimum of the larger arm is partly its size."
-            if ahead
-            else "The sampler was not better than chance here."
-        ),
+    arms, first = s.arms, s.objectives[0]
+    if arms.beats is None or arms.p is None or arms.difference is None or arms.best is None:
+        return Check(
+            "mind",
+            f"Random control: {words.several(len(drawn), 'trial')}, and nothing to compare yet",
+            f"Both arms need trials that finished epoch {arms.epoch}: the sampler has {len(arms.sampler)} and the"
+            f" control {len(arms.control)}.",
+        )
+    numbers = f"{arms.beats:.0%} of pairs ({_p(arms.p)}; {len(arms.sampler)} trials against {len(arms.control)})"
+    shown = arms.enough and arms.p < 0.05
+    if not arms.enough:
+        mark, line = "mind", f"Too few trials to tell the sampler from chance: it beats a random trial in {numbers}"
+    elif not shown:
+        mark, line = "mind", f"The sampler was not shown to beat chance: it beats a random trial in {numbers}"
+    elif arms.beats > 0.5:
+        mark, line = "fine", f"The sampler beats chance: its trial beats a random one in {numbers}"
+    else:
+        mark, line = "mind", f"The sampler did worse than chance: its trial beats a random one in {numbers}"
+    return Check(mark, line, "\n".join(_control_body(s, arms, first)), "control_arm")
+
+
+def _control_body(s: _Study, arms: ArmComparison, first: str) -> list[str]:
+    assert arms.best is not None
+    assert arms.difference is not None
+    assert arms.detectable is not None
+    n, m = len(arms.sampler), len(arms.control)
+    unit, factor = ("points", 100) if first == "val_error" else ("nats", 1)
+    when = "the last one, for no trial was stopped early"
+    if any(record.epochs_planned > arms.epoch for record in s.records):
+        when = "the first at which trials were stopped or paused: all that got there have it, and none was chosen by it"
+    means = [sum(part.values()) / len(part) for part in (arms.sampler, arms.control)]
+    interval = (
+        f"Welch 95% interval {_signed(factor * arms.interval[0])} to {_signed(factor * arms.interval[1])}"
+        if arms.interval
+        else "no interval: it needs two trials of each arm, and values that differ"
+    )
+    text = [
+        f"Compared is the {NAMES[first]} after epoch {arms.epoch}, {when}. The sampler's {n} trials have a mean of"
+        f" {_value(means[0], first)}, the {m} drawn at random {_value(means[1], first)}: a difference of"
+        f" {_signed(factor * arms.difference)} {unit} ({interval}). Of {words.several(arms.draws, 'trial')}, the best"
+        f" of the sampler's has {_value(arms.best[0], first)} on average, of the random ones"
+        f" {_value(arms.best[1], first)}.",
+        f"In {arms.beats:.0%} of all pairs of a trial of the sampler's and a random one the sampler's is better, ties"
+        " counted as half (Mann and Whitney, two-sided)."
+        f" With {n} and {m} trials only a share of 1/2 + 2.80/√(12·{n}·{m}/({n} + {m})) = {arms.detectable:.0%} or more"
+        " would be found four times in five"
+        + (" (Noether 1987)." if arms.enough else " (Noether 1987), and there is none above 100%: run more trials."),
+    ]
+    if len(s.objectives) > 1:
+        text.append(_control_of_several(s, arms))
+    lost = Counter(r.arm for r in s.records if r.state in ("failed", "infeasible") and r.epochs < arms.epoch)
+    notes = [
+        "A sampler's trials follow from the earlier ones, so they are not independent, and p is an approximation; its"
+        " first ones are drawn at random too, and count as its own. Networks given first are in neither arm."
+    ]
+    if any(record.epochs_planned > arms.epoch for record in s.records):
+        notes.append("An early error orders networks only roughly as the last one does.")
+    if s.best is not None and s.best.arm == "control":
+        notes.append(f"The best network of the study, #{s.best.number}, is one that was drawn at random.")
+    if lost["sampler"] or lost["control"]:
+        notes.append(
+            f"{words.several(lost['sampler'], 'trial')} of the sampler's and {lost['control']} of the control's failed"
+            " before that epoch and are not counted."
+        )
+    return [*text, " ".join(notes)]
+
+
+def _control_of_several(s: _Study, arms: ArmComparison) -> str:
+    """With several objectives the trained one alone undersells a sampler that also sought small networks."""
+    records = {record.number: record for record in s.records}
+    rows = [
+        [
+            [value, *(_objective(records[number], name) or math.nan for name in s.objectives[1:])]
+            for number, value in part.items()
+        ]
+        for part in (arms.sampler, arms.control)
+    ]
+    ahead, behind = dominance(np.array(rows[0]), np.array(rows[1]))
+    cost = s.objectives[1]
+    middles = [statistics.median(row[1] for row in part) for part in rows]
+    return (
+        f"The sampler sought low {_listed(s.objectives[1:])} too, which the {NAMES[s.objectives[0]]} alone does not"
+        f" show: its median {NAMES[cost]} {'are' if cost in UNITS else 'is'} {_value(middles[0], cost)}, the control's"
+        f" {_value(middles[1], cost)}. In {ahead:.0%} of the pairs its network is no worse in any objective and better"
+        f" in one, in {behind:.0%} the random one is."
     )
 
 
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def _p(p: float) -> str:
+    return "p\u00a0<\u00a00.001" if p < 0.001 else f"p\u00a0=\u00a0{p:.2g}"
+
+
+_RULES = {
+    "asha": (
+        "ASHA",
+        "Successive halving: at a rung the best third goes on. The others are paused there, and promoted when further"
+        " trials bring them into the best third.",
+    ),
+    "hyperband": (
+        "Hyperband",
+        "Several ladders of successive halving side by side, some of which begin late: at a rung the best third of a"
+        " ladder goes on, the others are paused, and promoted when further trials bring them into the best third.",
+    ),
+    "median": (
+        "median rule",
+        "A trial is stopped for good when its best value so far is worse than the median of what ended trials had on"
+        " average by the same epoch.",
+    ),
+}
+
+
 def _stopping(s: _Study) -> Check:
-    if s.config.get("stopping", "none") == "none":
+    rule = str(s.config.get("stopping", "none"))
+    if rule == "none":
         return Check("fact", "No early stopping", "Every trial was meant to run through all its epochs.")
-    stopped = Counter(record.epochs for record in s.of("stopped"))
-    when = [f"{number} after {words.several(epochs, 'epoch')}" for epochs, number in sorted(stopped.items())]
-    number = words.several(len(s.of("stopped")), "trial") if stopped else "no trial"
-    line = f"Early stopping ({str(s.config['stopping']).upper()}): {number} stopped"
-    body = "Successive halving: a trial goes on only while it is among the best at its rung. "
-    if when:
+    name, body = _RULES.get(rule, (rule, ""))
+    stopped, paused = s.of("stopped"), s.of("paused")
+    promotions = sum(event["event"] == "promote" for event in s.events)
+    pauses = max(sum(event["event"] == "pause" for event in s.events), len(paused))
+    said = [f"{words.several(len(stopped), 'trial')} stopped"] if stopped else []
+    if pauses:
+        said += [words.several(pauses, "pause"), words.several(promotions, "promotion")]
+    line = f"Early stopping ({name}): {words.joined(said) if said else 'no trial was stopped'}"
+    if len(s.objectives) > 1:
+        body += " With several objectives a trial is compared with those of about its own size."
+    for word, some, after in (("Stopped", stopped, ""), ("Paused now", paused, ", and may be promoted")):
+        when = Counter(record.epochs for record in some)
+        if when:
+            listed = [f"{number} after {words.several(epochs, 'epoch')}" for epochs, number in sorted(when.items())]
+            body += f"\n{word}: {words.joined(listed)}{after}."
+    if stopped or paused:
+        planned = sum(record.epochs_planned for record in s.records)
         body += (
-            f"Stopped: {words.joined(when)}. Their errors are those of an unfinished schedule, so they are not on the"
-            " front, and a late riser among them is lost."
+            " Their errors are those of an unfinished schedule, so they are not on the front, and a late riser among"
+            f" them is lost. {sum(record.epochs for record in s.records):,} of {planned:,} epochs were trained."
         )
-    return Check("fact", line, body)
+    return Check("fact", line, body.strip())
 
 
 def _failures(s: _Study) -> Check:
     bad = s.of("failed", "infeasible")
+    body = _rescued(s)
     if not bad:
-        return Check("fine", "No trial failed", "None diverged, ran out of memory, or ended with an error.")
+        line = "No trial failed"
+        text = "None diverged, ran out of memory, took too long, or ended with an error."
+        if body:
+            line += ", and some were rescued"
+            text = "None diverged, took too long, or ended with an error."
+        return Check("fine", line, "\n".join([text, *body]))
     reasons = Counter((r.reason or "no reason was written down").partition(":")[0].strip() for r in bad)
     listed = [f"{number} × {reason}" for reason, number in reasons.most_common()]
+    text = "They are in the table with the whole reason. A region of the space that fails is one that was not searched."
+    known = [f"{reason}: {_FAILURES[reason]}." for reason in reasons if reason in _FAILURES]
     return Check(
         "mind",
         f"{words.several(len(bad), 'trial')} of {len(s.records)} failed: {words.joined(listed)}",
-        "They are in the table with the whole reason. A region of the space that fails is one that was not searched.",
+        "\n".join([text, *known, *body]),
     )
+
+
+# What a search makes of each way to fail.
+_FAILURES = {
+    "diverged": "a loss was no number; the sampler was told the worst error",
+    "timeout": "longer than --timeout allowed; the sampler was told the worst error",
+    "out of memory": "even with recomputed activations and the device to itself; networks that need as much were not"
+    " proposed again",
+    "lost worker": "its process died or froze several times without finishing an epoch",
+    "error": "an exception; its traceback.txt lies in the trial's folder",
+}
+
+
+def _rescued(s: _Study) -> list[str]:
+    """Trials that met with an accident and went on, a sentence a kind."""
+    found = []
+    recomputed = [record for record in s.records if record.recompute]
+    if recomputed:
+        again = [record for record in recomputed if record.state not in ("failed", "infeasible")]
+        found.append(
+            f"{words.several(len(recomputed), 'trial')} ran out of memory and went on with recomputed activations,"
+            f" which changes no result: {words.several(len(again), 'of them', 'of them')} did not fail again"
+            f" ({words.joined([f'#{record.number}' for record in recomputed])})."
+        )
+    losses = sum(record.losses for record in s.records)
+    if losses:
+        hit = [f"#{record.number}" for record in s.records if record.losses]
+        found.append(
+            f"{words.several(losses, 'worker was', 'workers were')} lost; the trials went on from their checkpoints"
+            f" ({words.joined(hit)})."
+        )
+    return found
 
 
 def _comparison(s: _Study) -> Check | None:
@@ -560,9 +859,24 @@ def _rows(s: _Study) -> list[dict[str, Any]]:
             "best": s.best is not None and record.number == s.best.number,
             "line": lines.get(record.number),
             "folder": f"{s.folder.path}/trials/{record.number}",
+            "reason": _reason(record),
+            "more": [(_objective(record, name), name) for name in _columns(s)],
         }
         for record in s.records
     ]
+
+
+def _columns(s: _Study) -> dict[str, str]:
+    """The objectives that have no column of their own in every study's table, and the head of theirs."""
+    heads = {"val_loss": "val loss", "activation_bytes": "activations", "latency": "latency"}
+    return {name: heads[name] for name in s.objectives if name in heads}
+
+
+def _reason(record: TrialRecord) -> str | None:
+    """Why a trial is not complete."""
+    if record.state == "paused":
+        return f"paused after {words.several(record.epochs, 'epoch')}, may be promoted"
+    return record.reason
 
 
 def _shared(networks: list[str]) -> set[str]:
@@ -621,9 +935,10 @@ def _again(s: _Study) -> dict[str, Any]:
         ("subset", d.get("subset")),
         ("augmentation", d.get("augmentation")),
     ]
-    inputs = [(key, c.get(key)) for key in ("seed", "objective", "sampler", "stopping", "trials", "created")]
+    inputs = [(key, c.get(key)) for key in ("seed", "objective", "sampler", "control", "stopping", "trials", "created")]
     return {
         "command": c.get("command"),
+        "replay": f"dnas replay {shlex.quote(s.folder.name)}",
         "groups": [
             (title, [(key, str(value)) for key, value in rows if value not in (None, "")])
             for title, rows in (

@@ -56,7 +56,8 @@ def make_study(
     image: tuple[int, int] = (1, 8),
     **config: Any,
 ) -> StudyFolder:
-    """A study with one trial for each of `states`; every seventh is of the control arm, the first two `first`."""
+    """A study with one trial for each of `states`; every seventh is of the control arm, the first two `first`. The log
+    tells of what is paused, and of nothing else."""
     study = StudyFolder(path)
     data = DATA | (data or {})
     study.create(
@@ -100,6 +101,9 @@ def make_study(
         )
         arm = "first" if number < 2 else "control" if number % 7 == 6 else "sampler"
         add_trial(study, number, spec, state, epochs, arm=arm, data=data, norms=norms, rng=rng)
+        if state == "paused":
+            study.append({"event": "report", "number": number, "epoch": max(1, epochs // 4), "go_on": False})
+            study.append({"event": "pause", "number": number})
     return study
 
 
@@ -120,7 +124,12 @@ def add_trial(
     rng = rng or np.random.default_rng(number)
     price = cost(spec)
     floor = 0.35 * (price.params / 1000) ** -0.5 * float(np.exp(rng.normal(0, 0.15)))
-    done = {"complete": epochs, "stopped": max(1, epochs // 4), "running": epochs // 2}.get(state, 0)
+    done = {
+        "complete": epochs,
+        "stopped": max(1, epochs // 4),
+        "paused": max(1, epochs // 4),
+        "running": epochs // 2,
+    }.get(state, 0)
     rows = []
     for epoch in range(1, done + 1):
         share = epoch / epochs
@@ -159,6 +168,7 @@ def add_trial(
             "failed": "diverged: the training loss is nan at step 3 of epoch 1.",
             "infeasible": "params 61,002 > 60,000",
         }.get(state),
+        latency=1e-9 * price.macs if "latency" in study.config().get("objective", "") else None,
         versions=VERSIONS,
         commit="f" * 40,
         host="test-host",
@@ -167,7 +177,8 @@ def add_trial(
     )
     record = dataclasses.replace(record, **changes)
     if state == "complete" and not record.objectives:
-        record.objectives = {"val_error": record.val_error, "val_loss": record.val_loss}
+        known = {**record.cost, "latency": record.latency, "val_error": record.val_error, "val_loss": record.val_loss}
+        record.objectives = {name: known[name] for name in study.config().get("objective", "val_error").split(",")}
     if norms and state == "complete":
         write_norms(folder, plain_norms(spec, done))
     study.write_record(record)

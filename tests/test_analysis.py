@@ -1,5 +1,6 @@
 """The numbers of `dnas.analysis`: laws, and values worked out by hand."""
 
+import itertools
 import math
 from pathlib import Path
 
@@ -23,6 +24,14 @@ from dnas.analysis import (
     weight_norms,
     wilson_interval,
     within_reach,
+)
+from dnas.analysis.control import (
+    compare_arms,
+    decision_epoch,
+    detectable,
+    dominance,
+    expected_best,
+    values_at,
 )
 from dnas.analysis.weight_norms import weight_sizes
 from dnas.arch import PRESETS, DenseNetSpec, cost
@@ -232,6 +241,107 @@ def test_leading_counts_from_the_last_epoch_that_another_won() -> None:
     assert leads_from(curves, 3) == 1
     assert leads_from(curves, 2) is None
     assert leads_from(curves, 9) is None
+
+
+# --- the control arm ----------------------------------------------------------------------------------------------
+
+
+def arms_of(sampler: list[float], control: list[float]) -> tuple[dict[int, float], dict[int, str]]:
+    values = dict(enumerate([*sampler, *control]))
+    return values, {number: "sampler" if number < len(sampler) else "control" for number in values}
+
+
+def test_arms_are_compared_as_by_hand() -> None:
+    found = compare_arms(*arms_of([0.1, 0.2, 0.3, 0.4], [0.3, 0.5, 0.6, 0.6]), "val_error", 4)
+    assert found.difference == pytest.approx(0.25 - 0.5)
+    # Pairs: 0.1, 0.2 and 0.4 win 4, 4 and 3 of 4; 0.3 wins 3 and ties 1.
+    assert found.beats == pytest.approx((4 + 4 + 3.5 + 3) / 16)
+    # Welch: variances 1/60 and 0.02, each over 4: standard error 0.09574, 5.951 degrees of freedom, t = 2.4520.
+    error = math.sqrt((1 / 60 + 0.02) / 4)
+    assert found.interval == pytest.approx((-0.25 - 2.4520 * error, -0.25 + 2.4520 * error), abs=2e-4)
+    # The sampler's ranks add up to 1 + 2 + 3.5 + 5, where 18 is expected.
+    ranks = [1, 2, 3.5, 3.5, 5, 6, 7.5, 7.5]
+    sums = [sum(way) for way in itertools.combinations(ranks, 4)]
+    assert found.p == pytest.approx(sum(abs(total - 18) >= 18 - 11.5 for total in sums) / 70)
+    assert (found.draws, found.best) == (4, (0.1, 0.3))
+
+
+@given(
+    st.lists(st.sampled_from([0.1, 0.2, 0.3, 0.5]), min_size=1, max_size=14),
+    st.lists(st.sampled_from([0.1, 0.2, 0.3, 0.5]), min_size=1, max_size=14),
+)
+@settings(max_examples=40, deadline=None)
+def test_exchanging_the_arms_mirrors_the_comparison(sampler: list[float], control: list[float]) -> None:
+    one = compare_arms(*arms_of(sampler, control), "val_error", 1)
+    other = compare_arms(*arms_of(control, sampler), "val_error", 1)
+    assert one.beats == pytest.approx(1 - other.beats)  # type: ignore[operator]
+    assert one.difference == pytest.approx(-other.difference)  # type: ignore[operator]
+    assert one.p == pytest.approx(other.p)
+    assert one.p is not None
+    assert 0 < one.p <= 1
+    assert one.best == other.best[::-1]  # type: ignore[index]
+    if one.interval is not None:
+        assert one.interval[0] <= one.difference <= one.interval[1]  # type: ignore[operator]
+
+
+def test_many_trials_need_no_count_of_all_ways() -> None:
+    rng = np.random.default_rng(0)
+    found = compare_arms(*arms_of(list(rng.uniform(0, 1, 60)), list(rng.uniform(0.3, 1.3, 40))), "val_error", 1)
+    assert found.p is not None
+    assert found.p < 0.01
+    assert found.enough
+
+
+def test_what_needs_more_trials_is_left_out() -> None:
+    none = compare_arms(*arms_of([0.1, 0.2], []), "val_error", 3)
+    assert (none.beats, none.p, none.difference, none.best, none.detectable, none.enough) == (*[None] * 5, False)
+    single = compare_arms(*arms_of([0.1], [0.2]), "val_error", 3)
+    assert (single.interval, single.p, single.draws, single.best) == (None, 1.0, 1, (0.1, 0.2))
+    alike = compare_arms(*arms_of([0.2] * 9, [0.2] * 9), "val_error", 3)
+    assert (alike.interval, alike.p, alike.beats, alike.difference) == (None, 1.0, 0.5, 0.0)
+
+
+def test_networks_given_first_are_in_neither_arm() -> None:
+    found = compare_arms({0: 0.1, 1: 0.2, 2: 0.3}, {0: "first", 1: "control", 2: "sampler"}, "val_error", 3)
+    assert (found.sampler, found.control) == ({2: 0.3}, {1: 0.2})
+
+
+def test_too_few_trials_can_show_nothing() -> None:
+    # Noether 1987, eq. 3, solved for the probability: 0.5 + 2.8016 / sqrt(12 · 10 · 10 / 20) = 0.8617
+    assert detectable(10, 10) == pytest.approx(0.8617, abs=1e-4)
+    assert not compare_arms(*arms_of([0.1] * 17, [0.2] * 3), "val_error", 1).enough
+    assert compare_arms(*arms_of([0.1] * 21, [0.2] * 3), "val_error", 1).enough
+    assert not compare_arms(*arms_of([0.1] * 500, [0.2] * 2), "val_error", 1).enough
+
+
+@given(st.lists(st.sampled_from([0.1, 0.2, 0.2, 0.5, 0.9]), min_size=1, max_size=7), st.data())
+def test_the_expected_best_is_the_mean_over_all_draws(values: list[float], data: st.DataObject) -> None:
+    draws = data.draw(st.integers(1, len(values)))
+    every = [min(some) for some in itertools.combinations(values, draws)]
+    assert expected_best(values, draws) == pytest.approx(sum(every) / len(every))
+
+
+def test_pairs_that_dominate_are_counted() -> None:
+    first, second = np.array([[0.1, 5], [0.3, 9]]), np.array([[0.1, 5], [0.2, 7]])
+    # (0.1, 5) ties with itself and dominates (0.2, 7); both of the second dominate (0.3, 9).
+    assert dominance(first, second) == (0.25, 0.5)
+
+
+def test_arms_are_compared_where_the_first_was_stopped() -> None:
+    reports = [{"event": "report", "number": n, "epoch": e, "go_on": e < 9} for n in (0, 1) for e in (3, 9)]
+    assert decision_epoch([], [], 27) == 27
+    assert decision_epoch(reports, [], 27) == 9
+    assert decision_epoch([*reports, {"event": "tell", "number": 0}], [3], 27) == 3  # a log that was lost in part
+    assert decision_epoch([*reports, {"event": "extend", "epochs": 60, "trials": [0]}], [], 60) == 60
+
+
+def test_values_at_an_epoch_are_those_of_all_that_got_there(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "s", ["complete", "stopped", "paused", "failed", "running"], epochs=8)
+    curves = learning_curves(study)
+    assert sorted(values_at(curves, "val_error", 2)) == [0, 1, 2, 4]
+    assert sorted(values_at(curves, "val_error", 4)) == [0, 4]
+    assert values_at(curves, "val_loss", 8) == {0: study.records()[0].val_loss}
+    assert values_at(learning_curves(make_study(tmp_path / "none", [])), "val_error", 2) == {}
 
 
 # --- words --------------------------------------------------------------------------------------------------------

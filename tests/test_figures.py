@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -20,6 +21,7 @@ from dnas.analysis import (
     weight_norms,
     within_reach,
 )
+from dnas.analysis.control import compare_arms
 from dnas.arch import PRESETS
 from dnas.errors import InputError
 from dnas.study import StudyFolder, read_study
@@ -38,7 +40,7 @@ def draw_main(study: StudyFolder) -> Figure:
     front = pareto_front(frame)
     best = study.best()[0]
     assert best.val_error is not None
-    return figures.plot_error_against_params(frame, front, None, noise_floor(best.val_error, 144), best.number)
+    return figures.plot_error_against_cost(frame, front, None, noise_floor(best.val_error, 144), best.number)
 
 
 def marks(figure: Figure, gid: str) -> np.ndarray:
@@ -68,7 +70,7 @@ def test_the_title_is_the_finding(study: StudyFolder) -> None:
     best = study.best()[0]
     assert best.val_error is not None
     figure = draw_main(study)
-    title = f"Best: {100 * best.val_error:.2f}% error with {best.cost['params'] / 1e6:.3f}"
+    title = f"Lowest error: {100 * best.val_error:.2f}% with {best.cost['params'] / 1e6:.3f}"
     assert figures.title(figure).startswith(title)
     assert f"(#{best.number})" in figures.title(figure)
     assert any(text.startswith(f"#{best.number}  ") for text in texts(figure))  # beside its mark too
@@ -85,6 +87,83 @@ def test_the_front_is_drawn_as_steps_through_its_trials(study: StudyFolder) -> N
     assert drawn == list(zip(front.trials["params"], front.trials["val_error"], strict=True))
 
 
+def test_paused_trials_are_drawn_like_stopped_ones(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "s", ["complete"] * 3 + ["paused"] * 4 + ["stopped"])
+    figure, frame = draw_main(study), read_study(study.path)
+    paused = frame[frame["state"] == "paused"]
+    assert marks(figure, "paused").tolist() == paused[["params", "val_error"]].to_numpy(float).tolist()
+    assert {"paused, at its last error; may be promoted (4)", "stopped early, at its last error (1)"} <= {
+        *texts(figure)
+    }
+    curves = figures.plot_learning_curves(learning_curves(study), study.best()[0].number)
+    drawn = {c.get_gid(): len(c.get_paths()) for c in curves.axes[0].collections if c.get_gid()}
+    assert drawn == {"complete": 2, "stopped": 1, "paused": 4}
+    assert "paused, may be promoted (4), validation" in texts(curves)
+
+
+@pytest.mark.parametrize(
+    ("objectives", "labels", "title"),
+    [
+        (("val_error", "macs"), ("multiply-adds of one image (millions)", "validation error (%)"), "Lowest error: "),
+        (("val_loss", "params"), ("parameters (millions)", "validation loss (nats)"), "Lowest loss: "),
+        (("val_loss", "activation_bytes"), ("activations of one batch (MB)", "validation loss (nats)"), "Lowest loss"),
+        (("val_error", "latency"), ("latency of one image (ms)", "validation error (%)"), "Lowest error: "),
+    ],
+)
+def test_the_axes_are_the_studys_objectives(
+    tmp_path: Path, objectives: tuple[str, str], labels: tuple[str, str], title: str
+) -> None:
+    study = make_study(tmp_path / "s", ["complete"] * 8, objective=",".join(objectives))
+    frame, best = read_study(study.path), study.best()[0]
+    front = pareto_front(frame, objectives[::-1])
+    figure = figures.plot_error_against_cost(frame, front, best=best.number, objectives=objectives)
+    axes = figure.axes[0]
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_xscale()) == (*labels, "log")
+    x, y = (best.objectives[name] for name in objectives[::-1])
+    assert marks(figure, "best").tolist() == [[x, y]]
+    assert figures.title(figure).startswith(title)
+    (line,) = [line for line in axes.lines if line.get_gid() == "front"]
+    assert list(line.get_xdata())[:-1] == front.trials[objectives[1]].tolist()  # type: ignore[arg-type]
+    # What is printed is the value in the axis's unit.
+    low, high = axes.get_xlim()
+    factor = {"latency": 1e3}.get(objectives[1], 1e-6)
+    printed = [
+        (tick, float(label.get_text())) for tick, label in zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
+    ]
+    assert all(label == pytest.approx(tick * factor, rel=1e-3) for tick, label in printed if low <= tick <= high)
+
+
+def test_a_front_of_three_objectives_is_marked_and_no_line(tmp_path: Path) -> None:
+    objectives = ("val_error", "params", "latency")
+    study = make_study(tmp_path / "s", ["complete"] * 8, objective=",".join(objectives))
+    frame = read_study(study.path)
+    front = pareto_front(frame, ("params", "val_error", "latency"))
+    figure = figures.plot_error_against_cost(frame, front, objectives=objectives)
+    assert not [line for line in figure.axes[0].lines if line.get_gid() == "front"]
+    assert sorted(map(tuple, marks(figure, "front"))) == sorted(
+        zip(front.trials["params"], front.trials["val_error"], strict=True)
+    )
+    assert figures.title(figure).endswith(f"; {len(front.trials)} on the front in all 3 objectives")
+
+
+def test_both_arms_are_drawn_by_trial_and_as_shares() -> None:
+    values = {0: 0.5, 1: 0.2, 2: 0.4, 3: 0.3, 4: 0.1}
+    arms = compare_arms(
+        values, dict(enumerate(["control", "sampler", "control", "sampler", "sampler"])), "val_error", 4
+    )
+    figure = figures.plot_control(arms)
+    assert marks(figure, "arm-control").tolist() == [[0, 0.5], [2, 0.4]]
+    assert marks(figure, "arm-sampler").tolist() == [[1, 0.2], [3, 0.3], [4, 0.1]]
+    grey = [c for c in figure.axes[0].collections if c.get_gid() == "arm-control"]
+    assert to_hex(grey[0].get_facecolor()[0]) == figures.GREY  # type: ignore[index]
+    steps = {line.get_gid(): line for line in figure.axes[1].lines}
+    assert sorted({*map(float, steps["ecdf-sampler"].get_ydata())} - {0.0}) == [0.1, 0.2, 0.3]  # type: ignore[arg-type]
+    assert "beats a random one with probability 100%, of too few to tell" in figures.title(figure)
+    assert figure.axes[0].get_ylabel() == "validation error\nafter epoch 4 (%)"
+    with pytest.raises(InputError, match="one of them has no trial"):
+        figures.plot_control(compare_arms(values, dict.fromkeys(values, "sampler"), "val_error", 4))
+
+
 def test_labels_neither_touch_nor_hide() -> None:
     rng = np.random.default_rng(0)
     sizes = np.exp(rng.uniform(np.log(1e4), np.log(1e6), 60))
@@ -99,7 +178,7 @@ def test_labels_neither_touch_nor_hide() -> None:
             "val_error": errors * np.tile([1.0, 0.97], 30),
         }
     )
-    figure = figures.plot_error_against_params(frame, pareto_front(frame))
+    figure = figures.plot_error_against_cost(frame, pareto_front(frame))
     figure.draw_without_rendering()
     boxes = [t.get_window_extent() for t in figure.axes[0].texts if t.get_text().startswith("#")]
     assert len(boxes) > 2
@@ -112,7 +191,7 @@ def test_published_points_stand_apart_and_name_their_axis(tmp_path: Path) -> Non
     study = make_study(tmp_path / "s", ["complete"] * 3, image=(3, 32), sizes=(6, 14))
     frame = read_study(study.path)
     points = within_reach(published("cifar10").query("augmented"), frame)
-    figure = figures.plot_error_against_params(frame, pareto_front(frame), points)
+    figure = figures.plot_error_against_cost(frame, pareto_front(frame), points)
     squares = [line for line in figure.axes[0].lines if line.get_gid() == "published"]
     assert sum(len(line.get_xdata()) for line in squares) == len(points) > 0  # type: ignore[arg-type]
     assert "published: test error" in figure.axes[0].get_ylabel()
@@ -122,7 +201,7 @@ def test_published_points_stand_apart_and_name_their_axis(tmp_path: Path) -> Non
 @pytest.mark.parametrize(("states", "title"), [([], "Nothing to show yet"), (["stopped"], "No trial is complete yet")])
 def test_a_study_without_a_result_says_so(tmp_path: Path, states: list[str], title: str) -> None:
     frame = read_study(make_study(tmp_path / "s", states).path)
-    assert figures.title(figures.plot_error_against_params(frame, pareto_front(frame))).startswith(title)
+    assert figures.title(figures.plot_error_against_cost(frame, pareto_front(frame))).startswith(title)
 
 
 def test_a_perfect_network_is_drawn_at_zero() -> None:
@@ -132,8 +211,8 @@ def test_a_perfect_network_is_drawn_at_zero() -> None:
             {"number": 1, "state": "complete", "arm": "sampler", "params": 9_000, "val_error": 0.0, "network": "b"},
         ]
     )
-    figure = figures.plot_error_against_params(frame, pareto_front(frame), noise_floor=noise_floor(0.0, 100))
-    assert figures.title(figure).startswith("Best: 0.00% error")
+    figure = figures.plot_error_against_cost(frame, pareto_front(frame), noise_floor=noise_floor(0.0, 100))
+    assert figures.title(figure).startswith("Lowest error: 0.00% with 0.0090 M params")
     low, high = figure.axes[0].get_ylim()
     assert low < 0 < 0.2 < high
 
@@ -249,7 +328,7 @@ def test_dollar_signs_are_only_text(tmp_path: Path) -> None:
         [{"method": r"DenseNet ($\frac{$)", "depth": 3, "params": 9_000, "augmented": True, "test_error": 0.1}]
     )
     frame = read_study(make_study(tmp_path / "s", ["complete"]).path)
-    figure = figures.plot_error_against_params(frame, pareto_front(frame), points)
+    figure = figures.plot_error_against_cost(frame, pareto_front(frame), points)
     figures.save(figure, tmp_path / "a.svg")  # mathtext would raise
     assert any(r"$\frac{" in text for text in texts(figure))
 

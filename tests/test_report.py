@@ -6,11 +6,13 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from dnas import wording as words
 from dnas.analysis import pareto_front, wilson_interval
 from dnas.arch import DenseNetSpec
 from dnas.errors import InputError
@@ -63,6 +65,12 @@ def report(study: StudyFolder) -> Page:
     return Page(write_report(study.path, study.path.parent / f"report-{study.name}"))
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of words alone: the drawings take most of a report's time."""
+    monkeypatch.setattr("dnas.report._draw", lambda *_: None)
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
     return make_study(tmp_path_factory.mktemp("studies") / "whole", STATES)
@@ -96,6 +104,7 @@ def test_it_says_what_limits_the_numbers(page: Page) -> None:
     assert "Early stopping (ASHA): 1 trial stopped" in page.text
     assert "1 after 3 epochs" in page.text
     assert "2 trials of 8 failed: 1 × diverged and 1 × params 61,002 > 60,000" in page.text
+    assert "diverged: a loss was no number; the sampler was told the worst error." in page.text
 
 
 def test_it_needs_nothing_but_itself(study: StudyFolder, page: Page) -> None:
@@ -120,7 +129,7 @@ def test_its_parts_are_named_once_and_found(page: Page) -> None:
     assert set(targets) <= set(ids)
     assert {"answer", "believe", "inside", "trials", "again"} <= set(ids)
     drawings = [a for tag, a in page.tags if tag == "svg" and a.get("role") == "img"]
-    assert len(drawings) == 4
+    assert len(drawings) == 5
     assert all(len(a["aria-label"] or "") > 40 for a in drawings)
     assert all("scope" in a for tag, a in page.tags if tag == "th")
 
@@ -142,6 +151,8 @@ def test_it_says_how_to_do_it_again(page: Page) -> None:
     for fact in ("dnas search --space digits_bc --trials 8", "2.11.0", "f" * 40, "test-host", "0123456789abcdef" * 4):
         assert fact in page.text
     assert "growth_rate = { int = [4, 16], step = 4 }" in page.text
+    assert "The check, from the study's own files" in page.text
+    assert "dnas replay whole" in page.text
 
 
 def test_the_files_beside_it_hold_the_same(study: StudyFolder, page: Page) -> None:
@@ -150,7 +161,7 @@ def test_the_files_beside_it_hold_the_same(study: StudyFolder, page: Page) -> No
         pd.read_csv(beside / "trials.csv").astype(object).fillna(-1), frame.astype(object).fillna(-1), check_dtype=False
     )
     assert pd.read_csv(beside / "pareto.csv")["number"].tolist() == pareto_front(frame).numbers
-    for name in ("error_against_params", "learning_curves", "layer_costs", "weight_norms"):
+    for name in ("error_against_params", "control_arm", "learning_curves", "layer_costs", "weight_norms"):
         assert (beside / f"{name}.svg").stat().st_size > 5_000
         assert (beside / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
@@ -177,6 +188,226 @@ def test_final_trainings_are_shown_with_their_test_errors(tmp_path: Path) -> Non
     assert "(1 running)" in text
     assert f"The test images were opened for 2 networks: #{min(first.number, second.number)}" in text
     assert "Weight norms were not written down" in text
+
+
+# --- several objectives -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyFolder, Page]:
+    study = make_study(
+        tmp_path_factory.mktemp("studies") / "front",
+        ["complete"] * 10 + ["paused"] * 4,
+        objective="val_error,macs,latency",
+        norms=False,
+    )
+    return study, report(study)
+
+
+def test_several_objectives_are_said_and_the_first_names_the_best(several: tuple[StudyFolder, Page]) -> None:
+    study, page = several
+    best, front = study.best()[0], pareto_front(read_study(study.path), ("macs", "val_error", "latency"))
+    assert best.val_error == min(record.val_error for record in study.records() if record.state == "complete")  # type: ignore[type-var]
+    assert f"Among 14 trials, #{best.number} is best by validation error: {best.network}" in page.text
+    assert (
+        f"The search minimised validation error, multiply-adds and latency together: {len(front.trials)} of 10 complete"
+        " networks are on the front" in page.text
+    )
+    low, high = front.trials.iloc[0], front.trials.iloc[-1]
+    assert (
+        f"they go from {words.percent(low['val_error'])} at {words.macs(low['macs'])} multiply-adds to"
+        f" {words.percent(high['val_error'])} at {words.macs(high['macs'])}." in page.text
+    )
+    assert "The best network has the lowest validation error after its last epoch" in page.text
+    assert "Of equal ones the one with the lower multiply-adds is named" in page.text
+    assert f"latency of the best {1000 * best.objectives['latency']:.2f} ms" in page.text
+
+
+def test_the_front_of_several_objectives_is_a_table(several: tuple[StudyFolder, Page]) -> None:
+    study, page = several
+    front = pareto_front(read_study(study.path), ("macs", "val_error", "latency"))
+    (table,) = re.findall(r'<table id="pareto">.*?</table>', page.source, flags=re.DOTALL)
+    heads = re.findall(r"<th [^>]*>(.*?)</th>", table)
+    assert heads == ["#", "validation error", "multiply-adds", "latency", "network"]
+    cells = [[re.sub("<.*?>", "", cell) for cell in re.findall("<td.*?</td>", row)] for row in table.split("<tr")[2:]]
+    assert [row[:4] for row in cells] == [
+        [str(r["number"]), words.percent(r["val_error"]), words.macs(r["macs"]), f"{1000 * r['latency']:.2f} ms"]
+        for r in front.trials.head(12).to_dict("records")
+    ]
+    assert [row[0] for row in cells if "lowest validation error" in row[4]] == [str(study.best()[0].number)]
+    fronted = [a["id"] for tag, a in page.tags if tag == "tr" and "data-front" in a]
+    assert fronted == [f"trial-{number}" for number in sorted(front.numbers)]
+    beside = study.path.parent / f"report-{study.name}"
+    assert pd.read_csv(beside / "pareto.csv")["number"].tolist() == front.numbers
+    assert (beside / "error_against_macs.svg").is_file()
+    assert not (beside / "error_against_params.svg").exists()
+
+
+def test_one_objective_has_no_front_table(page: Page) -> None:
+    assert "The search minimised the validation error alone." in page.text
+    assert "The Pareto front: no other" not in page.text
+
+
+def test_a_search_by_loss_is_shown_by_loss(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "s", ["complete"] * 6, objective="val_loss,params", norms=False)
+    page, best = report(study), study.best()[0]
+    assert best.val_loss == min(record.val_loss for record in study.records())  # type: ignore[type-var]
+    assert f"#{best.number} is best by validation loss" in page.text
+    assert "The best network has the lowest validation loss after its last epoch" in page.text
+    assert f"validation loss of the best {best.val_loss:.4f}" in page.text
+    assert (tmp_path / "report-s" / "loss_against_params.svg").is_file()
+    assert "lowest validation error" not in page.text
+
+
+# --- the control arm ----------------------------------------------------------------------------------------------
+
+
+def with_arms(path: Path, sampler: float, control: float, count: int = 40, **config: Any) -> StudyFolder:
+    """A study whose fourth trials are of the control arm; the errors of either arm after the rung lie near a value."""
+    study = make_study(path, [], epochs=8, **config)
+    spec = DenseNetSpec((1, 1, 1), growth_rate=4, in_channels=1, image_size=8)
+    for number in range(count):
+        arm = "control" if number % 4 == 3 else "sampler"
+        state = "complete" if number % 3 else "paused"
+        record = add_trial(study, number, spec, state, 8, arm=arm)
+        at_rung = {"sampler": sampler, "control": control}[arm] + 0.001 * (number // 4 % 8)
+        curve = study.curve(study.trial_folder(number))
+        # The ends are the reverse: those of trials that were chosen by their early error.
+        curve.loc[curve["epoch"] == 2, "val_error"] = at_rung
+        curve.loc[curve["epoch"] > 2, "val_error"] = 0.9 - at_rung
+        curve.to_csv(study.trial_folder(number) / "curve.csv", index=False)
+        study.write_record(dataclasses.replace(record, val_error=float(curve["val_error"].iloc[-1])))
+    return study
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize(
+    ("sampler", "control", "line", "mark"),
+    [
+        (0.2, 0.4, "The sampler beats chance: its trial beats a random one in 100% of pairs (p < 0.001;", "fine"),
+        (
+            0.4,
+            0.2,
+            "The sampler did worse than chance: its trial beats a random one in 0% of pairs (p < 0.001;",
+            "mind",
+        ),
+        (0.3, 0.3, "The sampler was not shown to beat chance: it beats a random trial in", "mind"),
+    ],
+)
+def test_the_arms_are_compared_before_any_was_chosen(
+    tmp_path: Path, sampler: float, control: float, line: str, mark: str
+) -> None:
+    page = report(with_arms(tmp_path / "s", sampler, control))
+    text = page.text.replace("\xa0", " ")
+    assert line in text
+    assert "30 trials against 10)" in text
+    said = {"fine": "✓ fine", "mind": "! mind"}[mark]
+    assert f"{said}{line}" in text
+    assert "Compared is the validation error after epoch 2, the first at which trials were stopped or paused" in text
+    assert (tmp_path / "report-s" / "control_arm.svg").is_file()
+
+
+def test_the_arms_numbers_are_on_the_page(tmp_path: Path) -> None:
+    text = report(with_arms(tmp_path / "s", 0.2, 0.4)).text
+    assert "The sampler's 30 trials have a mean of 20.29%, the 10 drawn at random 40.29%" in text
+    assert "a difference of −20.00 points (Welch 95% interval −20.19 to −19.81)" in text
+    assert "Of 10 trials, the best of the sampler's has 20.0" in text
+    assert "on average, of the random ones 40.00%." in text
+    assert "1/2 + 2.80/√(12·30·10/(30 + 10)) = 80% or more would be found four times in five (Noether 1987)." in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_too_few_trials_say_so_and_by_which_law(tmp_path: Path) -> None:
+    text = report(with_arms(tmp_path / "s", 0.2, 0.4, count=8)).text.replace("\xa0", " ")
+    assert "Too few trials to tell the sampler from chance: it beats a random trial in 100% of pairs" in text
+    assert "(Noether 1987), and there is none above 100%: run more trials." in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_several_objectives_are_compared_in_all_of_them(tmp_path: Path) -> None:
+    text = report(with_arms(tmp_path / "s", 0.2, 0.4, objective="val_error,params")).text
+    # All networks are one: the arm with the lower error dominates in every pair.
+    assert "In 100% of the pairs its network is no worse in any objective and better in one, in 0% the random" in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_without_a_control_arm_it_says_how_to_have_one(tmp_path: Path) -> None:
+    assert (
+        "There was no control arm (--control 0.15): whether the sampler beats chance is not known"
+        in report(make_study(tmp_path / "s", ["complete"] * 3, norms=False)).text
+    )
+    random = report(make_study(tmp_path / "r", ["complete"] * 3, norms=False, sampler="random")).text
+    assert "Every network was drawn at random" in random
+    assert "no control arm" not in random
+    early = make_study(tmp_path / "e", ["complete"] * 3 + ["running"] * 3 + ["failed"], epochs=12, norms=False)
+    assert "Random control: 1 trial, and nothing to compare yet" in report(early).text
+
+
+# --- early stopping, failures -------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_pauses_and_promotions_are_counted(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "s", ["complete"] * 3 + ["paused"] * 4, norms=False)
+    study.append({"event": "pause", "number": 2})
+    study.append({"event": "promote", "number": 2})
+    page = report(study)
+    assert "Early stopping (ASHA): 5 pauses and 1 promotion" in page.text
+    assert "Paused now: 4 after 3 epochs, and may be promoted." in page.text
+    assert "48 of 84 epochs were trained." in page.text
+    assert "4 paused and 3 complete" in page.text
+    rows = [a["id"] for tag, a in page.tags if tag == "tr" and a.get("data-state") == "paused"]
+    assert rows == [f"trial-{number}" for number in (3, 4, 5, 6)]
+    assert page.text.count("paused after 3 epochs, may be promoted") == 4
+    (study.path / "events.jsonl").write_text("damaged\n")
+    assert "Early stopping (ASHA): 4 pauses and 0 promotions" in report(study).text
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize(
+    ("rule", "line"),
+    [
+        ("hyperband", "Early stopping (Hyperband): 1 pause and 0 promotions"),
+        ("median", "Early stopping (median rule): 1 trial stopped"),
+        ("asha", "Early stopping (ASHA): no trial was stopped"),
+        ("none", "No early stopping"),
+    ],
+)
+def test_the_rule_is_named(tmp_path: Path, rule: str, line: str) -> None:
+    state = {"hyperband": "paused", "median": "stopped"}.get(rule, "complete")
+    assert line in report(make_study(tmp_path / "s", ["complete", state], norms=False, stopping=rule)).text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_failures_are_told_by_reason_and_rescues_too(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "s", ["complete"] * 3 + ["failed"] * 4 + ["infeasible"], norms=False)
+    changes: dict[int, dict[str, Any]] = {
+        0: {"recompute": True},
+        1: {"losses": 2},
+        4: {"reason": "timeout: 61 s of training, more than --timeout 60 allows"},
+        5: {"reason": "lost worker: its process was ended by SIGKILL", "losses": 1},
+        6: {"reason": "error: it broke"},
+        7: {"reason": "out of memory: 9 GB were asked for", "recompute": True},
+    }
+    for record in study.records():
+        study.write_record(dataclasses.replace(record, **changes.get(record.number, {})))
+    text = report(study).text
+    line = "5 trials of 8 failed: 1 × diverged, 1 × timeout, 1 × lost worker, 1 × error and 1 × out of memory"
+    assert line in text
+    assert "2 trials ran out of memory and went on with recomputed activations" in text
+    assert "1 of them did not fail again (#0 and #7)" in text
+    assert "3 workers were lost; the trials went on from their checkpoints (#1 and #5)." in text
+    assert "lost worker: its process died or froze several times without finishing an epoch." in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_rescue_is_told_where_nothing_failed(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "s", ["complete"] * 2, norms=False)
+    assert "None diverged, ran out of memory, took too long" in report(study).text
+    study.write_record(dataclasses.replace(study.records()[1], recompute=True))
+    text = report(study).text
+    assert "No trial failed, and some were rescued" in text
+    assert "1 trial ran out of memory and went on with recomputed activations" in text
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from dnas.arch import DenseNetSpec
 from dnas.errors import InputError
 from dnas.executors.worker import Job, Message
+from dnas.history import History
 from dnas.inputs import cores, default_threads, default_workers
 from dnas.search import Outcome, search
 from dnas.space import load_space, parse_space
@@ -130,10 +132,10 @@ class Interrupting(AnalyticExecutor):
         return super().wait(timeout)
 
 
-def run_interrupted(trials: int, **changes: object) -> int:
+def run_interrupted(trials: int, pace: int = 1, **changes: object) -> int:
     """Runs the same command until it ends, stopped after one message or as many as a trial and a half; how often."""
     for times, left in enumerate(itertools.cycle((2, 15, 7, 1, 20, 11, 3, 18))):
-        executor = Interrupting(left)
+        executor = Interrupting(pace * left)
         try:
             search(options(trials, **changes), Silent(), executor)
         except KeyboardInterrupt:
@@ -426,6 +428,74 @@ def test_more_epochs_interrupted_anywhere_equal_those_that_were_not() -> None:
     assert events() == log
 
 
+# several objectives, pauses and promotions
+
+
+def test_a_paused_trial_goes_on_from_where_it_was_when_others_turn_out_worse() -> None:
+    executor = AnalyticExecutor()
+    search(options(20), Silent(), executor)
+    promoted = {event["number"] for event in events() if event["event"] == "promote"}
+    assert promoted
+    for number in promoted:
+        mine = [event for event in events() if event.get("number") == number]
+        kinds = [event["event"] for event in mine]
+        assert [event["epoch"] for event in mine if event["event"] == "report"] == [*range(1, 13)], (
+            "no epoch is told twice"
+        )
+        assert kinds.index("pause") < kinds.index("promote") < kinds.index("tell")
+        assert records()[number].state == "complete"
+        assert records()[number].reason is None
+    counted = Counter(int(job.key) for job in executor.started)
+    assert {number for number, times in counted.items() if times == 2} == promoted
+
+
+def test_later_trials_promote_those_of_an_earlier_command() -> None:
+    run(4)
+    paused = {record.number for record in records() if record.state == "paused"}
+    run(16)
+    assert paused & {record.number for record in records() if record.state == "complete"}
+
+
+@pytest.mark.parametrize("stopping", ["asha", "hyperband", "median"])
+@pytest.mark.parametrize("objectives", [("val_error",), ("val_error", "params"), ("val_loss", "macs", "params")])
+def test_every_rule_and_objective_survives_interruptions(stopping: str, objectives: tuple[str, ...]) -> None:
+    if stopping == "median" and len(objectives) > 1:
+        with pytest.raises(InputError, match="--stopping median needs a single objective"):
+            run(1, stopping=stopping, objectives=objectives)
+        return
+    changes = {"stopping": stopping, "objectives": objectives, "control": 0.2, "sampler": "gp"}
+    space = load_space("digits_bc", epochs=27)
+    run(12, space=space, **changes)
+    whole, log = essence(records()), events()
+    Path("studies/s").rename("studies/whole")
+    assert run_interrupted(12, 3, space=space, **changes) > 3
+    assert essence(records()) == whole
+    assert events() == log
+    assert len({record.state for record in records()}) == 2, "some go on and some do not"
+    for record in records():
+        if record.state == "complete":
+            costs = {name: record.cost[name] for name in objectives[1:]}
+            assert record.objectives == {objectives[0]: getattr(record, objectives[0])} | costs
+    assert Counter(record.arm for record in records())["control"] == 2
+
+
+def test_a_latency_is_measured_once_and_kept() -> None:
+    class Timing(AnalyticExecutor):
+        def start(self, job: Job) -> None:
+            super().start(job)
+            seconds = 0.001 * (1 + int(job.key)) if job.measure_latency else None
+            self.jobs[job.key].appendleft(Message("started", {"device": "cpu", "latency": seconds}))
+
+    executor = Timing()
+    search(options(9, objectives=("val_error", "latency")), Silent(), executor)
+    assert [record.latency for record in records()] == [0.001 * (1 + record.number) for record in records()]
+    complete = [record for record in records() if record.state == "complete"]
+    assert all(record.objectives["latency"] == record.latency for record in complete)
+    measured = Counter(job.key for job in executor.started if job.measure_latency)
+    assert set(measured.values()) == {1}
+    assert sum(event["event"] == "measured" for event in events()) == 9
+
+
 def failing(reason: str, text: str, when: int = 2) -> Trouble:
     return lambda job, epoch: Message("failed", {"reason": reason, "text": text}) if epoch == when else None
 
@@ -446,9 +516,79 @@ def test_every_trial_diverging_does_not_stop_the_search() -> None:
     assert len(records()) == 5
 
 
-def test_out_of_memory_is_infeasible_here() -> None:
-    run(2, failing("out of memory", "tried to allocate 9 GiB"))
-    assert {record.state for record in records()} == {"infeasible"}
+def test_a_full_memory_is_met_by_recomputing_the_activations() -> None:
+    """The same trial goes on, alone on its device, and ends as it would have where there was room."""
+    run(3, stopping="none")
+    whole = [row[:-1] for row in essence(records())]
+    Path("studies/s").rename("studies/roomy")
+    full = failing("out of memory", "tried to allocate 9 GiB", when=5)
+    executor = AnalyticExecutor(lambda job, epoch: None if job.recompute else full(job, epoch))
+    search(options(3, stopping="none"), Silent(), executor)
+    assert [row[:-1] for row in essence(records())] == whole
+    assert [(job.key, job.recompute, job.alone) for job in executor.started] == [
+        (key, again, again) for key in "012" for again in (False, True)
+    ]
+    assert all(record.recompute for record in records())
+    assert [e["reason"] for e in events() if e["event"] == "again"] == ["out of memory"] * 3
+
+
+def test_what_does_not_fit_even_so_is_infeasible_and_nothing_larger_is_tried() -> None:
+    run(8, failing("out of memory", "tried to allocate 9 GiB"), space=load_space("digits_bc", batch_size=64))
+    found = records()
+    assert {record.state for record in found} == {"infeasible"}
+    assert found[0].reason == "out of memory: tried to allocate 9 GiB"
+    needed = [record.cost["activation_bytes"] for record in found]
+    assert needed == sorted(set(needed), reverse=True), "each needs less than all that failed"
+
+
+def test_a_recomputation_survives_an_interruption() -> None:
+    full = failing("out of memory", "9 GiB", when=5)
+    trouble = lambda job, epoch: None if job.recompute else full(job, epoch)  # noqa: E731
+    executor = Interrupting(8)
+    executor.trouble = trouble
+    with pytest.raises(KeyboardInterrupt):
+        search(options(1), Silent(), executor)
+    again = AnalyticExecutor(trouble)
+    search(options(1), Silent(), again)
+    assert [job.recompute for job in again.started] == [True]
+
+
+def test_a_training_that_takes_too_long_is_ended_and_told_as_the_worst() -> None:
+    """By a simulated clock: a second an epoch, twelve epochs."""
+    assert run(2, timeout=12.5, stopping="none").stopped_by is None
+    assert [record.state for record in records()] == ["complete"] * 2
+    Path("studies/s").rename("studies/before")
+    run(3, timeout=6.5, stopping="none")
+    assert [record.state for record in records()] == ["failed"] * 3
+    assert records()[0].reason == "timeout: 7 s of training, more than --timeout 6.5 allows"
+    assert [event["epoch"] for event in events() if event["event"] == "report"] == [*range(1, 8)] * 3
+    history = History(("val_error",), "none", 12)
+    for event in events():
+        history.apply(event)
+    assert [told.values for told in history.told()] == [(1.0,)] * 3
+
+
+def test_the_seconds_before_an_interruption_count() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        search(options(1, timeout=6.5, stopping="none"), Silent(), Interrupting(6))
+    run(1, timeout=6.5, stopping="none")
+    assert records()[0].state == "failed"
+
+
+def test_a_worker_without_a_heartbeat_is_ended_and_its_trial_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lease in the trial's folder stands still while the clock goes on: nobody trains there any more."""
+    monkeypatch.setattr("dnas.search.EXPIRY_SECONDS", 10.0)
+
+    class Frozen(AnalyticExecutor):
+        def wait(self, timeout: float) -> list[tuple[str, Message]]:
+            self.seconds += 2.0
+            return [] if len(self.started) == 1 else super().wait(timeout)
+
+    executor, show = Frozen(), Silent()
+    search(options(1), show, executor)
+    assert len(executor.started) == 2
+    assert show.notes == ["trial 0: its worker gave no sign of life; going on from its checkpoint"]
+    assert [(record.state, record.losses) for record in records()] == [("complete", 1)]
 
 
 def test_three_identical_errors_in_a_row_stop_the_search() -> None:

@@ -1,4 +1,4 @@
-"""Steady-state NSGA-II, and the two things that it shares with the model: neighbours, and values made comparable."""
+"""Steady-state NSGA-II, and what it shares with the model: the values of unfinished trials made comparable."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -10,11 +10,9 @@ from dnas.objectives import crowding, nondominated_ranks
 from dnas.samplers.problem import Problem, Told
 from dnas.space import Choice
 
-POPULATION = 20
-STARTUP = 10  # random trials, before there are parents
+POPULATION = 20  # also the number of random trials before there are parents
 CROSSOVER = 0.9  # of the children; the others are mutants of one parent
 REDRAWS = 200  # children refused in a row, before a random point is taken
-LOCAL = 0.5  # of a number's mutations: to a nearby value; the others are to any
 
 
 def propose_nsga2(problem: Problem, told: Sequence[Told], rng: np.random.Generator) -> dict[str, Any]:
@@ -24,12 +22,13 @@ def propose_nsga2(problem: Problem, told: Sequence[Told], rng: np.random.Generat
     number of workers can ask at any time. With one objective the front is the rank.
     """
     trials, values = comparable(told)
-    if len(trials) >= STARTUP:
+    if len(trials) >= POPULATION:
         ranks = nondominated_ranks(values)
-        apart = np.zeros(len(values))
-        for front in range(ranks.max() + 1):
-            apart[ranks == front] = crowding(values[ranks == front])
-        best = np.lexsort((-apart, ranks))[:POPULATION]  # a place in it is what a tournament compares
+        near = np.flatnonzero(ranks <= np.sort(ranks)[POPULATION - 1])  # the fronts that the population reaches into
+        apart = np.zeros(len(near))
+        for front in np.unique(ranks[near]):
+            apart[ranks[near] == front] = crowding(values[near][ranks[near] == front])
+        best = near[np.lexsort((-apart, ranks[near]))[:POPULATION]]  # a place in it is what a tournament compares
         for _ in range(REDRAWS):
             mother, father = (trials[best[rng.integers(len(best), size=2).min()]].params for _ in range(2))
             child: Mapping[str, Any] = mother
@@ -59,19 +58,12 @@ def mutate(choices: Sequence[Choice], point: Mapping[str, Any], rng: np.random.G
 
 
 def _other(choice: Choice, value: Any, rng: np.random.Generator) -> Any:
-    """Another value of the choice. A number moves nearby in `LOCAL` of the cases."""
-    near = choice.kind != "of" and rng.random() < LOCAL
+    """Another value of the choice, any with the same chance; the same where there is no other."""
     values = choice.values()
     if values is None:
-        width = choice.high - choice.low
-        moved = value + rng.normal() * 0.1 * width if near else choice.low + rng.random() * width
-        return round(float(np.clip(moved, choice.low, choice.high)), 10)
+        return round(choice.low + rng.random() * (choice.high - choice.low), 10)
     others = [other for other in values if other != value]
-    if not others:
-        return value
-    if near:
-        others = sorted(others, key=lambda other: abs(other - value))[:2]
-    return others[rng.integers(len(others))]
+    return others[rng.integers(len(others))] if others else value
 
 
 def comparable(told: Sequence[Told]) -> tuple[list[Told], np.ndarray]:
