@@ -248,7 +248,7 @@ def _draw_all(s: _Study) -> None:
         if len(s.axes) == 2:
             caption += "The front joins the networks that no other one beats in both."
         else:
-            caption += f"The ringed ones are on the front: no other network beats them in all of {_listed(s.axes)}."
+            caption += f"The ringed ones are on the front of {_listed(s.axes)}, which the picture shows two of."
         if points is not None:
             caption += " Published points are test errors after training on all images, at the paper's epochs."
         _draw(

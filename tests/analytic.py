@@ -71,7 +71,7 @@ class AnalyticExecutor:
                 self.last[key] = message.values
             elif message.kind == "done":
                 message = Message("done", self._result(**message.values))
-            if message.kind != "epoch":
+            if message.kind in ("done", "failed", "lost"):
                 del self.jobs[key]
             return [(key, message)]
         raise AssertionError("every job waits for an answer")

@@ -307,7 +307,7 @@ def test_networks_given_first_are_in_neither_arm() -> None:
 
 
 def test_too_few_trials_can_show_nothing() -> None:
-    # Noether 1987, eq. 3, solved for the probability: 0.5 + 2.8016 / sqrt(12 · 10 · 10 / 20) = 0.8617
+    # Noether 1987, the two-sample test, solved for the probability: 0.5 + 2.8016 / sqrt(12 · 10 · 10 / 20) = 0.8617
     assert detectable(10, 10) == pytest.approx(0.8617, abs=1e-4)
     assert not compare_arms(*arms_of([0.1] * 17, [0.2] * 3), "val_error", 1).enough
     assert compare_arms(*arms_of([0.1] * 21, [0.2] * 3), "val_error", 1).enough

@@ -280,7 +280,6 @@ def with_arms(path: Path, sampler: float, control: float, count: int = 40, **con
     return study
 
 
-@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("sampler", "control", "line", "mark"),
     [
@@ -307,6 +306,7 @@ def test_the_arms_are_compared_before_any_was_chosen(
     assert (tmp_path / "report-s" / "control_arm.svg").is_file()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_arms_numbers_are_on_the_page(tmp_path: Path) -> None:
     text = report(with_arms(tmp_path / "s", 0.2, 0.4)).text
     assert "The sampler's 30 trials have a mean of 20.29%, the 10 drawn at random 40.29%" in text

@@ -44,7 +44,8 @@ class ArmComparison:
     @property
     def detectable(self) -> float | None:
         """The least probability of beating chance that so many trials would show (5%, two-sided) four times in five:
-        1/2 + 2.80/√(12nm/(n + m)) for n and m trials (Noether 1987, eq. 3). 1 or more: too few for anything."""
+        1/2 + 2.80/√(12nm/(n + m)) for n and m trials (Noether 1987, "Sample size determination for
+        some common nonparametric tests"). 1 or more: too few for anything."""
         return detectable(len(self.sampler), len(self.control))
 
     @property
@@ -123,7 +124,7 @@ def expected_best(values: Sequence[float] | np.ndarray, draws: int) -> float:
     count = len(ordered)
     assert 1 <= draws <= count, "no more can be drawn than there are"
     # The i-th least is the least drawn if the other draws come from those above it.
-    shares = [math.comb(count - i, draws - 1) / math.comb(count, draws) for i in range(count)]
+    shares = [math.comb(count - 1 - i, draws - 1) / math.comb(count, draws) for i in range(count)]
     return float(ordered @ np.array(shares))
 
 

@@ -1,5 +1,6 @@
 """Steady-state NSGA-II, and what it shares with the model: the values of unfinished trials made comparable."""
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -79,15 +80,14 @@ def comparable(told: Sequence[Told]) -> tuple[list[Told], np.ndarray]:
         for trial in told
         if trial.state in ("complete", "failed", "paused", "stopped")
         and trial.values is not None
-        and not np.isnan(trial.values).any()
+        and not any(map(math.isnan, trial.values))
     ]
     final = {trial.number: values[0] for trial, values in known if trial.state in ("complete", "failed")}
     further = [trial for trial, _ in known if trial.state == "complete"]
     ratios: dict[int, float] = {}
+    partial = [(trial, values) for trial, values in known if trial.number not in final]
     # From the furthest on, so that those further have their estimates.
-    for trial, values in sorted(known, key=lambda pair: (-pair[0].epoch, pair[0].number)):
-        if trial.number in final:
-            continue
+    for trial, values in sorted(partial, key=lambda pair: (-pair[0].epoch, pair[0].number)):
         if trial.epoch not in ratios:
             seen = [final[other.number] / other.curve[trial.epoch] for other in further if other.curve.get(trial.epoch)]
             seen = [ratio for ratio in seen if np.isfinite(ratio)]

@@ -24,9 +24,9 @@ from dnas.samplers.problem import Problem, Told
 from dnas.space import Choice
 
 STARTUP = 10  # random trials before there is a model
-POINTS = 240  # trials in the model at most: the best of them, and some of all the others
+POINTS = 200  # trials in the model at most: the best of them, and some of all the others
 BEST = 0.7  # the share of the best
-FIT_POINTS = 120  # trials that the hyperparameters are fitted to at most
+FIT_POINTS = 100  # trials that the hyperparameters are fitted to at most
 FIT_EVERY = 0.1  # they are fitted again when there are this share more trials
 UNIFORM = 250  # candidates drawn from the whole space, where most of it is inside the limits
 PROBES = 12  # of these are looked at to see whether it is
@@ -36,12 +36,13 @@ PARENTS = 10  # best trials whose mutants are candidates
 MUTANTS = 25  # of each
 CLIMBS = 2  # rounds in which the neighbours of the most promising candidates become candidates
 CLIMBERS = 4  # of which there are so many
-LOOKS = 100  # candidates that are priced for one proposal at most, but for those of a climb with several objectives
+LOOKS = 80  # candidates that are priced for one proposal at most, but for those of a climb with several objectives
 LEVELS = 16  # costs between which the front is cut, of each known objective
 GOOD = 0.7  # quantile of one objective above which its values are cut
 SPREAD = (
     3.0  # by which the model's standard deviation is multiplied: on its own it is too sure to leave a local optimum
 )
+FINE = 100  # steps of a float that has none
 NUGGET = 1e-6
 THETA_PRIOR = (-0.4, 1.0)  # mean and deviation of log(1 / length scale), in ranges of the choice
 NOISE_PRIOR = (-4.0, 1.5)  # of log(noise variance / signal variance)
@@ -81,10 +82,10 @@ def propose_gp(problem: Problem, told: Sequence[Told], rng: np.random.Generator)
             mean, deviation = model.predict(rows)
             return expected_improvement(mean, SPREAD * deviation, level)
 
-        found = _climb(pool, coding, promise, rng)
+        found = _climb(pool, coding, promise)
     else:
         costs = np.log(np.maximum(values[:, 1:], 1e-12))
-        volume = VolumePromise(coding, model, points, targets, costs)
+        volume = VolumePromise(coding, model, points, targets, costs, ranks == 0)
         found = _climb_priced(pool, coding, volume, rng)
     return problem.draw(draws) if found is None else coding.decode(found)
 
@@ -97,7 +98,7 @@ class Pool:
         self._problem, self._coding = problem, coding
         self._seen = {row.tobytes() for row in taken}
         self._known: dict[bytes, tuple[float | None, ...] | None] = {}
-        self.rows = np.empty((0, taken.shape[1]))
+        self.rows = np.empty((0, taken.shape[1]), dtype=int)
 
     def add(self, rows: np.ndarray) -> np.ndarray:
         """Those of `rows` that are new."""
@@ -107,7 +108,7 @@ class Pool:
             if key not in self._seen:
                 self._seen.add(key)
                 fresh.append(row)
-        new = np.array(fresh).reshape(-1, rows.shape[1])
+        new = np.array(fresh, dtype=int).reshape(-1, rows.shape[1])
         self.rows = np.concatenate([self.rows, new])
         return new
 
@@ -130,9 +131,7 @@ class Pool:
         return np.array(found, dtype=int)
 
 
-def _climb(
-    pool: Pool, coding: "Coding", promise: Callable[[np.ndarray], np.ndarray], rng: np.random.Generator
-) -> np.ndarray | None:
+def _climb(pool: Pool, coding: "Coding", promise: Callable[[np.ndarray], np.ndarray]) -> np.ndarray | None:
     """The accepted candidate that promises most, the neighbours of the most promising ones among them."""
     for row in pool.rows[:DRAWN]:
         pool.known(row)  # so that there is always one
@@ -141,7 +140,7 @@ def _climb(
         top = pool.first(np.argsort(-scores, kind="stable"), CLIMBERS)
         if len(top) == 0:
             return None
-        near = pool.add(coding.neighbours(pool.rows[top], rng))
+        near = pool.add(coding.neighbours(pool.rows[top]))
         if len(near):
             scores = np.concatenate([scores, promise(near)])
     top = pool.first(np.argsort(-scores, kind="stable"), 1)
@@ -158,7 +157,7 @@ def _climb_priced(
         return None
     rows, scores = np.array(chosen), promise(np.array(chosen), pool)
     for _ in range(CLIMBS):
-        near = pool.add(coding.neighbours(rows[np.argsort(-scores, kind="stable")[:CLIMBERS]], rng))
+        near = pool.add(coding.neighbours(rows[np.argsort(-scores, kind="stable")[:CLIMBERS]]))
         near = near[rng.permutation(len(near))[: LOOKS // 2]]
         near = near[[pool.known(row) is not None for row in near]]
         if len(near):
@@ -170,41 +169,32 @@ def _climb_priced(
 
 
 class Coding:
-    """Points as rows of numbers: an ordered choice from 0 to 1, a categorical one as its option's index."""
+    """Points as rows of indices into the values of each choice. A float without a step is searched in `FINE` steps."""
 
     def __init__(self, choices: Sequence[Choice]) -> None:
         self.choices = choices
-        self._values = [choice.values() for choice in choices]
+        self.values = [choice.values() or _fine(choice) for choice in choices]
+        self.counts = np.array([len(values) for values in self.values])
         self.ordered = np.array([choice.kind != "of" for choice in choices])
-        self._codes = [
-            None if values is None else np.arange(len(values)) / (max(len(values) - 1, 1) if ordered else 1)
-            for values, ordered in zip(self._values, self.ordered, strict=True)
-        ]
-        self._places = [None if values is None else {v: i for i, v in enumerate(values)} for values in self._values]
+        self._places = [{value: place for place, value in enumerate(values)} for values in self.values]
 
     def encode(self, points: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """[n, choices]"""
-        rows = np.empty((len(points), len(self.choices)))
-        for i, (choice, codes, places) in enumerate(zip(self.choices, self._codes, self._places, strict=True)):
-            if codes is None or places is None:
-                rows[:, i] = [(p[choice.name] - choice.low) / (choice.high - choice.low or 1) for p in points]
+        rows = np.empty((len(points), len(self.choices)), dtype=int)
+        for i, (choice, places) in enumerate(zip(self.choices, self._places, strict=True)):
+            if choice.values() is None:
+                width = (choice.high - choice.low) or 1
+                rows[:, i] = [round((p[choice.name] - choice.low) / width * (len(places) - 1)) for p in points]
             else:
-                rows[:, i] = [codes[places[p[choice.name]]] for p in points]
+                rows[:, i] = [places[p[choice.name]] for p in points]
         return rows
 
     def decode(self, row: np.ndarray) -> dict[str, Any]:
-        point = {}
-        for choice, values, code in zip(self.choices, self._values, row.tolist(), strict=True):
-            if values is None:
-                point[choice.name] = round(choice.low + code * (choice.high - choice.low), 10)
-            else:
-                point[choice.name] = values[round(code if choice.kind == "of" else code * (len(values) - 1))]
-        return point
+        return {c.name: values[i] for c, values, i in zip(self.choices, self.values, row.tolist(), strict=True)}
 
     def uniform(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """[count, choices]"""
-        columns = [rng.random(count) if codes is None else rng.choice(codes, count) for codes in self._codes]
-        return np.stack(columns, axis=1)
+        return rng.integers(self.counts, size=(count, len(self.counts)))
 
     def mutants(self, rows: np.ndarray, each: int, rng: np.random.Generator) -> np.ndarray:
         """Of each of `rows`, `each` copies with one choice drawn anew, or two."""
@@ -221,27 +211,31 @@ class Coding:
         mothers, fathers = rows[rng.integers(len(rows), size=(2, count))]
         return np.where(rng.random(mothers.shape) < 0.5, mothers, fathers)
 
-    def neighbours(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def neighbours(self, rows: np.ndarray) -> np.ndarray:
         """All that differ from one of `rows` in one choice: in a categorical anyhow, in a number by a step or two."""
         found = []
-        for i, codes in enumerate(self._codes):
+        for i, (count, ordered) in enumerate(zip(self.counts, self.ordered, strict=True)):
             for row in rows:
-                if codes is None:
-                    others = np.clip(row[i] + 0.1 * rng.standard_normal(4), 0, 1)
-                elif self.ordered[i]:
-                    others = codes[np.argsort(np.abs(codes - row[i]), kind="stable")[1:5]]
-                else:
-                    others = codes[codes != row[i]]
+                others = np.array(
+                    [j for j in range(count) if j != row[i] and (not ordered or abs(j - row[i]) <= 2)], int
+                )
                 near = np.repeat(row[None], len(others), axis=0)
                 near[:, i] = others
                 found.append(near)
         return np.concatenate(found)
 
-    def distances(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Of each choice, between rows `a` [n, choices] and `b` [m, choices]: [choices, n, m]; 1 between categories."""
-        apart = np.abs(a.T[:, :, None] - b.T[:, None, :])
-        apart[~self.ordered] = apart[~self.ordered] > 0
-        return apart
+
+def distances(counts: np.ndarray, ordered: np.ndarray) -> list[np.ndarray]:
+    """Of each choice, between its values [values, values]: a number's as a share of its range; 1 between categories."""
+    tables = []
+    for count, number in zip(counts, ordered, strict=True):
+        apart = np.abs(np.subtract.outer(np.arange(count), np.arange(count)))
+        tables.append(apart / max(count - 1, 1) if number else (apart > 0).astype(float))
+    return tables
+
+
+def _fine(choice: Choice) -> list[float]:
+    return [round(float(value), 10) for value in np.linspace(choice.low, choice.high, FINE + 1)]
 
 
 # --- what is modelled -----------------------------------------------------------------------------------------------
@@ -290,23 +284,25 @@ def hyperparameters(
     while count + max(2, int(count * FIT_EVERY)) <= len(points):
         count += max(2, int(count * FIT_EVERY))
     few = _relevant(rankdata(values[:count], method="ordinal"), FIT_POINTS)
-    return _fit(points[few].tobytes(), target(values[:count])[few].tobytes(), coding.ordered.tobytes())
+    return _fit(
+        points[few].tobytes(),
+        target(values[:count])[few].tobytes(),
+        coding.counts.tobytes(),
+        coding.ordered.tobytes(),
+    )
 
 
 @functools.lru_cache(maxsize=64)
-def _fit(points: bytes, targets: bytes, ordered: bytes) -> Hyper:
-    """The hyperparameters with the largest posterior density; bytes, so that they can be remembered."""
-    coding = Coding(())
-    coding.ordered = np.frombuffer(ordered, dtype=bool)
-    rows = np.frombuffer(points).reshape(-1, len(coding.ordered))
-    y = np.frombuffer(targets)
-    apart = coding.distances(rows, rows)
-    choices = len(apart)
+def _fit(points: bytes, targets: bytes, counts: bytes, ordered: bytes) -> Hyper:
+    """The hyperparameters with the largest posterior density. All arguments are bytes, to be looked up by."""
+    y, numbers = np.frombuffer(targets), np.frombuffer(ordered, dtype=bool)
+    rows = np.frombuffer(points, dtype=int).reshape(len(y), len(numbers))
+    tables = distances(np.frombuffer(counts, dtype=int), numbers)
+    between = np.array([table[np.ix_(column, column)] for table, column in zip(tables, rows.T, strict=True)])
+    choices = len(numbers)
     start = np.concatenate([np.full(choices, THETA_PRIOR[0]), [NOISE_PRIOR[0]], np.zeros(2)])
     bounds = [(-5, 3)] * choices + [(-9, 1)] + [(-4, 4)] * 2
-    end = minimize(
-        _misfit, start, (apart, coding.ordered, y), "L-BFGS-B", jac=True, bounds=bounds, options={"maxiter": 25}
-    )
+    end = minimize(_misfit, start, (between, numbers, y), "L-BFGS-B", jac=True, bounds=bounds, options={"maxiter": 25})
     return _unpack(end.x, choices)
 
 
@@ -320,7 +316,7 @@ def _misfit(x: np.ndarray, apart: np.ndarray, ordered: np.ndarray, y: np.ndarray
     the signal are at their best values for each of them."""
     choices, n = len(apart), len(y)
     hyper = _unpack(x, choices)
-    single, slopes = _single(apart, ordered, hyper.theta, True)
+    single, slopes = _single(apart, ordered, hyper.theta)
     total = single.sum(axis=0)
     parts = [
         total / choices,
@@ -355,19 +351,19 @@ def _misfit(x: np.ndarray, apart: np.ndarray, ordered: np.ndarray, y: np.ndarray
     return value + 0.5 * away @ away, gradient + away / deviations
 
 
-def _single(
-    apart: np.ndarray, ordered: np.ndarray, theta: np.ndarray, slope: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
-    """Correlations by each choice alone [choices, n, m], and their derivatives by log theta: Matérn 5/2 of an ordered
-    one, exp(-theta) between two categories."""
-    scaled = apart * theta[:, None, None]
-    scaled[ordered] *= np.sqrt(5)
-    kernel = np.exp(-scaled)
-    slopes = -scaled * kernel if slope else kernel
-    if slope:
-        slopes[ordered] = -(scaled[ordered] ** 2) / 3 * (1 + scaled[ordered]) * kernel[ordered]
-    kernel[ordered] *= 1 + scaled[ordered] + scaled[ordered] ** 2 / 3
-    return kernel, slopes
+def _single(apart: np.ndarray, ordered: np.ndarray, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Correlations by each choice alone [choices, n, m], and their derivatives by log theta."""
+    both = [_correlation(table, number, scale) for table, number, scale in zip(apart, ordered, theta, strict=True)]
+    return np.array([kernel for kernel, _ in both]), np.array([slope for _, slope in both])
+
+
+def _correlation(apart: np.ndarray, ordered: bool, theta: float) -> tuple[np.ndarray, np.ndarray]:
+    """Matérn 5/2 of an ordered choice, exp(-theta) between two categories; and the derivative by log theta."""
+    scaled = apart * theta * (np.sqrt(5) if ordered else 1)
+    plain = np.exp(-scaled)
+    if ordered:
+        return (1 + scaled + scaled**2 / 3) * plain, -(scaled**2) / 3 * (1 + scaled) * plain
+    return plain, -scaled * plain
 
 
 class Process:
@@ -377,10 +373,22 @@ class Process:
     def __init__(
         self, coding: Coding, points: np.ndarray, targets: np.ndarray, hyper: Hyper, pending: np.ndarray
     ) -> None:
-        self._coding, self._hyper = coding, hyper
-        self._points = np.concatenate([points, pending])
+        self._shares = hyper.weights
+        # The correlations are sums over the choices of tables at the two points' values, so products of matrices.
+        tables = [
+            _correlation(apart, ordered, theta)[0]
+            for apart, ordered, theta in zip(
+                distances(coding.counts, coding.ordered), coding.ordered, hyper.theta, strict=True
+            )
+        ]
+        rows = np.concatenate([points, pending])
+        self._tables = [
+            np.hstack([table[column] for table, column in zip(f, rows.T, strict=True)])
+            for f in (tables, [table**2 for table in tables], [np.log(np.maximum(table, 1e-200)) for table in tables])
+        ]
+        self._starts = np.cumsum(coding.counts) - coding.counts
         count = len(points)
-        kernel = self._kernel(self._points)
+        kernel = self._kernel(rows)
         kernel[np.diag_indices(len(kernel))] += hyper.noise + NUGGET
         self._lower = np.linalg.cholesky(kernel)
         lower = self._lower[:count, :count]
@@ -392,11 +400,13 @@ class Process:
         self._variance = max(half @ half / count, 1e-12)
 
     def _kernel(self, rows: np.ndarray) -> np.ndarray:
-        single, _ = _single(self._coding.distances(self._points, rows), self._coding.ordered, self._hyper.theta)
-        choices, total = len(single), single.sum(axis=0)
-        weights = self._hyper.weights
-        pairs = (total**2 - np.einsum("kij,kij->ij", single, single)) / max(choices * (choices - 1), 1)
-        return weights[0] / choices * total + weights[1] * pairs + weights[2] * single.prod(axis=0)
+        """Between the process's own points and `rows` [n, choices]: [points, n]."""
+        choices = rows.shape[1]
+        chosen = np.zeros((len(rows), self._tables[0].shape[1]))
+        chosen[np.arange(len(rows))[:, None], self._starts + rows] = 1
+        total, squares, logarithms = (table @ chosen.T for table in self._tables)
+        pairs = (total**2 - squares) / max(choices * (choices - 1), 1)
+        return self._shares[0] / choices * total + self._shares[1] * pairs + self._shares[2] * np.exp(logarithms)
 
     def predict(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of the signal at `rows` [n, choices]: [n] each."""
@@ -422,10 +432,17 @@ class VolumePromise:
     """
 
     def __init__(
-        self, coding: Coding, model: Process, points: np.ndarray, targets: np.ndarray, costs: np.ndarray
+        self,
+        coding: Coding,
+        model: Process,
+        points: np.ndarray,
+        targets: np.ndarray,
+        costs: np.ndarray,
+        front: np.ndarray,
     ) -> None:
         self._coding, self._model, self._points = coding, model, points
         self._targets, self._costs = targets, costs  # [t]; [t, k], logarithms
+        self._front = front  # [t]
         self._models: dict[int, Process] = {}
 
     def __call__(self, rows: np.ndarray, pool: Pool) -> np.ndarray:
@@ -435,24 +452,28 @@ class VolumePromise:
         for column in np.flatnonzero(np.isnan(own).any(axis=0)):
             own[:, column] = self._cost_model(int(column)).predict(rows)[0]
         mean, deviation = self._model.predict(rows)
-        return volume_improvement(mean, deviation, own, self._targets, self._costs)
+        return volume_improvement(mean, deviation, own, self._targets, self._costs, self._front)
 
     def _cost_model(self, column: int) -> Process:
         if column not in self._models:
             values = self._costs[:, column]
             chosen = _relevant(np.arange(len(values)), POINTS)
             hyper = hyperparameters(self._coding, self._points, values, lambda v: v - v.mean())
-            nothing = np.empty((0, self._points.shape[1]))
+            nothing = self._points[:0]
             self._models[column] = Process(self._coding, self._points[chosen], values[chosen], hyper, nothing)
         return self._models[column]
 
 
 def volume_improvement(
-    mean: np.ndarray, deviation: np.ndarray, costs: np.ndarray, targets: np.ndarray, table: np.ndarray
+    mean: np.ndarray,
+    deviation: np.ndarray,
+    costs: np.ndarray,
+    targets: np.ndarray,
+    table: np.ndarray,
+    front: np.ndarray,
 ) -> np.ndarray:
     """Expected growth of the volume that is dominated [n], of candidates whose first value is normal and whose `costs`
-    [n, k] are exact, over trials with `targets` [t] and costs `table` [t, k]."""
-    front = nondominated_ranks(np.column_stack([targets, table])) == 0
+    [n, k] are exact, over trials with `targets` [t] and costs `table` [t, k]; no other dominates those in `front`."""
     worst = targets.max()
     axes = []  # of each cost, the edges of the cells
     for column, all_of in zip(table[front].T, table.T, strict=True):
