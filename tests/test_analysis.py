@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from dnas import wording as words
 from dnas.analysis import (
@@ -258,6 +259,8 @@ def test_arms_are_compared_as_by_hand() -> None:
     assert found.beats == pytest.approx((4 + 4 + 3.5 + 3) / 16)
     # Welch: variances 1/60 and 0.02, each over 4: standard error 0.09574, 5.951 degrees of freedom, t = 2.4520.
     error = math.sqrt((1 / 60 + 0.02) / 4)
+    theirs = stats.ttest_ind([0.1, 0.2, 0.3, 0.4], [0.3, 0.5, 0.6, 0.6], equal_var=False).confidence_interval()
+    assert found.interval == pytest.approx((theirs.low, theirs.high))
     assert found.interval == pytest.approx((-0.25 - 2.4520 * error, -0.25 + 2.4520 * error), abs=2e-4)
     # The sampler's ranks add up to 1 + 2 + 3.5 + 5, where 18 is expected.
     ranks = [1, 2, 3.5, 3.5, 5, 6, 7.5, 7.5]
