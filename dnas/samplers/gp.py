@@ -31,12 +31,13 @@ FIT_EVERY = 0.1  # they are fitted again when there are this share more trials
 UNIFORM = 250  # candidates drawn from the whole space, where most of it is inside the limits
 PROBES = 12  # of these are looked at to see whether it is
 DRAWN = 4  # candidates drawn by the problem, which knows where a rare feasible region is
-CROSSED = 60  # that mix two earlier trials
+CROSSED = 150  # that mix two earlier trials
 PARENTS = 10  # best trials whose mutants are candidates
 MUTANTS = 25  # of each
 CLIMBS = 2  # rounds in which the neighbours of the most promising candidates become candidates
 CLIMBERS = 4  # of which there are so many
-LOOKS = 80  # candidates that are priced for one proposal at most, but for those of a climb with several objectives
+LOOKS = 250  # candidates that are priced for one proposal at most: many that promise much are over a limit
+PRICED = 80  # with several objectives, before the climb; in each of its rounds half of it
 LEVELS = 16  # costs between which the front is cut, of each known objective
 GOOD = 0.7  # quantile of one objective above which its values are cut
 SPREAD = (
@@ -152,13 +153,13 @@ def _climb_priced(
 ) -> np.ndarray | None:
     """The same where the promise depends on the known objectives: candidates are priced before they are ranked."""
     sample = np.concatenate([np.arange(min(DRAWN, len(pool.rows))), rng.permutation(len(pool.rows))])
-    chosen = [row for row in pool.rows[sample[:LOOKS]] if pool.known(row) is not None]
+    chosen = [row for row in pool.rows[sample[:PRICED]] if pool.known(row) is not None]
     if not chosen:
         return None
     rows, scores = np.array(chosen), promise(np.array(chosen), pool)
     for _ in range(CLIMBS):
         near = pool.add(coding.neighbours(rows[np.argsort(-scores, kind="stable")[:CLIMBERS]]))
-        near = near[rng.permutation(len(near))[: LOOKS // 2]]
+        near = near[rng.permutation(len(near))[: PRICED // 2]]
         near = near[[pool.known(row) is not None for row in near]]
         if len(near):
             rows, scores = np.concatenate([rows, near]), np.concatenate([scores, promise(near, pool)])

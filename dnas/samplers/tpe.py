@@ -51,22 +51,26 @@ class ProposeTPE:
 
     def __init__(self) -> None:
         self._frozen: dict[int, tuple[Told, FrozenTrial]] = {}
+        self._choices: tuple[Choice, ...] = ()
+        self._internal: dict[int, dict[str, float]] = {}  # of each trial, its params as optuna's model sees them
 
     def __call__(self, problem: Problem, told: Sequence[Told], rng: np.random.Generator) -> dict[str, Any]:
         words = rng.integers(2**32, size=2)
         draws = random.Random(int(words[1]))
         space = distributions(problem.choices)
+        if problem.choices != self._choices:  # the space was widened
+            self._choices, self._frozen, self._internal = problem.choices, {}, {}
         trials = [self._trial(one, space, len(problem.objectives)) for one in told]
         ended = sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials)
         open_space = {name: space[name] for name in sorted(space) if not space[name].single()}
         if ended < STARTUP_TRIALS or not open_space:
             return problem.draw(draws)
-        sampler = _FilteredTPE(problem, space, int(words[0]), draws)
+        sampler = _FilteredTPE(problem, space, int(words[0]), draws, self._internal)
         return sampler.propose(_study(trials, len(problem.objectives), sampler), open_space)
 
     def _trial(self, one: Told, space: dict[str, BaseDistribution], objectives: int) -> FrozenTrial:
         known = self._frozen.get(one.number)
-        if known is None or known[0] is not one or set(known[1].distributions) != set(space):
+        if known is None or known[0] is not one:
             self._frozen[one.number] = known = (one, frozen_trial(one, space, objectives))
         return known[1]
 
@@ -134,7 +138,14 @@ class _FilteredTPE(TPESampler):
     """TPE for one proposal: candidates that the problem turns down cannot win the acquisition. Where it turns down most
     of them (the limits leave little of the space), draws from what it takes are weighed beside them."""
 
-    def __init__(self, problem: Problem, space: dict[str, BaseDistribution], seed: int, draws: random.Random) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        space: dict[str, BaseDistribution],
+        seed: int,
+        draws: random.Random,
+        internal: dict[int, dict[str, float]],
+    ) -> None:
         # Every argument explicitly: the defaults changed in optuna 5.0.
         super().__init__(
             n_startup_trials=STARTUP_TRIALS,
@@ -145,11 +156,24 @@ class _FilteredTPE(TPESampler):
             seed=seed,
         )
         self._problem, self._dnas_space, self._draws = problem, space, draws
+        self._internal = internal
         self._drawn: dict[str, Any] | None = None
 
     def propose(self, study: Study, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
         chosen = self.sample_relative(study, create_trial(state=TrialState.RUNNING), search_space)
         return self.whole(chosen) if self._drawn is None else self._drawn
+
+    def _get_internal_repr(
+        self, trials: list[FrozenTrial], search_space: dict[str, BaseDistribution], study: Study
+    ) -> dict[str, np.ndarray]:
+        # Each trial is translated once: for thousands, at every proposal, that would be a third of the time.
+        for trial in trials:
+            if trial.number not in self._internal:
+                self._internal[trial.number] = {
+                    name: space.to_internal_repr(trial.params[name]) for name, space in self._dnas_space.items()
+                }
+        rows = [self._internal[trial.number] for trial in trials]
+        return {name: np.array([row[name] for row in rows], dtype=float) for name in search_space}
 
     def _compute_acquisition_func(self, samples: dict[str, np.ndarray], mpe_below: Any, mpe_above: Any) -> np.ndarray:
         values = super()._compute_acquisition_func(samples, mpe_below, mpe_above)
