@@ -25,8 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.recorded import CHOICES, OPERATIONS, TABLES, Table, load_table, recorded_problem, row_of
-from dnas.samplers.problem import Sampler, Told
+from benchmarks.recorded import CHOICES, OPERATIONS, TABLES, Table, load_table, params_of, row_of
 
 RUNS, EVALUATIONS = 30, 200
 AT = (50, 100, 200)  # evaluations, or mean trainings' time, at which regret is given
@@ -43,45 +42,15 @@ class Enough(Exception):
 # --- methods: each calls `measure` until it raises `Enough` ------------------------------------------------------
 
 
-def ours(sampler: Sampler) -> Callable[[Table, int, Measure], None]:
-    """A sampler of dnas with one worker, through its own interface."""
+def ours(sampler: str) -> Callable[[Table, int, Measure], None]:
+    """A sampler of dnas with one worker, through the search loop as it is: proposals, event log and records."""
 
     def search(table: Table, run: int, measure: Measure) -> None:
-        tried: set[int] = set()
-        problem = recorded_problem(table, tried)
-        told: list[Told] = []
-        while True:
-            number = len(told)
-            point = sampler(problem, told, np.random.default_rng([run, number]))
-            error = measure(point)
-            tried.add(row_of(point))
-            told.append(Told(number, point, "complete", (error,), 1, 1, {1: error}))
+        from benchmarks.recorded_search import search_recorded  # Syne Tune's environment needs no torch
+
+        search_recorded(table, sampler, run, EVALUATIONS, lambda row: measure(params_of(row)))
 
     return search
-
-
-def dnas_gp(table: Table, run: int, measure: Measure) -> None:
-    from dnas.samplers.gp import propose_gp
-
-    ours(propose_gp)(table, run, measure)
-
-
-def dnas_tpe(table: Table, run: int, measure: Measure) -> None:
-    from dnas.samplers.tpe import ProposeTPE
-
-    ours(ProposeTPE())(table, run, measure)
-
-
-def dnas_nsga2(table: Table, run: int, measure: Measure) -> None:
-    from dnas.samplers.evolution import propose_nsga2
-
-    ours(propose_nsga2)(table, run, measure)
-
-
-def dnas_random(table: Table, run: int, measure: Measure) -> None:
-    from dnas.samplers.simple import propose_random
-
-    ours(propose_random)(table, run, measure)
 
 
 def optuna_tpe(table: Table, run: int, measure: Measure) -> None:
@@ -142,10 +111,10 @@ def syne_tune(name: str) -> Callable[[Table, int, Measure], None]:
 
 
 METHODS: dict[str, tuple[str, Callable[[Table, int, Measure], None]]] = {
-    "gp": ("**dnas `gp`**", dnas_gp),
-    "tpe": ("dnas `tpe`", dnas_tpe),
-    "nsga2": ("dnas `nsga2`", dnas_nsga2),
-    "random": ("random search (dnas `random`)", dnas_random),
+    "gp": ("**dnas `gp`**", ours("gp")),
+    "tpe": ("dnas `tpe`", ours("tpe")),
+    "nsga2": ("dnas `nsga2`", ours("nsga2")),
+    "random": ("random search (dnas `random`)", ours("random")),
     "optuna": ("Optuna's TPE, its defaults", optuna_tpe),
     "rea": ("regularised evolution, population 20, sample 5", evolution(20, 5)),
     "rea_10_3": ("regularised evolution, population 10, sample 3", evolution(10, 3)),
@@ -161,7 +130,7 @@ METHODS: dict[str, tuple[str, Callable[[Table, int, Measure], None]]] = {
 
 
 def one_run(method: str, table: Table, run: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """Regret after each evaluation [EVALUATIONS], the simulated seconds until then, and the milliseconds of CPU a proposal."""
+    """Regret after each evaluation [EVALUATIONS], the simulated seconds until then, and CPU milliseconds a proposal."""
     rows: list[int] = []
     measured: list[float] = []
     times: Counter[int] = Counter()
@@ -198,7 +167,10 @@ def run_all(methods: list[str], tables: list[str], runs: int, curves: Path) -> N
                 regrets, trainings, times = (np.array(column) for column in zip(*found, strict=True))
                 np.savez_compressed(path, regrets=regrets, trainings=trainings, taken=times)
             shown = ", ".join(f"{np.mean([one[0][n - 1] for one in found]):.3f}" for n in AT)
-            print(f"{name} {method}: {shown} at {AT}, n = {len(found)}; {found[-1][2]:.1f} ms of CPU a proposal", flush=True)
+            print(
+                f"{name} {method}: {shown} at {AT}, n = {len(found)}; {found[-1][2]:.1f} ms of CPU a proposal",
+                flush=True,
+            )
 
 
 # --- reporting ---------------------------------------------------------------------------------------------------

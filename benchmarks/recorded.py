@@ -7,7 +7,6 @@ every trial is a complete one.
 
 import itertools
 import pickle
-import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from dnas.samplers.problem import Exhausted, Problem
 from dnas.space import Choice
 
 OPERATIONS = (
@@ -87,22 +85,7 @@ def row_of(params: Mapping[str, Any]) -> int:
     return row
 
 
-def recorded_problem(table: Table, tried: set[int], objectives: tuple[str, ...] = ("val_error",)) -> Problem:
-    """The table as a sampler sees it: rows in `tried` are refused (the caller adds to it); of the objectives `params`
-    is known, `val_error` is not."""
-
-    def accept(params: Mapping[str, Any]) -> tuple[float | None, ...] | None:
-        row = row_of(params)
-        if row in tried:
-            return None
-        return tuple(float(table.params[row]) if name == "params" else None for name in objectives)
-
-    def draw(rng: random.Random) -> dict[str, Any]:
-        if len(tried) == len(OPERATIONS) ** EDGES:
-            raise Exhausted
-        while True:
-            point = {choice.name: rng.choice(OPERATIONS) for choice in CHOICES}
-            if accept(point) is not None:
-                return point
-
-    return Problem(CHOICES, objectives, accept, draw)
+def params_of(row: int) -> dict[str, str]:
+    """The cell in a row: the inverse of `row_of`."""
+    digits = [row // len(OPERATIONS) ** place % len(OPERATIONS) for place in reversed(range(EDGES))]
+    return {choice.name: OPERATIONS[digit] for choice, digit in zip(CHOICES, digits, strict=True)}

@@ -1,0 +1,106 @@
+"""A search over recorded networks through the product's own loop: proposals, event log, records and decisions."""
+
+import tempfile
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.recorded import CHOICES, Table, row_of
+from dnas.arch import Cost
+from dnas.executors.worker import Job, Message
+from dnas.inputs import Options
+from dnas.search import Driver
+from dnas.space import Limits, Space, load_space
+from dnas.study import StudyFolder, TrialRecord
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A recorded network, as the search loop wants one."""
+
+    row: int
+
+    @property
+    def digest(self) -> str:
+        return f"{self.row:016d}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"row": self.row}
+
+
+@dataclass(frozen=True)
+class RecordedSpace(Space):
+    """The table as a search space: its points are rows, its only cost is the number of parameters."""
+
+    table: Table | None = None
+
+    def spec_of(self, params: Mapping[str, Any]) -> Cell:  # type: ignore[override]
+        return Cell(row_of(params))
+
+    def cost(self, spec: Cell) -> Cost:  # type: ignore[override]
+        assert self.table is not None
+        return Cost(round(1e6 * self.table.params[spec.row]), 0, 0, 1)
+
+    def name_of(self, spec: Cell) -> str:  # type: ignore[override]
+        return f"row {spec.row}"
+
+
+class Recorded:
+    """An executor whose trainings are looked up: `measure` gives the error of a row. One epoch, no time."""
+
+    def __init__(self, measure: Callable[[int], float]) -> None:
+        self._measure = measure
+        self._said: deque[tuple[str, Message]] = deque()
+
+    @property
+    def running(self) -> list[str]:
+        return [key for key, _ in self._said][:1]
+
+    def room(self, job: Job) -> bool:
+        return True
+
+    def start(self, job: Job) -> None:
+        error = self._measure(job.spec["row"])
+        row = {"epoch": 1, "train_loss": 0.0, "train_error": 0.0, "val_loss": 0.0, "val_error": error}
+        done = {"finished": True, "epochs": 1, "val_error": error, "val_loss": 0.0, "seconds": 0.0}
+        done |= {"peak_memory_bytes": 0, "weights_digest": ""}
+        self._said += [
+            (job.key, Message("epoch", row | {"learning_rate": 0.0, "seconds": 0.0})),
+            (job.key, Message("done", done)),
+        ]
+
+    def wait(self, timeout: float) -> list[tuple[str, Message]]:
+        return [self._said.popleft()]
+
+    def answer(self, key: str, go_on: bool) -> None: ...
+    def kill(self, key: str) -> None: ...
+    def clock(self) -> float:
+        return 0.0
+
+    def stop(self) -> None: ...
+
+
+class Unseen:
+    """A `Show` that shows nothing."""
+
+    def opened(self, records: list[TrialRecord], wanted: int) -> None: ...
+    def began(self, record: TrialRecord) -> None: ...
+    def step(self, record: TrialRecord, done: int, total: int) -> None: ...
+    def epoch(self, record: TrialRecord, row: dict[str, Any]) -> None: ...
+    def ended(self, record: TrialRecord) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+def search_recorded(table: Table, sampler: str, run: int, evaluations: int, measure: Callable[[int], float]) -> None:
+    """A whole search by dnas, one worker: proposals, event log, records and all. `run` is the study's seed."""
+    recipe = load_space("cifar_bc", epochs=1).recipe
+    space = RecordedSpace(table.name, table.name, "", "cifar10", {}, CHOICES, Limits(), recipe, (), table)
+    options = Options(space, "recorded", evaluations, {}, seed=run, sampler=sampler, stopping="none")
+    with tempfile.TemporaryDirectory() as place:
+        folder = StudyFolder(Path(place))
+        folder.create({"name": "recorded", "recipe": recipe.to_dict()})
+        driver = Driver(folder, options, space, {}, Unseen(), Recorded(measure))
+        driver.open()
+        driver.run()
