@@ -70,8 +70,8 @@ def nondominated_ranks(values: np.ndarray) -> np.ndarray:
 
 
 def _ranks_of_two(values: np.ndarray) -> np.ndarray:
-    """Two objectives need no pairwise comparison: in order of the first, then the second, a row's front is the first one
-    whose last row has a greater second value (Jensen 2003's sweep); an equal row shares its twin's."""
+    """Two objectives need no pairwise comparison: in order of the first, then the second, a row's front is the first
+    one whose last row has a greater second value (Jensen 2003's sweep); an equal row shares its twin's."""
     order = np.lexsort((values[:, 1], values[:, 0]))
     ranks = np.zeros(len(values), dtype=int)
     lasts: list[float] = []  # of each front, the second value of its last row: ascending

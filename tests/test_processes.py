@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.kill_search import SLOW_RENAME
+from benchmarks.kill_workers import account, kill_at_random
+from benchmarks.kill_workers import command as kill_command
 from dnas.study import StudyFolder, TrialRecord
 
 COMMAND = [sys.executable, "-m", "dnas.cli", "search", "--space", "tiny", "--trials", "4", "--epochs", "4"]
@@ -163,3 +165,17 @@ def test_a_real_retraining_measures_on_the_test_set(tmp_path: Path) -> None:
     assert record["val_error"] is None
     assert record["data"]["val_size"] == 0
     assert round(record["test_error"] * 359) == pytest.approx(record["test_error"] * 359)
+
+
+def test_a_search_with_several_objectives_and_workers_survives_kills(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five SIGKILLs at random, of workers, of the driver alone and of all; every trial is accounted for, and some are
+    trained again. benchmarks/kill_workers.py does the same a hundred times."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    met = kill_at_random(tmp_path, kill_command(trials=9, epochs=9), kills=5, seed=3, pause=(0.3, 2.0))
+    assert met
+    monkeypatch.chdir(tmp_path)
+    study = StudyFolder(Path("studies/front"))
+    assert account(study, trials=9, again=2) == []
+    assert study.config()["objective"] == "val_error,params"
