@@ -85,13 +85,15 @@ class TrialRecord:
         return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
-        known = {f.name for f in dataclasses.fields(cls)}
-        return cls(**{key: value for key, value in json.loads(text).items() if key in known})
+    def from_json(cls, text: str | bytes) -> Self:
+        return cls(**{key: value for key, value in json.loads(text).items() if key in FIELDS})
 
     @property
     def densenet(self) -> DenseNetSpec:
         return DenseNetSpec.from_dict(self.spec)
+
+
+FIELDS = frozenset(f.name for f in dataclasses.fields(TrialRecord))
 
 
 def rank(records: Iterable[TrialRecord]) -> list[TrialRecord]:
@@ -211,7 +213,17 @@ class StudyFolder:
 
     def records(self) -> list[TrialRecord]:
         """Every trial's record, by number."""
-        return sorted(_read_records(self.path.glob("trials/*/record.json")), key=lambda record: record.number)
+        return sorted(_read_records(self._record_files()), key=lambda record: record.number)
+
+    def _record_files(self) -> Iterator[str]:
+        """The paths of the trials' records, in any order; as text, since pathlib would take most of the time."""
+        trials = self.path / "trials"
+        if trials.is_dir():
+            with os.scandir(trials) as entries:
+                for entry in entries:
+                    path = f"{entry.path}/record.json"
+                    if os.path.exists(path):  # noqa: PTH110
+                        yield path
 
     def retrained(self) -> list[tuple[Path, TrialRecord]]:
         """Folder and record of every final training."""
@@ -228,12 +240,14 @@ class StudyFolder:
         return pd.read_csv(folder / "curve.csv")
 
 
-def _read_records(paths: Iterable[Path]) -> list[TrialRecord]:
+def _read_records(paths: Iterable[str | Path]) -> list[TrialRecord]:
     found = []
     for path in paths:
+        with open(path, "rb") as file:  # noqa: PTH123
+            text = file.read()
         try:
-            found.append(TrialRecord.from_json(path.read_text(encoding="utf-8")))
-        except (json.JSONDecodeError, TypeError) as error:
+            found.append(TrialRecord.from_json(text))
+        except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
             raise InputError(f"{path} is damaged: {error}.") from None
     return found
 
@@ -258,7 +272,9 @@ def read_study(name: str | Path) -> "pd.DataFrame":
                 "arm": record.arm,
                 "network": record.network,
                 "digest": record.digest,
-                **{key: record.cost.get(key) for key in ("params", "macs", "activation_bytes")},
+                "params": record.cost.get("params"),
+                "macs": record.cost.get("macs"),
+                "activation_bytes": record.cost.get("activation_bytes"),
                 "val_error": record.val_error,
                 "val_loss": record.val_loss,
                 "test_error": record.test_error,

@@ -1,5 +1,6 @@
 """Replay and wider spaces: everything that was decided is decided again, and what was trained stays valid."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from dnas.replay import replay
 from dnas.search import search
 from dnas.space import load_space, parse_space
 from dnas.study import StudyFolder
-from tests.analytic import Silent, options
+from tests.analytic import Silent
+from tests.analytic import options as options_of
 from tests.test_search import AnalyticExecutor, InTurn, essence, records
 
 SMALL = """# A small space
@@ -29,6 +31,9 @@ epochs = 9
 """
 WIDER = SMALL.replace("[4, 8]", "[4, 16]").replace("[fixed]\nbottleneck = 4\n", "").replace("[1, 3]", "[1, 4]")
 WIDER = WIDER.replace("20_000", "60_000").replace("[limits]", "bottleneck = { of = [0, 2, 4] }\n[limits]")
+
+
+options = functools.partial(options_of, mirror="none")  # which has its own tests, and takes a third of a second
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """The search loop on trainings that are formulas: limits, resumption, growth, failures, early stopping."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import shutil
@@ -18,7 +19,8 @@ from dnas.lease import LeaseInfo
 from dnas.search import Outcome, search
 from dnas.space import load_space, parse_space
 from dnas.study import StudyFolder, TrialRecord, check_study_name, find_study, rank, read_study
-from tests.analytic import AnalyticExecutor, Silent, Trouble, options
+from tests.analytic import AnalyticExecutor, Silent, Trouble
+from tests.analytic import options as options_of
 from tests.data_files import noise, write_folder
 
 TIGHT = """# Few of these are inside the limits
@@ -33,6 +35,9 @@ macs = 800_000
 [recipe]
 epochs = 9
 """
+
+
+options = functools.partial(options_of, mirror="none")  # which has its own tests, and takes a third of a second
 
 
 @pytest.fixture(autouse=True)
