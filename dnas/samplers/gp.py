@@ -40,9 +40,7 @@ LOOKS = 250  # candidates that are priced for one proposal at most: many that pr
 PRICED = 80  # with several objectives, before the climb; in each of its rounds half of it
 LEVELS = 16  # costs between which the front is cut, of each known objective
 GOOD = 0.7  # quantile of one objective above which its values are cut
-SPREAD = (
-    3.0  # by which the model's standard deviation is multiplied: on its own it is too sure to leave a local optimum
-)
+SPREAD = 3.0  # times the model's standard deviation: alone it is too sure of itself to leave a local optimum
 FINE = 100  # steps of a float that has none
 NUGGET = 1e-6
 THETA_PRIOR = (-0.4, 1.0)  # mean and deviation of log(1 / length scale), in ranges of the choice
