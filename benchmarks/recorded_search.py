@@ -9,11 +9,12 @@ from typing import Any
 
 from benchmarks.recorded import CHOICES, Table, row_of
 from dnas.arch import Cost
+from dnas.display import PlainLines
 from dnas.executors.worker import Job, Message
 from dnas.inputs import Options
 from dnas.search import Driver
 from dnas.space import Limits, Space, load_space
-from dnas.study import StudyFolder, TrialRecord
+from dnas.study import StudyFolder
 
 
 @dataclass(frozen=True)
@@ -82,17 +83,6 @@ class Recorded:
     def stop(self) -> None: ...
 
 
-class Unseen:
-    """A `Show` that shows nothing."""
-
-    def opened(self, records: list[TrialRecord], wanted: int) -> None: ...
-    def began(self, record: TrialRecord) -> None: ...
-    def step(self, record: TrialRecord, done: int, total: int) -> None: ...
-    def epoch(self, record: TrialRecord, row: dict[str, Any]) -> None: ...
-    def ended(self, record: TrialRecord) -> None: ...
-    def note(self, text: str) -> None: ...
-
-
 def search_recorded(table: Table, sampler: str, run: int, evaluations: int, measure: Callable[[int], float]) -> None:
     """A whole search by dnas, one worker: proposals, event log, records and all. `run` is the study's seed."""
     recipe = load_space("cifar_bc", epochs=1).recipe
@@ -101,6 +91,6 @@ def search_recorded(table: Table, sampler: str, run: int, evaluations: int, meas
     with tempfile.TemporaryDirectory() as place:
         folder = StudyFolder(Path(place))
         folder.create({"name": "recorded", "recipe": recipe.to_dict()})
-        driver = Driver(folder, options, space, {}, Unseen(), Recorded(measure))
+        driver = Driver(folder, options, space, {}, PlainLines(quiet=True), Recorded(measure))
         driver.open()
         driver.run()

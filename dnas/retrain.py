@@ -40,15 +40,14 @@ def retrain_best(driver: "Driver", data: Dataset) -> None:
     while waiting or executor.running:
         while waiting and len(executor.running) < options.workers:
             record, path = waiting[0]
-            job = make_job(options, record, path, path.name, final=True, alone=record.recompute)
-            if not executor.room(job):
+            if not executor.room(make_job(options, record, path, path.name, final=True)):
                 break
             waiting.popleft()
             record.started, record.attempts = record.started or now(), record.attempts + 1
             record.threads = options.threads
             folder.write_record(record, path)
             running[path.name] = record, path
-            executor.start(make_job(options, record, path, path.name, final=True, alone=record.recompute))
+            executor.start(make_job(options, record, path, path.name, final=True))
             driver.show.note(
                 f"training #{record.number} ({record.network}) again with seed {record.seed[0]}, on all training data"
             )

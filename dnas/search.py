@@ -150,7 +150,6 @@ class Driver:
     waiting: deque[TrialRecord] = field(default_factory=deque)
     _running: dict[int, _Running] = field(default_factory=dict)
     _stuck: dict[int, tuple[int, int]] = field(default_factory=dict)  # number -> (epochs it had, losses since)
-    _alone: set[int] = field(default_factory=set)  # those that need a device to themselves
     _errors: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -252,7 +251,7 @@ class Driver:
                 break
             for key, message in self.executor.wait(timeout=1.0):
                 self._hear(self.records[int(key)], message, outcome)
-            self._end_overdue()
+            self._end_overdue(outcome)
         outcome.trials = len(self.history.trials)
         return outcome
 
@@ -333,9 +332,7 @@ class Driver:
     def _job(self, record: TrialRecord) -> Job:
         folder = self.folder.trial_folder(record.number)
         timed = "latency" in self.options.objectives and self.history.trials[record.number].latency is None
-        return make_job(
-            self.options, record, folder, str(record.number), latency=timed, alone=record.number in self._alone
-        )
+        return make_job(self.options, record, folder, str(record.number), latency=timed)
 
     # --- what a worker says -----------------------------------------------------------------------------------
 
@@ -402,7 +399,6 @@ class Driver:
             # Recomputing the activations is exact, so this is the same trial; it may have shared its device, too.
             self.emit({"event": "again", "number": number, "reason": reason, "recompute": True})
             record.recompute = True
-            self._alone.add(number)
             self.folder.write_record(record)
             self.show.note(f"trial {number}: out of memory; again, its activations recomputed")
             self._running.pop(number, None)
@@ -436,7 +432,7 @@ class Driver:
                 f" (see {self.folder.trial_folder(record.number) / 'traceback.txt'})"
             )
 
-    def _end_overdue(self) -> None:
+    def _end_overdue(self, outcome: Outcome) -> None:
         """Ends trainings that take too long, and goes on with those whose worker gives no sign of life."""
         clock = self.executor.clock()
         for number, running in list(self._running.items()):
@@ -446,10 +442,12 @@ class Driver:
             spent = running.before + clock - running.since
             if limit is not None and spent > limit:
                 self.executor.kill(str(number))
-                self._fail(record, "timeout", f"{spent:.0f} s of training, more than --timeout {limit:g} allows")
+                text = f"{spent:.0f} s of training, more than --timeout {limit:g} allows"
+                self._fail(record, "timeout", text)
+                self._count_error(record, "timeout", text, outcome)
             elif running.silent(clock):
                 self.executor.kill(str(number))
-                self._lose(record, "its worker gave no sign of life", Outcome(0))
+                self._lose(record, "its worker gave no sign of life", outcome)
 
     def _fail(self, record: TrialRecord, reason: str, text: str) -> None:
         record.state = "infeasible" if reason == "out of memory" else "failed"
@@ -487,7 +485,6 @@ def make_job(
     *,
     final: bool = False,
     latency: bool = False,
-    alone: bool = False,
 ) -> Job:
     return Job(
         key=key,
@@ -503,7 +500,7 @@ def make_job(
         activation_bytes=record.cost.get("activation_bytes", 0),
         params=record.cost.get("params", 0),
         recompute=record.recompute,
-        alone=alone,
+        alone=record.recompute,  # what ran out of memory once gets a device to itself
         measure_latency=latency,
         attempt=record.attempts,
     )

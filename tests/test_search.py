@@ -557,7 +557,7 @@ def test_a_recomputation_survives_an_interruption() -> None:
         search(options(1), Silent(), executor)
     again = AnalyticExecutor(trouble)
     search(options(1), Silent(), again)
-    assert [job.recompute for job in again.started] == [True]
+    assert [(job.recompute, job.alone) for job in again.started] == [(True, True)]
 
 
 def test_a_training_that_takes_too_long_is_ended_and_told_as_the_worst() -> None:
@@ -605,6 +605,26 @@ def test_a_worker_without_a_heartbeat_is_ended_and_its_trial_goes_on(monkeypatch
     assert len(executor.started) == 2
     assert show.notes == ["trial 0: its worker gave no sign of life; going on from its checkpoint"]
     assert [(record.state, record.losses) for record in records()] == [("complete", 1)]
+
+
+def test_workers_that_always_freeze_stop_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dnas.search.EXPIRY_SECONDS", 10.0)
+
+    class Frozen(AnalyticExecutor):
+        def start(self, job: Job) -> None:
+            super().start(job)
+            lease = LeaseInfo("a worker", "a host", 1, "", 1, 7, "2026-01-02")
+            (Path(job.folder) / "lease.json").write_text(json.dumps(dataclasses.asdict(lease)))
+
+        def wait(self, timeout: float) -> list[tuple[str, Message]]:
+            self.seconds += 2.0
+            assert self.seconds < 10_000
+            return []
+
+    outcome = search(options(9), Silent(), Frozen())
+    assert outcome.stopped_by is not None
+    assert outcome.stopped_by.startswith("3 trials in a row failed alike: its worker gave no sign of life")
+    assert [record.state for record in records()] == ["failed"] * 3
 
 
 def test_three_identical_errors_in_a_row_stop_the_search() -> None:
