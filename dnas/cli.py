@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dnas import __version__
-from dnas.errors import InputError, did_you_mean
+from dnas.errors import InputError, did_you_mean, unknown
 
 EPILOGS = {
     "search": """examples:
@@ -17,7 +17,8 @@ EPILOGS = {
   dnas search --space cifar_bc --trials 200 --dry-run
   dnas search --space cifar_bc --dataset folder:~/cifar10 --trials 2 --epochs 1 --subset 2000
   dnas search --space digits_bc --trials 40 --objective val_error,params --workers 2 --study digits_front
-  dnas search --space digits_bc --trials 20 --retrain-best 2""",
+  dnas search --space digits_bc --trials 20 --retrain-best 2
+  dnas search --space digits_bc --trials 20 --study on_ray --executor ray --cpus-per-trial 1""",
     "train": """examples:
   dnas train densenet-bc:L=16,k=8 --dataset digits --epochs 10
   dnas train densenet_40_12 --dataset cifar10 --recipe paper
@@ -57,6 +58,9 @@ EPILOGS = {
 
 
 FRONT_LINES = 5  # that a search prints at its end
+EXECUTORS = ("local", "ray")
+RAY_OPTIONS = ("ray_address", "gpus_per_trial", "cpus_per_trial", "shared")
+ANY_NUMBER = 10**6  # of workers: as many as the cluster has room for
 
 
 class _Parser(argparse.ArgumentParser):
@@ -100,6 +104,10 @@ def _share(text: str) -> float:
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"a share from 0 to below 1 is needed, but got {text!r}")
     return value
+
+
+def _share_or_more(text: str) -> float:
+    return 0.0 if text.strip("0.") == "" and text else _positive(text)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -224,6 +232,18 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     add("--max-params", type=_positive, metavar="N", help="a limit in place of the space's")
     add("--max-macs", type=_positive, metavar="N", help="a limit in place of the space's")
     add("--workers", type=_whole(1), metavar="N", help="trials at once (default 1 on a small machine)")
+    add("--executor", default="local", metavar="NAME", help="local (default: processes of this machine) or ray")
+    add(
+        "--ray-address", metavar="HOST:PORT", help="a Ray cluster, or auto: the one here (default: one is started here)"
+    )
+    add(
+        "--gpus-per-trial",
+        type=_share_or_more,
+        metavar="X",
+        help="on Ray; 0.5: two trials share a GPU (default 1, or 0)",
+    )
+    add("--cpus-per-trial", type=_positive, metavar="X", help="on Ray (default: --threads)")
+    add("--shared", metavar="URL", help="on Ray: a folder that all nodes see, or s3://...; for checkpoints")
     add("--timeout", type=_positive, metavar="SECONDS", help="the longest that one training may take (default: no end)")
     add(
         "--mirror",
@@ -368,23 +388,68 @@ def _data_arguments(args: argparse.Namespace, dataset: str, stem: str) -> dict[s
 
 
 def _search(args: argparse.Namespace) -> int:
+    from dnas.study import StudyFolder, check_study_name
+
+    apply_definition_of(args)
+    folder = StudyFolder(Path("studies") / check_study_name(args.study or Path(args.space or "").stem or "none"))
+    options = _search_options(args, folder, folder.config() if folder.exists else {})
+    if args.dry_run:
+        from dnas.plan import plan
+
+        print(plan(options))
+        return 0
+    executor = None
+    if args.executor == "ray":
+        options, executor = _on_ray(args, options)
+    else:
+        from dnas.executors.forkserver import start_forkserver
+
+        start_forkserver(options.space.dataset)
+    from dnas.display import make_display
+    from dnas.search import search
+
+    display = make_display(args.quiet, args.verbose)
+    if not args.quiet:
+        print(_opening(options, executor))
+    try:
+        with display:
+            outcome = search(options, display, executor)
+    except KeyboardInterrupt:
+        print(
+            f"\nstopped; every finished epoch is saved in studies/{options.study}."
+            f" The same command goes on from there:\n  {options.command}"
+        )
+        return 130
+    print(_closing(options.study, outcome, options.trials))
+    return 1 if outcome.stopped_by else 0
+
+
+def apply_definition_of(args: argparse.Namespace) -> None:
+    """Fills in what the study's definition says, and checks what can be checked without reading anything more."""
     from dnas.data.catalog import data_info
     from dnas.definition import apply_definition
-    from dnas.inputs import space_of
-    from dnas.objectives import read_objectives
-    from dnas.proposals import DEFAULT_SAMPLER, check_sampler
-    from dnas.space import load_space
-    from dnas.stopping import check_stopping
-    from dnas.study import StudyFolder, check_study_name
 
     apply_definition(args)
     if args.trials is None:
         raise InputError("`dnas search` needs --trials N, the networks to train.")
     if args.dataset is not None:
         data_info(args.dataset)
-    folder = StudyFolder(Path("studies") / check_study_name(args.study or Path(args.space or "").stem or "none"))
-    # What the command leaves open is as the study was begun.
-    begun = folder.config() if folder.exists else {}
+    if args.executor not in EXECUTORS:
+        raise unknown("executor", args.executor, EXECUTORS)
+    given = [name for name in RAY_OPTIONS if getattr(args, name) is not None]
+    if given and args.executor != "ray":
+        raise InputError(f"--{given[0].replace('_', '-')} is for --executor ray, but the executor is {args.executor}.")
+
+
+def _search_options(args: argparse.Namespace, folder: Any, begun: dict[str, Any]) -> Any:
+    """The `Options` of a search. begun: study.toml of the study, {} of a new one; what the command leaves open is as
+    there."""
+    from dnas.inputs import Options, default_threads, default_workers, space_of
+    from dnas.objectives import read_objectives
+    from dnas.proposals import DEFAULT_SAMPLER, check_sampler
+    from dnas.space import load_space
+    from dnas.stopping import check_stopping
+
     limits = {key: value for key, value in (("params", args.max_params), ("macs", args.max_macs)) if value is not None}
     overrides = _overrides(args)
     if begun:
@@ -397,24 +462,16 @@ def _search(args: argparse.Namespace) -> int:
         space = dataclasses.replace(space, recipe=dataclasses.replace(space.recipe, epochs=overrides["epochs"]))
     else:
         raise InputError("`dnas search` needs --space NAME: see `dnas spaces`.")
-    study = folder.name
     objectives = read_objectives(args.objective or begun.get("objective", "val_error"))
     sampler = args.sampler or begun.get("sampler", DEFAULT_SAMPLER)
     stopping = args.stopping or begun.get("stopping", "asha")
     check_sampler(sampler, objectives)
     check_stopping(stopping, len(objectives) > 1)
-    if not args.dry_run:
-        from dnas.executors.forkserver import start_forkserver
-
-        start_forkserver(space.dataset)
-    from dnas.display import make_display
-    from dnas.inputs import Options, default_threads, default_workers
-    from dnas.search import search
-
     workers = args.workers or default_workers()
-    options = Options(
+    side = args.image_size or space.fixed.get("image_size", 32)
+    return Options(
         space=space,
-        study=study,
+        study=folder.name,
         trials=args.trials,
         data=_data_arguments(args, space.dataset, str(space.fixed.get("stem", "small"))),
         seed=begun.get("seed", 0) if args.seed is None else args.seed,
@@ -425,41 +482,47 @@ def _search(args: argparse.Namespace) -> int:
         timeout=args.timeout,
         mirror=args.mirror,
         workers=workers,
-        threads=args.threads or default_threads(workers, args.image_size or space.fixed.get("image_size", 32)),
+        threads=args.threads or default_threads(workers, side),
         device=args.device,
         compile_net=args.compile,
         retrain=args.retrain_best,
         retrain_seeds=args.retrain_seeds,
         command=_command_line(),
     )
-    if args.dry_run:
-        from dnas.plan import plan
 
-        print(plan(options))
-        return 0
-    display = make_display(args.quiet, args.verbose)
-    if not args.quiet:
-        print(_opening(options))
-    try:
-        with display:
-            outcome = search(options, display)
-    except KeyboardInterrupt:
-        print(
-            f"\nstopped; every finished epoch is saved in studies/{study}."
-            f" The same command goes on from there:\n  {options.command}"
-        )
-        return 130
-    print(_closing(study, outcome, args.trials))
-    return 1 if outcome.stopped_by else 0
+
+def _on_ray(args: argparse.Namespace, options: Any) -> tuple[Any, Any]:
+    """The options as Ray's nodes need them, and the executor: connected, with room for a trial."""
+    from dnas.executors.ray_tune import RayExecutor
+    from dnas.inputs import TINY_IMAGE
+
+    tiny = (args.image_size or options.space.fixed.get("image_size", 32)) <= TINY_IMAGE
+    cpus = args.cpus_per_trial or args.threads or 1
+    executor = RayExecutor(
+        options.study,
+        args.ray_address,
+        cpus=cpus,
+        gpus=0 if args.device == "cpu" else args.gpus_per_trial,
+        shared=args.shared or Path("studies", options.study, "ray").absolute(),
+    )
+    options = dataclasses.replace(
+        options,
+        workers=args.workers or ANY_NUMBER,
+        threads=args.threads or (1 if tiny else max(1, int(cpus))),
+        device="cuda" if executor.gpus else "cpu",
+    )
+    return options, executor
 
 
 def _command_line() -> str:
     import shlex
 
-    return shlex.join(["dnas", *sys.argv[1:]])
+    from dnas.wording import redact
+
+    return redact(shlex.join(["dnas", *sys.argv[1:]]))
 
 
-def _opening(options: Any) -> str:
+def _opening(options: Any, executor: Any) -> str:
     from dnas.data.catalog import data_info
     from dnas.stopping import Ladder
     from dnas.wording import count, several
@@ -471,6 +534,7 @@ def _opening(options: Any) -> str:
     every = Ladder(options.stopping, recipe.epochs, several=len(options.objectives) > 1).rungs
     stops = "·".join(str(rung) for rung in (*every, recipe.epochs)) if len(every) < 6 else f"{every[0]} to {every[-1]}"
     stopping = f"{options.stopping} after {stops} epochs" if every else "none"
+    at_once = options.workers if executor is None else min(options.workers, executor.workers)
     names = {"gp": "Gaussian process", "tpe": "TPE", "nsga2": "NSGA-II"}
     control = f", {100 * options.control:.0f}% random control" if options.control else ""
     return "\n".join(
@@ -483,7 +547,7 @@ def _opening(options: Any) -> str:
             f"train    recipe {recipe.name}, {several(recipe.epochs, 'epoch')} of batch {recipe.batch_size};"
             f" early stopping {stopping}",
             f"search   {', '.join(options.objectives)} by {names.get(options.sampler, options.sampler)}, seed"
-            f" {options.seed}{control}; {options.trials} trials, {options.workers} at once"
+            f" {options.seed}{control}; {options.trials} trials, {at_once} at once"
             f" ({options.threads} thread{'s' * (options.threads > 1)} each); studies/{options.study}/",
             "",
         )

@@ -10,6 +10,7 @@ from dnas.data import Dataset
 from dnas.errors import InputError
 from dnas.files import DiskFull
 from dnas.inputs import git_commit, versions
+from dnas.jobs import make_job, take
 from dnas.study import TrialRecord, new_record, now
 from dnas.wording import percent
 
@@ -21,8 +22,6 @@ LOST_WORKERS = 3  # so often a training whose process died is gone on with
 
 def retrain_best(driver: "Driver", data: Dataset) -> None:
     """Trains the best `options.retrain` again, from `options.retrain_seeds` seeds each; what is done stays."""
-    from dnas.search import make_job, take
-
     if not data.test_size:
         raise InputError(
             f"{data.title} has no held-out test set, which --retrain-best measures on; put class folders under test/."
@@ -38,7 +37,7 @@ def retrain_best(driver: "Driver", data: Dataset) -> None:
                 waiting.append((record, path))
     running: dict[str, tuple[TrialRecord, Path]] = {}
     while waiting or executor.running:
-        while waiting and len(executor.running) < options.workers:
+        while waiting and len(executor.running) < min(options.workers, executor.workers):
             record, path = waiting[0]
             if not executor.room(make_job(options, record, path, path.name, final=True)):
                 break
@@ -66,6 +65,8 @@ def retrain_best(driver: "Driver", data: Dataset) -> None:
                         values["test_error"],
                         values["test_loss"],
                     )
+                case "lost" if values.get("restarted"):
+                    record.losses += 1
                 case "lost" if record.attempts < LOST_WORKERS:
                     waiting.appendleft((record, path))
                 case "failed" if values["reason"] == "disk full":

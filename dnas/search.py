@@ -21,6 +21,7 @@ from dnas.extend import settle
 from dnas.files import DiskFull
 from dnas.history import ENDED, History
 from dnas.inputs import Options, check_objectives, check_same, frozen_inputs, git_commit, versions
+from dnas.jobs import make_job, take
 from dnas.lease import EXPIRY_SECONDS, read_lease
 from dnas.proposals import Exhausted, Proposal, Region, make_sampler, propose
 from dnas.samplers.tpe import distributions_json
@@ -47,6 +48,8 @@ class Executor(Protocol):
 
     @property
     def running(self) -> list[str]: ...
+    @property
+    def workers(self) -> int: ...
     def room(self, job: Job) -> bool: ...
     def start(self, job: Job) -> None: ...
     def wait(self, timeout: float) -> list[tuple[str, Message]]: ...
@@ -77,7 +80,7 @@ def search(options: Options, show: Show, executor: Executor | None = None) -> Ou
     from dnas.retrain import retrain_best
 
     folder = StudyFolder(Path("studies") / options.study)
-    devices = list_devices(options.device)
+    devices = list_devices(options.device) if executor is None else (options.device,)
     check_stopping(options.stopping, len(options.objectives) > 1)
     if folder.exists:
         settle(folder)
@@ -239,7 +242,9 @@ class Driver:
     def run(self) -> Outcome:
         outcome = Outcome(0)
         while True:
-            while outcome.stopped_by is None and len(self.executor.running) < self.options.workers:
+            while outcome.stopped_by is None and len(self.executor.running) < min(
+                self.options.workers, self.executor.workers
+            ):
                 record = self._next(outcome)
                 if record is None:
                     break
@@ -254,6 +259,9 @@ class Driver:
             self._end_overdue(outcome)
         outcome.trials = len(self.history.trials)
         return outcome
+
+    def _most(self) -> int:
+        return min(self.options.workers, self.executor.workers)
 
     def _next(self, outcome: Outcome) -> TrialRecord | None:
         """What is to be trained next: what was interrupted, what deserves to go on, a new network, or nothing."""
@@ -352,7 +360,7 @@ class Driver:
                 self._finish(record, values)
                 self._errors.clear()
             case "lost":
-                self._lose(record, values["text"], outcome)
+                self._lose(record, values["text"], outcome, restarted=values.get("restarted", False))
             case "failed":
                 self._hear_failure(record, values["reason"], values["text"], outcome)
 
@@ -407,13 +415,18 @@ class Driver:
         self._fail(record, reason, text)
         self._count_error(record, reason, text, outcome)
 
-    def _lose(self, record: TrialRecord, text: str, outcome: Outcome) -> None:
-        """A worker died or froze: its trial goes on from the checkpoint, under its number."""
+    def _lose(self, record: TrialRecord, text: str, outcome: Outcome, *, restarted: bool = False) -> None:
+        """A worker died or froze: its trial goes on from the checkpoint, under its number.
+
+        restarted: the executor has seen to that by itself.
+        """
         number = record.number
         epochs, losses = self._stuck.get(number, (record.epochs, 0))
         losses = losses + 1 if epochs == record.epochs else 1
         self._stuck[number] = (record.epochs, losses)
         if losses >= LOST_WORKERS:
+            if restarted:
+                self.executor.kill(str(number))
             self._fail(record, "lost worker", text)
             self._count_error(record, "lost worker", text, outcome)
             return
@@ -421,8 +434,9 @@ class Driver:
         self.emit({"event": "again", "number": number, "reason": f"lost worker: {text}"})
         self.folder.write_record(record)
         self.show.note(f"trial {number}: {text}; going on from its checkpoint")
-        self._running.pop(number, None)
-        self.waiting.appendleft(record)
+        if not restarted:
+            self._running.pop(number, None)
+            self.waiting.appendleft(record)
 
     def _count_error(self, record: TrialRecord, reason: str, text: str, outcome: Outcome) -> None:
         self._errors = [*self._errors, text] if reason in ("error", "input", "lost worker") else []
@@ -475,38 +489,3 @@ class Driver:
                 "reason": record.reason,
             }
         )
-
-
-def make_job(
-    options: Options,
-    record: TrialRecord,
-    folder: Path,
-    key: str,
-    *,
-    final: bool = False,
-    latency: bool = False,
-) -> Job:
-    return Job(
-        key=key,
-        folder=str(folder),
-        spec=record.spec,
-        recipe=record.recipe,
-        data=options.data,
-        seed=(record.seed[0], record.seed[1]),
-        device=options.device,
-        threads=options.threads,
-        compile_net=options.compile_net,
-        final=final,
-        activation_bytes=record.cost.get("activation_bytes", 0),
-        params=record.cost.get("params", 0),
-        recompute=record.recompute,
-        alone=record.recompute,  # what ran out of memory once gets a device to itself
-        measure_latency=latency,
-        attempt=record.attempts,
-    )
-
-
-def take(record: TrialRecord, values: Mapping[str, Any]) -> None:
-    """Takes what a worker says at its end into its record."""
-    for name in ("epochs", "val_error", "val_loss", "seconds", "peak_memory_bytes", "weights_digest"):
-        setattr(record, name, values[name])

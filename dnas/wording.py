@@ -1,6 +1,7 @@
 """Numbers as people say them."""
 
 import math
+import re
 
 
 def percent(share: float | None) -> str:
@@ -87,3 +88,9 @@ def _short(value: float) -> str:
         return "0"
     decimals = max(0, (2 if abs(value) >= 1 else 1) - math.floor(math.log10(abs(value))))
     return f"{value:.{decimals}f}"
+
+
+def redact(text: str) -> str:
+    """`text` without the passwords of the URLs in it: postgresql://user:***@host/name."""
+    text = re.sub(r"(\w[\w+.-]*://[^\s:/@]*):\S*@", r"\1:***@", text)  # up to the last @: one may be in the password
+    return re.sub(r"(?i)\b(password|sslpassword|secret|token|key)=[^\s&'\"]+", r"\1=***", text)

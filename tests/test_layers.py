@@ -8,7 +8,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "dnas"
 # Lowest first. A module imports from those at or above its own line only; `cli` stands last.
 ORDER = [
     ["dnas", "dnas.errors", "dnas.wording", "dnas.files"],
-    ["dnas.arch", "dnas.lease", "dnas.objectives"],
+    ["dnas.arch", "dnas.lease", "dnas.objectives", "dnas.shared"],
     ["dnas.nn", "dnas.data"],
     ["dnas.recipe", "dnas.stopping"],
     ["dnas.space"],
@@ -17,6 +17,7 @@ ORDER = [
     ["dnas.history"],
     ["dnas.proposals", "dnas.inputs"],
     ["dnas.extend", "dnas.mirror", "dnas.replay"],
+    ["dnas.jobs"],
     ["dnas.retrain"],
     ["dnas.search"],
     ["dnas.plan", "dnas.single", "dnas.export", "dnas.definition", "dnas.doctor", "dnas.analysis"],
@@ -40,6 +41,8 @@ HOMES = {
     "matplotlib": {"dnas.figures", "dnas.report"},
     "seaborn": {"dnas.figures"},
     "ray": {"dnas.executors"},
+    "psycopg": {"dnas.storage"},
+    "fsspec": {"dnas.shared"},
 }
 
 

@@ -40,6 +40,11 @@ class LocalExecutor:
         """The keys of the jobs that have been started and have not ended."""
         return list(self._running)
 
+    @property
+    def workers(self) -> int:
+        """The most trainings at once."""
+        return self._ledger.workers
+
     def clock(self) -> float:
         """Seconds of a clock that only goes forward."""
         return monotonic()

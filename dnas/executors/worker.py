@@ -4,6 +4,7 @@ import importlib
 import os
 import resource
 import signal
+import socket
 import threading
 import traceback
 from collections.abc import Callable
@@ -37,6 +38,7 @@ class Job:
     recompute: as `dnas.train.fit`'s. alone: nothing else runs on its device. attempt: how often it was started.
     memory_limit_bytes: a cap on what the training may take: on a CPU on the growth of the process's address space from
     when the data are loaded, on CUDA on what the process allocates. Over it the training fails for want of memory.
+    fingerprint: of the data set that the study was begun with; another host may hold another.
     """
 
     key: str
@@ -56,6 +58,7 @@ class Job:
     measure_latency: bool = False
     attempt: int = 1
     memory_limit_bytes: int | None = None
+    fingerprint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,8 @@ class Message:
     done      at its end: the result
     failed    at its end: reason, one of `REASONS`, and text
     lost      at its end: text; the training can go on from its checkpoint. Said by the worker itself where somebody
-              else is training in the same folder, and else by the executor, of a process that is gone.
+              else is training in the same folder, and else by the executor, of a process that is gone. With `restarted`
+              it is no end: the executor has begun it again by itself.
     """
 
     kind: str
@@ -112,6 +116,11 @@ def _train(job: Job, lease: Lease, say: Callable[[Message], None], ask: Callable
     if on_cuda and (index := torch.device(job.device).index) is not None:
         torch.cuda.set_device(index)  # or whatever names no device would open a context on the first one too
     data = load_dataset(**job.data, device=job.device)
+    if job.fingerprint is not None and data.fingerprint != job.fingerprint:
+        raise InputError(
+            f"{data.title} on {socket.gethostname()} has other files than the study was begun with (fingerprint"
+            f" {data.fingerprint}, not {job.fingerprint}); give that host the same data."
+        )
     if job.final:
         data = data.with_validation_in_training()
     resident = torch.cuda.memory_allocated(job.device) if on_cuda else 0
