@@ -170,6 +170,26 @@ def read_lease(folder: Path) -> LeaseInfo | None:
     return None if content is None else _parse(content)
 
 
+class Watch:
+    """A look at the heartbeat in a worker's folder, by a clock of the watcher's own: seconds that only go forward."""
+
+    def __init__(self, folder: Path, clock: float = 0.0) -> None:
+        self.folder = folder
+        self._looked = self._seen = clock
+        self._beat: tuple[str, int] | None = None
+
+    def silent(self, clock: float) -> bool:
+        """Whether the beat has stood still for `EXPIRY_SECONDS`. A folder without a lease is not silent."""
+        if clock - self._looked < EXPIRY_SECONDS / 10:
+            return False
+        self._looked = clock
+        lease = read_lease(self.folder)
+        beat = None if lease is None else (lease.owner, lease.beat)
+        if beat is None or beat != self._beat:
+            self._beat, self._seen = beat, clock
+        return clock - self._seen > EXPIRY_SECONDS
+
+
 def is_dead(info: LeaseInfo) -> bool | None:
     """Whether the holder's process is gone, seen at once on its own host; None from another, where only the beat says.
     One that is there may be frozen: whoever waits for it watches its beat as well."""

@@ -22,7 +22,7 @@ from dnas.files import DiskFull
 from dnas.history import ENDED, History
 from dnas.inputs import Options, check_objectives, check_same, frozen_inputs, git_commit, versions
 from dnas.jobs import make_job, take
-from dnas.lease import EXPIRY_SECONDS, read_lease
+from dnas.lease import Watch
 from dnas.proposals import Exhausted, Proposal, Region, make_sampler, propose
 from dnas.samplers.tpe import distributions_json
 from dnas.space import Space
@@ -117,26 +117,12 @@ def _check_fits(space: Space) -> None:
 
 @dataclass
 class _Running:
-    """A training in progress: when it was started, by the executor's clock, and the seconds that it had before; when
-    its worker last gave a sign of life, and which."""
+    """A training in progress: when it was started, by the executor's clock, and the seconds that it had before; and a
+    look at its worker's heartbeat."""
 
     since: float
     before: float
-    folder: Path
-    looked: float
-    seen: float
-    beat: tuple[str, int] | None = None
-
-    def silent(self, clock: float) -> bool:
-        """Whether the worker's heartbeat in the study's storage has stood still for `EXPIRY_SECONDS` by our clock."""
-        if clock - self.looked < EXPIRY_SECONDS / 10:
-            return False
-        self.looked = clock
-        lease = read_lease(self.folder)
-        beat = None if lease is None else (lease.owner, lease.beat)
-        if beat is None or beat != self.beat:
-            self.beat, self.seen = beat, clock
-        return clock - self.seen > EXPIRY_SECONDS
+    watch: Watch
 
 
 @dataclass
@@ -333,7 +319,7 @@ class Driver:
         self.folder.write_record(record)
         folder = self.folder.trial_folder(record.number)
         clock = self.executor.clock()
-        self._running[record.number] = _Running(clock, record.seconds, folder, clock, clock)
+        self._running[record.number] = _Running(clock, record.seconds, Watch(folder, clock))
         self.executor.start(self._job(record))
         self.show.began(record)
 
@@ -459,7 +445,7 @@ class Driver:
                 text = f"{spent:.0f} s of training, more than --timeout {limit:g} allows"
                 self._fail(record, "timeout", text)
                 self._count_error(record, "timeout", text, outcome)
-            elif running.silent(clock):
+            elif running.watch.silent(clock):
                 self.executor.kill(str(number))
                 self._lose(record, "its worker gave no sign of life", outcome)
 

@@ -12,7 +12,7 @@ import statistics
 import sys
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -259,8 +259,13 @@ def _finish_work(device: str) -> None:
 
 def weights_digest(net: nn.Module) -> str:
     """sha256 of every parameter and buffer: equal just when two networks are equal bit for bit."""
+    return digest_of_weights(net.state_dict())
+
+
+def digest_of_weights(weights: Mapping[str, Tensor]) -> str:
+    """`weights_digest` of a state dict, such as a checkpoint's `weights`."""
     digest = hashlib.sha256()
-    for name, tensor in net.state_dict().items():
+    for name, tensor in weights.items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

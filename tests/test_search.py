@@ -584,7 +584,7 @@ def test_the_seconds_before_an_interruption_count() -> None:
 
 def test_a_worker_without_a_heartbeat_is_ended_and_its_trial_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """The lease in the trial's folder stands still while the clock goes on: nobody trains there any more."""
-    monkeypatch.setattr("dnas.search.EXPIRY_SECONDS", 10.0)
+    monkeypatch.setattr("dnas.lease.EXPIRY_SECONDS", 10.0)
 
     class Frozen(AnalyticExecutor):
         def start(self, job: Job) -> None:
@@ -608,7 +608,7 @@ def test_a_worker_without_a_heartbeat_is_ended_and_its_trial_goes_on(monkeypatch
 
 
 def test_workers_that_always_freeze_stop_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dnas.search.EXPIRY_SECONDS", 10.0)
+    monkeypatch.setattr("dnas.lease.EXPIRY_SECONDS", 10.0)
 
     class Frozen(AnalyticExecutor):
         def start(self, job: Job) -> None:

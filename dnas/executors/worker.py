@@ -74,10 +74,13 @@ class Message:
     lost      at its end: text; the training can go on from its checkpoint. Said by the worker itself where somebody
               else is training in the same folder, and else by the executor, of a process that is gone. With `restarted`
               it is no end: the executor has begun it again by itself.
+
+    so_far: of an epoch, what `done` would say of this process were it the last: peak_memory_bytes.
     """
 
     kind: str
     values: dict[str, Any] = field(default_factory=dict)
+    so_far: dict[str, Any] = field(default_factory=dict)
 
 
 REASONS = ("out of memory", "diverged", "disk full", "input", "error")
@@ -147,7 +150,7 @@ def _train(job: Job, lease: Lease, say: Callable[[Message], None], ask: Callable
         folder=Path(job.folder),
         compile_net=job.compile_net,
         recompute=job.recompute,
-        report=lambda epoch: ask(Message("epoch", asdict(epoch))),
+        report=lambda epoch: ask(Message("epoch", asdict(epoch), {"peak_memory_bytes": peak_memory_bytes(job.device)})),
         on_step=on_step,
         guard=lease.check,
     )
@@ -208,9 +211,9 @@ def limit_memory(limit_bytes: int, device: str) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (used + limit_bytes, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
-def run_in_process(job: Job, pipe: Connection) -> None:
-    """`run_job` at the end of a pipe. Ends at once when the driver does: nobody is left to read, and the driver's next
-    start trains the same trial."""
+def run_in_process(job: Job, pipe: Connection, run: Callable[..., None] = run_job) -> None:
+    """`run_job`, or what is like it, at the end of a pipe. Ends at once when the driver does: nobody is left to read,
+    and the driver's next start trains the same trial."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver hears Ctrl-C, and decides
     driver = parent_process()
     assert driver is not None
@@ -226,6 +229,6 @@ def run_in_process(job: Job, pipe: Connection) -> None:
         return bool(pipe.recv())
 
     try:
-        run_job(job, pipe.send, ask)
+        run(job, pipe.send, ask)
     except (BrokenPipeError, EOFError, ConnectionResetError, LeaseLost):
         os._exit(1)

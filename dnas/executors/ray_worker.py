@@ -1,0 +1,174 @@
+"""A trial on a node of a Ray cluster: what Ray Tune runs there.
+
+The training is a process of its own, as on one machine, so that its memory is given back and the actor can be used
+again. It works in a private folder; what others need of it (checkpoint, curve, norms) goes with Ray's checkpoints.
+"""
+
+import importlib
+import json
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from ray import tune
+
+from dnas import __version__
+from dnas.executors.forkserver import start_forkserver
+from dnas.executors.worker import Job, Message, run_in_process
+from dnas.lease import Watch
+from dnas.shared import Shared
+
+CARRIED = ("checkpoint.pt", "curve.csv", "norms.npz")  # of a trial's folder
+STEP_SECONDS = 5.0  # at most so often Ray hears how far an epoch is
+LOOK_SECONDS = 0.2
+BODY = "dnas.executors.worker:run_job"
+
+
+class WorkerLost(RuntimeError):
+    """The training's process is gone or frozen; Ray begins the trial again from its last checkpoint."""
+
+
+def carry(config: dict[str, Any]) -> None:
+    """The function that Ray Tune calls for each trial. config: see `pack`."""
+    job, folder = unpack(config), Path(tempfile.mkdtemp(prefix="dnas-"))
+    try:
+        if config["dnas"] != __version__:
+            text = f"this node has dnas {__version__}, the driver {config['dnas']}; install the same on each."
+            _tell([Message("failed", {"reason": "input", "text": text})], {})
+            return
+        fetched = _fetch(config, folder)
+        with _process(replace(job, folder=str(folder)), config["body"]) as (pipe, process):
+            _pass_on(folder, pipe, process, fetched)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def pack(job: Job, shared: str, start: str | None, body: str) -> dict[str, Any]:
+    """The config of a trial: plain text, so that Ray takes nothing in it for a choice or a reference.
+
+    start: the name of a checkpoint in `shared` to begin from; body: module:function in the place of `run_job`.
+    """
+    text = json.dumps(asdict(job), default=str)
+    return {"job": text, "key": job.key, "shared": shared, "start": start, "body": body, "dnas": __version__}
+
+
+def unpack(config: dict[str, Any]) -> Job:
+    values = json.loads(config["job"])
+    values["seed"] = tuple(values["seed"])
+    if values["data"].get("data_root") is not None:
+        values["data"]["data_root"] = Path(values["data"]["data_root"])
+    return Job(**values)
+
+
+def _fetch(config: dict[str, Any], folder: Path) -> bool:
+    """Puts the checkpoint to go on from into `folder`: that of Ray, or the one that the driver names. False: none."""
+    checkpoint = tune.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as found:
+            shutil.copyfile(Path(found) / "checkpoint.pt", folder / "checkpoint.pt")
+        return True
+    return config["start"] is not None and Shared(config["shared"]).get(config["start"], folder / "checkpoint.pt")
+
+
+@contextmanager
+def _process(job: Job, body: str) -> Iterator[tuple[Connection, BaseProcess]]:
+    context = start_forkserver(job.data["name"])
+    ours, theirs = context.Pipe()
+    process = context.Process(target=run_body, args=(body, job, theirs), daemon=False)
+    process.start()
+    theirs.close()
+    try:
+        yield ours, process
+    finally:
+        ours.close()
+        process.kill()
+        process.join()
+
+
+def run_body(body: str, job: Job, pipe: Connection) -> None:
+    """Runs `body`, module:function, in this process, as `run_in_process` runs `run_job`."""
+    module, _, name = body.partition(":")
+    run: Callable[..., None] = getattr(importlib.import_module(module), name)
+    run_in_process(job, pipe, run)
+
+
+def _pass_on(folder: Path, pipe: Connection, process: BaseProcess, fetched: bool) -> None:
+    """Tells Ray what the training says, until its end. Where Ray stops the trial, `report` ends this thread.
+
+    fetched: it goes on from a checkpoint, and repeats its epochs; Ray gets the files only from the last of these on.
+    """
+    said: list[Message] = []
+    repeats = 0
+    last, watch = monotonic(), Watch(folder, monotonic())
+    while True:
+        if not pipe.poll(LOOK_SECONDS):
+            if watch.silent(monotonic()):
+                raise WorkerLost("its worker gave no sign of life")
+            message = None
+        else:
+            try:
+                message = pipe.recv()
+            except (EOFError, ConnectionResetError):
+                raise WorkerLost(_last_word(process)) from None
+        if message is not None:
+            if message.kind == "step":
+                said = [one for one in said if one.kind != "step"]
+            said.append(message)
+        ended = message is not None and message.kind in ("done", "failed", "lost")
+        asks = message is not None and message.kind == "epoch"
+        if not (ended or asks or (said and monotonic() - last > STEP_SECONDS)):
+            continue
+        if asks and fetched:  # the curve is written whole before its first epoch is repeated
+            repeats, fetched = len((folder / "curve.csv").read_text().splitlines()) - 1, False
+        new = asks and message is not None and message.values["epoch"] >= repeats
+        _tell(said, _so_far(message, folder), folder if new else None)
+        if ended:
+            return
+        said, last = [], monotonic()
+        if asks:
+            pipe.send(True)  # had the answer been no, this thread would have ended in `report`
+
+
+def _tell(said: list[Message], so_far: dict[str, Any], folder: Path | None = None) -> None:
+    """Reports messages to Ray; with `folder`, its files as a checkpoint, which is in the storage before Ray hears."""
+    metrics: dict[str, Any] = {
+        "said": json.dumps([[one.kind, one.values] for one in said]),
+        "so_far": json.dumps(so_far),
+    }
+    if said[-1].kind == "epoch":
+        metrics["val_error"] = said[-1].values["val_error"]
+    if folder is None:
+        tune.report(metrics)
+        return
+    with tempfile.TemporaryDirectory(prefix="dnas-") as name:
+        for file in CARRIED:
+            if (folder / file).exists():
+                os.link(folder / file, Path(name) / file)
+        tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(name))
+
+
+def _so_far(message: Message | None, folder: Path) -> dict[str, Any]:
+    """What the driver's record needs of a training that Ray may stop now, or of one that failed."""
+    if message is None:
+        return {}
+    values: dict[str, Any] = dict(message.so_far)
+    if message.kind == "failed" and (folder / "traceback.txt").exists():
+        values["traceback"] = (folder / "traceback.txt").read_text()
+    return values
+
+
+def _last_word(process: BaseProcess) -> str:
+    process.join(5)
+    code = process.exitcode
+    if code is not None and code < 0:
+        return f"its process was ended by {signal.Signals(-code).name}"
+    return f"its process ended with status {code}"
