@@ -335,7 +335,7 @@ class Driver:
         match message.kind:
             case "started":
                 record.device = values["device"]
-                if values.get("latency") is not None:
+                if values.get("latency") is not None and record.latency is None:
                     record.latency = values["latency"]
                     self.emit({"event": "measured", "number": record.number, "latency": record.latency})
             case "step":

@@ -69,6 +69,10 @@ class _Running:
     end: Message | None = None
 
 
+class ClusterLost(InputError):
+    """The cluster is gone, or Tune on it."""
+
+
 class RayExecutor:
     """Keeps the contract of `LocalExecutor` on a Ray cluster.
 
@@ -96,7 +100,8 @@ class RayExecutor:
         self._ours = connect(address)
         self.gpus = gpus if gpus is not None else float(any(node.get("GPU", 0) >= 1 for node in _nodes()))
         _check_room(cpus, self.gpus)
-        self._run = f"{study}/ray-{len(self.shared.names(study)) + 1:03d}"
+        before = [int(name.removeprefix("ray-")) for name in self.shared.names(study) if name.startswith("ray-")]
+        self._run = f"{study}/ray-{max(before, default=0) + 1:03d}"
         self._study = study
         self._running: dict[str, _Running] = {}
         self._of_trial: dict[str, _Running] = {}  # by Tune's own name
@@ -142,7 +147,10 @@ class RayExecutor:
 
     def wait(self, timeout: float) -> list[tuple[str, Message]]:
         if self._error is not None:
-            raise RuntimeError(f"Ray Tune ended: {self._error}") from self._error
+            raise ClusterLost(
+                f"Ray Tune ended ({_first_line(self._error)}); what was trained is kept: mend the cluster, and run the"
+                " same command again."
+            ) from self._error
         try:
             running, message = self._messages.get(timeout=timeout)
         except queue.Empty:
@@ -165,12 +173,15 @@ class RayExecutor:
 
     def stop(self) -> None:
         """Ends every job; their checkpoints stay in the storage."""
+        whole = not self._running
         self._stopping.set()
         with self._news:
             self._running.clear()
             self._news.notify_all()
         if self._thread is not None:
             self._thread.join(STOP_SECONDS)
+        if whole:
+            self.shared.remove(self._run)  # Tune's own files
         if self._ours:
             ray.shutdown()
 
@@ -178,8 +189,7 @@ class RayExecutor:
 
     def _stage(self, job: Job) -> str | None:
         """The name in the storage of the checkpoint that `job` is to begin from; None where there is none."""
-        found = self._stored(job.key)
-        if found is not None:
+        if job.attempt > 1 and (found := self._stored(job.key)) is not None:
             return found
         local = Path(job.folder) / "checkpoint.pt"
         if not local.exists():
@@ -342,9 +352,11 @@ class RayExecutor:
         with suppress(queue.Empty):
             while True:
                 running = self._doomed.get_nowait()
-                if running in self._waiting:
-                    self._waiting.remove(running)
-                elif running.trial is not None:
+                with self._news:
+                    waits = running in self._waiting
+                    if waits:
+                        self._waiting.remove(running)
+                if not waits and running.trial is not None:
                     running.trial.max_failures = 0
                     if (actor := running.trial.temporary_state.ray_actor) is not None:
                         ray.kill(actor)

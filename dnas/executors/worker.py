@@ -232,3 +232,9 @@ def run_in_process(job: Job, pipe: Connection, run: Callable[..., None] = run_jo
         run(job, pipe.send, ask)
     except (BrokenPipeError, EOFError, ConnectionResetError, LeaseLost):
         os._exit(1)
+
+
+def run_body(body: str, job: Job, pipe: Connection) -> None:
+    """`run_in_process` of the function that `body` names, as module:function."""
+    module, _, name = body.partition(":")
+    run_in_process(job, pipe, getattr(importlib.import_module(module), name))
