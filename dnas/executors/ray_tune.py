@@ -12,8 +12,6 @@ import os
 import queue
 import re
 import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import zipfile
@@ -42,6 +40,8 @@ from dnas.train import digest_of_weights, read_checkpoint
 CONNECT_SECONDS = 10.0
 CAPACITY_SECONDS = 2.0  # at most so often the cluster is asked for its size
 STOP_SECONDS = 60.0
+HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # and no settings
+HTTP2_SETTINGS = 4  # the type of a first frame
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_DEDUP_LOGS": "1",
@@ -454,10 +454,20 @@ def connect(address: str | None) -> bool:
         )
     if address is not None and address != "auto":
         _check_answers(address)
+        with suppress(ImportError):  # as Ray itself does for `auto`: where this machine has a token, it is used
+            from ray._private.authentication import authentication_token_setup
+
+            authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     try:
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError as error:
-        raise InputError(f"no Ray runs here ({_first_line(error)}); start one: ray start --head.") from None
+    except (ConnectionError, ValueError) as error:
+        where = "here" if address in (None, "auto") else f"on this machine for {address}"
+        raise InputError(f"no Ray runs {where} ({_first_line(error)}); start it: ray start, --head first.") from None
+    except ray.exceptions.AuthenticationError:
+        raise InputError(
+            f"the Ray at {address} asks for a token: give this machine the cluster's, in $RAY_AUTH_TOKEN or"
+            " ~/.ray/auth_token."
+        ) from None
     except RuntimeError as error:
         if "Version mismatch" not in str(error):
             raise
@@ -466,24 +476,23 @@ def connect(address: str | None) -> bool:
 
 
 def _check_answers(address: str) -> None:
-    """`InputError` unless a Ray of this version answers at `address` within `CONNECT_SECONDS`. In a process of its own:
-    Ray's client can wait for minutes, and ends its process where it gives up."""
+    """`InputError` where nothing that may be Ray answers at `address` within `CONNECT_SECONDS`: Ray's own client tries
+    longer. Ray speaks gRPC, so that what answers there begins with a frame of HTTP/2."""
     try:
         host, port = address.rsplit(":", 1)
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS / 2).close()
+        where = (host.strip("[]"), int(port))
     except ValueError:
         raise InputError(f"--ray-address needs host:port or auto, but got {address!r}.") from None
+    try:
+        with socket.create_connection(where, timeout=CONNECT_SECONDS / 2) as line:
+            if os.environ.get("RAY_USE_TLS", "0") != "0":
+                return
+            line.sendall(HTTP2_HELLO)
+            said = line.recv(9)
     except OSError as error:
         raise InputError(f"no Ray answers at {address}: {error.strerror or error}; see `ray status` there.") from None
-    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
-    try:
-        run = subprocess.run(command, capture_output=True, text=True, timeout=CONNECT_SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        raise InputError(f"no Ray answers at {address} within {CONNECT_SECONDS:g} s, but something does.") from None
-    if run.returncode:
-        if "ersion mismatch" in run.stdout + run.stderr:
-            raise _mismatch(run.stdout + run.stderr)
-        raise InputError(f"what answers at {address} is no Ray that runs; see `ray status` there.")
+    if len(said) < 4 or said[3] != HTTP2_SETTINGS:
+        raise InputError(f"what answers at {address} is no Ray; Ray's own address is in what `ray start` prints.")
 
 
 def _mismatch(text: str) -> InputError:
