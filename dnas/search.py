@@ -169,9 +169,13 @@ class Driver:
         self.records = {record.number: record for record in folder.records()}
         if events:
             self.history.epochs = next((e["epochs"] for e in events if "epochs" in e), epochs)
+        widened = [event["params"] for event in events if event["event"] == "widen"]
         for event in events:
             if event["event"] == "ask" and event["number"] not in self.records:  # killed between event and record
-                proposal = Proposal(event["arm"], event["params"], self.space.spec_of(event["params"]))
+                params = dict(event["params"])
+                for later in widened:  # the space may have grown since
+                    params |= later.get(str(event["number"]), {})
+                proposal = Proposal(event["arm"], params, self.space.spec_of(params))
                 self._write_new_record(event["number"], proposal, event["history"], event.get("epochs", epochs))
             if event["event"] == "extend":
                 self._extend_records(event)
@@ -196,7 +200,7 @@ class Driver:
         elif record.state == "paused" and trial.state == "running" and not trial.go_on:  # and its pause
             self.emit({"event": "pause", "number": number})
         elif record.state == "paused" and trial.state == "running":  # between a promotion and its record
-            record.state = "running"
+            record.state, record.ended, record.reason = "running", None, None
             self.folder.write_record(record)
         if record.state == "running" and trial.curve:
             last = trial.curve[trial.furthest]
@@ -260,6 +264,8 @@ class Driver:
         if self.waiting:
             return self.waiting.popleft()
         number = self.history.promotable()
+        if number is not None and str(number) in self.executor.running:
+            return None  # it was told to stop, and others fell behind it before its worker ended: once that is heard
         if number is not None:
             self.emit({"event": "promote", "number": number})
             record = self.records[number]

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import random
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -434,6 +435,25 @@ def test_more_epochs_interrupted_anywhere_equal_those_that_were_not() -> None:
     assert events() == log
 
 
+def test_more_epochs_stand_in_the_study_even_if_a_kill_came_before_they_were_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run(3)
+
+    def killed(folder: StudyFolder, record: TrialRecord, path: Path | None = None) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StudyFolder, "write_record", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(3, space=load_space("digits_bc", epochs=24))
+    assert events()[-1]["event"] == "extend"
+    with pytest.raises(InputError, match="a study's epochs only grow; got --epochs 12"):
+        run(4)
+    run(4, space=load_space("digits_bc", epochs=24))
+    assert {record.epochs_planned for record in records() if record.state == "complete"} == {24}
+
+
 # several objectives, pauses and promotions
 
 
@@ -453,6 +473,58 @@ def test_a_paused_trial_goes_on_from_where_it_was_when_others_turn_out_worse() -
         assert records()[number].reason is None
     counted = Counter(int(job.key) for job in executor.started)
     assert {number for number, times in counted.items() if times == 2} == promoted
+
+
+def test_a_kill_between_a_promotion_and_its_record_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = {"sampler": "random", "seed": 1}
+    run(20, **changes)
+    whole, log = essence(records()), events()
+    Path("studies/s").rename("studies/whole")
+    write = StudyFolder.write_record
+
+    def killed(folder: StudyFolder, record: TrialRecord, path: Path | None = None) -> None:
+        if folder.events()[-1]["event"] == "promote":
+            raise KeyboardInterrupt
+        write(folder, record, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StudyFolder, "write_record", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(20, **changes)
+    run(20, **changes)
+    assert essence(records()) == whole
+    assert events() == log, "a complete trial has no reason to have been paused"
+
+
+@pytest.mark.parametrize("seed", [0, 1, 6, 7])
+def test_a_trial_is_not_promoted_before_its_worker_has_ended(seed: int) -> None:
+    """Of several workers, one that was told to stop ends late; meanwhile others fall behind its trial."""
+
+    class Late(AnalyticExecutor):
+        def __init__(self) -> None:
+            super().__init__()
+            self.draws = random.Random(seed)
+
+        def start(self, job: Job) -> None:
+            assert job.key not in self.jobs, "two workers would train the same trial"
+            super().start(job)
+
+        def wait(self, timeout: float) -> list[tuple[str, Message]]:
+            def stopping(key: str) -> bool:
+                message = self.jobs[key][0]
+                return message.kind == "done" and not message.values["finished"]
+
+            keys = self.running
+            self.draws.shuffle(keys)
+            self.jobs = {key: self.jobs[key] for key in sorted(keys, key=stopping)}
+            return super().wait(timeout)
+
+    search(options(20, workers=4, sampler="random", seed=seed), Silent(), Late())
+    assert {record.state for record in records()} == {"complete", "paused"}
+    last: dict[object, object] = {}
+    for event in events():
+        assert event["event"] != "promote" or last[event["number"]] == "pause"
+        last[event.get("number")] = event["event"]
 
 
 def test_later_trials_promote_those_of_an_earlier_command() -> None:
