@@ -812,6 +812,83 @@ def test_a_lost_or_failed_retraining_goes_on_or_says_so() -> None:
     assert records()[0].test_error == 0.125
 
 
+def test_a_kill_before_the_mean_test_error_is_written_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    write = StudyFolder.write_record
+
+    def killed(folder: StudyFolder, record: TrialRecord, path: Path | None = None) -> None:
+        if path is None and record.test_error is not None:
+            raise KeyboardInterrupt
+        write(folder, record, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StudyFolder, "write_record", killed)
+        with pytest.raises(KeyboardInterrupt):
+            search(options(1, retrain=1), Silent(), Measuring())
+    assert [record.state for _, record in find_study("s").retrained()] == ["complete"]
+    again = Measuring()
+    search(options(1, retrain=1), Silent(), again)
+    assert again.started == []
+    assert records()[0].test_error == 0.125
+
+
+def test_final_trainings_of_fewer_epochs_are_not_in_the_mean() -> None:
+    search(options(1, retrain=1, retrain_seeds=2), Silent(), Measuring())
+    assert records()[0].test_error == 0.1875
+    search(options(1, load_space("digits_bc", epochs=24), retrain=1), Silent(), Measuring())
+    assert records()[0].test_error == 0.125
+
+
+def test_a_kill_while_a_final_training_is_cleared_away_leaves_none_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint of fewer epochs without its record would be gone on with, and be refused as another run's."""
+    search(options(1, retrain=1), Silent(), Measuring())
+    folder = find_study("s").path / "retrain" / "0-1"
+    longer = load_space("digits_bc", epochs=24)
+    iterdir, unlink = Path.iterdir, Path.unlink
+    (folder / "checkpoint.pt").write_bytes(b"of twelve epochs")
+
+    def killed(path: Path, missing_ok: bool = False) -> None:
+        unlink(path, missing_ok)
+        if path.parent.name == folder.name:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", lambda path: iter(sorted(iterdir(path), reverse=True)))
+        patch.setattr(Path, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            search(options(1, longer, retrain=1), Silent(), Measuring())
+    search(options(1, longer, retrain=1), Silent(), Measuring())
+    assert not (folder / "checkpoint.pt").exists()
+    assert [record.epochs for _, record in find_study("s").retrained()] == [24]
+
+
+def test_a_driver_that_is_started_often_does_not_use_up_the_patience_with_workers() -> None:
+    """Only a lost worker counts, not an end of the driver, which a long final training may see a few times."""
+    for left in (17, 5, 5):  # the first trains the trial, too
+        with pytest.raises(KeyboardInterrupt):
+            search(options(1, retrain=1), Silent(), Interrupting(left))
+    lost: list[str] = []
+
+    def once(job: Job, epoch: int) -> Message | None:
+        if job.final and not lost:
+            lost.append(job.key)
+            return Message("lost", {"text": "its process was ended by SIGKILL"})
+        return None
+
+    search(options(1, retrain=1), Silent(), Measuring(once))
+    [(_, record)] = find_study("s").retrained()
+    assert (record.state, record.losses) == ("complete", 1)
+    assert record.attempts > 3
+
+
+def test_a_final_training_whose_worker_is_always_lost_fails_at_last() -> None:
+    def always(job: Job, epoch: int) -> Message | None:
+        return Message("lost", {"text": "its process was ended by SIGKILL"}) if job.final else None
+
+    search(options(1, retrain=1), Silent(), Measuring(always))
+    [(_, record)] = find_study("s").retrained()
+    assert (record.state, record.attempts) == ("failed", 3)
+
+
 def test_without_a_test_set_there_is_no_retraining(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DNAS_CACHE", str(tmp_path / "cache"))
     write_folder(Path("pictures"), "train", ["a", "b"], 10, 8, channels=1)
