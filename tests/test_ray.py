@@ -207,7 +207,7 @@ def test_an_interrupt_is_heard(address: str, tmp_path: Path) -> None:
 
 def test_a_trial_that_takes_too_long_is_ended(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    options = small(2, epochs=200, workers=1, timeout=20.0, stopping="none")
+    options = small(2, epochs=200, workers=1, timeout=3.0, stopping="none")
     on_ray(address, options, tmp_path / "shared")
     records = StudyFolder(Path("studies/s")).records()
     assert [record.state for record in records] == ["failed", "failed"]

@@ -66,6 +66,7 @@ class _Running:
     rows: dict[int, dict[str, Any]] = field(default_factory=dict)  # epoch -> what was said of it
     so_far: dict[str, Any] = field(default_factory=dict)
     checkpoint: Any = None  # Ray's last
+    heard: bool = False  # whether it has said anything
     end: Message | None = None
 
 
@@ -128,6 +129,11 @@ class RayExecutor:
             self._capacity, self._counted = sum(_room(node, self.cpus, self.gpus) for node in _nodes()), monotonic()
         return max(1, self._capacity)
 
+    @property
+    def queued(self) -> set[str]:
+        """The jobs that have not begun: they wait for a place in the cluster, or for Ray's actor to start."""
+        return {key for key, running in self._running.items() if not running.heard}
+
     def clock(self) -> float:
         return monotonic()
 
@@ -155,10 +161,10 @@ class RayExecutor:
             running, message = self._messages.get(timeout=timeout)
         except queue.Empty:
             return []
-        key = running.job.key
+        key, running.heard = running.job.key, True
         if self._running.get(key) is not running:
             return []  # of a trial that was killed
-        if message.kind in ("done", "failed", "lost") and not message.values.get("restarted"):
+        if message.ends:
             del self._running[key]
             self._finish(running, message)
         return [(key, message)]
@@ -305,7 +311,7 @@ class RayExecutor:
         running.so_far |= json.loads(result["so_far"])
         for kind, values in json.loads(result["said"]):
             message = Message(kind, values)
-            if kind in ("done", "failed", "lost"):
+            if message.ends:
                 running.end = message  # said when Tune has ended the trial, and its place is free
                 continue
             self._messages.put((running, message))
@@ -345,7 +351,7 @@ class RayExecutor:
     def lose(self, trial: Any) -> None:
         """Tune begins a trial again, from its last checkpoint."""
         if (running := self._of_trial.get(trial.trial_id)) is not None:
-            self._messages.put((running, Message("lost", {"text": _reason(trial), "restarted": True})))
+            self._messages.put((running, Message("lost", {"text": "its node was lost", "restarted": True})))
 
     def end_doomed(self) -> None:
         """Ends the trials that the loop has killed."""
@@ -360,13 +366,6 @@ class RayExecutor:
                     running.trial.max_failures = 0
                     if (actor := running.trial.temporary_state.ray_actor) is not None:
                         ray.kill(actor)
-
-
-def _reason(trial: Any) -> str:
-    """Why Tune begins a trial again, in a line."""
-    text = str(trial.get_pickled_error() or "")
-    lost = re.search(r"WorkerLost: (.*)", text)
-    return lost.group(1) if lost else "its node was lost"
 
 
 class _Unkept:

@@ -34,7 +34,7 @@ BODY = "dnas.executors.worker:run_job"
 
 
 class WorkerLost(RuntimeError):
-    """The training's process is gone or frozen; Ray begins the trial again from its last checkpoint."""
+    """The training's process is gone or frozen."""
 
 
 def carry(config: dict[str, Any]) -> None:
@@ -47,8 +47,14 @@ def carry(config: dict[str, Any]) -> None:
             _tell([Message("failed", {"reason": "input", "text": text})], {})
             return
         fetched = _fetch(config, folder)
-        with _process(replace(job, folder=str(folder)), config["body"]) as (pipe, process):
-            _pass_on(folder, pipe, process, fetched)
+        while True:
+            try:
+                with _process(replace(job, folder=str(folder)), config["body"]) as (pipe, process):
+                    _pass_on(folder, pipe, process, fetched)
+                return
+            except WorkerLost as error:  # its checkpoint is here; the loop counts, and ends what is lost too often
+                _tell([Message("lost", {"text": str(error), "restarted": True})], {})
+                fetched = (folder / "checkpoint.pt").exists()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -130,7 +136,7 @@ def _pass_on(folder: Path, pipe: Connection, process: BaseProcess, fetched: bool
             if message.kind == "step":
                 said = [one for one in said if one.kind != "step"]
             said.append(message)
-        ended = message is not None and message.kind in ("done", "failed", "lost")
+        ended = message is not None and message.ends
         asks = message is not None and message.kind == "epoch"
         if not (ended or asks or (said and monotonic() - last > STEP_SECONDS)):
             continue

@@ -82,6 +82,11 @@ class Message:
     values: dict[str, Any] = field(default_factory=dict)
     so_far: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def ends(self) -> bool:
+        """Whether the job says nothing more."""
+        return self.kind in ("done", "failed", "lost") and not self.values.get("restarted")
+
 
 REASONS = ("out of memory", "diverged", "disk full", "input", "error")
 
