@@ -31,6 +31,7 @@ from dnas.study import StudyFolder, TrialRecord, new_record, now
 from dnas.train import list_devices
 
 SAME_ERRORS = 3  # so many identical errors in a row stop the search
+LOOK_SECONDS = 0.5  # between two looks for what takes too long
 LOST_WORKERS = 5  # so often a trial whose process died is gone on with before it has finished another epoch
 
 
@@ -142,6 +143,7 @@ class Driver:
     _running: dict[int, _Running] = field(default_factory=dict)
     _stuck: dict[int, tuple[int, int]] = field(default_factory=dict)  # number -> (epochs it had, losses since)
     _errors: list[str] = field(default_factory=list)
+    _looked: float = -math.inf  # when what is overdue was looked for, by the executor's clock
 
     def __post_init__(self) -> None:
         options = self.options
@@ -445,10 +447,14 @@ class Driver:
 
     def _end_overdue(self, outcome: Outcome) -> None:
         """Ends trainings that take too long, and goes on with those whose worker gives no sign of life."""
-        clock, queued = self.executor.clock(), self.executor.queued
+        clock = self.executor.clock()
+        if clock - self._looked < LOOK_SECONDS:
+            return
+        self._looked = clock
+        begun = set(self.executor.running) - self.executor.queued
         for number, running in list(self._running.items()):
             record, limit = self.records[number], self.options.timeout
-            if str(number) not in self.executor.running or str(number) in queued:
+            if str(number) not in begun:
                 continue
             spent = running.before + clock - running.since
             if limit is not None and spent > limit:

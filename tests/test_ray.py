@@ -13,8 +13,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 import ray
+from moto.server import ThreadedMotoServer
 
 from dnas.errors import InputError
 from dnas.executors import ray_tune
@@ -23,6 +25,7 @@ from dnas.inputs import Options
 from dnas.search import Outcome, search
 from dnas.space import load_space
 from dnas.study import StudyFolder, TrialRecord
+from dnas.train import digest_of_weights, read_checkpoint
 from tests.analytic import Silent
 from tests.ray_nodes import PATIENCE, QUICK, ROOT, Nodes
 
@@ -58,8 +61,19 @@ def small(trials: int, epochs: int, study: str = "s", **changes: Any) -> Options
 
 
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[Nodes]:
-    made = Nodes()
+def s3() -> Iterator[dict[str, str]]:
+    """The environment in which s3:// is a server of this test."""
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    names = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+    yield names | {"AWS_DEFAULT_REGION": "us-east-1"}
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def nodes(s3: dict[str, str]) -> Iterator[Nodes]:
+    made = Nodes(**s3)
     made.add("one")
     made.add("two")
     yield made
@@ -108,6 +122,25 @@ def test_a_study_is_the_same_on_ray(address: str, tmp_path: Path, monkeypatch: p
         for name in ("checkpoint.pt", "curve.csv", "norms.npz"):
             assert (Path("studies/ray/trials") / str(record.number) / name).exists()
     assert not list((tmp_path / "shared").rglob("checkpoint.pt")), "what was fetched is cleared from the storage"
+
+
+def test_nodes_that_share_nothing_but_an_object_store(
+    address: str, s3: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    boto3.client("s3").create_bucket(Bucket="dnas")
+    options = small(4, epochs=7, workers=2)
+    on_ray(address, options, "s3://dnas/checkpoints")
+    records = StudyFolder(Path("studies/s")).records()
+    assert {record.state for record in records} <= {"complete", "paused"}
+    for record in records:
+        folder = Path("studies/s/trials") / str(record.number)
+        assert digest_of_weights(read_checkpoint(folder / "checkpoint.pt")["weights"]) == record.weights_digest
+        assert len((folder / "curve.csv").read_text().splitlines()) == 1 + record.epochs
+    left = boto3.client("s3").list_objects_v2(Bucket="dnas").get("Contents", [])
+    assert [one["Key"] for one in left if one["Size"]] == []
 
 
 # --- kills ----------------------------------------------------------------------------------------------------------

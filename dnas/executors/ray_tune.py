@@ -157,17 +157,21 @@ class RayExecutor:
                 f"Ray Tune ended ({_first_line(self._error)}); what was trained is kept: mend the cluster, and run the"
                 " same command again."
             ) from self._error
-        try:
-            running, message = self._messages.get(timeout=timeout)
-        except queue.Empty:
-            return []
-        key, running.heard = running.job.key, True
-        if self._running.get(key) is not running:
-            return []  # of a trial that was killed
-        if message.ends:
-            del self._running[key]
-            self._finish(running, message)
-        return [(key, message)]
+        found = []
+        with suppress(queue.Empty):
+            found.append(self._messages.get(timeout=timeout))
+            while True:
+                found.append(self._messages.get_nowait())
+        said = []
+        for running, message in found:
+            key, running.heard = running.job.key, True
+            if self._running.get(key) is not running:
+                continue  # of a trial that was killed
+            if message.ends:
+                del self._running[key]
+                self._finish(running, message)
+            said.append((key, message))
+        return said
 
     def answer(self, key: str, go_on: bool) -> None:
         self._running[key].answer.put(go_on)
