@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from datetime import timedelta
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess, parent_process
@@ -48,6 +47,7 @@ def launch(command: Command, args: argparse.Namespace, count: int, go_on: str) -
             context.Process(target=_run, args=(command, args, rank, count, store.port, str(words[rank])))
             for rank in range(count)
         ]
+        before = signal.signal(signal.SIGINT, _interrupt_once)
         try:
             for process in processes:
                 process.start()
@@ -56,10 +56,16 @@ def launch(command: Command, args: argparse.Namespace, count: int, go_on: str) -
             _end(processes)
             print(f"\nstopped; {go_on}")
             return 130
-        except BaseException:
+        finally:
             _end(processes)
-            raise
+            signal.signal(signal.SIGINT, before)
         return _verdict(ended, words, go_on)
+
+
+def _interrupt_once(*_: object) -> None:
+    """Ctrl-C, but a second one does not break off the tidying up: Python would wait for the processes at its end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _watch(processes: Sequence[BaseProcess]) -> dict[int, int]:
@@ -77,7 +83,6 @@ def _watch(processes: Sequence[BaseProcess]) -> dict[int, int]:
             if 0 in ended:
                 break
             deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
-    _end(processes)
     return ended
 
 
@@ -86,11 +91,10 @@ def _end(processes: Sequence[BaseProcess]) -> None:
     deadline = time.monotonic() + GRACE_SECONDS
     started = [process for process in processes if process.pid is not None]
     hung = False
-    with suppress(KeyboardInterrupt):  # a second one: at once
-        for process in started:
-            process.terminate()
-        for process in started:
-            process.join(max(0.0, deadline - time.monotonic()))
+    for process in started:
+        process.terminate()
+    for process in started:
+        process.join(max(0.0, deadline - time.monotonic()))
     for process in started:
         if process.is_alive():
             hung = True
