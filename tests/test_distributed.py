@@ -3,10 +3,13 @@ float32 units at ReLU's kink flip, and the gradients of two orders of addition d
 
 import argparse
 import dataclasses
+import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -330,60 +333,61 @@ COMMAND = ["train", "densenet-bc:layers=1-1,k=4", "--dataset", "digits", "--epoc
 COMMAND += ["--device", "cpu", "--gpus", "2"]
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+def wait_for_epochs(epochs: int) -> str:
+    """The curve as it is when it has so many."""
+    began, curve = time.monotonic(), Path("run/curve.csv")
+    while not curve.exists() or len(curve.read_text().splitlines()) <= epochs:
+        assert time.monotonic() - began < PATIENCE
+        time.sleep(0.005)
+    return curve.read_text()
+
+
+def test_interrupted_and_killed_the_same_command_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    go_on = "every finished epoch is saved in run/. The same command goes on from there.\n"
+    process = subprocess.Popen(
         [sys.executable, "-m", "dnas", *COMMAND],
-        cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
-
-
-def wait_for_epochs(folder: Path, process: subprocess.Popen[str], epochs: int) -> None:
-    began, curve = time.monotonic(), folder / "run/curve.csv"
-    while not curve.exists() or len(curve.read_text().splitlines()) <= epochs:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() - began < PATIENCE
-        time.sleep(0.005)
-
-
-def children(pid: int) -> list[int]:
-    tasks = Path(f"/proc/{pid}/task/{pid}/children")
-    return [int(child) for child in tasks.read_text().split()] if tasks.exists() else []
-
-
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
-def test_killed_and_interrupted_the_same_command_goes_on(tmp_path: Path) -> None:
-    go_on = "every finished epoch is saved in run/. The same command goes on from there.\n"
-    process = start(tmp_path)
-    wait_for_epochs(tmp_path, process, 1)
-    ranks = [rank for server in children(process.pid) for rank in children(server)]
-    assert len(ranks) == 2
-    os.kill(ranks[1], signal.SIGKILL)
-    out, errors = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 1
-    assert errors == f"dnas: the process of rank 1 was ended by SIGKILL; {go_on}"
-    assert "2 processes on cpu (1 thread each)" in out
-    assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
-
-    begun = (tmp_path / "run/curve.csv").read_text()
-    process = start(tmp_path)
-    wait_for_epochs(tmp_path, process, 3)
+    wait_for_epochs(2)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to all
     os.killpg(process.pid, signal.SIGINT)
     out, errors = process.communicate(timeout=PATIENCE)
     assert (process.returncode, errors) == (130, "")
-    assert (tmp_path / "run/curve.csv").read_text().startswith(begun)
+    assert "2 processes on cpu (1 thread each)" in out
+    assert out.count("epoch   1/6") == 1, "rank 0 alone prints"
     assert out.endswith(f"\nstopped; {go_on}")
+    begun = Path("run/curve.csv").read_text()
 
-    out, errors = start(tmp_path).communicate(timeout=PATIENCE)
-    assert errors == ""
-    assert out.count("epoch   ") == 6, "rank 0 alone prints"
-    assert "done " in out
-    assert len(load_run(tmp_path / "run/checkpoint.pt").curve) == 6
+    killed: list[int] = []
+
+    def kill() -> None:
+        wait_for_epochs(len(begun.splitlines()))
+        killed.extend(child.pid for child in multiprocessing.active_children() if child.pid is not None)
+        os.kill(killed[-1], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    assert main(COMMAND) == 1
+    killer.join()
+    assert len(killed) == 2
+    assert capsys.readouterr().err in [
+        f"dnas: the process of rank {rank} was ended by SIGKILL; {go_on}" for rank in (0, 1)
+    ]
+    assert multiprocessing.active_children() == []
+    assert Path("run/curve.csv").read_text().startswith(begun)
+    assert len(load_run(Path("run/checkpoint.pt")).curve) < 6
+
+    assert main(COMMAND) == 0
+    assert Path("run/curve.csv").read_text().startswith(begun)
+    assert len(load_run(Path("run/checkpoint.pt")).curve) == 6
+    assert json.loads(Path("run/run.json").read_text())["processes"] == 2
 
 
 # what cannot be
