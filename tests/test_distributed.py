@@ -108,7 +108,8 @@ def all_trainings(args: argparse.Namespace) -> int:
         reported.append(epoch.epoch)
         return group.world == 3 or epoch.epoch < 1
 
-    found["resumed"] = train("bottleneck", group, 3, folder=args.folder / "run", report=report)
+    folder = args.folder / ("run" if group.is_first else "never")
+    found["resumed"] = train("bottleneck", group, 3, folder=folder, report=report)
     found["reported"] = reported
     if group.world == 2:
         Group.synchronise_norms, kept = lambda self, net: None, Group.synchronise_norms  # type: ignore[method-assign]
@@ -161,6 +162,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], dict
     assert len(load_run(folder / "run/checkpoint.pt").curve) == 1
     train("bottleneck", epochs=3, folder=folder / "run", report=lambda epoch: epoch.epoch < 2)
     assert launch(all_trainings, given, 3, "") == 0
+    assert not (folder / "never").exists(), "only the first writes"
     assert sorted(path.name for path in (folder / "run").iterdir()) == ["checkpoint.pt", "curve.csv", "norms.npz"]
     return {
         (world, rank): torch.load(folder / f"{world}-{rank}.pt", weights_only=False)
