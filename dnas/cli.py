@@ -22,7 +22,7 @@ EPILOGS = {
   dnas train densenet-bc:L=16,k=8 --dataset digits --epochs 10
   dnas train densenet_40_12 --dataset cifar10 --recipe paper
   dnas train densenet_bc_190_40 --dataset cifar10 --recipe paper --gpus 4
-  torchrun --nnodes 2 --nproc-per-node 4 -m dnas train densenet264 --dataset imagenet --recipe paper
+  torchrun --nproc-per-node 4 -m dnas train densenet_bc_190_40 --dataset cifar10 --recipe paper
   dnas train densenet121:classes=10 --dataset folder:~/imagenette --batch-size 32""",
     "eval": """examples:
   dnas eval studies/runs/digits-densenet-bc-L-16-k-8-s0
