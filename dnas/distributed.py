@@ -4,7 +4,8 @@
 
 Batch norm is `SyncBatchNorm2d` below, on GPUs too, and not torch.nn.SyncBatchNorm. That one refuses CPU tensors; it is
 no BatchNorm2d, so that recomputation would let it update its statistics twice; and under bf16 autocast a process whose
-slice is empty sends bf16 where the others send float32 (read in torch 2.15's source, not run). What the tests hold on CPUs is so what runs on GPUs.
+slice is empty sends bf16 where the others send float32 (read in torch 2.15's source, not run). So what the tests hold
+on CPUs is what runs on GPUs.
 """
 
 import os
