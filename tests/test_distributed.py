@@ -359,6 +359,7 @@ def test_interrupted_and_killed_the_same_command_goes_on(
     )
     wait_for_epochs(2)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to all
+    time.sleep(0.1)  # or the two would be one
     os.killpg(process.pid, signal.SIGINT)
     out, errors = process.communicate(timeout=PATIENCE)
     assert (process.returncode, errors) == (130, "")
