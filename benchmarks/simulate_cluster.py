@@ -39,6 +39,7 @@ class Simulated:
         self._per_mac = seconds / EPOCHS / mean_macs
         self._jobs: dict[str, Any] = {}
         self._heap: list[tuple[float, str, int]] = []
+        self._stopped: list[tuple[str, Any]] = []  # ended by an answer, to be told of at the next wait
         self._real = time.process_time()
 
     @property
@@ -79,6 +80,9 @@ class Simulated:
     def wait(self, timeout: float) -> list[tuple[str, Any]]:
         from dnas.executors.worker import Message
 
+        if self._stopped:
+            found, self._stopped = self._stopped, []
+            return found
         now = self._driver()
         at, key, epoch = heapq.heappop(self._heap)
         self.now = max(now, at)
@@ -107,9 +111,7 @@ class Simulated:
         if go_on:
             self._epoch(key, self._driver())
         else:
-            self.stopped.append((key, self._done(key, self._jobs[key][0], False)))
-
-    stopped: list[tuple[str, Any]]
+            self._stopped.append((key, self._done(key, self._jobs[key][0], False)))
 
     def kill(self, key: str) -> None:
         raise AssertionError("nothing is killed here")
@@ -127,8 +129,8 @@ def simulate(workers: int, trials: int, sampler: str, seconds: float) -> dict[st
 
     space = load_space("cifar_bc", epochs=EPOCHS)
     space = space.for_data(3, 32, 10, augmented=True)
-    mean = statistics.fmean(one.macs for one in space.survey().costs)
-    executor = Executor(workers, seconds, mean)
+    mean = statistics.fmean(one.macs for one in space.survey().costs if not space.limits.excess(one))
+    executor = Simulated(workers, seconds, mean)
     with tempfile.TemporaryDirectory() as place, contextlib.chdir(place):
         folder = StudyFolder(Path("studies/s"))
         options = Options(
@@ -160,15 +162,49 @@ def simulate(workers: int, trials: int, sampler: str, seconds: float) -> dict[st
     }
 
 
-class Executor(Simulated):
-    """`Simulated`, which tells at the next wait of those that were stopped."""
+def page(kept: list[dict[str, Any]]) -> str:
+    machine = f"{platform.machine()}, {os.cpu_count()} cores shared with other work, Python {platform.python_version()}"
+    lines = [
+        "# A thousand GPUs: where the driver saturates",
+        "",
+        "    python benchmarks/simulate_cluster.py --workers 1000 --trials 100000 --sampler random --seconds 10",
+        "",
+        "The product's loop (proposals, decisions, log and records on disk) as it is, on a simulated clock: trainings are",
+        f"formulas of {EPOCHS} epochs with a rung after three, on cifar_bc. What the loop takes is CPU time of this machine",
+        f"({machine}), and passes on the",
+        f"simulated clock. n = 1 run a row, {datetime.date.today()}. Used: the share of the GPUs' time that is training.",
+        "Wait: from when a GPU has finished an epoch until the driver hears of it.",
+        "",
+        "| sampler | GPUs | trials | a whole training | driver, ms a trial | used | wait, median | wait, worst |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in kept:
+        lines.append(
+            f"| {row['sampler']} | {row['workers']:,} | {row['trials']:,} | {row['seconds']:g} s"
+            f" | {1000 * row['driver_seconds'] / row['trials']:.1f} | {100 * row['used']:.1f}%"
+            f" | {row['wait_median']:.3f} s | {row['wait_worst']:.1f} s |"
+        )
+    return "\n".join(lines) + "\n"
 
-    def __init__(self, workers: int, seconds: float, mean_macs: float) -> None:
-        super().__init__(workers, seconds, mean_macs)
-        self.stopped = []
 
-    def wait(self, timeout: float) -> list[tuple[str, Any]]:
-        if self.stopped:
-            found, self.stopped = self.stopped, []
-            return found
-        return super().wait(timeout)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, default=1000)
+    parser.add_argument("--trials", type=int, default=100_000)
+    parser.add_argument("--sampler", default="random")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of a whole training of the mean network")
+    parser.add_argument("--kept", type=Path, default=Path("simulation.jsonl"))
+    parser.add_argument("--report", action="store_true", help="simulate nothing; write the table")
+    options = parser.parse_args()
+    options.kept = options.kept.absolute()
+    if not options.report:
+        row = simulate(options.workers, options.trials, options.sampler, options.seconds)
+        print(row)
+        with options.kept.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+    RESULTS.write_text(page([json.loads(line) for line in options.kept.read_text().splitlines()]))
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    main()
