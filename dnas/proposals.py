@@ -4,10 +4,14 @@ So a study that was interrupted proposes what it would have proposed, and no sta
 """
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from dnas.arch import DenseNetSpec
 from dnas.errors import InputError, did_you_mean
@@ -87,6 +91,20 @@ def propose(region: Region, history: History, sampler: Sampler, control: float, 
     if arm == "control":
         params = make_sampler("random")(problem, [], np.random.default_rng([seed, number, _ARM_STREAM]))
     else:
-        params = sampler(problem, history.told(), np.random.default_rng([seed, number]))
+        with _one_thread():
+            params = sampler(problem, history.told(), np.random.default_rng([seed, number]))
     assert region.accept(params) is not None, "a sampler proposed what it was to filter"
     return Proposal(arm, params, region.spec(params))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Linear algebra in one thread: on a busy machine several spend more time waiting than working (twelve times as long
+    for a proposal was seen), and a sum's last bits must not depend on how many cores the driver's machine has."""
+    with _libraries().limit(limits=1, user_api="blas"):
+        yield
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    return ThreadpoolController()  # looks through all that is loaded, which takes a while

@@ -26,6 +26,7 @@ from dnas.space import Choice
 STARTUP = 10  # random trials before there is a model
 POINTS = 200  # trials in the model at most: the best of them, and some of all the others
 BEST = 0.7  # the share of the best
+PENDING = 100  # running trials that it heeds, the last to begin: of a thousand, most end before the next look
 FIT_POINTS = 100  # trials that the hyperparameters are fitted to at most
 FIT_EVERY = 0.1  # they are fitted again when there are this share more trials
 UNIFORM = 250  # candidates drawn from the whole space, where most of it is inside the limits
@@ -58,7 +59,7 @@ def propose_gp(problem: Problem, told: Sequence[Told], rng: np.random.Generator)
         return problem.draw(draws)
     coding = Coding(problem.choices)
     points = coding.encode([trial.params for trial in trials])
-    pending = coding.encode([trial.params for trial in told if trial.state == "running"])
+    pending = coding.encode([trial.params for trial in told if trial.state == "running"][-PENDING:])
     ranks = nondominated_ranks(values)
     chosen = _relevant(ranks, POINTS)
     target = cut if len(problem.objectives) == 1 else scores_of_ranks
