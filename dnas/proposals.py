@@ -99,8 +99,8 @@ def propose(region: Region, history: History, sampler: Sampler, control: float, 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Linear algebra in one thread: on a busy machine several spend more time waiting than working (twelve times as long
-    for a proposal was seen), and a sum's last bits must not depend on how many cores the driver's machine has."""
+    """Linear algebra in one thread: on a busy machine several spend most of their time waiting (a proposal took twelve
+    times as long), and the last bits of a sum must not depend on how many cores the driver's machine has."""
     with _libraries().limit(limits=1, user_api="blas"):
         yield
 

@@ -2,17 +2,19 @@
 
 import random
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from dnas.arch import DenseNetSpec
 from dnas.errors import InputError
 from dnas.history import History
 from dnas.inputs import check_objectives
 from dnas.proposals import SAMPLERS, Exhausted, Proposal, Region, check_sampler, is_control, make_sampler, propose
-from dnas.samplers.problem import Told
+from dnas.samplers.problem import Problem, Told
 from dnas.samplers.tpe import distributions, frozen_trial
 from dnas.space import Space, load_space, parse_space
 
@@ -233,3 +235,18 @@ def test_what_optuna_is_told_of_each_state() -> None:
     assert heard("infeasible", objectives=2) == ("FAIL", None, {})
     with pytest.raises(AssertionError, match="a NaN is never told"):
         heard("complete", float("nan"))
+
+
+def test_linear_algebra_in_a_proposal_has_one_thread() -> None:
+    """So that the last bits of a proposal don't depend on the cores of the driver's machine."""
+    space = replace(load_space("digits_bc"), first=())
+    seen: list[int] = []
+
+    def sampler(problem: Problem, told: Any, rng: np.random.Generator) -> dict[str, Any]:
+        seen.extend(one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas")
+        return problem.draw(random.Random(0))
+
+    with threadpool_limits(2, user_api="blas"):
+        propose(Region(space, ("val_error",)), History(("val_error",), "none", 3), sampler, 0.0, 0)
+        assert {one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"} == {2}
+    assert set(seen) == {1}
