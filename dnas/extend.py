@@ -52,6 +52,11 @@ def settle(folder: StudyFolder) -> None:
     """Brings study.toml up to the log: a kill may have come between a change of the space and its copy there."""
     last = next((event for event in reversed(folder.events()) if event["event"] == "widen"), None)
     config = folder.config()
+    if "storage" in config:
+        raise InputError(
+            f"study {folder.name} lives in a database, and this is a copy: `dnas worker {folder.name} --storage URL`"
+            " goes on with it."
+        )
     if last is not None and (config["space"] != last["space"] or config["limits"] != last["limits"]):
         folder.write_config(config | {"space": last["space"], "limits": last["limits"]})
 
