@@ -296,7 +296,7 @@ class Worker:
             proposer.start()
             try:
                 while not self._done and self._failure is None:
-                    self._carry()  # also the jobs that this worker itself proposed
+                    self._carry()
                 while proposer.is_alive() and self._failure is None:
                     self._beat()  # it may bring the local folder up to date
                     proposer.join(self.beat_seconds)

@@ -1,6 +1,7 @@
 """A study in a PostgreSQL database: what several hosts without a common scheduler agree on.
 
-    dnas_studies    name, id, config (study.toml's text), done: NULL, `complete`, or why it was stopped
+    dnas_studies    name, id, config (study.toml's text), done: NULL, `complete`, or why it was stopped; when a
+                    worker was heard last, and since when some worker is heard without a break
     dnas_events     the lines of events.jsonl, by `seq`
     dnas_records    the records' texts, by their path in the study's folder
     dnas_jobs       the trainings in progress: queued, claimed by a worker until `expires`, or ended
@@ -10,8 +11,9 @@
     dnas_files      the checkpoints in the shared folder, by (key, planned epochs, epoch)
     dnas_results    where in the shared folder the files of a training that ended lie
 
-Time is the database's alone (`clock_timestamp()`): no host's clock is asked. A lease that ran out while the database
-was down, or while whoever judges could not reach it, is not a dead one: its holder gets as long again.
+Time is the database's alone (`clock_timestamp()`): no host's clock is asked. A lease that ran out in a break (the
+database was down, or recovered, or no host could reach it) is not a dead one: its holder gets as long again. A server's
+own start time would not do: a long recovery, or a standby that takes over, would not count as a break.
 
 What the proposer writes, it writes in a transaction that holds its lease's row; what a worker says of a training, in
 one that holds the job's row: so whoever lost either can write nothing any more. Every operation may be repeated: where
@@ -51,7 +53,9 @@ FORM = "postgresql://USER@HOST:PORT/DATABASE"
 LIVE = "expires > clock_timestamp()"
 TABLES = """
 CREATE TABLE dnas_schema (version int NOT NULL);
-CREATE TABLE dnas_studies (name text PRIMARY KEY, id text NOT NULL, config text NOT NULL, done text);
+CREATE TABLE dnas_studies (
+    name text PRIMARY KEY, id text NOT NULL, config text NOT NULL, done text,
+    seen timestamptz NOT NULL, resumed timestamptz NOT NULL);
 CREATE TABLE dnas_events (study text, seq int, line text NOT NULL, PRIMARY KEY (study, seq));
 CREATE TABLE dnas_records (study text, path text, body text NOT NULL, PRIMARY KEY (study, path));
 CREATE TABLE dnas_jobs (
@@ -318,11 +322,23 @@ class Storage:
     def now(self) -> str:
         return _text_of(datetime.fromtimestamp(self.clock(), UTC))
 
-    def _dead(self) -> str:
-        """SQL: whether what `expires` belongs to a dead holder."""
+    def _tick(self, cursor: Cursor) -> None:
+        """Notes that a worker is heard, and whether there was a break before. Before anybody is judged."""
+        cursor.execute(
+            f"""UPDATE dnas_studies SET seen = clock_timestamp(), resumed = CASE
+                WHEN seen + {self._expiry()} / 2 < clock_timestamp() THEN clock_timestamp() ELSE resumed END
+            WHERE name = %s""",
+            (self.study,),
+        )
+
+    def _dead(self, table: str) -> str:
+        """SQL: whether the holder of a row of `table` is dead."""
         if time.monotonic() - self._reached < self.expiry_seconds:
             return "false"  # others may have been cut off as this process was
-        return f"(NOT {LIVE} AND pg_postmaster_start_time() + {self._expiry()} < clock_timestamp())"
+        unbroken = (
+            f"(SELECT resumed + {self._expiry()} < clock_timestamp() FROM dnas_studies WHERE name = {table}.study)"
+        )
+        return f"({table}.expires < clock_timestamp() AND {unbroken})"
 
     def _expiry(self) -> str:
         return f"interval '{self.expiry_seconds:f} seconds'"
@@ -352,7 +368,8 @@ class Storage:
 
     def create(self, id: str, config: str) -> None:
         """Begins the study, unless another host did."""
-        query = "INSERT INTO dnas_studies VALUES (%s, %s, %s) ON CONFLICT DO NOTHING"
+        query = """INSERT INTO dnas_studies VALUES (%s, %s, %s, NULL, clock_timestamp(), '-infinity')
+            ON CONFLICT DO NOTHING"""
         self.run(lambda c: c.execute(query, (self.study, id, config)))
 
     def reopen(self, config: str) -> None:
@@ -377,12 +394,13 @@ class Storage:
 
     def take_lease(self) -> bool:
         """Whether this worker proposes from now on: nobody did, or who did is dead."""
+        self.run(self._tick)
         query = f"""
             INSERT INTO dnas_leases SELECT name, 'proposer', %s, %s, {self._expires()} FROM dnas_studies
             WHERE name = %s AND done IS NULL
             ON CONFLICT (study, role) DO UPDATE SET owner = excluded.owner, host = excluded.host,
                 expires = excluded.expires
-            WHERE dnas_leases.owner = excluded.owner OR {self._dead().replace("expires >", "dnas_leases.expires >")}
+            WHERE dnas_leases.owner = excluded.owner OR {self._dead("dnas_leases")}
             RETURNING owner"""
         return self.run(lambda c: c.execute(query, (self.owner, self.host, self.study)).fetchone()) is not None
 
@@ -504,8 +522,9 @@ class Storage:
 
     def expire(self) -> list[tuple[str, int, str]]:
         """Takes the jobs of dead workers away from them: key, attempt, host."""
+        self.run(self._tick)
         query = f"""
-            DELETE FROM dnas_jobs WHERE study = %s AND state = 'claimed' AND {self._dead()}
+            DELETE FROM dnas_jobs WHERE study = %s AND state = 'claimed' AND {self._dead("dnas_jobs")}
             RETURNING key, attempt, host"""
 
         def work(cursor: Cursor) -> list[tuple[str, int, str]]:
@@ -537,6 +556,7 @@ class Storage:
 
         def work(cursor: Cursor) -> Beat:
             self._tell_time(cursor)
+            self._tick(cursor)
             lease = cursor.execute(
                 f"UPDATE dnas_leases SET expires = {self._expires()} WHERE study = %s AND owner = %s RETURNING 1",
                 self._me(),
