@@ -42,7 +42,7 @@ from dnas.mirror import open_mirror
 from dnas.retrain import retrain_best
 from dnas.search import Driver, Executor, Outcome, Show, check_fits
 from dnas.shared import Shared
-from dnas.storage import Stopped, Storage
+from dnas.storage import Beat, Stopped, Storage
 from dnas.study import StudyFolder, StudyHeld, TrialRecord
 from dnas.wording import percent, redact, several
 
@@ -280,7 +280,8 @@ class Worker:
         self.outcome: Outcome | None = None  # where this worker proposed last
         self.trained = 0
         self._carried: dict[str, _Carried] = {}
-        self._beat_at = self._claim_at = -float("inf")
+        self._claim_at = -float("inf")
+        self._beat = 0.0, Beat({}, False, None)
         self._proposes, self._done = False, ""
         self._failure: BaseException | None = None
 
@@ -292,14 +293,17 @@ class Worker:
             ThreadPoolExecutor(self.slots, "transfer") as self._pool,
         ):
             self._scratch = Path(scratch)
-            proposer = threading.Thread(target=self._propose_when_asked, name="proposer", daemon=True)
+            self._beat = time.monotonic(), self.storage.beat(self.slots)
+            # A thread of its own: whatever the others wait for (a disk, a server of processes), this host lives.
+            threading.Thread(target=self._or_fail, args=(self._keep_alive,), name="heartbeat", daemon=True).start()
+            proposer = threading.Thread(
+                target=self._or_fail, args=(self._propose_when_free,), name="proposer", daemon=True
+            )
             proposer.start()
             try:
                 while not self._done and self._failure is None:
                     self._carry()
-                while proposer.is_alive() and self._failure is None:
-                    self._beat()  # it may bring the local folder up to date
-                    proposer.join(self.beat_seconds)
+                proposer.join()  # it may bring the local folder up to date
                 if self._failure is not None:
                     raise self._failure
             finally:
@@ -307,18 +311,16 @@ class Worker:
                 for key in list(self._carried):
                     self._drop(key)
                 self.executor.stop()
+                self.storage.leave()  # at once: the proposer can write nothing from now on
                 proposer.join(5.0)
-                self.storage.leave()
         return self._done
 
     # carrying
 
     def _carry(self) -> None:
-        """One turn: a heartbeat, a claim, answers, and what the trainings say."""
+        """One turn: what the last heartbeat found, a claim, answers, and what the trainings say."""
         now = time.monotonic()
-        if now - self._beat_at >= self.beat_seconds:
-            self._beat_at = now
-            self._beat()
+        self._heed(*self._beat)
         if len(self._carried) < self.slots and now - self._claim_at >= CLAIM_SECONDS:
             if (found := self.storage.claim(self._carried)) is not None:
                 self._take(*found)
@@ -338,9 +340,21 @@ class Worker:
         for key, message in self.executor.wait(FAST_LOOK if busy else SLOW_LOOK):
             self._hear(key, message)
 
-    def _beat(self) -> None:
-        began = time.monotonic()
-        beat = self.storage.beat(self.slots)
+    def _keep_alive(self) -> None:
+        while not self.storage.stop.wait(self.beat_seconds):
+            self._beat = time.monotonic(), self.storage.beat(self.slots)
+
+    def _or_fail(self, work: Callable[[], None]) -> None:
+        """A thread: what ends it, ends the worker."""
+        try:
+            work()
+        except Stopped:
+            return
+        except BaseException as error:  # the main thread raises it
+            self._failure = error
+
+    def _heed(self, began: float, beat: Beat) -> None:
+        """Ends what a heartbeat that began at `began` did not find any more, and what is frozen."""
         self._proposes, self._done = beat.proposes, beat.done or ""
         for key, carried in list(self._carried.items()):
             if carried.claimed < began and beat.jobs.get(key) != carried.attempt:
@@ -403,6 +417,7 @@ class Worker:
         result, carried.transfer = carried.transfer.result(), None
         try:
             carried.then(result)
+            carried.putting = ()
         except LeaseLost:
             self._drop(key)
 
@@ -468,13 +483,16 @@ class Worker:
         carried = self._carried.pop(key)
         shutil.rmtree(carried.job.folder, ignore_errors=True)
         finished = bool(message.values.get("finished"))
-        with suppress(LeaseLost):
+        try:
             stale = self.storage.say(
                 key, carried.attempt, message.kind, message.values, ends=True, result=result, finished=finished
             )
-            folder = [f"{self.folder.name}/checkpoints/{key}"] if finished else []
-            self._pool.submit(self._remove, stale + folder)
-            self._report(key, message)
+        except LeaseLost:
+            self._pool.submit(self._remove, list(carried.putting))
+            return
+        folder = [f"{self.folder.name}/checkpoints/{key}"] if finished else []
+        self._pool.submit(self._remove, stale + folder)
+        self._report(key, message)
 
     def _report(self, key: str, message: Message) -> None:
         if message.kind == "done":
@@ -511,30 +529,28 @@ class Worker:
         carried.dropped = True
         if key in self.executor.running:
             self.executor.kill(key)
-        if carried.transfer is not None and not self.storage.stop.is_set():
-            carried.transfer.add_done_callback(lambda _: self._remove(list(carried.putting)))
+        names = list(carried.putting)
+        if names and carried.transfer is not None:
+            carried.transfer.add_done_callback(lambda _: self._remove(names))
+        elif names:
+            self._pool.submit(self._remove, names)
         shutil.rmtree(carried.job.folder, ignore_errors=True)
 
     # proposing
 
-    def _propose_when_asked(self) -> None:
-        try:
-            while not self.storage.stop.is_set() and not self._done:
-                if self.storage.take_lease():
-                    try:
-                        self._propose()
-                        return
-                    except LeaseLost:
-                        self.show.note("another host proposes now; this one goes on training")
-                    except StudyHeld as error:  # by another worker in this very folder: that one may
-                        self.storage.release_lease()
-                        self.show.note(str(error))
-                        self.storage.stop.wait(self.storage.expiry_seconds)
-                self.storage.stop.wait(self.beat_seconds)
-        except Stopped:
-            return
-        except BaseException as error:  # the main thread says it
-            self._failure = error
+    def _propose_when_free(self) -> None:
+        while not self.storage.stop.is_set() and not self._done:
+            if self.storage.take_lease():
+                try:
+                    self._propose()
+                    return
+                except LeaseLost:
+                    self.show.note("another host proposes now; this one goes on training")
+                except StudyHeld as error:  # by another worker in this very folder: that one may
+                    self.storage.release_lease()
+                    self.show.note(str(error))
+                    self.storage.stop.wait(self.storage.expiry_seconds)
+            self.storage.stop.wait(self.beat_seconds)
 
     def _propose(self) -> None:
         folder, options = self.folder, self.options

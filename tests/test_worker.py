@@ -129,7 +129,7 @@ def test_a_worker_on_postgresql_makes_the_records_of_a_local_search(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    options = own(stopping="asha", space=load_space("digits_bc", epochs=9), retrain=1)
+    options = own(stopping="asha", space=load_space("digits_bc", epochs=6), retrain=1)
     search(options, Silent(), LocalExecutor("digits"))
     begun(url, tmp_path / "shared", options)
     host = Host(url, tmp_path / "shared", tmp_path / "far", LocalExecutor("digits")).start()
@@ -147,7 +147,7 @@ def test_a_worker_on_postgresql_makes_the_records_of_a_local_search(
         assert len(far.curve(far.trial_folder(number))) == far.records()[number].epochs
     put = sorted(path.name for path in (tmp_path / "shared/s/records").iterdir())
     final = f"{far.best()[0].number}-1"
-    assert put == sorted([f"{final}-9.json", *(f"{r.number}-9.json" for r in far.records() if r.state == "complete")])
+    assert put == sorted([f"{final}-6.json", *(f"{r.number}-6.json" for r in far.records() if r.state == "complete")])
     assert (far.path / "retrain" / final / "checkpoint.pt").exists()
     left = {path.parent.name for path in (tmp_path / "shared/s/checkpoints").rglob("*.pt")}
     assert left == {str(r.number) for r in far.records() if r.state == "paused"}, "only what a promotion needs"
@@ -242,15 +242,15 @@ def test_a_shared_folder_that_is_away_is_waited_for(url: str, tmp_path: Path, mo
 
 # --- hosts as processes -------------------------------------------------------------------------------------------
 
-# The command line, but who vanished is missed after four seconds.
+# The command line, but who vanished is missed after six seconds.
 RUN = """
 import sys
 from dnas import cli, hosts, storage
-storage.EXPIRY_SECONDS, hosts.BEAT_SECONDS = 4.0, 0.4
+storage.EXPIRY_SECONDS, hosts.BEAT_SECONDS = 6.0, 0.4
 raise SystemExit(cli.main(sys.argv[1:]))
 """
-# A clock that is ten minutes ahead: in every process of the host, and wherever dnas asks for the date. (Compiled packages
-# crash where `datetime.datetime` itself is another class.)
+# A clock that is ten minutes ahead: in every process of the host, and wherever dnas asks for the date. (Compiled
+# packages crash where `datetime.datetime` itself is another class.)
 AHEAD = "import time; wall = time.time; time.time = lambda: wall() + 600"
 RUN_AHEAD = RUN.replace(
     "raise",
@@ -317,8 +317,8 @@ def is_begun(server: Server, url: str) -> bool:
 
 
 def claimed_by(server: Server, url: str) -> list[str]:
-    """The workers that train something which has finished an epoch."""
-    query = "SELECT DISTINCT owner FROM dnas_jobs WHERE state = 'claimed' AND answered > 0 ORDER BY 1"
+    """The workers that are in the middle of a training."""
+    query = "SELECT DISTINCT owner FROM dnas_jobs WHERE state = 'claimed' AND answered BETWEEN 1 AND 25 ORDER BY 1"
     return [owner for (owner,) in rows(server, url, query)]
 
 
@@ -419,7 +419,7 @@ def test_a_frozen_host_writes_nothing_more_and_a_killed_one_is_replaced(
     server: Server, url: str, nodes: list[Node], tmp_path: Path
 ) -> None:
     shared = tmp_path / "shared"
-    study = ("--space", "tiny", "--trials", "8", "--epochs", "15", "--stopping", "none", "--shared", str(shared))
+    study = ("--space", "tiny", "--trials", "4", "--epochs", "40", "--stopping", "none", "--shared", str(shared))
     nodes.append(Node(tmp_path / "a", url, *study))
     wait_until(lambda: is_begun(server, url), nodes)
     nodes.append(Node(tmp_path / "b", url))
@@ -427,24 +427,29 @@ def test_a_frozen_host_writes_nothing_more_and_a_killed_one_is_replaced(
     wait_until(lambda: len(claimed_by(server, url)) == 2, nodes)
     before = proposer(server, url)
     frozen.signal(signal.SIGSTOP)
-    wait_until(lambda: proposer(server, url) != before, nodes)
     wait_until(lambda: b"gave no sign of life" in other.log, nodes)
-    log = frozen.log
+    assert proposer(server, url) != before
+    (lost,) = {
+        event["number"] for event in StudyFolder(other.folder / "studies/s").events() if event["event"] == "again"
+    }
+    log, held = frozen.log, files_of(shared, lost, before)
     frozen.signal(signal.SIGCONT)
-    wait_until(lambda: before in claimed_by(server, url), nodes)  # it trains again, what the other proposed
+    wait_until(lambda: before in claimed_by(server, url), nodes)  # it trains again, what the other proposes
     assert frozen.log == log
-    tag = f"-{before[:8]}"  # type: ignore[index]
-    late = [name for (name,) in rows(server, url, "SELECT name FROM dnas_files") if f"1{tag}" in name]
-    assert all(int(Path(name).name.split("-")[0]) <= 15 for name in late)
+    assert files_of(shared, lost, before) <= held, "of the training that it lost, it shares nothing more"
     other.signal(signal.SIGKILL)  # the proposer now, in the middle of its training
     out = frozen.end()
     assert frozen.process.returncode == 0, out
-    here = StudyFolder(frozen.folder / "studies/s")
-    exactly_once(here, 8)
     assert "another host proposes now; this one goes on training" in out
-    lost = [record for record in here.records() if record.losses]
-    assert 1 <= len(lost) <= 3
-    assert not list(shared.rglob("*.pt")) or not list((shared / "s/checkpoints").rglob("*.pt"))
+    here = StudyFolder(frozen.folder / "studies/s")
+    exactly_once(here, 4)
+    assert 2 <= sum(record.losses for record in here.records()) <= 3
+    assert not list((shared / "s/checkpoints").rglob("*.pt"))
+
+
+def files_of(shared: Path, key: int, owner: str | None) -> set[str]:
+    """What a worker's first attempt at a trial has left in the shared folder."""
+    return {str(path) for path in (shared / "s").glob(f"*/{key}/*1-{str(owner)[:8]}*")}
 
 
 # --- bad input ----------------------------------------------------------------------------------------------------

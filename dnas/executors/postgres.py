@@ -56,7 +56,7 @@ class PostgresExecutor:
         self._forget_handled()
         end, pause = time.monotonic() + timeout, SHORTEST_LOOK
         while True:
-            found = self._messages() + self._dead()
+            found = self._messages() or self._dead()
             left = end - time.monotonic()
             if found or left <= 0:
                 return found
@@ -73,10 +73,9 @@ class PostgresExecutor:
 
     def _messages(self) -> list[tuple[str, Message]]:
         found = []
-        asked = {said.id for said in self._asking.values()}
         for said in self.storage.said():
-            if said.id in asked or self._running.get(said.key) != said.attempt:
-                continue  # of a job that is not adopted yet: it waits
+            if self._running.get(said.key) != said.attempt or said.key in self._asking:
+                continue  # of a job that is not adopted yet, or after a question without an answer: it waits
             found.append((said.key, Message(said.kind, said.values)))
             if said.kind == "epoch":
                 self._asking[said.key] = said
