@@ -129,7 +129,7 @@ def test_a_worker_on_postgresql_makes_the_records_of_a_local_search(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    options = own(stopping="asha", space=load_space("digits_bc", epochs=6), retrain=1)
+    options = own(stopping="asha", space=load_space("tiny", epochs=9), retrain=1)
     search(options, Silent(), LocalExecutor("digits"))
     begun(url, tmp_path / "shared", options)
     host = Host(url, tmp_path / "shared", tmp_path / "far", LocalExecutor("digits")).start()
@@ -147,7 +147,7 @@ def test_a_worker_on_postgresql_makes_the_records_of_a_local_search(
         assert len(far.curve(far.trial_folder(number))) == far.records()[number].epochs
     put = sorted(path.name for path in (tmp_path / "shared/s/records").iterdir())
     final = f"{far.best()[0].number}-1"
-    assert put == sorted([f"{final}-6.json", *(f"{r.number}-6.json" for r in far.records() if r.state == "complete")])
+    assert put == sorted([f"{final}-9.json", *(f"{r.number}-9.json" for r in far.records() if r.state == "complete")])
     assert (far.path / "retrain" / final / "checkpoint.pt").exists()
     left = {path.parent.name for path in (tmp_path / "shared/s/checkpoints").rglob("*.pt")}
     assert left == {str(r.number) for r in far.records() if r.state == "paused"}, "only what a promotion needs"
@@ -443,7 +443,7 @@ def test_a_frozen_host_writes_nothing_more_and_a_killed_one_is_replaced(
     assert "another host proposes now; this one goes on training" in out
     here = StudyFolder(frozen.folder / "studies/s")
     exactly_once(here, 4)
-    assert 2 <= sum(record.losses for record in here.records()) <= 3
+    assert 1 <= sum(record.losses for record in here.records()) <= 2
     assert not list((shared / "s/checkpoints").rglob("*.pt"))
 
 
