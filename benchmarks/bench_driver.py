@@ -60,6 +60,14 @@ class Formula:
     def running(self) -> list[str]:
         return [] if self.key is None else [self.key]
 
+    @property
+    def workers(self) -> int:
+        return 1
+
+    @property
+    def queued(self) -> set[str]:
+        return set()
+
     def room(self, job: Job) -> bool:
         return True
 

@@ -77,11 +77,15 @@ def kill_at_random(folder: Path, run: list[str], kills: int, seed: int, pause: t
     """Runs the command to its end under so many kills; whom they took. Fewer where it ends before."""
     rng, study, met = random.Random(seed), StudyFolder(folder / "studies" / "front"), Counter[str]()
     process, size = start(folder, run), log_size(study)
+    failures = 0
     while True:
         left = kills - sum(met.values())
         if ended(process, rng.uniform(*pause) if left > 0 else 600):
             if process.returncode == 0:
                 return met
+            failures += process.returncode > 0
+            if failures > kills + 20:
+                raise AssertionError(f"the search ends with status {process.returncode} again and again: see its log")
             process, size = (
                 start(folder, run),
                 log_size(study),

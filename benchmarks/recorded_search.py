@@ -59,6 +59,14 @@ class Recorded:
     def running(self) -> list[str]:
         return [key for key, _ in self._said][:1]
 
+    @property
+    def workers(self) -> int:
+        return 1
+
+    @property
+    def queued(self) -> set[str]:
+        return set()
+
     def room(self, job: Job) -> bool:
         return True
 

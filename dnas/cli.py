@@ -30,6 +30,8 @@ EPILOGS = {
     "train": """examples:
   dnas train densenet-bc:L=16,k=8 --dataset digits --epochs 10
   dnas train densenet_40_12 --dataset cifar10 --recipe paper
+  dnas train densenet_bc_190_40 --dataset cifar10 --recipe paper --gpus 4
+  torchrun --nproc-per-node 4 -m dnas train densenet_bc_190_40 --dataset cifar10 --recipe paper
   dnas train densenet121:classes=10 --dataset folder:~/imagenette --batch-size 32""",
     "eval": """examples:
   dnas eval studies/runs/digits-densenet-bc-L-16-k-8-s0
@@ -297,6 +299,13 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         "--dataset", required=True, metavar="NAME", help="digits, cifar10, cifar100, svhn, imagenet, folder:PATH"
     )
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="the run's folder (default: under studies/runs/)")
+    parser.add_argument(
+        "--gpus",
+        type=_whole(1),
+        metavar="N",
+        help="train on N GPUs of this host, each with its slice of every batch (with --device cpu: N processes): the"
+        " same result, to rounding; or start this command with torchrun, on several hosts too",
+    )
     _add_training(parser, "fast")
     parser.set_defaults(seed=0)
     _add_data(parser)

@@ -49,16 +49,22 @@ def extend(folder: StudyFolder, wider: Space, limits: Mapping[str, float]) -> li
 
 
 def settle(folder: StudyFolder) -> None:
-    """Brings study.toml up to the log: a kill may have come between a change of the space and its copy there."""
-    last = next((event for event in reversed(folder.events()) if event["event"] == "widen"), None)
+    """Brings study.toml up to the log: a kill may have come between a change of the space, or of the epochs, and its
+    copy there."""
     config = folder.config()
     if "storage" in config:
         raise InputError(
             f"study {folder.name} lives in a database, and this is a copy: `dnas worker {folder.name} --storage URL`"
             " goes on with it."
         )
-    if last is not None and (config["space"] != last["space"] or config["limits"] != last["limits"]):
-        folder.write_config(config | {"space": last["space"], "limits": last["limits"]})
+    settled = dict(config)
+    for event in folder.events():
+        if event["event"] == "widen":
+            settled |= {"space": event["space"], "limits": event["limits"]}
+        elif event["event"] == "extend":
+            settled["recipe"] = config["recipe"] | {"epochs": event["epochs"]}
+    if settled != config:
+        folder.write_config(settled)
 
 
 def _table(space: Space) -> dict[str, str]:

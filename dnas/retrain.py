@@ -35,6 +35,7 @@ def retrain_best(driver: "Driver", data: Dataset) -> None:
             record = _record(data, winner, seed, path)
             if record.state == "running":
                 waiting.append((record, path))
+        _write_test_error(driver, winner.number)  # a kill may have come before it
     running: dict[str, tuple[TrialRecord, Path]] = {}
     while waiting or executor.running:
         while waiting and len(executor.running) < min(options.workers, executor.workers):
@@ -67,7 +68,11 @@ def retrain_best(driver: "Driver", data: Dataset) -> None:
                     )
                 case "lost" if values.get("restarted"):
                     record.losses += 1
-                case "lost" if record.attempts < LOST_WORKERS:
+                    if record.losses >= LOST_WORKERS:
+                        executor.kill(key)
+                        record.state, record.reason = "failed", f"lost worker: {values['text']}"
+                case "lost" if record.losses + 1 < LOST_WORKERS:
+                    record.losses += 1
                     waiting.appendleft((record, path))
                 case "failed" if values["reason"] == "disk full":
                     raise DiskFull(values["text"])
@@ -89,8 +94,8 @@ def _record(data: Dataset, winner: TrialRecord, seed: int, path: Path) -> TrialR
         record = TrialRecord.from_json((path / "record.json").read_text())
         if record.recipe == winner.recipe:
             return record
-        for old in path.iterdir():  # of fewer epochs
-            old.unlink()
+        for old in sorted(path.iterdir(), key=lambda old: old.name == "record.json"):  # of fewer epochs
+            old.unlink()  # the record last: without it the rest would be taken for this training's
     return new_record(
         winner.number,
         winner.arm,
@@ -110,8 +115,9 @@ def _record(data: Dataset, winner: TrialRecord, seed: int, path: Path) -> TrialR
 
 def _write_test_error(driver: "Driver", number: int) -> None:
     """The trial's own record gets the mean over its final trainings."""
-    errors = [r.test_error for _, r in driver.folder.retrained() if r.number == number and r.test_error is not None]
-    if errors:
-        record = driver.records[number]
+    record = driver.records[number]
+    finals = [final for _, final in driver.folder.retrained() if final.number == number]
+    errors = [f.test_error for f in finals if f.recipe == record.recipe and f.test_error is not None]
+    if errors and record.test_error != sum(errors) / len(errors):
         record.test_error = sum(errors) / len(errors)
         driver.folder.write_record(record)

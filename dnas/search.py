@@ -31,6 +31,7 @@ from dnas.study import StudyFolder, TrialRecord, new_record
 from dnas.train import list_devices
 
 SAME_ERRORS = 3  # so many identical errors in a row stop the search
+LOOK_SECONDS = 0.5  # between two looks for what takes too long
 LOST_WORKERS = 5  # so often a trial whose process died is gone on with before it has finished another epoch
 
 
@@ -50,6 +51,8 @@ class Executor(Protocol):
     def running(self) -> list[str]: ...
     @property
     def workers(self) -> int: ...
+    @property
+    def queued(self) -> set[str]: ...
     def room(self, job: Job) -> bool: ...
     def start(self, job: Job) -> None: ...
     def wait(self, timeout: float) -> list[tuple[str, Message]]: ...
@@ -141,6 +144,7 @@ class Driver:
     _running: dict[int, _Running] = field(default_factory=dict)
     _stuck: dict[int, tuple[int, int]] = field(default_factory=dict)  # number -> (epochs it had, losses since)
     _errors: list[str] = field(default_factory=list)
+    _looked: float = -math.inf  # when what is overdue was looked for, by the executor's clock
 
     def __post_init__(self) -> None:
         options = self.options
@@ -159,9 +163,13 @@ class Driver:
         self.records = {record.number: record for record in folder.records()}
         if events:
             self.history.epochs = next((e["epochs"] for e in events if "epochs" in e), epochs)
+        widened = [event["params"] for event in events if event["event"] == "widen"]
         for event in events:
             if event["event"] == "ask" and event["number"] not in self.records:  # killed between event and record
-                proposal = Proposal(event["arm"], event["params"], self.space.spec_of(event["params"]))
+                params = dict(event["params"])
+                for later in widened:  # the space may have grown since
+                    params |= later.get(str(event["number"]), {})
+                proposal = Proposal(event["arm"], params, self.space.spec_of(params))
                 self._write_new_record(event["number"], proposal, event["history"], event.get("epochs", epochs))
             if event["event"] == "extend":
                 self._extend_records(event)
@@ -186,11 +194,12 @@ class Driver:
         elif record.state == "paused" and trial.state == "running" and not trial.go_on:  # and its pause
             self.emit({"event": "pause", "number": number})
         elif record.state == "paused" and trial.state == "running":  # between a promotion and its record
-            record.state = "running"
+            record.state, record.ended, record.reason = "running", None, None
             self.folder.write_record(record)
         if record.state == "running" and trial.curve:
             last = trial.curve[trial.furthest]
             record.epochs, record.val_error, record.val_loss = trial.furthest, last["val_error"], last["val_loss"]
+            record.seconds = sum(one.get("seconds", 0.0) for one in trial.curve.values())
         record.recompute, record.latency = trial.recompute, trial.latency
 
     def _extend_records(self, event: Mapping[str, Any]) -> None:
@@ -255,6 +264,8 @@ class Driver:
         if self.waiting:
             return self.waiting.popleft()
         number = self.history.promotable()
+        if number is not None and str(number) in self.executor.running:
+            return None  # it was told to stop, and others fell behind it before its worker ended: once that is heard
         if number is not None:
             self.emit({"event": "promote", "number": number})
             record = self.records[number]
@@ -336,7 +347,8 @@ class Driver:
         match message.kind:
             case "started":
                 record.device = values["device"]
-                if values.get("latency") is not None:
+                self._running[record.number].since = self.executor.clock()
+                if values.get("latency") is not None and record.latency is None:
                     record.latency = values["latency"]
                     self.emit({"event": "measured", "number": record.number, "latency": record.latency})
             case "step":
@@ -359,6 +371,7 @@ class Driver:
             go_on = self.history.decide(record.number, row)
             self.emit({"event": "report", "number": record.number, **row, "go_on": go_on})
         record.epochs, record.val_error, record.val_loss = epoch, row["val_error"], row["val_loss"]
+        record.seconds = sum(one["seconds"] for number, one in trial.curve.items() if number <= epoch)
         self.show.epoch(record, row)
         return epoch < trial.furthest or trial.go_on
 
@@ -436,9 +449,13 @@ class Driver:
     def _end_overdue(self, outcome: Outcome) -> None:
         """Ends trainings that take too long, and goes on with those whose worker gives no sign of life."""
         clock = self.executor.clock()
+        if clock - self._looked < LOOK_SECONDS:
+            return
+        self._looked = clock
+        begun = set(self.executor.running) - self.executor.queued
         for number, running in list(self._running.items()):
             record, limit = self.records[number], self.options.timeout
-            if str(number) not in self.executor.running:
+            if str(number) not in begun:
                 continue
             spent = running.before + clock - running.since
             if limit is not None and spent > limit:

@@ -1,13 +1,18 @@
-"""`dnas train`: one network to the end, in this process."""
+"""`dnas train`: one network to the end, in this process, or in several that share each batch."""
 
 import argparse
 import dataclasses
 import json
+import os
 import re
 import shlex
 import sys
 import time
+from contextlib import nullcontext
+from functools import partial
+from multiprocessing.process import parent_process
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -17,9 +22,11 @@ from dnas.arch import DenseNetSpec, cost, format_name, parse_name
 from dnas.arch.names import stated_fields
 from dnas.data import Dataset, load_dataset
 from dnas.data.catalog import data_info
+from dnas.distributed import ALONE, Group, is_loss_of_peer, is_started_by_torchrun, join_group
 from dnas.errors import InputError
 from dnas.files import write_atomic
-from dnas.inputs import default_threads, git_commit, versions
+from dnas.inputs import cores, default_threads, git_commit, versions
+from dnas.launch import LOST_PEER, launch
 from dnas.recipe import Recipe, make_recipe
 from dnas.train import Diverged, Epoch, check_device, check_same_run, fit, is_out_of_memory
 from dnas.wording import count, duration, percent, several, size
@@ -46,65 +53,126 @@ def default_folder(name: str, dataset: str, seed: int) -> Path:
     return Path("studies/runs") / "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", word).strip("-") for word in words)
 
 
+def check_processes(device: str, gpus: int | None, batch_size: int) -> tuple[str, int]:
+    """The device of this process, checked, and how many processes train together: what torchrun says where it started
+    this one, else `gpus`. `InputError` where there are not so many devices, or images in a batch."""
+    named, device = device, check_device(device)
+    started = is_started_by_torchrun()
+    count = int(os.environ["WORLD_SIZE"]) if started else gpus or 1
+    if started and gpus not in (None, count):
+        raise InputError(f"--gpus {gpus}: torchrun started {count} processes; leave --gpus out.")
+    if count == 1:
+        return device, 1
+    given = f"torchrun's {count} processes" if started else f"--gpus {count}"
+    if device == "cpu" and named == "auto" and not started:
+        raise InputError(
+            f"{given}: torch {torch.__version__} finds no CUDA device here; --device cpu takes {count} processes on it."
+        )
+    if batch_size < count:
+        raise InputError(f"{given}: a batch of {batch_size} cannot be shared out; give --batch-size {count} or more.")
+    if device == "cpu":
+        return device, count
+    if torch.device(device).index is not None:
+        raise InputError(f"{given}: --device {device} is a single GPU; give --device cuda.")
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if started else count
+    if here > torch.cuda.device_count():
+        raise InputError(
+            f"{given}: this machine has {several(torch.cuda.device_count(), 'CUDA device')}; give at most so many."
+        )
+    return (f"cuda:{os.environ['LOCAL_RANK']}" if started else device), count
+
+
 def train_one(args: argparse.Namespace) -> int:
-    device = check_device(args.device)
-    named = parse_name(args.name)
-    recipe = make_recipe(
+    """Trains in this process; in `args.gpus` new ones; or, started by torchrun, as one of its processes."""
+    parse_name(args.name)
+    batch_size = _recipe(args).batch_size
+    device, count = check_processes(args.device, args.gpus, batch_size)
+    folder = args.out or default_folder(args.name, args.dataset, args.seed)
+    go_on = f"every finished epoch is saved in {folder}/. The same command goes on from there."
+    if count == 1:
+        return _train(args, device, folder, go_on, ALONE)
+    if not is_started_by_torchrun():
+        return launch(train_one, args, count, go_on)
+    try:
+        group = join_group(device)
+        status = _train(args, device, folder, go_on, group)
+        if not status:
+            group.leave()  # after trouble not: that would wait for the others
+        return status
+    except Exception as error:
+        if not is_loss_of_peer(error):
+            raise
+        if os.environ["RANK"] == "0" and parent_process() is None:  # or the launching command says it
+            print(f"dnas: a process of this training is gone; {go_on}", file=sys.stderr)
+        return LOST_PEER
+
+
+def _recipe(args: argparse.Namespace) -> Recipe:
+    return make_recipe(
         args.recipe,
         data_info(args.dataset),
         epochs=args.epochs,
         batch_size=args.batch_size,
         learning_rate=args.learning_rate,
     )
+
+
+def _train(args: argparse.Namespace, device: str, folder: Path, go_on: str, group: Group) -> int:
+    named = parse_name(args.name)
+    recipe = _recipe(args)
     side = args.image_size or (named.image_size if "image_size" in stated_fields(args.name) else None)
-    data = load_dataset(
-        args.dataset,
-        data_root=args.data_root,
-        image_size=side,
-        stem=named.stem,
-        subset=args.subset,
-        split_seed=args.split_seed,
-        augmentation=args.augment,
-        device=device,
-        progress=lambda text: print(text, flush=True),
+    say = partial(print, flush=True) if group.is_first else _silent
+    data = group.after_first(
+        lambda: load_dataset(
+            args.dataset,
+            data_root=args.data_root,
+            image_size=side,
+            stem=named.stem,
+            subset=args.subset,
+            split_seed=args.split_seed,
+            augmentation=args.augment,
+            device=device,
+            progress=say,
+        )
     )
-    torch.set_num_threads(args.threads or default_threads(1, data.image_size))
+    if group.local_world > 1:
+        data = dataclasses.replace(data, workers=min(8, max(0, cores() // group.local_world - 1)))
+    torch.set_num_threads(args.threads or default_threads(group.local_world, data.image_size))
     spec = spec_for_data(args.name, data, recipe)
     price = cost(spec, recipe.batch_size)
-    folder = args.out or default_folder(args.name, args.dataset, args.seed)
-    print(
+    where = f"{device} ({several(torch.get_num_threads(), 'thread')})"
+    if group.world > 1:
+        many = f"{group.world} processes on cpu" if device == "cpu" else f"{group.world} GPUs"
+        where = f"{many} ({several(torch.get_num_threads(), 'thread')} each)"
+    say(
         f"{format_name(spec)}   {count(price.params)} params, {count(price.macs)} macs,"
         f" {size(price.activation_bytes)} of activations a step\n"
         f"data    {data.title}, {data.train_size:,} train / {data.val_size:,} validation,"
         f" augmentation {data.augmentation}\n"
         f"train   recipe {recipe.name}, {several(recipe.epochs, 'epoch')} of batch {recipe.batch_size},"
-        f" seed {args.seed}, {device} ({several(torch.get_num_threads(), 'thread')})\n"
-        f"stored  {folder}/",
-        flush=True,
+        f" seed {args.seed}, {where}\n"
+        f"stored  {folder}/"
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    if (folder / "checkpoint.pt").exists():
-        check_same_run(folder / "checkpoint.pt", spec, recipe, data, (args.seed, 0))
-    write_atomic(
-        folder / "run.json",
-        json.dumps(
-            {
-                "network": format_name(spec),
-                "command": shlex.join(["dnas", *sys.argv[1:]]),
-                "recipe": recipe.to_dict(),
-                "data": data.describe(),
-                "seed": args.seed,
-                "device": device,
-                "threads": torch.get_num_threads(),
-                "versions": versions(),
-                "commit": git_commit(),
-            },
-            indent=1,
-        ),
-    )
+    if group.is_first:
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / "checkpoint.pt").exists():
+            check_same_run(folder / "checkpoint.pt", spec, recipe, data, (args.seed, 0))
+        facts = {
+            "network": format_name(spec),
+            "command": shlex.join(["dnas", *sys.argv[1:]]),
+            "recipe": recipe.to_dict(),
+            "data": data.describe(),
+            "seed": args.seed,
+            "device": device,
+            "processes": group.world,
+            "threads": torch.get_num_threads(),
+            "versions": versions(),
+            "commit": git_commit(),
+        }
+        write_atomic(folder / "run.json", json.dumps(facts, indent=1))
     watch = _Watch(recipe.epochs)
     try:
-        with watch:
+        with watch if group.is_first else nullcontext():
             result = fit(
                 spec,
                 data,
@@ -113,11 +181,12 @@ def train_one(args: argparse.Namespace) -> int:
                 device=device,
                 folder=folder,
                 compile_net=args.compile,
+                group=group,
                 report=watch.epoch,
-                on_step=watch.step,
+                on_step=watch.step if group.is_first else _silent,
             )
     except KeyboardInterrupt:
-        print(f"\nstopped; every finished epoch is saved in {folder}/. The same command goes on from there.")
+        say(f"\nstopped; {go_on}")
         return 130
     except Diverged as error:
         print(f"dnas: diverged: {error} A lower --learning-rate may help.", file=sys.stderr)
@@ -127,13 +196,17 @@ def train_one(args: argparse.Namespace) -> int:
             raise
         print(f"dnas: out of memory on {device}: {error} A smaller --batch-size may help.", file=sys.stderr)
         return 1
-    print(
+    say(
         f"done    {percent(result.run.curve[-1].val_error)} validation error at the last epoch,"
         f" {duration(result.run.seconds)} of training, peak memory {size(result.peak_memory_bytes)}\n"
         f"weights {folder / 'checkpoint.pt'} (sha256 {result.weights_digest[:16]}…)\n"
         f"next    dnas eval {folder} --part {'test' if data.test_size else 'val'}"
     )
     return 0
+
+
+def _silent(*words: Any) -> None:
+    pass
 
 
 class _Watch:

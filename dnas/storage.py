@@ -534,6 +534,10 @@ class Storage:
 
         return self._as_proposer(work)
 
+    def queued(self) -> set[str]:
+        query = "SELECT key FROM dnas_jobs WHERE study = %s AND state = 'queued'"
+        return {key for (key,) in self.run(lambda c: c.execute(query, (self.study,)).fetchall())}
+
     def slots(self) -> int:
         """How many trainings the living workers take at once."""
         query = f"SELECT coalesce(sum(slots), 0) FROM dnas_hosts WHERE study = %s AND {LIVE}"

@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from dnas.arch.densenet import DenseNetSpec
 from dnas.data import Dataset
+from dnas.distributed import ALONE, Group
 from dnas.errors import InputError
 from dnas.files import remove_torn, write_atomic
 from dnas.nn import build
@@ -79,9 +81,10 @@ class Fit:
     peak_memory_bytes: int
 
 
-def stream_seed(seed: int, number: int, stream: str) -> int:
-    """The seed of one of a run's `STREAMS`; runs with the same `seed` and `number` share all, whatever their spec."""
-    words = np.random.SeedSequence([seed, number, STREAMS.index(stream)]).generate_state(2, np.uint32)
+def stream_seed(seed: int, number: int, stream: str, *part: int) -> int:
+    """The seed of one of a run's `STREAMS`, or of a part of it; runs with the same `seed` and `number` share all,
+    whatever their spec."""
+    words = np.random.SeedSequence([seed, number, STREAMS.index(stream), *part]).generate_state(2, np.uint32)
     return int(words[0]) << 31 | int(words[1]) >> 1
 
 
@@ -95,6 +98,7 @@ def fit(
     folder: Path | None = None,
     compile_net: bool = False,
     recompute: bool = False,
+    group: Group = ALONE,
     report: Callable[[Epoch], bool] = lambda epoch: True,
     on_step: Callable[[int, int], None] = lambda done, total: None,
     guard: Callable[[], None] = lambda: None,
@@ -104,6 +108,9 @@ def fit(
     folder: gets checkpoint.pt, curve.csv and norms.npz, each replaced after every epoch; None keeps nothing.
     recompute: activations are worked out again in the backward pass: a fraction of the memory, 15 to 50% more time on a
         CPU, and the same run, bit for bit. A run may be gone on with either way. The network is then not compiled.
+    group: the processes that train it together; every one calls `fit` with the same arguments and its own device. A
+        batch is that of the recipe, sliced; the run is that of one process to rounding, but for dropout, whose masks
+        depend on the number of processes. It may be gone on with by any number. Only the first writes and reports.
     report: called once an epoch, for those before a resume too; False ends the training.
     on_step: called after each step with the steps done and the total of this epoch.
     guard: called before anything in `folder` is changed; what it raises ends the training.
@@ -116,6 +123,8 @@ def fit(
     # The paper's layouts are the same arithmetic; oneDNN's and cuDNN's 1×1 convolutions are several times faster so.
     net = run.net.to(device).to(memory_format=torch.channels_last)
     net.recompute = recompute  # type: ignore[assignment]
+    group.synchronise_norms(net)
+    data = replace(data, share=(group.rank, group.world))
     optimizer = torch.optim.SGD(
         net.parameters(),
         lr=recipe.learning_rate,
@@ -125,41 +134,55 @@ def fit(
     )
     generator = torch.Generator().manual_seed(stream_seed(*seed, "data"))
     torch.manual_seed(stream_seed(*seed, "dropout"))
-    if folder is not None:
-        guard()
-        remove_torn(folder)
-    if folder is not None and (folder / "checkpoint.pt").exists():
-        content = check_same_run(folder / "checkpoint.pt", spec, recipe, data, seed)
+
+    def begin() -> dict[str, Any] | None:
+        if folder is not None:
+            guard()
+            remove_torn(folder)
+        if folder is None or not (folder / "checkpoint.pt").exists():
+            return None
+        return check_same_run(folder / "checkpoint.pt", spec, recipe, data, seed)
+
+    content = group.from_first(begin)
+    home = folder if group.is_first else None
+    if content is not None:
         _restore(run, optimizer, generator, content)
-        # A kill may have come between the checkpoint and these.
-        _write_history(folder, run, guard)
+        if home is not None:  # a kill may have come between the checkpoint and these
+            _write_history(home, run, guard)
     else:
         run.norms.append(measure_norms(net, spec))
     go_on = True
     for epoch in run.curve:
-        go_on = go_on and report(epoch)
+        go_on = go_on and group.from_first(partial(report, epoch))
     if device.startswith("cuda"):
         torch.backends.cudnn.benchmark = True  # every batch but the last of an epoch has one shape
         torch.cuda.reset_peak_memory_stats(device)
     forward: nn.Module = torch.compile(net) if compile_net and not recompute else net  # type: ignore[assignment]
+    trained = group.shared(forward, device)
     while go_on and len(run.curve) < recipe.epochs:
         started = time.monotonic()
-        loss, error, rate = _train_epoch(forward, data, recipe, len(run.curve), optimizer, generator, device, on_step)
+        if not group.is_first:  # masks of its own, and none to be kept: the checkpoint holds the first one's stream
+            torch.manual_seed(stream_seed(*seed, "dropout", group.rank, len(run.curve)))
+        loss, error, rate = _train_epoch(
+            trained, data, recipe, len(run.curve), optimizer, generator, device, group, on_step
+        )
         val_loss, val_error = None, None
         if data.val_size:
-            val_loss, val_error = evaluate(forward, data, "val", device, recipe.batch_size)
+            size = -(-recipe.batch_size // group.world)
+            val_loss, val_error = evaluate(forward, data, "val", device, size, group)
         if val_loss is not None and not math.isfinite(val_loss):
             raise Diverged(f"the validation loss is {val_loss} after epoch {len(run.curve) + 1}.")
         seconds = time.monotonic() - started
         run.curve.append(Epoch(len(run.curve) + 1, loss, error, val_loss, val_error, rate, seconds))
         run.norms.append(measure_norms(net, spec))
         run.seconds += seconds
-        if folder is not None:
+        if home is not None:
             guard()
-            write_checkpoint(folder / "checkpoint.pt", run, optimizer, generator)
-            _write_history(folder, run, guard)
-        go_on = report(run.curve[-1])
-    return Fit(run, len(run.curve) == recipe.epochs, weights_digest(net), peak_memory_bytes(device))
+            write_checkpoint(home / "checkpoint.pt", run, optimizer, generator)
+            _write_history(home, run, guard)
+        go_on = group.from_first(partial(report, run.curve[-1]))
+    peak = group.max(peak_memory_bytes(device), device)
+    return Fit(run, len(run.curve) == recipe.epochs, weights_digest(net), peak)
 
 
 def _train_epoch(
@@ -170,6 +193,7 @@ def _train_epoch(
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
     device: str,
+    group: Group,
     on_step: Callable[[int, int], None],
 ) -> tuple[float, float, float]:
     """Mean loss, mean error and last learning rate of one pass over the training part."""
@@ -181,33 +205,49 @@ def _train_epoch(
     wrong = torch.zeros((), device=device, dtype=torch.long)
     seen, rate = 0, 0.0
     for step, (x, y) in enumerate(data.train_batches(recipe.batch_size, generator)):
+        size = min(recipe.batch_size, data.train_size - step * recipe.batch_size)  # y may be a slice of it
         rate = learning_rate(recipe, epoch * steps + step, steps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        for options in optimizer.param_groups:
+            options["lr"] = rate
         with _autocast(device):
             logits = net(x.contiguous(memory_format=torch.channels_last))
-            loss = F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
-        if step % look == 0 and not math.isfinite(loss.item()):
-            raise Diverged(f"the training loss is {loss.item()} at step {step + 1} of epoch {epoch + 1}.")
+            loss = _loss(logits, y, recipe, group, size)
+        if step % look == 0 and not math.isfinite(now := group.sum(loss).item()):
+            raise Diverged(f"the training loss is {now} at step {step + 1} of epoch {epoch + 1}.")
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss * group.world).backward()  # of the processes' gradients the mean is taken, and the sum is wanted
         optimizer.step()
-        total_loss += loss.detach() * len(y)
+        total_loss += loss.detach() * size
         wrong += (logits.detach().argmax(1) != y).sum()
-        seen += len(y)
+        seen += size
         on_step(step + 1, steps)
-    mean_loss = total_loss.item() / seen
+    mean_loss = group.sum(total_loss).item() / seen
     if not math.isfinite(mean_loss):
         raise Diverged(f"the training loss is {mean_loss} in epoch {epoch + 1}.")
-    return mean_loss, wrong.item() / seen, rate
+    return mean_loss, group.sum(wrong).item() / seen, rate
+
+
+def _loss(logits: Tensor, y: Tensor, recipe: Recipe, group: Group, size: int) -> Tensor:
+    """This process's part of the mean over the batch, of `size` images in all: of slices of unequal sizes too."""
+    if group.world == 1:
+        return F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
+    return F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing, reduction="sum") / size
 
 
 @torch.no_grad()
 def evaluate(
-    net: nn.Module, data: Dataset, part: str, device: str = "cpu", batch_size: int = EVALUATION_BATCH
+    net: nn.Module,
+    data: Dataset,
+    part: str,
+    device: str = "cpu",
+    batch_size: int = EVALUATION_BATCH,
+    group: Group = ALONE,
 ) -> tuple[float, float]:
     """Mean cross entropy (nats) and error (fraction) on a part of the data: `train`, `val` or `test`. In batches of the
-    size that it was trained with, a network needs less memory than a training step does."""
+    size that it was trained with, a network needs less memory than a training step does.
+
+    group: processes whose `data` are shares of the same; all get the result of the whole.
+    """
     net.eval()
     loss, wrong, seen = 0.0, 0, 0
     for x, y in data.batches(part, min(batch_size, EVALUATION_BATCH)):  # type: ignore[arg-type]
@@ -216,6 +256,8 @@ def evaluate(
         loss += F.cross_entropy(logits.float(), y, reduction="sum").item()
         wrong += int((logits.argmax(1) != y).sum().item())
         seen += len(y)
+    if group.world > 1:
+        loss, wrong, seen = group.sum(torch.tensor([loss, wrong, seen], dtype=torch.float64, device=device)).tolist()
     return loss / seen, wrong / seen
 
 

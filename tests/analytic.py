@@ -40,6 +40,10 @@ class AnalyticExecutor:
     def workers(self) -> int:
         return sys.maxsize
 
+    @property
+    def queued(self) -> set[str]:
+        return set()
+
     def room(self, job: Job) -> bool:
         return True
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "dnas"
 
-# Lowest first. A module imports from those at or above its own line only; `cli` stands last.
+# Lowest first. A module imports from those at or above its own line only; `cli` stands last, but for `python -m`.
 ORDER = [
     ["dnas", "dnas.errors", "dnas.wording", "dnas.files"],
     ["dnas.arch", "dnas.lease", "dnas.objectives", "dnas.shared", "dnas.storage"],
-    ["dnas.nn", "dnas.data"],
+    ["dnas.nn", "dnas.data", "dnas.distributed"],
     ["dnas.recipe", "dnas.stopping"],
     ["dnas.space"],
     ["dnas.train", "dnas.study"],
@@ -21,19 +21,23 @@ ORDER = [
     ["dnas.retrain"],
     ["dnas.search"],
     ["dnas.hosts"],
+    ["dnas.launch"],
     ["dnas.plan", "dnas.single", "dnas.export", "dnas.definition", "dnas.doctor", "dnas.analysis"],
     ["dnas.figures", "dnas.display"],
     ["dnas.report"],
     ["dnas.cli"],
+    ["dnas.__main__"],
 ]
 # A heavy package, and where it may be imported at all.
 HOMES = {
     "torch": {
         "dnas.nn",
         "dnas.data",
+        "dnas.distributed",
         "dnas.train",
         "dnas.executors",
         "dnas.replay",
+        "dnas.launch",
         "dnas.plan",
         "dnas.single",
         "dnas.export",

@@ -95,7 +95,7 @@ def test_walks_into_a_rare_region_end_evenly_all_over_it(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_last_network_is_found_and_then_exhaustion_is_said(sampler: str) -> None:
     found = list(proposals(load_space("tiny"), sampler, 50))
-    assert len({proposal.spec.digest for proposal in found}) == 12
+    assert len(found) == len({proposal.spec.digest for proposal in found}) == 12
 
 
 @pytest.mark.parametrize("sampler", ["gp", "tpe", "nsga2", "random"])
@@ -115,6 +115,7 @@ def test_the_control_arm_is_an_even_share_of_random_draws() -> None:
     gaps = np.diff(np.flatnonzero(arms))
     assert set(gaps) == {6, 7}
     assert not any(is_control(number, 0.0) for number in range(200))
+    assert sum(is_control(number, 0.29) for number in range(100)) == 29, "though 0.29 * 100 is less than 29"
     space = load_space("digits_bc")
     one = [p for p in proposals(space, "tpe", 30, control=0.5) if p.arm == "control"]
     other = [p for p in proposals(space, "nsga2", 30, control=0.5) if p.arm == "control"]
@@ -138,6 +139,7 @@ def test_what_ran_out_of_memory_is_not_proposed_again_nor_anything_larger() -> N
     history.apply({"event": "tell", "number": 0, "state": "infeasible", "reason": "out of memory: 9 GiB"})
     found = [propose(region, history, make_sampler("random"), 0.0, seed).spec for seed in range(40)]
     assert max(space.cost(spec).activation_bytes for spec in found) < needed
+    assert region.accept(first.params) is None, "nor what needs just as much"
 
 
 # growth_rate = "fit"

@@ -164,6 +164,23 @@ def test_an_extension_that_was_killed_half_way_is_finished_at_the_next_start() -
     assert extend(study(), parse_space(WIDER, "wider", "wider"), {"params": 60_000}) == []
 
 
+def test_a_proposal_whose_record_a_kill_prevented_survives_a_wider_space() -> None:
+    """The log has its params without the choice that is new."""
+    begun()
+    path = study().path / "events.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    ask = next(i for i, line in enumerate(lines) if '"ask"' in line and '"number": 5' in line)
+    path.write_text("".join(lines[: ask + 1]))
+    before = records()[5]
+    for file in study().trial_folder(5).iterdir():
+        file.unlink()
+    extend(study(), parse_space(WIDER, "wider", "wider"), {"params": 60_000})
+    search(options(6, parse_space(WIDER, "wider", "wider")), Silent(), AnalyticExecutor())
+    assert records()[5].densenet == before.densenet
+    assert records()[5].params == before.params | {"bottleneck": 4}
+    assert replay(study()).differences == []
+
+
 @pytest.mark.parametrize(
     ("text", "limits", "message"),
     [

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import random
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -434,6 +435,25 @@ def test_more_epochs_interrupted_anywhere_equal_those_that_were_not() -> None:
     assert events() == log
 
 
+def test_more_epochs_stand_in_the_study_even_if_a_kill_came_before_they_were_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run(3)
+
+    def killed(folder: StudyFolder, record: TrialRecord, path: Path | None = None) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StudyFolder, "write_record", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(3, space=load_space("digits_bc", epochs=24))
+    assert events()[-1]["event"] == "extend"
+    with pytest.raises(InputError, match="a study's epochs only grow; got --epochs 12"):
+        run(4)
+    run(4, space=load_space("digits_bc", epochs=24))
+    assert {record.epochs_planned for record in records() if record.state == "complete"} == {24}
+
+
 # several objectives, pauses and promotions
 
 
@@ -453,6 +473,58 @@ def test_a_paused_trial_goes_on_from_where_it_was_when_others_turn_out_worse() -
         assert records()[number].reason is None
     counted = Counter(int(job.key) for job in executor.started)
     assert {number for number, times in counted.items() if times == 2} == promoted
+
+
+def test_a_kill_between_a_promotion_and_its_record_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = {"sampler": "random", "seed": 1}
+    run(20, **changes)
+    whole, log = essence(records()), events()
+    Path("studies/s").rename("studies/whole")
+    write = StudyFolder.write_record
+
+    def killed(folder: StudyFolder, record: TrialRecord, path: Path | None = None) -> None:
+        if folder.events()[-1]["event"] == "promote":
+            raise KeyboardInterrupt
+        write(folder, record, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StudyFolder, "write_record", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(20, **changes)
+    run(20, **changes)
+    assert essence(records()) == whole
+    assert events() == log, "a complete trial has no reason to have been paused"
+
+
+@pytest.mark.parametrize("seed", [0, 1, 6, 7])
+def test_a_trial_is_not_promoted_before_its_worker_has_ended(seed: int) -> None:
+    """Of several workers, one that was told to stop ends late; meanwhile others fall behind its trial."""
+
+    class Late(AnalyticExecutor):
+        def __init__(self) -> None:
+            super().__init__()
+            self.draws = random.Random(seed)
+
+        def start(self, job: Job) -> None:
+            assert job.key not in self.jobs, "two workers would train the same trial"
+            super().start(job)
+
+        def wait(self, timeout: float) -> list[tuple[str, Message]]:
+            def stopping(key: str) -> bool:
+                message = self.jobs[key][0]
+                return message.kind == "done" and not message.values["finished"]
+
+            keys = self.running
+            self.draws.shuffle(keys)
+            self.jobs = {key: self.jobs[key] for key in sorted(keys, key=stopping)}
+            return super().wait(timeout)
+
+    search(options(20, workers=4, sampler="random", seed=seed), Silent(), Late())
+    assert {record.state for record in records()} == {"complete", "paused"}
+    last: dict[object, object] = {}
+    for event in events():
+        assert event["event"] != "promote" or last[event["number"]] == "pause"
+        last[event.get("number")] = event["event"]
 
 
 def test_later_trials_promote_those_of_an_earlier_command() -> None:
@@ -738,6 +810,83 @@ def test_a_lost_or_failed_retraining_goes_on_or_says_so() -> None:
     assert [(r.state, r.attempts, r.test_error) for r in found] == [("complete", 2, 0.125), ("failed", 1, None)]
     assert found[1].reason == "diverged: nan"
     assert records()[0].test_error == 0.125
+
+
+def test_a_kill_before_the_mean_test_error_is_written_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    write = StudyFolder.write_record
+
+    def killed(folder: StudyFolder, record: TrialRecord, path: Path | None = None) -> None:
+        if path is None and record.test_error is not None:
+            raise KeyboardInterrupt
+        write(folder, record, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StudyFolder, "write_record", killed)
+        with pytest.raises(KeyboardInterrupt):
+            search(options(1, retrain=1), Silent(), Measuring())
+    assert [record.state for _, record in find_study("s").retrained()] == ["complete"]
+    again = Measuring()
+    search(options(1, retrain=1), Silent(), again)
+    assert again.started == []
+    assert records()[0].test_error == 0.125
+
+
+def test_final_trainings_of_fewer_epochs_are_not_in_the_mean() -> None:
+    search(options(1, retrain=1, retrain_seeds=2), Silent(), Measuring())
+    assert records()[0].test_error == 0.1875
+    search(options(1, load_space("digits_bc", epochs=24), retrain=1), Silent(), Measuring())
+    assert records()[0].test_error == 0.125
+
+
+def test_a_kill_while_a_final_training_is_cleared_away_leaves_none_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint of fewer epochs without its record would be gone on with, and be refused as another run's."""
+    search(options(1, retrain=1), Silent(), Measuring())
+    folder = find_study("s").path / "retrain" / "0-1"
+    longer = load_space("digits_bc", epochs=24)
+    iterdir, unlink = Path.iterdir, Path.unlink
+    (folder / "checkpoint.pt").write_bytes(b"of twelve epochs")
+
+    def killed(path: Path, missing_ok: bool = False) -> None:
+        unlink(path, missing_ok)
+        if path.parent.name == folder.name:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", lambda path: iter(sorted(iterdir(path), reverse=True)))
+        patch.setattr(Path, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            search(options(1, longer, retrain=1), Silent(), Measuring())
+    search(options(1, longer, retrain=1), Silent(), Measuring())
+    assert not (folder / "checkpoint.pt").exists()
+    assert [record.epochs for _, record in find_study("s").retrained()] == [24]
+
+
+def test_a_driver_that_is_started_often_does_not_use_up_the_patience_with_workers() -> None:
+    """Only a lost worker counts, not an end of the driver, which a long final training may see a few times."""
+    for left in (17, 5, 5):  # the first trains the trial, too
+        with pytest.raises(KeyboardInterrupt):
+            search(options(1, retrain=1), Silent(), Interrupting(left))
+    lost: list[str] = []
+
+    def once(job: Job, epoch: int) -> Message | None:
+        if job.final and not lost:
+            lost.append(job.key)
+            return Message("lost", {"text": "its process was ended by SIGKILL"})
+        return None
+
+    search(options(1, retrain=1), Silent(), Measuring(once))
+    [(_, record)] = find_study("s").retrained()
+    assert (record.state, record.losses) == ("complete", 1)
+    assert record.attempts > 3
+
+
+def test_a_final_training_whose_worker_is_always_lost_fails_at_last() -> None:
+    def always(job: Job, epoch: int) -> Message | None:
+        return Message("lost", {"text": "its process was ended by SIGKILL"}) if job.final else None
+
+    search(options(1, retrain=1), Silent(), Measuring(always))
+    [(_, record)] = find_study("s").retrained()
+    assert (record.state, record.attempts) == ("failed", 3)
 
 
 def test_without_a_test_set_there_is_no_retraining(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

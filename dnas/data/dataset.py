@@ -51,6 +51,9 @@ class Dataset:
     pixels: Pixels = field(repr=False)
     open_test: Opener | None = field(repr=False)
     workers: int | None = None  # processes that decode a stream; None: as many as suit the machine
+    # (r, n): `train_batches` gives the r-th (from 0) of n nearly equal slices of each batch, and draws the same chance;
+    # `batches` gives every n-th batch from the r-th on.
+    share: tuple[int, int] = (0, 1)
 
     @property
     def train_size(self) -> int:
@@ -104,19 +107,18 @@ class Dataset:
         flips = torch.randint(0, 2, (n,), generator=generator, device=where).bool().to(self.device)
         number = int(torch.randint(0, 2**62, (), generator=generator, device=where))
         positions = self.train_index[order].to(self.device)
-        groups = list(positions.split(batch_size))[:steps]
+        parts = [self._own(start, min(start + batch_size, n)) for start in range(0, steps * batch_size, batch_size)]
+        groups = [positions[part] for part in parts]
         epoch = number if self.augmentation == "resized-crop+flip" else None
 
         def batches() -> Iterator[tuple[Tensor, Tensor]]:
-            start = 0
-            for x, y in self._normalised(self.pixels, self.labels, groups, epoch):
-                stop = start + len(y)
+            batches = self._normalised(self.pixels, self.labels, groups, epoch)
+            for part, (x, y) in zip(parts, batches, strict=True):
                 if self.augmentation in ("crop", "crop+flip"):
-                    x = shift(x, pad, offsets[start:stop])
+                    x = shift(x, pad, offsets[part])
                 if self.augmentation in ("crop+flip", "resized-crop+flip"):
-                    x = mirror(x, flips[start:stop])
+                    x = mirror(x, flips[part])
                 yield x, y
-                start = stop
 
         return batches()
 
@@ -139,13 +141,19 @@ class Dataset:
             index = self.train_index if part == "train" else self.val_index
             if not len(index):
                 raise InputError(f"the {part} part of {self.name} is empty: its images are in the training part")
-        return self._normalised(pixels, labels, list(index.to(self.device).split(batch_size)), None)
+        rank, ranks = self.share
+        groups = list(index.to(self.device).split(batch_size))[rank::ranks]
+        return self._normalised(pixels, labels, groups, None)
 
     def with_validation_in_training(self) -> "Dataset":
         """The same data with the validation part trained on as well; mean and std are measured anew on the whole."""
         whole = torch.cat([self.train_index, self.val_index]).sort().values
         mean, std = self.pixels.statistics(whole.numpy())
         return replace(self, mean=mean, std=std, train_index=whole, val_index=whole[:0])
+
+    def _own(self, start: int, stop: int) -> slice:
+        rank, ranks = self.share
+        return slice(start + (stop - start) * rank // ranks, start + (stop - start) * (rank + 1) // ranks)
 
     def _normalised(
         self, pixels: Pixels, labels: Tensor, groups: list[Tensor], epoch: int | None

@@ -72,6 +72,8 @@ class _Read(TorchDataset[Tensor | str]):
     epoch: int | None
 
     def __getitem__(self, positions: list[int]) -> Tensor | str:
+        if not positions:  # the last batch's slice of one of many processes
+            return torch.empty((0, self.channels, self.image_size, self.image_size), dtype=torch.uint8)
         try:
             return torch.from_numpy(np.stack([self.one(i) for i in positions]))
         except InputError as error:  # as a value: torch would wrap the worker's traceback around it

@@ -45,6 +45,11 @@ class LocalExecutor:
         """The most trainings at once."""
         return self._ledger.workers
 
+    @property
+    def queued(self) -> set[str]:
+        """The jobs that were started and wait for a place: none, here."""
+        return set()
+
     def clock(self) -> float:
         """Seconds of a clock that only goes forward."""
         return monotonic()
@@ -74,7 +79,7 @@ class LocalExecutor:
                 message = Message("lost", {"text": self._last_word(key)})
             self._learn(key, message)
             messages.append((key, message))
-            if message.kind in ("done", "failed", "lost"):
+            if message.ends:
                 self._end(key)
         return messages
 

@@ -38,6 +38,11 @@ class PostgresExecutor:
             self._slots, self._counted = max(1, self.storage.slots()), time.monotonic()
         return self._slots
 
+    @property
+    def queued(self) -> set[str]:
+        """The jobs that no worker has claimed."""
+        return self.storage.queued() & set(self._running)
+
     def clock(self) -> float:
         self._clock = max(self._clock, self.storage.clock())
         return self._clock
@@ -81,7 +86,7 @@ class PostgresExecutor:
                 self._asking[said.key] = said
             else:
                 self._handed.add(said.id)
-            if said.kind in ("done", "failed", "lost"):
+            if found[-1][1].ends:
                 del self._running[said.key]
                 self._over.add(said.key)
         return found

@@ -12,8 +12,6 @@ import os
 import queue
 import re
 import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import zipfile
@@ -42,6 +40,8 @@ from dnas.train import digest_of_weights, read_checkpoint
 CONNECT_SECONDS = 10.0
 CAPACITY_SECONDS = 2.0  # at most so often the cluster is asked for its size
 STOP_SECONDS = 60.0
+HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # and no settings
+HTTP2_SETTINGS = 4  # the type of a first frame
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_DEDUP_LOGS": "1",
@@ -66,7 +66,12 @@ class _Running:
     rows: dict[int, dict[str, Any]] = field(default_factory=dict)  # epoch -> what was said of it
     so_far: dict[str, Any] = field(default_factory=dict)
     checkpoint: Any = None  # Ray's last
+    heard: bool = False  # whether it has said anything
     end: Message | None = None
+
+
+class ClusterLost(InputError):
+    """The cluster is gone, or Tune on it."""
 
 
 class RayExecutor:
@@ -96,7 +101,8 @@ class RayExecutor:
         self._ours = connect(address)
         self.gpus = gpus if gpus is not None else float(any(node.get("GPU", 0) >= 1 for node in _nodes()))
         _check_room(cpus, self.gpus)
-        self._run = f"{study}/ray-{len(self.shared.names(study)) + 1:03d}"
+        before = [int(name.removeprefix("ray-")) for name in self.shared.names(study) if name.startswith("ray-")]
+        self._run = f"{study}/ray-{max(before, default=0) + 1:03d}"
         self._study = study
         self._running: dict[str, _Running] = {}
         self._of_trial: dict[str, _Running] = {}  # by Tune's own name
@@ -123,6 +129,11 @@ class RayExecutor:
             self._capacity, self._counted = sum(_room(node, self.cpus, self.gpus) for node in _nodes()), monotonic()
         return max(1, self._capacity)
 
+    @property
+    def queued(self) -> set[str]:
+        """The jobs that have not begun: they wait for a place in the cluster, or for Ray's actor to start."""
+        return {key for key, running in self._running.items() if not running.heard}
+
     def clock(self) -> float:
         return monotonic()
 
@@ -142,18 +153,25 @@ class RayExecutor:
 
     def wait(self, timeout: float) -> list[tuple[str, Message]]:
         if self._error is not None:
-            raise RuntimeError(f"Ray Tune ended: {self._error}") from self._error
-        try:
-            running, message = self._messages.get(timeout=timeout)
-        except queue.Empty:
-            return []
-        key = running.job.key
-        if self._running.get(key) is not running:
-            return []  # of a trial that was killed
-        if message.kind in ("done", "failed", "lost") and not message.values.get("restarted"):
-            del self._running[key]
-            self._finish(running, message)
-        return [(key, message)]
+            raise ClusterLost(
+                f"Ray Tune ended ({_first_line(self._error)}); what was trained is kept: mend the cluster, and run the"
+                " same command again."
+            ) from self._error
+        found = []
+        with suppress(queue.Empty):
+            found.append(self._messages.get(timeout=timeout))
+            while True:
+                found.append(self._messages.get_nowait())
+        said = []
+        for running, message in found:
+            key, running.heard = running.job.key, True
+            if self._running.get(key) is not running:
+                continue  # of a trial that was killed
+            if message.ends:
+                del self._running[key]
+                self._finish(running, message)
+            said.append((key, message))
+        return said
 
     def answer(self, key: str, go_on: bool) -> None:
         self._running[key].answer.put(go_on)
@@ -165,12 +183,15 @@ class RayExecutor:
 
     def stop(self) -> None:
         """Ends every job; their checkpoints stay in the storage."""
+        whole = not self._running
         self._stopping.set()
         with self._news:
             self._running.clear()
             self._news.notify_all()
         if self._thread is not None:
             self._thread.join(STOP_SECONDS)
+        if whole:
+            self.shared.remove(self._run)  # Tune's own files
         if self._ours:
             ray.shutdown()
 
@@ -178,8 +199,7 @@ class RayExecutor:
 
     def _stage(self, job: Job) -> str | None:
         """The name in the storage of the checkpoint that `job` is to begin from; None where there is none."""
-        found = self._stored(job.key)
-        if found is not None:
+        if job.attempt > 1 and (found := self._stored(job.key)) is not None:
             return found
         local = Path(job.folder) / "checkpoint.pt"
         if not local.exists():
@@ -295,7 +315,7 @@ class RayExecutor:
         running.so_far |= json.loads(result["so_far"])
         for kind, values in json.loads(result["said"]):
             message = Message(kind, values)
-            if kind in ("done", "failed", "lost"):
+            if message.ends:
                 running.end = message  # said when Tune has ended the trial, and its place is free
                 continue
             self._messages.put((running, message))
@@ -335,26 +355,21 @@ class RayExecutor:
     def lose(self, trial: Any) -> None:
         """Tune begins a trial again, from its last checkpoint."""
         if (running := self._of_trial.get(trial.trial_id)) is not None:
-            self._messages.put((running, Message("lost", {"text": _reason(trial), "restarted": True})))
+            self._messages.put((running, Message("lost", {"text": "its node was lost", "restarted": True})))
 
     def end_doomed(self) -> None:
         """Ends the trials that the loop has killed."""
         with suppress(queue.Empty):
             while True:
                 running = self._doomed.get_nowait()
-                if running in self._waiting:
-                    self._waiting.remove(running)
-                elif running.trial is not None:
+                with self._news:
+                    waits = running in self._waiting
+                    if waits:
+                        self._waiting.remove(running)
+                if not waits and running.trial is not None:
                     running.trial.max_failures = 0
                     if (actor := running.trial.temporary_state.ray_actor) is not None:
                         ray.kill(actor)
-
-
-def _reason(trial: Any) -> str:
-    """Why Tune begins a trial again, in a line."""
-    text = str(trial.get_pickled_error() or "")
-    lost = re.search(r"WorkerLost: (.*)", text)
-    return lost.group(1) if lost else "its node was lost"
 
 
 class _Unkept:
@@ -442,10 +457,20 @@ def connect(address: str | None) -> bool:
         )
     if address is not None and address != "auto":
         _check_answers(address)
+        with suppress(ImportError):  # as Ray itself does for `auto`: where this machine has a token, it is used
+            from ray._private.authentication import authentication_token_setup
+
+            authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     try:
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError as error:
-        raise InputError(f"no Ray runs here ({_first_line(error)}); start one: ray start --head.") from None
+    except (ConnectionError, ValueError) as error:
+        where = "here" if address in (None, "auto") else f"on this machine for {address}"
+        raise InputError(f"no Ray runs {where} ({_first_line(error)}); start it: ray start, --head first.") from None
+    except ray.exceptions.AuthenticationError:
+        raise InputError(
+            f"the Ray at {address} asks for a token: give this machine the cluster's, in $RAY_AUTH_TOKEN or"
+            " ~/.ray/auth_token."
+        ) from None
     except RuntimeError as error:
         if "Version mismatch" not in str(error):
             raise
@@ -454,24 +479,23 @@ def connect(address: str | None) -> bool:
 
 
 def _check_answers(address: str) -> None:
-    """`InputError` unless a Ray of this version answers at `address` within `CONNECT_SECONDS`. In a process of its own:
-    Ray's client can wait for minutes, and ends its process where it gives up."""
+    """`InputError` where nothing that may be Ray answers at `address` within `CONNECT_SECONDS`: Ray's own client tries
+    longer. Ray speaks gRPC, so that what answers there begins with a frame of HTTP/2."""
     try:
         host, port = address.rsplit(":", 1)
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS / 2).close()
+        where = (host.strip("[]"), int(port))
     except ValueError:
         raise InputError(f"--ray-address needs host:port or auto, but got {address!r}.") from None
+    try:
+        with socket.create_connection(where, timeout=CONNECT_SECONDS / 2) as line:
+            if os.environ.get("RAY_USE_TLS", "0") != "0":
+                return
+            line.sendall(HTTP2_HELLO)
+            said = line.recv(9)
     except OSError as error:
         raise InputError(f"no Ray answers at {address}: {error.strerror or error}; see `ray status` there.") from None
-    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
-    try:
-        run = subprocess.run(command, capture_output=True, text=True, timeout=CONNECT_SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        raise InputError(f"no Ray answers at {address} within {CONNECT_SECONDS:g} s, but something does.") from None
-    if run.returncode:
-        if "ersion mismatch" in run.stdout + run.stderr:
-            raise _mismatch(run.stdout + run.stderr)
-        raise InputError(f"what answers at {address} is no Ray that runs; see `ray status` there.")
+    if len(said) < 4 or said[3] != HTTP2_SETTINGS:
+        raise InputError(f"what answers at {address} is no Ray; Ray's own address is in what `ray start` prints.")
 
 
 def _mismatch(text: str) -> InputError:

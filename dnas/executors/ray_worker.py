@@ -4,13 +4,13 @@ The training is a process of its own, as on one machine, so that its memory is g
 again. It works in a private folder; what others need of it (checkpoint, curve, norms) goes with Ray's checkpoints.
 """
 
-import importlib
 import json
 import os
 import shutil
 import signal
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from multiprocessing.connection import Connection
@@ -23,7 +23,7 @@ from ray import tune
 
 from dnas import __version__
 from dnas.executors.forkserver import start_forkserver
-from dnas.executors.worker import Job, Message, run_in_process
+from dnas.executors.worker import Job, Message, run_body
 from dnas.lease import Watch
 from dnas.shared import Shared
 
@@ -34,11 +34,12 @@ BODY = "dnas.executors.worker:run_job"
 
 
 class WorkerLost(RuntimeError):
-    """The training's process is gone or frozen; Ray begins the trial again from its last checkpoint."""
+    """The training's process is gone or frozen."""
 
 
 def carry(config: dict[str, Any]) -> None:
     """The function that Ray Tune calls for each trial. config: see `pack`."""
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "60"  # an actor that is not free by then is lost to Tune, silently
     job, folder = unpack(config), Path(tempfile.mkdtemp(prefix="dnas-"))
     try:
         if config["dnas"] != __version__:
@@ -46,8 +47,14 @@ def carry(config: dict[str, Any]) -> None:
             _tell([Message("failed", {"reason": "input", "text": text})], {})
             return
         fetched = _fetch(config, folder)
-        with _process(replace(job, folder=str(folder)), config["body"]) as (pipe, process):
-            _pass_on(folder, pipe, process, fetched)
+        while True:
+            try:
+                with _process(replace(job, folder=str(folder)), config["body"]) as (pipe, process):
+                    _pass_on(folder, pipe, process, fetched)
+                return
+            except WorkerLost as error:  # its checkpoint is here; the loop counts, and ends what is lost too often
+                _tell([Message("lost", {"text": str(error), "restarted": True})], {})
+                fetched = (folder / "checkpoint.pt").exists()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -84,7 +91,8 @@ def _process(job: Job, body: str) -> Iterator[tuple[Connection, BaseProcess]]:
     context = start_forkserver(job.data["name"])
     ours, theirs = context.Pipe()
     process = context.Process(target=run_body, args=(body, job, theirs), daemon=False)
-    process.start()
+    with _without_main():
+        process.start()
     theirs.close()
     try:
         yield ours, process
@@ -94,11 +102,16 @@ def _process(job: Job, body: str) -> Iterator[tuple[Connection, BaseProcess]]:
         process.join()
 
 
-def run_body(body: str, job: Job, pipe: Connection) -> None:
-    """Runs `body`, module:function, in this process, as `run_in_process` runs `run_job`."""
-    module, _, name = body.partition(":")
-    run: Callable[..., None] = getattr(importlib.import_module(module), name)
-    run_in_process(job, pipe, run)
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """A process that is started meanwhile does not import this one's main file again: Ray's own, half a second."""
+    main = sys.modules["__main__"]
+    file = main.__dict__.pop("__file__", None)
+    try:
+        yield
+    finally:
+        if file is not None:
+            main.__file__ = file
 
 
 def _pass_on(folder: Path, pipe: Connection, process: BaseProcess, fetched: bool) -> None:
@@ -123,7 +136,7 @@ def _pass_on(folder: Path, pipe: Connection, process: BaseProcess, fetched: bool
             if message.kind == "step":
                 said = [one for one in said if one.kind != "step"]
             said.append(message)
-        ended = message is not None and message.kind in ("done", "failed", "lost")
+        ended = message is not None and message.ends
         asks = message is not None and message.kind == "epoch"
         if not (ended or asks or (said and monotonic() - last > STEP_SECONDS)):
             continue

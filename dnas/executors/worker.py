@@ -82,6 +82,11 @@ class Message:
     values: dict[str, Any] = field(default_factory=dict)
     so_far: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def ends(self) -> bool:
+        """Whether the job says nothing more."""
+        return self.kind in ("done", "failed", "lost") and not self.values.get("restarted")
+
 
 REASONS = ("out of memory", "diverged", "disk full", "input", "error")
 
@@ -232,3 +237,9 @@ def run_in_process(job: Job, pipe: Connection, run: Callable[..., None] = run_jo
         run(job, pipe.send, ask)
     except (BrokenPipeError, EOFError, ConnectionResetError, LeaseLost):
         os._exit(1)
+
+
+def run_body(body: str, job: Job, pipe: Connection) -> None:
+    """`run_in_process` of the function that `body` names, as module:function."""
+    module, _, name = body.partition(":")
+    run_in_process(job, pipe, getattr(importlib.import_module(module), name))

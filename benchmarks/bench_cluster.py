@@ -1,0 +1,226 @@
+"""What Ray costs a trial, and how well a study uses a cluster, on a cluster of several nodes of this machine.
+
+    python benchmarks/bench_cluster.py                  # all of it: about half an hour
+    python benchmarks/bench_cluster.py --part overhead  # an objective that does nothing, beside Ray Tune's OptunaSearch
+    python benchmarks/bench_cluster.py --part scale     # an objective that sleeps, on 1, 2 and 4 nodes
+
+Every trial goes through dnas's own loop, Ray Tune, an actor and a process of its own, and writes a checkpoint; only
+what is trained is a sleep. The results go to --kept, and `--report` writes the page from there.
+"""
+
+import argparse
+import contextlib
+import datetime
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from dnas.executors.worker import Job, Message
+
+RESULTS = Path(__file__).parent / "results" / "cluster.md"
+ROOT = Path(__file__).resolve().parent.parent
+NOTHING, AT_ONCE, REPEATS = 40, 2, 3  # trials of a run of the overhead; how many at once; runs of each
+TRIALS, SLEEP_SECONDS, SLOTS = 1000, 2.0, 2  # of the scale: trials, what each sleeps, trials at once on a node
+NODES = (1, 2, 4)
+
+
+def sleep(job: Job, say: Callable[[Message], None], ask: Callable[[Message], bool]) -> None:
+    """In the place of `run_job`: one epoch that sleeps for `learning_rate` seconds."""
+    say(Message("started", {"device": job.device, "latency": None, "resident_bytes": 0}))
+    time.sleep(job.recipe["learning_rate"])
+    Path(job.folder, "checkpoint.pt").write_bytes(bytes(1000))
+    row: dict[str, Any] = {"epoch": 1, "train_loss": 1.0, "train_error": 0.5, "val_loss": 1.0, "val_error": 0.5}
+    row |= {"learning_rate": 0.1, "seconds": job.recipe["learning_rate"]}
+    ask(Message("epoch", row))
+    done = {"finished": True, "epochs": 1, "val_error": 0.5, "val_loss": 1.0, "seconds": row["seconds"]}
+    say(Message("done", done | {"peak_memory_bytes": 1, "weights_digest": "0"}))
+
+
+@contextlib.contextmanager
+def cluster(nodes: int, slots: int) -> Iterator[str]:
+    """The address of a Ray cluster of `nodes` nodes with `slots` CPUs each, and a head that runs no trial."""
+    from ray.cluster_utils import Cluster
+
+    os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"  # the nodes import this file
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        for _ in range(nodes):
+            made.add_node(num_cpus=slots)
+        made.wait_for_nodes()
+        yield made.address
+    finally:
+        made.shutdown()
+
+
+def through_dnas(address: str, trials: int, seconds: float, workers: int) -> tuple[float, list[float]]:
+    """Seconds from the first ask to the last tell of a study, and the moments of the tells after the first ask."""
+    from dnas.executors.ray_tune import RayExecutor
+    from dnas.search import search
+    from tests.analytic import Silent, options
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        executor = RayExecutor("s", address, shared=Path(folder, "shared"), body="benchmarks.bench_cluster:sleep")
+        chosen = options(trials, sampler="random", stopping="none", workers=workers, mirror="none")
+        chosen = _with_recipe(chosen, epochs=1, learning_rate=seconds)
+        told: list[float] = []
+        began: list[float] = []
+
+        class Watch(Silent):
+            def began(self, record: Any) -> None:
+                began.append(time.monotonic())
+
+            def ended(self, record: Any) -> None:
+                assert record.state == "complete", record.reason
+                told.append(time.monotonic())
+
+        search(chosen, Watch(), executor)
+        assert len(told) == trials
+        return told[-1] - began[0], [moment - began[0] for moment in told]
+
+
+def _with_recipe(chosen: Any, **values: Any) -> Any:
+    import dataclasses
+
+    space = chosen.space
+    return dataclasses.replace(
+        chosen, space=dataclasses.replace(space, recipe=dataclasses.replace(space.recipe, **values))
+    )
+
+
+def through_optuna_search(address: str, trials: int, workers: int) -> float:
+    """Seconds of Ray Tune with its own OptunaSearch, as its documentation has it, from `fit` to its end."""
+    import ray
+    from ray import tune
+    from ray.tune.search.optuna import OptunaSearch
+
+    from dnas.executors.ray_tune import connect
+
+    def nothing(config: dict[str, Any]) -> None:
+        tune.report({"val_error": 0.5})
+
+    connect(address)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            space = {name: tune.choice(list(range(10))) for name in "abcdef"}
+            tuner = tune.Tuner(
+                tune.with_resources(nothing, {"cpu": 1}),
+                param_space=space,
+                tune_config=tune.TuneConfig(
+                    search_alg=OptunaSearch(metric="val_error", mode="min"),
+                    num_samples=trials,
+                    max_concurrent_trials=workers,
+                ),
+                run_config=tune.RunConfig(storage_path=folder, verbose=0),
+            )
+            began = time.monotonic()
+            found = tuner.fit()
+            assert len(found) == trials
+            assert not found.errors
+            return time.monotonic() - began
+    finally:
+        ray.shutdown()
+
+
+def measure_overhead() -> dict[str, list[float]]:
+    """Seconds a trial of an objective that does nothing, `AT_ONCE` at once: the median gap between ends, once warm."""
+    found: dict[str, list[float]] = {"dnas": [], "dnas, with its start": [], "OptunaSearch": []}
+    for _ in range(REPEATS):
+        with cluster(AT_ONCE, 1) as address:
+            whole, told = through_dnas(address, NOTHING, 0.0, AT_ONCE)
+            warm = told[NOTHING // 4 :]
+            found["dnas"].append((warm[-1] - warm[0]) / (len(warm) - 1))
+            found["dnas, with its start"].append(whole / NOTHING)
+        with cluster(AT_ONCE, 1) as address:
+            found["OptunaSearch"].append(through_optuna_search(address, NOTHING, AT_ONCE) / NOTHING)
+        print({name: round(values[-1], 3) for name, values in found.items()}, flush=True)
+    return found
+
+
+def measure_scale() -> list[dict[str, float]]:
+    found = []
+    for nodes in NODES:
+        with cluster(nodes, SLOTS) as address:
+            whole, told = through_dnas(address, TRIALS, SLEEP_SECONDS, nodes * SLOTS)
+        ideal = TRIALS * SLEEP_SECONDS / (nodes * SLOTS)
+        skipped = TRIALS // 20  # the first trials wait for the actors' imports
+        steady = (TRIALS - 1 - skipped) * SLEEP_SECONDS / (nodes * SLOTS) / (told[-1] - told[skipped])
+        found.append({"nodes": nodes, "whole": whole, "ideal": ideal, "steady": steady})
+        print(found[-1], flush=True)
+    return found
+
+
+def page(kept: dict[str, Any]) -> str:
+    overhead, scale = kept["overhead"], kept["scale"]
+    optuna = statistics.median(overhead["OptunaSearch"])
+    lines = [
+        "# Ray: what a trial costs, and how a study scales",
+        "",
+        "    python benchmarks/bench_cluster.py",
+        "",
+        f"{kept['machine']}. Every node is a raylet of this one machine.",
+        "",
+        f"## An objective that does nothing, {AT_ONCE} at once",
+        "",
+        f"Seconds a trial, n = {len(overhead['dnas'])} runs of {NOTHING} trials each, by turns. dnas: from one end",
+        "to the next, after the first quarter; a process of its own for each trial, and a checkpoint carried. With its",
+        "start: from the first proposal on, the actors' import of torch included. OptunaSearch: the whole of `fit`, a",
+        "fresh actor for each trial, which is its default.",
+        "",
+        "| | median | from | to | of OptunaSearch |",
+        "|---|---|---|---|---|",
+    ]
+    for name, values in overhead.items():
+        middle = statistics.median(values)
+        lines.append(f"| {name} | {middle:.2f} | {min(values):.2f} | {max(values):.2f} | {middle / optuna:.2f} |")
+    lines += [
+        "",
+        f"## An objective that sleeps {SLEEP_SECONDS:g} s, {TRIALS:,} trials, {SLOTS} at once on a node",
+        "",
+        "Efficiency: the ideal time (all sleeps, divided by the places) over the time taken, n = 1 run each. Steady:",
+        "without the first twentieth, which waits for the actors to start.",
+        "",
+        "| nodes | trials at once | efficiency | steady |",
+        "|---|---|---|---|",
+    ]
+    for row in scale:
+        lines.append(
+            f"| {row['nodes']} | {row['nodes'] * SLOTS} | {100 * row['ideal'] / row['whole']:.1f}%"
+            f" | {100 * row['steady']:.1f}% |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=("overhead", "scale"))
+    parser.add_argument("--kept", type=Path, default=Path("cluster.json"), help="where the figures are kept")
+    parser.add_argument("--report", action="store_true", help="measure nothing; write the page")
+    options = parser.parse_args()
+    options.kept = options.kept.absolute()
+    kept = json.loads(options.kept.read_text()) if options.kept.exists() else {}
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("ray", "torch", "optuna"))
+    kept["machine"] = (
+        f"{platform.machine()}, {os.cpu_count()} cores shared with other work, Python {platform.python_version()},"
+        f" {versions}, {datetime.date.today()}"
+    )
+    if not options.report:
+        if options.part in (None, "overhead"):
+            kept["overhead"] = measure_overhead()
+        if options.part in (None, "scale"):
+            kept["scale"] = measure_scale()
+        options.kept.write_text(json.dumps(kept))
+    if {"overhead", "scale"} <= kept.keys():
+        RESULTS.write_text(page(kept))
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    main()
