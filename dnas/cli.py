@@ -559,10 +559,11 @@ def _worker(args: argparse.Namespace) -> int:
     from dnas.display import make_display
     from dnas.executors.forkserver import start_forkserver
     from dnas.executors.local import LocalExecutor
-    from dnas.hosts import StoredStudy, Worker, begin, load_data, options_of, read_config, shared_of
+    from dnas.hosts import COMPLETE, StoredStudy, Worker, begin, load_data, options_of, read_config, shared_of
     from dnas.inputs import default_workers
     from dnas.shared import Shared
     from dnas.train import list_devices
+    from dnas.wording import several
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as schedulers end a job: its work is given back
     display = make_display(args.quiet, args.verbose)
@@ -595,8 +596,11 @@ def _worker(args: argparse.Namespace) -> int:
     if worker.outcome is not None:
         print(_closing(args.study, worker.outcome, options.trials))
     else:
-        print(f"study {args.study} is done: {done}; {worker.trained} trained here.\nnext      dnas pull {args.study}")
-    return 0 if done == "complete" else 1
+        ended = "is done" if done == COMPLETE else f"was stopped: {done}"
+        print(
+            f"study {args.study} {ended}; {several(worker.trained, 'training')} here\nnext      dnas pull {args.study}"
+        )
+    return 0 if done == COMPLETE else 1
 
 
 def _worker_options(args: argparse.Namespace, storage: Any) -> Any:
@@ -608,6 +612,7 @@ def _worker_options(args: argparse.Namespace, storage: Any) -> Any:
     import tomli_w
 
     from dnas.definition import apply_definition
+    from dnas.hosts import COMPLETE
     from dnas.inputs import check_same
 
     found = storage.read()
@@ -630,7 +635,7 @@ def _worker_options(args: argparse.Namespace, storage: Any) -> Any:
             f"study {args.study} is running with {config['trials']} trials of {config['recipe']['epochs']} epochs;"
             " raise them when it is done."
         )
-    if done is not None and (config | more != config or done != "complete"):
+    if done is not None and (config | more != config or done != COMPLETE):
         storage.reopen(tomli_w.dumps(config | more, multiline_strings=True))
     return options
 

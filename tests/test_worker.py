@@ -388,6 +388,8 @@ def test_nodes_with_private_folders_share_a_database_and_s3(
     files = s3fs.S3FileSystem()
     assert sorted(files.ls("bucket/dnas/s/records")) == [f"bucket/dnas/s/records/{n}-6.json" for n in range(6)]
     assert not files.exists("bucket/dnas/s/checkpoints")
+    assert not Shared(s3).create("s/records/0-6.json", b"another"), "a record is put once"
+    assert files.cat("bucket/dnas/s/records/0-6.json") == (here.trial_folder(0) / "record.json").read_bytes()
 
     third = tmp_path / "c"
     third.mkdir()
