@@ -19,6 +19,14 @@ EPILOGS = {
   dnas search --space digits_bc --trials 40 --objective val_error,params --workers 2 --study digits_front
   dnas search --space digits_bc --trials 20 --retrain-best 2
   dnas search --space digits_bc --trials 20 --study on_ray --executor ray --cpus-per-trial 1""",
+    "worker": """examples:
+  export DNAS_STORAGE=postgresql://me:secret@db.example/dnas    # so that the password is on no command line
+  dnas worker digits --space digits_bc --trials 30 --shared /mnt/dnas    # the first host begins the study
+  dnas worker digits                                            # any other host, at any time
+  dnas worker digits --storage postgresql://me@db.example/dnas --workers 4""",
+    "pull": """examples:
+  dnas pull digits --storage postgresql://me@db.example/dnas
+  dnas pull digits && dnas report digits                        # with $DNAS_STORAGE""",
     "train": """examples:
   dnas train densenet-bc:L=16,k=8 --dataset digits --epochs 10
   dnas train densenet_40_12 --dataset cifar10 --recipe paper
@@ -132,6 +140,10 @@ def make_parser() -> argparse.ArgumentParser:
         )
 
     _add_search(command("search", "search a space for the best networks"))
+    _add_worker(command("worker", "train for a study that several hosts share, in a PostgreSQL database"))
+    add = command("pull", "rebuild a shared study's folder on this host").add_argument
+    add("study", metavar="STUDY", help="the study's name")
+    _add_storage(add)
     _add_train(command("train", "train one network to the end"))
     _add_eval(command("eval", "measure a trained network's error"))
     add = command("cost", "price a network: params, macs, activation bytes").add_argument
@@ -209,9 +221,40 @@ def _add_training(parser: argparse.ArgumentParser, recipe: str | None) -> None:
 
 def _add_search(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
+    add("--study", metavar="NAME", help="the study's name (default: the space's); studies/NAME.toml gives its defaults")
+    _add_study(parser)
+    add("--executor", default="local", metavar="NAME", help="local (default: processes of this machine) or ray")
+    add(
+        "--ray-address", metavar="HOST:PORT", help="a Ray cluster, or auto: the one here (default: one is started here)"
+    )
+    add(
+        "--gpus-per-trial",
+        type=_share_or_more,
+        metavar="X",
+        help="on Ray; 0.5: two trials share a GPU (default 1, or 0)",
+    )
+    add("--cpus-per-trial", type=_positive, metavar="X", help="on Ray (default: --threads)")
+    add("--shared", metavar="URL", help="on Ray: a folder that all nodes see, or s3://...; for checkpoints")
+    add("--dry-run", action="store_true", help="print the plan: networks, cost, time, disk")
+
+
+def _add_worker(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("study", metavar="STUDY", help="the study's name; studies/STUDY.toml gives the defaults of a new one")
+    _add_storage(add)
+    _add_study(parser)
+    parser.set_defaults(executor="local")
+
+
+def _add_storage(add: Any) -> None:
+    add("--storage", metavar="URL", help="postgresql://USER@HOST/DATABASE (default: $DNAS_STORAGE)")
+    add("--shared", metavar="URL", help="a folder that all hosts see, or s3://... (default: as the study was begun)")
+
+
+def _add_study(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add("--space", metavar="NAME", help="a search space: see `dnas spaces`")
     add("--trials", type=_whole(1), metavar="N", help="networks that the study shall have begun to train")
-    add("--study", metavar="NAME", help="the study's name (default: the space's); studies/NAME.toml gives its defaults")
     add("--dataset", metavar="NAME", help="in place of the space's: digits, cifar10, ..., folder:PATH")
     add(
         "--objective",
@@ -234,18 +277,6 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     add("--max-params", type=_positive, metavar="N", help="a limit in place of the space's")
     add("--max-macs", type=_positive, metavar="N", help="a limit in place of the space's")
     add("--workers", type=_whole(1), metavar="N", help="trials at once (default 1 on a small machine)")
-    add("--executor", default="local", metavar="NAME", help="local (default: processes of this machine) or ray")
-    add(
-        "--ray-address", metavar="HOST:PORT", help="a Ray cluster, or auto: the one here (default: one is started here)"
-    )
-    add(
-        "--gpus-per-trial",
-        type=_share_or_more,
-        metavar="X",
-        help="on Ray; 0.5: two trials share a GPU (default 1, or 0)",
-    )
-    add("--cpus-per-trial", type=_positive, metavar="X", help="on Ray (default: --threads)")
-    add("--shared", metavar="URL", help="on Ray: a folder that all nodes see, or s3://...; for checkpoints")
     add("--timeout", type=_positive, metavar="SECONDS", help="the longest that one training may take (default: no end)")
     add(
         "--mirror",
@@ -256,7 +287,6 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         "--retrain-best", type=_whole(1), default=0, metavar="K", help="then train the best K again; opens the test set"
     )
     add("--retrain-seeds", type=_whole(1), default=1, metavar="N", help="fresh seeds for each of them (default 1)")
-    add("--dry-run", action="store_true", help="print the plan: networks, cost, time, disk")
     _add_training(parser, None)
     _add_data(parser)
     add("-q", "--quiet", action="store_true", help="only the result")
@@ -440,12 +470,12 @@ def apply_definition_of(args: argparse.Namespace) -> None:
 
     apply_definition(args)
     if args.trials is None:
-        raise InputError("`dnas search` needs --trials N, the networks to train.")
+        raise InputError(f"`dnas {args.command}` needs --trials N, the networks to train.")
     if args.dataset is not None:
         data_info(args.dataset)
     if args.executor not in EXECUTORS:
         raise unknown("executor", args.executor, EXECUTORS)
-    given = [name for name in RAY_OPTIONS if getattr(args, name) is not None]
+    given = [name for name in RAY_OPTIONS if args.command == "search" and getattr(args, name) is not None]
     if given and args.executor != "ray":
         raise InputError(f"--{given[0].replace('_', '-')} is for --executor ray, but the executor is {args.executor}.")
 
@@ -470,7 +500,7 @@ def _search_options(args: argparse.Namespace, folder: Any, begun: dict[str, Any]
         space = space_of(begun | {"limits": begun["limits"] | limits})
         space = dataclasses.replace(space, recipe=dataclasses.replace(space.recipe, epochs=overrides["epochs"]))
     else:
-        raise InputError("`dnas search` needs --space NAME: see `dnas spaces`.")
+        raise InputError(f"`dnas {args.command}` needs --space NAME: see `dnas spaces`.")
     objectives = read_objectives(args.objective or begun.get("objective", "val_error"))
     sampler = args.sampler or begun.get("sampler", DEFAULT_SAMPLER)
     stopping = args.stopping or begun.get("stopping", "asha")
@@ -496,7 +526,7 @@ def _search_options(args: argparse.Namespace, folder: Any, begun: dict[str, Any]
         compile_net=args.compile,
         retrain=args.retrain_best,
         retrain_seeds=args.retrain_seeds,
-        command=_command_line(),
+        command=_command_line(args),
     )
 
 
@@ -523,12 +553,135 @@ def _on_ray(args: argparse.Namespace, options: Any) -> tuple[Any, Any]:
     return options, executor
 
 
-def _command_line() -> str:
+def _worker(args: argparse.Namespace) -> int:
+    import signal
+
+    from dnas.display import make_display
+    from dnas.executors.forkserver import start_forkserver
+    from dnas.executors.local import LocalExecutor
+    from dnas.hosts import COMPLETE, StoredStudy, Worker, begin, load_data, options_of, read_config, shared_of
+    from dnas.inputs import default_workers
+    from dnas.shared import Shared
+    from dnas.train import list_devices
+    from dnas.wording import several
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as schedulers end a job: its work is given back
+    display = make_display(args.quiet, args.verbose)
+    with _open_storage(args, display.note) as storage:
+        devices = list_devices(args.device)
+        own = _worker_options(args, storage)
+        if storage.read() is None:
+            if args.shared is None:
+                raise InputError("a new study needs --shared, a folder that all hosts see, or a URL such as s3://...")
+            shared = Shared(args.shared)
+            shared.check()
+            begin(storage, shared, own, devices[0].partition(":")[0], display.note)
+        config = read_config(storage)
+        start_forkserver(config["data"]["source"])
+        options = options_of(config, own)
+        folder = StoredStudy(Path("studies", args.study), storage, shared_of(config, args.shared), display.note)
+        data = load_data(config, options, display.note)
+        slots = args.workers or default_workers()
+        if not args.quiet:
+            print(_opening(dataclasses.replace(options, workers=slots), None))
+        worker = Worker(folder, options, data, display, LocalExecutor(data.name, slots, devices), slots)
+        try:
+            done = worker.run()
+        except KeyboardInterrupt:
+            print(
+                f"\nstopped; every finished epoch is in {folder.shared}, and other workers go on with the study."
+                f" The same command joins it again:\n  {_command_line(args)}"
+            )
+            return 130
+    if worker.outcome is not None:
+        print(_closing(args.study, worker.outcome, options.trials))
+    else:
+        ended = "is done" if done == COMPLETE else f"was stopped: {done}"
+        print(
+            f"study {args.study} {ended}; {several(worker.trained, 'training')} here\nnext      dnas pull {args.study}"
+        )
+    return 0 if done == COMPLETE else 1
+
+
+def _worker_options(args: argparse.Namespace, storage: Any) -> Any:
+    """What this host's command says. All of it counts for a new study; of one that is there it must agree with how that
+    was begun, and more trials or epochs let one that is done go on."""
+    import tomllib
+    from types import SimpleNamespace
+
+    import tomli_w
+
+    from dnas.definition import apply_definition
+    from dnas.hosts import COMPLETE
+    from dnas.inputs import check_same
+
+    found = storage.read()
+    if found is None:
+        apply_definition(args)
+        if args.space is None:
+            raise storage.missing()
+        apply_definition_of(args)
+        return _search_options(args, SimpleNamespace(name=args.study), {})
+    config, done = tomllib.loads(found[1]), found[2]
+    for name in ("subset", "image_size"):
+        if (given := getattr(args, name)) not in (None, config["data"].get(name)):
+            raise InputError(f"study {args.study} was begun with {name} {config['data'].get(name)}, but got {given}.")
+    args.trials = max(args.trials or 0, config["trials"])
+    options = _search_options(args, SimpleNamespace(name=args.study), config)
+    check_same(SimpleNamespace(name=args.study, config=lambda: config), options)  # type: ignore[arg-type]
+    more = {"trials": options.trials, "recipe": config["recipe"] | {"epochs": options.space.recipe.epochs}}
+    if config | more != config and done is None:
+        raise InputError(
+            f"study {args.study} is running with {config['trials']} trials of {config['recipe']['epochs']} epochs;"
+            " raise them when it is done."
+        )
+    if done is not None and (config | more != config or done != COMPLETE):
+        storage.reopen(tomli_w.dumps(config | more, multiline_strings=True))
+    return options
+
+
+def _pull(args: argparse.Namespace) -> int:
+    from dnas.hosts import StoredStudy, read_config, shared_of
+    from dnas.wording import several
+
+    with _open_storage(args, lambda text: print(text, file=sys.stderr)) as storage:
+        config = read_config(storage)
+        folder = StoredStudy(Path("studies", args.study), storage, shared_of(config, args.shared), storage.note)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        with folder.lock():
+            folder.pull()
+    print(f"{several(len(folder.records()), 'trial')} in studies/{args.study}\nnext      dnas report {args.study}")
+    return 0
+
+
+def _open_storage(args: argparse.Namespace, note: Any) -> Any:
+    """The database of `--storage` or $DNAS_STORAGE, for a `with`; `--shared` becomes absolute."""
+    from contextlib import closing
+
+    from dnas.storage import Storage
+    from dnas.study import check_study_name
+
+    check_study_name(args.study)
+    url = args.storage or os.environ.get("DNAS_STORAGE")
+    if not url:
+        raise InputError("which database? Give --storage postgresql://USER@HOST/DATABASE, or set $DNAS_STORAGE.")
+    if args.shared is not None and "://" not in args.shared:
+        args.shared = os.path.normpath(Path(args.shared).expanduser().absolute())
+    return closing(Storage(url, args.study, note))
+
+
+def _command_line(args: argparse.Namespace) -> str:
+    """The command as it was given, without passwords."""
     import shlex
 
     from dnas.wording import redact
 
-    return redact(shlex.join(["dnas", *sys.argv[1:]]))
+    words = sys.argv[1:]
+    if getattr(args, "storage", None):
+        from dnas.storage import Address
+
+        words = [word.replace(args.storage, str(Address(args.storage))) for word in words]
+    return redact(shlex.join(["dnas", *words]))
 
 
 def _opening(options: Any, executor: Any) -> str:
@@ -758,12 +911,14 @@ COMMANDS = {
     "export": _export,
     "extend": _extend,
     "plot": _plot,
+    "pull": _pull,
     "replay": _replay,
     "report": _report,
     "search": _search,
     "spaces": _spaces,
     "status": _status,
     "train": _train,
+    "worker": _worker,
 }
 
 

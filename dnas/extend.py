@@ -52,6 +52,11 @@ def settle(folder: StudyFolder) -> None:
     """Brings study.toml up to the log: a kill may have come between a change of the space, or of the epochs, and its
     copy there."""
     config = folder.config()
+    if "storage" in config:
+        raise InputError(
+            f"study {folder.name} lives in a database, and this is a copy: `dnas worker {folder.name} --storage URL`"
+            " goes on with it."
+        )
     settled = dict(config)
     for event in folder.events():
         if event["event"] == "widen":

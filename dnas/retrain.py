@@ -11,7 +11,7 @@ from dnas.errors import InputError
 from dnas.files import DiskFull
 from dnas.inputs import git_commit, versions
 from dnas.jobs import make_job, take
-from dnas.study import TrialRecord, new_record, now
+from dnas.study import TrialRecord, new_record
 from dnas.wording import percent
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def retrain_best(driver: "Driver", data: Dataset) -> None:
             if not executor.room(make_job(options, record, path, path.name, final=True)):
                 break
             waiting.popleft()
-            record.started, record.attempts = record.started or now(), record.attempts + 1
+            record.started, record.attempts = record.started or folder.now(), record.attempts + 1
             record.threads = options.threads
             folder.write_record(record, path)
             running[path.name] = record, path
@@ -82,7 +82,7 @@ def retrain_best(driver: "Driver", data: Dataset) -> None:
                 case "failed" | "lost":
                     record.state, record.reason = "failed", f"{values.get('reason', 'lost worker')}: {values['text']}"
             if record.state != "running":
-                record.ended = now()
+                record.ended = folder.now()
                 folder.write_record(record, path)
                 _write_test_error(driver, record.number)
                 text = f"{percent(record.test_error)} test error" if record.test_error is not None else record.reason

@@ -27,7 +27,7 @@ from dnas.proposals import Exhausted, Proposal, Region, make_sampler, propose
 from dnas.samplers.tpe import distributions_json
 from dnas.space import Space
 from dnas.stopping import check_stopping
-from dnas.study import StudyFolder, TrialRecord, new_record, now
+from dnas.study import StudyFolder, TrialRecord, new_record
 from dnas.train import list_devices
 
 SAME_ERRORS = 3  # so many identical errors in a row stop the search
@@ -90,7 +90,7 @@ def search(options: Options, show: Show, executor: Executor | None = None) -> Ou
         check_same(folder, options)  # before the data are read, which can take long
     data = load_dataset(**options.data, progress=show.note)  # on the CPU: only workers train
     space = options.space.for_data(data.channels, data.image_size, data.classes, augmented=data.augmentation != "none")
-    _check_fits(space)
+    check_fits(space)
     check_objectives(space, options.objectives)
     folder.path.mkdir(parents=True, exist_ok=True)
     with folder.lock():
@@ -112,7 +112,8 @@ def search(options: Options, show: Show, executor: Executor | None = None) -> Ou
     return outcome
 
 
-def _check_fits(space: Space) -> None:
+def check_fits(space: Space) -> None:
+    """`InputError` where no network of the space can look at these images."""
     survey = space.survey()
     if not survey.costs:
         raise InputError(f"none of the networks of {space.name} fits these images: {survey.example}")
@@ -324,7 +325,7 @@ class Driver:
         return record
 
     def _start(self, record: TrialRecord) -> None:
-        record.started = record.started or now()
+        record.started = record.started or self.folder.now()
         record.attempts += 1
         record.threads = self.options.threads
         self.folder.write_record(record)
@@ -379,7 +380,7 @@ class Driver:
         if not values["finished"] and self.history.ladder.pauses:
             record.state = "paused"
             record.reason = f"not among the best third after {record.epochs} epochs"
-            record.ended = now()
+            record.ended = self.folder.now()
             self.folder.write_record(record)
             self.emit({"event": "pause", "number": record.number})
             self._leave(record)
@@ -472,7 +473,7 @@ class Driver:
         self._end(record)
 
     def _end(self, record: TrialRecord) -> None:
-        record.ended = now()
+        record.ended = self.folder.now()
         self.folder.write_record(record)
         self._emit_tell(record)
         self._leave(record)

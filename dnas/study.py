@@ -36,6 +36,10 @@ STATES = ("running", "paused", "complete", "stopped", "infeasible", "failed")
 ARMS = ("first", "sampler", "control")
 
 
+class StudyHeld(InputError):
+    """Another process of this host runs the study in this folder."""
+
+
 @dataclass
 class TrialRecord:
     """All that is known of one training; complete in itself.
@@ -164,7 +168,7 @@ class StudyFolder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 file.seek(0)
-                raise InputError(
+                raise StudyHeld(
                     f"study {self.name} is being run by another process ({file.read().strip() or 'unknown'});"
                     " wait for it, or end it and run the command again."
                 ) from None
@@ -173,12 +177,16 @@ class StudyFolder:
             file.flush()
             yield
 
+    def now(self) -> str:
+        """The time that goes into events and records."""
+        return now()
+
     # events
 
     def append(self, event: Mapping[str, Any]) -> None:
         path = self.path / "events.jsonl"
         with room_for(path), path.open("ab") as file:
-            file.write(json.dumps({"time": now(), **event}).encode() + b"\n")
+            file.write(json.dumps({"time": self.now(), **event}).encode() + b"\n")
 
     def mend_events(self) -> int:
         """Cuts off a last line that a kill or a full disk left torn; gives the bytes cut."""

@@ -1,6 +1,23 @@
 """One quiet thread for every test process: the suite shares few cores, and spinning threads would eat them."""
 
 import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+if TYPE_CHECKING:
+    from tests.postgres import Server
+
+
+@pytest.fixture(scope="session")
+def server() -> "Iterator[Server]":
+    """A PostgreSQL of the test run's own."""
+    from tests.postgres import Server
+
+    running = Server()
+    yield running
+    running.close()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -207,3 +208,17 @@ def write_curve(folder: Path, rows: list[dict[str, Any]]) -> None:
 def write_norms(folder: Path, plain: dict[str, np.ndarray]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(folder / "norms.npz", **plain)  # type: ignore[arg-type]
+
+
+OF_THE_RUN = ("host", "started", "ended", "seconds", "peak_memory_bytes")  # what two runs of a study may differ in
+
+
+def equal_but_times(records: Iterable[TrialRecord]) -> list[dict[str, Any]]:
+    """Records without what the host and its speed decide: equal for equal studies, whatever trained them."""
+    return [
+        {key: value for key, value in dataclasses.asdict(record).items() if key not in OF_THE_RUN} for record in records
+    ]
+
+
+def events_but_times(events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in event.items() if key not in ("time", "seconds")} for event in events]

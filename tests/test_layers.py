@@ -8,7 +8,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "dnas"
 # Lowest first. A module imports from those at or above its own line only; `cli` stands last, but for `python -m`.
 ORDER = [
     ["dnas", "dnas.errors", "dnas.wording", "dnas.files"],
-    ["dnas.arch", "dnas.lease", "dnas.objectives", "dnas.shared"],
+    ["dnas.arch", "dnas.lease", "dnas.objectives", "dnas.shared", "dnas.storage"],
     ["dnas.nn", "dnas.data", "dnas.distributed"],
     ["dnas.recipe", "dnas.stopping"],
     ["dnas.space"],
@@ -20,6 +20,7 @@ ORDER = [
     ["dnas.jobs"],
     ["dnas.retrain"],
     ["dnas.search"],
+    ["dnas.hosts"],
     ["dnas.launch"],
     ["dnas.plan", "dnas.single", "dnas.export", "dnas.definition", "dnas.doctor", "dnas.analysis"],
     ["dnas.figures", "dnas.display"],
