@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,31 +27,11 @@ from dnas.space import load_space
 from dnas.study import StudyFolder, TrialRecord
 from dnas.train import digest_of_weights, read_checkpoint
 from tests.analytic import Silent
+from tests.postgres import Server
 from tests.ray_nodes import PATIENCE, QUICK, ROOT, Nodes
+from tests.studies import equal_but_times, events_but_times
 
-OF_A_RUN = {
-    "seconds",
-    "started",
-    "ended",
-    "host",
-    "peak_memory_bytes",
-    "commit",
-}  # what two equal studies may differ in
-
-
-def essence(study: Path) -> list[dict[str, Any]]:
-    """Every record of a study but for times and hosts."""
-    return [
-        {key: value for key, value in asdict(record).items() if key not in OF_A_RUN}
-        for record in StudyFolder(study).records()
-    ]
-
-
-def log(study: Path) -> list[dict[str, Any]]:
-    return [
-        {key: value for key, value in event.items() if key not in ("time", "seconds")}
-        for event in StudyFolder(study).events()
-    ]
+ENVIRONMENT = os.environ | QUICK | {"PYTHONPATH": str(ROOT)}
 
 
 def small(trials: int, epochs: int, study: str = "s", **changes: Any) -> Options:
@@ -109,18 +89,41 @@ def on_ray(address: str, options: Options, shared: Path | str, **changes: Any) -
     return search(options, Silent(), RayExecutor(options.study, address, shared=shared, **changes))
 
 
-def test_a_study_is_the_same_on_ray(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Thirty trials one at a time, with pauses and promotions: records and log, but for times and hosts."""
+def test_a_study_is_the_same_wherever_it_is_trained(
+    address: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thirty trials one at a time, with pauses and promotions, by processes of this machine, on Ray, and by a worker on
+    PostgreSQL in a folder of its own: records and log are equal but for times and hosts."""
     options = small(30, epochs=8, workers=1)
     monkeypatch.chdir(tmp_path)
     search(replace(options, study="local"), Silent())
     on_ray(address, replace(options, study="ray"), tmp_path / "shared")
-    assert essence(Path("studies/ray")) == essence(Path("studies/local"))
-    assert log(Path("studies/ray")) == log(Path("studies/local"))
-    assert {"pause", "promote"} <= {event["event"] for event in log(Path("studies/ray"))}
-    for record in StudyFolder(Path("studies/ray")).records():
-        for name in ("checkpoint.pt", "curve.csv", "norms.npz"):
-            assert (Path("studies/ray/trials") / str(record.number) / name).exists()
+    far = tmp_path / "far"
+    far.mkdir()
+    worker = [
+        sys.executable,
+        "-m",
+        "dnas.cli",
+        "worker",
+        "s",
+        "--space",
+        "digits_bc",
+        "--trials",
+        "30",
+        "--epochs",
+        "8",
+    ]
+    worker += ["--subset", "100", "--workers", "1", "--shared", str(tmp_path / "files"), "--mirror", "none"]
+    storage = {"DNAS_STORAGE": server.database("same")}
+    subprocess.run(worker, cwd=far, env=ENVIRONMENT | storage, check=True, capture_output=True, timeout=3 * PATIENCE)
+    local = StudyFolder(Path("studies/local"))
+    assert {"pause", "promote"} <= {event["event"] for event in local.events()}
+    for other in (StudyFolder(Path("studies/ray")), StudyFolder(far / "studies/s")):
+        assert equal_but_times(other.records()) == equal_but_times(local.records())
+        assert events_but_times(other.events()) == events_but_times(local.events())
+        for record in other.records():
+            for name in ("checkpoint.pt", "curve.csv", "norms.npz"):
+                assert (other.trial_folder(record.number) / name).exists()
     assert not list((tmp_path / "shared").rglob("checkpoint.pt")), "what was fetched is cleared from the storage"
 
 
@@ -151,9 +154,6 @@ def command(address: str, shared: str, *more: str) -> list[str]:
         *(sys.executable, "-m", "dnas.cli", "search", "--space", "digits_bc", "--study", "s", "--subset", "300"),
         *("--executor", "ray", "--ray-address", address, "--shared", shared, "--stopping", "none", *more),
     ]
-
-
-ENVIRONMENT = os.environ | QUICK | {"PYTHONPATH": str(ROOT)}
 
 
 def events(folder: Path) -> list[dict[str, Any]]:
