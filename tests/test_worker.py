@@ -89,6 +89,13 @@ class Host:
         self.thread.start()
         return self
 
+    @property
+    def alive(self) -> bool:
+        return self.thread.is_alive()
+
+    def end(self) -> str:
+        return f"{self.error!r}"
+
     def join(self) -> str | None:
         self.thread.join(PATIENCE)
         if self.error is not None:
@@ -159,7 +166,7 @@ def test_a_database_killed_in_the_middle_loses_nothing_and_repeats_nothing(
     begun(url, tmp_path / "shared", own(trials=6, stopping="none", space=load_space("tiny", epochs=4)))
     hosts = [Host(url, tmp_path / "shared", tmp_path / name, Counting("digits")).start() for name in "ab"]
     for reports in (3, 12):
-        wait_until(lambda reports=reports: reported(hosts) >= reports)  # type: ignore[misc]
+        wait_until(lambda reports=reports: reported(hosts) >= reports, hosts)  # type: ignore[misc]
         server.kill()
         time.sleep(1.5)
         server.start()
@@ -193,11 +200,11 @@ def reported(hosts: list[Host]) -> int:
     return max(sum(event["event"] == "report" for event in log) for log in logs)
 
 
-def wait_until(ripe: Callable[[], bool], nodes: "Iterable[Node]" = ()) -> None:
+def wait_until(ripe: Callable[[], bool], nodes: "Iterable[Node | Host]" = ()) -> None:
     began = time.monotonic()
     while not ripe():
         for node in nodes:
-            assert node.process.poll() is None, node.end()
+            assert node.alive, node.end()
         assert time.monotonic() - began < PATIENCE
         time.sleep(0.15)  # a look at the database is a new connection: it costs the others their processor
 
@@ -208,7 +215,7 @@ def test_a_proposer_that_lost_its_lease_trains_on_and_nothing_is_begun_again(
     begun(url, tmp_path / "shared", own(trials=12, stopping="none"))
     hosts = [Host(url, tmp_path / "shared", tmp_path / name, Formulas(0.02), slots=2).start() for name in "ab"]
     for reports in (6, 18):
-        wait_until(lambda reports=reports: reported(hosts) >= reports)  # type: ignore[misc]
+        wait_until(lambda reports=reports: reported(hosts) >= reports, hosts)  # type: ignore[misc]
         holder = server.sql("SELECT owner FROM dnas_leases", url.rpartition("/")[2])[0][0]
         other = next(host for host in hosts if host.storage.owner != holder)
         server.sql(f"UPDATE dnas_leases SET owner = '{other.storage.owner}'", url.rpartition("/")[2])
@@ -290,6 +297,10 @@ class Node:
     def end(self) -> str:
         out, _ = self.process.communicate(timeout=PATIENCE)
         return out
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
 
     @property
     def log(self) -> bytes:
