@@ -438,7 +438,7 @@ class Worker:
                 case "lost":
                     self._say_end(key, message, None)
                 case _:
-                    self.storage.say(key, carried.attempt, message.kind, message.values)
+                    self.storage.say(key, carried.attempt, message.kind, message.values | {"host": self.storage.host})
         except LeaseLost:
             self._drop(key)
 

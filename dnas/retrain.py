@@ -56,7 +56,7 @@ def retrain_best(driver: "Driver", data: Dataset) -> None:
             values = message.values
             match message.kind:
                 case "started":
-                    record.device = values["device"]
+                    record.device, record.host = values["device"], values.get("host", record.host)
                 case "epoch":
                     executor.answer(key, True)
                 case "done":

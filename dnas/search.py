@@ -346,7 +346,7 @@ class Driver:
         values = message.values
         match message.kind:
             case "started":
-                record.device = values["device"]
+                record.device, record.host = values["device"], values.get("host", record.host)
                 self._running[record.number].since = self.executor.clock()
                 if values.get("latency") is not None and record.latency is None:
                     record.latency = values["latency"]
