@@ -19,7 +19,7 @@ demo: .venv/installed ## a real search on handwritten digits, and its report
 	$(BIN)/dnas report digits_bc
 
 test: .venv/installed ## the whole test suite
-	$(BIN)/python -m pytest -n auto --maxprocesses 4
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
 lint: .venv/installed ## ruff and mypy
 	$(BIN)/ruff check .

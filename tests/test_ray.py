@@ -34,6 +34,9 @@ from tests.studies import equal_but_times, events_but_times
 ENVIRONMENT = os.environ | QUICK | {"PYTHONPATH": str(ROOT)}
 
 
+pytestmark = pytest.mark.xdist_group("ray")  # one cluster for all
+
+
 def small(trials: int, epochs: int, study: str = "s", **changes: Any) -> Options:
     space = load_space("digits_bc", epochs=epochs)
     data = {"name": "digits", "subset": 100}
