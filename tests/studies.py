@@ -210,7 +210,8 @@ def write_norms(folder: Path, plain: dict[str, np.ndarray]) -> None:
     np.savez(folder / "norms.npz", **plain)  # type: ignore[arg-type]
 
 
-OF_THE_RUN = ("host", "started", "ended", "seconds", "peak_memory_bytes")  # what two runs of a study may differ in
+# What two runs of a study may differ in; and somebody may commit while the tests run.
+OF_THE_RUN = ("host", "started", "ended", "seconds", "peak_memory_bytes", "commit")
 
 
 def equal_but_times(records: Iterable[TrialRecord]) -> list[dict[str, Any]]:
