@@ -382,6 +382,11 @@ def test_nodes_with_private_folders_share_a_database_and_s3(
     first.signal(signal.SIGINT)
     said = first.end()
     assert first.process.returncode == 130
+    (living,) = rows(server, url, "SELECT owner FROM dnas_hosts")  # what it held is given back at once
+    holders = rows(
+        server, url, "SELECT owner FROM dnas_jobs WHERE state = 'claimed' UNION SELECT owner FROM dnas_leases"
+    )
+    assert set(holders) <= {living}
     assert "every finished epoch is in s3://bucket/dnas" in said
     assert "The same command joins it again" in said
     out = second.end()
