@@ -45,7 +45,7 @@ options = dict(word.lstrip("-").split("=") for word in sys.argv if "=" in word)
 if "STUB_NO_RAY" in os.environ:
     sys.exit("no")
 with socket.create_server((options["node-ip-address"], int(options["port"]))):
-    time.sleep(60)
+    time.sleep(200)  # longer than any test waits
 """
 
 PYTHON = """
