@@ -49,10 +49,7 @@ from dnas.wording import percent, redact, several
 BEAT_SECONDS = 2.0
 CLAIM_SECONDS = 0.25  # between two looks for a job, where there is a free slot
 STEP_SECONDS = 2.0  # between two messages that say how far an epoch is
-FAST_LOOK, SLOW_LOOK = (
-    0.02,
-    0.2,
-)  # how long the carrier listens to its trainings: where one waits for an answer, or none
+FAST_LOOK, SLOW_LOOK = 0.02, 0.2  # seconds that the carrier listens to its trainings: where one waits, or none
 LONGEST_PAUSE = 10.0  # seconds between two attempts to reach the shared folder
 FILES = ("checkpoint.pt", "curve.csv", "norms.npz", "traceback.txt")
 ANY_NUMBER = 10**6  # of trainings at once: as many as the workers take
