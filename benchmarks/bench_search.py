@@ -260,7 +260,7 @@ DRAWN = {
     "random": "random",
     "rea": "regularised evolution",
     "optuna": "Optuna's TPE",
-    "st": "Syne Tune",
+    "st": "Syne Tune's CQR",
     "gp": "dnas gp",
 }
 
