@@ -22,6 +22,7 @@ from dnas.errors import InputError
 from dnas.executors import ray_tune
 from dnas.executors.ray_tune import RayExecutor, connect
 from dnas.inputs import Options
+from dnas.proposals import DEFAULT_SAMPLER
 from dnas.search import Outcome, search
 from dnas.space import load_space
 from dnas.study import StudyFolder, TrialRecord
@@ -40,7 +41,8 @@ pytestmark = pytest.mark.xdist_group("ray")  # one cluster for all
 def small(trials: int, epochs: int, study: str = "s", **changes: Any) -> Options:
     space = load_space("digits_bc", epochs=epochs)
     data = {"name": "digits", "subset": 100}
-    return Options(space=space, study=study, trials=trials, data=data, mirror="none", **changes)
+    changes = {"sampler": DEFAULT_SAMPLER, "mirror": "none"} | changes
+    return Options(space=space, study=study, trials=trials, data=data, **changes)
 
 
 @pytest.fixture(scope="module")
