@@ -104,7 +104,9 @@ class Ladder:
         self._medians: _Medians | None = None
         found = brackets(epochs) if name == "hyperband" else ((rungs(epochs) if name == "asha" else (), 1),)
         self._cycle = _cycle([weight for _, weight in found])
-        self._rungs = [{epoch: _Rung(strata if several else 1) for epoch in epochs_of} for epochs_of, _ in found]
+        self._rungs: list[dict[int, _Rung | _PlainRung]] = [
+            {epoch: _Rung(strata) if several else _PlainRung() for epoch in epochs_of} for epochs_of, _ in found
+        ]
         self.rungs = tuple(sorted({epoch for bracket in self._rungs for epoch in bracket}))
         if name == "median" and (every := rungs(epochs)):
             self._medians = _Medians()
@@ -118,11 +120,7 @@ class Ladder:
         if self._medians is not None:
             return epoch not in self.rungs or self._medians.goes_on(number, epoch, values[0])
         rung = self._rung_of(number, epoch)
-        if rung is None:
-            return True
-        then = copy.copy(rung)  # shallow: a rung replaces its arrays and never writes into them
-        then.add(number, values)
-        return then.passes(number)
+        return True if rung is None else rung.would_pass(number, values)
 
     def note(self, number: int, epoch: int, values: tuple[float, ...], size: float | None, go_on: bool) -> None:
         """Records an epoch's report and what was decided: every epoch of a trial, once and in order."""
@@ -163,10 +161,10 @@ class Ladder:
         for rung in self._bracket(number).values():
             rung.remove(number)
 
-    def _bracket(self, number: int) -> "dict[int, _Rung]":
+    def _bracket(self, number: int) -> "dict[int, _Rung | _PlainRung]":
         return self._rungs[self._cycle[number % len(self._cycle)]]
 
-    def _rung_of(self, number: int, epoch: int) -> "_Rung | None":
+    def _rung_of(self, number: int, epoch: int) -> "_Rung | _PlainRung | None":
         return self._bracket(number).get(epoch)
 
     def _check(self, values: tuple[float, ...], size: float | None) -> None:
@@ -193,6 +191,12 @@ class _Rung:
         self._numbers = np.append(self._numbers, number)
         self._paused = np.append(self._paused, False)
         self._stratify()
+
+    def would_pass(self, number: int, values: tuple[float, ...]) -> bool:
+        """Whether a trial that came now would be among the best third of its group. Changes nothing."""
+        then = copy.copy(self)  # shallow: the arrays are replaced, and never written into
+        then.add(number, values)
+        return then.passes(number)
 
     def set_paused(self, number: int, paused: bool) -> None:
         self._paused = np.where(self._numbers == number, paused, self._paused)
@@ -243,6 +247,51 @@ class _Rung:
         end = np.flatnonzero(smallest[order])[:1]  # of several that are the smallest, the best
         order = np.concatenate([order[end], np.delete(order, end)])
         return rows[order[: max(1, len(rows) // REDUCTION)]]
+
+
+class _PlainRung:
+    """A `_Rung` of one objective and one group, which is sorted as it grows: a trial costs the same, however many came
+    before it."""
+
+    def __init__(self) -> None:
+        self._order: list[tuple[float, int]] = []  # value and number of all, the best first
+        self._paused: list[tuple[float, int]] = []  # those of them that are paused
+        self._value: dict[int, float] = {}
+
+    def would_pass(self, number: int, values: tuple[float, ...]) -> bool:
+        """Whether a trial that came now would be among the best third. Changes nothing."""
+        return bisect_left(self._order, (values[0], number)) < max(1, (len(self._order) + 1) // REDUCTION)
+
+    def add(self, number: int, values: tuple[float, ...]) -> None:
+        self._value[number] = values[0]
+        insort(self._order, (values[0], number))
+
+    def set_paused(self, number: int, paused: bool) -> None:
+        one = (self._value[number], number)
+        if paused:
+            insort(self._paused, one)
+        elif (place := _place(self._paused, one)) is not None:
+            del self._paused[place]
+
+    def remove(self, number: int) -> None:
+        if number not in self._value:
+            return
+        one = (self._value.pop(number), number)
+        for ordered in (self._order, self._paused):
+            if (place := _place(ordered, one)) is not None:
+                del ordered[place]
+
+    def waiting(self) -> list[tuple[int, int]]:
+        """The place and the number of the best paused trial, if it is among the best third."""
+        if not self._paused:
+            return []
+        place = bisect_left(self._order, self._paused[0])
+        return [(place, self._paused[0][1])] if place < max(1, len(self._order) // REDUCTION) else []
+
+
+def _place(ordered: list[tuple[float, int]], one: tuple[float, int]) -> int | None:
+    place = bisect_left(ordered, one)
+    return place if place < len(ordered) and ordered[place] == one else None
 
 
 def _for_its_size(errors: np.ndarray, sizes: np.ndarray) -> np.ndarray:

@@ -6,10 +6,12 @@ import pickle
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from benchmarks.bench_stopping import Curve, compare, interval, planted, simulate
 from dnas.errors import InputError
-from dnas.stopping import REDUCTION, STOPPINGS, Ladder, brackets, check_stopping, rungs
+from dnas.stopping import REDUCTION, STOPPINGS, Ladder, _PlainRung, _Rung, brackets, check_stopping, rungs
 
 SEEDS = range(30)
 
@@ -375,3 +377,33 @@ def test_a_rule_that_cannot_compare_says_so() -> None:
         Ladder("ahsa", 9, several=False)
     for name in STOPPINGS:
         check_stopping(name, several=False)
+
+
+STEPS = st.tuples(st.sampled_from(["add", "add", "add", "pause", "promote", "remove"]), st.integers(0, 9))
+
+
+@given(st.lists(STEPS, min_size=20, max_size=80))
+def test_the_sorted_rung_of_one_objective_decides_as_the_general_one(steps: list[tuple[str, int]]) -> None:
+    """Values repeat, so that ties are decided too."""
+    plain, general = _PlainRung(), _Rung(1)
+    there: list[int] = []
+    paused: set[int] = set()
+    for number, (step, pick) in enumerate(steps):
+        values = (pick / 4,)
+        if step == "add":
+            assert plain.would_pass(number, values) == general.would_pass(number, values)
+            there.append(number)
+            plain.add(number, values)
+            general.add(number, values)
+        elif there:
+            chosen = there[pick % len(there)]
+            if step == "remove":
+                there.remove(chosen)
+                paused.discard(chosen)
+                plain.remove(chosen)
+                general.remove(chosen)
+            elif (step == "pause") != (chosen in paused):
+                paused ^= {chosen}
+                plain.set_paused(chosen, step == "pause")
+                general.set_paused(chosen, step == "pause")
+        assert plain.waiting() == general.waiting()
