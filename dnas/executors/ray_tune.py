@@ -457,15 +457,14 @@ def connect(address: str | None) -> bool:
         )
     if address is not None and address != "auto":
         _check_answers(address)
-        with suppress(ImportError):  # as Ray itself does for `auto`: where this machine has a token, it is used
-            from ray._private.authentication import authentication_token_setup
-
-            authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     try:
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError) as error:
         where = "here" if address in (None, "auto") else f"on this machine for {address}"
-        raise InputError(f"no Ray runs {where} ({_first_line(error)}); start it: ray start, --head first.") from None
+        raise InputError(
+            f"no Ray runs {where} ({_first_line(error)}); start it: ray start, --head first. If one runs, it may ask"
+            " for a token: RAY_AUTH_MODE=token."
+        ) from None
     except ray.exceptions.AuthenticationError:
         raise InputError(
             f"the Ray at {address} asks for a token: give this machine the cluster's, in $RAY_AUTH_TOKEN or"
