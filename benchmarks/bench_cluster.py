@@ -28,7 +28,7 @@ from dnas.executors.worker import Job, Message
 RESULTS = Path(__file__).parent / "results" / "cluster.md"
 ROOT = Path(__file__).resolve().parent.parent
 NOTHING, AT_ONCE, REPEATS = 40, 2, 3  # trials of a run of the overhead; how many at once; runs of each
-TRIALS, SLEEP_SECONDS, SLOTS = 1000, 1.0, 3  # of the scale: trials, what each sleeps, trials at once on a node
+TRIALS, SLEEP_SECONDS, SLOTS = 1000, 0.5, 3  # of the scale: trials, what each sleeps, trials at once on a node
 NODES = (1, 2, 4)
 
 

@@ -362,7 +362,9 @@ def test_interrupted_and_killed_the_same_command_goes_on(
     time.sleep(0.1)  # or the two would be one
     os.killpg(process.pid, signal.SIGINT)
     out, errors = process.communicate(timeout=PATIENCE)
-    assert (process.returncode, errors) == (130, "")
+    # The second may come when Python itself is ending, and does not catch it any more: a shell says 130 for both.
+    assert process.returncode in (130, -signal.SIGINT)
+    assert errors == ""
     assert "2 processes on cpu (1 thread each)" in out
     assert out.count("epoch   1/6") == 1, "rank 0 alone prints"
     assert out.endswith(f"\nstopped; {go_on}")

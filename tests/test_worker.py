@@ -437,7 +437,8 @@ def test_a_frozen_host_writes_nothing_more_and_a_killed_one_is_replaced(
     server: Server, url: str, nodes: list[Node], tmp_path: Path
 ) -> None:
     shared = tmp_path / "shared"
-    begun(url, shared, own(trials=4, stopping="none", space=load_space("tiny", epochs=30)))
+    # long enough that the second is there before the first has trained all, on a busy machine too
+    begun(url, shared, own(trials=4, stopping="none", space=load_space("tiny", epochs=200)))
     nodes += [Node(tmp_path / name, url) for name in "ab"]
     wait_until(lambda: len(claimed_by(server, url)) == 2, nodes)
     before = proposer(server, url)
