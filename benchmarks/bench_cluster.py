@@ -158,7 +158,7 @@ def measure_scale() -> list[dict[str, float]]:
 
 
 def page(kept: dict[str, Any]) -> str:
-    overhead, scale = kept["overhead"], kept["scale"]
+    overhead = kept["overhead"]
     optuna = statistics.median(overhead["OptunaSearch"])
     lines = [
         "# Ray: what a trial costs, and how a study scales",
@@ -180,6 +180,11 @@ def page(kept: dict[str, Any]) -> str:
     for name, values in overhead.items():
         middle = statistics.median(values)
         lines.append(f"| {name} | {middle:.2f} | {min(values):.2f} | {max(values):.2f} | {middle / optuna:.2f} |")
+    if "scale" not in kept:
+        return (
+            "\n".join([*lines, "", "How a study scales over 1, 2 and 4 nodes (`--part scale`): not measured yet."])
+            + "\n"
+        )
     lines += [
         "",
         f"## An objective that sleeps {SLEEP_SECONDS:g} s, {TRIALS:,} trials, {SLOTS} at once on a node",
@@ -190,7 +195,7 @@ def page(kept: dict[str, Any]) -> str:
         "| nodes | trials at once | efficiency | steady |",
         "|---|---|---|---|",
     ]
-    for row in scale:
+    for row in kept["scale"]:
         lines.append(
             f"| {row['nodes']} | {row['nodes'] * SLOTS} | {100 * row['ideal'] / row['whole']:.1f}%"
             f" | {100 * row['steady']:.1f}% |"
@@ -217,7 +222,7 @@ def main() -> None:
         if options.part in (None, "scale"):
             kept["scale"] = measure_scale()
         options.kept.write_text(json.dumps(kept))
-    if {"overhead", "scale"} <= kept.keys():
+    if "overhead" in kept:
         RESULTS.write_text(page(kept))
 
 
