@@ -1,6 +1,5 @@
 """Trials in processes of this host: one process a trial, so that its memory is given back whole."""
 
-import signal
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ import torch
 
 from dnas.executors.forkserver import start_forkserver
 from dnas.executors.placement import Device, Ledger
-from dnas.executors.worker import Job, Message, run_in_process
+from dnas.executors.worker import Job, Message, last_word, run_in_process
 
 
 @dataclass
@@ -76,7 +75,7 @@ class LocalExecutor:
             try:
                 message = self._running[key].pipe.recv()
             except (EOFError, ConnectionResetError):
-                message = Message("lost", {"text": self._last_word(key)})
+                message = Message("lost", {"text": last_word(self._running[key].process)})
             self._learn(key, message)
             messages.append((key, message))
             if message.ends:
@@ -104,14 +103,6 @@ class LocalExecutor:
             self._ledger.resident_bytes = max(self._ledger.resident_bytes, message.values.get("resident_bytes", 0))
         elif "peak_memory_bytes" in message.values:  # of one that failed for want of memory, at least so much
             self._ledger.measure(key, message.values["peak_memory_bytes"])
-
-    def _last_word(self, key: str) -> str:
-        process = self._running[key].process
-        process.join(5)
-        code = process.exitcode
-        if code is not None and code < 0:
-            return f"its process was ended by {signal.Signals(-code).name}"
-        return f"its process ended with status {code}"
 
     def _end(self, key: str) -> None:
         running = self._running.pop(key)

@@ -7,7 +7,6 @@ again. It works in a private folder; what others need of it (checkpoint, curve, 
 import json
 import os
 import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from ray import tune
 
 from dnas import __version__
 from dnas.executors.forkserver import start_forkserver
-from dnas.executors.worker import Job, Message, run_body
+from dnas.executors.worker import Job, Message, last_word, run_body
 from dnas.lease import Watch
 from dnas.shared import Shared
 
@@ -131,7 +130,7 @@ def _pass_on(folder: Path, pipe: Connection, process: BaseProcess, fetched: bool
             try:
                 message = pipe.recv()
             except (EOFError, ConnectionResetError):
-                raise WorkerLost(_last_word(process)) from None
+                raise WorkerLost(last_word(process)) from None
         if message is not None:
             if message.kind == "step":
                 said = [one for one in said if one.kind != "step"]
@@ -177,11 +176,3 @@ def _so_far(message: Message | None, folder: Path) -> dict[str, Any]:
     if message.kind == "failed" and (folder / "traceback.txt").exists():
         values["traceback"] = (folder / "traceback.txt").read_text()
     return values
-
-
-def _last_word(process: BaseProcess) -> str:
-    process.join(5)
-    code = process.exitcode
-    if code is not None and code < 0:
-        return f"its process was ended by {signal.Signals(-code).name}"
-    return f"its process ended with status {code}"

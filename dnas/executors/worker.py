@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
-from multiprocessing.process import parent_process
+from multiprocessing.process import BaseProcess, parent_process
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -243,3 +243,12 @@ def run_body(body: str, job: Job, pipe: Connection) -> None:
     """`run_in_process` of the function that `body` names, as module:function."""
     module, _, name = body.partition(":")
     run_in_process(job, pipe, getattr(importlib.import_module(module), name))
+
+
+def last_word(process: BaseProcess) -> str:
+    """How a process that says nothing more came to its end."""
+    process.join(5)
+    code = process.exitcode
+    if code is not None and code < 0:
+        return f"its process was ended by {signal.Signals(-code).name}"
+    return f"its process ended with status {code}"
