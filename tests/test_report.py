@@ -16,7 +16,7 @@ from dnas import wording as words
 from dnas.analysis import pareto_front, wilson_interval
 from dnas.arch import DenseNetSpec
 from dnas.errors import InputError
-from dnas.report import inline_svg, write_report
+from dnas.report import PICTURES, inline_svg, write_report
 from dnas.study import StudyFolder, read_study
 from tests.studies import add_trial, make_study
 
@@ -68,7 +68,7 @@ def report(study: StudyFolder) -> Page:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of words alone: the drawings take most of a report's time."""
-    monkeypatch.setattr("dnas.report._draw", lambda *_: None)
+    monkeypatch.setattr("dnas.report.drawings._draw", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_it_needs_nothing_but_itself(study: StudyFolder, page: Page) -> None:
     for tag, attributes in page.tags:
         for name in ("src", "href", "xlink:href", "data", "action", "poster", "srcset"):
             value = attributes.get(name)
-            if value is None or value.startswith(("#", "data:image/png;base64,")):
+            if value is None or re.match(r"#|data:(image/png|application/pdf|text/csv);base64,", value):
                 continue
             assert tag == "a", (tag, value)
             assert (beside / value).is_file(), value
@@ -129,7 +129,7 @@ def test_its_parts_are_named_once_and_found(page: Page) -> None:
     assert set(targets) <= set(ids)
     assert {"answer", "believe", "inside", "trials", "again"} <= set(ids)
     drawings = [a for tag, a in page.tags if tag == "svg" and a.get("role") == "img"]
-    assert len(drawings) == 5
+    assert len(drawings) == 13
     assert all(len(a["aria-label"] or "") > 40 for a in drawings)
     assert all("scope" in a for tag, a in page.tags if tag == "th")
 
@@ -161,9 +161,13 @@ def test_the_files_beside_it_hold_the_same(study: StudyFolder, page: Page) -> No
         pd.read_csv(beside / "trials.csv").astype(object).fillna(-1), frame.astype(object).fillna(-1), check_dtype=False
     )
     assert pd.read_csv(beside / "pareto.csv")["number"].tolist() == pareto_front(frame).numbers
-    for name in ("error_against_params", "control_arm", "learning_curves", "layer_costs", "weight_norms"):
+    for name in ("error_against_params", *(name for name in PICTURES if name != "error")):
+        if name in NOT_THERE:
+            continue
         assert (beside / f"{name}.svg").stat().st_size > 5_000
         assert (beside / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (beside / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+        assert len(pd.read_csv(beside / f"{name}.csv"))
 
 
 def test_the_same_study_gives_the_same_page(study: StudyFolder, page: Page) -> None:

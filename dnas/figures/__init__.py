@@ -4,6 +4,17 @@ Titles state what the numbers say; errors are fractions in, percent on the axes.
 """
 
 from dnas.figures.efficiency import plot_control, plot_error_against_cost
+from dnas.figures.search import (
+    plot_attainment,
+    plot_best_so_far,
+    plot_diagram,
+    plot_distribution,
+    plot_fidelity,
+    plot_importance,
+    plot_parallel,
+    plot_slices,
+    plot_timeline,
+)
 from dnas.figures.style import COLOURS, FORMATS, GREY, save, title
 from dnas.figures.training import plot_layer_costs, plot_learning_curves, plot_weight_norms
 
@@ -11,10 +22,19 @@ __all__ = [
     "COLOURS",
     "FORMATS",
     "GREY",
+    "plot_attainment",
+    "plot_best_so_far",
     "plot_control",
+    "plot_diagram",
+    "plot_distribution",
     "plot_error_against_cost",
+    "plot_fidelity",
+    "plot_importance",
     "plot_layer_costs",
     "plot_learning_curves",
+    "plot_parallel",
+    "plot_slices",
+    "plot_timeline",
     "plot_weight_norms",
     "save",
     "title",
