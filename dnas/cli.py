@@ -57,7 +57,9 @@ EPILOGS = {
   dnas doctor digits_bc""",
     "report": """examples:
   dnas report digits_bc
-  dnas report digits_bc --out ~/page""",
+  dnas report digits_bc --out ~/page
+  dnas report digits_bc --watch              # renewed while a search runs
+  dnas report digits_bc digits_front         # compares studies of one data set""",
     "plot": """examples:
   dnas plot weight-norms digits_bc -o norms.svg
   dnas plot weight-norms studies/digits_bc/trials/3/checkpoint.pt -o norms.png""",
@@ -168,9 +170,10 @@ def make_parser() -> argparse.ArgumentParser:
     add = command("doctor", "find and mend what is damaged in a study").add_argument
     add("study", metavar="STUDY", help="a study's name, or its folder")
     add("--dry-run", action="store_true", help="only look")
-    add = command("report", "write a study's report").add_argument
-    add("study", metavar="STUDY", help="a study's name, or its folder")
+    add = command("report", "write a study's report, or compare studies").add_argument
+    add("study", metavar="STUDY", nargs="+", help="a study's name, or its folder; of several, a comparison")
     add("--out", type=Path, metavar="FOLDER", help="where to write (default reports/STUDY)")
+    add("--watch", action="store_true", help="write it again while the search runs")
     plot = command("plot", "draw one figure")
     figures = plot.add_subparsers(dest="figure", metavar="FIGURE", required=True, parser_class=_Parser)
     norms = figures.add_parser(
@@ -879,9 +882,16 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from dnas.report import write_report
+    from dnas.report import watch_report, write_comparison, write_report
 
-    print(f"the report lies at {write_report(args.study, args.out)}")
+    if len(args.study) > 1:
+        if args.watch:
+            raise InputError("--watch goes with one study, but got several.")
+        print(f"the comparison lies at {write_comparison(args.study, args.out)}")
+    elif args.watch:
+        watch_report(args.study[0], args.out, lambda text: print(text, flush=True))
+    else:
+        print(f"the report lies at {write_report(args.study[0], args.out)}")
     return 0
 
 

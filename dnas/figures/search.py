@@ -84,7 +84,7 @@ def plot_best_so_far(found: pd.DataFrame, objective: str = "val_error") -> Figur
                         color=COLOURS["control" if arm == "control" else "sampler"],
                         lw=1.8,
                         label=f"{ARM_WORDS[arm]} ({(found['arm'] == arm).sum()} trials)",
-                        gid=f"best-{arm}",
+                        gid=f"best-{arm}-{column}",
                     )
             axes.set_xlabel(name)
             axes.set_xlim(left=0)
@@ -111,7 +111,15 @@ def plot_distribution(
         for (study, found), colour in zip(spread.items(), SERIES, strict=False):
             x = factor * found.error
             axes.fill_between(x, 100 * found.low, 100 * found.high, step="post", color=colour, alpha=0.15, lw=0)
-            axes.step(x, 100 * found.share, where="post", color=colour, lw=1.8, label=f"{study} ({found.n})", gid="edf")
+            axes.step(
+                x,
+                100 * found.share,
+                where="post",
+                color=colour,
+                lw=1.8,
+                label=f"{study} ({found.n})",
+                gid=f"edf-{study}",
+            )
         low, high = min(f.error[0] for f in spread.values()), max(f.error[-1] for f in spread.values())
         if low > 0 and high / low > 4:
             axes.set_xscale("log")
@@ -173,7 +181,6 @@ def plot_timeline(found: pd.DataFrame) -> Figure:
                 color=STATES[str(state)],
                 edgecolor="white",
                 lw=0.4,
-                gid=f"state-{state}",
             )
         if len(found) <= 60:
             for row in found.to_dict("records"):
@@ -215,7 +222,7 @@ def plot_importance(found: pd.DataFrame) -> Figure:
         axes = figure.add_subplot()
         places = np.arange(len(found))[::-1]
         colours = [BLUE if low > null else GREY for low, null in zip(found["low"], found["null"], strict=True)]
-        axes.barh(places, 100 * found["share"], color=colours, height=0.6, gid="importance")
+        axes.barh(places, 100 * found["share"], color=colours, height=0.6)
         axes.hlines(places, 100 * found["low"], 100 * found["high"], color=INK, lw=1.2)
         axes.scatter(100 * found["null"], places, marker="|", s=120, color=RED, zorder=4, label="what chance gives")
         axes.set_yticks(places, found["choice"])
@@ -368,7 +375,6 @@ def plot_diagram(spec: DenseNetSpec) -> Figure:
             [cost.in_channels for cost in costs],
             width=0.86 if len(costs) < 90 else 1.0,
             color=[KINDS[cost.kind] for cost in costs],
-            gid="layers",
         )
         made = [cost.out_channels if cost.kind == "dense" else 0 for cost in costs]
         axes.bar(
@@ -377,7 +383,6 @@ def plot_diagram(spec: DenseNetSpec) -> Figure:
             bottom=[cost.in_channels for cost in costs],
             width=0.86 if len(costs) < 90 else 1.0,
             color=BLUE,
-            gid="made",
         )
         axes.set_ylabel("channels read")
         axes.grid(axis="x", visible=False)
@@ -395,4 +400,46 @@ def plot_diagram(spec: DenseNetSpec) -> Figure:
         words = {"stem": "stem", "dense": "dense layer", "transition": "transition", "classifier": "classifier"}
         handles += [Patch(color=KINDS[k], label=w) for k, w in words.items() if any(c.kind == k for c in costs)]
         figure.legend(handles=handles, loc="outside lower left", ncols=5, handlelength=1, columnspacing=1.4)
+    return figure
+
+
+def plot_fronts(
+    studies: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]], cost: str = "params", objective: str = "val_error"
+) -> Figure:
+    """The complete trials of several studies, and the Pareto front of each. studies: name -> (trials, its front)."""
+    known = {name: both for name, both in studies.items() if len(both[1])}
+    if not known:
+        raise InputError("no front can be drawn: none of the studies has a complete trial.")
+    label, factor, _ = AXES[objective]
+    lowest = {name: float(front[objective].min()) for name, (_, front) in known.items()}
+    first = min(lowest, key=lambda name: lowest[name])
+    with styled():
+        figure = canvas(4.4, f"Lowest error: {axis_value(objective, lowest[first])}, in {first}")
+        axes = figure.add_subplot()
+        errors: list[float] = []
+        sizes: list[float] = []
+        for index, (name, (trials, _)) in enumerate(known.items()):
+            colour, gid = SERIES[index % len(SERIES)], f"study-{index}"
+            x, y = trials[cost].to_numpy(float), trials[objective].to_numpy(float)
+            errors, sizes = [*errors, *y], [*sizes, *x]
+            axes.scatter(x, y, s=18, color=colour, alpha=0.45, edgecolor="white", lw=0.3, gid=gid, zorder=2)
+            figure.hover[gid] = [
+                f"{name} #{n}  {axis_value(objective, error)}, {axis_value(cost, size)} {AXES[cost][2]}\n{network}"
+                for n, error, size, network in zip(trials["number"], y, x, trials["network"], strict=True)
+            ]
+        error_axis(axes, errors, label, factor)
+        cost_axis(axes, sizes, cost)
+        for index, (name, (_, front)) in enumerate(known.items()):
+            x, y = front[cost].tolist(), front[objective].tolist()
+            axes.step(
+                [*x, axes.get_xlim()[1]],
+                [*y, y[-1]],
+                where="post",
+                lw=1.6,
+                color=SERIES[index % len(SERIES)],
+                label=f"{name} ({len(x)} on its front)",
+                zorder=3,
+                gid=f"front-{index}",
+            )
+        axes.legend(loc="upper right")
     return figure

@@ -9,7 +9,7 @@ best network must be taken from its checkpoint.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -17,13 +17,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from dnas import figures
 from dnas import wording as words
 from dnas.files import write_atomic
-from dnas.report import sections
+from dnas.report import compare, sections
 from dnas.report.checks import checks
 from dnas.report.drawings import PICTURES, draw_all, inline_svg
-from dnas.report.study import read_for_report, value
+from dnas.report.study import NAMES, read_for_report, value
 from dnas.study import find_study
 
-__all__ = ["PICTURES", "inline_svg", "watch_report", "write_report"]
+__all__ = ["PICTURES", "inline_svg", "watch_report", "write_comparison", "write_report"]
 
 TEMPLATES = Path(__file__).parent / "templates"
 MATTERED = ("best_so_far", "importance", "slices", "parallel", "distribution", "timeline")
@@ -61,6 +61,29 @@ def write_report(study: str | Path, out: Path | None = None, refresh: int | None
     )
     write_atomic(s.out / "index.html", page)
     return s.out / "index.html"
+
+
+def write_comparison(names: Sequence[str | Path], out: Path | None = None) -> Path:
+    """Writes one page of several studies on the same data to `out`, else reports/<a>-<b>-...; its path. `InputError`
+    where they can't be compared."""
+    studies = compare.read_all(names)
+    title = " and ".join(s.folder.name for s in studies)
+    out = Path(out) if out is not None else Path("reports") / "-".join(s.folder.name for s in studies)
+    out.mkdir(parents=True, exist_ok=True)
+    page = template("compare.html.j2").render(
+        name=title,
+        data=studies[0].data.get("title", "unknown data"),
+        objective=NAMES[studies[0].objectives[0]],
+        rows=compare.rows(studies),
+        pairs=compare.pairs(studies),
+        cautions=compare.cautions(studies),
+        commands=[s.config["command"] for s in studies if s.config.get("command")],
+        figures=compare.draw(studies, out),
+        colours=figures.COLOURS,
+        refresh=None,
+    )
+    write_atomic(out / "index.html", page)
+    return out / "index.html"
 
 
 def watch_report(study: str | Path, out: Path | None = None, say: Callable[[str], None] = print) -> Path:
