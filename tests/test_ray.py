@@ -255,7 +255,7 @@ def test_a_trial_that_takes_too_long_is_ended(address: str, tmp_path: Path, monk
     options = small(3, epochs=400, workers=2, timeout=3.0, stopping="none")
     study = threading.Thread(target=on_ray, args=(address, options, tmp_path / "shared"), daemon=True)
     study.start()
-    study.join(PATIENCE)
+    study.join(2 * PATIENCE)
     assert not study.is_alive(), "two places: the third begins when one of the others is gone"
     records = StudyFolder(Path("studies/s")).records()
     assert [record.state for record in records] == ["failed"] * 3
