@@ -4,7 +4,7 @@ import csv
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +121,12 @@ def causal_reuse(
     errors = matrices(pairs, np.array([known[pair][0] - error for pair in pairs]), shapes)
     losses = matrices(pairs, np.array([known[pair][1] - loss for pair in pairs]), shapes)
     return CausalReuse(tuple(shapes), error, loss, data.val_size, tuple(errors), tuple(losses))
+
+
+def with_fewer_images(data: Dataset, images: int) -> Dataset:
+    """`data` with so many of its validation images, chosen at random but always the same."""
+    chosen = torch.randperm(data.val_size, generator=torch.Generator().manual_seed(0))[:images]
+    return replace(data, val_index=data.val_index[chosen.sort().values])
 
 
 def correlate(causal: CausalReuse, weights: Reuse, what: str = "error_gained") -> RankCorrelation:

@@ -44,6 +44,17 @@ class Reuse:
     epoch: int | None
     networks: int
 
+    def strongest(self) -> dict[str, int]:
+        """Of the dense layers that read several sources, how many draw most on their block's `input`, on the layer just
+        `before`, and on `another`."""
+        found = {"input": 0, "before": 0, "another": 0}
+        for block in self.blocks:
+            for column, values in enumerate(block.values.T[:-1]):
+                if np.isfinite(values).sum() > 1:
+                    most = int(np.nanargmax(values))
+                    found["before" if most == column else "another" if most else "input"] += 1
+        return found
+
     def frame(self) -> pd.DataFrame:
         """A row a connected cell: block, source, target, value, unclear."""
         rows = [
