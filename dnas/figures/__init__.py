@@ -4,6 +4,7 @@ Titles state what the numbers say; errors are fractions in, percent on the axes.
 """
 
 from dnas.figures.efficiency import plot_control, plot_error_against_cost
+from dnas.figures.inside import plot_causal, plot_gradients, plot_reuse, plot_weight_norms_of_trials
 from dnas.figures.search import (
     plot_attainment,
     plot_best_so_far,
@@ -25,19 +26,23 @@ __all__ = [
     "GREY",
     "plot_attainment",
     "plot_best_so_far",
+    "plot_causal",
     "plot_control",
     "plot_diagram",
     "plot_distribution",
     "plot_error_against_cost",
     "plot_fidelity",
     "plot_fronts",
+    "plot_gradients",
     "plot_importance",
     "plot_layer_costs",
     "plot_learning_curves",
     "plot_parallel",
+    "plot_reuse",
     "plot_slices",
     "plot_timeline",
     "plot_weight_norms",
+    "plot_weight_norms_of_trials",
     "save",
     "title",
 ]
