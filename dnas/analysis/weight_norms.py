@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dnas.arch import DenseNetSpec
+from dnas.arch import DenseNetSpec, Layer, ResNetSpec, Spec
 from dnas.errors import InputError
 
 
@@ -44,13 +44,14 @@ class WeightNorms:
 # A layer's convolutions (or the classifier's matrix); what norms learn is left out.
 _WEIGHT = re.compile(
     r"(?:features\.)?(?:(?P<stem>conv0)|denseblock(?P<block>\d+)\.denselayer(?P<index>\d+)\.conv\d"
-    r"|transition(?P<after>\d+)\.conv|(?P<last>classifier))\.weight"
+    r"|transition(?P<after>\d+)\.conv|stage(?P<stage>\d+)\.unit(?P<unit>\d+)\.(?:conv\d|shortcut)"
+    r"|(?P<last>classifier))\.weight"
 )
 
 
 def weight_norms(history: NormHistory) -> WeightNorms:
     """‖W‖₂/√n of each layer, over the n weights of its convolutions together: a dense layer with a bottleneck is one
-    row, as it is one layer in the paper's figures."""
+    row, as it is one layer in the paper's figures, and so is a residual unit with its shortcut's."""
     rows: dict[tuple[int, float], tuple[str, list[int]]] = {}
     for column, name in enumerate(history.names):
         match = _WEIGHT.fullmatch(name)
@@ -65,11 +66,15 @@ def weight_norms(history: NormHistory) -> WeightNorms:
             )
         elif match["after"]:
             place, layer = (int(match["after"]), np.inf), f"transition{match['after']}"
+        elif match["stage"]:
+            place, layer = (int(match["stage"]), float(match["unit"])), f"stage{match['stage']}.unit{match['unit']}"
         else:
             place, layer = (10**9, 0.0), "classifier"
         rows.setdefault(place, (layer, []))[1].append(column)
     if not rows:
-        raise InputError("weight norms need a DenseNet's parameters, but none of the names is one of its weights.")
+        raise InputError(
+            "weight norms need a DenseNet's or a ResNet's parameters, but none of the names is one of their weights."
+        )
     ordered = [rows[place] for place in sorted(rows)]
     rms = [np.sqrt((history.l2[:, columns] ** 2).sum(axis=1) / history.numel[columns].sum()) for _, columns in ordered]
     return WeightNorms(tuple(layer for layer, _ in ordered), tuple(range(len(history.l2))), np.stack(rms))
@@ -115,7 +120,7 @@ def _sizes_beside(path: Path) -> dict[str, int]:
     record = path.with_name("record.json")
     if not record.is_file():
         raise InputError(f"{path} doesn't say how large its parameters are, and there is no {record.name} beside it.")
-    return weight_sizes(TrialRecord.from_json(record.read_text(encoding="utf-8")).densenet)
+    return weight_sizes(TrialRecord.from_json(record.read_text(encoding="utf-8")).network_spec)
 
 
 def _history(plain: Mapping[str, Any], sizes: Mapping[str, int], path: Path) -> NormHistory:
@@ -135,7 +140,7 @@ def _history(plain: Mapping[str, Any], sizes: Mapping[str, int], path: Path) -> 
     return NormHistory(names, numel, l2, pairs, np.asarray(plain["reuse"], dtype=np.float64))
 
 
-def weight_sizes(spec: DenseNetSpec) -> dict[str, int]:
+def weight_sizes(spec: Spec) -> dict[str, int]:
     """How many numbers each convolution of `spec` and its classifier's matrix hold, by the parameter's name."""
     sizes = {}
     for layer in spec.layers():
@@ -144,13 +149,28 @@ def weight_sizes(spec: DenseNetSpec) -> dict[str, int]:
                 kernel = 9 if spec.stem == "small" else 49
                 sizes["features.conv0.weight"] = kernel * layer.in_channels * layer.out_channels
             case "dense":
+                assert isinstance(spec, DenseNetSpec)
                 width = spec.bottleneck * layer.out_channels
                 first = layer.in_channels * width if width else 9 * layer.in_channels * layer.out_channels
                 sizes[f"features.{layer.name}.conv1.weight"] = first
                 if width:
                     sizes[f"features.{layer.name}.conv2.weight"] = 9 * width * layer.out_channels
+            case "unit":
+                sizes |= _unit_sizes(spec, layer)
             case "transition":
                 sizes[f"features.{layer.name}.conv.weight"] = layer.in_channels * layer.out_channels
             case "classifier":
                 sizes["classifier.weight"] = layer.in_channels * layer.out_channels
     return sizes
+
+
+def _unit_sizes(spec: Spec, layer: Layer) -> dict[str, int]:
+    assert isinstance(spec, ResNetSpec)
+    width, out, name = spec.widths[layer.block - 1], layer.out_channels, f"features.{layer.name}"
+    if spec.bottleneck:
+        sizes = {"conv1": layer.in_channels * width, "conv2": 9 * width * width, "conv3": width * out}
+    else:
+        sizes = {"conv1": 9 * layer.in_channels * width, "conv2": 9 * width * out}
+    if layer.index == 1 and (layer.block > 1 or layer.in_channels != out):
+        sizes["shortcut"] = layer.in_channels * out
+    return {f"{name}.{part}.weight": size for part, size in sizes.items()}
