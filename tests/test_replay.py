@@ -167,7 +167,7 @@ def test_a_wider_space_keeps_what_was_trained_and_goes_on() -> None:
     after = essence(records())
     assert [row[:3] for row in after[:6]] == [(n, *row[1:3]) for n, row in enumerate(before)] or len(after) == 30
     assert [row[4] for row in after[:6]] == [row[4] for row in before], "the networks of old stay"
-    assert {record.densenet.bottleneck for record in records()[6:]} > {4}
+    assert {record.network_spec.bottleneck for record in records()[6:]} > {4}
     assert replay(study()).differences == []
     assert study().config()["limits"] == {"params": 60_000}
 
@@ -195,7 +195,7 @@ def test_a_proposal_whose_record_a_kill_prevented_survives_a_wider_space() -> No
         file.unlink()
     extend(study(), parse_space(WIDER, "wider", "wider"), {"params": 60_000})
     search(options(6, parse_space(WIDER, "wider", "wider")), Silent(), AnalyticExecutor())
-    assert records()[5].densenet == before.densenet
+    assert records()[5].network_spec == before.network_spec
     assert records()[5].params == before.params | {"bottleneck": 4}
     assert replay(study()).differences == []
 

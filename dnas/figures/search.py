@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from dnas.analysis.efficiency import part_of
 from dnas.analysis.progress import Distribution, SpaceComparison
-from dnas.arch import DenseNetSpec, layer_costs
+from dnas.arch import Spec, layer_costs
 from dnas.errors import InputError
 from dnas.figures.style import (
     AXES,
@@ -362,7 +362,7 @@ def plot_attainment(found: pd.DataFrame, searches: int, cost: str = "params", ob
     return figure
 
 
-def plot_diagram(spec: DenseNetSpec) -> Figure:
+def plot_diagram(spec: Spec) -> Figure:
     """The network from left to right: a bar a layer, as high as the channels that it reads; map sizes below."""
     costs = layer_costs(spec)
     parts = [part_of(cost.name) for cost in costs]

@@ -45,7 +45,7 @@ UNFINISHED = {
     "stopped": "stopped early, at its last error",
     "paused": "paused, at its last error; may be promoted",
 }
-KINDS = {"stem": BROWN, "dense": SKY, "transition": ORANGE, "classifier": YELLOW}
+KINDS = {"stem": BROWN, "dense": SKY, "unit": SKY, "transition": ORANGE, "classifier": YELLOW}
 
 FORMATS = ("svg", "png", "pdf")
 

@@ -165,7 +165,7 @@ def _learning_curves(s: Study) -> Picture:
 
 
 def _layer_costs(s: Study) -> Picture:
-    spec = _best_with_spec(s).densenet
+    spec = _best_with_spec(s).network_spec
     return Picture(
         figures.plot_layer_costs(spec),
         pd.DataFrame([{name: getattr(c, name) for name in c.__dataclass_fields__} for c in layer_costs(spec)]),
@@ -174,7 +174,7 @@ def _layer_costs(s: Study) -> Picture:
 
 
 def _diagram(s: Study) -> Picture:
-    spec = _best_with_spec(s).densenet
+    spec = _best_with_spec(s).network_spec
     return Picture(
         figures.plot_diagram(spec),
         cost_by_part(spec),

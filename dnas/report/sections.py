@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from dnas import wording as words
 from dnas.analysis import cost_by_part, wilson_interval
-from dnas.arch import DenseNetSpec
+from dnas.arch import DenseNetSpec, Spec
 from dnas.errors import InputError
 from dnas.report.study import NAMES, UNITS, Study, listed, objective_of, value
 from dnas.space import parse_space
@@ -172,7 +172,7 @@ def inside(s: Study) -> dict[str, Any] | None:
     facts: list[tuple[str, str]] = []
     parts: list[Any] = []
     if s.best.spec:
-        spec = s.best.densenet
+        spec = s.best.network_spec
         facts = [*_facts(spec), ("digest", spec.digest)]
         parts = cost_by_part(spec).to_dict("records")
     costs = s.best.cost
@@ -183,24 +183,38 @@ def inside(s: Study) -> dict[str, Any] | None:
     return {"number": s.best.number, "network": s.best.network, "facts": facts, "parts": parts}
 
 
-def _facts(spec: DenseNetSpec) -> list[tuple[str, str]]:
+def _facts(spec: Spec) -> list[tuple[str, str]]:
+    own = (
+        [
+            ("growth rate k", _joined(spec.growth_rate)),
+            ("layers in each block", _joined(spec.block_layers)),
+            ("bottleneck", f"{spec.bottleneck}k" if spec.bottleneck else "none"),
+            ("compression θ", f"{spec.compression:g}"),
+            ("connectivity", spec.connectivity),
+            ("dropout", f"{spec.dropout:g}"),
+        ]
+        if isinstance(spec, DenseNetSpec)
+        else [
+            ("width of each stage", _joined(spec.widths)),
+            ("residual units in each stage", _joined(spec.stage_units)),
+            ("bottleneck", f"widens {spec.bottleneck} times" if spec.bottleneck else "none"),
+            (
+                "stochastic depth",
+                f"drops the last unit at a rate of {spec.stochastic_depth:g}" if spec.stochastic_depth else "none",
+            ),
+        ]
+    )
     return [
         ("kind", spec.title),
         ("depth L", str(spec.depth)),
-        (
-            "growth rate k",
-            "-".join(
-                map(str, dict.fromkeys(spec.growth_rates) if len(set(spec.growth_rates)) == 1 else spec.growth_rates)
-            ),
-        ),
-        ("layers in each block", "-".join(map(str, spec.block_layers))),
-        ("bottleneck", f"{spec.bottleneck}k" if spec.bottleneck else "none"),
-        ("compression θ", f"{spec.compression:g}"),
-        ("connectivity", spec.connectivity),
-        ("dropout", f"{spec.dropout:g}"),
+        *own,
         ("stem", f"{spec.stem}, {spec.stem_width} channels"),
         ("input", f"{spec.in_channels}×{spec.image_size}×{spec.image_size}, {spec.classes} classes"),
     ]
+
+
+def _joined(numbers: int | tuple[int, ...]) -> str:
+    return "-".join(map(str, numbers)) if isinstance(numbers, tuple) else str(numbers)
 
 
 def rows(s: Study) -> list[dict[str, Any]]:
