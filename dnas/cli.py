@@ -63,6 +63,7 @@ EPILOGS = {
     "plot": """examples:
   dnas plot weight-norms digits_bc -o norms.svg
   dnas plot weight-norms studies/digits_bc/trials/3/checkpoint.pt -o norms.png
+  dnas plot importance digits_bc -o importance.svg
   dnas plot weight-norms digits_bc --all --kind gamma -o scales.pdf
   dnas plot reuse digits_bc -o reuse.svg
   dnas plot reuse run-s0 run-s1 run-s2 --norm block -o reuse.svg
@@ -77,6 +78,21 @@ EPILOGS = {
 }
 
 
+# What `dnas plot` draws of a whole study; the report has them all.
+STUDY_FIGURES = {
+    "error": "error against a cost, with the Pareto front",
+    "best-so-far": "the lowest error by trials, time and multiply-adds",
+    "control-arm": "the sampler against random proposals",
+    "distribution": "the share of trials at or below each error",
+    "fidelity": "how well each epoch ranks networks as the last one does",
+    "timeline": "when each trial was trained",
+    "importance": "which choices mattered for being among the best",
+    "slices": "the error by each choice",
+    "parallel": "parallel coordinates of the choices",
+    "learning-curves": "every trial's curve",
+    "diagram": "the best network, layer by layer",
+    "layer-costs": "params and macs of the best network's layers",
+}
 FRONT_LINES = 5  # that a search prints at its end
 EXECUTORS = ("local", "ray")
 RAY_OPTIONS = ("ray_address", "gpus_per_trial", "cpus_per_trial", "shared")
@@ -185,6 +201,10 @@ def make_parser() -> argparse.ArgumentParser:
     plot = command("plot", "draw one figure")
     figures = plot.add_subparsers(dest="figure", metavar="FIGURE", required=True, parser_class=_Parser)
     _add_figures(figures)
+    for name, summary in STUDY_FIGURES.items():
+        add = figures.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".").add_argument
+        add("source", metavar="STUDY", help="a study's name, or its folder")
+        add("-o", "--out", type=Path, required=True, metavar="FILE", help="ends with .svg, .png or .pdf")
     verify = command("verify", "measure the paper's four observations on feature reuse, with intervals and verdicts")
     _add_network_sources(verify)
     verify.add_argument("--json", action="store_true", help="print JSON")
@@ -942,6 +962,11 @@ def _report(args: argparse.Namespace) -> int:
 def _plot(args: argparse.Namespace) -> int:
     from dnas.plots import run_plot
 
+    if args.figure in STUDY_FIGURES:
+        from dnas.report.drawings import draw_one
+
+        print(f"{draw_one(args.figure, args.source, args.out)}\nwritten to {args.out}")
+        return 0
     return run_plot(args)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dnas.arch import Layer, ResNetSpec, Spec
+from dnas.arch import DenseNetSpec, Layer, ResNetSpec, Spec
 from dnas.errors import InputError, unknown
 
 

@@ -17,13 +17,14 @@ from dnas.figures.search import (
     plot_slices,
     plot_timeline,
 )
-from dnas.figures.style import COLOURS, FORMATS, GREY, save, title
+from dnas.figures.style import COLOURS, FORMATS, GREY, check_format, save, title
 from dnas.figures.training import plot_layer_costs, plot_learning_curves, plot_weight_norms
 
 __all__ = [
     "COLOURS",
     "FORMATS",
     "GREY",
+    "check_format",
     "plot_attainment",
     "plot_best_so_far",
     "plot_causal",

@@ -14,12 +14,14 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from dnas import figures
-from dnas.analysis import cost_by_part, read_norms, weight_norms
+from dnas.analysis import NormHistory, cost_by_part, read_norms, weight_norms
 from dnas.analysis.importance import importance
 from dnas.analysis.progress import best_so_far, distribution, fidelity, timeline
-from dnas.arch import layer_costs
+from dnas.analysis.reuse import feature_reuse
+from dnas.analysis.weight_norms import gradient_norms
+from dnas.arch import DenseNetSpec, layer_costs
 from dnas.errors import InputError
-from dnas.report.study import NAMES, Drawn, Study, listed
+from dnas.report.study import NAMES, Drawn, Study, listed, read_for_report
 from dnas.study import TrialRecord
 
 __all__ = ["PICTURES", "Picture", "draw_all", "inline_svg"]
@@ -186,9 +188,39 @@ def _weight_norms(s: Study) -> Picture:
     norms = weight_norms(read_norms(s.folder.trial_folder(_best(s).number)))
     return Picture(
         figures.plot_weight_norms(norms),
-        pd.DataFrame(norms.rms.T, columns=list(norms.layers)).rename_axis("epoch").reset_index(),
+        pd.DataFrame(norms.values.T, columns=list(norms.layers)).rename_axis("epoch").reset_index(),
         "Root-mean-square weight of each layer's convolutions, over its value before the first step. The scale is that"
         " of the convolutions: no norm follows the classifier, so it can lie beyond the scale's ends.",
+    )
+
+
+def histories(s: Study) -> list[NormHistory]:
+    """Of the best network and of its final trainings, which are the same network from other seeds."""
+    best = _best_with_spec(s)
+    if not isinstance(best.network_spec, DenseNetSpec):
+        raise InputError("feature reuse is of DenseNets.")
+    folders = [s.folder.trial_folder(best.number)]
+    folders += [path for path, r in s.folder.retrained() if r.number == best.number and r.state == "complete"]
+    return [read_norms(folder) for folder in folders]
+
+
+def _reuse(s: Study) -> Picture:
+    found = feature_reuse(histories(s))
+    return Picture(
+        figures.plot_reuse(found),
+        found.frame(),
+        "Figure 5 of the paper for this network. How strongly each layer draws on each earlier one: a weight is no"
+        " proof of use; `dnas plot causal` cuts each connection and measures what is lost.",
+    )
+
+
+def _gradients(s: Study) -> Picture:
+    norms = gradient_norms(read_norms(s.folder.trial_folder(_best(s).number)))
+    return Picture(
+        figures.plot_gradients(norms),
+        pd.DataFrame(norms.values.T, columns=list(norms.layers)).rename_axis("epoch").reset_index().iloc[1:],
+        "Root-mean-square gradient of the loss by each layer's weights, at the end of each epoch: whether the early"
+        " layers are taught as directly as the late ones (the paper's implicit deep supervision).",
     )
 
 
@@ -218,8 +250,18 @@ PICTURES: dict[str, Callable[[Study], Picture]] = {
     "diagram": _diagram,
     "learning_curves": _learning_curves,
     "layer_costs": _layer_costs,
+    "reuse": _reuse,
     "weight_norms": _weight_norms,
+    "gradients": _gradients,
 }
+
+
+def draw_one(name: str, study: str | Path, out: Path) -> str:
+    """Draws the picture `name` of a study into the file `out`; its title. Names are written with `-` or `_`."""
+    figures.check_format(out)
+    picture = PICTURES[name.replace("-", "_")](read_for_report(study, None))
+    figures.save(picture.figure, out)
+    return figures.title(picture.figure)
 
 
 def draw_all(s: Study) -> None:

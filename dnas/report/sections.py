@@ -13,8 +13,10 @@ from markupsafe import Markup
 
 from dnas import wording as words
 from dnas.analysis import cost_by_part, wilson_interval
+from dnas.analysis.observations import observe
 from dnas.arch import DenseNetSpec, Spec
 from dnas.errors import InputError
+from dnas.report.drawings import histories
 from dnas.report.study import NAMES, UNITS, Study, listed, objective_of, value
 from dnas.space import parse_space
 from dnas.study import STATES, TrialRecord
@@ -180,7 +182,35 @@ def inside(s: Study) -> dict[str, Any] | None:
         facts.append((f"activations, batch {costs.get('batch', 64)}", size(costs["activation_bytes"])))
     if s.best.peak_memory_bytes:
         facts.append(("peak memory", size(s.best.peak_memory_bytes)))
-    return {"number": s.best.number, "network": s.best.network, "facts": facts, "parts": parts}
+    return {
+        "number": s.best.number,
+        "network": s.best.network,
+        "facts": facts,
+        "parts": parts,
+        "observations": _observations(s),
+    }
+
+
+def _observations(s: Study) -> list[dict[str, str]]:
+    """The paper's four observations on feature reuse, measured on the best network; none where its norms are missing."""
+    try:
+        found = observe(histories(s))
+    except InputError:
+        return []
+    lines = []
+    for one in found:
+        if not math.isfinite(one.value):
+            continue
+        interval = f"95% {one.low:.2f} to {one.high:.2f}" if math.isfinite(one.low) else "too few for an interval"
+        before = f"; untrained {one.untrained:.2f}" if one.untrained is not None else ""
+        lines.append(
+            {
+                "claim": one.claim,
+                "verdict": one.verdict,
+                "measured": f"{one.measure} {one.value:.2f} ({interval}{before}; the bar is {one.bar:g})",
+            }
+        )
+    return lines
 
 
 def _facts(spec: Spec) -> list[tuple[str, str]]:
