@@ -55,7 +55,9 @@ def plot_learning_curves(curves: pd.DataFrame, best: int) -> Figure:
             ]
             if some:
                 faint = float(np.clip(10 / len(some), 0.04, 0.6))
-                dense = sum(map(len, some)) > 20_000  # as vectors they would make a file of megabytes
+                dense = (
+                    sum(map(len, some)) > 20_000 or len(some) > 1_000
+                )  # as vectors they would make a file of megabytes
                 axes.add_collection(
                     LineCollection(
                         some, colors=colour, linewidths=width, alpha=faint, zorder=1, gid=state, rasterized=dense
