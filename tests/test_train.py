@@ -213,6 +213,7 @@ def test_gradients_are_those_of_the_last_steps(tmp_path: Path) -> None:
     first = fit(spec, digits, plan, seed=(0, 0), folder=tmp_path, report=lambda epoch: False)
     x, y = next(iter(digits.batches("train", digits.train_size)))
     net = first.run.net.train()
+    net.zero_grad()
     torch.nn.functional.cross_entropy(net(x), y).backward()
     expected = [float(parameter.grad.norm()) for parameter in net.parameters()]
     assert not first.run.norms[0].gradient
