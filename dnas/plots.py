@@ -72,17 +72,17 @@ def _checkpoints(source: str | Path, trial: int | None) -> list[Path]:
 
 
 def observation_line(found: Observation) -> str:
-    """(c) holds          later blocks ...: share of layers 0.93 (95% 0.79 to 1.00; untrained 0.07; the bar is 0.5)"""
+    """(c) holds          later blocks ...: share of layers 0.929 (95% 0.786 to 1.000; untrained 0.071; the bar is 0.5)"""
     head = f"({found.letter}) {found.verdict:14s} {found.claim}: "
     if not _is_known(found.value):
         return head + "nothing in this network to measure it on"
     interval = (
-        f"95% {found.low:.2f} to {found.high:.2f}"
+        f"95% {found.low:.3f} to {found.high:.3f}"
         if _is_known(found.low)
         else f"{found.units} of them are too few for an interval"
     )
-    before = f"; untrained {found.untrained:.2f}" if _is_known(found.untrained) else ""
-    return head + f"{found.measure} {found.value:.2f} ({interval}{before}; the bar is {found.bar:g})"
+    before = f"; untrained {found.untrained:.3f}" if _is_known(found.untrained) else ""
+    return head + f"{found.measure} {found.value:.3f} ({interval}{before}; the bar is {found.bar:g})"
 
 
 def _is_known(value: float | None) -> bool:

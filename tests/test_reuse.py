@@ -255,7 +255,7 @@ def test_observations_are_the_same_each_time() -> None:
     assert repr(verdicts(value)) == repr(verdicts(value))  # the untrained ρ is not a number: all weigh the same
     line = observation_line(verdicts(value)["a"])
     assert line.startswith("(a) holds          layers spread")
-    assert "untrained 1.00; the bar is 0.5)" in line
+    assert "untrained 1.000; the bar is 0.5)" in line
 
 
 # --- causal reuse -------------------------------------------------------------------------------------------------
