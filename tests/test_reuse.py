@@ -250,6 +250,13 @@ def test_what_cannot_be_told() -> None:
     assert (both.verdict, both.value, both.networks) == ("cannot tell", pytest.approx(0), 2)
 
 
+def test_networks_are_resampled_too() -> None:
+    # In one network every layer gives the input the least weight, in the other none does.
+    seeds = [{(b, 0, t): weight for b, _, t in EVERY if b > 1} for weight in (0.5, 2.0)]
+    found = verdicts(*seeds)["c"]
+    assert (found.value, found.low, found.high) == (0.5, 0.0, 1.0)
+
+
 def test_observations_are_the_same_each_time() -> None:
     value = {(b, s, t): 1 + (7 * s + 3 * t) % 5 for b, s, t in EVERY}
     assert repr(verdicts(value)) == repr(verdicts(value))  # the untrained ρ is not a number: all weigh the same

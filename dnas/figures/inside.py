@@ -279,7 +279,7 @@ def plot_weight_norms_of_trials(trials: Sequence[tuple[str, WeightNorms]], left_
     across = min(len(trials), 6)
     down = -(-len(trials) // across)
     with styled():
-        figure = canvas(0.9 + 1.55 * down, title)
+        figure = canvas(1.1 + 1.6 * down, title)
         grid = figure.subplots(down, across, squeeze=False)
         norm = Normalize(float(known.min()), float(max(known.max(), known.min() + 1e-6)))
         for axes, ratio, (name, norms) in zip(grid.flat, ratios, trials, strict=False):
