@@ -72,7 +72,7 @@ def _checkpoints(source: str | Path, trial: int | None) -> list[Path]:
 
 
 def observation_line(found: Observation) -> str:
-    """(c) holds          later blocks ...: share of layers 0.929 (95% 0.786 to 1.000; untrained 0.071; the bar is 0.5)"""
+    """(c) holds          later ...: share of layers 0.929 (95% 0.786 to 1.000; untrained 0.071; the bar is 0.5)"""
     head = f"({found.letter}) {found.verdict:14s} {found.claim}: "
     if not _is_known(found.value):
         return head + "nothing in this network to measure it on"
