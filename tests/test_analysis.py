@@ -15,6 +15,7 @@ from dnas import wording as words
 from dnas.analysis import (
     NormHistory,
     cost_by_part,
+    gradient_norms,
     leads_from,
     learning_curves,
     noise_floor,
@@ -163,6 +164,60 @@ def test_names_without_a_weight_are_refused() -> None:
 def test_the_sizes_of_weights_are_those_of_the_module(spec: DenseNetSpec) -> None:
     real = {name: p.numel() for name, p in build(spec).named_parameters() if p.ndim > 1}
     assert weight_sizes(spec) == real
+
+
+def test_each_kind_of_norm_is_of_its_own_parameters() -> None:
+    names = (
+        "features.conv0.weight",
+        "features.norm0.weight",
+        "features.norm0.bias",
+        "features.denseblock1.denselayer1.norm1.weight",
+        "features.denseblock1.denselayer1.conv1.weight",
+        "features.denseblock1.denselayer1.norm2.weight",
+        "features.denseblock1.denselayer1.conv2.weight",
+        "features.norm5.weight",
+        "classifier.weight",
+        "classifier.bias",
+    )
+    numel = np.array([4, 2, 2, 1, 2, 3, 6, 5, 10, 10])
+    l2 = np.arange(1.0, 11)[None]
+    past = NormHistory(names, numel, l2, (), np.empty((1, 0)), l1=3 * l2, gradient=7 * l2)
+    layers = ("stem", "denseblock1.denselayer1", "classifier")
+    rms, l1, gamma = (weight_norms(past, kind) for kind in ("rms", "l1", "gamma"))
+    assert rms.layers == l1.layers == gamma.layers == layers
+    dense = math.sqrt((5**2 + 7**2) / 8)
+    assert rms.values[:, 0].tolist() == pytest.approx([1 / 2, dense, 9 / math.sqrt(10)])
+    assert l1.values[:, 0].tolist() == pytest.approx([3 / 4, (15 + 21) / 8, 27 / 10])
+    scales = [2 / math.sqrt(2), math.sqrt((4**2 + 6**2) / 4), 8 / math.sqrt(5)]
+    assert gamma.values[:, 0].tolist() == pytest.approx(scales)
+    assert gradient_norms(past).values[:, 0].tolist() == pytest.approx([7 / 2, 7 * dense, 63 / math.sqrt(10)])
+    assert (rms.kind, gradient_norms(past).kind) == ("rms", "gradient")
+
+
+def test_what_was_not_measured_is_said() -> None:
+    past = NormHistory(
+        ("classifier.weight", "features.norm5.weight"), np.array([1, 0]), np.ones((1, 2)), (), np.empty((1, 0))
+    )
+    with pytest.raises(InputError, match="L1 norms were not measured"):
+        weight_norms(past, "l1")
+    with pytest.raises(InputError, match="gradients were not measured"):
+        gradient_norms(past)
+    with pytest.raises(InputError, match="sizes of this network's batch norms"):
+        weight_norms(past, "gamma")
+    with pytest.raises(InputError, match="no kind of norm 'l2'; there are gamma, l1, rms"):
+        weight_norms(past, "l2")
+
+
+def test_norms_of_residual_units_are_a_row_each() -> None:
+    names = (
+        "features.conv0.weight",
+        "features.stage1.unit1.conv1.weight",
+        "features.stage1.unit1.conv2.weight",
+        "features.stage2.unit1.conv1.weight",
+        "classifier.weight",
+    )
+    past = NormHistory(names, np.ones(5, int), np.ones((2, 5)), (), np.empty((2, 0)))
+    assert weight_norms(past).layers == ("stem", "stage1.unit1", "stage2.unit1", "classifier")
 
 
 def test_norms_are_read_from_a_trials_folder(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def _label_ends(figure: Figure, axes: Axes, x: float, ends: list[tuple[str, floa
 SIZES = {
     "rms": ("Convolutions", "RMS weight ÷ its untrained value"),
     "l1": ("Convolutions", "mean |weight| ÷ its untrained value"),
-    "gamma": ("Scales of batch norms", "RMS scale γ of batch norms (untrained: 1)"),
+    "gamma": ("Scales of batch norms", "RMS scale γ (untrained: 1)"),
 }
 
 
