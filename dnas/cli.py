@@ -58,16 +58,42 @@ EPILOGS = {
   dnas doctor digits_bc""",
     "report": """examples:
   dnas report digits_bc
-  dnas report digits_bc --out ~/page""",
+  dnas report digits_bc --out ~/page
+  dnas report digits_bc --watch              # renewed while a search runs
+  dnas report digits_bc digits_front         # compares studies of one data set""",
     "plot": """examples:
   dnas plot weight-norms digits_bc -o norms.svg
-  dnas plot weight-norms studies/digits_bc/trials/3/checkpoint.pt -o norms.png""",
+  dnas plot weight-norms studies/digits_bc/trials/3/checkpoint.pt -o norms.png
+  dnas plot importance digits_bc -o importance.svg
+  dnas plot weight-norms digits_bc --all --kind gamma -o scales.pdf
+  dnas plot reuse digits_bc -o reuse.svg
+  dnas plot reuse run-s0 run-s1 run-s2 --norm block -o reuse.svg
+  dnas plot causal digits_bc -o causal.svg
+  dnas plot gradients digits_bc --trial 3 -o gradients.svg""",
+    "verify": """examples:
+  dnas verify digits_bc
+  dnas verify run-s0/checkpoint.pt run-s1/checkpoint.pt run-s2/checkpoint.pt --json""",
     "export": """examples:
   dnas export digits_bc -o best.safetensors
   dnas export digits_bc --trial 17 -o network.onnx""",
 }
 
 
+# What `dnas plot` draws of a whole study; the report has them all.
+STUDY_FIGURES = {
+    "error": "error against a cost, with the Pareto front",
+    "best-so-far": "the lowest error by trials, time and multiply-adds",
+    "control-arm": "the sampler against random proposals",
+    "distribution": "the share of trials at or below each error",
+    "fidelity": "how well each epoch ranks networks as the last one does",
+    "timeline": "when each trial was trained",
+    "importance": "which choices mattered for being among the best",
+    "slices": "the error by each choice",
+    "parallel": "parallel coordinates of the choices",
+    "learning-curves": "every trial's curve",
+    "diagram": "the best network, layer by layer",
+    "layer-costs": "params and macs of the best network's layers",
+}
 FRONT_LINES = 5  # that a search prints at its end
 EXECUTORS = ("local", "ray")
 RAY_OPTIONS = ("ray_address", "gpus_per_trial", "cpus_per_trial", "shared")
@@ -169,24 +195,65 @@ def make_parser() -> argparse.ArgumentParser:
     add = command("doctor", "find and mend what is damaged in a study").add_argument
     add("study", metavar="STUDY", help="a study's name, or its folder")
     add("--dry-run", action="store_true", help="only look")
-    add = command("report", "write a study's report").add_argument
-    add("study", metavar="STUDY", help="a study's name, or its folder")
+    add = command("report", "write a study's report, or compare studies").add_argument
+    add("study", metavar="STUDY", nargs="+", help="a study's name, or its folder; of several, a comparison")
     add("--out", type=Path, metavar="FOLDER", help="where to write (default reports/STUDY)")
+    add("--watch", action="store_true", help="write it again while the search runs")
     plot = command("plot", "draw one figure")
     figures = plot.add_subparsers(dest="figure", metavar="FIGURE", required=True, parser_class=_Parser)
-    norms = figures.add_parser(
-        "weight-norms",
-        help="heatmap of each layer's weight norm over the epochs",
-        description="Heatmap of each layer's weight norm over the epochs.",
-        epilog=EPILOGS["plot"],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    _add_network_source(norms)
-    norms.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="ends with .svg, .png or .pdf")
+    _add_figures(figures)
+    for name, summary in STUDY_FIGURES.items():
+        add = figures.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".").add_argument
+        add("source", metavar="STUDY", help="a study's name, or its folder")
+        add("-o", "--out", type=Path, required=True, metavar="FILE", help="ends with .svg, .png or .pdf")
+    verify = command("verify", "measure the paper's four observations on feature reuse, with intervals and verdicts")
+    _add_network_sources(verify)
+    verify.add_argument("--json", action="store_true", help="print JSON")
     export = command("export", "write a trained network as safetensors or ONNX")
     _add_network_source(export)
     export.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="ends with .safetensors or .onnx")
     return parser
+
+
+def _add_figures(figures: Any) -> None:
+    def figure(name: str, summary: str) -> argparse.ArgumentParser:
+        parser: argparse.ArgumentParser = figures.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            epilog=EPILOGS["plot"],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        out = "ends with .svg, .png or .pdf"
+        parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help=out)
+        return parser
+
+    norm = {"metavar": "KIND", "default": "column", "help": "of the weights: column (default), block or none"}
+    reuse = figure("reuse", "heatmap of how strongly each layer draws on each earlier one (the paper's Figure 5)")
+    _add_network_sources(reuse)
+    reuse.add_argument("--norm", **norm)  # type: ignore[arg-type]
+    reuse.add_argument("--epoch", type=_whole(0), metavar="N", help="0: untrained (default: the last)")
+    causal = figure("causal", "heatmap of the error gained where a layer no longer gets the channels of another")
+    _add_network_source(causal)
+    causal.add_argument("--norm", **norm)  # type: ignore[arg-type]
+    causal.add_argument("--images", type=_whole(1), metavar="N", help="so many of the validation part (default: all)")
+    causal.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda or cuda:0 (default: cuda if there)")
+    causal.add_argument("--data-root", type=Path, metavar="FOLDER", help="where data sets lie (default as trained)")
+    _add_network_source(figure("gradients", "heatmap of each layer's RMS gradient over the epochs"))
+    norms = figure("weight-norms", "heatmap of each layer's weight norm over the epochs")
+    _add_network_source(norms)
+    norms.add_argument("--kind", default="rms", metavar="KIND", help="rms (default), l1, or gamma: batch-norm scales")
+    norms.add_argument("--all", action="store_true", help="every trial of a study, side by side")
+
+
+def _add_network_sources(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "sources",
+        nargs="+",
+        metavar="STUDY_OR_CHECKPOINT",
+        help="a study's name or folder, or a checkpoint file; several: seeds of one network",
+    )
+    parser.add_argument("--trial", type=_whole(0), metavar="N", help="of a study (default: its best)")
 
 
 def _add_network_source(parser: argparse.ArgumentParser) -> None:
@@ -880,20 +947,34 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from dnas.report import write_report
+    from dnas.report import watch_report, write_comparison, write_report
 
-    print(f"the report lies at {write_report(args.study, args.out)}")
+    if len(args.study) > 1:
+        if args.watch:
+            raise InputError("--watch goes with one study, but got several.")
+        print(f"the comparison lies at {write_comparison(args.study, args.out)}")
+    elif args.watch:
+        watch_report(args.study[0], args.out, lambda text: print(text, flush=True))
+    else:
+        print(f"the report lies at {write_report(args.study[0], args.out)}")
     return 0
 
 
 def _plot(args: argparse.Namespace) -> int:
-    from dnas.analysis.weight_norms import read_norms, weight_norms
-    from dnas.export import checkpoint_of
-    from dnas.figures import plot_weight_norms, save
+    from dnas.plots import run_plot
 
-    save(plot_weight_norms(weight_norms(read_norms(checkpoint_of(args.source, args.trial)))), args.out)
-    print(f"written to {args.out}")
-    return 0
+    if args.figure in STUDY_FIGURES:
+        from dnas.report.drawings import draw_one
+
+        print(f"{draw_one(args.figure, args.source, args.out)}\nwritten to {args.out}")
+        return 0
+    return run_plot(args)
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from dnas.plots import run_verify
+
+    return run_verify(args)
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -919,6 +1000,7 @@ COMMANDS = {
     "spaces": _spaces,
     "status": _status,
     "train": _train,
+    "verify": _verify,
     "worker": _worker,
 }
 

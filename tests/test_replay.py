@@ -69,6 +69,25 @@ def test_the_median_rule_and_more_epochs_too() -> None:
     assert replay(study()).differences == []
 
 
+@pytest.mark.parametrize("stopping", ["asha", "hyperband"])
+def test_rungs_and_more_epochs_too(stopping: str) -> None:
+    """Of 9 epochs the rung is 3; of 24 they are 3 and 8. The last command goes on after the epochs were raised."""
+    for trials, epochs in ((24, 9), (40, 24), (44, 24)):
+        space = load_space("digits_bc", epochs=epochs)
+        search(options(trials, space, stopping=stopping, workers=3, sampler="random", seed=1), Silent(), InTurn())
+    events = study().events()
+    raised = next(place for place, event in enumerate(events) if event["event"] == "extend")
+    for part, rungs in ((events[:raised], {3}), (events[raised:], {3, 8})):
+        assert "promote" in {event["event"] for event in part}
+        assert {event["epoch"] for event in part if event["event"] == "report" and not event["go_on"]} == rungs
+    told = [(event["number"], event["epoch"]) for event in events[raised:] if event["event"] == "report"]
+    assert {min(epoch for n, epoch in told if n == number) for number in events[raised]["trials"]} == {1}
+    found = replay(study())
+    assert found.differences == []
+    assert found.proposals == 44
+    assert found.decisions == sum(event["event"] in ("report", "promote") for event in events)
+
+
 def change(number: int, kind: str, **values: object) -> None:
     """Changes the first event of a kind about a trial."""
     path = study().path / "events.jsonl"

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -85,12 +86,18 @@ def styled() -> Iterator[None]:
         yield
 
 
+def check_format(path: Path | str) -> str:
+    """The format that the suffix of `path` names; `InputError` where no figure is saved so."""
+    kind = Path(path).suffix.removeprefix(".").lower()
+    if kind not in FORMATS:
+        named = ", ".join("." + name for name in FORMATS)
+        raise InputError(f"a figure is saved as {named}, but got {Path(path).name!r}.")
+    return kind
+
+
 def save(figure: Figure, path: Path | str) -> Path:
     """Writes `figure` as the suffix of `path` says: .svg, .png (144 dpi) or .pdf. Equal figures give equal bytes."""
-    path = Path(path)
-    kind = path.suffix.removeprefix(".").lower()
-    if kind not in FORMATS:
-        raise InputError(f"a figure is saved as {', '.join('.' + name for name in FORMATS)}, but got {path.name!r}.")
+    path, kind = Path(path), check_format(path)
     # No dates, no versions: a picture changes only when what it shows does.
     metadata: dict[str, dict[str, None]] = {
         "svg": dict.fromkeys(("Date", "Creator", "Format", "Type")),
@@ -103,8 +110,16 @@ def save(figure: Figure, path: Path | str) -> Path:
     return path
 
 
-def canvas(height: float, title: str, width: float = WIDTH) -> Figure:
-    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
+class Drawing(Figure):
+    """A figure with a text for each mark of some of its collections: `hover[gid]`, in the order of their offsets."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.hover: dict[str, list[str]] = {}
+
+
+def canvas(height: float, title: str, width: float = WIDTH) -> Drawing:
+    figure = Drawing(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
     figure.suptitle(title, x=0.012, ha="left", fontsize=11.5, fontweight="bold")
     return figure
 
