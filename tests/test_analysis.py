@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -35,7 +35,7 @@ from dnas.analysis.control import (
     values_at,
 )
 from dnas.analysis.weight_norms import weight_sizes
-from dnas.arch import PRESETS, DenseNetSpec, Spec, cost
+from dnas.arch import PRESETS, DenseNetSpec, Spec, cost, parse_name
 from dnas.errors import InputError
 from dnas.nn import build
 from dnas.study import read_study
@@ -169,7 +169,7 @@ def test_a_residual_unit_is_a_row_with_its_shortcut() -> None:
     start = np.array([[2.0, 4.0, 99.0, 2.0, 3.0, 6.0]])
     norms = weight_norms(NormHistory(names, np.array([4, 4, 1, 9, 20, 20]), start, (), np.empty((1, 0))))
     assert norms.layers == ("stage1.unit2", "stage1.unit10", "stage2.unit1")
-    assert norms.rms[:, 0].tolist() == pytest.approx([2, 1, 1])  # sqrt((2² + 3² + 6²) / 49)
+    assert norms.values[:, 0].tolist() == pytest.approx([2, 1, 1])  # sqrt((2² + 3² + 6²) / 49)
 
 
 def test_names_without_a_weight_are_refused() -> None:
@@ -179,6 +179,7 @@ def test_names_without_a_weight_are_refused() -> None:
 
 
 @given(any_specs())
+@example(parse_name("resnet:units=1-1,width=4-4"))  # a shortcut for its stride alone
 @settings(max_examples=30, deadline=None)
 def test_the_sizes_of_weights_are_those_of_the_module(spec: Spec) -> None:
     real = {name: p.numel() for name, p in build(spec).named_parameters() if p.ndim > 1}
