@@ -24,7 +24,7 @@ from dnas.study import StudyFolder, read_study
 from tests.studies import add_trial, make_study
 
 STATES = ["complete", "complete", "stopped", "failed", "complete", "infeasible", "complete", "complete"]
-NOT_THERE = {"timeline", "importance"}  # of the study below: it has no log, and too few trials
+NOT_THERE = {"timeline", "importance", "gradients"}  # of the study below: no log, too few trials, none measured
 VOID = {"meta", "input", "br", "img", "link", "hr"}
 
 
@@ -557,7 +557,7 @@ def test_repeats_of_a_search_show_what_they_attained(tmp_path: Path) -> None:
 
 def test_a_watched_page_is_renewed_until_the_search_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dnas.report.drawings._draw", lambda *_: None)
-    monkeypatch.setattr("dnas.report.WATCH_SECONDS", 0)
+    monkeypatch.setattr("dnas.report.WATCH_SECONDS", 0.05)
     study = make_study(tmp_path / "s", ["complete", "running"], trials=2)
     said: list[str] = []
     watcher = threading.Thread(target=watch_report, args=(study.path, tmp_path / "out", said.append), daemon=True)

@@ -30,7 +30,7 @@ MATTERED = ("best_so_far", "importance", "slices", "parallel", "distribution", "
 WATCH_SECONDS = 15  # between two writings of a page that is watched
 
 
-def write_report(study: str | Path, out: Path | None = None, refresh: int | None = None) -> Path:
+def write_report(study: str | Path, out: Path | None = None, refresh: float | None = None) -> Path:
     """Writes the report of a study (its name in ./studies, or its folder) to `out`, else reports/<study>, and gives the
     path of its index.html. It works at any moment: before the first trial, while a search runs, after it.
 

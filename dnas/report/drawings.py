@@ -3,6 +3,7 @@
 import base64
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from html import escape
@@ -313,10 +314,22 @@ def inline_svg(svg: str, prefix: str, label: str, hover: Mapping[str, list[str]]
         body = _with_texts(body, gid, texts)
     body = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", body, flags=re.DOTALL)
     body = _hoisted(body.replace("xlink:href", "href"))
-    body = re.sub(r'\bid="', f'id="{prefix}-', body)
+    body = _own_ids(body, prefix)
     body = re.sub(r'(href="|url\()#', rf"\1#{prefix}-", body)
     head = Markup('<svg viewBox="{}" role="img" aria-label="{}">').format(box[1], label)
     return head + Markup(body.strip())
+
+
+def _own_ids(body: str, prefix: str) -> str:
+    """Each id with `prefix`, and once: what a figure names several times (nothing refers to those) is numbered."""
+    seen: Counter[str] = Counter()
+
+    def own(found: re.Match[str]) -> str:
+        seen[found[1]] += 1
+        again = f"-{seen[found[1]]}" if seen[found[1]] > 1 else ""
+        return f'id="{prefix}-{found[1]}{again}"'
+
+    return re.sub(r'\bid="([^"]*)"', own, body)
 
 
 def _hoisted(body: str) -> str:

@@ -192,7 +192,7 @@ def inside(s: Study) -> dict[str, Any] | None:
 
 
 def _observations(s: Study) -> list[dict[str, str]]:
-    """The paper's four observations on feature reuse, measured on the best network; none where its norms are missing."""
+    """The paper's four observations on feature reuse, of the best network; none where its norms are missing."""
     try:
         found = observe(histories(s))
     except InputError:
