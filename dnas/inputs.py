@@ -23,6 +23,19 @@ DEFAULTS: dict[str, Any] = {"objective": "val_error", "sampler": "tpe", "control
 
 
 @dataclass(frozen=True)
+class Means:
+    """How trainings are carried out, whatever is trained. `data` are arguments of `load_dataset`; `timeout` the most
+    seconds that one training may take."""
+
+    data: dict[str, Any]
+    workers: int = 1
+    threads: int = 1
+    device: str = "cpu"
+    timeout: float | None = None
+    compile_net: bool = False
+
+
+@dataclass(frozen=True)
 class Options:
     """What the command says of a search. `data` are arguments of `load_dataset`; `retrain` is K of the best; `timeout`
     the most seconds that one training may take; `mirror` the storage (a URL of optuna's) that mirrors the study."""

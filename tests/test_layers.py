@@ -18,6 +18,7 @@ ORDER = [
     ["dnas.proposals", "dnas.inputs"],
     ["dnas.extend", "dnas.mirror", "dnas.replay"],
     ["dnas.jobs"],
+    ["dnas.trainings"],
     ["dnas.retrain"],
     ["dnas.search"],
     ["dnas.hosts"],
