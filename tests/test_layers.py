@@ -20,7 +20,7 @@ ORDER = [
     ["dnas.jobs"],
     ["dnas.trainings"],
     ["dnas.retrain"],
-    ["dnas.search"],
+    ["dnas.search", "dnas.runs"],
     ["dnas.hosts"],
     ["dnas.launch"],
     ["dnas.plan", "dnas.single", "dnas.export", "dnas.definition", "dnas.doctor", "dnas.analysis"],
