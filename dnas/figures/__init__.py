@@ -1,0 +1,21 @@
+"""Drawing, and only that: each function takes a result of `dnas.analysis` and gives a matplotlib Figure.
+
+Titles state what the numbers say; errors are fractions in, percent on the axes.
+"""
+
+from dnas.figures.efficiency import plot_control, plot_error_against_cost
+from dnas.figures.style import COLOURS, FORMATS, GREY, save, title
+from dnas.figures.training import plot_layer_costs, plot_learning_curves, plot_weight_norms
+
+__all__ = [
+    "COLOURS",
+    "FORMATS",
+    "GREY",
+    "plot_control",
+    "plot_error_against_cost",
+    "plot_layer_costs",
+    "plot_learning_curves",
+    "plot_weight_norms",
+    "save",
+    "title",
+]

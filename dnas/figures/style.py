@@ -1,0 +1,176 @@
+"""What all figures share: colours, fonts, axes, and how one is saved. No pyplot, no state kept."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+
+from dnas import wording as words
+from dnas.errors import InputError
+
+# seaborn's `colorblind`; one colour, one meaning, on every figure and on the page.
+BLUE, ORANGE, GREEN, RED, PURPLE, BROWN, PINK, GREY, YELLOW, SKY = (
+    "#0173b2",
+    "#de8f05",
+    "#029e73",
+    "#d55e00",
+    "#cc78bc",
+    "#ca9161",
+    "#fbafe4",
+    "#949494",
+    "#ece133",
+    "#56b4e9",
+)
+INK, QUIET = "#1d1d1f", "#6b6b70"
+COLOURS = {"best": RED, "sampler": BLUE, "first": GREEN, "control": GREY, "published": PURPLE, "front": INK}
+ARMS = {"sampler": ("o", "sampler"), "control": ("o", "random control"), "first": ("D", "given first")}
+# Of an objective: its axis, what a value is multiplied by there, and its word after a value.
+AXES = {
+    "val_error": ("validation error (%)", 100.0, "error"),
+    "val_loss": ("validation loss (nats)", 1.0, "loss"),
+    "params": ("parameters (millions)", 1e-6, "params"),
+    "macs": ("multiply-adds of one image (millions)", 1e-6, "macs"),
+    "activation_bytes": ("activations of one batch (MB)", 1e-6, "of activations"),
+    "latency": ("latency of one image (ms)", 1e3, "latency"),
+}
+# Of a trial that did not train to its end: what a reader is told of its mark.
+UNFINISHED = {
+    "stopped": "stopped early, at its last error",
+    "paused": "paused, at its last error; may be promoted",
+}
+KINDS = {"stem": BROWN, "dense": SKY, "transition": ORANGE, "classifier": YELLOW}
+
+FORMATS = ("svg", "png", "pdf")
+
+_STYLE = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same picture on every machine
+    "font.size": 9.5,
+    "text.color": INK,
+    "text.parse_math": False,  # a `$` in a name is a `$`
+    "axes.edgecolor": "#b8b8bd",
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.grid.which": "major",
+    "grid.color": "#ececf0",
+    "grid.linewidth": 0.8,
+    "xtick.color": "#b8b8bd",
+    "ytick.color": "#b8b8bd",
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "svg.fonttype": "path",  # looks alike wherever it is opened, whatever fonts are there
+    "svg.hashsalt": "dnas",
+}
+WIDTH = 8.2  # inches
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    with matplotlib.rc_context():
+        matplotlib.rcParams.update(_STYLE)  # type: ignore[arg-type]
+        yield
+
+
+def save(figure: Figure, path: Path | str) -> Path:
+    """Writes `figure` as the suffix of `path` says: .svg, .png (144 dpi) or .pdf. Equal figures give equal bytes."""
+    path = Path(path)
+    kind = path.suffix.removeprefix(".").lower()
+    if kind not in FORMATS:
+        raise InputError(f"a figure is saved as {', '.join('.' + name for name in FORMATS)}, but got {path.name!r}.")
+    # No dates, no versions: a picture changes only when what it shows does.
+    metadata: dict[str, dict[str, None]] = {
+        "svg": dict.fromkeys(("Date", "Creator", "Format", "Type")),
+        "png": {"Software": None},
+        "pdf": dict.fromkeys(("CreationDate", "Creator", "Producer")),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with styled():
+        figure.savefig(path, format=kind, dpi=144, metadata=metadata[kind])
+    return path
+
+
+def canvas(height: float, title: str, width: float = WIDTH) -> Figure:
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
+    figure.suptitle(title, x=0.012, ha="left", fontsize=11.5, fontweight="bold")
+    return figure
+
+
+def title(figure: Figure) -> str:
+    """The finding that a figure states."""
+    return figure.get_suptitle()
+
+
+def axis_value(objective: str, value: float) -> str:
+    """A value as it is written on the axes and beside the marks: sizes in one unit, so that they can be compared."""
+    exact = {"params": words.params, "macs": words.macs}
+    return exact.get(objective, lambda number: words.said(objective, number))(value)
+
+
+def error_axis(axes: Axes, errors: Sequence[float], label: str, factor: float = 100) -> None:
+    """`factor` times the values, percent unless given; a log scale where they span a factor above 4, with a straight
+    piece at its foot where one is 0."""
+    axes.set_ylabel(label)
+    most_of_all = 1.0 if factor == 100 else np.inf  # no error is above 100%
+    positive = [error for error in errors if error > 0]
+    if not positive:
+        axes.set_ylim(0, 1)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{factor * y:g}"))
+        return
+    least, most = min(positive), max(positive)
+    zero = min(errors) == 0
+    if most / least <= 4 and not zero:
+        pad = 0.12 * (most - least) or 0.1 * most
+        axes.set_ylim(max(0, least - pad), min(most_of_all, most + pad))
+        axes.yaxis.set_major_locator(MaxNLocator(7))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{round(factor * y, 6):g}"))
+        return
+    if zero:
+        axes.set_yscale("symlog", linthresh=least, linscale=0.35)
+        axes.set_ylim(-0.12 * least, min(1.15 * most_of_all, most * 1.25))
+    else:
+        axes.set_yscale("log")
+        axes.set_ylim(least / 1.3, min(1.15 * most_of_all, most * 1.25))
+    log_ticks(axes, "y", factor)
+
+
+def cost_axis(axes: Axes, sizes: Sequence[float], objective: str) -> None:
+    label, factor, _ = AXES[objective]
+    axes.set_xscale("log")
+    axes.set_xlabel(label)
+    if len(sizes):
+        low, high = min(sizes), max(sizes)
+        room = max(1.12, (high / low) ** 0.06) if high / low > 1.5 else 2.0
+        axes.set_xlim(low / room, high * room)
+    log_ticks(axes, "x", factor)
+
+
+def log_ticks(axes: Axes, side: str, factor: float) -> None:
+    """Ticks at 1, 2 and 5 times powers of ten of the printed value; fewer over many decades, more within one."""
+    axis = axes.xaxis if side == "x" else axes.yaxis
+    low, high = axes.get_xlim() if side == "x" else axes.get_ylim()
+    shown = [0.0] if low < 0 else []
+    low = max(low, 1e-12) if low > 0 else (axes.yaxis.get_transform().linthresh * 0.5)  # type: ignore[attr-defined]
+    decades = np.log10(high / low)
+    steps: tuple[float, ...] = (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
+    for more_than, fewer in ((0.6, (1, 2, 3, 5, 7)), (1.3, (1, 2, 5)), (3.5, (1,))):
+        steps = fewer if decades > more_than else steps
+    powers = np.arange(np.floor(np.log10(low * factor)), np.ceil(np.log10(high * factor)) + 1)
+    values = sorted(step * 10**power / factor for power in powers for step in steps)
+    axis.set_major_locator(FixedLocator(shown + [v for v in values if low <= v <= high]))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v * factor:.4g}"))
+    axis.set_minor_formatter(NullFormatter())
