@@ -60,7 +60,15 @@ EPILOGS = {
   dnas report digits_bc --out ~/page""",
     "plot": """examples:
   dnas plot weight-norms digits_bc -o norms.svg
-  dnas plot weight-norms studies/digits_bc/trials/3/checkpoint.pt -o norms.png""",
+  dnas plot weight-norms studies/digits_bc/trials/3/checkpoint.pt -o norms.png
+  dnas plot weight-norms digits_bc --all --kind gamma -o scales.pdf
+  dnas plot reuse digits_bc -o reuse.svg
+  dnas plot reuse run-s0 run-s1 run-s2 --norm block -o reuse.svg
+  dnas plot causal digits_bc -o causal.svg
+  dnas plot gradients digits_bc --trial 3 -o gradients.svg""",
+    "verify": """examples:
+  dnas verify digits_bc
+  dnas verify run-s0/checkpoint.pt run-s1/checkpoint.pt run-s2/checkpoint.pt --json""",
     "export": """examples:
   dnas export digits_bc -o best.safetensors
   dnas export digits_bc --trial 17 -o network.onnx""",
@@ -173,19 +181,55 @@ def make_parser() -> argparse.ArgumentParser:
     add("--out", type=Path, metavar="FOLDER", help="where to write (default reports/STUDY)")
     plot = command("plot", "draw one figure")
     figures = plot.add_subparsers(dest="figure", metavar="FIGURE", required=True, parser_class=_Parser)
-    norms = figures.add_parser(
-        "weight-norms",
-        help="heatmap of each layer's weight norm over the epochs",
-        description="Heatmap of each layer's weight norm over the epochs.",
-        epilog=EPILOGS["plot"],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    _add_network_source(norms)
-    norms.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="ends with .svg, .png or .pdf")
+    _add_figures(figures)
+    verify = command("verify", "measure the paper's four observations on feature reuse, with intervals and verdicts")
+    _add_network_sources(verify)
+    verify.add_argument("--json", action="store_true", help="print JSON")
     export = command("export", "write a trained network as safetensors or ONNX")
     _add_network_source(export)
     export.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="ends with .safetensors or .onnx")
     return parser
+
+
+def _add_figures(figures: Any) -> None:
+    def figure(name: str, summary: str) -> argparse.ArgumentParser:
+        parser: argparse.ArgumentParser = figures.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            epilog=EPILOGS["plot"],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        out = "ends with .svg, .png or .pdf"
+        parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help=out)
+        return parser
+
+    norm = {"metavar": "KIND", "default": "column", "help": "of the weights: column (default), block or none"}
+    reuse = figure("reuse", "heatmap of how strongly each layer draws on each earlier one (the paper's Figure 5)")
+    _add_network_sources(reuse)
+    reuse.add_argument("--norm", **norm)  # type: ignore[arg-type]
+    reuse.add_argument("--epoch", type=_whole(0), metavar="N", help="0: untrained (default: the last)")
+    causal = figure("causal", "heatmap of the error gained where a layer no longer gets the channels of another")
+    _add_network_source(causal)
+    causal.add_argument("--norm", **norm)  # type: ignore[arg-type]
+    causal.add_argument("--images", type=_whole(1), metavar="N", help="so many of the validation part (default: all)")
+    causal.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda or cuda:0 (default: cuda if there)")
+    causal.add_argument("--data-root", type=Path, metavar="FOLDER", help="where data sets lie (default as trained)")
+    _add_network_source(figure("gradients", "heatmap of each layer's RMS gradient over the epochs"))
+    norms = figure("weight-norms", "heatmap of each layer's weight norm over the epochs")
+    _add_network_source(norms)
+    norms.add_argument("--kind", default="rms", metavar="KIND", help="rms (default), l1, or gamma: batch-norm scales")
+    norms.add_argument("--all", action="store_true", help="every trial of a study, side by side")
+
+
+def _add_network_sources(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "sources",
+        nargs="+",
+        metavar="STUDY_OR_CHECKPOINT",
+        help="a study's name or folder, or a checkpoint file; several: seeds of one network",
+    )
+    parser.add_argument("--trial", type=_whole(0), metavar="N", help="of a study (default: its best)")
 
 
 def _add_network_source(parser: argparse.ArgumentParser) -> None:
@@ -886,13 +930,15 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _plot(args: argparse.Namespace) -> int:
-    from dnas.analysis.weight_norms import read_norms, weight_norms
-    from dnas.export import checkpoint_of
-    from dnas.figures import plot_weight_norms, save
+    from dnas.plots import run_plot
 
-    save(plot_weight_norms(weight_norms(read_norms(checkpoint_of(args.source, args.trial)))), args.out)
-    print(f"written to {args.out}")
-    return 0
+    return run_plot(args)
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from dnas.plots import run_verify
+
+    return run_verify(args)
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -918,6 +964,7 @@ COMMANDS = {
     "spaces": _spaces,
     "status": _status,
     "train": _train,
+    "verify": _verify,
     "worker": _worker,
 }
 

@@ -30,7 +30,7 @@ from dnas.distributed import ALONE, Group
 from dnas.errors import InputError
 from dnas.files import remove_torn, write_atomic
 from dnas.nn import build
-from dnas.nn.norms import Norms, measure_norms
+from dnas.nn.norms import GRADIENT_STEPS, GradientNorms, Norms, measure_norms
 from dnas.recipe import Recipe, learning_rate
 
 CHECKPOINT_FORMAT = "dnas-checkpoint-1"
@@ -163,8 +163,9 @@ def fit(
         started = time.monotonic()
         if not group.is_first:  # masks of its own, and none to be kept: the checkpoint holds the first one's stream
             torch.manual_seed(stream_seed(*seed, "dropout", group.rank, len(run.curve)))
+        gradients = GradientNorms(net.parameters())
         loss, error, rate = _train_epoch(
-            trained, data, recipe, len(run.curve), optimizer, generator, device, group, on_step
+            trained, data, recipe, len(run.curve), optimizer, generator, device, group, on_step, gradients
         )
         val_loss, val_error = None, None
         if data.val_size:
@@ -174,7 +175,7 @@ def fit(
             raise Diverged(f"the validation loss is {val_loss} after epoch {len(run.curve) + 1}.")
         seconds = time.monotonic() - started
         run.curve.append(Epoch(len(run.curve) + 1, loss, error, val_loss, val_error, rate, seconds))
-        run.norms.append(measure_norms(net, spec))
+        run.norms.append(measure_norms(net, spec, gradients.value()))
         run.seconds += seconds
         if home is not None:
             guard()
@@ -195,8 +196,9 @@ def _train_epoch(
     device: str,
     group: Group,
     on_step: Callable[[int, int], None],
+    gradients: GradientNorms,
 ) -> tuple[float, float, float]:
-    """Mean loss, mean error and last learning rate of one pass over the training part."""
+    """Mean loss, mean error and last learning rate of one pass over the training part; `gradients` gets its last."""
     net.train()
     steps = data.steps_per_epoch(recipe.batch_size)
     # A look at the loss waits for the device: every step on a CPU, where it is free, else now and then.
@@ -216,6 +218,8 @@ def _train_epoch(
             raise Diverged(f"the training loss is {now} at step {step + 1} of epoch {epoch + 1}.")
         optimizer.zero_grad(set_to_none=True)
         (loss * group.world).backward()  # of the processes' gradients the mean is taken, and the sum is wanted
+        if step >= steps - GRADIENT_STEPS:
+            gradients.add()
         optimizer.step()
         total_loss += loss.detach() * size
         wrong += (logits.detach().argmax(1) != y).sum()
@@ -388,17 +392,17 @@ def write_curve(path: Path, curve: list[Epoch]) -> None:
 
 def write_norms(path: Path, run: Run) -> None:
     """`names` [P], `numel` [P], `l2` [epochs + 1, P], `pairs` [Q, 2] (source, consumer), `reuse` [epochs + 1, Q]: see
-    `dnas.nn.norms.Norms`; the first row is of the untrained network."""
+    `dnas.nn.norms.Norms`; the first row is of the untrained network. `l1` and `gradient` are like `l2`, and not a
+    number where they were not measured."""
     sizes = {name: parameter.numel() for name, parameter in run.net.named_parameters()}
-    first = run.norms[0]
+    plain = _norms_to_plain(run.norms)
     buffer = io.BytesIO()
     np.savez(
         buffer,
-        names=np.array(first.names),
-        numel=np.array([sizes[name] for name in first.names]),
-        l2=np.array([norms.l2 for norms in run.norms]),
-        pairs=np.array(first.pairs),
-        reuse=np.array([norms.reuse for norms in run.norms]),
+        names=np.array(plain["names"]),
+        numel=np.array([sizes[name] for name in plain["names"]]),
+        pairs=np.array(plain["pairs"]),
+        **{key: plain[key].numpy() for key in ("l2", "reuse", "l1", "gradient")},
     )
     write_atomic(path, buffer.getvalue())
 
@@ -505,10 +509,22 @@ def _norms_to_plain(history: list[Norms]) -> dict[str, Any]:
         "pairs": [list(pair) for pair in history[0].pairs],
         "l2": torch.tensor([norms.l2 for norms in history], dtype=torch.float64),
         "reuse": torch.tensor([norms.reuse for norms in history], dtype=torch.float64),
+        "l1": _rows([norms.l1 for norms in history], len(history[0].names)),
+        "gradient": _rows([norms.gradient for norms in history], len(history[0].names)),
     }
+
+
+def _rows(rows: list[tuple[float, ...]], size: int) -> Tensor:
+    """[epochs + 1, size]; an empty row becomes not a number."""
+    return torch.tensor([row or (math.nan,) * size for row in rows], dtype=torch.float64)
 
 
 def _norms_from_plain(plain: dict[str, Any]) -> list[Norms]:
     names, pairs = tuple(plain["names"]), tuple((source, consumer) for source, consumer in plain["pairs"])
-    rows: list[tuple[Tensor, Tensor]] = list(zip(plain["l2"], plain["reuse"], strict=True))
-    return [Norms(names, tuple(l2.tolist()), pairs, tuple(reuse.tolist())) for l2, reuse in rows]
+    empty = torch.full_like(plain["l2"], math.nan)  # what runs that dnas 0.1 began did not measure
+    measured = (plain[key].tolist() for key in ("l2", "reuse"))
+    later = (plain.get(key, empty).tolist() for key in ("l1", "gradient"))
+    return [
+        Norms(names, tuple(l2), pairs, tuple(reuse), *(() if all(map(math.isnan, row)) else tuple(row) for row in rest))
+        for l2, reuse, *rest in zip(*measured, *later, strict=True)
+    ]

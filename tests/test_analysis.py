@@ -148,7 +148,7 @@ def test_a_layers_rms_is_that_of_all_its_weights() -> None:
     )
     assert norms.epochs == (0, 1)
     # conv1 and conv2 together: sqrt((3² + 4²) / (16 + 9)) = 1
-    assert norms.rms[:, 0].tolist() == pytest.approx([1, 1, 1, 1, 1, 0, 1])
+    assert norms.values[:, 0].tolist() == pytest.approx([1, 1, 1, 1, 1, 0, 1])
     assert norms.ratio[:, 1].tolist() == pytest.approx([2, 2, 2, 2, 2, math.nan, 2], nan_ok=True)
 
 
@@ -170,7 +170,7 @@ def test_norms_are_read_from_a_trials_folder(tmp_path: Path) -> None:
     history = read_norms(study.trial_folder(0))
     assert history.l2.shape == (13, len(history.names))
     # plain_norms starts every layer at 0.1
-    assert weight_norms(history).rms[:, 0] == pytest.approx(0.1)
+    assert weight_norms(history).values[:, 0] == pytest.approx(0.1)
     with np.load(study.trial_folder(0) / "norms.npz") as content:
         plain = dict(content)
     (study.trial_folder(0) / "record.json").unlink()
@@ -198,7 +198,7 @@ def test_norms_are_read_from_a_checkpoint(tmp_path: Path) -> None:
     norms |= {key: torch.from_numpy(plain[key]) for key in ("l2", "reuse")}
     torch.save({"format": CHECKPOINT_FORMAT, "norms": norms, "weights": weights}, tmp_path / "checkpoint.pt")
     for path in (tmp_path, tmp_path / "checkpoint.pt"):
-        assert weight_norms(read_norms(path)).rms[:, 0] == pytest.approx(0.1)
+        assert weight_norms(read_norms(path)).values[:, 0] == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(

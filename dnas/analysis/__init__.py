@@ -12,17 +12,24 @@ from dnas.analysis.efficiency import (
     wilson_interval,
     within_reach,
 )
-from dnas.analysis.weight_norms import NormHistory, WeightNorms, read_norms, weight_norms
+from dnas.analysis.observations import Observation, observe
+from dnas.analysis.reuse import Reuse, feature_reuse
+from dnas.analysis.weight_norms import NormHistory, WeightNorms, gradient_norms, read_norms, weight_norms
 
 __all__ = [
     "Front",
     "NoiseFloor",
     "NormHistory",
+    "Observation",
+    "Reuse",
     "WeightNorms",
     "cost_by_part",
+    "feature_reuse",
+    "gradient_norms",
     "leads_from",
     "learning_curves",
     "noise_floor",
+    "observe",
     "pareto_front",
     "published",
     "read_norms",

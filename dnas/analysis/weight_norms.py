@@ -10,59 +10,98 @@ from typing import Any
 import numpy as np
 
 from dnas.arch import DenseNetSpec
-from dnas.errors import InputError
+from dnas.errors import InputError, unknown
 
 
 @dataclass(frozen=True)
 class NormHistory:
     """What a training wrote down: names [P] of the parameters, their sizes numel [P], and l2 [E + 1, P], row 0 before
-    the first step; pairs [Q] of (source, consumer) layers and reuse [E + 1, Q], as `dnas.nn.norms.Norms`."""
+    the first step; pairs [Q] of (source, consumer) layers and reuse [E + 1, Q]; l1 and gradient [E + 1, P], not a
+    number where they were not measured: all as `dnas.nn.norms.Norms`."""
 
     names: tuple[str, ...]
     numel: np.ndarray
     l2: np.ndarray
     pairs: tuple[tuple[str, str], ...]
     reuse: np.ndarray
+    l1: np.ndarray | None = None
+    gradient: np.ndarray | None = None
+
+    @property
+    def epochs(self) -> int:
+        return len(self.l2) - 1
 
 
 @dataclass(frozen=True)
 class WeightNorms:
-    """rms [R, E + 1]: root-mean-square weight of layer `layers[r]` (in depth order) after epoch `epochs[e]`; epoch 0 is
-    the untrained network."""
+    """values [R, E + 1]: the size of layer `layers[r]` (in depth order) after epoch `epochs[e]`, as `kind` measures it
+    (see `weight_norms`); epoch 0 is the untrained network."""
 
     layers: tuple[str, ...]
     epochs: tuple[int, ...]
-    rms: np.ndarray
+    values: np.ndarray
+    kind: str = "rms"
 
     @property
     def ratio(self) -> np.ndarray:
-        """rms over its untrained value [R, E + 1]; not a number where that was zero."""
-        untrained = self.rms[:, :1]
-        return np.divide(self.rms, untrained, out=np.full_like(self.rms, np.nan), where=untrained > 0)
+        """values over their untrained ones [R, E + 1]; not a number where that was zero."""
+        untrained = self.values[:, :1]
+        return np.divide(self.values, untrained, out=np.full_like(self.values, np.nan), where=untrained > 0)
 
 
-# A layer's convolutions (or the classifier's matrix); what norms learn is left out.
+KINDS = ("rms", "l1", "gamma")  # of weight norms
+
+# A layer's convolutions (or the classifier's matrix), and the scales of its batch norms; `norm5` and `norm` stand before
+# the classifier.
 _WEIGHT = re.compile(
-    r"(?:features\.)?(?:(?P<stem>conv0)|denseblock(?P<block>\d+)\.denselayer(?P<index>\d+)\.conv\d"
-    r"|transition(?P<after>\d+)\.conv|(?P<last>classifier))\.weight"
+    r"(?:features\.)?(?:(?P<stem>conv0)|(?P<part>denseblock|stage)(?P<block>\d+)\.(?P<layer>denselayer|unit)(?P<index>\d+)"
+    r"\.conv\d|transition(?P<after>\d+)\.conv|(?P<last>classifier))\.weight"
+)
+_SCALE = re.compile(
+    r"(?:features\.)?(?:(?P<stem>norm0)|(?P<part>denseblock|stage)(?P<block>\d+)\.(?P<layer>denselayer|unit)(?P<index>\d+)"
+    r"\.norm\d|transition(?P<after>\d+)\.norm|(?P<last>norm5?))\.weight"
 )
 
 
-def weight_norms(history: NormHistory) -> WeightNorms:
-    """‖W‖₂/√n of each layer, over the n weights of its convolutions together: a dense layer with a bottleneck is one
-    row, as it is one layer in the paper's figures."""
+def weight_norms(history: NormHistory, kind: str = "rms") -> WeightNorms:
+    """How large each layer's weights are. A dense layer with a bottleneck is one row, as it is one layer in the paper's
+    figures: n counts the weights of its convolutions together.
+
+    kind: `rms` is ‖W‖₂ / √n, in units of its untrained value the root mean square of its filters' L2 norms; `l1` is
+        ‖W‖₁ / n, the mean absolute weight, in these units the mean of its filters' L1 norms; `gamma` is ‖γ‖₂ / √n over
+        the n scales of the layer's batch norms, untrained 1.
+    """
+    if kind not in KINDS:
+        raise unknown("kind of norm", kind, KINDS)
+    if kind == "l1":
+        return _by_layer(history, _WEIGHT, history.l1, 1, kind, "Its L1 norms were not measured: dnas 0.1 trained it.")
+    return _by_layer(history, _WEIGHT if kind == "rms" else _SCALE, history.l2, 2, kind, "")
+
+
+def gradient_norms(history: NormHistory) -> WeightNorms:
+    """√(Σ‖g‖² / n): the root-mean-square gradient of the loss by a layer's n weights, over the last steps of each epoch
+    (`dnas.nn.norms.Norms`); the column of epoch 0 is not a number. Section 5 of the paper, "Implicit Deep Supervision":
+    were supervision implicit, the early layers' gradients would be no smaller than the late ones'."""
+    text = "Its gradients were not measured: no epoch is finished, or dnas 0.1 trained it."
+    return _by_layer(history, _WEIGHT, history.gradient, 2, "gradient", text)
+
+
+def _by_layer(
+    history: NormHistory, pattern: re.Pattern[str], norms: np.ndarray | None, power: int, kind: str, missing: str
+) -> WeightNorms:
+    """(Σ norms^power / n)^(1 / power) over the parameters of each layer that match `pattern`."""
+    if norms is None or not np.isfinite(norms).any():
+        raise InputError(f"there is nothing to draw of this network. {missing or 'No norm is finite.'}")
     rows: dict[tuple[int, float], tuple[str, list[int]]] = {}
     for column, name in enumerate(history.names):
-        match = _WEIGHT.fullmatch(name)
+        match = pattern.fullmatch(name)
         if match is None:
             continue
         if match["stem"]:
             place, layer = (0, 0.0), "stem"
         elif match["block"]:
-            place, layer = (
-                (int(match["block"]), float(match["index"])),
-                f"denseblock{match['block']}.denselayer{match['index']}",
-            )
+            place = (int(match["block"]), float(match["index"]))
+            layer = f"{match['part']}{match['block']}.{match['layer']}{match['index']}"
         elif match["after"]:
             place, layer = (int(match["after"]), np.inf), f"transition{match['after']}"
         else:
@@ -71,8 +110,14 @@ def weight_norms(history: NormHistory) -> WeightNorms:
     if not rows:
         raise InputError("weight norms need a DenseNet's parameters, but none of the names is one of its weights.")
     ordered = [rows[place] for place in sorted(rows)]
-    rms = [np.sqrt((history.l2[:, columns] ** 2).sum(axis=1) / history.numel[columns].sum()) for _, columns in ordered]
-    return WeightNorms(tuple(layer for layer, _ in ordered), tuple(range(len(history.l2))), np.stack(rms))
+    sizes = [history.numel[columns].sum() for _, columns in ordered]
+    if not all(sizes):
+        raise InputError("the sizes of this network's batch norms were not written down; give its checkpoint.pt.")
+    values = [
+        ((norms[:, columns] ** power).sum(axis=1) / n) ** (1 / power)
+        for (_, columns), n in zip(ordered, sizes, strict=True)
+    ]
+    return WeightNorms(tuple(layer for layer, _ in ordered), tuple(range(len(history.l2))), np.stack(values), kind)
 
 
 def read_norms(path: Path | str) -> NormHistory:
@@ -90,7 +135,8 @@ def read_norms(path: Path | str) -> NormHistory:
     content = read_checkpoint(path)
     norms = content["norms"]
     sizes = {name: tensor.numel() for name, tensor in content["weights"].items()}
-    return _history(norms | {key: norms[key].numpy() for key in ("l2", "reuse")}, sizes, path)
+    arrays = {key: norms[key].numpy() for key in ("l2", "reuse", "l1", "gradient") if key in norms}
+    return _history(norms | arrays, sizes, path)
 
 
 def _from_npz(path: Path) -> NormHistory:
@@ -132,7 +178,12 @@ def _history(plain: Mapping[str, Any], sizes: Mapping[str, int], path: Path) -> 
     if unknown:
         raise InputError(f"{path}: the size of {unknown[0]} is not known; are its norms those of another network?")
     pairs = tuple((str(source), str(consumer)) for source, consumer in plain["pairs"])
-    return NormHistory(names, numel, l2, pairs, np.asarray(plain["reuse"], dtype=np.float64))
+    reuse = np.asarray(plain["reuse"], dtype=np.float64)
+    later = [np.asarray(plain[key], dtype=np.float64) if key in plain else None for key in ("l1", "gradient")]
+    for rows, shape in ((reuse, (len(l2), len(pairs))), *((rows, l2.shape) for rows in later if rows is not None)):
+        if rows.shape != shape:
+            raise InputError(f"{path} holds no norms: {list(shape)} numbers are needed, but there are {rows.shape}.")
+    return NormHistory(names, numel, l2, pairs, reuse, *later)
 
 
 def weight_sizes(spec: DenseNetSpec) -> dict[str, int]:

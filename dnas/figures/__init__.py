@@ -4,6 +4,7 @@ Titles state what the numbers say; errors are fractions in, percent on the axes.
 """
 
 from dnas.figures.efficiency import plot_control, plot_error_against_cost
+from dnas.figures.inside import plot_causal, plot_gradients, plot_reuse, plot_weight_norms_of_trials
 from dnas.figures.style import COLOURS, FORMATS, GREY, save, title
 from dnas.figures.training import plot_layer_costs, plot_learning_curves, plot_weight_norms
 
@@ -11,11 +12,15 @@ __all__ = [
     "COLOURS",
     "FORMATS",
     "GREY",
+    "plot_causal",
     "plot_control",
     "plot_error_against_cost",
+    "plot_gradients",
     "plot_layer_costs",
     "plot_learning_curves",
+    "plot_reuse",
     "plot_weight_norms",
+    "plot_weight_norms_of_trials",
     "save",
     "title",
 ]

@@ -85,12 +85,18 @@ def styled() -> Iterator[None]:
         yield
 
 
+def check_format(path: Path | str) -> str:
+    """The format that the suffix of `path` names; `InputError` where no figure is saved so."""
+    kind = Path(path).suffix.removeprefix(".").lower()
+    if kind not in FORMATS:
+        named = ", ".join("." + name for name in FORMATS)
+        raise InputError(f"a figure is saved as {named}, but got {Path(path).name!r}.")
+    return kind
+
+
 def save(figure: Figure, path: Path | str) -> Path:
     """Writes `figure` as the suffix of `path` says: .svg, .png (144 dpi) or .pdf. Equal figures give equal bytes."""
-    path = Path(path)
-    kind = path.suffix.removeprefix(".").lower()
-    if kind not in FORMATS:
-        raise InputError(f"a figure is saved as {', '.join('.' + name for name in FORMATS)}, but got {path.name!r}.")
+    path, kind = Path(path), check_format(path)
     # No dates, no versions: a picture changes only when what it shows does.
     metadata: dict[str, dict[str, None]] = {
         "svg": dict.fromkeys(("Date", "Creator", "Format", "Type")),

@@ -126,11 +126,20 @@ def _label_ends(figure: Figure, axes: Axes, x: float, ends: list[tuple[str, floa
         )
 
 
-def plot_weight_norms(norms: WeightNorms) -> Figure:
-    """Heatmap: rows are layers in depth order, columns epochs, the colour the RMS weight over its untrained value.
+# Of a kind of weight norm: what it is of, and its colour bar's label.
+SIZES = {
+    "rms": ("Convolutions", "RMS weight ÷ its untrained value"),
+    "l1": ("Convolutions", "mean |weight| ÷ its untrained value"),
+    "gamma": ("Scales of batch norms", "RMS scale γ of batch norms (untrained: 1)"),
+}
 
-    The scale is that of the convolutions; a classifier beyond it has the colour of the end.
+
+def plot_weight_norms(norms: WeightNorms) -> Figure:
+    """Heatmap: rows are layers in depth order, columns epochs, the colour a layer's size over its untrained value.
+
+    The scale is that of the layers before the classifier; a classifier beyond it has the colour of the end.
     """
+    what, label = SIZES[norms.kind]
     ratio = norms.ratio
     last = [layer == "classifier" for layer in norms.layers]
     inner = ratio[~np.array(last)]
@@ -141,7 +150,7 @@ def plot_weight_norms(norms: WeightNorms) -> Figure:
     parts = [part_of(layer) for layer in norms.layers]
     title = "Untrained: no epoch is finished"
     if columns > 1:
-        title = f"Convolutions ended at {low:.2f} to {high:.2f} times their untrained size"
+        title = f"{what} ended at {low:.2f} to {high:.2f} times their untrained size"
         if any(last) and np.isfinite(ratio[-1, -1]):
             title += f", the classifier at {ratio[-1, -1]:.2f}"
     with styled():
@@ -164,7 +173,7 @@ def plot_weight_norms(norms: WeightNorms) -> Figure:
         )
         ends = {(True, True): "both", (True, False): "min", (False, True): "max"}
         bar = figure.colorbar(mesh, ax=axes, pad=0.015, aspect=30, extend=ends.get(beyond, "neither"), extendfrac=0.03)
-        bar.set_label("RMS weight ÷ its untrained value")
+        bar.set_label(label)
         bar.outline.set_visible(False)
         if least < 1 < most:
             bar.ax.axhline(1, color="white", lw=1.5)
@@ -175,11 +184,11 @@ def plot_weight_norms(norms: WeightNorms) -> Figure:
             spine.set_visible(False)
         axes.tick_params(length=0)
         figure.draw_without_rendering()
-        _name_rows(axes, norms.layers, parts, axes.bbox.height * 72 / figure.dpi / rows)
+        name_rows(axes, norms.layers, parts, axes.bbox.height * 72 / figure.dpi / rows)
     return figure
 
 
-def _name_rows(axes: Axes, layers: Sequence[str], parts: Sequence[str], pitch: float) -> None:
+def name_rows(axes: Axes, layers: Sequence[str], parts: Sequence[str], pitch: float) -> None:
     """Ticks at as many layers as there is room for (`pitch`: points a row), a white line and a name at each block."""
     every = max(1, int(np.ceil(10 / pitch)))
     single = [row for row, part in enumerate(parts) if parts.count(part) == 1]
@@ -189,7 +198,7 @@ def _name_rows(axes: Axes, layers: Sequence[str], parts: Sequence[str], pitch: f
         if len(rows) == 1:
             continue
         for row in rows:
-            number = int(layers[row].rpartition("denselayer")[2] or 0)
+            number = int(layers[row][len(layers[row].rstrip("0123456789")) :] or 0)
             near = min((abs(row - other) for other in single), default=every)
             if (
                 (number == 1 or number % every == 0)

@@ -1,0 +1,177 @@
+"""Causal reuse: what a network loses where one layer no longer gets the channels of one other."""
+
+import csv
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from dnas.analysis.reuse import LEVEL, BlockReuse, Reuse, block_shapes, matrices
+from dnas.arch import DenseNetSpec
+from dnas.data import Dataset
+from dnas.errors import InputError
+from dnas.nn.norms import reading_weight
+from dnas.train import digest_of_weights, evaluate
+
+FIELDS = ("block", "source", "target", "error", "loss", "weights", "data", "images")
+DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class CausalReuse:
+    """error, loss: the intact network's validation error (fraction) and mean cross entropy (nats) on `images` images.
+    error_gained, loss_gained: of each block [m + 1, m + 1] as `BlockReuse.values`: by how much they are greater without
+    the channels that the source sends to the target; not a number where it sends none."""
+
+    shapes: tuple[tuple[int, tuple[str, ...], tuple[str, ...]], ...]
+    error: float
+    loss: float
+    images: int
+    error_gained: tuple[np.ndarray, ...]
+    loss_gained: tuple[np.ndarray, ...]
+
+    def as_reuse(self, what: str = "error_gained") -> Reuse:
+        """The same cells in the form of `feature_reuse`, none of them marked."""
+        blocks = zip(self.shapes, getattr(self, what), strict=True)
+        found = (BlockReuse(*shape, values, np.zeros(values.shape, dtype=bool)) for shape, values in blocks)
+        return Reuse(tuple(found), "none", None, 1)
+
+
+@dataclass(frozen=True)
+class RankCorrelation:
+    """Spearman's ρ over `cells` cells, with its 95% interval: percentile bootstrap over cells, which is too narrow as
+    far as the cells of one layer go together. Not a number where either side is constant."""
+
+    rho: float
+    low: float
+    high: float
+    cells: int
+
+
+def causal_reuse(
+    net: nn.Module,
+    spec: DenseNetSpec,
+    data: Dataset,
+    *,
+    device: str = "cpu",
+    cache: Path | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> CausalReuse:
+    """Cuts one connection s -> l at a time and measures on the validation part.
+
+    The weights with which l's first convolution (the transition's, the classifier's matrix) reads the channels of s are
+    set to zero, and afterwards back. It is as if these channels were zero behind the norm and ReLU that l reads them
+    through; every other reader of s gets them as before, and nothing is trained again.
+
+    cache: a CSV that gets a row a measurement, and from which an interrupted run goes on; `InputError` where it is of
+    other weights or other images. progress: called with the connections done and their number.
+    """
+    if not data.val_size:
+        raise InputError(f"{data.title} has no validation part here, on which the error would be measured.")
+    layers = [layer for layer in spec.layers() if layer.kind != "stem"]
+    cells = [(layer, source.layer) for layer in layers for source in layer.sources]
+    shapes = block_shapes([(source, layer.name) for layer, source in cells])
+    key = {
+        "weights": digest_of_weights(net.state_dict())[:16],
+        "data": data.fingerprint[:16],
+        "images": f"{data.val_size}-{hashlib.sha256(data.val_index.cpu().numpy().tobytes()).hexdigest()[:8]}",
+    }
+    known = _read(cache, key)
+    net = net.to(device).eval()
+    parameters = dict(net.named_parameters())
+
+    def measured(block: int, source: str, target: str, weight: Tensor | None = None, channels: slice = slice(0)) -> None:
+        if (source, target) in known:
+            return
+        if weight is None:
+            loss, error = evaluate(net, data, "val", device)
+        else:
+            kept = weight.detach()[:, channels].clone()
+            try:
+                with torch.no_grad():
+                    weight[:, channels] = 0
+                loss, error = evaluate(net, data, "val", device)
+            finally:
+                with torch.no_grad():
+                    weight[:, channels] = kept
+        known[source, target] = error, loss
+        if cache is not None:
+            _append(cache, {"block": block, "source": source, "target": target, "error": error, "loss": loss, **key})
+
+    measured(0, "", "")
+    done = 0
+    progress(done, len(cells))
+    for layer in layers:
+        start = 0
+        for source in layer.sources:
+            channels = slice(start, start + source.channels)
+            measured(
+                layer.block, source.layer, layer.name, parameters[reading_weight(layer.name, layer.kind)], channels
+            )
+            start, done = start + source.channels, done + 1
+            progress(done, len(cells))
+    error, loss = known["", ""]
+    pairs = [(source, layer.name) for layer, source in cells]
+    errors = matrices(pairs, np.array([known[pair][0] - error for pair in pairs]), shapes)
+    losses = matrices(pairs, np.array([known[pair][1] - loss for pair in pairs]), shapes)
+    return CausalReuse(tuple(shapes), error, loss, data.val_size, tuple(errors), tuple(losses))
+
+
+def with_fewer_images(data: Dataset, images: int) -> Dataset:
+    """`data` with so many of its validation images, chosen at random but always the same."""
+    chosen = torch.randperm(data.val_size, generator=torch.Generator().manual_seed(0))[:images]
+    return replace(data, val_index=data.val_index[chosen.sort().values])
+
+
+def correlate(causal: CausalReuse, weights: Reuse, what: str = "error_gained") -> RankCorrelation:
+    """Do the weights tell what a connection is worth? Spearman's ρ of their values and of what was gained, over the
+    cells of all blocks."""
+    gained = np.concatenate([block.ravel() for block in getattr(causal, what)])
+    values = np.concatenate([block.values.ravel() for block in weights.blocks])
+    both = np.isfinite(gained) & np.isfinite(values)
+    x, y = values[both], gained[both]
+    if len(x) < 3 or len(set(x)) < 2 or len(set(y)) < 2:
+        return RankCorrelation(math.nan, math.nan, math.nan, len(x))
+    rng = np.random.default_rng(0)
+    draws = [_spearman(x[i], y[i]) for i in rng.integers(len(x), size=(DRAWS, len(x)))]
+    low, high = np.nanpercentile(draws, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+    return RankCorrelation(_spearman(x, y), float(low), float(high), len(x))
+
+
+def _spearman(x: np.ndarray, y: np.ndarray) -> float:
+    x, y = stats.rankdata(x), stats.rankdata(y)
+    spread = x.std() * y.std()
+    return float(((x - x.mean()) * (y - y.mean())).mean() / spread) if spread else math.nan
+
+
+def _read(cache: Path | None, key: dict[str, str]) -> dict[tuple[str, str], tuple[float, float]]:
+    if cache is None or not cache.exists():
+        return {}
+    known = {}
+    content = cache.read_text(encoding="utf-8")
+    whole = content[: content.rfind("\n") + 1]  # a kill may have torn the last line
+    for row in csv.DictReader(whole.splitlines()):
+        if set(row) != set(FIELDS):
+            raise InputError(f"{cache} is not a table of causal reuse; name another file, or remove that one.")
+        if {name: row[name] for name in key} != key:
+            raise InputError(f"{cache} is of another network or other images; name another file, or remove that one.")
+        known[row["source"], row["target"]] = float(row["error"]), float(row["loss"])
+    if len(whole) < len(content):
+        cache.write_text(whole, encoding="utf-8")
+    return known
+
+
+def _append(cache: Path, row: dict[str, object]) -> None:
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    fresh = not cache.exists() or not cache.stat().st_size
+    with cache.open("a", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        if fresh:
+            writer.writeheader()
+        writer.writerow(row)

@@ -1,0 +1,178 @@
+"""What the paper says of feature reuse (section 5, "Feature Reuse"), as four measured statements with verdicts.
+
+w(s, l) is the mean |w| of l's first convolution over the channels that s made: `feature_reuse` with `normalise="none"`.
+Only connected pairs count. Each statement is a number with a 95% interval (percentile bootstrap, `DRAWS` draws from a
+fixed seed) and a bar: it holds where the whole interval lies above the bar, does not hold where it lies below, and
+can't be told in between, or where there is too little to resample.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy import stats
+
+from dnas.analysis.reuse import block_shapes, check_same_pairs, matrices
+from dnas.analysis.weight_norms import NormHistory
+
+DRAWS = 2000
+LEAST_UNITS = 3  # fewer layers or sources than this are nothing to resample
+
+Verdict = Literal["holds", "does not hold", "cannot tell"]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """letter: (a) to (d). value: the mean over the networks; low, high: its interval (not a number where there is none);
+    bar: what the verdict compares with; untrained: the same of the networks before their training, None where that was
+    not measured; units: how many layers or sources were resampled in each network."""
+
+    letter: str
+    claim: str
+    measure: str
+    value: float
+    low: float
+    high: float
+    bar: float
+    untrained: float | None
+    units: int
+    networks: int
+    verdict: Verdict
+
+
+def effective_share(weights: np.ndarray) -> float:
+    """exp(H(p)) / S with p = w / Σw over the S sources that are read: the effective number of sources over the number
+    of those there are; 1: all weigh the same, 1 / S: all weight is on one."""
+    weights = weights[np.isfinite(weights)]
+    if not weights.sum() > 0:
+        return float("nan")
+    p = weights / weights.sum()
+    return float(np.exp(-(p[p > 0] * np.log(p[p > 0])).sum()) / len(p))
+
+
+def observe(histories: NormHistory | Sequence[NormHistory]) -> tuple[Observation, ...]:
+    """The four observations of one network or of several of the same spec (seeds), after each one's last epoch.
+
+    (a) "All layers spread their weights over many inputs within the same block": the mean over the dense layers with
+        at least two sources of `effective_share`; the bar is one half. Resampled: networks, and layers in each.
+    (b) "The weights of the transition layers also spread their weight across all layers within the preceding dense
+        block": the mean over the transitions of `effective_share`; the bar is one half. Resampled: networks, and the
+        sources of each transition, as there are few transitions.
+    (c) "The layers within the second and third dense block consistently assign the least weight to the outputs of the
+        transition layer": of the dense layers after the first block that read the block's input and something else,
+        the share whose least weight is the input's; the bar is one half ("consistently": in most layers; by chance, the
+        share is about the mean of 1 / S). Resampled: networks, and layers in each.
+    (d) "A concentration towards final feature-maps" in the classifier: Spearman's rank correlation of w(s, classifier)
+        with s = 0 (the block's input) .. m (its last layer); the bar is 0. Resampled: networks, and the sources.
+    """
+    histories = [histories] if isinstance(histories, NormHistory) else list(histories)
+    check_same_pairs(histories)
+    shapes = block_shapes(histories[0].pairs)
+    trained = [matrices(h.pairs, h.reuse[-1], shapes) for h in histories]
+    before = [matrices(h.pairs, h.reuse[0], shapes) for h in histories] if all(h.epochs for h in histories) else None
+    return tuple(
+        _observation(letter, claim, measure, bar, sample, trained, before)
+        for letter, claim, measure, bar, sample in (
+            ("a", "layers spread their weights over their block's outputs", "effective share of sources", 0.5, _layers),
+            ("b", "transitions spread theirs too", "effective share of sources", 0.5, _transitions),
+            ("c", "later blocks give the transition's output the least weight", "share of layers", 0.5, _least),
+            ("d", "the classifier favours late feature-maps", "rank correlation with depth", 0.0, _late),
+        )
+    )
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Of one network: groups of so many things to resample, and the value of a resample (an array of indices a
+    group)."""
+
+    sizes: tuple[int, ...]
+    value: Callable[[list[np.ndarray]], float]
+
+    @property
+    def units(self) -> int:
+        return sum(self.sizes)
+
+    def whole(self) -> float:
+        return self.value([np.arange(size) for size in self.sizes]) if self.units else float("nan")
+
+    def drawn(self, rng: np.random.Generator) -> float:
+        return self.value([rng.integers(size, size=size) for size in self.sizes])
+
+
+def _of_layers(values: list[float]) -> _Sample:
+    known = np.array(values, dtype=float)
+    known = known[np.isfinite(known)]
+    return _Sample((len(known),), lambda chosen: float(known[chosen[0]].mean()))
+
+
+def _layers(blocks: list[np.ndarray]) -> _Sample:
+    columns = [column for block in blocks for column in block[:, :-1].T]
+    return _of_layers([effective_share(column) for column in columns if np.isfinite(column).sum() > 1])
+
+
+def _transitions(blocks: list[np.ndarray]) -> _Sample:
+    columns = [column[np.isfinite(column)] for column in (block[:, -1] for block in blocks[:-1])]
+    columns = [column for column in columns if len(column) > 1]
+
+    def value(chosen: list[np.ndarray]) -> float:
+        return float(np.mean([effective_share(column[some]) for column, some in zip(columns, chosen, strict=True)]))
+
+    return _Sample(tuple(map(len, columns)), value)
+
+
+def _least(blocks: list[np.ndarray]) -> _Sample:
+    columns = [column for block in blocks[1:] for column in block[:, :-1].T]
+    return _of_layers(
+        [
+            float(column[0] < np.nanmin(column[1:]))
+            for column in columns
+            if np.isfinite(column[0]) and np.isfinite(column[1:]).any()
+        ]
+    )
+
+
+def _late(blocks: list[np.ndarray]) -> _Sample:
+    column = blocks[-1][:, -1]
+    depth = np.flatnonzero(np.isfinite(column))
+    ranked = column[depth]
+
+    def value(chosen: list[np.ndarray]) -> float:
+        x, y = stats.rankdata(depth[chosen[0]]), stats.rankdata(ranked[chosen[0]])
+        spread = x.std() * y.std()
+        return float(((x - x.mean()) * (y - y.mean())).mean() / spread) if spread else float("nan")
+
+    return _Sample((len(depth),), value)
+
+
+def _observation(
+    letter: str,
+    claim: str,
+    measure: str,
+    bar: float,
+    sample: Callable[[list[np.ndarray]], _Sample],
+    trained: list[list[np.ndarray]],
+    before: list[list[np.ndarray]] | None,
+) -> Observation:
+    samples = [sample(blocks) for blocks in trained]
+    units = min(one.units for one in samples)
+    value = float(np.mean([one.whole() for one in samples]))
+    low, high = _interval(samples) if units >= LEAST_UNITS else (np.nan, np.nan)
+    verdict: Verdict = "cannot tell"
+    if low > bar:
+        verdict = "holds"
+    elif high < bar:
+        verdict = "does not hold"
+    untrained = float(np.mean([sample(blocks).whole() for blocks in before])) if before is not None else None
+    return Observation(letter, claim, measure, value, low, high, bar, untrained, units, len(trained), verdict)
+
+
+def _interval(samples: list[_Sample]) -> tuple[float, float]:
+    rng = np.random.default_rng(0)
+    means = [
+        np.mean([samples[network].drawn(rng) for network in rng.integers(len(samples), size=len(samples))])
+        for _ in range(DRAWS)
+    ]
+    low, high = np.nanpercentile(means, [2.5, 97.5])
+    return float(low), float(high)
