@@ -55,6 +55,10 @@ EPILOGS = {
     "doctor": """examples:
   dnas doctor digits_bc --dry-run
   dnas doctor digits_bc""",
+    "reproduce": """examples:
+  dnas reproduce fig4-left                                      # minutes on a laptop: digits
+  dnas reproduce fig4-left --budget short --dry-run
+  dnas reproduce table2 --budget paper --seeds 3 --executor ray --ray-address auto""",
     "report": """examples:
   dnas report digits_bc
   dnas report digits_bc --out ~/page""",
@@ -179,6 +183,7 @@ def make_parser() -> argparse.ArgumentParser:
     add = command("report", "write a study's report").add_argument
     add("study", metavar="STUDY", help="a study's name, or its folder")
     add("--out", type=Path, metavar="FOLDER", help="where to write (default reports/STUDY)")
+    _add_reproduce(command("reproduce", "make a table or figure of the paper again, beside the published one"))
     plot = command("plot", "draw one figure")
     figures = plot.add_subparsers(dest="figure", metavar="FIGURE", required=True, parser_class=_Parser)
     _add_figures(figures)
@@ -267,6 +272,11 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--study", metavar="NAME", help="the study's name (default: the space's); studies/NAME.toml gives its defaults")
     _add_study(parser)
+    _add_executor(add)
+    add("--dry-run", action="store_true", help="print the plan: networks, cost, time, disk")
+
+
+def _add_executor(add: Any) -> None:
     add("--executor", default="local", metavar="NAME", help="local (default: processes of this machine) or ray")
     add(
         "--ray-address", metavar="HOST:PORT", help="a Ray cluster, or auto: the one here (default: one is started here)"
@@ -279,7 +289,23 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     )
     add("--cpus-per-trial", type=_positive, metavar="X", help="on Ray (default: --threads)")
     add("--shared", metavar="URL", help="on Ray: a folder that all nodes see, or s3://...; for checkpoints")
+
+
+def _add_reproduce(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("target", metavar="TARGET", help="table1, table2, fig3, fig4-left, fig4-middle, fig4-right or fig5")
+    add("--budget", default="smoke", metavar="NAME", help="smoke (default: digits, minutes), short (one GPU) or paper")
+    add("--seeds", type=_whole(1), metavar="N", help="of each network (default: the budget's)")
+    add("--workers", type=_whole(1), metavar="N", help="trainings at once")
+    add("--threads", type=_whole(1), metavar="N", help="CPU threads of a training (default: the cores, shared out)")
+    add("--device", default="auto", metavar="NAME", help="cpu, cuda or cuda:0 (default: cuda where there is one)")
+    add("--timeout", type=_positive, metavar="SECONDS", help="the longest that one training may take (default: no end)")
+    add("--data-root", type=Path, metavar="FOLDER", help="where data sets lie (default $DNAS_DATA, ~/.cache/dnas/data)")
+    _add_executor(add)
+    add("--out", type=Path, metavar="FOLDER", help="where to write (default reports/reproduce/TARGET-BUDGET)")
     add("--dry-run", action="store_true", help="print the plan: networks, cost, time, disk")
+    add("-q", "--quiet", action="store_true", help="only the result")
+    add("-v", "--verbose", action="store_true", help="a line an epoch")
 
 
 def _add_worker(parser: argparse.ArgumentParser) -> None:
@@ -929,6 +955,15 @@ def _report(args: argparse.Namespace) -> int:
     return 0
 
 
+def _reproduce(args: argparse.Namespace) -> int:
+    from dnas.reproduce.command import main_reproduce
+
+    given = [name for name in RAY_OPTIONS if getattr(args, name) is not None]
+    if given and args.executor != "ray":
+        raise InputError(f"--{given[0].replace('_', '-')} is for --executor ray, but the executor is {args.executor}.")
+    return main_reproduce(args)
+
+
 def _plot(args: argparse.Namespace) -> int:
     from dnas.plots import run_plot
 
@@ -960,6 +995,7 @@ COMMANDS = {
     "pull": _pull,
     "replay": _replay,
     "report": _report,
+    "reproduce": _reproduce,
     "search": _search,
     "spaces": _spaces,
     "status": _status,

@@ -45,7 +45,7 @@ HOMES = {
         "dnas.analysis.causal",
     },
     "optuna": {"dnas.samplers", "dnas.mirror"},
-    "matplotlib": {"dnas.figures", "dnas.report"},
+    "matplotlib": {"dnas.figures", "dnas.report", "dnas.reproduce"},
     "seaborn": {"dnas.figures"},
     "ray": {"dnas.executors"},
     "psycopg": {"dnas.storage"},

@@ -232,6 +232,17 @@ def iso_error(
     )
 
 
+def holm(p: Sequence[float | None]) -> list[float | None]:
+    """p-values adjusted for their number by Holm's step-down method (1979); those that are None stay and count not."""
+    known = sorted((value, index) for index, value in enumerate(p) if value is not None)
+    found: list[float | None] = [None] * len(p)
+    least = 0.0
+    for rank, (value, index) in enumerate(known):
+        least = max(least, min(1.0, (len(known) - rank) * value))
+        found[index] = least
+    return found
+
+
 def _nearest(
     fits: Mapping[str, Fit], first: str, second: str, span: tuple[float, float], value: float
 ) -> tuple[float, float, float]:

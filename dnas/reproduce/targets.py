@@ -195,6 +195,10 @@ class Listed:
     spec: DenseNetSpec
     seed: int
 
+    @property
+    def key(self) -> str:
+        return f"{self.name}/s{self.seed}"
+
 
 @dataclass(frozen=True)
 class Plan:
