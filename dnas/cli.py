@@ -61,10 +61,13 @@ EPILOGS = {
   dnas reproduce table2 --budget paper --seeds 3 --executor ray --ray-address auto""",
     "report": """examples:
   dnas report digits_bc
-  dnas report digits_bc --out ~/page""",
+  dnas report digits_bc --out ~/page
+  dnas report digits_bc --watch              # renewed while a search runs
+  dnas report digits_bc digits_front         # compares studies of one data set""",
     "plot": """examples:
   dnas plot weight-norms digits_bc -o norms.svg
   dnas plot weight-norms studies/digits_bc/trials/3/checkpoint.pt -o norms.png
+  dnas plot importance digits_bc -o importance.svg
   dnas plot weight-norms digits_bc --all --kind gamma -o scales.pdf
   dnas plot reuse digits_bc -o reuse.svg
   dnas plot reuse run-s0 run-s1 run-s2 --norm block -o reuse.svg
@@ -79,6 +82,21 @@ EPILOGS = {
 }
 
 
+# What `dnas plot` draws of a whole study; the report has them all.
+STUDY_FIGURES = {
+    "error": "error against a cost, with the Pareto front",
+    "best-so-far": "the lowest error by trials, time and multiply-adds",
+    "control-arm": "the sampler against random proposals",
+    "distribution": "the share of trials at or below each error",
+    "fidelity": "how well each epoch ranks networks as the last one does",
+    "timeline": "when each trial was trained",
+    "importance": "which choices mattered for being among the best",
+    "slices": "the error by each choice",
+    "parallel": "parallel coordinates of the choices",
+    "learning-curves": "every trial's curve",
+    "diagram": "the best network, layer by layer",
+    "layer-costs": "params and macs of the best network's layers",
+}
 FRONT_LINES = 5  # that a search prints at its end
 EXECUTORS = ("local", "ray")
 RAY_OPTIONS = ("ray_address", "gpus_per_trial", "cpus_per_trial", "shared")
@@ -180,13 +198,18 @@ def make_parser() -> argparse.ArgumentParser:
     add = command("doctor", "find and mend what is damaged in a study").add_argument
     add("study", metavar="STUDY", help="a study's name, or its folder")
     add("--dry-run", action="store_true", help="only look")
-    add = command("report", "write a study's report").add_argument
-    add("study", metavar="STUDY", help="a study's name, or its folder")
+    add = command("report", "write a study's report, or compare studies").add_argument
+    add("study", metavar="STUDY", nargs="+", help="a study's name, or its folder; of several, a comparison")
     add("--out", type=Path, metavar="FOLDER", help="where to write (default reports/STUDY)")
+    add("--watch", action="store_true", help="write it again while the search runs")
     _add_reproduce(command("reproduce", "make a table or figure of the paper again, beside the published one"))
     plot = command("plot", "draw one figure")
     figures = plot.add_subparsers(dest="figure", metavar="FIGURE", required=True, parser_class=_Parser)
     _add_figures(figures)
+    for name, summary in STUDY_FIGURES.items():
+        add = figures.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".").add_argument
+        add("source", metavar="STUDY", help="a study's name, or its folder")
+        add("-o", "--out", type=Path, required=True, metavar="FILE", help="ends with .svg, .png or .pdf")
     verify = command("verify", "measure the paper's four observations on feature reuse, with intervals and verdicts")
     _add_network_sources(verify)
     verify.add_argument("--json", action="store_true", help="print JSON")
@@ -949,9 +972,16 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from dnas.report import write_report
+    from dnas.report import watch_report, write_comparison, write_report
 
-    print(f"the report lies at {write_report(args.study, args.out)}")
+    if len(args.study) > 1:
+        if args.watch:
+            raise InputError("--watch goes with one study, but got several.")
+        print(f"the comparison lies at {write_comparison(args.study, args.out)}")
+    elif args.watch:
+        watch_report(args.study[0], args.out, lambda text: print(text, flush=True))
+    else:
+        print(f"the report lies at {write_report(args.study[0], args.out)}")
     return 0
 
 
@@ -967,6 +997,11 @@ def _reproduce(args: argparse.Namespace) -> int:
 def _plot(args: argparse.Namespace) -> int:
     from dnas.plots import run_plot
 
+    if args.figure in STUDY_FIGURES:
+        from dnas.report.drawings import draw_one
+
+        print(f"{draw_one(args.figure, args.source, args.out)}\nwritten to {args.out}")
+        return 0
     return run_plot(args)
 
 

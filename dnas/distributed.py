@@ -80,15 +80,20 @@ class Group:
         store.set(done, "yes")
         return result
 
-    def shared(self, net: nn.Module, device: str) -> nn.Module:
-        """`net` such that a backward pass leaves in every process the mean over processes of the gradients."""
+    def shared(self, net: nn.Module, device: str, some_unused: bool = False) -> nn.Module:
+        """`net` such that a backward pass leaves in every process the mean over processes of the gradients.
+
+        some_unused: a step may leave weights out, the same in every process.
+        """
         if self.world == 1:
             return net
         devices = [torch.device(device)] if device.startswith("cuda") else None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # the name that torch 2.15 wants is unknown to 2.11
             # The buffers are statistics, equal in all processes already.
-            return DistributedDataParallel(net, device_ids=devices, broadcast_buffers=False)
+            return DistributedDataParallel(
+                net, device_ids=devices, broadcast_buffers=False, find_unused_parameters=some_unused
+            )
 
     def synchronise_norms(self, net: nn.Module) -> None:
         """Makes the batch norms of `net`, in place, take their statistics over the slices of all processes."""

@@ -76,6 +76,8 @@ def _changes(before: Space, wider: Space) -> list[str]:
     new, problems = [], []
     if wider.dataset != before.dataset and before.dataset.partition(":")[0] != "folder":
         problems.append(f"its data set is {wider.dataset}, not {before.dataset}.")
+    if wider.family is not before.family:
+        problems.append("its networks are of another family.")
     then = {choice.name: choice for choice in before.choices}
     now = {choice.name: choice for choice in wider.choices}
     for name, choice in then.items():
@@ -110,12 +112,12 @@ def _missing(then: Choice, now: Choice) -> str:
 
 def _at_new_choices(trial: Trial, before: Space, wider: Space) -> dict[str, Any]:
     """What an earlier network has where `wider` lets something vary that was fixed."""
-    spec = before.spec_of(trial.params)
+    spec, family = before.spec_of(trial.params), before.family
     found: dict[str, Any] = {}
     for choice in wider.choices:
         if choice.name in trial.params:
             continue
-        value = _value(choice, {**spec.to_dict(), "depth": spec.depth, "blocks": spec.blocks})
+        value = _value(choice, {**spec.to_dict(), "depth": spec.depth, family.count: len(getattr(spec, family.layers))})
         options = choice.values()
         inside = value in options if options is not None else choice.low <= value <= choice.high
         made = all((trial.params | found).get(other) in values for other, values in choice.when.items())

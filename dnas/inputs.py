@@ -148,10 +148,10 @@ def check_objectives(space: Space, objectives: tuple[str, ...]) -> None:
     for name in objectives:
         if name not in PRICED:
             continue
-        if space.fits_growth and name in space.limits.stated():
+        if space.fits_width and name in space.limits.stated():
             raise InputError(
-                f'{name} is an objective, and growth_rate = "fit" makes every network of {space.name} as large as the'
-                f" limit {name} <= {space.limits.stated()[name]:,} allows; leave one of them out."
+                f'{name} is an objective, and {space.family.width} = "fit" makes every network of {space.name} as large'
+                f" as the limit {name} <= {space.limits.stated()[name]:,} allows; leave one of them out."
             )
         low, high = space.survey().range(name)
         limit = space.limits.stated().get(name)

@@ -7,7 +7,7 @@ from statistics import median
 import torch
 import torch.nn.functional as F
 
-from dnas.arch import DenseNetSpec, cost
+from dnas.arch import Spec, cost
 from dnas.data import load_dataset
 from dnas.inputs import Options
 from dnas.nn import build
@@ -71,7 +71,7 @@ def _share_trained(stopping: str, epochs: int) -> float:
     return trained / epochs
 
 
-def seconds_per_step(spec: DenseNetSpec, batch_size: int, device: str, threads: int) -> float:
+def seconds_per_step(spec: Spec, batch_size: int, device: str, threads: int) -> float:
     """Median seconds of a training step on noise, after one that is not counted."""
     torch.set_num_threads(threads)
     net = build(spec).to(device).to(memory_format=torch.channels_last)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dnas.analysis.observations import Observation, observe
 from dnas.analysis.reuse import Reuse, feature_reuse
 from dnas.analysis.weight_norms import NormHistory, gradient_norms, read_norms, weight_norms
+from dnas.arch import DenseNetSpec
 from dnas.errors import InputError
 from dnas.wording import duration, several
 
@@ -186,9 +187,9 @@ def _causal(args: argparse.Namespace) -> "Figure":
         data = with_fewer_images(data, args.images)
     table = args.out.with_suffix(".csv")
     print(f"measured into {table}, from which an interrupted run goes on", file=sys.stderr)
-    causal = causal_reuse(
-        trained.run.net, trained.run.spec, data, device=device, cache=table, progress=_Estimate().progress
-    )
+    spec = trained.run.spec
+    assert isinstance(spec, DenseNetSpec)  # others have no such pairs
+    causal = causal_reuse(trained.run.net, spec, data, device=device, cache=table, progress=_Estimate().progress)
     found = correlate(causal, feature_reuse(history, normalise=args.norm))
     text = f"ρ with the weights {found.rho:.2f} (95% {found.low:.2f} to {found.high:.2f})"
     if found.rho != found.rho:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from dnas.arch import DenseNetSpec
+from dnas.arch import Spec
 from dnas.errors import InputError, did_you_mean
 from dnas.history import History
 from dnas.samplers.problem import Exhausted, Problem, Sampler, Told
@@ -51,7 +51,7 @@ SAMPLERS = tuple(_HOMES)
 class Proposal:
     arm: str  # first, sampler, control
     params: dict[str, Any]  # every choice of the space, as the sampler holds it
-    spec: DenseNetSpec
+    spec: Spec
 
 
 def check_sampler(name: str, objectives: tuple[str, ...]) -> str:

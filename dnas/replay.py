@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dnas.arch import DenseNetSpec
+from dnas.arch import spec_from_dict
 from dnas.data import load_dataset
 from dnas.errors import InputError
 from dnas.history import ENDED, History
@@ -153,7 +153,7 @@ def train_again(
 
     with tempfile.TemporaryDirectory() as scratch:
         result = fit(
-            DenseNetSpec.from_dict(record.spec),
+            spec_from_dict(record.spec),
             data,
             Recipe.from_dict(record.recipe),
             seed=(record.seed[0], record.seed[1]),

@@ -5,7 +5,7 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dnas.arch import DenseNetSpec
+from dnas.arch import spec_from_dict
 from dnas.data import Dataset
 from dnas.errors import InputError
 from dnas.files import DiskFull
@@ -100,7 +100,7 @@ def _record(data: Dataset, winner: TrialRecord, seed: int, path: Path) -> TrialR
         winner.number,
         winner.arm,
         winner.params,
-        DenseNetSpec.from_dict(winner.spec),
+        spec_from_dict(winner.spec),
         cost=winner.cost,
         seed=[seed, winner.number],
         recipe=winner.recipe,

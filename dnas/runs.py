@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from dnas.arch import DenseNetSpec, cost, format_name
+from dnas.arch import Spec, cost, format_name
 from dnas.data import Dataset, load_dataset
 from dnas.errors import InputError
 from dnas.executors.local import LocalExecutor
@@ -41,7 +41,7 @@ class PlannedRun:
 
     key: str
     group: str
-    spec: DenseNetSpec
+    spec: Spec
     recipe: Recipe
     seed: tuple[int, int]
     data: Mapping[str, Any] = field(default_factory=dict)

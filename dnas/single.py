@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from dnas.arch import DenseNetSpec, cost, format_name, parse_name
+from dnas.arch import FAMILIES, Spec, cost, format_name, parse_name
 from dnas.arch.names import stated_fields
 from dnas.data import Dataset, load_dataset
 from dnas.data.catalog import data_info
@@ -32,19 +32,18 @@ from dnas.train import Diverged, Epoch, check_device, check_same_run, fit, is_ou
 from dnas.wording import count, duration, percent, several, size
 
 
-def spec_for_data(name: str, data: Dataset, recipe: Recipe) -> DenseNetSpec:
-    """The network `name` for a data set, which settles classes, channels and image size; without augmentation it gets
-    the recipe's dropout, unless its name states one. `InputError` where the name states something else."""
+def spec_for_data(name: str, data: Dataset, recipe: Recipe) -> Spec:
+    """The network `name` for a data set, which settles classes, channels and image size; without augmentation a
+    DenseNet gets the recipe's dropout, unless its name states one. `InputError` where its name states something else.
+    """
     spec, stated = parse_name(name), stated_fields(name)
-    for field, value in (("in_channels", data.channels), ("image_size", data.image_size), ("classes", data.classes)):
+    facts: dict[str, Any] = {"in_channels": data.channels, "image_size": data.image_size, "classes": data.classes}
+    for field, value in facts.items():
         if field in stated and getattr(spec, field) != value:
             raise InputError(f"{name!r} states {field}={getattr(spec, field)}, but {data.title} has {value}.")
-    dropout = spec.dropout
-    if data.augmentation == "none" and "dropout" not in stated:
-        dropout = recipe.dropout_without_augmentation
-    return dataclasses.replace(
-        spec, in_channels=data.channels, image_size=data.image_size, classes=data.classes, dropout=dropout
-    )
+    if data.augmentation == "none" and "dropout" not in stated and "dropout" in FAMILIES[spec.family].fields:
+        facts["dropout"] = recipe.dropout_without_augmentation
+    return dataclasses.replace(spec, **facts)
 
 
 def default_folder(name: str, dataset: str, seed: int) -> Path:

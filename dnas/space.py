@@ -14,18 +14,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from dnas.arch import Cost, DenseNetSpec, cost, format_name
+from dnas.arch import FAMILIES, Cost, Spec, cost, format_name
+from dnas.arch.families import Family, family_of
 from dnas.data.catalog import data_info
 from dnas.errors import InputError, did_you_mean, unknown
 from dnas.recipe import RECIPE_KEYS, RECIPES, Recipe, make_recipe
 
 __all__ = ["Choice", "Limits", "Space", "load_space", "parse_space", "shipped_folders", "space_files"]
 
-# What a file may choose or fix: the spec's fields, and a depth with equal blocks in place of block_layers.
-FIELDS = {f.name for f in dataclasses.fields(DenseNetSpec) if f.init} | {"depth", "blocks"}
 LIMITS = ("params", "macs", "activation_bytes")
-FIT = "fit"  # growth_rate = "fit": the largest that the limits allow
-LARGEST_GROWTH = 4_096
+FIT = "fit"  # growth_rate = "fit" (of ResNets width): the largest that the limits allow
+LARGEST_WIDTH = 4_096
 ENUMERABLE = 5_000  # a space of at most so many points is looked at whole: under a second of pricing
 
 
@@ -109,6 +108,7 @@ class Space:
     name: str
     title: str  # the file's first comment line
     text: str  # the file as it was
+    family: Family
     dataset: str
     fixed: Mapping[str, Any]
     choices: tuple[Choice, ...]
@@ -116,7 +116,7 @@ class Space:
     recipe: Recipe
     first: tuple[Mapping[str, Any], ...]  # as the sampler holds them
 
-    def suggest(self, trial: Trial) -> DenseNetSpec:
+    def suggest(self, trial: Trial) -> Spec:
         """Makes the choices through `trial` and gives the network. `InputError` where no such network exists."""
         values: dict[str, Any] = {}
         for choice in self.choices:
@@ -124,7 +124,7 @@ class Space:
                 values[choice.name] = choice.suggest(trial)
         return self.spec(values)
 
-    def spec(self, values: Mapping[str, Any]) -> DenseNetSpec:
+    def spec(self, values: Mapping[str, Any]) -> Spec:
         """The network of decoded `values`, one for each choice made; others are ignored where `when` shuts them out."""
         fields: dict[str, Any] = dict(self.fixed)
         parts: dict[str, list[int]] = {}
@@ -136,32 +136,35 @@ class Space:
             else:
                 parts.setdefault(choice.target, []).append(values[choice.name])
         fields |= {name: tuple(numbers) for name, numbers in parts.items()}
-        return self._fitted(fields) if self.fits_growth else _network(fields)
+        return self._fitted(fields) if self.fits_width else self.family.make(fields)
 
     @property
-    def fits_growth(self) -> bool:
-        """Whether each network gets the largest growth rate that the limits allow."""
-        return self.fixed.get("growth_rate") == FIT
+    def fits_width(self) -> bool:
+        """Whether each network gets the largest growth rate (of ResNets: width) that the limits allow."""
+        return self.fixed.get(self.family.width) == FIT
 
-    def _fitted(self, fields: dict[str, Any]) -> DenseNetSpec:
-        """The network of `fields` with the largest growth rate inside every limit; where even 1 is over one, that with
-        1, which is over it too. Every cost rises with the growth rate, so bisection finds it."""
+    def _fitted(self, fields: dict[str, Any]) -> Spec:
+        """The network of `fields` with the largest growth rate or width inside every limit; where even 1 is over one,
+        that with 1, which is over it too. Every cost rises with it, so bisection finds it."""
 
-        def inside(rate: int) -> bool:
+        def of_width(width: int) -> Spec:
+            return self.family.make(fields | {self.family.width: width})
+
+        def inside(width: int) -> bool:
             try:
-                return not self.limits.excess(self.cost(_network(fields | {"growth_rate": rate})))
+                return not self.limits.excess(self.cost(of_width(width)))
             except InputError:  # so narrow that a transition would keep no channel
                 return True
 
         low, high = 1, 2
-        while high < LARGEST_GROWTH and inside(high):
+        while high < LARGEST_WIDTH and inside(high):
             low, high = high, 2 * high
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if inside(middle) else (low, middle)
-        return _network(fields | {"growth_rate": low})
+        return of_width(low)
 
-    def name_of(self, spec: DenseNetSpec) -> str:
+    def name_of(self, spec: Spec) -> str:
         """What people call the network."""
         return format_name(spec)
 
@@ -177,11 +180,11 @@ class Space:
     def _decoded(self, params: Mapping[str, Any]) -> dict[str, Any]:
         return {choice.name: choice.decode(params[choice.name]) for choice in self.choices if choice.name in params}
 
-    def spec_of(self, params: Mapping[str, Any]) -> DenseNetSpec:
+    def spec_of(self, params: Mapping[str, Any]) -> Spec:
         """The network of the sampler's `params` (lists encoded as text)."""
         return self.spec(self._decoded(params))
 
-    def feasible(self, params: Mapping[str, Any]) -> DenseNetSpec | None:
+    def feasible(self, params: Mapping[str, Any]) -> Spec | None:
         """The network of `params` if it exists and is inside every limit."""
         try:
             spec = self.spec_of(params)
@@ -193,11 +196,12 @@ class Space:
         """The same space for images as the data set really has them; without augmentation, networks whose dropout the
         file neither chooses nor fixes get the recipe's."""
         fixed = {**self.fixed, "in_channels": channels, "image_size": image_size, "classes": classes}
-        if not augmented and "dropout" not in {choice.target for choice in self.choices}:
+        chosen = {choice.target for choice in self.choices}
+        if not augmented and "dropout" in self.family.fields and "dropout" not in chosen:
             fixed.setdefault("dropout", self.recipe.dropout_without_augmentation)
         return dataclasses.replace(self, fixed=fixed)
 
-    def cost(self, spec: DenseNetSpec) -> Cost:
+    def cost(self, spec: Spec) -> Cost:
         return cost(spec, self.recipe.batch_size)
 
     def size(self) -> int | None:
@@ -281,13 +285,6 @@ class Space:
             yield {name: rng.choice(values) for name, values in zip(names, ends, strict=True)}
 
 
-def _network(fields: dict[str, Any]) -> DenseNetSpec:
-    if "depth" in fields:
-        fields = dict(fields)
-        return DenseNetSpec.of_depth(fields.pop("depth"), **fields)
-    return DenseNetSpec(**fields)
-
-
 @dataclass(frozen=True)
 class Survey:
     """What `Space.survey` saw. `whole`: every point; else a sample with the corners."""
@@ -346,8 +343,11 @@ def parse_space(text: str, name: str, where: str, **overrides: Any) -> Space:
         raise InputError(f"{where} is not TOML: {error}.") from None
     problems: list[str] = []
     _check_keys(content, {"family", "dataset", "fixed", "choose", "limits", "recipe", "first"}, "", problems)
-    if content.get("family", "densenet") != "densenet":
-        problems.append(f"family: there is densenet, but got {content['family']!r}.")
+    family = FAMILIES["densenet"]
+    try:
+        family = family_of(content.get("family", "densenet"))
+    except InputError as error:
+        problems.append(f"family: {error}")
     dataset = overrides.get("dataset") or content.get("dataset")
     info = None
     if not isinstance(dataset, str):
@@ -362,11 +362,11 @@ def parse_space(text: str, name: str, where: str, **overrides: Any) -> Space:
         if not isinstance(table, dict):
             problems.append(f"{key} must be a table, but got {table!r}.")
             tables[key] = {}
-    fixed = _read_fixed(tables["fixed"], problems)
-    choices = _read_choices(tables["choose"], fixed, problems)
+    fixed = _read_fixed(tables["fixed"], family, problems)
+    choices = _read_choices(tables["choose"], fixed, family, problems)
     limits = _read_limits(tables["limits"] | (overrides.get("limits") or {}), problems)
-    if fixed.get("growth_rate") == FIT and not limits.stated():
-        problems.append(f'[fixed] growth_rate = "{FIT}" needs a limit to fit to; state one under [limits].')
+    if fixed.get(family.width) == FIT and not limits.stated():
+        problems.append(f'[fixed] {family.width} = "{FIT}" needs a limit to fit to; state one under [limits].')
     if info is not None:
         # What the data set settles, the networks follow; `image_size` may still be chosen or fixed.
         for field_name, value in (
@@ -382,7 +382,7 @@ def parse_space(text: str, name: str, where: str, **overrides: Any) -> Space:
     if not problems:
         assert recipe is not None
         assert isinstance(dataset, str)
-        space = Space(name, title, text, dataset, fixed, choices, limits, recipe, first)
+        space = Space(name, title, text, family, dataset, fixed, choices, limits, recipe, first)
         problems += _check_networks(space)
         if not problems:
             return space
@@ -397,16 +397,16 @@ def _check_keys(table: Mapping[str, Any], known: set[str], where: str, problems:
             problems.append(f"{where}{key}: there is no such key.{did_you_mean(key, known)}")
 
 
-def _no_field(name: str) -> str:
-    near = did_you_mean(name, FIELDS)
-    return f"DenseNetSpec has no such field;{near.replace('Did', 'did')}" if near else "DenseNetSpec has no such field."
+def _no_field(name: str, family: Family) -> str:
+    near = did_you_mean(name, family.fields)
+    return f"{family.spec.__name__} has no such field" + (f";{near.replace('Did', 'did')}" if near else ".")
 
 
-def _read_fixed(table: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+def _read_fixed(table: Mapping[str, Any], family: Family, problems: list[str]) -> dict[str, Any]:
     fixed = {}
     for name, value in table.items():
-        if name not in FIELDS:
-            problems.append(f"[fixed] {name}: {_no_field(name)}")
+        if name not in family.fields:
+            problems.append(f"[fixed] {name}: {_no_field(name, family)}")
         else:
             fixed[name] = tuple(value) if isinstance(value, list) else value
     return fixed
@@ -416,14 +416,16 @@ def _number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _read_choices(table: Mapping[str, Any], fixed: Mapping[str, Any], problems: list[str]) -> tuple[Choice, ...]:
+def _read_choices(
+    table: Mapping[str, Any], fixed: Mapping[str, Any], family: Family, problems: list[str]
+) -> tuple[Choice, ...]:
     choices: list[Choice] = []
     if not table:
         problems.append("[choose] is empty: a space needs at least one choice.")
     for name, given in table.items():
         where = f"[choose] {name}: "
-        if name not in FIELDS:
-            problems.append(where + _no_field(name))
+        if name not in family.fields:
+            problems.append(where + _no_field(name, family))
             continue
         if name in fixed:
             problems.append(where + "it is in [fixed] too; keep one.")
@@ -441,9 +443,10 @@ def _read_choices(table: Mapping[str, Any], fixed: Mapping[str, Any], problems: 
         times = given.get("times")
         if times is None:
             choices.append(choice)
-        elif name not in ("block_layers", "growth_rate") or not isinstance(times, int) or times < 1:
+        elif name not in (family.layers, family.width) or not isinstance(times, int) or times < 1:
             problems.append(
-                where + f"times makes a list, one number a block, of block_layers or growth_rate; got {times!r}."
+                where + f"times makes a list, one number for each of the {family.count}, of {family.layers} or"
+                f" {family.width}; got {times!r}."
             )
         else:
             choices += [dataclasses.replace(choice, name=f"{name}_{i}") for i in range(1, times + 1)]

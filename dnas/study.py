@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import tomli_w
 
-from dnas.arch import DenseNetSpec, format_name
+from dnas.arch import Spec, format_name, spec_from_dict
 from dnas.errors import InputError, did_you_mean
 from dnas.files import room_for, write_atomic
 
@@ -93,8 +93,8 @@ class TrialRecord:
         return cls(**{key: value for key, value in json.loads(text).items() if key in FIELDS})
 
     @property
-    def densenet(self) -> DenseNetSpec:
-        return DenseNetSpec.from_dict(self.spec)
+    def network_spec(self) -> Spec:
+        return spec_from_dict(self.spec)
 
 
 FIELDS = frozenset(f.name for f in dataclasses.fields(TrialRecord))
@@ -260,7 +260,7 @@ def _read_records(paths: Iterable[str | Path]) -> list[TrialRecord]:
     return found
 
 
-def new_record(number: int, arm: str, params: dict[str, Any], spec: DenseNetSpec, **rest: Any) -> TrialRecord:
+def new_record(number: int, arm: str, params: dict[str, Any], spec: Spec, **rest: Any) -> TrialRecord:
     values = {"network": format_name(spec)} | rest if "network" not in rest else rest
     return TrialRecord(number, arm=arm, params=params, spec=spec.to_dict(), digest=spec.digest, **values)
 

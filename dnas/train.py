@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dnas.arch.densenet import DenseNetSpec
+from dnas.arch import DenseNetSpec, ResNetSpec, Spec, spec_from_dict
 from dnas.data import Dataset
 from dnas.distributed import ALONE, Group
 from dnas.errors import InputError
@@ -61,7 +61,7 @@ class Epoch:
 class Run:
     """A network and all that its training needs to go on: what a checkpoint holds."""
 
-    spec: DenseNetSpec
+    spec: Spec
     recipe: Recipe
     data: dict[str, Any]  # Dataset.describe()
     seed: tuple[int, int]
@@ -89,7 +89,7 @@ def stream_seed(seed: int, number: int, stream: str, *part: int) -> int:
 
 
 def fit(
-    spec: DenseNetSpec,
+    spec: Spec,
     data: Dataset,
     recipe: Recipe,
     *,
@@ -158,10 +158,12 @@ def fit(
         torch.backends.cudnn.benchmark = True  # every batch but the last of an epoch has one shape
         torch.cuda.reset_peak_memory_stats(device)
     forward: nn.Module = torch.compile(net) if compile_net and not recompute else net  # type: ignore[assignment]
-    trained = group.shared(forward, device)
+    trained = group.shared(forward, device, some_unused=isinstance(spec, ResNetSpec) and spec.stochastic_depth > 0)
     while go_on and len(run.curve) < recipe.epochs:
         started = time.monotonic()
-        if not group.is_first:  # masks of its own, and none to be kept: the checkpoint holds the first one's stream
+        # Masks of its own, and none to be kept: the checkpoint holds the first one's stream. The units that stochastic
+        # depth drops are the same in all processes: without masks, all draw alike from the stream that all began with.
+        if not group.is_first and isinstance(spec, DenseNetSpec):
             torch.manual_seed(stream_seed(*seed, "dropout", group.rank, len(run.curve)))
         gradients = GradientNorms(net.parameters())
         loss, error, rate = _train_epoch(
@@ -270,7 +272,7 @@ def _autocast(device: str) -> AbstractContextManager[Any]:
     return torch.autocast("cuda", dtype=torch.bfloat16) if device.startswith("cuda") else nullcontext()
 
 
-def measure_latency(net: nn.Module, spec: DenseNetSpec, device: str, threads: int) -> float:
+def measure_latency(net: nn.Module, spec: Spec, device: str, threads: int) -> float:
     """Seconds of a forward pass of one image, as `evaluate` runs it: the median of up to 30 on `device`, which `net` is
     moved to; on a CPU with `threads` threads. No random stream and no weight or statistic of `net` is touched."""
     before = torch.get_num_threads(), torch.backends.cudnn.benchmark, net.training
@@ -401,7 +403,7 @@ def write_norms(path: Path, run: Run) -> None:
         buffer,
         names=np.array(plain["names"]),
         numel=np.array([sizes[name] for name in plain["names"]]),
-        pairs=np.array(plain["pairs"]),
+        pairs=np.array(plain["pairs"], dtype=str).reshape(-1, 2),
         **{key: plain[key].numpy() for key in ("l2", "reuse", "l1", "gradient")},
     )
     write_atomic(path, buffer.getvalue())
@@ -455,9 +457,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def check_same_run(
-    path: Path, spec: DenseNetSpec, recipe: Recipe, data: Dataset, seed: tuple[int, int]
-) -> dict[str, Any]:
+def check_same_run(path: Path, spec: Spec, recipe: Recipe, data: Dataset, seed: tuple[int, int]) -> dict[str, Any]:
     """The content of the checkpoint at `path`; `InputError` with what differs where it is of another run."""
     content, facts = read_checkpoint(path), data.describe()
     before = {**content["spec"], **content["recipe"], "seed": tuple(content["seed"])}
@@ -476,11 +476,11 @@ def load_run(path: Path) -> Run:
     """The run that a checkpoint holds: its network with its weights, in evaluation mode on the CPU."""
     content = read_checkpoint(path)
     run = Run(
-        DenseNetSpec.from_dict(content["spec"]),
+        spec_from_dict(content["spec"]),
         Recipe.from_dict(content["recipe"]),
         content["data"],
         (content["seed"][0], content["seed"][1]),
-        build(DenseNetSpec.from_dict(content["spec"])),
+        build(spec_from_dict(content["spec"])),
     )
     _restore_history(run, content)
     return replace(run, net=run.net.to(memory_format=torch.channels_last).eval())

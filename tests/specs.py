@@ -3,7 +3,7 @@
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from dnas.arch import DenseNetSpec
+from dnas.arch import DenseNetSpec, ResNetSpec, Spec
 from dnas.errors import InputError
 
 
@@ -29,3 +29,25 @@ def specs(draw: st.DrawFn, max_layers: int = 5, max_growth: int = 9) -> DenseNet
     except InputError:
         assume(False)
         raise
+
+
+@st.composite
+def resnet_specs(draw: st.DrawFn) -> ResNetSpec:
+    stages = draw(st.integers(1, 4))
+    widths = st.integers(1, 9)
+    stem = draw(st.sampled_from(["small", "imagenet"]))
+    return ResNetSpec(
+        stage_units=tuple(draw(st.lists(st.integers(1, 4), min_size=stages, max_size=stages))),
+        width=draw(widths | st.tuples(*[widths] * stages)),
+        bottleneck=draw(st.sampled_from([0, 1, 2, 4])),
+        stochastic_depth=draw(st.sampled_from([0.0, 0.5])),
+        stem=stem,
+        stem_channels=draw(st.none() | st.integers(3, 20)),
+        in_channels=draw(st.sampled_from([1, 3])),
+        image_size=draw(st.integers(32, 80) if stem == "imagenet" else st.integers(8, 20)),
+        classes=draw(st.integers(2, 12)),
+    )
+
+
+def any_specs() -> st.SearchStrategy[Spec]:
+    return specs() | resnet_specs()

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dnas.arch import PRESETS, DenseNetSpec, cost, format_name, layer_costs, parse_name
+from dnas.arch import PRESETS, DenseNetSpec, Spec, cost, format_name, layer_costs, parse_name, spec_from_dict
 from dnas.arch.densenet import compressed, sources_of
 from dnas.errors import InputError
-from tests.specs import specs
+from tests.specs import any_specs
 
 # name: (stem width, params, macs, channels that the classifier reads). Sources: the paper's Table 2 (sizes in M) and
 # the counts of torchvision's modules for the ImageNet networks.
@@ -49,31 +49,32 @@ def test_golden_params_of_the_imagenet_networks(name: str) -> None:
 def test_presets_have_the_depth_of_their_name() -> None:
     # 264 is the paper's own name for 6-12-64-48, which counts 265 by its rule.
     expected = {"densenet121": 121, "densenet169": 169, "densenet201": 201, "densenet161": 161, "densenet264": 265}
+    expected |= {"wide_resnet_16_8": 14, "wide_resnet_28_10": 26}  # theirs counts two shortcuts
     for name, make in PRESETS.items():
         assert make().depth == expected.get(name) or str(make().depth) in name.split("_")
     assert parse_name("densenet264").block_layers == (6, 12, 64, 48)
     assert parse_name("densenet201").block_layers == (6, 12, 48, 32)
 
 
-@given(specs())
+@given(any_specs())
 @settings(max_examples=200, deadline=None)
-def test_layers_add_up_to_the_whole(spec: DenseNetSpec) -> None:
+def test_layers_add_up_to_the_whole(spec: Spec) -> None:
     whole, layers = cost(spec, batch=7), layer_costs(spec, batch=7)
     assert whole.params == sum(layer.params for layer in layers)
     assert whole.macs == sum(layer.macs for layer in layers)
     assert whole.activation_bytes == sum(layer.activation_bytes for layer in layers)
 
 
-@given(specs())
+@given(any_specs())
 @settings(max_examples=200, deadline=None)
-def test_names_and_dicts_round_trip(spec: DenseNetSpec) -> None:
+def test_names_and_dicts_round_trip(spec: Spec) -> None:
     assert parse_name(format_name(spec)) == spec
-    assert DenseNetSpec.from_dict(spec.to_dict()) == spec
+    assert spec_from_dict(spec.to_dict()) == spec
 
 
-@given(specs())
+@given(any_specs())
 @settings(max_examples=100, deadline=None)
-def test_every_input_channel_is_traced_to_an_earlier_layer(spec: DenseNetSpec) -> None:
+def test_every_input_channel_is_traced_to_an_earlier_layer(spec: Spec) -> None:
     made = {"input": spec.in_channels}
     for layer in spec.layers():
         for source in layer.sources:

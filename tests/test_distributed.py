@@ -41,10 +41,14 @@ CASES: dict[str, dict[str, Any]] = {  # of 270 training images
     "uneven": {"name": "densenet:layers=2-1,k=4,channels=1,size=8", "batch_size": 89},  # 3: slices of 1 and 2
     "empty": {"name": BOTTLENECK, "batch_size": 67},  # 2: of three slices the first is empty
     "empty, recomputed": {"name": BOTTLENECK, "batch_size": 67, "recompute": True},
+    "dropped units": {"name": "resnet-b:units=2-2,width=4,drop=0.6,channels=1,size=8", "batch_size": 67},
     "whole": {"name": BOTTLENECK, "batch_size": 64, "validate": False},
 }
 SEED = (3, 1)
-WORLDS = {2: ("bottleneck", "recomputed", "uneven", "whole"), 3: ("bottleneck", "empty", "empty, recomputed")}
+WORLDS = {
+    2: ("bottleneck", "recomputed", "uneven", "dropped units", "whole"),
+    3: ("bottleneck", "empty", "empty, recomputed", "dropped units"),
+}
 
 
 class Wide(Dataset):

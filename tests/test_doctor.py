@@ -415,7 +415,7 @@ def trained(number: int, epochs: int = 2) -> Path:
     """The trial's folder after two real epochs."""
     record, folder = study().records()[number], study().trial_folder(number)
     fit(
-        record.densenet,
+        record.network_spec,
         load_dataset("digits", subset=200),
         Recipe.from_dict(record.recipe),
         seed=(record.seed[0], record.seed[1]),

@@ -81,7 +81,7 @@ def test_a_space_of_which_next_to_nothing_fits_is_searched_all_the_same(sampler:
 def test_walks_into_a_rare_region_end_evenly_all_over_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a space small enough to list: 20 fresh walks for each point that fits, against even shares (chi-square)."""
     monkeypatch.setattr("dnas.samplers.region.PLAIN_DRAWS", 0)
-    text = RARE.replace("[2, 128]", "[2, 4]").replace("[1, 64]", "[1, 60]").replace("[0.3, 1.0]", "[0.5, 0.5]")
+    text = RARE.replace("[2, 128]", "[2, 4]").replace("[1, 64]", "[1, 20]").replace("[0.3, 1.0]", "[0.5, 0.5]")
     space = parse_space(text.replace("12_000", "1_300").replace("4_000_000", "700_000"), "r", "r")
     region = Region(space, ("val_error",))
     every = [point for point in space.points() if space.feasible(point) is not None]

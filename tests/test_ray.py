@@ -253,7 +253,10 @@ def test_an_interrupt_is_heard(address: str, tmp_path: Path) -> None:
 def test_a_trial_that_takes_too_long_is_ended(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     options = small(3, epochs=400, workers=2, timeout=3.0, stopping="none")
-    on_ray(address, options, tmp_path / "shared")  # two places: the third begins when one of the others is gone
+    study = threading.Thread(target=on_ray, args=(address, options, tmp_path / "shared"), daemon=True)
+    study.start()
+    study.join(2 * PATIENCE)
+    assert not study.is_alive(), "two places: the third begins when one of the others is gone"
     records = StudyFolder(Path("studies/s")).records()
     assert [record.state for record in records] == ["failed"] * 3
     assert all(str(record.reason).startswith("timeout: ") for record in records)
@@ -339,23 +342,26 @@ def test_an_address_without_ray_is_one_line(address: str, message: str, tmp_path
     assert time.monotonic() - began < 10
 
 
-def test_something_else_than_ray_is_one_line(tmp_path: Path) -> None:
+def test_something_else_than_ray_is_one_line() -> None:
     """A server that says nothing, and one that speaks another protocol."""
     for answer in (b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"):
         with socket.create_server(("127.0.0.1", 0)) as server:
+            done = threading.Event()
 
-            def serve(server: socket.socket = server, answer: bytes = answer) -> None:
+            def serve(server: socket.socket = server, answer: bytes = answer, done: threading.Event = done) -> None:
                 line, _ = server.accept()
                 with line:
                     if answer:
                         line.sendall(answer)
-                    line.recv(100)
-                    time.sleep(7)
+                    done.wait(PATIENCE)
 
             threading.Thread(target=serve, daemon=True).start()
             began = time.monotonic()
-            with pytest.raises(InputError, match="no Ray"):
-                RayExecutor("s", f"127.0.0.1:{server.getsockname()[1]}", shared=tmp_path)
+            try:
+                with pytest.raises(InputError, match="no Ray"):  # said before Ray's own client tries: for minutes
+                    ray_tune._check_answers(f"127.0.0.1:{server.getsockname()[1]}")
+            finally:
+                done.set()
             assert time.monotonic() - began < 10
 
 

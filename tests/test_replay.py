@@ -69,6 +69,25 @@ def test_the_median_rule_and_more_epochs_too() -> None:
     assert replay(study()).differences == []
 
 
+@pytest.mark.parametrize("stopping", ["asha", "hyperband"])
+def test_rungs_and_more_epochs_too(stopping: str) -> None:
+    """Of 9 epochs the rung is 3; of 24 they are 3 and 8. The last command goes on after the epochs were raised."""
+    for trials, epochs in ((24, 9), (40, 24), (44, 24)):
+        space = load_space("digits_bc", epochs=epochs)
+        search(options(trials, space, stopping=stopping, workers=3, sampler="random", seed=1), Silent(), InTurn())
+    events = study().events()
+    raised = next(place for place, event in enumerate(events) if event["event"] == "extend")
+    for part, rungs in ((events[:raised], {3}), (events[raised:], {3, 8})):
+        assert "promote" in {event["event"] for event in part}
+        assert {event["epoch"] for event in part if event["event"] == "report" and not event["go_on"]} == rungs
+    told = [(event["number"], event["epoch"]) for event in events[raised:] if event["event"] == "report"]
+    assert {min(epoch for n, epoch in told if n == number) for number in events[raised]["trials"]} == {1}
+    found = replay(study())
+    assert found.differences == []
+    assert found.proposals == 44
+    assert found.decisions == sum(event["event"] in ("report", "promote") for event in events)
+
+
 def change(number: int, kind: str, **values: object) -> None:
     """Changes the first event of a kind about a trial."""
     path = study().path / "events.jsonl"
@@ -148,7 +167,7 @@ def test_a_wider_space_keeps_what_was_trained_and_goes_on() -> None:
     after = essence(records())
     assert [row[:3] for row in after[:6]] == [(n, *row[1:3]) for n, row in enumerate(before)] or len(after) == 30
     assert [row[4] for row in after[:6]] == [row[4] for row in before], "the networks of old stay"
-    assert {record.densenet.bottleneck for record in records()[6:]} > {4}
+    assert {record.network_spec.bottleneck for record in records()[6:]} > {4}
     assert replay(study()).differences == []
     assert study().config()["limits"] == {"params": 60_000}
 
@@ -176,7 +195,7 @@ def test_a_proposal_whose_record_a_kill_prevented_survives_a_wider_space() -> No
         file.unlink()
     extend(study(), parse_space(WIDER, "wider", "wider"), {"params": 60_000})
     search(options(6, parse_space(WIDER, "wider", "wider")), Silent(), AnalyticExecutor())
-    assert records()[5].densenet == before.densenet
+    assert records()[5].network_spec == before.network_spec
     assert records()[5].params == before.params | {"bottleneck": 4}
     assert replay(study()).differences == []
 

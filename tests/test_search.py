@@ -226,7 +226,7 @@ def test_a_record_says_how_its_training_went() -> None:
         assert record.weights_digest == f"{record.val_error:.9f}"
         assert record.objectives == ({"val_error": record.val_error} if done == 12 else {})
         assert record.reason == (None if done == 12 else "not among the best third after 4 epochs")
-        assert record.cost == dataclasses.asdict(load_space("digits_bc").cost(record.densenet))
+        assert record.cost == dataclasses.asdict(load_space("digits_bc").cost(record.network_spec))
     said = [event for event in events() if event["event"] in ("tell", "pause")]
     assert [event for event in said if event["event"] == "tell"] == [
         {

@@ -216,7 +216,8 @@ def test_every_problem_of_a_file_is_named_at_once() -> None:
             "none of its networks exists",
         ),
         ('dataset = "digits"', 'dataset = "digits', "is not TOML"),
-        ('dataset = "digits"', 'dataset = "digits"\nfamily = "resnet"', "family: there is densenet, but got 'resnet'."),
+        ('dataset = "digits"', 'dataset = "digits"\nfamily = "renset"', "no family of networks 'renset'; there are"),
+        ('dataset = "digits"', 'dataset = "digits"\nfamily = "resnet"', "[choose] growth_rate: ResNetSpec has no such"),
     ],
 )
 def test_each_mistake_has_its_message(old: str, new: str, message: str) -> None:

@@ -494,7 +494,10 @@ def test_what_a_worker_can_not_use_is_one_line(
     assert "`dnas worker` needs --trials N" in refused(*at, "--space", "tiny")
     assert "a new study needs --shared" in refused(*at, *new)
     assert "this host can't write to " in refused(*at, *new, "--shared", str(tmp_path / "file" / "x"))
-    assert "password authentication failed" in refused(*new, "--storage", url.replace("owner", "other"))
+    stranger = refused(*new, "--storage", url.replace("owner", "other"))
+    assert "can't be reached: " in stranger
+    assert "password authentication failed" in stranger
+    assert "; check host, user, password and database." in stranger
     begun(url, tmp_path / "shared", own(space=load_space("tiny", epochs=2)))
     assert "is not the shared folder of study s" in refused(*at, "--shared", str(tmp_path / "elsewhere"))
     assert "was begun with another seed 0 (now 5)" in refused(*at, "--seed", "5")

@@ -86,7 +86,9 @@ def causal_reuse(
     net = net.to(device).eval()
     parameters = dict(net.named_parameters())
 
-    def measured(block: int, source: str, target: str, weight: Tensor | None = None, channels: slice = slice(0)) -> None:
+    def measured(
+        block: int, source: str, target: str, weight: Tensor | None = None, channels: slice = slice(0)
+    ) -> None:
         if (source, target) in known:
             return
         if weight is None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dnas.arch import DenseNetSpec, LayerCost, cost, layer_costs, parse_name
+from dnas.arch import LayerCost, Spec, cost, layer_costs, parse_name
 from dnas.errors import InputError
 from dnas.objectives import nondominated_ranks
 
@@ -158,9 +158,10 @@ def within_reach(points: pd.DataFrame, frame: pd.DataFrame, factor: float = 4.0)
     return points[points["params"].between(sizes.min() / factor, sizes.max() * factor)].reset_index(drop=True)
 
 
-def cost_by_part(spec: DenseNetSpec) -> pd.DataFrame:
-    """A row a part (stem, block 1, transition 1, ..., classifier): part, layers, in_channels, out_channels, size
-    (pixels a side), params, macs, activation_bytes at batch 64, params_share and macs_share (fractions of the whole).
+def cost_by_part(spec: Spec) -> pd.DataFrame:
+    """A row a part (stem, block 1, transition 1, ..., classifier; of ResNets stages in place of blocks): part, layers,
+    in_channels, out_channels, size (pixels a side), params, macs, activation_bytes at batch 64, params_share and
+    macs_share (fractions of the whole).
 
     out_channels of a block are those that what follows it reads.
     """
@@ -186,15 +187,16 @@ def cost_by_part(spec: DenseNetSpec) -> pd.DataFrame:
 
 
 def part_of(layer: str) -> str:
-    """The part that a layer belongs to: "denseblock1.denselayer3" -> "block 1", "transition1" -> "transition 1"."""
+    """The part that a layer belongs to: "denseblock1.denselayer3" -> "block 1", "transition1" -> "transition 1",
+    "stage1.unit3" -> "stage 1"."""
     head = layer.partition(".")[0]
-    for prefix, word in (("denseblock", "block"), ("transition", "transition")):
+    for prefix, word in (("denseblock", "block"), ("transition", "transition"), ("stage", "stage")):
         if head.startswith(prefix):
             return f"{word} {head.removeprefix(prefix)}"
     return head
 
 
-def _parts(spec: DenseNetSpec) -> dict[str, list[LayerCost]]:
+def _parts(spec: Spec) -> dict[str, list[LayerCost]]:
     found: dict[str, list[LayerCost]] = {}
     for price in layer_costs(spec):
         found.setdefault(part_of(price.name), []).append(price)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dnas.arch import DenseNetSpec
+from dnas.arch import DenseNetSpec, Layer, ResNetSpec, Spec
 from dnas.errors import InputError, unknown
 
 
@@ -55,7 +55,7 @@ KINDS = ("rms", "l1", "gamma")  # of weight norms
 # the classifier.
 _WEIGHT = re.compile(
     r"(?:features\.)?(?:(?P<stem>conv0)|(?P<part>denseblock|stage)(?P<block>\d+)\.(?P<layer>denselayer|unit)(?P<index>\d+)"
-    r"\.conv\d|transition(?P<after>\d+)\.conv|(?P<last>classifier))\.weight"
+    r"\.(?:conv\d|shortcut)|transition(?P<after>\d+)\.conv|(?P<last>classifier))\.weight"
 )
 _SCALE = re.compile(
     r"(?:features\.)?(?:(?P<stem>norm0)|(?P<part>denseblock|stage)(?P<block>\d+)\.(?P<layer>denselayer|unit)(?P<index>\d+)"
@@ -108,7 +108,9 @@ def _by_layer(
             place, layer = (10**9, 0.0), "classifier"
         rows.setdefault(place, (layer, []))[1].append(column)
     if not rows:
-        raise InputError("weight norms need a DenseNet's parameters, but none of the names is one of its weights.")
+        raise InputError(
+            "weight norms need a DenseNet's or a ResNet's parameters, but none of the names is one of their weights."
+        )
     ordered = [rows[place] for place in sorted(rows)]
     sizes = [history.numel[columns].sum() for _, columns in ordered]
     if not all(sizes):
@@ -161,7 +163,7 @@ def _sizes_beside(path: Path) -> dict[str, int]:
     record = path.with_name("record.json")
     if not record.is_file():
         raise InputError(f"{path} doesn't say how large its parameters are, and there is no {record.name} beside it.")
-    return weight_sizes(TrialRecord.from_json(record.read_text(encoding="utf-8")).densenet)
+    return weight_sizes(TrialRecord.from_json(record.read_text(encoding="utf-8")).network_spec)
 
 
 def _history(plain: Mapping[str, Any], sizes: Mapping[str, int], path: Path) -> NormHistory:
@@ -186,7 +188,7 @@ def _history(plain: Mapping[str, Any], sizes: Mapping[str, int], path: Path) -> 
     return NormHistory(names, numel, l2, pairs, reuse, *later)
 
 
-def weight_sizes(spec: DenseNetSpec) -> dict[str, int]:
+def weight_sizes(spec: Spec) -> dict[str, int]:
     """How many numbers each convolution of `spec` and its classifier's matrix hold, by the parameter's name."""
     sizes = {}
     for layer in spec.layers():
@@ -195,13 +197,28 @@ def weight_sizes(spec: DenseNetSpec) -> dict[str, int]:
                 kernel = 9 if spec.stem == "small" else 49
                 sizes["features.conv0.weight"] = kernel * layer.in_channels * layer.out_channels
             case "dense":
+                assert isinstance(spec, DenseNetSpec)
                 width = spec.bottleneck * layer.out_channels
                 first = layer.in_channels * width if width else 9 * layer.in_channels * layer.out_channels
                 sizes[f"features.{layer.name}.conv1.weight"] = first
                 if width:
                     sizes[f"features.{layer.name}.conv2.weight"] = 9 * width * layer.out_channels
+            case "unit":
+                sizes |= _unit_sizes(spec, layer)
             case "transition":
                 sizes[f"features.{layer.name}.conv.weight"] = layer.in_channels * layer.out_channels
             case "classifier":
                 sizes["classifier.weight"] = layer.in_channels * layer.out_channels
     return sizes
+
+
+def _unit_sizes(spec: Spec, layer: Layer) -> dict[str, int]:
+    assert isinstance(spec, ResNetSpec)
+    width, out, name = spec.widths[layer.block - 1], layer.out_channels, f"features.{layer.name}"
+    if spec.bottleneck:
+        sizes = {"conv1": layer.in_channels * width, "conv2": 9 * width * width, "conv3": width * out}
+    else:
+        sizes = {"conv1": 9 * layer.in_channels * width, "conv2": 9 * width * out}
+    if layer.index == 1 and (layer.block > 1 or layer.in_channels != out):
+        sizes["shortcut"] = layer.in_channels * out
+    return {f"{name}.{part}.weight": size for part, size in sizes.items()}

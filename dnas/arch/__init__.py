@@ -1,18 +1,25 @@
 """What a network is and what it costs, in plain values: nothing here imports torch."""
 
 from dnas.arch.cost import Cost, LayerCost, cost, layer_costs
-from dnas.arch.densenet import DenseNetSpec, Layer, Source
+from dnas.arch.densenet import DenseNetSpec
+from dnas.arch.families import FAMILIES, Spec, spec_from_dict
+from dnas.arch.layer import Layer, Source
 from dnas.arch.names import PRESETS, format_name, parse_name
+from dnas.arch.resnet import ResNetSpec
 
 __all__ = [
+    "FAMILIES",
     "PRESETS",
     "Cost",
     "DenseNetSpec",
     "Layer",
     "LayerCost",
+    "ResNetSpec",
     "Source",
+    "Spec",
     "cost",
     "format_name",
     "layer_costs",
     "parse_name",
+    "spec_from_dict",
 ]

@@ -5,52 +5,18 @@ Consumer l (1 .. m are the layers, m + 1 is what follows the block: a transition
 sources that the connectivity grants it.
 """
 
-import dataclasses
-import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import cached_property, lru_cache
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-from dnas.errors import InputError, did_you_mean
+from dnas.arch.layer import Layer, Source, after_imagenet_stem
+from dnas.arch.plain import check_real, check_stem, check_whole, digest_of, nearest_depths, read_fields, to_plain
+from dnas.errors import InputError
 
-STEMS = ("small", "imagenet")
 CONNECTIVITIES = ("dense", "window:N", "log", "none")
-
-LayerKind = Literal["stem", "dense", "transition", "classifier"]
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A run of a layer's input channels, and the layer that made them."""
-
-    layer: str
-    channels: int
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """One layer as it stands in the network, in the order of execution.
-
-    `size` is the side, in pixels, of the maps that the layer's convolutions make: before the pooling of a transition
-    or of the `imagenet` stem's max pool; for the classifier that of its input. `block` and `index` count from 1; the
-    stem has block 0, a transition or classifier the block before it, and index 0.
-    """
-
-    name: str
-    kind: LayerKind
-    block: int
-    index: int
-    sources: tuple[Source, ...]
-    out_channels: int
-    size: int
-
-    @property
-    def in_channels(self) -> int:
-        return sum(source.channels for source in self.sources)
 
 
 @lru_cache(maxsize=4096)
@@ -108,7 +74,7 @@ class DenseNetSpec:
         if not isinstance(self.block_layers, tuple) or not self.block_layers:
             raise InputError(f"block_layers must list the layers of each block, but got {self.block_layers!r}.")
         for layers in self.block_layers:
-            _whole("block_layers", layers, 1)
+            check_whole("block_layers", layers, 1)
         if isinstance(self.growth_rate, list | tuple):
             rates = tuple(self.growth_rate)
             if len(rates) != len(self.block_layers):
@@ -118,16 +84,15 @@ class DenseNetSpec:
                 )
             put(self, "growth_rate", rates[0] if len(set(rates)) == 1 else rates)
         for rate in self.growth_rates:
-            _whole("growth_rate", rate, 1)
-        _whole("bottleneck", self.bottleneck, 0)
-        put(self, "compression", _real("compression", self.compression))
+            check_whole("growth_rate", rate, 1)
+        check_whole("bottleneck", self.bottleneck, 0)
+        put(self, "compression", check_real("compression", self.compression))
         if not 0 < self.compression <= 1:
             raise InputError(f"`0 < compression <= 1` must hold, but got compression={self.compression}.")
-        if self.stem not in STEMS:
-            raise InputError(f"stem must be one of {', '.join(STEMS)}, but got {self.stem!r}.")
+        check_stem(self.stem)
         if self.stem_channels is not None:
-            _whole("stem_channels", self.stem_channels, 1)
-        put(self, "dropout", _real("dropout", self.dropout))
+            check_whole("stem_channels", self.stem_channels, 1)
+        put(self, "dropout", check_real("dropout", self.dropout))
         if not 0 <= self.dropout < 1:
             raise InputError(f"`0 <= dropout < 1` must hold, but got dropout={self.dropout}.")
         if not isinstance(self.connectivity, str) or not re.fullmatch(
@@ -136,9 +101,9 @@ class DenseNetSpec:
             raise InputError(
                 f"connectivity must be one of {', '.join(CONNECTIVITIES)} (N >= 1), but got {self.connectivity!r}."
             )
-        _whole("in_channels", self.in_channels, 1)
-        _whole("image_size", self.image_size, 1)
-        _whole("classes", self.classes, 1)
+        check_whole("in_channels", self.in_channels, 1)
+        check_whole("image_size", self.image_size, 1)
+        check_whole("classes", self.classes, 1)
         for block, shape in enumerate(self._blocks, 1):
             if shape.out_channels < 1:
                 raise InputError(
@@ -155,35 +120,24 @@ class DenseNetSpec:
     def of_depth(cls, depth: int, *, blocks: int = 3, bottleneck: int = 4, **rest: Any) -> Self:
         """The network of depth L with equal blocks. L counts the stem, every convolution of the layers (two with a
         bottleneck), the transitions, and the classifier."""
-        _whole("blocks", blocks, 1)
-        _whole("depth", depth, 1)
-        _whole("bottleneck", bottleneck, 0)
+        check_whole("blocks", blocks, 1)
+        check_whole("depth", depth, 1)
+        check_whole("bottleneck", bottleneck, 0)
         fixed, period = blocks + 1, blocks * (2 if bottleneck else 1)
         layers, left = divmod(depth - fixed, period)
         if left or layers < 1:
-            lower = fixed + max(1, layers) * period
-            near = [lower] if layers < 1 else [lower, lower + period]
             name = family_name(bottleneck, rest.get("compression", 0.5 if bottleneck else 1.0))
-            raise InputError(
-                f"a {name} of depth {depth} does not exist: `(depth - {fixed}) % {period} == 0` must hold"
-                f"{'' if layers >= 1 else f' with depth >= {lower}'}; the nearest"
-                f" {'depths are' if len(near) > 1 else 'depth is'} {' and '.join(map(str, near))}."
-            )
+            raise nearest_depths(name, depth, fixed, period)
         return cls(block_layers=(layers,) * blocks, bottleneck=bottleneck, **rest)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The spec that `to_dict` wrote."""
-        names = {f.name for f in dataclasses.fields(cls) if f.init}
-        for key in values:
-            if key not in names and key != "family":
-                raise InputError(f"DenseNetSpec has no field {key!r}.{did_you_mean(key, names)}")
-        return cls(**{key: values[key] for key in values if key in names})
+        return cls(**read_fields(cls, values))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON: `from_dict` gives an equal spec."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+        return to_plain(self)
 
     @property
     def blocks(self) -> int:
@@ -213,7 +167,7 @@ class DenseNetSpec:
     @cached_property
     def digest(self) -> str:
         """16 hex digits that name the network: two specs have one digest just when they are the same network."""
-        return hashlib.sha256(json.dumps(self._normal_form(), sort_keys=True).encode()).hexdigest()[:16]
+        return digest_of(self._normal_form())
 
     def _normal_form(self) -> dict[str, Any]:
         values = self.to_dict()
@@ -275,24 +229,6 @@ class _Block:
     size: int
 
 
-def after_imagenet_stem(size: int) -> int:
-    """Side of the maps after the 7×7 convolution of stride 2 (padding 3) and the 3×3 max pool of stride 2 (1)."""
-    return ((size + 1) // 2 + 1) // 2
-
-
 def family_name(bottleneck: int, compression: float) -> str:
     letters = "B" * bool(bottleneck) + "C" * (compression < 1)
     return f"DenseNet-{letters}" if letters else "DenseNet"
-
-
-def _whole(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InputError(f"{name} must be a whole number, but got {value!r}.")
-    if value < least:
-        raise InputError(f"`{name} >= {least}` must hold, but got {name}={value}.")
-
-
-def _real(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(f"{name} must be a number, but got {value!r}.")
-    return float(value)

@@ -1,14 +1,19 @@
-"""Names of networks: the presets of the paper's tables, and a grammar for any other.
+"""Names of networks: the presets of the papers' tables, and a grammar for any other.
 
     densenet-bc:L=100,k=12,theta=0.5        densenet-bc:layers=6-12-24-16,k=32,stem=imagenet,size=224,classes=1000
+    resnet:L=110,drop=0.5                   resnet-b:units=3-4-6-3,width=64,stem=imagenet,size=224,classes=1000
 
 `densenet` has no bottleneck and θ = 1; `densenet-b` a bottleneck of 4; `densenet-c` θ = 0.5; `densenet-bc` both.
+`resnet` is a pre-activation ResNet of basic units, `resnet-b` one of bottlenecks that widen 4 times.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 from dnas.arch.densenet import DenseNetSpec
+from dnas.arch.families import FAMILIES, Spec
+from dnas.arch.resnet import ResNetSpec
 from dnas.errors import InputError, did_you_mean, unknown
 
 
@@ -24,8 +29,14 @@ def _bc(depth: int, growth_rate: int) -> DenseNetSpec:
     return DenseNetSpec.of_depth(depth, growth_rate=growth_rate)
 
 
-# Table 2 (32×32 images, 10 classes), then Table 1 (224×224, 1000 classes); densenet161 is torchvision's.
-PRESETS: dict[str, Callable[[], DenseNetSpec]] = {
+def _wide(depth: int, factor: int) -> ResNetSpec:
+    """Zagoruyko and Komodakis 2016: their depth counts the shortcuts' convolutions, two more than ours."""
+    return ResNetSpec.of_depth(depth - 2, width=16 * factor, stem_channels=16)
+
+
+# Table 2 (32×32 images, 10 classes), then Table 1 (224×224, 1000 classes); densenet161 is torchvision's. Then the
+# ResNets of Table 2, those with stochastic depth with pre-activation too.
+PRESETS: dict[str, Callable[[], Spec]] = {
     "densenet_40_12": lambda: _plain(40, 12),
     "densenet_100_12": lambda: _plain(100, 12),
     "densenet_100_24": lambda: _plain(100, 24),
@@ -38,47 +49,128 @@ PRESETS: dict[str, Callable[[], DenseNetSpec]] = {
     "densenet201": lambda: _imagenet((6, 12, 48, 32)),
     "densenet264": lambda: _imagenet((6, 12, 64, 48)),
     "densenet161": lambda: _imagenet((6, 12, 36, 24), growth_rate=48),
+    "resnet_110": lambda: ResNetSpec.of_depth(110),
+    "resnet_164": lambda: ResNetSpec.of_depth(164, bottleneck=4),
+    "resnet_1001": lambda: ResNetSpec.of_depth(1001, bottleneck=4),
+    "resnet_1202": lambda: ResNetSpec.of_depth(1202),
+    "resnet_110_sd": lambda: ResNetSpec.of_depth(110, stochastic_depth=0.5),
+    "resnet_1202_sd": lambda: ResNetSpec.of_depth(1202, stochastic_depth=0.5),
+    "wide_resnet_16_8": lambda: _wide(16, 8),
+    "wide_resnet_28_10": lambda: _wide(28, 10),
 }
 
-_KINDS: dict[str, dict[str, Any]] = {
-    "densenet": {"bottleneck": 0, "compression": 1.0},
-    "densenet-b": {"bottleneck": 4, "compression": 1.0},
-    "densenet-c": {"bottleneck": 0, "compression": 0.5},
-    "densenet-bc": {"bottleneck": 4, "compression": 0.5},
-}
+
+def _list(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("-"))
 
 
 def _ints(text: str) -> int | tuple[int, ...]:
-    numbers = tuple(int(part) for part in text.split("-"))
+    numbers = _list(text)
     return numbers if len(numbers) > 1 else numbers[0]
 
 
-# key in a name: (field of the spec, how its text is read); longer spellings are the fields' own names.
-_KEYS: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "L": ("depth", int),
-    "layers": ("block_layers", lambda text: tuple(int(part) for part in text.split("-"))),
-    "k": ("growth_rate", _ints),
-    "theta": ("compression", float),
-    "b": ("bottleneck", int),
-    "blocks": ("blocks", int),
-    "stem": ("stem", str),
-    "stem_channels": ("stem_channels", int),
-    "dropout": ("dropout", float),
-    "connect": ("connectivity", str),
-    "channels": ("in_channels", int),
-    "size": ("image_size", int),
-    "classes": ("classes", int),
+@dataclass(frozen=True)
+class _Key:
+    """What a key of a name sets: the spec's field, how its text is read, and an example of that."""
+
+    field: str
+    read: Callable[[str], Any]
+    example: str
+
+
+@dataclass(frozen=True)
+class _Grammar:
+    """How one family's networks are written. kinds: what the word before the colon settles. A key may be written as its
+    field, too."""
+
+    family: str
+    kinds: Mapping[str, Mapping[str, Any]]
+    keys: Mapping[str, _Key]
+    example: str  # of a depth with equal blocks, and of their layers
+
+    @property
+    def spellings(self) -> dict[str, str]:
+        found = {spelling: key for key, entry in self.keys.items() for spelling in (key, entry.field)}
+        return found | ({"θ": "theta"} if "theta" in self.keys else {})
+
+    def read_pairs(self, name: str, text: str) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for pair in filter(None, (part.strip() for part in text.split(","))):
+            key, equals, value = (part.strip() for part in pair.partition("="))
+            if key not in self.spellings:
+                raise InputError(
+                    f"{name!r}: there is no key {key!r}; there are {', '.join(self.keys)}."
+                    f"{did_you_mean(key, self.spellings)}"
+                )
+            entry = self.keys[self.spellings[key]]
+            if entry.field in values:
+                raise InputError(f"{name!r} gives {key} twice.")
+            try:
+                if not equals or not value:
+                    raise ValueError
+                values[entry.field] = entry.read(value)
+            except ValueError:
+                raise InputError(
+                    f"{name!r}: {key} must be a value such as {entry.example}, but got {value!r}."
+                ) from None
+        return values
+
+
+_SHARED_KEYS = {
+    "stem": _Key("stem", str, "imagenet"),
+    "stem_channels": _Key("stem_channels", int, "24"),
+    "channels": _Key("in_channels", int, "1"),
+    "size": _Key("image_size", int, "224"),
+    "classes": _Key("classes", int, "100"),
 }
-_SPELLINGS = {spelling: key for key, (name, _) in _KEYS.items() for spelling in (key, name)} | {"θ": "theta"}
+_DENSENET = _Grammar(
+    "densenet",
+    kinds={
+        "densenet": {"bottleneck": 0, "compression": 1.0},
+        "densenet-b": {"bottleneck": 4, "compression": 1.0},
+        "densenet-c": {"bottleneck": 0, "compression": 0.5},
+        "densenet-bc": {"bottleneck": 4, "compression": 0.5},
+    },
+    keys={
+        "L": _Key("depth", int, "100"),
+        "layers": _Key("block_layers", _list, "6-12-24-16"),
+        "k": _Key("growth_rate", _ints, "12 or 8-16-32"),
+        "theta": _Key("compression", float, "0.5"),
+        "b": _Key("bottleneck", int, "4"),
+        "blocks": _Key("blocks", int, "3"),
+        "dropout": _Key("dropout", float, "0.2"),
+        "connect": _Key("connectivity", str, "window:4"),
+        **_SHARED_KEYS,
+    },
+    example="L=40,k=12 or {}:layers=6-6-6,k=12",
+)
+_RESNET = _Grammar(
+    "resnet",
+    kinds={"resnet": {"bottleneck": 0}, "resnet-b": {"bottleneck": 4}},
+    keys={
+        "L": _Key("depth", int, "110"),
+        "units": _Key("stage_units", _list, "3-4-6-3"),
+        "width": _Key("width", _ints, "16 or 16-32-64"),
+        "b": _Key("bottleneck", int, "4"),
+        "stages": _Key("stages", int, "3"),
+        "drop": _Key("stochastic_depth", float, "0.5"),
+        **_SHARED_KEYS,
+    },
+    example="L=20,width=16 or {}:units=3-3-3,width=16",
+)
+_KINDS = {kind: grammar for grammar in (_DENSENET, _RESNET) for kind in grammar.kinds}
+_GRAMMARS = {grammar.family: grammar for grammar in (_DENSENET, _RESNET)}
 
 
 def stated_fields(name: str) -> set[str]:
     """The fields that a name states itself, apart from those that its preset or kind brings."""
-    pairs = [pair.partition("=")[0].strip() for pair in name.partition(":")[2].split(",")]
-    return {_KEYS[_SPELLINGS[key]][0] for key in pairs if key in _SPELLINGS}
+    head, _, tail = name.strip().partition(":")
+    grammar = _GRAMMARS[PRESETS[head]().family] if head in PRESETS else _KINDS[head]
+    keys = [pair.partition("=")[0].strip() for pair in tail.split(",")]
+    return {grammar.keys[grammar.spellings[key]].field for key in keys if key in grammar.spellings}
 
 
-def parse_name(name: str) -> DenseNetSpec:
+def parse_name(name: str) -> Spec:
     """The network that `name` stands for; `InputError` with the nearest names where there is none.
 
     A preset can be varied too: `densenet121:classes=10,size=64`.
@@ -86,89 +178,67 @@ def parse_name(name: str) -> DenseNetSpec:
     head, colon, tail = name.strip().partition(":")
     if head in PRESETS:
         base = PRESETS[head]()
-        if not colon:
-            return base
-        return _varied(name, base, _read_pairs(name, tail))
+        return _varied(name, base, _GRAMMARS[base.family].read_pairs(name, tail)) if colon else base
     if head not in _KINDS:
         raise unknown("network", head, [*_KINDS, *PRESETS])
-    values = _KINDS[head] | _read_pairs(name, tail)
-    if "block_layers" in values and ("depth" in values or "blocks" in values):
-        raise InputError(f"{name!r} gives both a depth and the layers of each block; give one of them.")
-    if "block_layers" in values:
-        return DenseNetSpec(**values)
-    if "depth" not in values:
-        raise InputError(f"{name!r} needs a depth or its blocks: {head}:L=40,k=12 or {head}:layers=6-6-6,k=12.")
-    return DenseNetSpec.of_depth(values.pop("depth"), **values)
+    grammar = _KINDS[head]
+    family = FAMILIES[grammar.family]
+    values = dict(grammar.kinds[head]) | grammar.read_pairs(name, tail)
+    if family.layers in values and ("depth" in values or family.count in values):
+        given = "layers of each block" if grammar is _DENSENET else "units of each stage"
+        raise InputError(f"{name!r} gives both a depth and the {given}; give one of them.")
+    if family.layers not in values and "depth" not in values:
+        raise InputError(f"{name!r} needs a depth or its {family.count}: {head}:{grammar.example.format(head)}.")
+    return family.make(values)
 
 
-def _varied(name: str, base: DenseNetSpec, values: dict[str, Any]) -> DenseNetSpec:
-    if "depth" in values or "blocks" in values:
-        raise InputError(f"{name!r}: a preset has its depth; write it as densenet-bc:L=...,k=... instead.")
-    kept = {f: getattr(base, f) for f in base.__dataclass_fields__ if f != "family"}
-    return DenseNetSpec(**(kept | values))
+def _varied(name: str, base: Spec, values: dict[str, Any]) -> Spec:
+    family = FAMILIES[base.family]
+    if "depth" in values or family.count in values:
+        other = "densenet-bc:L=...,k=..." if base.family == "densenet" else "resnet:L=...,width=..."
+        raise InputError(f"{name!r}: a preset has its depth; write it as {other} instead.")
+    return family.make({f.name: getattr(base, f.name) for f in fields(base) if f.init} | values)
 
 
-def _read_pairs(name: str, text: str) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for pair in filter(None, (part.strip() for part in text.split(","))):
-        key, equals, value = (part.strip() for part in pair.partition("="))
-        if key not in _SPELLINGS:
-            raise InputError(
-                f"{name!r}: there is no key {key!r}; there are {', '.join(_KEYS)}.{did_you_mean(key, _SPELLINGS)}"
-            )
-        field, read = _KEYS[_SPELLINGS[key]]
-        if field in values:
-            raise InputError(f"{name!r} gives {key} twice.")
-        try:
-            if not equals or not value:
-                raise ValueError
-            values[field] = read(value)
-        except ValueError:
-            raise InputError(
-                f"{name!r}: {key} must be a value such as {_EXAMPLES[field]}, but got {value!r}."
-            ) from None
-    return values
-
-
-_EXAMPLES = {
-    "depth": "100",
-    "block_layers": "6-12-24-16",
-    "growth_rate": "12 or 8-16-32",
-    "compression": "0.5",
-    "bottleneck": "4",
-    "blocks": "3",
-    "stem": "imagenet",
-    "stem_channels": "24",
-    "dropout": "0.2",
-    "connectivity": "window:4",
-    "in_channels": "1",
-    "image_size": "224",
-    "classes": "100",
-}
-
-
-def format_name(spec: DenseNetSpec) -> str:
+def format_name(spec: Spec) -> str:
     """The shortest name in the grammar for `spec`: `parse_name(format_name(spec)) == spec`."""
-    kind, values = "densenet", _KINDS["densenet"]
-    if spec.bottleneck:
-        kind = "densenet-bc" if spec.compression < 1 else "densenet-b"
-    elif spec.compression < 1:
-        kind = "densenet-c"
-    values = _KINDS[kind]
-    equal = len(set(spec.block_layers)) == 1
-    parts = [f"L={spec.depth}"] if equal else ["layers=" + "-".join(map(str, spec.block_layers))]
-    if equal and spec.blocks != 3:
-        parts.append(f"blocks={spec.blocks}")
-    parts.append(
-        "k=" + "-".join(map(str, spec.growth_rates if isinstance(spec.growth_rate, tuple) else [spec.growth_rate]))
-    )
-    if spec.compression != values["compression"]:
-        parts.append(f"theta={spec.compression!r}")
-    if spec.bottleneck != values["bottleneck"]:
+    kind, own = _format_densenet(spec) if isinstance(spec, DenseNetSpec) else _format_resnet(spec)
+    grammar = _GRAMMARS[spec.family]
+    parts = [*_format_depth(spec, grammar), *own]
+    if spec.bottleneck != grammar.kinds[kind]["bottleneck"]:
         parts.append(f"b={spec.bottleneck}")
-    defaults = {f.name: f.default for f in DenseNetSpec.__dataclass_fields__.values()}
-    for key in ("stem", "stem_channels", "dropout", "connect", "channels", "size", "classes"):
-        field = _KEYS[key][0]
-        if getattr(spec, field) != defaults[field]:
-            parts.append(f"{key}={getattr(spec, field)}")
+    defaults = {f.name: f.default for f in fields(spec)}
+    for key in ("stem", "stem_channels", "dropout", "connect", "drop", "channels", "size", "classes"):
+        if (
+            key in grammar.keys
+            and (value := getattr(spec, grammar.keys[key].field)) != defaults[grammar.keys[key].field]
+        ):
+            parts.append(f"{key}={value}")
     return f"{kind}:{','.join(parts)}"
+
+
+def _format_depth(spec: Spec, grammar: _Grammar) -> list[str]:
+    family = FAMILIES[spec.family]
+    layers = getattr(spec, family.layers)
+    if len(set(layers)) > 1:
+        key = next(key for key, entry in grammar.keys.items() if entry.field == family.layers)
+        return [f"{key}={_joined(layers)}"]
+    return [f"L={spec.depth}", *([f"{family.count}={len(layers)}"] if len(layers) != 3 else [])]
+
+
+def _format_densenet(spec: DenseNetSpec) -> tuple[str, list[str]]:
+    kind = "densenet-bc" if spec.compression < 1 else "densenet-b"
+    if not spec.bottleneck:
+        kind = "densenet-c" if spec.compression < 1 else "densenet"
+    parts = [f"k={_joined(spec.growth_rate)}"]
+    if spec.compression != _DENSENET.kinds[kind]["compression"]:
+        parts.append(f"theta={spec.compression!r}")
+    return kind, parts
+
+
+def _format_resnet(spec: ResNetSpec) -> tuple[str, list[str]]:
+    return "resnet-b" if spec.bottleneck else "resnet", [f"width={_joined(spec.width)}"] if spec.width != 16 else []
+
+
+def _joined(numbers: int | tuple[int, ...]) -> str:
+    return "-".join(map(str, numbers if isinstance(numbers, tuple) else [numbers]))

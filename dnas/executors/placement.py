@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from dnas.arch import DenseNetSpec, layer_costs
+from dnas.arch import layer_costs, spec_from_dict
 from dnas.arch.cost import FLOAT_BYTES
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def kept_bytes(job: "Job") -> int:
     if not job.recompute:
         return job.activation_bytes
     batch = job.recipe["batch_size"]
-    layers = layer_costs(DenseNetSpec.from_dict(job.spec), batch)
+    layers = layer_costs(spec_from_dict(job.spec), batch)
     outputs = sum(FLOAT_BYTES * batch * layer.out_channels * layer.size**2 for layer in layers)
     return min(job.activation_bytes, outputs + max(layer.activation_bytes for layer in layers))
 

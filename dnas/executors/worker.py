@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from dnas.arch import DenseNetSpec
+from dnas.arch import spec_from_dict
 from dnas.data import load_dataset
 from dnas.errors import InputError
 from dnas.files import DiskFull, write_atomic
@@ -119,7 +119,7 @@ def run_job(job: Job, say: Callable[[Message], None], ask: Callable[[Message], b
 def _train(job: Job, lease: Lease, say: Callable[[Message], None], ask: Callable[[Message], bool]) -> dict[str, Any]:
     """The training itself; the values of `done`."""
     torch.set_num_threads(job.threads)
-    spec, recipe = DenseNetSpec.from_dict(job.spec), Recipe.from_dict(job.recipe)
+    spec, recipe = spec_from_dict(job.spec), Recipe.from_dict(job.recipe)
     on_cuda = job.device.startswith("cuda")
     if on_cuda and (index := torch.device(job.device).index) is not None:
         torch.cuda.set_device(index)  # or whatever names no device would open a context on the first one too

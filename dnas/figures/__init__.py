@@ -5,20 +5,43 @@ Titles state what the numbers say; errors are fractions in, percent on the axes.
 
 from dnas.figures.efficiency import plot_control, plot_error_against_cost
 from dnas.figures.inside import plot_causal, plot_gradients, plot_reuse, plot_weight_norms_of_trials
-from dnas.figures.style import COLOURS, FORMATS, GREY, save, title
+from dnas.figures.search import (
+    plot_attainment,
+    plot_best_so_far,
+    plot_diagram,
+    plot_distribution,
+    plot_fidelity,
+    plot_fronts,
+    plot_importance,
+    plot_parallel,
+    plot_slices,
+    plot_timeline,
+)
+from dnas.figures.style import COLOURS, FORMATS, GREY, check_format, save, title
 from dnas.figures.training import plot_layer_costs, plot_learning_curves, plot_weight_norms
 
 __all__ = [
     "COLOURS",
     "FORMATS",
     "GREY",
+    "check_format",
+    "plot_attainment",
+    "plot_best_so_far",
     "plot_causal",
     "plot_control",
+    "plot_diagram",
+    "plot_distribution",
     "plot_error_against_cost",
+    "plot_fidelity",
+    "plot_fronts",
     "plot_gradients",
+    "plot_importance",
     "plot_layer_costs",
     "plot_learning_curves",
+    "plot_parallel",
     "plot_reuse",
+    "plot_slices",
+    "plot_timeline",
     "plot_weight_norms",
     "plot_weight_norms_of_trials",
     "save",

@@ -99,6 +99,7 @@ def plot_error_against_cost(
                 zorder=2,
                 gid=state,
             )
+            figure.hover[state] = _told(some, x, y)
             handles.append(marks)
         for arm in ("control", "sampler", "first"):
             some = complete[complete["arm"] == arm] if len(complete) else complete
@@ -118,6 +119,7 @@ def plot_error_against_cost(
                 zorder=3,
                 gid=f"arm-{arm}",
             )
+            figure.hover[f"arm-{arm}"] = _told(some, x, y)
             handles.insert(0, marks)
         if points is not None:
             handles.append(_draw_published(axes, points))
@@ -149,6 +151,14 @@ def plot_error_against_cost(
         shown = [some for some in (complete, *unfinished.values()) if len(some)]
         _label_points(figure, axes, front, best, points, pd.concat(shown) if shown else front.trials, objectives)
     return figure
+
+
+def _told(some: pd.DataFrame, x: str, y: str) -> list[str]:
+    """What each mark of a trial says of itself."""
+    return [
+        f"#{row['number']}  {axis_value(y, row[y])}, {axis_value(x, row[x])} {AXES[x][2]}\n{row.get('network', '')}"
+        for row in some.to_dict("records")
+    ]
 
 
 def _draw_published(axes: Axes, points: pd.DataFrame) -> Line2D:

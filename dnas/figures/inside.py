@@ -49,7 +49,9 @@ def plot_reuse(reuse: Reuse) -> Figure:
     unclear = sum(int(block.unclear.sum()) for block in reuse.blocks)
     if reuse.epoch != 0 and unclear > cells / 2:
         title = f"{unclear} of {cells} cells can't be told from the same network untrained"
-    when = "after the last epoch" if reuse.epoch is None else f"after epoch {reuse.epoch}" if reuse.epoch else "untrained"
+    when = (
+        "after the last epoch" if reuse.epoch is None else f"after epoch {reuse.epoch}" if reuse.epoch else "untrained"
+    )
     caption = (
         "Mean |w| of the target's first convolution (or the classifier's matrix) over the channels that the source made,"
         f" {_MEANING[reuse.normalise]}; {when}, {f'mean of {reuse.networks} seeds' if reuse.networks > 1 else 'one seed'}."
@@ -163,7 +165,9 @@ def _triangle(axes: Axes, block: BlockReuse, pitch: float, cmap: str, norm: Norm
             axes.plot([at + 0.5] * 2, [-0.5, at + 0.5], color="white", lw=0.5, zorder=2)
             axes.plot([at - 0.5, count + 0.5], [at - 0.5] * 2, color="white", lw=0.5, zorder=2)
     axes.add_patch(
-        Rectangle((count - 0.5, -0.5), 1, count, fill=False, lw=1.5, edgecolor=INK, clip_on=False, zorder=4, gid="frame")
+        Rectangle(
+            (count - 0.5, -0.5), 1, count, fill=False, lw=1.5, edgecolor=INK, clip_on=False, zorder=4, gid="frame"
+        )
     )
     every = next(step for step in (1, 2, 4, 5, 8, 10, 16, 20) if step * pitch >= 15 or step == 20)
     numbers = [number for number in range(every if every > 1 else 1, count, every)]
@@ -193,7 +197,9 @@ def plot_gradients(norms: WeightNorms) -> Figure:
     measured = np.isfinite(values).any(axis=0)
     first, last = int(np.argmax(measured)), values.shape[1] - 1
     ends = values[:, last]
-    title = f"At the end of epoch {last + 1}, the first layer's gradient is {ends[0] / ends[-1]:.2g} times the classifier's"
+    title = (
+        f"At the end of epoch {last + 1}, the first layer's gradient is {ends[0] / ends[-1]:.2g} times the classifier's"
+    )
     inner = ends[:-1][ends[:-1] > 0]
     if len(inner) > 1:
         title += f"; the layers before it span a factor of {inner.max() / inner.min():.2g}"

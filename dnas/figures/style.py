@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -44,7 +45,7 @@ UNFINISHED = {
     "stopped": "stopped early, at its last error",
     "paused": "paused, at its last error; may be promoted",
 }
-KINDS = {"stem": BROWN, "dense": SKY, "transition": ORANGE, "classifier": YELLOW}
+KINDS = {"stem": BROWN, "dense": SKY, "unit": SKY, "transition": ORANGE, "classifier": YELLOW}
 
 FORMATS = ("svg", "png", "pdf")
 
@@ -109,8 +110,16 @@ def save(figure: Figure, path: Path | str) -> Path:
     return path
 
 
-def canvas(height: float, title: str, width: float = WIDTH) -> Figure:
-    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
+class Drawing(Figure):
+    """A figure with a text for each mark of some of its collections: `hover[gid]`, in the order of their offsets."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.hover: dict[str, list[str]] = {}
+
+
+def canvas(height: float, title: str, width: float = WIDTH) -> Drawing:
+    figure = Drawing(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
     figure.suptitle(title, x=0.012, ha="left", fontsize=11.5, fontweight="bold")
     return figure
 

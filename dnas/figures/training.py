@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from dnas.analysis import WeightNorms, leads_from
 from dnas.analysis.efficiency import cost_by_part, part_of
-from dnas.arch import DenseNetSpec, layer_costs
+from dnas.arch import Spec, layer_costs
 from dnas.errors import InputError
 from dnas.figures.style import BLUE, COLOURS, GREY, KINDS, QUIET, UNFINISHED, canvas, error_axis, styled
 from dnas.wording import percent
@@ -223,7 +223,7 @@ def name_rows(axes: Axes, layers: Sequence[str], parts: Sequence[str], pitch: fl
             axes.axhline(row - 0.5, color="white", lw=1.4 if pitch > 4 else 0.9)
 
 
-def plot_layer_costs(spec: DenseNetSpec) -> Figure:
+def plot_layer_costs(spec: Spec) -> Figure:
     """Params and macs of each layer in the order of execution, coloured by what kind of layer it is."""
     costs = layer_costs(spec)
     shares = cost_by_part(spec).set_index("part")
@@ -255,13 +255,19 @@ def plot_layer_costs(spec: DenseNetSpec) -> Figure:
     return figure
 
 
-_KIND_WORDS = {"stem": "stem", "dense": "dense layer", "transition": "transition", "classifier": "classifier"}
+_KIND_WORDS = {
+    "stem": "stem",
+    "dense": "dense layer",
+    "unit": "residual unit",
+    "transition": "transition",
+    "classifier": "classifier",
+}
 
 
 def _name_columns(axes: Axes, parts: list[str]) -> None:
     ticks = {}
     for part in dict.fromkeys(parts):
-        if part.startswith("block"):
+        if part.startswith(("block", "stage")):
             columns = [column for column, name in enumerate(parts) if name == part]
             ticks[(columns[0] + columns[-1]) / 2] = part
     axes.set_xticks(list(ticks), list(ticks.values()))

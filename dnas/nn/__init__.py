@@ -1,16 +1,18 @@
 """torch modules, one file a family."""
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
-from dnas.arch import DenseNetSpec
+from dnas.arch import Spec
 from dnas.nn.densenet import DenseNet
+from dnas.nn.resnet import ResNet
 
-FAMILIES: dict[str, Callable[[DenseNetSpec], nn.Module]] = {"densenet": DenseNet}
+FAMILIES: dict[str, Callable[[Any], nn.Module]] = {"densenet": DenseNet, "resnet": ResNet}
 
 
-def build(spec: DenseNetSpec) -> nn.Module:
+def build(spec: Spec) -> nn.Module:
     """The network that `spec` describes, freshly initialised from torch's global generator.
 
     It maps images [N, in_channels, image_size, image_size] to logits [N, classes].
@@ -18,4 +20,4 @@ def build(spec: DenseNetSpec) -> nn.Module:
     return FAMILIES[spec.family](spec)
 
 
-__all__ = ["FAMILIES", "DenseNet", "build"]
+__all__ = ["FAMILIES", "DenseNet", "ResNet", "build"]

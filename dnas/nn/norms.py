@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dnas.arch.densenet import DenseNetSpec
+from dnas.arch import DenseNetSpec, Spec
 
 GRADIENT_STEPS = 10  # the last ones of an epoch, of which gradients are measured: the cost is below a thousandth
 
@@ -28,7 +28,7 @@ class Norms:
 
 
 @torch.no_grad()
-def measure_norms(net: nn.Module, spec: DenseNetSpec, gradient: tuple[float, ...] = ()) -> Norms:
+def measure_norms(net: nn.Module, spec: Spec, gradient: tuple[float, ...] = ()) -> Norms:
     """The norms of every parameter, and how strongly each layer draws on each earlier one (paper, Figure 5)."""
     parameters = dict(net.named_parameters())
     weights = [parameter.detach().float() for parameter in parameters.values()]
@@ -36,7 +36,7 @@ def measure_norms(net: nn.Module, spec: DenseNetSpec, gradient: tuple[float, ...
     l1 = torch.stack([weight.abs().sum() for weight in weights])
     pairs: list[tuple[str, str]] = []
     reuse: list[Tensor] = []
-    for layer in spec.layers() if spec.family == "densenet" else ():
+    for layer in spec.layers() if isinstance(spec, DenseNetSpec) else ():
         if layer.kind == "stem":
             continue
         weight = parameters[reading_weight(layer.name, layer.kind)].detach().float()

@@ -10,7 +10,7 @@ from scipy import stats
 
 from dnas.analysis.efficiency import published, published_imagenet, published_table1, published_table2
 from dnas.analysis.scaling import IsoError, Sized, Verdict, holm, iso_error, sized
-from dnas.arch import cost, parse_name
+from dnas.arch import DenseNetSpec, cost, parse_name
 from dnas.errors import InputError
 from dnas.figures.paper import plot_families, plot_two_costs, plot_two_curves
 from dnas.reproduce.targets import Plan
@@ -472,6 +472,7 @@ def _table1() -> Result:
     rows = []
     for row in published_table1().to_dict("records"):
         spec = parse_name(str(row["model"]).lower().replace("-", ""))
+        assert isinstance(spec, DenseNetSpec)
         price, blocks = cost(spec), tuple(int(row[f"block_{i}"]) for i in range(1, 5))
         stated = int(str(row["model"]).rpartition("-")[2])
         theirs = TORCHVISION.get(str(row["model"]))

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dnas.arch import DenseNetSpec, parse_name
+from dnas.arch import Spec, parse_name
 from dnas.data.catalog import DataInfo, data_info
 from dnas.errors import InputError, unknown
 from dnas.recipe import Recipe, make_recipe
@@ -192,7 +192,7 @@ class Listed:
 
     group: str
     name: str
-    spec: DenseNetSpec
+    spec: Spec
     seed: int
 
     @property
@@ -254,7 +254,7 @@ def make_plan(target: str, budget: str, seeds: int | None = None) -> Plan:
     return Plan(what, much, info, much.training(what, info.name), count, budget in what.final, runs)
 
 
-def spec_for(name: str, info: DataInfo) -> DenseNetSpec:
+def spec_for(name: str, info: DataInfo) -> Spec:
     """The network `name` for a data set's images and classes."""
     facts: dict[str, Any] = {"in_channels": info.channels, "image_size": info.image_size, "classes": info.classes}
     return dataclasses.replace(parse_name(name), **facts)

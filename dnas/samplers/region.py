@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dnas.arch import Cost, DenseNetSpec
+from dnas.arch import Cost, Spec
 from dnas.errors import InputError
 from dnas.samplers.problem import Exhausted
 from dnas.space import Space
@@ -31,9 +31,9 @@ class Region:
         self._names = [choice.name for choice in space.choices]
         self._values = [choice.values() for choice in space.choices]
         self._places = [{value: place for place, value in enumerate(values or [])} for values in self._values]
-        self._known: dict[tuple[Any, ...], tuple[DenseNetSpec | None, Cost | None, float]] = {}
+        self._known: dict[tuple[Any, ...], tuple[Spec | None, Cost | None, float]] = {}
 
-    def price(self, params: Mapping[str, Any]) -> tuple[DenseNetSpec | None, Cost | None, float]:
+    def price(self, params: Mapping[str, Any]) -> tuple[Spec | None, Cost | None, float]:
         """Network, cost, and by how much it is over its limits in all (0: inside; infinite: there is no such
         network)."""
         key = tuple(params[name] for name in self._names)
@@ -59,7 +59,7 @@ class Region:
             return None
         return tuple(getattr(cost, name, None) for name in self.objectives)
 
-    def spec(self, params: Mapping[str, Any]) -> DenseNetSpec:
+    def spec(self, params: Mapping[str, Any]) -> Spec:
         spec, _, _ = self.price(params)
         assert spec is not None
         return spec

@@ -1,0 +1,85 @@
+"""What a DenseNet's parts cost.
+
+Every cost of a dense layer is linear in the channels it reads, so one function prices a single layer (n = 1) and, given
+the sum of the channels that all its layers read, a whole block.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+from dnas.arch.densenet import DenseNetSpec, sources_of
+from dnas.arch.layer import Layer, after_imagenet_stem, halved
+from dnas.arch.terms import INDEX_BYTES, Terms, classifier, small_stem
+
+
+def network_terms(spec: DenseNetSpec) -> Iterator[Terms]:
+    """The terms of parts that add up to the network's."""
+    yield _stem(spec)
+    last = spec.blocks
+    for number, block in enumerate(spec._blocks, 1):
+        inputs, layers = _reads(spec.connectivity, block.layers)
+        channels = inputs * block.in_channels + layers * block.growth_rate
+        yield _dense_layers(spec, block.layers, channels, block.growth_rate, block.size)
+        if number < last:
+            yield _transition(spec, block.seen, block.out_channels, block.size)
+        else:
+            yield classifier(block.seen, block.size, spec.classes)
+
+
+def layer_terms(spec: DenseNetSpec, layer: Layer) -> Terms:
+    match layer.kind:
+        case "stem":
+            return _stem(spec)
+        case "dense":
+            return _dense_layers(spec, 1, layer.in_channels, layer.out_channels, layer.size)
+        case "transition":
+            return _transition(spec, layer.in_channels, layer.out_channels, layer.size)
+        case _:
+            return classifier(layer.in_channels, layer.size, spec.classes)
+
+
+@lru_cache(maxsize=4096)
+def _reads(connectivity: str, layers: int) -> tuple[int, int]:
+    """How often a block's `layers` read its input, and how often the output of one of them."""
+    reads = [sources_of(connectivity, consumer) for consumer in range(1, layers + 1)]
+    inputs = sum(0 in sources for sources in reads)
+    return inputs, sum(map(len, reads)) - inputs
+
+
+def _stem(spec: DenseNetSpec) -> Terms:
+    if spec.stem == "small":
+        return small_stem(spec.in_channels, spec.stem_width, spec.image_size)
+    width, image = spec.stem_width, spec.in_channels * spec.image_size**2
+    weights = 49 * spec.in_channels * width
+    pixels = halved(spec.image_size) ** 2
+    pooled = after_imagenet_stem(spec.image_size) ** 2
+    # kept: the image, the norm's input, the ReLU's output; the pool's indices; the norm's mean and 1/σ.
+    return Terms(
+        weights + 2 * width,
+        weights * pixels,
+        kept=image + 2 * width * pixels,
+        once=2 * width,
+        kept_bytes=INDEX_BYTES * width * pooled,
+    )
+
+
+def _dense_layers(spec: DenseNetSpec, n: int, channels: int, growth_rate: int, size: int) -> Terms:
+    """`n` layers of one block that read `channels` channels between them."""
+    pixels = size**2
+    masks = 1 if spec.dropout else 0
+    if not spec.bottleneck:
+        weights = 9 * channels * growth_rate
+        kept = 2 * channels + masks * n * growth_rate
+        return Terms(2 * channels + weights, weights * pixels, kept * pixels, once=2 * channels)
+    width = spec.bottleneck * growth_rate
+    weights = channels * width + n * 9 * width * growth_rate
+    kept = 2 * channels + n * (2 * width + masks * (width + growth_rate))
+    norms = 2 * (channels + n * width)
+    return Terms(norms + weights, weights * pixels, kept * pixels, once=norms)
+
+
+def _transition(spec: DenseNetSpec, channels: int, out_channels: int, size: int) -> Terms:
+    # kept: the norm's input, the ReLU's output, the pool's input; with dropout its mask.
+    weights = channels * out_channels
+    kept = 2 * channels + out_channels * (2 if spec.dropout else 1)
+    return Terms(2 * channels + weights, weights * size**2, kept * size**2, once=2 * channels)

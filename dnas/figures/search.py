@@ -1,0 +1,445 @@
+"""How a search went, and what mattered in it."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from dnas.analysis.efficiency import part_of
+from dnas.analysis.progress import Distribution, SpaceComparison
+from dnas.arch import Spec, layer_costs
+from dnas.errors import InputError
+from dnas.figures.style import (
+    AXES,
+    BLUE,
+    COLOURS,
+    GREEN,
+    GREY,
+    INK,
+    KINDS,
+    ORANGE,
+    PURPLE,
+    QUIET,
+    RED,
+    axis_value,
+    canvas,
+    cost_axis,
+    error_axis,
+    styled,
+)
+from dnas.wording import duration
+
+STATES = {
+    "complete": BLUE,
+    "paused": "#9ecae1",
+    "stopped": GREY,
+    "infeasible": ORANGE,
+    "failed": RED,
+    "running": GREEN,
+}
+SERIES = (BLUE, ORANGE, GREEN, PURPLE, RED, GREY)  # of several studies, in their order
+ARM_WORDS = {"search": "search", "control": "random control"}
+
+
+def plot_best_so_far(found: pd.DataFrame, objective: str = "val_error") -> Figure:
+    """The lowest value that a search and its control arm had reached, against trials, training time and multiply-adds.
+
+    found: as `dnas.analysis.progress.best_so_far`.
+    """
+    known = found.dropna(subset=["error"])
+    if known.empty:
+        raise InputError("the best so far can't be drawn: no trial is complete.")
+    own = known[known["arm"] == "search"]
+    label, factor, _ = AXES[objective]
+    if len(own):
+        last = own.iloc[-1]
+        since = own[own["error"] == last["error"]].iloc[0]
+        title = f"{axis_value(objective, last['error'])} was reached after {int(since['trials'])} trials"
+        title += f" and {duration(since['seconds'])} of training"
+    else:
+        title = "Only the random control has a complete trial"
+    with styled():
+        figure = canvas(3.1, title)
+        panels = figure.subplots(1, 3, sharey=True)
+        hours = found["seconds"].max() > 2 * 3600
+        units = (
+            ("trials", 1.0, "trials"),
+            ("seconds", 1 / 3600 if hours else 1 / 60, f"training time ({'hours' if hours else 'minutes'})"),
+            ("macs", 1e-12, "multiply-adds of training (10¹²)"),
+        )
+        for axes, (column, scale, name) in zip(panels, units, strict=True):
+            for arm in ("control", "search"):
+                some = known[known["arm"] == arm]
+                end = found.loc[found["arm"] == arm, column].max()
+                if len(some):
+                    axes.step(
+                        scale * np.append(some[column], end),
+                        np.append(some["error"], some["error"].iloc[-1]),
+                        where="post",
+                        color=COLOURS["control" if arm == "control" else "sampler"],
+                        lw=1.8,
+                        label=f"{ARM_WORDS[arm]} ({(found['arm'] == arm).sum()} trials)",
+                        gid=f"best-{arm}-{column}",
+                    )
+            axes.set_xlabel(name)
+            axes.set_xlim(left=0)
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=column == "trials"))
+        error_axis(panels[0], list(known["error"]), f"lowest {label}", factor)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", ncols=2)
+    return figure
+
+
+def plot_distribution(
+    spread: Mapping[str, Distribution], comparison: SpaceComparison | None = None, objective: str = "val_error"
+) -> Figure:
+    """The share of trials at or below each error, with its band; a curve a study. comparison: of the first two."""
+    label, factor, _ = AXES[objective]
+    (name, first), *rest = spread.items()
+    middle = first.error[np.searchsorted(first.share, 0.5)]
+    title = f"Half of {first.n} trials are at or below {axis_value(objective, float(middle))}"
+    if rest and comparison is not None:
+        p = "p < 0.001" if comparison.p < 0.001 else f"p = {comparison.p:.2g}"
+        title = f"A trial of {name} beats one of {rest[0][0]} in {comparison.better:.0%} of pairs ({p})"
+    with styled():
+        figure = canvas(3.3, title)
+        axes = figure.add_subplot()
+        for (study, found), colour in zip(spread.items(), SERIES, strict=False):
+            x = factor * found.error
+            axes.fill_between(x, 100 * found.low, 100 * found.high, step="post", color=colour, alpha=0.15, lw=0)
+            axes.step(
+                x,
+                100 * found.share,
+                where="post",
+                color=colour,
+                lw=1.8,
+                label=f"{study} ({found.n})",
+                gid=f"edf-{study}",
+            )
+        low, high = min(f.error[0] for f in spread.values()), max(f.error[-1] for f in spread.values())
+        if low > 0 and high / low > 4:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+            axes.xaxis.set_minor_formatter(FuncFormatter(lambda v, _: f"{v:g}" if str(f"{v:e}")[0] in "25" else ""))
+        axes.set_xlabel(f"{label} after the last epoch")
+        axes.set_ylabel("trials at or below (%)")
+        axes.set_ylim(0, 102)
+        if rest:
+            axes.legend(loc="lower right")
+    return figure
+
+
+def plot_fidelity(found: pd.DataFrame) -> Figure:
+    """Spearman's ρ between the errors after each epoch and after the last, with its 95% interval.
+
+    found: as `dnas.analysis.progress.fidelity`.
+    """
+    early = found[(found["epoch"] < found["epoch"].max()) & found["rho"].notna()] if len(found) else found
+    if early.empty:
+        raise InputError("rank fidelity needs three complete trials of several epochs.")
+    last = int(found["epoch"].max())
+    good = early[early["rho"] >= 0.8]
+    pick = good.iloc[0] if len(good) else early.loc[early["rho"].idxmax()]
+    title = f"{int(pick['epoch'])} epochs rank these networks as {last} do: ρ = {pick['rho']:.2f}"
+    if not len(good):
+        title = f"No earlier epoch ranks these networks as the {last}th does: ρ is at most {pick['rho']:.2f}"
+    with styled():
+        figure = canvas(3.0, f"{title} (n = {int(pick['n'])})")
+        axes = figure.add_subplot()
+        axes.fill_between(found["epoch"], found["low"], found["high"], color=BLUE, alpha=0.15, lw=0)
+        axes.plot(found["epoch"], found["rho"], color=BLUE, lw=1.8, marker="o", ms=3.5, gid="rho")
+        axes.axhline(0, color=QUIET, lw=0.8)
+        axes.set_ylim(min(-0.1, float(found["low"].min(skipna=True) if found["low"].notna().any() else 0)) - 0.02, 1.03)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(f"rank correlation ρ\nwith epoch {last}")
+        axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
+    return figure
+
+
+def plot_timeline(found: pd.DataFrame) -> Figure:
+    """A bar for each stretch of a trial's training, by lane and state. found: as `dnas.analysis.progress.timeline`."""
+    if found.empty:
+        raise InputError("the timeline can't be drawn: no trial was begun.")
+    end = float(found["end"].max())
+    lanes = int(found["lane"].max()) + 1
+    busy = float((found["end"] - found["start"]).sum()) / (lanes * end) if end else 1.0
+    unit, name = next((u, n) for u, n in ((3600.0, "hours"), (60.0, "minutes"), (1.0, "s")) if end >= 2 * u or u == 1.0)
+    title = f"{duration(end)}, {lanes} at once" if lanes > 1 else f"{duration(end)}, one at a time"
+    with styled():
+        figure = canvas(float(np.clip(1.5 + 0.28 * lanes, 1.9, 7.0)), f"{title}: {busy:.0%} of the time was trained")
+        axes = figure.add_subplot()
+        for state, some in found.groupby("state"):
+            axes.barh(
+                some["lane"],
+                (some["end"] - some["start"]).clip(lower=end / 500) / unit,
+                left=some["start"] / unit,
+                height=0.72,
+                color=STATES[str(state)],
+                edgecolor="white",
+                lw=0.4,
+            )
+        if len(found) <= 60:
+            for row in found.to_dict("records"):
+                if (row["end"] - row["start"]) / max(end, 1e-9) > 0.02:
+                    x = (row["start"] + row["end"]) / 2 / unit
+                    light = row["state"] in ("paused",)
+                    axes.text(
+                        x,
+                        row["lane"],
+                        str(row["number"]),
+                        ha="center",
+                        va="center",
+                        fontsize=7,
+                        color=INK if light else "white",
+                    )
+        axes.set_yticks([])
+        axes.set_ylim(lanes - 0.4, -0.6)
+        axes.grid(axis="y", visible=False)
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel(f"time since the first trial began ({name})")
+        there = [state for state in STATES if (found["state"] == state).any()]
+        handles = [Patch(color=STATES[s], label=f"{s} ({(found['state'] == s).sum()})") for s in there]
+        figure.legend(handles=handles, loc="outside lower left", ncols=6, handlelength=1)
+    return figure
+
+
+def plot_importance(found: pd.DataFrame) -> Figure:
+    """Each choice's share in being among the best, with interval and the share that chance gives.
+
+    found: as `dnas.analysis.importance.importance`.
+    """
+    clear = found[found["low"] > found["null"]]
+    if len(clear):
+        title = f"{clear.iloc[0]['choice']} mattered most for being among the best: {clear.iloc[0]['share']:.0%}"
+    else:
+        title = "No choice is told from chance: these trials are too few, or none matters"
+    with styled():
+        figure = canvas(float(1.3 + 0.32 * len(found)), title)
+        axes = figure.add_subplot()
+        places = np.arange(len(found))[::-1]
+        colours = [BLUE if low > null else GREY for low, null in zip(found["low"], found["null"], strict=True)]
+        axes.barh(places, 100 * found["share"], color=colours, height=0.6)
+        axes.hlines(places, 100 * found["low"], 100 * found["high"], color=INK, lw=1.2)
+        axes.scatter(100 * found["null"], places, marker="|", s=120, color=RED, zorder=4, label="what chance gives")
+        axes.set_yticks(places, found["choice"])
+        axes.grid(axis="y", visible=False)
+        axes.set_xlim(0)
+        axes.set_xlabel("share of the importance (%), 95% interval")
+        axes.legend(loc="lower right")
+    return figure
+
+
+def plot_slices(frame: pd.DataFrame, choices: Sequence[str], objective: str = "val_error") -> Figure:
+    """The error of every complete trial against each choice, and the median at each value.
+
+    frame: a row a trial: a column for each of `choices`, `objective` and number.
+    """
+    choices = [c for c in choices if frame[c].nunique(dropna=True) > 1][:12] if len(frame) else []
+    if not choices:
+        raise InputError("slices need complete trials that differ in a choice.")
+    label, factor, _ = AXES[objective]
+    columns = min(4, len(choices))
+    rows = -(-len(choices) // columns)
+    best = frame.loc[frame[objective].idxmin()]
+    with styled():
+        figure = canvas(0.7 + 2.0 * rows, f"Error by each choice ({len(frame)} complete trials)")
+        panels = np.atleast_1d(figure.subplots(rows, columns, sharey=True, squeeze=False)).ravel()
+        for axes, choice in zip(panels, choices, strict=False):
+            values = frame[choice]
+            numeric = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+            names = sorted(map(str, values.unique())) if not numeric else []
+            x = values.astype(float) if numeric else values.astype(str).map(names.index).astype(float)
+            gid = f"slice-{choice}"
+            axes.scatter(x, frame[objective], s=14, color=BLUE, alpha=0.55, edgecolor="white", lw=0.3, gid=gid)
+            figure.hover[gid] = [
+                f"#{n}  {axis_value(objective, y)}\n{choice} = {v}"
+                for n, y, v in zip(frame["number"], frame[objective], values, strict=True)
+            ]
+            if x.nunique() <= 12:
+                middle = frame[objective].groupby(x.to_numpy()).median()
+                axes.plot(middle.index, middle, color=INK, lw=1.2, marker="_", ms=9)
+            axes.scatter(x[best.name], best[objective], s=60, facecolor="none", edgecolor=COLOURS["best"], lw=1.5)
+            axes.set_xlabel(choice, fontsize=8.5)
+            if numeric:
+                axes.xaxis.set_major_locator(MaxNLocator(5, integer=bool((x % 1 == 0).all())))
+            else:
+                axes.set_xticks(range(len(names)), names, rotation=0 if len(names) < 4 else 30, fontsize=7.5)
+                axes.set_xlim(-0.6, len(names) - 0.4)
+        for axes in panels[len(choices) :]:
+            axes.set_visible(False)
+        error_axis(panels[0], list(frame[objective]), label.replace("validation ", "validation\n"), factor)
+    return figure
+
+
+def plot_parallel(frame: pd.DataFrame, choices: Sequence[str], objective: str = "val_error") -> Figure:
+    """Parallel coordinates: a line a complete trial through its choices to its error; the best tenth in colour."""
+    choices = [c for c in choices if frame[c].nunique(dropna=True) > 1] if len(frame) else []
+    if not choices or len(frame) < 2:
+        raise InputError("parallel coordinates need two complete trials that differ in a choice.")
+    label, factor, _ = AXES[objective]
+    scaled, ends = {}, {}
+    for choice in [*choices, objective]:
+        values = frame[choice]
+        if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
+            numbers = values.astype(float)
+            low, high = float(numbers.min()), float(numbers.max())
+            scale = factor if choice == objective else 1.0
+            ends[choice] = [(0.0, f"{low * scale:.4g}"), (1.0, f"{high * scale:.4g}")]
+            scaled[choice] = (numbers - low) / ((high - low) or 1.0)
+        else:
+            names = sorted(map(str, values.unique()))
+            ends[choice] = [(i / max(1, len(names) - 1), name) for i, name in enumerate(names)]
+            scaled[choice] = values.astype(str).map(names.index) / max(1, len(names) - 1)
+    places = pd.DataFrame(scaled)
+    top = frame[objective].rank(method="first") <= max(1, round(0.1 * len(frame)))
+    with styled():
+        figure = canvas(3.6, f"The best {top.sum()} of {len(frame)} complete trials, by their choices")
+        axes = figure.add_subplot()
+        for some, colour, alpha, width in (
+            (~top, GREY, max(0.06, min(0.5, 20 / len(frame))), 0.8),
+            (top, RED, 0.85, 1.5),
+        ):
+            lines = [np.column_stack([range(len(places.columns)), row]) for row in places[some].to_numpy(float)]
+            axes.add_collection(
+                LineCollection(lines, colors=colour, alpha=alpha, linewidths=width, rasterized=len(lines) > 2000)
+            )
+        for column, choice in enumerate(places.columns):
+            axes.axvline(column, color=INK, lw=0.8)
+            for y, text in ends[choice]:
+                axes.annotate(
+                    text,
+                    (column, y),
+                    xytext=(4, 0),
+                    textcoords="offset points",
+                    fontsize=7.5,
+                    va="center",
+                    color=INK,
+                    bbox={"facecolor": "white", "alpha": 0.7, "lw": 0, "pad": 0.6},
+                )
+        axes.set_xticks(range(len(places.columns)), [*choices, label.replace(" (", "\n(")], fontsize=8)
+        axes.set_xlim(-0.15, len(places.columns) - 1 + 0.4)
+        axes.set_ylim(-0.06, 1.06)
+        axes.set_yticks([])
+        axes.grid(visible=False)
+        axes.spines[["left", "bottom"]].set_visible(False)
+        axes.tick_params(length=0)
+        handles = [
+            Line2D([], [], color=RED, lw=1.5, label="the best tenth"),
+            Line2D([], [], color=GREY, label="the others"),
+        ]
+        figure.legend(handles=handles, loc="outside lower left", ncols=2)
+    return figure
+
+
+def plot_attainment(found: pd.DataFrame, searches: int, cost: str = "params", objective: str = "val_error") -> Figure:
+    """What the best, half and all of several searches reached at each cost. found: as `attainment`."""
+    label, factor, _ = AXES[objective]
+    finite = found[np.isfinite(found["median"])]
+    if finite.empty:
+        raise InputError("no cost is reached by half of the searches: their fronts don't overlap.")
+    end = finite.iloc[-1]
+    with styled():
+        figure = canvas(
+            3.6,
+            f"Half of {searches} searches reached {axis_value(objective, end['median'])}; the best, "
+            f"{axis_value(objective, float(found['best'].iloc[-1]))}",
+        )
+        axes = figure.add_subplot()
+        x = found[cost].to_numpy(float)
+        high = found["worst"].replace(np.inf, np.nan)
+        axes.fill_between(x, found["best"], high, step="post", color=BLUE, alpha=0.13, lw=0, label="best to worst")
+        for name, width, style in (("best", 1, ":"), ("median", 2, "-"), ("worst", 1, "--")):
+            values = found[name].replace(np.inf, np.nan)
+            axes.step(x, values, where="post", color=BLUE, lw=width, ls=style, label=name, gid=f"attained-{name}")
+        every = found[["best", "median", "worst"]].to_numpy(float)
+        error_axis(axes, list(every[np.isfinite(every)]), f"lowest {label}", factor)
+        cost_axis(axes, list(x), cost)
+        axes.legend(loc="upper right")
+    return figure
+
+
+def plot_diagram(spec: Spec) -> Figure:
+    """The network from left to right: a bar a layer, as high as the channels that it reads; map sizes below."""
+    costs = layer_costs(spec)
+    parts = [part_of(cost.name) for cost in costs]
+    most = max(cost.in_channels for cost in costs)
+    with styled():
+        figure = canvas(2.9, f"{spec.title}: {spec.depth} layers, up to {most:,} channels")
+        axes = figure.add_subplot()
+        axes.bar(
+            range(len(costs)),
+            [cost.in_channels for cost in costs],
+            width=0.86 if len(costs) < 90 else 1.0,
+            color=[KINDS[cost.kind] for cost in costs],
+        )
+        made = [cost.out_channels if cost.kind == "dense" else 0 for cost in costs]
+        axes.bar(
+            range(len(costs)),
+            made,
+            bottom=[cost.in_channels for cost in costs],
+            width=0.86 if len(costs) < 90 else 1.0,
+            color=BLUE,
+        )
+        axes.set_ylabel("channels read")
+        axes.grid(axis="x", visible=False)
+        axes.set_xlim(-0.8, len(costs) - 0.2)
+        ticks, names = [], []
+        for part in dict.fromkeys(parts):
+            rows = [i for i, name in enumerate(parts) if name == part]
+            side = costs[rows[0]].size
+            if len(rows) > 1 or part.startswith("block"):
+                ticks.append((rows[0] + rows[-1]) / 2)
+                names.append(f"{part}\n{len(rows)} layer{'s' * (len(rows) > 1)}, {side}×{side}")
+        axes.set_xticks(ticks, names, fontsize=8)
+        axes.tick_params(axis="x", length=0)
+        handles = [Patch(color=BLUE, label="maps that a layer adds")]
+        words = {"stem": "stem", "dense": "dense layer", "transition": "transition", "classifier": "classifier"}
+        handles += [Patch(color=KINDS[k], label=w) for k, w in words.items() if any(c.kind == k for c in costs)]
+        figure.legend(handles=handles, loc="outside lower left", ncols=5, handlelength=1, columnspacing=1.4)
+    return figure
+
+
+def plot_fronts(
+    studies: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]], cost: str = "params", objective: str = "val_error"
+) -> Figure:
+    """The complete trials of several studies, and the Pareto front of each. studies: name -> (trials, its front)."""
+    known = {name: both for name, both in studies.items() if len(both[1])}
+    if not known:
+        raise InputError("no front can be drawn: none of the studies has a complete trial.")
+    label, factor, _ = AXES[objective]
+    lowest = {name: float(front[objective].min()) for name, (_, front) in known.items()}
+    first = min(lowest, key=lambda name: lowest[name])
+    with styled():
+        figure = canvas(4.4, f"Lowest error: {axis_value(objective, lowest[first])}, in {first}")
+        axes = figure.add_subplot()
+        errors: list[float] = []
+        sizes: list[float] = []
+        for index, (name, (trials, _)) in enumerate(known.items()):
+            colour, gid = SERIES[index % len(SERIES)], f"study-{index}"
+            x, y = trials[cost].to_numpy(float), trials[objective].to_numpy(float)
+            errors, sizes = [*errors, *y], [*sizes, *x]
+            axes.scatter(x, y, s=18, color=colour, alpha=0.45, edgecolor="white", lw=0.3, gid=gid, zorder=2)
+            figure.hover[gid] = [
+                f"{name} #{n}  {axis_value(objective, error)}, {axis_value(cost, size)} {AXES[cost][2]}\n{network}"
+                for n, error, size, network in zip(trials["number"], y, x, trials["network"], strict=True)
+            ]
+        error_axis(axes, errors, label, factor)
+        cost_axis(axes, sizes, cost)
+        for index, (name, (_, front)) in enumerate(known.items()):
+            x, y = front[cost].tolist(), front[objective].tolist()
+            axes.step(
+                [*x, axes.get_xlim()[1]],
+                [*y, y[-1]],
+                where="post",
+                lw=1.6,
+                color=SERIES[index % len(SERIES)],
+                label=f"{name} ({len(x)} on its front)",
+                zorder=3,
+                gid=f"front-{index}",
+            )
+        axes.legend(loc="upper right")
+    return figure

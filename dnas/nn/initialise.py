@@ -1,0 +1,15 @@
+"""How every family's networks begin."""
+
+from torch import nn
+
+
+def initialise(net: nn.Module) -> None:
+    """He et al. 2015, equation 10 (fan in) for convolutions, γ = 1 and β = 0 for norms, no bias in the classifier."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,380 @@
+"""The words and tables of a study's page, section by section, as plain values for the template."""
+
+import json
+import math
+import shlex
+import statistics
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+from markupsafe import Markup
+
+from dnas import wording as words
+from dnas.analysis import cost_by_part, wilson_interval
+from dnas.analysis.observations import observe
+from dnas.arch import DenseNetSpec, Spec
+from dnas.errors import InputError
+from dnas.report.drawings import histories
+from dnas.report.study import NAMES, UNITS, Study, listed, objective_of, value
+from dnas.space import parse_space
+from dnas.study import STATES, TrialRecord
+from dnas.wording import size
+
+FRONT_ROWS = 12  # of the table under the figure; pareto.csv has them all
+
+
+def status(s: Study) -> dict[str, Any]:
+    """How far the study is, in a word and a sentence."""
+    counts = Counter(record.state for record in s.records)
+    parts = [f"{counts[state]} {state}" for state in STATES if counts[state]]
+    times = sorted(t for record in s.records for t in (record.started, record.ended) if t)
+    word, note = "finished", ""
+    if not s.records:
+        word, note = "empty", "There is nothing yet: no trial has been started."
+    elif counts["running"]:
+        word = "running"
+        note = (
+            f"{words.several(counts['running'], 'trial is', 'trials are')} marked running: the search goes on, or was"
+            " interrupted. This page shows what was there when it was written; write it again for more."
+        )
+    elif not counts["complete"]:
+        word = "no result"
+        note = "No trial is complete, so there is no network to name."
+        if counts["failed"] + counts["infeasible"] == len(s.records):
+            note = "Every trial failed, so there is no network to name. The reasons are below."
+    if word == "running" and not counts["complete"]:
+        note = "No trial is complete yet, so there is no network to name. " + note
+    return {
+        "note": note,
+        "counts": words.joined(parts) if parts else "none",
+        "trials": len(s.records),
+        "asked": s.config.get("trials"),
+        "first": times[0] if times else str(s.config.get("created", "")),
+        "last": times[-1] if times else str(s.config.get("created", "")),
+        "seconds": sum(record.seconds for record in s.records),
+    }
+
+
+def answer(s: Study) -> dict[str, Any]:
+    space = s.config.get("space", {})
+    # A space's first comment line ends as its author likes; the page goes on after it.
+    title = str(space.get("title") or space.get("name") or "").strip().rstrip(".")
+    answer: dict[str, Any] = {
+        "space": title or "an unnamed space",
+        "networks": None,
+        "choices": [],
+        "data": s.data.get("title", s.data.get("name", "unknown data")),
+        "limits": words.joined(
+            [f"{key}\u00a0≤\u00a0{value:,.0f}" for key, value in s.config.get("limits", {}).items()] or [""]
+        ),
+        "minimised": _minimised(s),
+        "best": None,
+        "retrained": _retrained(s),
+    }
+    try:
+        read = parse_space(str(space.get("text", "")), str(space.get("name", "")), "the space")
+        points = read.size()
+        answer["networks"] = "endlessly many" if points is None else words.big(points)
+        answer["choices"] = [(choice.name, choice.describe()) for choice in read.choices]
+    except InputError:
+        pass  # of another version of dnas: its text is at the end of the page
+    if s.best is not None:
+        answer["best"] = {
+            "number": s.best.number,
+            "network": s.best.network,
+            "val_error": s.best.val_error,
+            "interval": (s.floor.low, s.floor.high) if s.floor else None,
+            "val_size": s.floor.size if s.floor else None,
+            "params": s.best.cost.get("params"),
+            "macs": s.best.cost.get("macs"),
+            "by": NAMES[s.objectives[0]] if len(s.objectives) > 1 or s.objectives[0] != "val_error" else "",
+            # The error, the params and the macs have their own places.
+            "more": [
+                (NAMES[name], value(objective_of(s.best, name), name))
+                for name in s.objectives
+                if name not in ("val_error", "params", "macs")
+            ],
+        }
+    return answer
+
+
+def _minimised(s: Study) -> str:
+    """What the search minimised, and with several objectives what became of that, in a sentence."""
+    first, rest = s.objectives[0], s.objectives[1:]
+    if not rest:
+        return f"The search minimised the {NAMES[first]} alone."
+    text = f"The search minimised {listed(s.objectives)} together"
+    rows, complete = s.front.trials, len(s.of("complete"))
+    if not len(rows):
+        return text + "."
+    text += f": {len(rows)} of {words.several(complete, 'complete network')} {'is' if len(rows) == 1 else 'are'} on the"
+    text += " front, where no other one is better in one of them and no worse in the others"
+    if len(rows) > 1:
+        ends = rows.sort_values([rest[0], first]).iloc[[0, -1]]
+        said = [f"{value(row[first], first)} at {value(row[rest[0]], rest[0])}" for _, row in ends.iterrows()]
+        text += f"; they go from {said[0]} {UNITS.get(rest[0], '')}".rstrip() + f" to {said[1]}"
+    return text + "."
+
+
+def front(s: Study) -> dict[str, Any] | None:
+    """The front as a table, of a search for several objectives."""
+    if len(s.objectives) == 1 or not len(s.front.trials):
+        return None
+    records = {record.number: record for record in s.records}
+    shared = shared_words([record.network for record in s.records])
+    return {
+        "heads": [NAMES[name] for name in s.objectives],
+        "rows": [
+            {
+                "number": number,
+                "network": without(records[number].network, shared),
+                "values": [value(objective_of(records[number], name), name) for name in s.objectives],
+                "best": s.best is not None and number == s.best.number,
+            }
+            for number in s.front.numbers[:FRONT_ROWS]
+        ],
+        "more": max(0, len(s.front.numbers) - FRONT_ROWS),
+    }
+
+
+def _retrained(s: Study) -> list[dict[str, Any]]:
+    """A row a network that was trained again, the best on validation first."""
+    found = []
+    selected = {record.number: record for record in s.records}
+    for number in dict.fromkeys(record.number for record in s.retrained):
+        runs = [record for record in s.retrained if record.number == number]
+        errors = [record.test_error for record in runs if record.test_error is not None]
+        mean = statistics.fmean(errors) if errors else None
+        test_size = runs[0].data.get("test_size") or s.data.get("test_size")
+        found.append(
+            {
+                "number": number,
+                "network": runs[0].network,
+                "params": runs[0].cost.get("params"),
+                "val_error": selected[number].val_error if number in selected else None,
+                "mean": mean,
+                "range": (min(errors), max(errors)) if len(errors) > 1 else None,
+                "interval": wilson_interval(mean, int(test_size)) if mean is not None and test_size else None,
+                "test_size": test_size,
+                "seeds": len(errors),
+                "open": words.joined(
+                    [f"{n} {state}" for state, n in Counter(r.state for r in runs).items() if state != "complete"]
+                    or [""]
+                ),
+            }
+        )
+    return sorted(found, key=lambda row: math.inf if row["val_error"] is None else row["val_error"])
+
+
+def inside(s: Study) -> dict[str, Any] | None:
+    if s.best is None:
+        return None
+    facts: list[tuple[str, str]] = []
+    parts: list[Any] = []
+    if s.best.spec:
+        spec = s.best.network_spec
+        facts = [*_facts(spec), ("digest", spec.digest)]
+        parts = cost_by_part(spec).to_dict("records")
+    costs = s.best.cost
+    if costs.get("activation_bytes"):
+        facts.append((f"activations, batch {costs.get('batch', 64)}", size(costs["activation_bytes"])))
+    if s.best.peak_memory_bytes:
+        facts.append(("peak memory", size(s.best.peak_memory_bytes)))
+    return {
+        "number": s.best.number,
+        "network": s.best.network,
+        "facts": facts,
+        "parts": parts,
+        "observations": _observations(s),
+    }
+
+
+def _observations(s: Study) -> list[dict[str, str]]:
+    """The paper's four observations on feature reuse, measured on the best network; none where its norms are missing."""
+    try:
+        found = observe(histories(s))
+    except InputError:
+        return []
+    lines = []
+    for one in found:
+        if not math.isfinite(one.value):
+            continue
+        interval = f"95% {one.low:.2f} to {one.high:.2f}" if math.isfinite(one.low) else "too few for an interval"
+        before = f"; untrained {one.untrained:.2f}" if one.untrained is not None else ""
+        lines.append(
+            {
+                "claim": one.claim,
+                "verdict": one.verdict,
+                "measured": f"{one.measure} {one.value:.2f} ({interval}{before}; the bar is {one.bar:g})",
+            }
+        )
+    return lines
+
+
+def _facts(spec: Spec) -> list[tuple[str, str]]:
+    own = (
+        [
+            ("growth rate k", _joined(spec.growth_rate)),
+            ("layers in each block", _joined(spec.block_layers)),
+            ("bottleneck", f"{spec.bottleneck}k" if spec.bottleneck else "none"),
+            ("compression θ", f"{spec.compression:g}"),
+            ("connectivity", spec.connectivity),
+            ("dropout", f"{spec.dropout:g}"),
+        ]
+        if isinstance(spec, DenseNetSpec)
+        else [
+            ("width of each stage", _joined(spec.widths)),
+            ("residual units in each stage", _joined(spec.stage_units)),
+            ("bottleneck", f"widens {spec.bottleneck} times" if spec.bottleneck else "none"),
+            (
+                "stochastic depth",
+                f"drops the last unit at a rate of {spec.stochastic_depth:g}" if spec.stochastic_depth else "none",
+            ),
+        ]
+    )
+    return [
+        ("kind", spec.title),
+        ("depth L", str(spec.depth)),
+        *own,
+        ("stem", f"{spec.stem}, {spec.stem_width} channels"),
+        ("input", f"{spec.in_channels}×{spec.image_size}×{spec.image_size}, {spec.classes} classes"),
+    ]
+
+
+def _joined(numbers: int | tuple[int, ...]) -> str:
+    return "-".join(map(str, numbers)) if isinstance(numbers, tuple) else str(numbers)
+
+
+def rows(s: Study) -> list[dict[str, Any]]:
+    lines, shared = _sparklines(s.curves), shared_words([record.network for record in s.records])
+    fronted = set(s.front.numbers)
+    return [
+        {
+            "record": record,
+            "params": record.cost.get("params"),
+            "macs": record.cost.get("macs"),
+            "short": without(record.network, shared),
+            "front": record.number in fronted,
+            "best": s.best is not None and record.number == s.best.number,
+            "line": lines.get(record.number),
+            "reason": _reason(record),
+            "more": [(objective_of(record, name), name) for name in columns(s)],
+        }
+        for record in s.records
+    ]
+
+
+LOG_LETTERS = 4_000  # of a traceback, its end
+
+
+def details(s: Study) -> Markup:
+    """What a click on a trial shows: its choices, curve and log, by its number, as JSON that is safe inside a page."""
+    curves = {
+        int(number): [round(value, 5) for value in curve.sort_values("epoch")["val_error"]]
+        for number, curve in (s.curves.dropna(subset=["val_error"]).groupby("number") if len(s.curves) else ())
+    }
+    found: dict[int, dict[str, Any]] = {}
+    for record in s.records:
+        facts: dict[str, Any] = {key: str(value) for key, value in record.params.items()}
+        facts |= {"name": record.network, "digest": record.digest, "folder": f"trials/{record.number}"}
+        if record.peak_memory_bytes:
+            facts["peak memory"] = size(record.peak_memory_bytes)
+        if record.host:
+            facts["host"] = f"{record.host}, {record.device}"
+        found[record.number] = {"facts": facts}
+        if record.number in curves:
+            found[record.number]["curve"] = curves[record.number]
+        log = s.folder.trial_folder(record.number) / "traceback.txt"
+        if record.state == "failed" and log.is_file():
+            found[record.number]["log"] = log.read_text(encoding="utf-8", errors="replace")[-LOG_LETTERS:]
+    return Markup(json.dumps(found, separators=(",", ":")).replace("<", "\\u003c"))
+
+
+def columns(s: Study) -> dict[str, str]:
+    """The objectives that have no column of their own in every study's table, and the head of theirs."""
+    heads = {"val_loss": "val loss", "activation_bytes": "activations", "latency": "latency"}
+    return {name: heads[name] for name in s.objectives if name in heads}
+
+
+def _reason(record: TrialRecord) -> str | None:
+    """Why a trial is not complete."""
+    if record.state == "paused":
+        return f"paused after {words.several(record.epochs, 'epoch')}, may be promoted"
+    return record.reason
+
+
+def shared_words(networks: list[str]) -> set[str]:
+    """What the data settle and so every name ends with: `channels=1`, `size=8`. A table reads better without it."""
+    parts = [set(name.partition(":")[2].split(",")) for name in networks]
+    fixed = ("channels=", "size=", "classes=", "stem=")
+    return {part for part in set.intersection(*parts) if part.startswith(fixed)} if len(parts) > 1 else set()
+
+
+def without(network: str, shared: set[str]) -> str:
+    head, colon, tail = network.partition(":")
+    return head + colon + ",".join(part for part in tail.split(",") if part not in shared)
+
+
+SPARK = (72, 22)
+
+
+def _sparklines(curves: pd.DataFrame) -> dict[int, str]:
+    """Points of an SVG polyline for each trial's validation error, all on one log scale and one axis of epochs."""
+    known = curves.dropna(subset=["val_error"]) if len(curves) else curves
+    positive = [error for error in known["val_error"] if error > 0]
+    if not positive:
+        return {}
+    low, high = math.log(min(positive)), math.log(max(positive))
+    last = max(2, int(known["epoch"].max()))
+    width, height = SPARK[0] - 4, SPARK[1] - 4
+    found = {}
+    for _, curve in known.groupby("number"):
+        points: Iterable[tuple[int, float]] = zip(curve["epoch"], curve["val_error"], strict=True)
+        places = [
+            (
+                2 + width * (epoch - 1) / (last - 1),
+                2 + height * (1 - (max(low, math.log(error)) - low if error > 0 else 0) / ((high - low) or 1)),
+            )
+            for epoch, error in points
+        ]
+        if len(places) == 1:
+            places.append((places[0][0] + 2, places[0][1]))
+        found[int(curve["number"].iloc[0])] = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    return found
+
+
+def again(s: Study) -> dict[str, Any]:
+    c, d = s.config, s.data
+    machine = [
+        ("host", c.get("host") or (s.records[0].host if s.records else None)),
+        ("device", c.get("device")),
+        ("threads", c.get("threads")),
+        ("commit", c.get("commit")),
+    ]
+    data = [
+        ("data", d.get("title")),
+        ("fingerprint", d.get("fingerprint")),
+        ("source", d.get("source")),
+        ("split seed", d.get("split_seed", c.get("split_seed"))),
+        ("subset", d.get("subset")),
+        ("augmentation", d.get("augmentation")),
+    ]
+    inputs = [(key, c.get(key)) for key in ("seed", "objective", "sampler", "control", "stopping", "trials", "created")]
+    return {
+        "command": c.get("command"),
+        "replay": f"dnas replay {shlex.quote(s.folder.name)}",
+        "groups": [
+            (title, [(key, str(value)) for key, value in rows if value not in (None, "")])
+            for title, rows in (
+                ("Study", inputs),
+                ("Recipe", list(c.get("recipe", {}).items())),
+                ("Data", data),
+                ("Machine", machine),
+                ("Versions", list(c.get("versions", {}).items())),
+            )
+        ],
+        "space": c.get("space", {}).get("text"),
+        "space_name": c.get("space", {}).get("name", "space"),
+    }

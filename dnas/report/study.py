@@ -1,0 +1,167 @@
+"""All that a report is made from, read once."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from markupsafe import Markup
+
+from dnas import wording as words
+from dnas.analysis import Front, NoiseFloor, learning_curves, noise_floor, pareto_front, published, within_reach
+from dnas.analysis.control import ArmComparison, compare_arms, decision_epoch, values_at
+from dnas.errors import InputError
+from dnas.inputs import objectives_of
+from dnas.objectives import TRAINED
+from dnas.study import StudyFolder, TrialRecord, find_study, rank, read_study
+
+# Of `read_study`, for a study without a trial: even then trials.csv has its head.
+COLUMNS = [
+    *("number", "state", "arm", "network", "digest", "params", "macs", "activation_bytes", "val_error", "val_loss"),
+    *("test_error", "epochs", "epochs_planned", "seconds", "peak_memory_bytes", "latency"),
+    "reason",
+]
+# What each objective is called in a sentence.
+NAMES = {
+    "val_error": "validation error",
+    "val_loss": "validation loss",
+    "params": "params",
+    "macs": "multiply-adds",
+    "activation_bytes": "activation memory",
+    "latency": "latency",
+}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure on the page: its files' stem, the SVG itself, and what a reader is told with it."""
+
+    name: str
+    svg: Markup
+    caption: str
+    links: Mapping[str, str]  # of its PDF and CSV: the file itself, or its name
+
+
+@dataclass
+class Study:
+    """All that the page is made from."""
+
+    folder: StudyFolder
+    config: dict[str, Any]
+    objectives: tuple[str, ...]  # the trained one first
+    records: list[TrialRecord]
+    events: list[dict[str, Any]]
+    frame: pd.DataFrame
+    front: Front
+    curves: pd.DataFrame
+    best: TrialRecord | None
+    floor: NoiseFloor | None
+    retrained: list[TrialRecord]
+    published: pd.DataFrame
+    arms: ArmComparison
+    out: Path
+    drawn: dict[str, Drawn] = field(default_factory=dict)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        return self.config.get("data", {})
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The objectives of the figure and the front: a search for the error alone is shown against params."""
+        return self.objectives if len(self.objectives) > 1 else (self.objectives[0], "params")
+
+    @property
+    def main_figure(self) -> str:
+        y, x = self.axes[:2]
+        return f"{y.removeprefix('val_')}_against_{x}"
+
+    def of(self, *states: str) -> list[TrialRecord]:
+        return [record for record in self.records if record.state in states]
+
+
+def read_for_report(study: str | Path, out: Path | None) -> Study:
+    folder = find_study(study)
+    config, records, frame = folder.config(), folder.records(), read_study(folder.path)
+    objectives = _objectives(config)
+    try:
+        events = folder.events()
+    except InputError:
+        events = []  # the records tell the same, but for how often a trial was paused and promoted
+    if frame.empty:
+        frame = pd.DataFrame(columns=COLUMNS)
+    best = next(iter(rank(records)), None)
+    data = config.get("data", {})
+    floor = None
+    if best is not None and best.val_error is not None and data.get("val_size"):
+        floor = noise_floor(best.val_error, int(data["val_size"]))
+    # Parts of a data set, or images of another size, are another task than the paper's.
+    whole = data.get("subset") is None and data.get("image_size", 32) == 32
+    points = published(str(data.get("name", ""))) if whole else published("")
+    points = points[points["augmented"] == (data.get("augmentation", "none") != "none")]
+    curves = learning_curves(folder)
+    costs = objectives[1:] or ("params",)
+    for column in costs:
+        # A latency that no trial has measured yet is a column of None.
+        frame[column] = pd.to_numeric(frame[column])
+    return Study(
+        folder,
+        config,
+        objectives,
+        records,
+        events,
+        frame,
+        pareto_front(frame, (costs[0], objectives[0], *costs[1:])),
+        curves,
+        best,
+        floor,
+        [record for _, record in folder.retrained()],
+        within_reach(points, frame) if costs == ("params",) and objectives[0] == "val_error" else points.iloc[:0],
+        _arms(objectives[0], records, events, curves),
+        Path(out) if out is not None else Path("reports") / folder.name,
+    )
+
+
+def _objectives(config: dict[str, Any]) -> tuple[str, ...]:
+    """As `objectives_of`; of a file that names unknown ones, the error."""
+    found = objectives_of(config)
+    known = found[0] in TRAINED and all(name in NAMES for name in found)
+    return found if known else ("val_error",)
+
+
+def _arms(
+    objective: str, records: list[TrialRecord], events: list[dict[str, Any]], curves: pd.DataFrame
+) -> ArmComparison:
+    """The sampler's arm against the control's, at the first epoch at which a trial was stopped or paused."""
+    # After `--epochs` was raised, the trials that were left behind have another schedule: they are no comparison.
+    last = max((record.epochs_planned for record in records), default=0)
+    able = [record for record in records if record.epochs_planned == last]
+    epoch = decision_epoch(events, [r.epochs for r in able if r.state in ("stopped", "paused") and r.epochs], last)
+    numbers = {record.number for record in able}
+    values = {n: value for n, value in values_at(curves, objective, epoch).items() if n in numbers}
+    return compare_arms(values, {record.number: record.arm for record in able}, objective, epoch)
+
+
+def value(value: float | None, objective: str) -> str:
+    """A value of an objective as the whole page writes it."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    exact = {"params": words.params, "macs": words.macs}
+    return exact[objective](value) if objective in exact else words.said(objective, value)
+
+
+UNITS = {"params": "params", "macs": "multiply-adds"}  # said after a value that has no unit of its own
+
+
+def listed(objectives: Iterable[str]) -> str:
+    return words.joined([NAMES[name] for name in objectives])
+
+
+def objective_of(record: TrialRecord, name: str) -> float | None:
+    """A trial's value of one of the objectives, whether it was one of its study's or not."""
+    if name in TRAINED or name == "latency":
+        value: float | None = getattr(record, name)
+        return value
+    return record.cost.get(name)
