@@ -54,7 +54,7 @@ HOMES = {
         "dnas.analysis.causal",
     },
     "optuna": {"dnas.samplers", "dnas.mirror"},
-    "matplotlib": {"dnas.figures", "dnas.report", "dnas.reproduce"},
+    "matplotlib": {"dnas.figures", "dnas.report", "dnas.plots", "dnas.reproduce"},
     "seaborn": {"dnas.figures"},
     "ray": {"dnas.executors"},
     "psycopg": {"dnas.storage"},

@@ -14,8 +14,6 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 
 from dnas.analysis.scaling import IsoError, Sized, fit_of, times
 from dnas.figures.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, QUIET, RED, canvas, styled
-from dnas.wording import macs as macs_words
-from dnas.wording import params as params_words
 
 # As in the paper the proposed networks are blue where two are compared; each family is the same on every figure.
 FAMILIES: dict[str, tuple[str, str]] = {
@@ -26,8 +24,7 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "ResNet": (RED, "v"),
 }
 _OTHERS = (PURPLE, "P")
-_UNITS = {"params": ("parameters", 1e5, "×10⁵"), "macs": ("multiply-adds of one image", 1e6, "millions")}
-_WORDS = {"params": params_words, "macs": macs_words}
+_NAMES = {"params": "parameters", "macs": "multiply-adds of one image"}
 
 
 def plot_families(
@@ -117,7 +114,9 @@ def plot_two_costs(
         handles = _handles(networks["params"])
         if published is not None and len(published):
             handles.append(_hollow("published in the paper's tables (hollow)"))
-        figure.legend(handles=handles, loc="outside lower left", ncols=len(handles), handlelength=1.8)
+        figure.legend(
+            handles=handles, loc="outside lower left", ncols=len(handles) if len(handles) < 5 else 3, handlelength=1.8
+        )
     return figure
 
 
@@ -303,13 +302,14 @@ def _hollow(label: str) -> Line2D:
 def _error_axis(axes: Axes, label: str) -> None:
     axes.set_ylabel(label)
     axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]), top=min(1.0, axes.get_ylim()[1]))
-    axes.yaxis.set_major_locator(MaxNLocator(7))
+    axes.yaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{round(100 * y, 6):g}"))
 
 
 def _cost_axis(axes: Axes, cost: str, log: bool) -> None:
-    name, unit, word = _UNITS[cost]
+    name = _NAMES[cost]
     if not log:
+        unit, word = (1e5, "×10⁵") if axes.get_xlim()[1] > 8e4 else (1e3, "×10³")
         axes.set_xlabel(f"{name} ({word})")
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(8))
@@ -318,8 +318,10 @@ def _cost_axis(axes: Axes, cost: str, log: bool) -> None:
     axes.set_xlabel(f"{name} (log scale)")
     axes.set_xscale("log")
     low, high = axes.get_xlim()
-    decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
-    steps = (1, 2, 5) if np.log10(high / low) < 2.2 else (1, 3) if np.log10(high / low) < 3 else (1,)
+    decades, wide = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1), np.log10(high / low)
+    steps: tuple[float, ...] = (1, 1.5, 2, 3, 4, 5, 6, 8)
+    for more_than, fewer in ((0.7, (1, 2, 3, 5, 7)), (1.1, (1, 2, 5)), (2.2, (1, 3)), (3.2, (1,))):
+        steps = fewer if wide > more_than else steps
     ticks = [s * 10.0**d for d in decades for s in steps if low <= s * 10.0**d <= high]
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _short(x)))

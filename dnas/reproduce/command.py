@@ -85,8 +85,8 @@ def _train(plan: Plan, means: Means, args: argparse.Namespace, command: str) -> 
 
 
 def means_of(plan: Plan, args: argparse.Namespace) -> Means:
-    """What the command leaves open, filled in: on CPUs a training of tiny images takes one thread, so that each core has
-    one of its own."""
+    """What the command leaves open, filled in: on CPUs a training of tiny images takes one thread, and each core has
+    one."""
     side = plan.info.image_size or 0
     tiny_on_cpu = side <= TINY_IMAGE and args.device in ("auto", "cpu")
     workers = args.workers or (cores() if tiny_on_cpu else default_workers())

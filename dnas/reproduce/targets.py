@@ -220,7 +220,7 @@ class Plan:
     @property
     def folder(self) -> str:
         """reports/reproduce/<this>"""
-        return f"{self.target.name}-{self.budget.name}"
+        return f"{self.target.name}-{self.budget.name}" if self.runs else self.target.name
 
     @property
     def error(self) -> str:
