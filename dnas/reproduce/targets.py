@@ -53,7 +53,7 @@ class Target:
 BUDGETS = {
     budget.name: budget
     for budget in (
-        Budget("smoke", "digits", "fast", 10, 64, 1294, 3, "small networks on 8×8 digits: minutes on two cores"),
+        Budget("smoke", "digits", "fast", 8, 64, 1294, 3, "small networks on 8×8 digits: minutes on two cores"),
         Budget("short", "cifar10", "fast", 10, 128, 45_000, 3, "CIFAR-10, 10 epochs: some 20 minutes on one GPU"),
         Budget("paper", "cifar10", "paper", None, None, 50_000, 3, "the paper's schedule: GPU-days"),
     )
@@ -66,8 +66,8 @@ def _sizes(pattern: str, *depths: int) -> tuple[str, ...]:
 
 _BC_AND_RESNET = {
     "smoke": {
-        "ResNet": _sizes("resnet-b:L={},width=4", 11, 20, 29),
-        "DenseNet-BC": _sizes("densenet-bc:L={},k=4", 10, 16, 22),
+        "ResNet": _sizes("resnet-b:L={},width=2", 11, 20, 29),
+        "DenseNet-BC": _sizes("densenet-bc:L={},k=2", 16, 22, 28),
     },
     "short": {
         "ResNet": _sizes("resnet-b:L={}", 11, 20, 29, 56),
@@ -131,10 +131,11 @@ TARGETS = {
             "at equal error DenseNet-BC needs fewer params than the other variants",
             {
                 "smoke": {
-                    "DenseNet": _sizes("densenet:L={},k=4", 7, 10, 13),
-                    "DenseNet-B": _sizes("densenet-b:L={},k=4", 10, 16, 22),
-                    "DenseNet-C": _sizes("densenet-c:L={},k=4", 7, 10, 13),
-                    "DenseNet-BC": _sizes("densenet-bc:L={},k=4", 10, 16, 22),
+                    # With the stem of 16 channels that those without a bottleneck have else, it would be most of them.
+                    "DenseNet": _sizes("densenet:L={},k=2,stem_channels=4", 7, 10, 16),
+                    "DenseNet-B": _sizes("densenet-b:L={},k=2", 10, 16, 22),
+                    "DenseNet-C": _sizes("densenet-c:L={},k=2,stem_channels=4", 10, 13, 19),
+                    "DenseNet-BC": _sizes("densenet-bc:L={},k=2", 16, 22, 28),
                 },
                 "short": {
                     "DenseNet": _sizes("densenet:L={},k=12", 10, 16, 22),
