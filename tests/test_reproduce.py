@@ -154,7 +154,7 @@ class Planted(AnalyticExecutor):
     def start(self, job: Job) -> None:
         spec = spec_from_dict(job.spec)
         size = self.less.get(self.groups[spec.digest], 1.0) * cost(spec).params
-        error = 0.9 - 0.07 * math.log(size) + self.noise * (job.seed[0] - 1) * (-1) ** len(self.started)
+        error = 1.2 - 0.07 * math.log(size) + self.noise * (job.seed[0] - 1) * (-1) ** len(self.started)
         self.started.append(job)
         epochs = job.recipe["epochs"]
         rows = [
@@ -186,9 +186,9 @@ def read(target: str, less: dict[str, float], noise: float = 0.002, seeds: int =
 def test_fig4_left_finds_the_planted_ratios() -> None:
     plan, result = read("fig4-left", {"DenseNet-BC": 3.0, "DenseNet-B": 1.5, "DenseNet-C": 3.0})
     table = result.tables["readings"][0].set_index("first")
-    assert table.loc["DenseNet", "ratio"] == pytest.approx(3.0, rel=0.12)
-    assert table.loc["DenseNet-B", "ratio"] == pytest.approx(2.0, rel=0.12)
-    assert table.loc["DenseNet-C", "ratio"] == pytest.approx(1.0, rel=0.12)
+    assert table.loc["DenseNet", "times_fewer"] == pytest.approx(3.0, rel=0.12)
+    assert table.loc["DenseNet-B", "times_fewer"] == pytest.approx(2.0, rel=0.12)
+    assert table.loc["DenseNet-C", "times_fewer"] == pytest.approx(1.0, rel=0.12)
     assert [finding.verdict for finding in result.findings] == ["holds", "holds", "cannot tell"]
     assert result.findings[0].claim == "at equal error DenseNet-BC needs fewer params than DenseNet"
     assert "times fewer params, 95% interval" in result.findings[0].numbers
@@ -219,7 +219,7 @@ def test_fig4_middle_asks_for_a_third() -> None:
 
 
 def test_fig4_middle_at_another_ratio() -> None:
-    _, result = read("fig4-middle", {"DenseNet-BC": 6.0})
+    _, result = read("fig4-middle", {"DenseNet-BC": 1.5})
     assert [finding.verdict for finding in result.findings] == ["holds", "does not hold"]
 
 

@@ -3,6 +3,7 @@
 Ours are filled marks with the interval over seeds and a monotone fit; what the paper published is hollow and says so.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from dnas.analysis.scaling import IsoError, Sized, fit_of, times
@@ -65,6 +67,7 @@ def plot_families(
         if apart:
             assert published is not None
             _draw_published(beside, published, label=True)
+            beside.margins(y=0.12)
             _error_axis(beside, f"{published_error} (%)")
             _cost_axis(beside, cost, True)
             beside.set_title("as published", fontsize=9.5, color=QUIET, loc="left")
@@ -106,6 +109,7 @@ def plot_two_costs(
                 assert published is not None
                 below = grid[1][column]
                 _draw_published(below, published.assign(cost=published[cost]), label=True)
+                below.margins(y=0.12)
                 _cost_axis(below, cost, True)
                 if column == 0:
                     _error_axis(below, f"{published_error} (%)")
@@ -191,6 +195,17 @@ def _draw_families(axes: Axes, networks: Sequence[Sized], cost: str, log: bool) 
             zorder=4 if group == "DenseNet-BC" else 3,
             gid=f"family-{group}",
         )
+        for n in some:
+            if len(n.errors) > 1:
+                axes.plot(
+                    [n.cost] * len(n.errors),
+                    [*n.errors.values()],
+                    ls="none",
+                    marker=".",
+                    ms=4,
+                    color=colour,
+                    alpha=0.45,
+                )
         fit = fit_of(some)
         at = np.geomspace(fit.costs[0], fit.costs[-1], 200)
         axes.plot(
@@ -217,33 +232,34 @@ def _draw_reading(axes: Axes, reading: IsoError) -> None:
         arrowprops={"arrowstyle": "<|-|>", "color": INK, "lw": 1.1, "shrinkA": 0, "shrinkB": 0},
         zorder=5,
     )
-    ratio, low, high = reading.ratio, reading.low, reading.high
-    word = "fewer"
-    if ratio < 1:
-        word, ratio = "more", 1 / ratio
-        low, high = (
-            (None, None) if low is None or high is None else (1 / high if high else None, 1 / low if low else None)
-        )
-    text = f"{times(ratio)}× {word}"
-    if low is not None and high is not None:
-        text += f"\n({_end(low)} to {_end(high)})"
     middle = np.sqrt(first * second) if axes.get_xscale() == "log" else (first + second) / 2
+    less = max(reading.ratio, 1 / reading.ratio)
     axes.annotate(
-        text,
+        f"{times(less)}×",
         (middle, error),
-        xytext=(0, 4),
+        xytext=(0, 3),
         textcoords="offset points",
         ha="center",
         va="bottom",
-        fontsize=8.5,
+        fontsize=9,
+        fontweight="bold",
         color=INK,
-        bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.8},
+        path_effects=[withStroke(linewidth=2.5, foreground="white")],
         zorder=6,
     )
-
-
-def _end(ratio: float) -> str:
-    return times(ratio) if np.isfinite(ratio) and ratio > 0 else "no end"
+    # Errors fall with the cost: above the right end of the curves nothing lies.
+    text = "\n".join(textwrap.wrap(reading.sentence().replace("params,", "params,\n", 1), 44, replace_whitespace=False))
+    axes.annotate(
+        f"{reading.second} against {reading.first}:\n{text}",
+        (0.985, 0.97),
+        xycoords="axes fraction",
+        ha="right",
+        va="top",
+        fontsize=8.5,
+        color=INK,
+        path_effects=[withStroke(linewidth=2.5, foreground="white")],
+        zorder=6,
+    )
 
 
 def _draw_published(axes: Axes, published: pd.DataFrame, label: bool = False) -> None:
@@ -285,7 +301,7 @@ def _handles(networks: Sequence[Sized]) -> list[Line2D]:
         handles.append(Line2D([], [], color=colour, marker=marker, ms=6, mec="white", mew=0.6, lw=1.7, label=group))
     if "t" in kinds:
         many = f"{min(seeds)}" if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
-        handles.append(_bar(f"95% interval of the mean, {many} seeds"))
+        handles.append(_bar(f"95% interval of the mean, {many} seeds (dots)"))
     elif "Wilson" in kinds:
         handles.append(_bar("Wilson's 95% interval, one seed"))
     return handles
@@ -312,7 +328,7 @@ def _cost_axis(axes: Axes, cost: str, log: bool) -> None:
         unit, word = (1e5, "×10⁵") if axes.get_xlim()[1] > 8e4 else (1e3, "×10³")
         axes.set_xlabel(f"{name} ({word})")
         axes.set_xlim(left=0)
-        axes.xaxis.set_major_locator(MaxNLocator(8))
+        axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{round(x / unit, 6):g}"))
         return
     axes.set_xlabel(f"{name} (log scale)")

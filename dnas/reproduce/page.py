@@ -22,6 +22,7 @@ from dnas.wording import duration, percent, several
 
 TEMPLATES = Path(__file__).parent / "templates"
 CLASSES = {"holds": "holds", "does not hold": "not", "cannot tell": "unclear"}
+ONLY_IN_FILES = ("errors", "p", "shared_error_low", "shared_error_high", "cost")
 AS_PERCENT = re.compile(r"error|^low$|^high$")
 
 
@@ -79,7 +80,9 @@ def _facts(plan: Plan, folder: StudyFolder | None) -> list[tuple[str, str]]:
 
 def _table(frame: pd.DataFrame, caption: str) -> dict[str, Any]:
     """For the page: errors as percent, whole numbers with their commas; what is long stays in the CSV."""
-    frame = frame.drop(columns=[name for name in ("errors",) if name in frame])
+    frame = frame.drop(columns=[name for name in ONLY_IN_FILES if name in frame]).dropna(axis=1, how="all")
+    if "network" in frame:  # classes and image size are the data's, and the same for all
+        frame = frame.assign(network=frame["network"].str.replace(r",(channels|size|classes)=\d+", "", regex=True))
     heads = [
         {"text": str(name).replace("_", " "), "num": pd.api.types.is_numeric_dtype(frame[name].dtype)}
         for name in frame.columns
@@ -98,6 +101,8 @@ def _cell(name: str, value: Any) -> str:
         return "yes" if value else "no"
     if AS_PERCENT.search(name) and isinstance(value, float):
         return percent(value)
+    if isinstance(value, float) and math.isinf(value):
+        return "no end"
     if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1000 and value != int(value) else f"{value:,.0f}"
+        return f"{value:.3g}" if abs(value) < 1000 and value != int(value) else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) or hasattr(value, "__index__") else str(value)

@@ -166,24 +166,29 @@ def _family_table(networks: Sequence[Sized], by: str) -> pd.DataFrame:
     )
 
 
-def _reading_table(readings: Sequence[IsoError]) -> pd.DataFrame:
-    return pd.DataFrame(
-        [
+def _reading_table(readings: Sequence[IsoError], points: pd.DataFrame | None = None) -> pd.DataFrame:
+    """points: as `_points`, of which the same ratio is read where they have both families."""
+    groups = set(points["group"]) if points is not None else set()
+    networks = sized(points, "params", "error") if points is not None else []
+    rows = []
+    for r in readings:
+        theirs = iso_error(networks, r.first, r.second) if {r.first, r.second} <= groups else None
+        rows.append(
             {
-                "cost": r.cost,
                 "first": r.first,
                 "second": r.second,
-                "ratio": r.ratio,
-                "low": r.low,
-                "high": r.high,
+                "cost": r.cost,
+                "times_fewer": r.ratio,
+                "from": r.low,
+                "to": r.high,
+                "published_times_fewer": theirs.ratio if theirs else None,
+                "published_more_than": theirs.bound if theirs and theirs.beyond > 0 else None,
                 "p": r.p,
                 "shared_error_low": r.range[0] if r.range else None,
                 "shared_error_high": r.range[1] if r.range else None,
-                "verdict": r.verdict,
             }
-            for r in readings
-        ]
-    )
+        )
+    return pd.DataFrame(rows)
 
 
 def _finding(reading: IsoError, p: float | None, family: int) -> Finding:
@@ -214,7 +219,7 @@ def _findings(readings: Sequence[IsoError]) -> tuple[Finding, ...]:
 def _headline(findings: Sequence[Finding], reading: IsoError, where: str) -> str:
     """A figure's title: what the first comparison says."""
     if findings[0].verdict == "cannot tell":
-        return f"{where}: whether {reading.second} needs less than {reading.first} can't be told"
+        return f"{where}: whether {reading.second} needs fewer {_WORD[reading.cost]} than {reading.first} can't be told"
     if reading.ratio is None:
         return f"{where}: {reading.first} never gets as low as {reading.second}"
     ratio = reading.ratio if reading.ratio >= 1 else 1 / reading.ratio
@@ -242,7 +247,7 @@ def _fig4_left(plan: Plan, folder: StudyFolder, done: pd.DataFrame) -> Result:
         published_error=None if _comparable(plan) else "test error on C10+, Table 2",
     )
     caption = _caption("Figure 4, left", plan) + " " + numbers
-    return _families_result(findings, figure, caption, networks, readings, "params")
+    return _families_result(findings, figure, caption, networks, readings, points)
 
 
 def _fig4_middle(plan: Plan, folder: StudyFolder, done: pd.DataFrame) -> Result:
@@ -262,7 +267,7 @@ def _fig4_middle(plan: Plan, folder: StudyFolder, done: pd.DataFrame) -> Result:
         published_error=None if _comparable(plan) else "test error on C10+, Table 2",
     )
     caption = _caption("Figure 4, middle", plan) + " " + _published_reading(points, "ResNet", BC)
-    return _families_result(tuple(findings), figure, caption, networks, readings, "params")
+    return _families_result(tuple(findings), figure, caption, networks, readings, points)
 
 
 def _about_a_third(reading: IsoError) -> Finding:
@@ -297,13 +302,13 @@ def _fig3(plan: Plan, folder: StudyFolder, done: pd.DataFrame) -> Result:
     return Result(
         findings,
         {"figure": (figure, caption)},
-        {"networks": (both, _TABLE), "readings": (_reading_table(readings), _READINGS)},
-        ("networks",),
+        {"readings": (_reading_table(readings), _READINGS.partition(":")[0]), "networks": (both, _TABLE)},
+        ("readings", "networks"),
     )
 
 
 _TABLE = "Mean error of each network with its 95% interval"
-_READINGS = "How many times the cost of the second family the first one needs for the same error"
+_READINGS = "How many times fewer the second family needs than the first, at equal error: here, and of Table 2's points"
 
 
 def _families_result(
@@ -312,13 +317,16 @@ def _families_result(
     caption: str,
     networks: Sequence[Sized],
     readings: Sequence[IsoError],
-    by: str,
+    points: pd.DataFrame,
 ) -> Result:
     return Result(
         findings,
         {"figure": (figure, caption)},
-        {"networks": (_family_table(networks, by), _TABLE), "readings": (_reading_table(readings), _READINGS)},
-        ("networks",),
+        {
+            "readings": (_reading_table(readings, points), _READINGS),
+            "networks": (_family_table(networks, "params"), _TABLE),
+        },
+        ("readings", "networks"),
     )
 
 
