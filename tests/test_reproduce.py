@@ -326,6 +326,9 @@ def test_a_paired_difference() -> None:
         "does not hold",
         "cannot tell",
     )
+    level = paired(pd.DataFrame({"a": [0.2, 0.2], "b": [0.1, 0.1]}), "a", "b", 0.01)
+    assert level.interval is not None
+    assert level.interval[1] - 0.1 == pytest.approx(12.706205 * 0.01 / math.sqrt(6) / math.sqrt(2), rel=1e-6)
     assert paired(pd.DataFrame({"a": [2.0], "b": [1.0]}), "a", "b").interval is None
 
 

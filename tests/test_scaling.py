@@ -58,6 +58,12 @@ def test_a_networks_mean_and_its_interval_over_seeds() -> None:
     assert stats.t.ppf(0.975, 2) == pytest.approx(4.302652729911275)
 
 
+def test_seeds_that_agree_to_the_image_still_have_an_interval() -> None:
+    [one] = sized(table({"a": [(100.0, [0.1, 0.1])]}), images=100)
+    half = 12.706204736432095 * (0.01 / math.sqrt(12)) / math.sqrt(2)  # t with 1 degree of freedom
+    assert one.high - one.mean == pytest.approx(half)
+
+
 def test_one_seed_has_wilsons_interval_where_the_images_are_known_and_none_else() -> None:
     frame = table({"a": [(100.0, [0.1])]})
     [one] = sized(frame, images=144)

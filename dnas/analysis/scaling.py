@@ -27,8 +27,9 @@ LEVELS = 101  # errors in the shared range at which two curves are compared
 class Sized:
     """One network of a family: its cost, its errors (fractions) by seed, their mean and a 95% interval of it.
 
-    interval: `t` is Student's, over the seeds; `Wilson` is that of one error on `images` images, which says nothing of
-    what another seed would give; `none` where neither is known.
+    interval: `t` is Student's, over the seeds, whose deviation is taken to be no less than what rounding to whole
+    images makes (1/√12 of one); `Wilson` is that of one error on `images` images, which says nothing of what another
+    seed would give; `none` where neither is known.
     """
 
     group: str
@@ -63,7 +64,8 @@ def _sized(group: str, network: str, cost: float, errors: dict[int, float], imag
     values = np.array(list(errors.values()))
     mean = float(values.mean())
     if len(values) > 1:
-        half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+        spread = max(values.std(ddof=1), 1 / (images * math.sqrt(12)) if images else 0.0)
+        half = float(stats.t.ppf(0.975, len(values) - 1) * spread / math.sqrt(len(values)))
         return Sized(group, network, cost, errors, mean, max(0.0, mean - half), min(1.0, mean + half), "t")
     if images:
         low, high = wilson_interval(mean, images)

@@ -15,7 +15,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from dnas.analysis.scaling import IsoError, Sized, fit_of, times
-from dnas.figures.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, QUIET, RED, canvas, styled
+from dnas.figures.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, QUIET, RED, canvas, error_axis, styled
 
 # As in the paper the proposed networks are blue where two are compared; each family is the same on every figure.
 FAMILIES: dict[str, tuple[str, str]] = {
@@ -150,7 +150,7 @@ def plot_two_curves(curves: pd.DataFrame, *, finding: str, error: str) -> Figure
                     gid=f"band-{group}",
                 )
                 axes.plot(table.index, table.mean(axis=1), style, color=colour, lw=1.7, gid=f"mean-{group}")
-        _error_axis(left, f"{error} (%)")
+        error_axis(left, curves["val_error"].dropna().tolist(), f"{error} (%)")
         right.set_ylabel("training loss (nats)")
         right.set_yscale("log")
         right.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))

@@ -16,7 +16,7 @@ from dnas.figures.paper import plot_families, plot_two_costs, plot_two_curves
 from dnas.reproduce.targets import Plan
 from dnas.runs import read_runs
 from dnas.study import StudyFolder
-from dnas.wording import joined, params, percent, several
+from dnas.wording import count, joined, params, percent, several
 
 BC = "DenseNet-BC"
 SIMILAR = 0.01  # a point of error: closer ones are called similar
@@ -351,7 +351,7 @@ def _fig4_right(plan: Plan, folder: StudyFolder, done: pd.DataFrame) -> Result:
     rows = []
     for row in done.itertuples():
         curve = folder.curve(folder.trial_folder(int(row.number)))
-        label = f"{row.group}, L={parse_name(str(row.network)).depth}, {params(float(row.params))} params"
+        label = f"{row.group}, L={parse_name(str(row.network)).depth}, {count(float(row.params))} params"
         rows.append(curve.assign(group=row.group, label=label, seed=row.seed, network=row.network, params=row.params))
     curves = pd.concat(rows, ignore_index=True)
     last = curves[curves["epoch"] == curves["epoch"].max()]
@@ -360,7 +360,7 @@ def _fig4_right(plan: Plan, folder: StudyFolder, done: pd.DataFrame) -> Result:
         if {BC, "ResNet"} - set(table.columns) or not len(table.dropna()):
             raise InputError(f"the comparison of {name} needs a complete pair of runs with one seed.")
     size = {str(row.group): float(row.params) for row in done.itertuples()}
-    error = paired(ends["val_error"], BC, "ResNet")
+    error = paired(ends["val_error"], BC, "ResNet", 1 / folder.config()["data"]["val_size"])
     loss = paired(ends["train_loss"], BC, "ResNet")
     ratio = size["ResNet"] / size[BC]
     claim = f"DenseNet-BC with {ratio:.0f} times fewer params ends within a point of the ResNet's error, or below"
@@ -424,14 +424,16 @@ class Paired:
         return f"{text} (95% interval {factor * low:+.2f} to {factor * high:+.2f}, {self.seeds} pairs)"
 
 
-def paired(table: pd.DataFrame, first: str, second: str) -> Paired:
-    """first less second over the rows that have both."""
+def paired(table: pd.DataFrame, first: str, second: str, step: float = 0.0) -> Paired:
+    """first less second over the rows that have both. step: what the values are rounded to, such as one image of an
+    error; the differences are taken to deviate by no less than two such roundings do, step/√6."""
     differences = (table[first] - table[second]).dropna().to_numpy(float)
-    mean, count = float(differences.mean()), len(differences)
-    if count < 2:
-        return Paired(mean, None, count)
-    half = float(stats.t.ppf(0.975, count - 1) * differences.std(ddof=1) / math.sqrt(count))
-    return Paired(mean, (mean - half, mean + half), count)
+    mean, pairs = float(differences.mean()), len(differences)
+    if pairs < 2:
+        return Paired(mean, None, pairs)
+    spread = max(differences.std(ddof=1), step / math.sqrt(6))
+    half = float(stats.t.ppf(0.975, pairs - 1) * spread / math.sqrt(pairs))
+    return Paired(mean, (mean - half, mean + half), pairs)
 
 
 def error_verdict(loss: Paired) -> Verdict:
@@ -551,12 +553,12 @@ def _table2(plan: Plan, folder: StudyFolder, done: pd.DataFrame) -> Result:
         if measured and plan.final:
             where = below if measured.high < row["error"] else above if measured.low > row["error"] else unclear
             where.append(name)
-    count = sum(sizes)
+    equal = sum(sizes)
     findings = [
         Finding(
             "the sizes are the published ones",
-            "holds" if count == len(sizes) else "does not hold",
-            f"rounded to 0.1 M, params are equal for {count} of {len(sizes)} networks",
+            "holds" if equal == len(sizes) else "does not hold",
+            f"rounded to 0.1 M, params are equal for {equal} of {len(sizes)} networks",
         )
     ]
     claim = "the errors on C10+ are the published ones, or lower"

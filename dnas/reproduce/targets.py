@@ -66,7 +66,7 @@ def _sizes(pattern: str, *depths: int) -> tuple[str, ...]:
 
 _BC_AND_RESNET = {
     "smoke": {
-        "ResNet": _sizes("resnet-b:L={},width=2", 11, 20, 29),
+        "ResNet": ("resnet-b:L=11,width=2", "resnet-b:L=11,width=4", "resnet-b:L=20,width=4"),
         "DenseNet-BC": _sizes("densenet-bc:L={},k=2", 16, 22, 28),
     },
     "short": {
