@@ -11,6 +11,7 @@ __version__ = "0.2.0"
 _HOMES = {
     "DenseNetSpec": "dnas.arch",
     "InputError": "dnas.errors",
+    "ResNetSpec": "dnas.arch",
     "build": "dnas.nn",
     "cost": "dnas.arch",
     "load_dataset": "dnas.data",

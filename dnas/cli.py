@@ -39,6 +39,7 @@ EPILOGS = {
     "cost": """examples:
   dnas cost densenet_bc_100_12
   dnas cost densenet121 --layers
+  dnas cost resnet:L=110,drop=0.5
   dnas cost densenet-bc:L=100,k=12,theta=0.5 --json""",
     "spaces": """examples:
   dnas spaces
@@ -177,7 +178,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_train(command("train", "train one network to the end"))
     _add_eval(command("eval", "measure a trained network's error"))
     add = command("cost", "price a network: params, macs, activation bytes").add_argument
-    add("name", metavar="NAME", help="a preset such as densenet121, or densenet-bc:L=100,k=12,theta=0.5")
+    add("name", metavar="NAME", help="a preset such as densenet121 or resnet_164, or densenet-bc:L=100,k=12,theta=0.5")
     add("--layers", action="store_true", help="a row a layer")
     add("--batch", type=_whole(1), default=64, metavar="N", help="images in the training step (default 64)")
     add("--json", action="store_true", help="for programs")

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -71,17 +72,21 @@ def _checkpoints(source: str | Path, trial: int | None) -> list[Path]:
 
 
 def observation_line(found: Observation) -> str:
-    """(c) holds          later blocks ...: share of layers 0.93 (95% 0.79 to 1.00; untrained 0.07; the bar is 0.5)"""
+    """(c) holds          later ...: share of layers 0.929 (95% 0.786 to 1.000; untrained 0.071; the bar is 0.5)"""
     head = f"({found.letter}) {found.verdict:14s} {found.claim}: "
-    if found.value != found.value:
+    if not _is_known(found.value):
         return head + "nothing in this network to measure it on"
     interval = (
-        f"95% {found.low:.2f} to {found.high:.2f}"
-        if found.low == found.low
+        f"95% {found.low:.3f} to {found.high:.3f}"
+        if _is_known(found.low)
         else f"{found.units} of them are too few for an interval"
     )
-    before = f"; untrained {found.untrained:.2f}" if found.untrained is not None else ""
-    return head + f"{found.measure} {found.value:.2f} ({interval}{before}; the bar is {found.bar:g})"
+    before = f"; untrained {found.untrained:.3f}" if _is_known(found.untrained) else ""
+    return head + f"{found.measure} {found.value:.3f} ({interval}{before}; the bar is {found.bar:g})"
+
+
+def _is_known(value: float | None) -> bool:
+    return value is not None and not math.isnan(value)
 
 
 # --- the commands -------------------------------------------------------------------------------------------------
@@ -103,7 +108,7 @@ def run_verify(args: argparse.Namespace) -> int:
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:
     """JSON has no NaN."""
-    return {key: None if value != value else value for key, value in values.items()}
+    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in values.items()}
 
 
 def run_plot(args: argparse.Namespace) -> int:
@@ -190,11 +195,12 @@ def _causal(args: argparse.Namespace) -> "Figure":
     spec = trained.run.spec
     assert isinstance(spec, DenseNetSpec)  # others have no such pairs
     causal = causal_reuse(trained.run.net, spec, data, device=device, cache=table, progress=_Estimate().progress)
-    found = correlate(causal, feature_reuse(history, normalise=args.norm))
+    weights = feature_reuse(history, normalise=args.norm)
+    found, by_loss = correlate(causal, weights), correlate(causal, weights, "loss_gained")
     text = f"ρ with the weights {found.rho:.2f} (95% {found.low:.2f} to {found.high:.2f})"
-    if found.rho != found.rho:
+    if math.isnan(found.rho):
         text = "no rank correlation with the weights"
-    print(f"{text}, over {found.cells} cells; normalised by {args.norm}")
+    print(f"{text}, over {found.cells} cells, normalised by {args.norm}; of the loss gained {by_loss.rho:.2f}")
     return plot_causal(causal.as_reuse(), causal.error, causal.images, text)
 
 

@@ -544,6 +544,12 @@ class Storage:
         row = self.run(lambda c: c.execute(query, (self.study,)).fetchone())
         return int(row[0]) if row else 0
 
+    def under_way(self) -> int:
+        """How many trainings are queued or claimed, by the living or the dead."""
+        query = "SELECT count(*) FROM dnas_jobs WHERE study = %s AND state IN ('queued', 'claimed')"
+        row = self.run(lambda c: c.execute(query, (self.study,)).fetchone())
+        return int(row[0]) if row else 0
+
     def checkpointed(self) -> list[str]:
         """The keys with checkpoints in the shared folder."""
         query = "SELECT DISTINCT key FROM dnas_files WHERE study = %s"

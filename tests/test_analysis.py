@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -15,6 +15,7 @@ from dnas import wording as words
 from dnas.analysis import (
     NormHistory,
     cost_by_part,
+    gradient_norms,
     leads_from,
     learning_curves,
     noise_floor,
@@ -35,11 +36,11 @@ from dnas.analysis.control import (
     values_at,
 )
 from dnas.analysis.weight_norms import weight_sizes
-from dnas.arch import PRESETS, DenseNetSpec, cost
+from dnas.arch import PRESETS, DenseNetSpec, Spec, cost, parse_name
 from dnas.errors import InputError
 from dnas.nn import build
 from dnas.study import read_study
-from tests.specs import specs
+from tests.specs import any_specs
 from tests.studies import make_study, plain_norms
 
 FEW = [0.1, 0.1, 0.2, 0.25, 0.5, math.nan]
@@ -109,14 +110,19 @@ def test_only_published_networks_of_about_the_same_size_are_near() -> None:
     assert within_reach(published("cifar10"), pd.DataFrame()).empty
 
 
-@given(specs())
+@given(any_specs())
 @settings(max_examples=25, deadline=None)
-def test_the_parts_add_up_to_the_network(spec: DenseNetSpec) -> None:
+def test_the_parts_add_up_to_the_network(spec: Spec) -> None:
     parts, whole = cost_by_part(spec), cost(spec)
     assert (parts["params"].sum(), parts["macs"].sum()) == (whole.params, whole.macs)
     assert parts["params_share"].sum() == pytest.approx(1)
     assert parts["part"].tolist()[0] == "stem"
-    assert len(parts) == 2 * spec.blocks + 1
+    if isinstance(spec, DenseNetSpec):
+        assert len(parts) == 2 * spec.blocks + 1
+    else:
+        stages = [f"stage {stage}" for stage in range(1, spec.stages + 1)]
+        assert parts["part"].tolist() == ["stem", *stages, "classifier"]
+        assert parts["layers"].tolist() == [1, *spec.stage_units, 1]
 
 
 # --- weight norms -------------------------------------------------------------------------------------------------
@@ -152,17 +158,87 @@ def test_a_layers_rms_is_that_of_all_its_weights() -> None:
     assert norms.ratio[:, 1].tolist() == pytest.approx([2, 2, 2, 2, 2, math.nan, 2], nan_ok=True)
 
 
+def test_a_residual_unit_is_a_row_with_its_shortcut() -> None:
+    names = (
+        "features.stage1.unit10.conv1.weight",
+        "features.stage1.unit2.conv1.weight",
+        "features.stage1.unit2.norm1.weight",
+        "features.stage2.unit1.conv1.weight",
+        "features.stage2.unit1.conv2.weight",
+        "features.stage2.unit1.shortcut.weight",
+    )
+    start = np.array([[2.0, 4.0, 99.0, 2.0, 3.0, 6.0]])
+    norms = weight_norms(NormHistory(names, np.array([4, 4, 1, 9, 20, 20]), start, (), np.empty((1, 0))))
+    assert norms.layers == ("stage1.unit2", "stage1.unit10", "stage2.unit1")
+    assert norms.values[:, 0].tolist() == pytest.approx([2, 1, 1])  # sqrt((2² + 3² + 6²) / 49)
+
+
 def test_names_without_a_weight_are_refused() -> None:
     history = NormHistory(("features.norm5.weight",), np.array([3]), np.ones((2, 1)), (), np.empty((2, 0)))
     with pytest.raises(InputError, match="none of the names"):
         weight_norms(history)
 
 
-@given(specs())
-@settings(max_examples=15, deadline=None)
-def test_the_sizes_of_weights_are_those_of_the_module(spec: DenseNetSpec) -> None:
+@given(any_specs())
+@example(parse_name("resnet:units=1-1,width=4-4"))  # a shortcut for its stride alone
+@settings(max_examples=30, deadline=None)
+def test_the_sizes_of_weights_are_those_of_the_module(spec: Spec) -> None:
     real = {name: p.numel() for name, p in build(spec).named_parameters() if p.ndim > 1}
     assert weight_sizes(spec) == real
+
+
+def test_each_kind_of_norm_is_of_its_own_parameters() -> None:
+    names = (
+        "features.conv0.weight",
+        "features.norm0.weight",
+        "features.norm0.bias",
+        "features.denseblock1.denselayer1.norm1.weight",
+        "features.denseblock1.denselayer1.conv1.weight",
+        "features.denseblock1.denselayer1.norm2.weight",
+        "features.denseblock1.denselayer1.conv2.weight",
+        "features.norm5.weight",
+        "classifier.weight",
+        "classifier.bias",
+    )
+    numel = np.array([4, 2, 2, 1, 2, 3, 6, 5, 10, 10])
+    l2 = np.arange(1.0, 11)[None]
+    past = NormHistory(names, numel, l2, (), np.empty((1, 0)), l1=3 * l2, gradient=7 * l2)
+    layers = ("stem", "denseblock1.denselayer1", "classifier")
+    rms, l1, gamma = (weight_norms(past, kind) for kind in ("rms", "l1", "gamma"))
+    assert rms.layers == l1.layers == gamma.layers == layers
+    dense = math.sqrt((5**2 + 7**2) / 8)
+    assert rms.values[:, 0].tolist() == pytest.approx([1 / 2, dense, 9 / math.sqrt(10)])
+    assert l1.values[:, 0].tolist() == pytest.approx([3 / 4, (15 + 21) / 8, 27 / 10])
+    scales = [2 / math.sqrt(2), math.sqrt((4**2 + 6**2) / 4), 8 / math.sqrt(5)]
+    assert gamma.values[:, 0].tolist() == pytest.approx(scales)
+    assert gradient_norms(past).values[:, 0].tolist() == pytest.approx([7 / 2, 7 * dense, 63 / math.sqrt(10)])
+    assert (rms.kind, gradient_norms(past).kind) == ("rms", "gradient")
+
+
+def test_what_was_not_measured_is_said() -> None:
+    past = NormHistory(
+        ("classifier.weight", "features.norm5.weight"), np.array([1, 0]), np.ones((1, 2)), (), np.empty((1, 0))
+    )
+    with pytest.raises(InputError, match="L1 norms were not measured"):
+        weight_norms(past, "l1")
+    with pytest.raises(InputError, match="gradients were not measured"):
+        gradient_norms(past)
+    with pytest.raises(InputError, match="sizes of this network's batch norms"):
+        weight_norms(past, "gamma")
+    with pytest.raises(InputError, match="no kind of norm 'l2'; there are gamma, l1, rms"):
+        weight_norms(past, "l2")
+
+
+def test_norms_of_residual_units_are_a_row_each() -> None:
+    names = (
+        "features.conv0.weight",
+        "features.stage1.unit1.conv1.weight",
+        "features.stage1.unit1.conv2.weight",
+        "features.stage2.unit1.conv1.weight",
+        "classifier.weight",
+    )
+    past = NormHistory(names, np.ones(5, int), np.ones((2, 5)), (), np.empty((2, 0)))
+    assert weight_norms(past).layers == ("stem", "stage1.unit1", "stage2.unit1", "classifier")
 
 
 def test_norms_are_read_from_a_trials_folder(tmp_path: Path) -> None:

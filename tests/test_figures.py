@@ -337,3 +337,40 @@ def test_curves_of_one_epoch_are_marks(tmp_path: Path) -> None:
     single = make_study(tmp_path / "s", ["complete"] * 4, epochs=1)
     figure = figures.plot_learning_curves(learning_curves(single), single.best()[0].number)
     assert len(marks(figure, "single")) == 3
+
+
+# --- gradients, and the norms of many trials ----------------------------------------------------------------------
+
+
+def test_gradients_by_layer_and_epoch() -> None:
+    layers = ("stem", "denseblock1.denselayer1", "denseblock1.denselayer2", "classifier")
+    values = np.array([[9.0, 4.0, 8.0], [9.0, 2.0, 3.0], [9.0, 1.0, 1.0], [9.0, 2.0, 4.0]]) / 100
+    figure = figures.plot_gradients(WeightNorms(layers, (0, 1, 2), values, "gradient"))
+    heading = figures.title(figure).replace("\n", " ")
+    assert heading == (
+        "At the end of epoch 2, the first layer's gradient is 2 times the classifier's;"
+        " the layers before it span a factor of 8"
+    )
+    image = next(axes.images[0] for axes in figure.axes if axes.images)
+    assert np.allclose(np.asarray(image.get_array()), values[:, 1:])
+    profile = next(axes for axes in figure.axes if len(axes.lines) == 2 and not axes.images)
+    assert [line.get_label() for line in profile.lines] == ["epoch 1", "epoch 2"]
+    assert np.allclose(profile.lines[1].get_xdata(), values[:, 2])
+    with pytest.raises(InputError, match="no epoch is finished"):
+        figures.plot_gradients(WeightNorms(layers, (0,), values[:, :1], "gradient"))
+
+
+def test_norms_of_many_trials_share_one_scale() -> None:
+    def norms(last: float) -> WeightNorms:
+        return WeightNorms(("stem", "classifier"), (0, 1), np.array([[1.0, last], [1.0, 50.0]]))
+
+    shown = [(f"#{number}", norms(1 + number / 10)) for number in range(7)]
+    figure = figures.plot_weight_norms_of_trials(shown, left_out=3)
+    assert figures.title(figure) == (
+        "Convolutions ended at 1.00 to 1.60 times their untrained size in 7 trials, the best of 10"
+    )
+    drawn = [axes for axes in figure.axes if axes.images and axes.get_title()]
+    assert [axes.get_title() for axes in drawn] == [name for name, _ in shown]
+    assert {axes.images[0].get_clim() for axes in drawn} == {(1.0, 1.6)}
+    with pytest.raises(InputError, match="no trial has norms"):
+        figures.plot_weight_norms_of_trials([])

@@ -208,6 +208,7 @@ def test_a_proposal_whose_record_a_kill_prevented_survives_a_wider_space() -> No
         (SMALL, 10_000, "[limits] params <= 10,000 is below the study's 20,000; limits only grow"),
         (WIDER.replace("[0, 2, 4]", "[0, 2]"), 60_000, "trial 0 has bottleneck = 4, which w does not let it have"),
         (SMALL.replace("bottleneck = 4", "bottleneck = 2"), 20_000, "would be another network in w"),
+        (load_space("digits_resnet").text, 60_000, "its networks are of another family."),
     ],
 )
 def test_a_space_that_is_no_wider_is_refused(text: str, limits: int, message: str) -> None:

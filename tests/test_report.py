@@ -4,6 +4,9 @@ import dataclasses
 import re
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from dnas import wording as words
 from dnas.analysis import pareto_front, wilson_interval
 from dnas.arch import DenseNetSpec
 from dnas.errors import InputError
-from dnas.report import PICTURES, inline_svg, write_report
+from dnas.report import PICTURES, inline_svg, watch_report, write_comparison, write_report
 from dnas.study import StudyFolder, read_study
 from tests.studies import add_trial, make_study
 
@@ -510,3 +513,69 @@ def test_an_inlined_drawing_keeps_its_references_to_itself() -> None:
         '<svg viewBox="0 0 10 5" role="img" aria-label="say &#34;it&#34;">'
         '<defs><path id="f-a"/></defs><use href="#f-a" clip-path="url(#f-b)"/></svg>'
     )
+
+
+def test_studies_of_different_data_are_not_compared(tmp_path: Path) -> None:
+    first = make_study(tmp_path / "first", ["complete"] * 2)
+    for number, (change, what) in enumerate(
+        [
+            ({"title": "Others"}, "their data set differ, Digits and Others"),
+            ({"fingerprint": "f" * 64}, "their data files (fingerprint) differ"),
+            ({"subset": 100}, "their part of the data differ, whole and 100"),
+        ]
+    ):
+        other = make_study(tmp_path / f"other{number}", ["complete"] * 2)
+        config = other.config()
+        config["data"] |= change
+        other.write_config(config)
+        with pytest.raises(InputError, match=re.escape(what)):
+            write_comparison([first.path, other.path], tmp_path / "out")
+    with pytest.raises(InputError, match="with itself"):
+        write_comparison([first.path, first.path], tmp_path / "out")
+    by_loss = make_study(tmp_path / "loss", ["complete"] * 2, objective="val_loss")
+    with pytest.raises(InputError, match="trained objective differ, val_error and val_loss"):
+        write_comparison([first.path, by_loss.path], tmp_path / "out")
+
+
+def test_repeats_of_a_search_show_what_they_attained(tmp_path: Path) -> None:
+    studies = [make_study(tmp_path / name, ["complete"] * 4, seed=seed) for seed, name in enumerate(("a", "b", "c"))]
+    out = tmp_path / "out"
+    page = Page(write_comparison([study.path for study in studies], out))
+    assert "These studies differ in their seeds alone." in page.text
+    table = pd.read_csv(out / "attainment.csv")
+    assert table["best"].iloc[-1] == min(study.best()[0].val_error or 1 for study in studies)
+    assert pd.read_csv(out / "fronts.csv")["study"].nunique() == 3
+    config = studies[1].config()
+    config["recipe"] |= {"epochs": 99}
+    studies[1].write_config(config)
+    page = Page(write_comparison([study.path for study in studies], tmp_path / "again"))
+    assert "a and b have different recipes." in page.text
+    assert "attained" not in page.text
+    empty = make_study(tmp_path / "empty", [])
+    assert "no complete trial" in Page(write_comparison([studies[0].path, empty.path], tmp_path / "third")).text
+
+
+def test_a_watched_page_is_renewed_until_the_search_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dnas.report.drawings._draw", lambda *_: None)
+    monkeypatch.setattr("dnas.report.WATCH_SECONDS", 0)
+    study = make_study(tmp_path / "s", ["complete", "running"], trials=2)
+    said: list[str] = []
+    watcher = threading.Thread(target=watch_report, args=(study.path, tmp_path / "out", said.append), daemon=True)
+    watcher.start()
+    wait_for(lambda: bool(said))
+    assert "written again as the search goes on" in said[0]
+    page = tmp_path / "out" / "index.html"
+    assert 'http-equiv="refresh"' in page.read_text()
+    study.write_record(dataclasses.replace(study.records()[1], state="failed", reason="error: x"))
+    (study.path / "events.jsonl").open("a").write("{}\n")
+    watcher.join(30)
+    assert not watcher.is_alive()
+    assert "1 trial of 2 failed" in Page(page).text
+    assert 'http-equiv="refresh"' not in page.read_text()
+
+
+def wait_for(met: Callable[[], bool]) -> None:
+    until = time.monotonic() + 30
+    while not met():
+        assert time.monotonic() < until
+        time.sleep(0.02)

@@ -1,16 +1,25 @@
 """Pre-activation ResNets: sizes worked out by hand, modules that know nothing of ours, stochastic depth."""
 
+import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from torch import Tensor, nn
 
-from dnas.arch import ResNetSpec, cost, layer_costs, parse_name
+import dnas
+from dnas.arch import ResNetSpec, cost, layer_costs, parse_name, spec_from_dict
+from dnas.cli import main
 from dnas.errors import InputError
 from dnas.nn import build
+from dnas.space import Space, parse_space
+from dnas.study import find_study
 from tests.specs import resnet_specs
 
 # name: (params without norms, params, macs), 32×32×3 images and 10 classes; worked out by hand in
@@ -234,6 +243,20 @@ def test_without_stochastic_depth_nothing_is_drawn() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_a_compiled_network_drops_units_too() -> None:
+    logits = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        net = build(parse_name("resnet:units=2-2,width=2,drop=0.5,size=4,channels=1")).train()
+        forward: Any = torch.compile(net, backend="eager") if compiled else net
+        x = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+        logits.append([forward(x).detach() for _ in range(4)])
+        logits[-1].append(
+            torch.compile(net.eval(), backend="eager")(x).detach() if compiled else net.eval()(x).detach()
+        )
+    assert all(torch.equal(a, b) for a, b in zip(*logits, strict=True))
+
+
 # --- the spec ---------------------------------------------------------------------------------------------------------
 
 
@@ -285,3 +308,102 @@ def test_impossible_networks_are_refused_with_the_way_out(name: str, message: st
         parse_name(name)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+# --- spaces, and all that is done with a study ------------------------------------------------------------------------
+
+SPACE = """\
+# Residual networks of a few hundred weights.
+family = "resnet"
+dataset = "digits"
+
+[choose]
+stage_units      = { int = [1, 2], times = 2 }
+width            = { of = [2, 3] }
+bottleneck       = { of = [0, 2] }
+stochastic_depth = { of = [0.0, 0.5] }
+
+[recipe]
+name = "fast"
+epochs = 2
+"""
+
+
+def space_of(text: str) -> Space:
+    return parse_space(text, "residual", "residual.toml")
+
+
+def test_a_space_of_resnets() -> None:
+    space = space_of(SPACE)
+    assert space.size() == 32
+    params = {"stage_units_1": 2, "stage_units_2": 1, "width": 3, "bottleneck": 2, "stochastic_depth": 0.5}
+    spec = space.spec_of(params)
+    assert spec == ResNetSpec(
+        (2, 1), width=3, bottleneck=2, stochastic_depth=0.5, in_channels=1, image_size=8, classes=10
+    )
+    assert space.name_of(spec) == "resnet-b:units=2-1,width=3,b=2,drop=0.5,channels=1,size=8"
+    # DenseNets get the recipe's dropout where images are not augmented; ResNets have none.
+    assert space.for_data(1, 8, 10, augmented=False).spec_of(params) == spec
+
+
+def test_a_depth_and_a_width_for_each_stage_can_be_chosen() -> None:
+    text = SPACE.replace("bottleneck       = { of = [0, 2] }", "depth = { int = [8, 14], step = 6 }")
+    text = text.replace("stage_units      = { int = [1, 2], times = 2 }", "")
+    space = space_of(text.replace("{ of = [2, 3] }", "{ int = [2, 4], times = 3 }"))
+    found = space.spec_of({"depth": 14, "width_1": 2, "width_2": 2, "width_3": 4, "stochastic_depth": 0.0})
+    assert (found.depth, found.stage_units, found.widths) == (14, (2, 2, 2), (2, 2, 4))  # type: ignore[union-attr]
+
+
+def test_the_width_is_fitted_to_the_limits() -> None:
+    text = SPACE.replace("width            = { of = [2, 3] }", "").replace(
+        "[recipe]", "[limits]\nparams = 5_000\n[recipe]"
+    )
+    space = space_of(text.replace("[choose]", '[fixed]\nwidth = "fit"\n[choose]'))
+    assert space.fits_width
+    for units in (1, 2):
+        spec = space.spec_of({"stage_units_1": units, "stage_units_2": 1, "bottleneck": 0, "stochastic_depth": 0.0})
+        assert isinstance(spec, ResNetSpec)
+        assert isinstance(spec.width, int)
+        assert cost(spec).params <= 5_000 < cost(replace(spec, width=spec.width + 1)).params
+
+
+def test_a_study_is_searched_gone_on_with_shown_and_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("residual.toml").write_text(SPACE)
+    search = "search --space residual.toml --study {} --trials {} --subset 200 --stopping none --workers 1"
+    assert main(search.format("whole", 3).split()) == 0
+    assert main(search.format("parts", 2).split()) == 0
+    assert main(search.format("parts", 3).split()) == 0  # resumed
+    whole, parts = find_study("whole").records(), find_study("parts").records()
+    assert [record.weights_digest for record in whole] == [record.weights_digest for record in parts]
+    assert None not in [record.weights_digest for record in whole]
+    assert all(record.network.startswith("resnet") and record.spec["family"] == "resnet" for record in whole)
+    assert main(["report", "whole"]) == 0
+    page = Path("reports/whole/index.html").read_text()
+    assert "residual units in each stage" in page
+    assert "growth rate" not in page
+    assert main(["plot", "weight-norms", "whole", "-o", "norms.svg"]) == 0
+    assert "stage 2" in Path("norms.svg").read_text()
+    assert main(["doctor", "whole"]) == 0
+    assert main(["replay", "whole"]) == 0
+    capsys.readouterr()
+    best = find_study("whole").best()[0]
+    assert main(["eval", "whole", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["error"] == best.val_error
+    assert main(["export", "whole", "-o", "net.onnx"]) == 0
+    assert main(["export", "whole", "-o", "net.safetensors"]) == 0
+    net, images = dnas.load_network("whole"), torch.randn(3, 1, 8, 8)
+    (logits,) = onnxruntime.InferenceSession("net.onnx").run(None, {"images": images.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(logits, net(images).numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_specs_written_before_there_were_families_are_densenets() -> None:
+    spec = parse_name("densenet-bc:L=16,k=4")
+    values = spec.to_dict()
+    assert values.pop("family") == "densenet"
+    assert spec_from_dict(values) == spec
+    with pytest.raises(InputError, match="no family of networks 'vgg'; there are densenet, resnet"):
+        spec_from_dict({"family": "vgg"})

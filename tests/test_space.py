@@ -28,7 +28,7 @@ epochs = 3
 
 
 def test_the_shipped_spaces_are_found_and_whole() -> None:
-    names = {"cifar_bc", "cifar_plain", "svhn_bc", "imagenet_bc", "digits_bc", "tiny"}
+    names = {"cifar_bc", "cifar_plain", "cifar_resnet", "svhn_bc", "imagenet_bc", "digits_bc", "digits_resnet", "tiny"}
     assert names <= set(space_files())
     for name in names:
         space = load_space(name)

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 from dnas.errors import InputError
+from dnas.executors.postgres import PostgresExecutor
 from dnas.lease import LeaseLost
 from dnas.storage import Address, Storage
 from tests.postgres import PASSWORD, Server
@@ -221,6 +222,21 @@ def test_a_new_proposer_adopts_the_same_training_and_replaces_another(open_stora
     assert one.start_job("0", 3, JOB | {"recompute": True}, afresh=False) == 3
     assert one.said() == []
     assert two.held() == {}
+
+
+def test_a_new_proposer_adopts_every_training_under_way(open_storage: Open) -> None:
+    """Its host takes one, and has one; the other is a dead host's, and comes first. Were that alone adopted, it would
+    wait for the slot of a training that nobody answers."""
+    one, two = begun(open_storage()), open_storage()
+    for key, claimer in (("0", one), ("1", two)):
+        one.start_job(key, 1, JOB, afresh=False)
+        assert claimer.claim([]) == (key, 1, JOB)
+    pass_time(1.2, two)
+    assert two.take_lease()
+    assert two.slots() == 1
+    assert PostgresExecutor(two).workers == 2
+    two.drop_jobs(["0", "1"])
+    assert PostgresExecutor(two).workers == 1
 
 
 def test_a_record_of_an_end_and_the_end_of_its_job_are_one_step(open_storage: Open) -> None:

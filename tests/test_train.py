@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import math
 import os
 import pickle
 import subprocess
@@ -20,7 +21,7 @@ from dnas.data.catalog import data_info
 from dnas.errors import InputError
 from dnas.files import DiskFull, room_for, write_atomic
 from dnas.nn import build
-from dnas.nn.norms import measure_norms
+from dnas.nn.norms import GRADIENT_STEPS, GradientNorms, measure_norms
 from dnas.recipe import Recipe, learning_rate, make_recipe
 from dnas.train import (
     Diverged,
@@ -202,6 +203,61 @@ def test_files_of_a_run(digits: Dataset, tmp_path: Path) -> None:
     for name, parameter in loaded.net.named_parameters():
         last = norms["l2"][-1][list(norms["names"]).index(name)]
         assert last == pytest.approx(parameter.detach().norm().item(), rel=1e-6)
+
+
+def test_gradients_are_those_of_the_last_steps(tmp_path: Path) -> None:
+    # One step an epoch, of all images: the gradient of the second epoch is that at the weights after the first.
+    digits = load_dataset("digits", subset=300, augmentation="none")
+    plan = dataclasses.replace(recipe(2), batch_size=digits.train_size)
+    spec = dataclasses.replace(SPEC, dropout=0.0)
+    first = fit(spec, digits, plan, seed=(0, 0), folder=tmp_path, report=lambda epoch: False)
+    x, y = next(iter(digits.batches("train", digits.train_size)))
+    net = first.run.net.train()
+    net.zero_grad()
+    torch.nn.functional.cross_entropy(net(x), y).backward()
+    expected = [float(parameter.grad.norm()) for parameter in net.parameters()]
+    assert not first.run.norms[0].gradient
+    done = fit(spec, digits, plan, seed=(0, 0), folder=tmp_path)
+    assert done.run.norms[2].gradient == pytest.approx(expected, rel=1e-3, abs=1e-6)
+    assert done.run.norms[1].gradient != done.run.norms[2].gradient
+    last = dict(zip(done.run.norms[2].names, done.run.norms[2].l1, strict=True))
+    for name, parameter in done.run.net.named_parameters():
+        assert last[name] == pytest.approx(parameter.detach().abs().sum().item(), rel=1e-6)
+
+
+def test_gradient_norms_are_root_mean_squares_over_steps() -> None:
+    weight, other = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(3))
+    gradients = GradientNorms([weight, other])
+    assert gradients.value() == ()
+    for a, b in ((3.0, 4.0), (0.0, 1.0)):
+        weight.grad = torch.tensor([a, b])
+        gradients.add()
+    assert gradients.value() == pytest.approx((math.sqrt((25 + 1) / 2), 0))
+
+
+def test_only_the_last_steps_of_an_epoch_are_measured(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = []
+    monkeypatch.setattr(GradientNorms, "add", lambda self: counted.append(1))
+    plan = dataclasses.replace(recipe(2), batch_size=20)
+    assert digits.steps_per_epoch(20) > GRADIENT_STEPS
+    fit(SPEC, digits, plan, seed=(0, 0))
+    assert len(counted) == 2 * GRADIENT_STEPS
+
+
+def test_a_run_that_measured_no_gradients_goes_on(digits: Dataset, tmp_path: Path) -> None:
+    whole = fit(SPEC, digits, recipe(3), seed=(0, 0))
+    fit(SPEC, digits, recipe(3), seed=(0, 0), folder=tmp_path, report=lambda epoch: epoch.epoch < 2)
+    content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    del content["norms"]["l1"], content["norms"]["gradient"]  # as dnas 0.1 wrote them
+    torch.save(content, tmp_path / "checkpoint.pt")
+    done = fit(SPEC, digits, recipe(3), seed=(0, 0), folder=tmp_path)
+    assert done.weights_digest == whole.weights_digest
+    assert done.run.norms[2] == dataclasses.replace(whole.run.norms[2], l1=(), gradient=())
+    assert done.run.norms[3] == whole.run.norms[3]
+    assert load_run(tmp_path / "checkpoint.pt").norms == done.run.norms
+    with np.load(tmp_path / "norms.npz") as norms:
+        assert np.isnan(norms["gradient"][:3]).all()
+        assert norms["gradient"][3].tolist() == list(whole.run.norms[3].gradient)
 
 
 def test_reuse_is_the_mean_absolute_weight_by_source() -> None:

@@ -86,36 +86,26 @@ def causal_reuse(
     net = net.to(device).eval()
     parameters = dict(net.named_parameters())
 
-    def measured(
-        block: int, source: str, target: str, weight: Tensor | None = None, channels: slice = slice(0)
-    ) -> None:
+    def measure(block: int, source: str, target: str, cut: Tensor) -> None:
         if (source, target) in known:
             return
-        if weight is None:
+        kept = cut.clone()
+        cut.zero_()
+        try:
             loss, error = evaluate(net, data, "val", device)
-        else:
-            kept = weight.detach()[:, channels].clone()
-            try:
-                with torch.no_grad():
-                    weight[:, channels] = 0
-                loss, error = evaluate(net, data, "val", device)
-            finally:
-                with torch.no_grad():
-                    weight[:, channels] = kept
+        finally:
+            cut.copy_(kept)
         known[source, target] = error, loss
         if cache is not None:
             _append(cache, {"block": block, "source": source, "target": target, "error": error, "loss": loss, **key})
 
-    measured(0, "", "")
+    measure(0, "", "", torch.empty(0))
     done = 0
     progress(done, len(cells))
     for layer in layers:
-        start = 0
+        weight, start = parameters[reading_weight(layer.name, layer.kind)].detach(), 0
         for source in layer.sources:
-            channels = slice(start, start + source.channels)
-            measured(
-                layer.block, source.layer, layer.name, parameters[reading_weight(layer.name, layer.kind)], channels
-            )
+            measure(layer.block, source.layer, layer.name, weight[:, start : start + source.channels])
             start, done = start + source.channels, done + 1
             progress(done, len(cells))
     error, loss = known["", ""]

@@ -24,7 +24,7 @@ Verdict = Literal["holds", "does not hold", "cannot tell"]
 
 @dataclass(frozen=True)
 class Observation:
-    """letter: (a) to (d). value: the mean over the networks; low, high: its interval (not a number where there is none);
+    """letter: (a) to (d). value: the mean over the networks; low, high: its interval, not a number where there is none;
     bar: what the verdict compares with; untrained: the same of the networks before their training, None where that was
     not measured; units: how many layers or sources were resampled in each network."""
 
@@ -53,6 +53,9 @@ def effective_share(weights: np.ndarray) -> float:
 
 def observe(histories: NormHistory | Sequence[NormHistory]) -> tuple[Observation, ...]:
     """The four observations of one network or of several of the same spec (seeds), after each one's last epoch.
+
+    In (a) and (b) even noise on all sources weighs much: the number is to be read beside that of the untrained
+    networks, which spread their weights almost evenly, and the bar refutes only a concentration on few sources.
 
     (a) "All layers spread their weights over many inputs within the same block": the mean over the dense layers with
         at least two sources of `effective_share`; the bar is one half. Resampled: networks, and layers in each.

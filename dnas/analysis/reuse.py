@@ -17,8 +17,8 @@ LEVEL = 0.95  # of intervals
 
 @dataclass(frozen=True)
 class BlockReuse:
-    """One dense block of m layers. values [m + 1, m + 1]: row s is the source (0: the block's input, s: its s-th layer),
-    column l - 1 the target (l = 1 .. m: its layers, last: what follows it); not a number where l does not read s.
+    """One dense block of m layers. values [m + 1, m + 1]: row s is the source (0: the block's input, s: its s-th
+    layer), column l - 1 the target (l = 1 .. m: its layers, last: what follows); not a number where l reads no s.
     unclear [m + 1, m + 1]: whether a connected cell can't be told from the same network untrained.
     """
 

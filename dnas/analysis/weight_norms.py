@@ -51,8 +51,8 @@ class WeightNorms:
 
 KINDS = ("rms", "l1", "gamma")  # of weight norms
 
-# A layer's convolutions (or the classifier's matrix), and the scales of its batch norms; `norm5` and `norm` stand before
-# the classifier.
+# A layer's convolutions (or the classifier's matrix), and the scales of its batch norms; `norm5` and `norm` stand
+# before the classifier.
 _WEIGHT = re.compile(
     r"(?:features\.)?(?:(?P<stem>conv0)|(?P<part>denseblock|stage)(?P<block>\d+)\.(?P<layer>denselayer|unit)(?P<index>\d+)"
     r"\.(?:conv\d|shortcut)|transition(?P<after>\d+)\.conv|(?P<last>classifier))\.weight"

@@ -33,9 +33,12 @@ class PostgresExecutor:
 
     @property
     def workers(self) -> int:
-        """The trainings that all living workers take at once; at least one: a job may wait for a worker."""
+        """The trainings that all living workers take at once; at least one: a job may wait for a worker. And never
+        fewer than are under way: a new proposer adopts them all, for one that nobody answers holds its worker's slot
+        while a dead worker's training waits for it."""
         if time.monotonic() - self._counted >= LOOK_FOR_DEAD:
-            self._slots, self._counted = max(1, self.storage.slots()), time.monotonic()
+            self._slots = max(1, self.storage.slots(), self.storage.under_way())
+            self._counted = time.monotonic()
         return self._slots
 
     @property

@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -49,12 +50,11 @@ def plot_reuse(reuse: Reuse) -> Figure:
     unclear = sum(int(block.unclear.sum()) for block in reuse.blocks)
     if reuse.epoch != 0 and unclear > cells / 2:
         title = f"{unclear} of {cells} cells can't be told from the same network untrained"
-    when = (
-        "after the last epoch" if reuse.epoch is None else f"after epoch {reuse.epoch}" if reuse.epoch else "untrained"
-    )
+    when = "after the last epoch" if reuse.epoch is None else f"after epoch {reuse.epoch}"
+    seeds = f"mean of {reuse.networks} seeds" if reuse.networks > 1 else "one seed"
     caption = (
-        "Mean |w| of the target's first convolution (or the classifier's matrix) over the channels that the source made,"
-        f" {_MEANING[reuse.normalise]}; {when}, {f'mean of {reuse.networks} seeds' if reuse.networks > 1 else 'one seed'}."
+        "Mean |w| of the target's first convolution (or the classifier's matrix) over the channels that the source"
+        f" made, {_MEANING[reuse.normalise]}; {when if reuse.epoch != 0 else 'untrained'}, {seeds}."
         " Top row: the block's input; framed: the transition or classifier."
     )
     if unclear:
@@ -71,17 +71,19 @@ def plot_causal(causal: Reuse, intact: float, images: int, correlation: str) -> 
     correlation: what the title says of the weights, such as "ρ with the weights 0.61 (0.50 to 0.70)".
     """
     values = np.concatenate([block.values[np.isfinite(block.values)] for block in causal.blocks])
+    blocks = [replace(block, values=np.maximum(block.values, 0)) for block in causal.blocks]
     worst = max(float(values.max()), 1e-9)
     title = f"Cutting one connection costs {percent(float(np.median(values)))} error at the median, at most"
     title += f" {percent(float(values.max()))}; {correlation}"
     caption = (
-        "Validation error gained (percentage points) where the target no longer gets the source's channels: its weights"
-        f" on them are zero, every other reader keeps them, nothing is trained again. Intact: {percent(intact)} error on"
-        f" {several(images, 'image')}. Top row: the block's input; framed: the transition or classifier."
+        "Validation error gained (percentage points) where the target no longer gets the source's channels: its"
+        " weights on them are zero, every other reader keeps them, nothing is trained again. Intact:"
+        f" {percent(intact)} error on {several(images, 'image')}."
+        " Top row: the block's input; framed: the transition or classifier."
     )
-    norm = PowerNorm(0.5, 0, worst, clip=True)
-    figure = _triangles(causal.blocks, title, caption, "cividis", norm, "error gained (points)", factor=100)
-    return figure
+    if (values < 0).any():
+        caption += " Cells where the error fell are drawn as 0."
+    return _triangles(blocks, title, caption, "cividis", PowerNorm(0.5, 0, worst), "error gained (points)", factor=100)
 
 
 def _triangles(
@@ -91,8 +93,9 @@ def _triangles(
     left, gap, right, bar = 0.62, 0.42, 0.75, 0.14  # inches
     cell = min(0.42, (WIDTH - left - right - gap * (len(blocks) - 1)) / sum(columns))
     lines = textwrap.wrap(caption, 146)
+    hatched = any(block.unclear.any() for block in blocks)
     heading = textwrap.wrap(title, 84)
-    above, below = 0.52 + 0.2 * len(heading), 0.72 + 0.16 * len(lines)
+    above, below = 0.52 + 0.2 * len(heading), 0.56 + 0.2 * hatched + 0.16 * len(lines)
     tall = max(columns) * cell
     height = above + max(tall, 0.9) + below
     with styled():
@@ -120,7 +123,7 @@ def _triangles(
         scale.ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{factor * v:.3g}"))
         scale.ax.yaxis.set_minor_formatter(NullFormatter())
         scale.ax.tick_params(length=0, labelsize=8)
-        if any(block.unclear.any() for block in blocks):
+        if hatched:
             mark = Patch(facecolor="#d9d9de", edgecolor=INK, hatch="////", lw=0, label="not told from untrained")
             figure.legend(
                 handles=[mark],
@@ -165,16 +168,14 @@ def _triangle(axes: Axes, block: BlockReuse, pitch: float, cmap: str, norm: Norm
             axes.plot([at + 0.5] * 2, [-0.5, at + 0.5], color="white", lw=0.5, zorder=2)
             axes.plot([at - 0.5, count + 0.5], [at - 0.5] * 2, color="white", lw=0.5, zorder=2)
     axes.add_patch(
-        Rectangle(
-            (count - 0.5, -0.5), 1, count, fill=False, lw=1.5, edgecolor=INK, clip_on=False, zorder=4, gid="frame"
-        )
+        Rectangle((count - 0.5, -0.5), 1, count, fill=False, lw=1.5, ec=INK, clip_on=False, zorder=4, gid="frame")
     )
     every = next(step for step in (1, 2, 4, 5, 8, 10, 16, 20) if step * pitch >= 15 or step == 20)
-    numbers = [number for number in range(every if every > 1 else 1, count, every)]
-    if count - numbers[-1] < max(1, 12 / pitch) if numbers else False:
+    numbers = list(range(every, count, every))
+    if numbers and count - numbers[-1] < 12 / pitch:
         numbers.pop()
     axes.set_xticks([*numbers, count], [*map(str, numbers), "T" if block.follower == "transition" else "C"], fontsize=8)
-    rows = [number for number in range(every, count, every)]
+    rows = range(every, count, every)
     axes.set_yticks([0, *rows], ["in", *map(str, rows)], fontsize=8)
     axes.tick_params(length=0, pad=2)
     for spine in axes.spines.values():
@@ -197,9 +198,8 @@ def plot_gradients(norms: WeightNorms) -> Figure:
     measured = np.isfinite(values).any(axis=0)
     first, last = int(np.argmax(measured)), values.shape[1] - 1
     ends = values[:, last]
-    title = (
-        f"At the end of epoch {last + 1}, the first layer's gradient is {ends[0] / ends[-1]:.2g} times the classifier's"
-    )
+    title = f"At the end of epoch {last + 1}, the first layer's gradient is {ends[0] / ends[-1]:.2g} times"
+    title += " the classifier's"
     inner = ends[:-1][ends[:-1] > 0]
     if len(inner) > 1:
         title += f"; the layers before it span a factor of {inner.max() / inner.min():.2g}"
@@ -243,7 +243,7 @@ def plot_gradients(norms: WeightNorms) -> Figure:
         axes.tick_params(length=0)
         axes.set_ylim(rows - 0.5, -0.5)
         figure.supxlabel(
-            "Root mean square over a layer's weights and the last 10 steps of the epoch; the classifier is the last row.",
+            "Root mean square over a layer's weights and over the last 10 steps of the epoch.",
             x=0.012,
             ha="left",
             fontsize=8,
@@ -266,7 +266,10 @@ def plot_weight_norms_of_trials(trials: Sequence[tuple[str, WeightNorms]], left_
         raise InputError("there is nothing to draw: no trial has norms.")
     what, label = SIZES[trials[0][1].kind]
     ratios = [norms.ratio for _, norms in trials]
-    inner = [ratio[[layer != "classifier" for layer in norms.layers]] for ratio, (_, norms) in zip(ratios, trials)]
+    inner = [
+        ratio[[layer != "classifier" for layer in norms.layers]]
+        for ratio, (_, norms) in zip(ratios, trials, strict=True)
+    ]
     known = np.concatenate([ratio[np.isfinite(ratio)] for ratio in inner])
     if not len(known):
         raise InputError("weight norms can't be drawn: no layer has weights of a finite size, before training.")
@@ -276,7 +279,7 @@ def plot_weight_norms_of_trials(trials: Sequence[tuple[str, WeightNorms]], left_
     across = min(len(trials), 6)
     down = -(-len(trials) // across)
     with styled():
-        figure = canvas(0.9 + 1.55 * down, title)
+        figure = canvas(1.1 + 1.6 * down, title)
         grid = figure.subplots(down, across, squeeze=False)
         norm = Normalize(float(known.min()), float(max(known.max(), known.min() + 1e-6)))
         for axes, ratio, (name, norms) in zip(grid.flat, ratios, trials, strict=False):

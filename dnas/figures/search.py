@@ -43,6 +43,7 @@ STATES = {
     "running": GREEN,
 }
 SERIES = (BLUE, ORANGE, GREEN, PURPLE, RED, GREY)  # of several studies, in their order
+MANY = 1_000  # marks of a panel; more are a picture, not vectors
 ARM_WORDS = {"search": "search", "control": "random control"}
 
 
@@ -254,11 +255,15 @@ def plot_slices(frame: pd.DataFrame, choices: Sequence[str], objective: str = "v
             names = sorted(map(str, values.unique())) if not numeric else []
             x = values.astype(float) if numeric else values.astype(str).map(names.index).astype(float)
             gid = f"slice-{choice}"
-            axes.scatter(x, frame[objective], s=14, color=BLUE, alpha=0.55, edgecolor="white", lw=0.3, gid=gid)
-            figure.hover[gid] = [
-                f"#{n}  {axis_value(objective, y)}\n{choice} = {v}"
-                for n, y, v in zip(frame["number"], frame[objective], values, strict=True)
-            ]
+            many = len(frame) > MANY
+            axes.scatter(
+                x, frame[objective], s=14, color=BLUE, alpha=0.55, edgecolor="white", lw=0.3, gid=gid, rasterized=many
+            )
+            if not many:
+                figure.hover[gid] = [
+                    f"#{n}  {axis_value(objective, y)}\n{choice} = {v}"
+                    for n, y, v in zip(frame["number"], frame[objective], values, strict=True)
+                ]
             if x.nunique() <= 12:
                 middle = frame[objective].groupby(x.to_numpy()).median()
                 axes.plot(middle.index, middle, color=INK, lw=1.2, marker="_", ms=9)

@@ -55,7 +55,9 @@ def plot_learning_curves(curves: pd.DataFrame, best: int) -> Figure:
             ]
             if some:
                 faint = float(np.clip(10 / len(some), 0.04, 0.6))
-                dense = sum(map(len, some)) > 20_000  # as vectors they would make a file of megabytes
+                dense = (
+                    sum(map(len, some)) > 20_000 or len(some) > 1_000
+                )  # as vectors they would make a file of megabytes
                 axes.add_collection(
                     LineCollection(
                         some, colors=colour, linewidths=width, alpha=faint, zorder=1, gid=state, rasterized=dense
@@ -130,7 +132,7 @@ def _label_ends(figure: Figure, axes: Axes, x: float, ends: list[tuple[str, floa
 SIZES = {
     "rms": ("Convolutions", "RMS weight ÷ its untrained value"),
     "l1": ("Convolutions", "mean |weight| ÷ its untrained value"),
-    "gamma": ("Scales of batch norms", "RMS scale γ of batch norms (untrained: 1)"),
+    "gamma": ("Scales of batch norms", "RMS scale γ (untrained: 1)"),
 }
 
 

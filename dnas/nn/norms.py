@@ -56,7 +56,7 @@ class GradientNorms:
         self._squares: list[Tensor] = []
 
     def add(self) -> None:
-        """Counts the gradients of this step, which are there between `backward` and the optimizer's next `zero_grad`."""
+        """Counts the gradients of this step, which are there from `backward` until the next `zero_grad`."""
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self._parameters]
         self._squares.append(torch.stack(torch._foreach_norm(gradients)).double().square())
 

@@ -26,7 +26,7 @@ from dnas.study import TrialRecord
 
 __all__ = ["PICTURES", "Picture", "draw_all", "inline_svg"]
 
-EMBEDDED = 400_000  # bytes of a file that the page carries inside itself; larger ones only lie beside it
+EMBEDDED = 200_000  # bytes of a file that the page carries inside itself; larger ones only lie beside it
 
 
 @dataclass(frozen=True)
@@ -280,6 +280,8 @@ def _draw(s: Study, name: str, make: Callable[[Study], Picture]) -> None:
 
 def written(picture: Picture, name: str, out: Path) -> Drawn:
     """Writes `picture` as name.svg, .png, .pdf and .csv into `out`; what a page needs of it."""
+    picture.figure.draw_without_rendering()
+    picture.figure.set_layout_engine("none")  # settled: each file would work it out again
     for suffix in figures.FORMATS:
         figures.save(picture.figure, out / f"{name}.{suffix}")
     picture.numbers.to_csv(out / f"{name}.csv", index=False)
@@ -310,11 +312,24 @@ def inline_svg(svg: str, prefix: str, label: str, hover: Mapping[str, list[str]]
     for gid, texts in (hover or {}).items():
         body = _with_texts(body, gid, texts)
     body = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", body, flags=re.DOTALL)
-    body = body.replace("xlink:href", "href")
+    body = _hoisted(body.replace("xlink:href", "href"))
     body = re.sub(r'\bid="', f'id="{prefix}-', body)
     body = re.sub(r'(href="|url\()#', rf"\1#{prefix}-", body)
     head = Markup('<svg viewBox="{}" role="img" aria-label="{}">').format(box[1], label)
     return head + Markup(body.strip())
+
+
+def _hoisted(body: str) -> str:
+    """A run of marks of one style says it once: of thousands of marks it is half of the drawing."""
+
+    def once(run: re.Match[str]) -> str:
+        styles = set(re.findall(r'style="([^"]*)"', run[0]))
+        if len(styles) != 1:
+            return run[0]
+        style = styles.pop()
+        return f'<g style="{style}">' + run[0].replace(f' style="{style}"', "").replace("     <use", "<use") + "</g>"
+
+    return re.sub(r'(?:\s*<use [^>]*style="[^"]*"/>){3,}', once, body)
 
 
 def _with_texts(body: str, gid: str, texts: list[str]) -> str:
