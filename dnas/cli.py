@@ -896,10 +896,11 @@ def _status(args: argparse.Namespace) -> int:
     table = LiveTable(console)
     table.opened(records, config["trials"])
     console.print(f"{folder.name}   {config['space']['title']}", highlight=False)
+    seeds = sorted({run["seed"][0] for run in config.get("runs", [])}) or [config["seed"]]
     console.print(
         f"{config['objective']} on {config['data']['title']}, recipe {config['recipe']['name']}"
         f" {config['recipe']['epochs']} epochs,"
-        f" seed {config['seed']}; {config['command']}\n",
+        f" seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; {config['command']}\n",
         highlight=False,
     )
     console.print(table.table(len(records)) if records else "no trial yet")

@@ -191,9 +191,15 @@ def test_the_commands_of_a_study_know_it(capsys: pytest.CaptureFixture[str]) -> 
     shown = capsys.readouterr().out
     assert "Two networks" in shown
     assert "4 of 4 trials" in shown
+    assert "seeds 0, 1; dnas reproduce fig" in shown
     assert main(["report", "s"]) == 0
     capsys.readouterr()
-    for command in (["replay", "s"], ["extend", "s", "--max-params", "9"], ["search", "--study", "s", "--trials", "9"]):
+    for command in (
+        ["replay", "s"],
+        ["doctor", "s"],
+        ["extend", "s", "--max-params", "9"],
+        ["search", "--study", "s", "--trials", "9"],
+    ):
         assert main(command) == 2
         assert "`dnas reproduce fig`" in capsys.readouterr().err
 

@@ -66,7 +66,7 @@ def read_result(plan: Plan, folder: StudyFolder | None) -> Result:
         "fig5": _fig5,
     }
     result = readers[plan.target.name](plan, folder, done)
-    notes = [*result.notes, *_notes(plan, folder, done)]
+    notes = [*_notes(plan, folder, done), *result.notes]
     return Result(result.findings, result.figures, result.tables, result.shown, tuple(notes))
 
 
@@ -272,7 +272,7 @@ def _fig4_middle(plan: Plan, folder: StudyFolder, done: pd.DataFrame) -> Result:
 
 def _about_a_third(reading: IsoError) -> Finding:
     """Whether the published three times lie in the interval."""
-    claim = "the ratio is the published one, about three"
+    claim = "the ratio agrees with the published one, about three"
     if reading.ratio is None or reading.low is None or reading.high is None:
         return Finding(claim, "cannot tell", "there is no ratio with an interval here")
     inside = reading.low <= PUBLISHED_RATIO <= reading.high
@@ -340,7 +340,8 @@ def _caption(what: str, plan: Plan) -> str:
         f"{what} of the paper, from {several(len(plan.runs), 'run')} of recipe {plan.recipe.name},"
         f" {several(plan.recipe.epochs, 'epoch')}. Marks are means over seeds, bars the 95% interval of the mean, lines"
         " the best fit that never rises; the arrow is drawn at an error where the ratio is the mean one over the range"
-        " that both families reach."
+        " that both families reach. The ratio's interval pools the spread of all networks of both families, so it is"
+        " narrower than bars from few seeds suggest."
     )
 
 
