@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 
 from dnas.analysis.efficiency import published_imagenet, published_table2
-from dnas.analysis.scaling import holm
+from dnas.analysis.scaling import IsoError, holm
 from dnas.arch import cost, parse_name, spec_from_dict
 from dnas.cli import main
 from dnas.errors import InputError
@@ -25,7 +25,7 @@ from dnas.figures import title
 from dnas.inputs import Means
 from dnas.reproduce.command import planned
 from dnas.reproduce.page import write_page
-from dnas.reproduce.readings import Result, paired, read_result
+from dnas.reproduce.readings import Result, about_a_third, paired, read_result
 from dnas.reproduce.targets import BUDGETS, TARGETS, Budget, Plan, Target, make_plan
 from dnas.runs import train_runs
 from dnas.study import StudyFolder
@@ -212,15 +212,22 @@ def test_a_claim_that_is_wrong_here_does_not_hold() -> None:
     assert "times more params" in result.findings[0].numbers
 
 
-def test_fig4_middle_asks_for_a_third() -> None:
+def test_fig4_middle_asks_for_a_third_but_not_of_digits() -> None:
     _, result = read("fig4-middle", {"DenseNet-BC": 3.0})
-    assert [finding.verdict for finding in result.findings] == ["holds", "holds"]
+    assert [finding.verdict for finding in result.findings] == ["holds", "cannot tell"]
     assert "3 lies inside" in result.findings[1].numbers
+    assert "not the data that it was published for" in result.findings[1].numbers
 
 
-def test_fig4_middle_at_another_ratio() -> None:
-    _, result = read("fig4-middle", {"DenseNet-BC": 1.5})
-    assert [finding.verdict for finding in result.findings] == ["holds", "does not hold"]
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [(2.0, 4.0, "holds"), (1.2, 2.5, "does not hold"), (3.5, 9.0, "does not hold"), (0.9, 4.0, "cannot tell")],
+)
+def test_the_published_ratio_agrees_where_an_interval_that_excludes_one_holds_it(
+    low: float, high: float, verdict: str
+) -> None:
+    reading = IsoError("ResNet", "DenseNet-BC", "params", 2.2, low, high, 0.01, (0.1, 0.2), None)
+    assert about_a_third(reading, True).verdict == verdict
 
 
 def test_fig3_reads_params_and_multiply_adds() -> None:

@@ -255,7 +255,7 @@ def _fig4_middle(plan: Plan, folder: StudyFolder, done: pd.DataFrame) -> Result:
     readings = _readings(networks, BC, "params")
     [reading] = readings
     findings = list(_findings(readings))
-    findings.append(_about_a_third(reading))
+    findings.append(about_a_third(reading, _comparable(plan)))
     points = points[points["group"] != "DenseNet"]
     figure = plot_families(
         networks,
@@ -270,14 +270,16 @@ def _fig4_middle(plan: Plan, folder: StudyFolder, done: pd.DataFrame) -> Result:
     return _families_result(tuple(findings), figure, caption, networks, readings, points)
 
 
-def _about_a_third(reading: IsoError) -> Finding:
-    """Whether the published three times lie in the interval."""
+def about_a_third(reading: IsoError, comparable: bool) -> Finding:
+    """Whether the published three times lie in the interval; on other data that says nothing."""
     claim = "the ratio agrees with the published one, about three"
     if reading.ratio is None or reading.low is None or reading.high is None:
         return Finding(claim, "cannot tell", "there is no ratio with an interval here")
     inside = reading.low <= PUBLISHED_RATIO <= reading.high
     numbers = f"3 lies {'inside' if inside else 'outside'} the 95% interval {reading.low:.1f} to {reading.high:.1f}"
     wide = inside and reading.low <= 1 <= reading.high
+    if not comparable:
+        return Finding(claim, "cannot tell", f"{numbers}, but these are not the data that it was published for")
     return Finding(claim, "cannot tell" if wide else "holds" if inside else "does not hold", numbers)
 
 
