@@ -56,6 +56,10 @@ EPILOGS = {
     "doctor": """examples:
   dnas doctor digits_bc --dry-run
   dnas doctor digits_bc""",
+    "reproduce": """examples:
+  dnas reproduce fig4-left                                      # minutes on a laptop: digits
+  dnas reproduce fig4-left --budget short --dry-run
+  dnas reproduce table2 --budget paper --seeds 3 --executor ray --ray-address auto""",
     "report": """examples:
   dnas report digits_bc
   dnas report digits_bc --out ~/page
@@ -199,6 +203,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("study", metavar="STUDY", nargs="+", help="a study's name, or its folder; of several, a comparison")
     add("--out", type=Path, metavar="FOLDER", help="where to write (default reports/STUDY)")
     add("--watch", action="store_true", help="write it again while the search runs")
+    _add_reproduce(command("reproduce", "make a table or figure of the paper again, beside the published one"))
     plot = command("plot", "draw one figure")
     figures = plot.add_subparsers(dest="figure", metavar="FIGURE", required=True, parser_class=_Parser)
     _add_figures(figures)
@@ -291,6 +296,11 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--study", metavar="NAME", help="the study's name (default: the space's); studies/NAME.toml gives its defaults")
     _add_study(parser)
+    _add_executor(add)
+    add("--dry-run", action="store_true", help="print the plan: networks, cost, time, disk")
+
+
+def _add_executor(add: Any) -> None:
     add("--executor", default="local", metavar="NAME", help="local (default: processes of this machine) or ray")
     add(
         "--ray-address", metavar="HOST:PORT", help="a Ray cluster, or auto: the one here (default: one is started here)"
@@ -303,7 +313,23 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     )
     add("--cpus-per-trial", type=_positive, metavar="X", help="on Ray (default: --threads)")
     add("--shared", metavar="URL", help="on Ray: a folder that all nodes see, or s3://...; for checkpoints")
+
+
+def _add_reproduce(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("target", metavar="TARGET", help="table1, table2, fig3, fig4-left, fig4-middle, fig4-right or fig5")
+    add("--budget", default="smoke", metavar="NAME", help="smoke (default: digits, minutes), short (one GPU) or paper")
+    add("--seeds", type=_whole(1), metavar="N", help="of each network (default: the budget's)")
+    add("--workers", type=_whole(1), metavar="N", help="trainings at once")
+    add("--threads", type=_whole(1), metavar="N", help="CPU threads of a training (default: the cores, shared out)")
+    add("--device", default="auto", metavar="NAME", help="cpu, cuda or cuda:0 (default: cuda where there is one)")
+    add("--timeout", type=_positive, metavar="SECONDS", help="the longest that one training may take (default: no end)")
+    add("--data-root", type=Path, metavar="FOLDER", help="where data sets lie (default $DNAS_DATA, ~/.cache/dnas/data)")
+    _add_executor(add)
+    add("--out", type=Path, metavar="FOLDER", help="where to write (default reports/reproduce/TARGET-BUDGET)")
     add("--dry-run", action="store_true", help="print the plan: networks, cost, time, disk")
+    add("-q", "--quiet", action="store_true", help="only the result")
+    add("-v", "--verbose", action="store_true", help="a line an epoch")
 
 
 def _add_worker(parser: argparse.ArgumentParser) -> None:
@@ -870,10 +896,11 @@ def _status(args: argparse.Namespace) -> int:
     table = LiveTable(console)
     table.opened(records, config["trials"])
     console.print(f"{folder.name}   {config['space']['title']}", highlight=False)
+    seeds = sorted({run["seed"][0] for run in config.get("runs", [])}) or [config["seed"]]
     console.print(
         f"{config['objective']} on {config['data']['title']}, recipe {config['recipe']['name']}"
         f" {config['recipe']['epochs']} epochs,"
-        f" seed {config['seed']}; {config['command']}\n",
+        f" seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; {config['command']}\n",
         highlight=False,
     )
     console.print(table.table(len(records)) if records else "no trial yet")
@@ -960,6 +987,15 @@ def _report(args: argparse.Namespace) -> int:
     return 0
 
 
+def _reproduce(args: argparse.Namespace) -> int:
+    from dnas.reproduce.command import main_reproduce
+
+    given = [name for name in RAY_OPTIONS if getattr(args, name) is not None]
+    if given and args.executor != "ray":
+        raise InputError(f"--{given[0].replace('_', '-')} is for --executor ray, but the executor is {args.executor}.")
+    return main_reproduce(args)
+
+
 def _plot(args: argparse.Namespace) -> int:
     from dnas.plots import run_plot
 
@@ -996,6 +1032,7 @@ COMMANDS = {
     "pull": _pull,
     "replay": _replay,
     "report": _report,
+    "reproduce": _reproduce,
     "search": _search,
     "spaces": _spaces,
     "status": _status,

@@ -14,6 +14,7 @@ import json
 import sqlite3
 import tempfile
 import time
+import tomllib
 import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from dnas.errors import InputError
 from dnas.files import remove_torn
 from dnas.history import ENDED, History, Trial
-from dnas.inputs import DEFAULTS, objectives_of, space_of
+from dnas.inputs import DEFAULTS, check_proposed, objectives_of, space_of
 from dnas.lease import EXPIRY_SECONDS, Lease, LeaseHeld, is_dead, read_lease
 from dnas.lease import NAME as LEASE
 from dnas.mirror import NAME as MIRROR
@@ -72,7 +73,10 @@ def main_doctor(args: argparse.Namespace) -> int:
 
 
 def diagnose(folder: StudyFolder, mend: bool) -> list[Finding]:
-    """What is damaged in a study, and with `mend` is not any more. `InputError` where it runs and is to be mended."""
+    """What is damaged in a study, and with `mend` is not any more. `InputError` where it runs and is to be mended, and
+    for a list of runs, which has no log that could contradict its records."""
+    with suppress(tomllib.TOMLDecodeError, OSError, UnicodeDecodeError):
+        check_proposed(tomllib.loads((folder.path / "study.toml").read_text(encoding="utf-8")))
     with folder.lock() if mend else nullcontext():
         return _Doctor(folder, mend, busy=not mend and is_running(folder)).look()
 

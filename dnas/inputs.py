@@ -19,7 +19,21 @@ from dnas.recipe import Recipe
 from dnas.space import Limits, Space, parse_space
 from dnas.study import StudyFolder, now
 
+LIST = "list"  # the `kind` of a study whose trainings were listed: see dnas.runs
 DEFAULTS: dict[str, Any] = {"objective": "val_error", "sampler": "tpe", "control": 0.0}  # of studies before 0.2
+
+
+@dataclass(frozen=True)
+class Means:
+    """How trainings are carried out, whatever is trained. `data` are arguments of `load_dataset`; `timeout` the most
+    seconds that one training may take."""
+
+    data: dict[str, Any]
+    workers: int = 1
+    threads: int = 1
+    device: str = "cpu"
+    timeout: float | None = None
+    compile_net: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,8 +100,18 @@ def objectives_of(config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(config.get("objective", DEFAULTS["objective"]).split(","))
 
 
+def check_proposed(config: Mapping[str, Any]) -> None:
+    """`InputError` where a study's trainings were listed, not proposed: it has no space."""
+    if config.get("kind") == LIST:
+        raise InputError(
+            f"study {config['name']} is a list of {len(config['runs'])} runs, which no search proposed;"
+            f" what is missing of it is trained by `{config['command'] or 'what began it'}`."
+        )
+
+
 def space_of(config: Mapping[str, Any]) -> Space:
     """The space of a study, from what was frozen of it: for replay, and for whoever has no such file any more."""
+    check_proposed(config)
     table, data = config["space"], config["data"]
     space = parse_space(
         table["text"],
@@ -144,6 +168,7 @@ def check_same(folder: StudyFolder, options: Options, data: Any = None) -> None:
     data: its `Dataset`; without it, what can be told without it is checked.
     """
     config, space = DEFAULTS | folder.config(), options.space
+    check_proposed(config)
     then, here = config["recipe"], space.recipe.to_dict()
     keys = [key for key in then if key != "epochs" and then[key] != here.get(key)]
     pairs: list[tuple[str, Any, Any]] = [

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from dnas.executors.worker import Job
-from dnas.inputs import Options
+from dnas.inputs import Means, Options
 from dnas.study import TrialRecord
 
 
 def make_job(
-    options: Options,
+    options: Means | Options,
     record: TrialRecord,
     folder: Path,
     key: str,

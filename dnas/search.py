@@ -9,68 +9,27 @@ import math
 import socket
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from dnas.data import load_dataset
 from dnas.errors import InputError
 from dnas.executors.local import LocalExecutor
-from dnas.executors.worker import Job, Message
+from dnas.executors.worker import Job
 from dnas.extend import settle
-from dnas.files import DiskFull
 from dnas.history import ENDED, History
 from dnas.inputs import Options, check_objectives, check_same, frozen_inputs, git_commit, versions
 from dnas.jobs import make_job, take
-from dnas.lease import Watch
 from dnas.proposals import Exhausted, Proposal, Region, make_sampler, propose
 from dnas.samplers.tpe import distributions_json
 from dnas.space import Space
 from dnas.stopping import check_stopping
 from dnas.study import StudyFolder, TrialRecord, new_record
 from dnas.train import list_devices
+from dnas.trainings import Executor, Outcome, Show, Trainings
 
-SAME_ERRORS = 3  # so many identical errors in a row stop the search
-LOOK_SECONDS = 0.5  # between two looks for what takes too long
-LOST_WORKERS = 5  # so often a trial whose process died is gone on with before it has finished another epoch
-
-
-@dataclass
-class Outcome:
-    """How a search ended: `stopped_by` is None where it did what was asked, else why it did not."""
-
-    trials: int
-    exhausted: bool = False
-    stopped_by: str | None = None
-
-
-class Executor(Protocol):
-    """Carries trials and decides nothing; `dnas.executors.local.LocalExecutor` is one."""
-
-    @property
-    def running(self) -> list[str]: ...
-    @property
-    def workers(self) -> int: ...
-    @property
-    def queued(self) -> set[str]: ...
-    def room(self, job: Job) -> bool: ...
-    def start(self, job: Job) -> None: ...
-    def wait(self, timeout: float) -> list[tuple[str, Message]]: ...
-    def answer(self, key: str, go_on: bool) -> None: ...
-    def kill(self, key: str) -> None: ...
-    def clock(self) -> float: ...
-    def stop(self) -> None: ...
-
-
-class Show(Protocol):
-    """What the loop tells whoever watches."""
-
-    def opened(self, records: list[TrialRecord], wanted: int) -> None: ...
-    def began(self, record: TrialRecord) -> None: ...
-    def step(self, record: TrialRecord, done: int, total: int) -> None: ...
-    def epoch(self, record: TrialRecord, row: dict[str, Any]) -> None: ...
-    def ended(self, record: TrialRecord) -> None: ...
-    def note(self, text: str) -> None: ...
+__all__ = ["Driver", "Executor", "Outcome", "Show", "check_fits", "search"]
 
 
 def search(options: Options, show: Show, executor: Executor | None = None) -> Outcome:
@@ -120,17 +79,7 @@ def check_fits(space: Space) -> None:
 
 
 @dataclass
-class _Running:
-    """A training in progress: when it was started, by the executor's clock, and the seconds that it had before; and a
-    look at its worker's heartbeat."""
-
-    since: float
-    before: float
-    watch: Watch
-
-
-@dataclass
-class Driver:
+class Driver(Trainings):
     """The one owner of a study while it runs. data: `Dataset.describe()`."""
 
     folder: StudyFolder
@@ -139,14 +88,9 @@ class Driver:
     data: Mapping[str, Any]
     show: Show
     executor: Executor
-    records: dict[int, TrialRecord] = field(default_factory=dict)
-    waiting: deque[TrialRecord] = field(default_factory=deque)
-    _running: dict[int, _Running] = field(default_factory=dict)
-    _stuck: dict[int, tuple[int, int]] = field(default_factory=dict)  # number -> (epochs it had, losses since)
-    _errors: list[str] = field(default_factory=list)
-    _looked: float = -math.inf  # when what is overdue was looked for, by the executor's clock
 
     def __post_init__(self) -> None:
+        super().__init__()
         options = self.options
         self.history = History(options.objectives, options.stopping, self.space.recipe.epochs)
         self.region = Region(self.space, options.objectives)
@@ -235,30 +179,6 @@ class Driver:
 
     # --- the loop ---------------------------------------------------------------------------------------------
 
-    def run(self) -> Outcome:
-        outcome = Outcome(0)
-        while True:
-            while outcome.stopped_by is None and len(self.executor.running) < min(
-                self.options.workers, self.executor.workers
-            ):
-                record = self._next(outcome)
-                if record is None:
-                    break
-                if not self.executor.room(self._job(record)):
-                    self.waiting.appendleft(record)
-                    break
-                self._start(record)
-            if not self.executor.running:
-                break
-            for key, message in self.executor.wait(timeout=1.0):
-                self._hear(self.records[int(key)], message, outcome)
-            self._end_overdue(outcome)
-        outcome.trials = len(self.history.trials)
-        return outcome
-
-    def _most(self) -> int:
-        return min(self.options.workers, self.executor.workers)
-
     def _next(self, outcome: Outcome) -> TrialRecord | None:
         """What is to be trained next: what was interrupted, what deserves to go on, a new network, or nothing."""
         if self.waiting:
@@ -324,44 +244,15 @@ class Driver:
         self.folder.write_record(record)
         return record
 
-    def _start(self, record: TrialRecord) -> None:
-        record.started = record.started or self.folder.now()
-        record.attempts += 1
-        record.threads = self.options.threads
-        self.folder.write_record(record)
-        folder = self.folder.trial_folder(record.number)
-        clock = self.executor.clock()
-        self._running[record.number] = _Running(clock, record.seconds, Watch(folder, clock))
-        self.executor.start(self._job(record))
-        self.show.began(record)
-
     def _job(self, record: TrialRecord) -> Job:
         folder = self.folder.trial_folder(record.number)
         timed = "latency" in self.options.objectives and self.history.trials[record.number].latency is None
         return make_job(self.options, record, folder, str(record.number), latency=timed)
 
-    # --- what a worker says -----------------------------------------------------------------------------------
-
-    def _hear(self, record: TrialRecord, message: Message, outcome: Outcome) -> None:
-        values = message.values
-        match message.kind:
-            case "started":
-                record.device, record.host = values["device"], values.get("host", record.host)
-                self._running[record.number].since = self.executor.clock()
-                if values.get("latency") is not None and record.latency is None:
-                    record.latency = values["latency"]
-                    self.emit({"event": "measured", "number": record.number, "latency": record.latency})
-            case "step":
-                self.show.step(record, values["done"], values["total"])
-            case "epoch":
-                self.executor.answer(str(record.number), self._on_epoch(record, values))
-            case "done":
-                self._finish(record, values)
-                self._errors.clear()
-            case "lost":
-                self._lose(record, values["text"], outcome, restarted=values.get("restarted", False))
-            case "failed":
-                self._hear_failure(record, values["reason"], values["text"], outcome)
+    def _on_started(self, record: TrialRecord, values: Mapping[str, Any]) -> None:
+        if values.get("latency") is not None and record.latency is None:
+            record.latency = values["latency"]
+            self.emit({"event": "measured", "number": record.number, "latency": record.latency})
 
     def _on_epoch(self, record: TrialRecord, row: dict[str, Any]) -> bool:
         """Notes one epoch and decides whether the trial goes on; one that a worker repeats gets the answer that it
@@ -397,91 +288,6 @@ class Driver:
         record.objectives = {name: found[name] for name in self.options.objectives}
         assert all(map(math.isfinite, record.objectives.values())), "a diverged run ends as failed"
         self._end(record)
-
-    def _hear_failure(self, record: TrialRecord, reason: str, text: str, outcome: Outcome) -> None:
-        """The policy for each way to fail."""
-        number = record.number
-        if reason == "disk full":
-            raise DiskFull(text)  # it stays `running`: the next start goes on with it
-        if reason == "out of memory" and not record.recompute:
-            # Recomputing the activations is exact, so this is the same trial; it may have shared its device, too.
-            self.emit({"event": "again", "number": number, "reason": reason, "recompute": True})
-            record.recompute = True
-            self.folder.write_record(record)
-            self.show.note(f"trial {number}: out of memory; again, its activations recomputed")
-            self._running.pop(number, None)
-            self.waiting.appendleft(record)
-            return
-        self._fail(record, reason, text)
-        self._count_error(record, reason, text, outcome)
-
-    def _lose(self, record: TrialRecord, text: str, outcome: Outcome, *, restarted: bool = False) -> None:
-        """A worker died or froze: its trial goes on from the checkpoint, under its number.
-
-        restarted: the executor has seen to that by itself.
-        """
-        number = record.number
-        epochs, losses = self._stuck.get(number, (record.epochs, 0))
-        losses = losses + 1 if epochs == record.epochs else 1
-        self._stuck[number] = (record.epochs, losses)
-        if losses >= LOST_WORKERS:
-            if restarted:
-                self.executor.kill(str(number))
-            self._fail(record, "lost worker", text)
-            self._count_error(record, "lost worker", text, outcome)
-            return
-        record.losses += 1
-        self.emit({"event": "again", "number": number, "reason": f"lost worker: {text}"})
-        self.folder.write_record(record)
-        self.show.note(f"trial {number}: {text}; going on from its checkpoint")
-        if not restarted:
-            self._running.pop(number, None)
-            self.waiting.appendleft(record)
-
-    def _count_error(self, record: TrialRecord, reason: str, text: str, outcome: Outcome) -> None:
-        self._errors = [*self._errors, text] if reason in ("error", "input", "lost worker") else []
-        if len(self._errors) >= SAME_ERRORS and len(set(self._errors[-SAME_ERRORS:])) == 1:
-            outcome.stopped_by = (
-                f"{SAME_ERRORS} trials in a row failed alike: {text}"
-                f" (see {self.folder.trial_folder(record.number) / 'traceback.txt'})"
-            )
-
-    def _end_overdue(self, outcome: Outcome) -> None:
-        """Ends trainings that take too long, and goes on with those whose worker gives no sign of life."""
-        clock = self.executor.clock()
-        if clock - self._looked < LOOK_SECONDS:
-            return
-        self._looked = clock
-        begun = set(self.executor.running) - self.executor.queued
-        for number, running in list(self._running.items()):
-            record, limit = self.records[number], self.options.timeout
-            if str(number) not in begun:
-                continue
-            spent = running.before + clock - running.since
-            if limit is not None and spent > limit:
-                self.executor.kill(str(number))
-                text = f"{spent:.0f} s of training, more than --timeout {limit:g} allows"
-                self._fail(record, "timeout", text)
-                self._count_error(record, "timeout", text, outcome)
-            elif running.watch.silent(clock):
-                self.executor.kill(str(number))
-                self._lose(record, "its worker gave no sign of life", outcome)
-
-    def _fail(self, record: TrialRecord, reason: str, text: str) -> None:
-        record.state = "infeasible" if reason == "out of memory" else "failed"
-        record.reason = f"{reason}: {text}"
-        self._end(record)
-
-    def _end(self, record: TrialRecord) -> None:
-        record.ended = self.folder.now()
-        self.folder.write_record(record)
-        self._emit_tell(record)
-        self._leave(record)
-
-    def _leave(self, record: TrialRecord) -> None:
-        self._running.pop(record.number, None)
-        self._stuck.pop(record.number, None)
-        self.show.ended(record)
 
     def _emit_tell(self, record: TrialRecord) -> None:
         self.emit(

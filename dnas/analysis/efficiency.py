@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dnas.arch import LayerCost, Spec, layer_costs
+from dnas.arch import LayerCost, Spec, cost, layer_costs, parse_name
 from dnas.errors import InputError
 from dnas.objectives import nondominated_ranks
 
@@ -112,6 +112,37 @@ def published(dataset: str) -> pd.DataFrame:
                     }
                 )
     return pd.DataFrame(rows, columns=["method", "depth", "params", "augmented", "test_error"])
+
+
+def published_table1() -> pd.DataFrame:
+    """The paper's Table 1: model, growth_rate, block_1 to block_4 (layers)."""
+    return _read("table1_imagenet_architectures.csv")
+
+
+def published_table2() -> pd.DataFrame:
+    """The DenseNets of Table 2 with their error on C10+ (fraction): name (as `parse_name`), params_millions, error."""
+    table = _read("table2_error_rates.csv")
+    found = table["method"].str.extract(r"^(DenseNet(?:-BC)?) \(k=(\d+)\)$")
+    rows = table[found[0].notna()]
+    kinds = found.loc[rows.index, 0].str.lower().str.replace("-", "_")
+    names = kinds + "_" + rows["depth"].astype(int).astype(str) + "_" + found.loc[rows.index, 1]
+    frame = rows[["params_millions"]].assign(name=names, error=(rows["c10_plus"] / 100).round(6))
+    return frame.reset_index(drop=True)
+
+
+def published_imagenet() -> pd.DataFrame:
+    """Table 3, single-crop top-1 errors (fractions): group, network, error; params and macs are our cost model's."""
+    table = _read("table3_imagenet.csv")
+    prices = [cost(parse_name(model.lower().replace("-", ""))) for model in table["model"]]
+    return pd.DataFrame(
+        {
+            "group": "DenseNet-BC",
+            "network": table["model"],
+            "params": [price.params for price in prices],
+            "macs": [price.macs for price in prices],
+            "error": (table["top1_single_crop"] / 100).round(6),
+        }
+    )
 
 
 def _read(name: str) -> pd.DataFrame:

@@ -1,0 +1,583 @@
+"""From finished runs to what a target says: findings with verdicts, figures, and the numbers behind them."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pandas as pd
+from matplotlib.figure import Figure
+from scipy import stats
+
+from dnas.analysis.efficiency import published, published_imagenet, published_table1, published_table2
+from dnas.analysis.scaling import IsoError, Sized, Verdict, holm, iso_error, sized
+from dnas.arch import DenseNetSpec, cost, parse_name
+from dnas.errors import InputError
+from dnas.figures.paper import plot_families, plot_two_costs, plot_two_curves
+from dnas.reproduce.targets import Plan
+from dnas.runs import read_runs
+from dnas.study import StudyFolder
+from dnas.wording import count, joined, params, percent, several
+
+BC = "DenseNet-BC"
+SIMILAR = 0.01  # a point of error: closer ones are called similar
+PUBLISHED_RATIO = 3.0  # Figure 4's caption: DenseNet-BC "only requires around 1/3 of the parameters of ResNets"
+# Of torchvision's documentation of its own modules, whose classifiers and norms are counted too.
+TORCHVISION = {"DenseNet-121": 7_978_856, "DenseNet-169": 14_149_480, "DenseNet-201": 20_013_928}
+_FAMILY = {"DenseNet": "DenseNet", "DenseNet-BC": "DenseNet-BC", "ResNet (pre-activation)": "ResNet"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A claim of the paper, whether it holds here, and the numbers that says so."""
+
+    claim: str
+    verdict: Verdict
+    numbers: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a page shows. figures: name -> (figure, caption); tables: name -> (frame for CSV, caption), of which those
+    in `shown` are on the page too. notes: what a reader must know before believing it."""
+
+    findings: tuple[Finding, ...]
+    figures: Mapping[str, tuple[Figure, str]] = field(default_factory=dict)
+    tables: Mapping[str, tuple[pd.DataFrame, str]] = field(default_factory=dict)
+    shown: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def read_result(plan: Plan, folder: StudyFolder | None) -> Result:
+    """The result of a target from the study that was trained for it; folder None: nothing is trained for it."""
+    if folder is None:
+        return _table1()
+    frame = read_runs(folder.path)
+    asked = {run.key for run in plan.runs}
+    done = frame[frame["state"] == "complete"] if len(frame) else frame
+    done = done[[key in asked for key in done["key"]]] if len(done) else done
+    if not len(done):
+        raise InputError(f"no run of {folder.name} is complete: nothing can be drawn yet.")
+    readers: dict[str, Callable[[Plan, StudyFolder, pd.DataFrame], Result]] = {
+        "table2": _table2,
+        "fig3": _fig3,
+        "fig4-left": _fig4_left,
+        "fig4-middle": _fig4_middle,
+        "fig4-right": _fig4_right,
+        "fig5": _fig5,
+    }
+    result = readers[plan.target.name](plan, folder, done)
+    notes = [*_notes(plan, folder, done), *result.notes]
+    return Result(result.findings, result.figures, result.tables, result.shown, tuple(notes))
+
+
+def _notes(plan: Plan, folder: StudyFolder, done: pd.DataFrame) -> list[str]:
+    data = folder.config()["data"]
+    notes = []
+    if plan.info.name == "digits":
+        notes.append(
+            f"Digits are not CIFAR-10: {data['train_size']:,} grey images of 8×8 pixels, networks of a hundredth of the"
+            " paper's size, a few epochs. This shows that the whole way from networks to verdict works, and which way"
+            " it points on an easy task; it can neither confirm nor refute what the paper says of CIFAR-10, and its"
+            " errors and ratios are not the paper's."
+        )
+    elif plan.budget.name == "short":
+        notes.append(
+            f"{plan.recipe.epochs} epochs of the recipe {plan.recipe.name} are not the paper's 300: errors are higher"
+            " than published ones, and networks that learn slowly look worse than they are. The order of families may"
+            " be compared with the paper's, the errors may not."
+        )
+    if not plan.final:
+        step = 1 / max(1, data["val_size"])
+        notes.append(
+            f"Errors are those of the last epoch on {data['val_size']:,} validation images that were not trained on"
+            f" (one image is {percent(step)}); the paper's are test errors. All runs share one split, so an interval"
+            " over seeds does not say what another split would give."
+        )
+    else:
+        notes.append(
+            "As in the paper, each network was trained on training and validation data together and measured on the"
+            " test set after its last epoch."
+        )
+    missing = len(plan.runs) - len(done)
+    if missing:
+        notes.append(f"{several(missing, 'run')} of {len(plan.runs)} did not finish, and are not in these numbers.")
+    return notes
+
+
+# --- Figures 3 and 4 ----------------------------------------------------------------------------------------------
+
+
+def _networks(plan: Plan, folder: StudyFolder, done: pd.DataFrame, by: str = "params") -> list[Sized]:
+    data = folder.config()["data"]
+    return sized(done, by, plan.error, data["test_size"] if plan.final else data["val_size"])
+
+
+def _error_label(plan: Plan, folder: StudyFolder) -> str:
+    data = folder.config()["data"]
+    plus = "+" if plan.info.name == "cifar10" and data["augmentation"] != "none" else ""
+    return f"{'test' if plan.final else 'validation'} error on {data['title']}{plus}"
+
+
+def _readings(networks: Sequence[Sized], against: str, by: str) -> list[IsoError]:
+    groups = [group for group in dict.fromkeys(n.group for n in networks) if group != against]
+    if against not in {n.group for n in networks} or not groups:
+        raise InputError(f"a comparison needs runs of {against} and of another family, and they are not complete.")
+    return [iso_error(networks, group, against, by) for group in groups]
+
+
+def _points() -> pd.DataFrame:
+    """Table 2's DenseNets and pre-activation ResNets on C10+: group, params, error."""
+    points = published("cifar10")
+    points = points[points["augmented"]].assign(method=points["method"].str.replace(r" \(k=\d+\)$", "", regex=True))
+    points = points[points["method"].isin(list(_FAMILY))]
+    return pd.DataFrame(
+        {
+            "group": points["method"].map(_FAMILY),
+            "network": points["method"] + " L=" + points["depth"].astype(str),
+            "params": points["params"].astype(float),
+            "error": points["test_error"],
+            "seed": 0,
+        }
+    ).reset_index(drop=True)
+
+
+def _published_reading(points: pd.DataFrame, first: str, second: str) -> str:
+    found = iso_error(sized(points, "params", "error"), first, second)
+    text = found.sentence().replace("; one seed each gives no interval", "")
+    return f"The points that the paper published (Table 2, C10+), read the same way: {text}."
+
+
+def _family_table(networks: Sequence[Sized], by: str) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {
+                "group": n.group,
+                "network": n.network,
+                by: int(n.cost),
+                "mean_error": n.mean,
+                "low": n.low,
+                "high": n.high,
+                "interval": n.interval,
+                "seeds": len(n.errors),
+                "errors": " ".join(f"{error:.6f}" for error in n.errors.values()),
+            }
+            for n in networks
+        ]
+    )
+
+
+def _reading_table(readings: Sequence[IsoError], points: pd.DataFrame | None = None) -> pd.DataFrame:
+    """points: as `_points`, of which the same ratio is read where they have both families."""
+    groups = set(points["group"]) if points is not None else set()
+    networks = sized(points, "params", "error") if points is not None else []
+    rows = []
+    for r in readings:
+        theirs = iso_error(networks, r.first, r.second) if {r.first, r.second} <= groups else None
+        rows.append(
+            {
+                "first": r.first,
+                "second": r.second,
+                "cost": r.cost,
+                "times_fewer": r.ratio,
+                "from": r.low,
+                "to": r.high,
+                "published_times_fewer": theirs.ratio if theirs else None,
+                "published_more_than": theirs.bound if theirs and theirs.beyond > 0 else None,
+                "p": r.p,
+                "shared_error_low": r.range[0] if r.range else None,
+                "shared_error_high": r.range[1] if r.range else None,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _finding(reading: IsoError, p: float | None, family: int) -> Finding:
+    """One comparison of `family` many; p: adjusted for them."""
+    verdict = reading.verdict
+    numbers = reading.sentence()
+    if reading.range is not None:
+        numbers += (
+            f" (averaged over errors from {percent(reading.range[0])} to {percent(reading.range[1])}, which both reach)"
+        )
+    if family > 1 and p is not None:
+        numbers += f"; p = {p:.3f} after Holm's correction for {family} comparisons"
+        if p >= 0.05:
+            verdict = "cannot tell"
+    return Finding(
+        f"at equal error {reading.second} needs fewer {_WORD[reading.cost]} than {reading.first}", verdict, numbers
+    )
+
+
+_WORD = {"params": "params", "macs": "multiply-adds"}
+
+
+def _findings(readings: Sequence[IsoError]) -> tuple[Finding, ...]:
+    adjusted = holm([r.p for r in readings])
+    return tuple(_finding(r, p, len(readings)) for r, p in zip(readings, adjusted, strict=True))
+
+
+def _headline(findings: Sequence[Finding], reading: IsoError, where: str) -> str:
+    """A figure's title: what the first comparison says."""
+    if findings[0].verdict == "cannot tell":
+        return f"{where}: whether {reading.second} needs fewer {_WORD[reading.cost]} than {reading.first} can't be told"
+    if reading.ratio is None:
+        return f"{where}: {reading.first} never gets as low as {reading.second}"
+    ratio = reading.ratio if reading.ratio >= 1 else 1 / reading.ratio
+    word = "fewer" if reading.ratio >= 1 else "more"
+    text = f"{where}: {reading.second} needs {ratio:.1f} times {word} {_WORD[reading.cost]} than {reading.first}"
+    return (
+        text
+        if len(text) < 80
+        else f"{reading.second} needs {ratio:.1f} times {word} {_WORD[reading.cost]} than {reading.first}"
+    )
+
+
+def _fig4_left(plan: Plan, folder: StudyFolder, done: pd.DataFrame) -> Result:
+    networks, points = _networks(plan, folder, done), _points()
+    readings = _readings(networks, BC, "params")
+    findings = _findings(readings)
+    points = points[points["group"] != "ResNet"]
+    numbers = _published_reading(points, "DenseNet", BC)
+    figure = plot_families(
+        networks,
+        readings[0],
+        finding=_headline(findings, readings[0], folder.config()["data"]["title"]),
+        error=_error_label(plan, folder),
+        published=points.rename(columns={"params": "cost"}),
+        published_error=None if _comparable(plan) else "test error on C10+, Table 2",
+    )
+    caption = _caption("Figure 4, left", plan) + " " + numbers
+    return _families_result(findings, figure, caption, networks, readings, points)
+
+
+def _fig4_middle(plan: Plan, folder: StudyFolder, done: pd.DataFrame) -> Result:
+    networks, points = _networks(plan, folder, done), _points()
+    readings = _readings(networks, BC, "params")
+    [reading] = readings
+    findings = list(_findings(readings))
+    findings.append(about_a_third(reading, _comparable(plan)))
+    points = points[points["group"] != "DenseNet"]
+    figure = plot_families(
+        networks,
+        reading,
+        finding=_headline(findings, reading, folder.config()["data"]["title"]),
+        error=_error_label(plan, folder),
+        log=True,
+        published=points.rename(columns={"params": "cost"}),
+        published_error=None if _comparable(plan) else "test error on C10+, Table 2",
+    )
+    caption = _caption("Figure 4, middle", plan) + " " + _published_reading(points, "ResNet", BC)
+    return _families_result(tuple(findings), figure, caption, networks, readings, points)
+
+
+def about_a_third(reading: IsoError, comparable: bool) -> Finding:
+    """Whether the published three times lie in the interval; on other data that says nothing."""
+    claim = "the ratio agrees with the published one, about three"
+    if reading.ratio is None or reading.low is None or reading.high is None:
+        return Finding(claim, "cannot tell", "there is no ratio with an interval here")
+    inside = reading.low <= PUBLISHED_RATIO <= reading.high
+    numbers = f"3 lies {'inside' if inside else 'outside'} the 95% interval {reading.low:.1f} to {reading.high:.1f}"
+    wide = inside and reading.low <= 1 <= reading.high
+    if not comparable:
+        return Finding(claim, "cannot tell", f"{numbers}, but these are not the data that it was published for")
+    return Finding(claim, "cannot tell" if wide else "holds" if inside else "does not hold", numbers)
+
+
+def _fig3(plan: Plan, folder: StudyFolder, done: pd.DataFrame) -> Result:
+    networks = {by: _networks(plan, folder, done, by) for by in ("params", "macs")}
+    readings = [reading for by in networks for reading in _readings(networks[by], BC, by)]
+    findings = _findings(readings)
+    points = published_imagenet()
+    figure = plot_two_costs(
+        networks,
+        {reading.cost: reading for reading in readings},
+        finding=_headline(findings, readings[0], folder.config()["data"]["title"]),
+        error=_error_label(plan, folder),
+        published=points,
+        published_error=None if plan.info.name == "imagenet" else "single-crop error on ImageNet, Table 3",
+    )
+    both = pd.concat([_family_table(networks[by], by) for by in networks], ignore_index=True)
+    caption = _caption("Figure 3", plan) + (
+        " Of the figure's ResNets no numbers were published with it; the hollow points are Table 3's DenseNets, their"
+        " params and multiply-adds counted by us."
+    )
+    return Result(
+        findings,
+        {"figure": (figure, caption)},
+        {"readings": (_reading_table(readings), _READINGS.partition(":")[0]), "networks": (both, _TABLE)},
+        ("readings", "networks"),
+    )
+
+
+_TABLE = "Mean error of each network with its 95% interval"
+_READINGS = "How many times fewer the second family needs than the first, at equal error: here, and of Table 2's points"
+
+
+def _families_result(
+    findings: tuple[Finding, ...],
+    figure: Figure,
+    caption: str,
+    networks: Sequence[Sized],
+    readings: Sequence[IsoError],
+    points: pd.DataFrame,
+) -> Result:
+    return Result(
+        findings,
+        {"figure": (figure, caption)},
+        {
+            "readings": (_reading_table(readings, points), _READINGS),
+            "networks": (_family_table(networks, "params"), _TABLE),
+        },
+        ("readings", "networks"),
+    )
+
+
+def _comparable(plan: Plan) -> bool:
+    """Whether ours are errors on the data of Table 2."""
+    return plan.info.name == "cifar10"
+
+
+def _caption(what: str, plan: Plan) -> str:
+    return (
+        f"{what} of the paper, from {several(len(plan.runs), 'run')} of recipe {plan.recipe.name},"
+        f" {several(plan.recipe.epochs, 'epoch')}. Marks are means over seeds, bars the 95% interval of the mean, lines"
+        " the best fit that never rises; the arrow is drawn at an error where the ratio is the mean one over the range"
+        " that both families reach. The ratio's interval pools the spread of all networks of both families, so it is"
+        " narrower than bars from few seeds suggest."
+    )
+
+
+# --- Figure 4, right ----------------------------------------------------------------------------------------------
+
+
+def _fig4_right(plan: Plan, folder: StudyFolder, done: pd.DataFrame) -> Result:
+    rows = []
+    for row in done.itertuples():
+        curve = folder.curve(folder.trial_folder(int(row.number)))
+        label = f"{row.group}, L={parse_name(str(row.network)).depth}, {count(float(row.params))} params"
+        rows.append(curve.assign(group=row.group, label=label, seed=row.seed, network=row.network, params=row.params))
+    curves = pd.concat(rows, ignore_index=True)
+    last = curves[curves["epoch"] == curves["epoch"].max()]
+    ends = {name: last.pivot_table(index="seed", columns="group", values=name) for name in ("val_error", "train_loss")}
+    for name, table in ends.items():
+        if {BC, "ResNet"} - set(table.columns) or not len(table.dropna()):
+            raise InputError(f"the comparison of {name} needs a complete pair of runs with one seed.")
+    size = {str(row.group): float(row.params) for row in done.itertuples()}
+    error = paired(ends["val_error"], BC, "ResNet", 1 / folder.config()["data"]["val_size"])
+    loss = paired(ends["train_loss"], BC, "ResNet")
+    ratio = size["ResNet"] / size[BC]
+    claim = f"DenseNet-BC with {ratio:.0f} times fewer params ends within a point of the ResNet's error, or below"
+    findings = (
+        Finding(claim, error.verdict_below(SIMILAR), f"its error less the ResNet's: {error.said(100, ' points')}"),
+        Finding(
+            "the ResNet ends at a lower training loss",
+            error_verdict(loss),
+            f"DenseNet-BC's training loss less the ResNet's: {loss.said(1, ' nats')}",
+        ),
+    )
+    mean = ends["val_error"].dropna().mean()
+    here, there = (percent(float(mean[group])) for group in (BC, "ResNet"))
+    finding = f"{ratio:.0f} times fewer params: {here} error against the ResNet's {there}"
+    figure = plot_two_curves(curves, finding=finding, error=_error_label(plan, folder))
+    caption = (
+        f"Figure 4, right, of the paper, from {several(len(plan.runs), 'run')} of"
+        f" {several(plan.recipe.epochs, 'epoch')}: lines are means over seeds, bands reach"
+        " from the lowest to the highest. These are validation curves; the paper's are test curves, and nothing here"
+        f" looks at the test set. Published (Table 2, C10+, after 300 epochs): {_published_ends()}."
+    )
+    columns = ["group", "network", "params", "seed", "epoch", "train_loss", "train_error", "val_loss", "val_error"]
+    final = last[columns].sort_values(["group", "seed"])
+    return Result(
+        findings,
+        {"figure": (figure, caption)},
+        {"curves": (curves[columns], "Every epoch of every run"), "ends": (final, "The last epoch of each run")},
+        ("ends",),
+    )
+
+
+def _published_ends() -> str:
+    points = published("cifar10")
+    points = points[points["augmented"]]
+    found = []
+    for method, depth in (("ResNet (pre-activation)", 1001), ("DenseNet-BC (k=12)", 100)):
+        row = points[(points["method"] == method) & (points["depth"] == depth)].iloc[0]
+        found.append(f"{method}, L={depth}, {params(row['params'])} params {percent(row['test_error'])}")
+    return joined(found)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Mean of the differences over the seeds that both have, and Student's 95% interval; None for one seed."""
+
+    mean: float
+    interval: tuple[float, float] | None
+    seeds: int
+
+    def verdict_below(self, bar: float) -> Verdict:
+        """Whether the difference is below `bar`."""
+        if self.interval is None or self.interval[0] <= bar <= self.interval[1]:
+            return "cannot tell"
+        return "holds" if self.interval[1] < bar else "does not hold"
+
+    def said(self, factor: float, unit: str) -> str:
+        text = f"{factor * self.mean:+.2f}{unit}"
+        if self.interval is None:
+            return f"{text}, from one pair of runs"
+        low, high = self.interval
+        return f"{text} (95% interval {factor * low:+.2f} to {factor * high:+.2f}, {self.seeds} pairs)"
+
+
+def paired(table: pd.DataFrame, first: str, second: str, step: float = 0.0) -> Paired:
+    """first less second over the rows that have both. step: what the values are rounded to, such as one image of an
+    error; the differences are taken to deviate by no less than two such roundings do, step/√6."""
+    differences = (table[first] - table[second]).dropna().to_numpy(float)
+    mean, pairs = float(differences.mean()), len(differences)
+    if pairs < 2:
+        return Paired(mean, None, pairs)
+    spread = max(differences.std(ddof=1), step / math.sqrt(6))
+    half = float(stats.t.ppf(0.975, pairs - 1) * spread / math.sqrt(pairs))
+    return Paired(mean, (mean - half, mean + half), pairs)
+
+
+def error_verdict(loss: Paired) -> Verdict:
+    """Whether the difference is above 0."""
+    if loss.interval is None or loss.interval[0] <= 0 <= loss.interval[1]:
+        return "cannot tell"
+    return "holds" if loss.interval[0] > 0 else "does not hold"
+
+
+# --- Figure 5 -----------------------------------------------------------------------------------------------------
+
+
+def _fig5(plan: Plan, folder: StudyFolder, done: pd.DataFrame) -> Result:
+    from dnas.plots import figure5
+
+    found = figure5([folder.trial_folder(int(number)) / "checkpoint.pt" for number in done["number"]])
+    findings = tuple(
+        Finding(one.claim, one.verdict, _observed(one.measure, one.value, one.low, one.high, one.untrained, one.bar))
+        for one in found.observations
+    )
+    caption = (
+        f"Figure 5 of the paper for {done['network'].iloc[0]}, the mean of {several(len(done), 'seed')}. Rows are"
+        " sources, columns targets; framed is the transition or the classifier; hatched is what can't be told from the"
+        " same networks untrained."
+    )
+    return Result(
+        findings,
+        {"figure": (found.figure, caption)},
+        {"reuse": (found.reuse.frame(), "Every cell of the heatmaps")},
+        (),
+        ("The paper drew one network, and stated what it saw without numbers; the measures and bars here are ours.",),
+    )
+
+
+def _observed(measure: str, value: float, low: float, high: float, untrained: float | None, bar: float) -> str:
+    if math.isnan(value):
+        return "nothing in this network to measure it on"
+    text = f"{measure} {value:.2f}"
+    text += f" (95% interval {low:.2f} to {high:.2f}" if not math.isnan(low) else " (too few for an interval"
+    return text + (f"; untrained {untrained:.2f}" if untrained is not None else "") + f"; the bar is {bar:g})"
+
+
+# --- tables -------------------------------------------------------------------------------------------------------
+
+
+def _table1() -> Result:
+    rows = []
+    for row in published_table1().to_dict("records"):
+        spec = parse_name(str(row["model"]).lower().replace("-", ""))
+        assert isinstance(spec, DenseNetSpec)
+        price, blocks = cost(spec), tuple(int(row[f"block_{i}"]) for i in range(1, 5))
+        stated = int(str(row["model"]).rpartition("-")[2])
+        theirs = TORCHVISION.get(str(row["model"]))
+        rows.append(
+            {
+                "model": row["model"],
+                "growth_rate": spec.growth_rates[0],
+                "growth_rate_published": int(row["growth_rate"]),
+                "block_layers": "-".join(map(str, spec.block_layers)),
+                "block_layers_published": "-".join(map(str, blocks)),
+                "depth": spec.depth,
+                "depth_published": stated,
+                "params": price.params,
+                "params_torchvision": theirs,
+                "macs": price.macs,
+                "equal": spec.block_layers == blocks and set(spec.growth_rates) == {int(row["growth_rate"])},
+            }
+        )
+    frame = pd.DataFrame(rows).astype({"params_torchvision": "Int64"})
+    equal = int(frame["equal"].sum())
+    known = frame[frame["params_torchvision"].notna()]
+    same = int((known["params"] == known["params_torchvision"]).sum())
+    findings = (
+        Finding(
+            "the architectures are the published ones",
+            "holds" if equal == len(frame) else "does not hold",
+            f"growth rate and the layers of each block are equal for {equal} of {len(frame)}; the depth in the name is"
+            f" that of {int((frame['depth'] == frame['depth_published']).sum())}: counted as the others are, the"
+            " published blocks of DenseNet-264 have 265 layers",
+        ),
+        Finding(
+            "their sizes are those of the networks that others ship",
+            "holds" if same == len(known) else "does not hold",
+            f"params are equal to torchvision's to the last one for {same} of {len(known)} (it has no DenseNet-264; the"
+            " paper gives no sizes with Table 1)",
+        ),
+    )
+    return Result(findings, {}, {"architectures": (frame, "Ours beside Table 1")}, ("architectures",))
+
+
+def _table2(plan: Plan, folder: StudyFolder, done: pd.DataFrame) -> Result:
+    networks = {n.network: n for n in _networks(plan, folder, done)}
+    names = {str(row.network): str(row.key).rpartition("/s")[0] for row in done.itertuples()}
+    ours = {names[network]: n for network, n in networks.items()}
+    rows, sizes = [], []
+    above: list[str] = []
+    below: list[str] = []
+    unclear: list[str] = []
+    for row in published_table2().to_dict("records"):
+        price, name = cost(parse_name(row["name"])), row["name"]
+        right = round(price.params / 1e6, 1) == row["params_millions"]
+        sizes.append(right)
+        measured = ours.get(name)
+        rows.append(
+            {
+                "network": name,
+                "params": price.params,
+                "params_published_millions": row["params_millions"],
+                "macs": price.macs,
+                f"{plan.error}_here": measured.mean if measured else None,
+                "low": measured.low if measured else None,
+                "high": measured.high if measured else None,
+                "seeds": len(measured.errors) if measured else 0,
+                "test_error_published": row["error"],
+            }
+        )
+        if measured and plan.final:
+            where = below if measured.high < row["error"] else above if measured.low > row["error"] else unclear
+            where.append(name)
+    equal = sum(sizes)
+    findings = [
+        Finding(
+            "the sizes are the published ones",
+            "holds" if equal == len(sizes) else "does not hold",
+            f"rounded to 0.1 M, params are equal for {equal} of {len(sizes)} networks",
+        )
+    ]
+    claim = "the errors on C10+ are the published ones, or lower"
+    if not plan.final:
+        text = "after so few epochs, and on a validation part, errors are not comparable"
+        if plan.info.name == "digits":
+            text = "digits are not CIFAR-10"
+        trained = joined([f"{name} {percent(n.mean)}" for name, n in ours.items()])
+        findings.append(Finding(claim, "cannot tell", f"{text}; here: {trained}"))
+    else:
+        text = (
+            f"the published error is inside the 95% interval of {len(unclear)}, above it for {len(below)} and below it"
+        )
+        text += f" for {len(above)} of {len(ours)} networks"
+        verdict: Verdict = "does not hold" if above else "holds"
+        if plan.seeds < 2:
+            verdict, text = "cannot tell", f"{text}; one seed each says nothing of another's"
+        findings.append(Finding(claim, verdict, text))
+    return Result(tuple(findings), {}, {"networks": (pd.DataFrame(rows), "Ours beside Table 2, C10+")}, ("networks",))

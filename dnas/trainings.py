@@ -1,0 +1,254 @@
+"""Carrying trainings through an executor: one loop, what workers say, and the policy for each way to fail.
+
+A search (`dnas.search.Driver`) proposes the next network from what was trained before; a list of runs (`dnas.runs`)
+knows them all beforehand. The rest is the same, and is here.
+"""
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from dnas.executors.worker import Job, Message
+from dnas.files import DiskFull
+from dnas.inputs import Means, Options
+from dnas.jobs import make_job
+from dnas.lease import Watch
+from dnas.study import StudyFolder, TrialRecord
+
+SAME_ERRORS = 3  # so many identical errors in a row stop the search
+LOOK_SECONDS = 0.5  # between two looks for what takes too long
+LOST_WORKERS = 5  # so often a trial whose process died is gone on with before it has finished another epoch
+
+
+@dataclass
+class Outcome:
+    """How a search ended: `stopped_by` is None where it did what was asked, else why it did not."""
+
+    trials: int
+    exhausted: bool = False
+    stopped_by: str | None = None
+
+
+class Executor(Protocol):
+    """Carries trials and decides nothing; `dnas.executors.local.LocalExecutor` is one."""
+
+    @property
+    def running(self) -> list[str]: ...
+    @property
+    def workers(self) -> int: ...
+    @property
+    def queued(self) -> set[str]: ...
+    def room(self, job: Job) -> bool: ...
+    def start(self, job: Job) -> None: ...
+    def wait(self, timeout: float) -> list[tuple[str, Message]]: ...
+    def answer(self, key: str, go_on: bool) -> None: ...
+    def kill(self, key: str) -> None: ...
+    def clock(self) -> float: ...
+    def stop(self) -> None: ...
+
+
+class Show(Protocol):
+    """What the loop tells whoever watches."""
+
+    def opened(self, records: list[TrialRecord], wanted: int) -> None: ...
+    def began(self, record: TrialRecord) -> None: ...
+    def step(self, record: TrialRecord, done: int, total: int) -> None: ...
+    def epoch(self, record: TrialRecord, row: dict[str, Any]) -> None: ...
+    def ended(self, record: TrialRecord) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+@dataclass
+class _Running:
+    """A training in progress: when it was started, by the executor's clock, and the seconds that it had before; and a
+    look at its worker's heartbeat."""
+
+    since: float
+    before: float
+    watch: Watch
+
+
+class Trainings:
+    """The trainings of one study. What a subclass decides: which is next, whether one goes on after an epoch, and what
+    a result means."""
+
+    folder: StudyFolder
+    options: Means | Options
+    show: Show
+    executor: Executor
+    records: dict[int, TrialRecord]
+    waiting: deque[TrialRecord]  # what was interrupted: before anything new
+
+    def __init__(self) -> None:
+        self.records, self.waiting = {}, deque()
+        self._running: dict[int, _Running] = {}
+        self._stuck: dict[int, tuple[int, int]] = {}  # number -> (epochs it had, losses since)
+        self._errors: list[str] = []
+        self._looked = -math.inf  # when what is overdue was looked for, by the executor's clock
+
+    # --- what differs ---------------------------------------------------------------------------------------------
+
+    def _next(self, outcome: Outcome) -> TrialRecord | None:
+        """What is to be trained next, or nothing now."""
+        raise NotImplementedError
+
+    def _on_epoch(self, record: TrialRecord, row: dict[str, Any]) -> bool:
+        """Takes in one epoch: a new one, or one of its checkpoint that a worker repeats. Whether it goes on."""
+        raise NotImplementedError
+
+    def _finish(self, record: TrialRecord, values: dict[str, Any]) -> None:
+        """Takes in a result; ends with `_end`, or with `_leave` where the trial may go on later."""
+        raise NotImplementedError
+
+    def emit(self, event: Mapping[str, Any]) -> None:
+        """Notes what happened in the study's log, where it has one."""
+
+    def _job(self, record: TrialRecord) -> Job:
+        return make_job(self.options, record, self.folder.trial_folder(record.number), str(record.number))
+
+    def _on_started(self, record: TrialRecord, values: Mapping[str, Any]) -> None:
+        """Takes in what a worker found out before it began to train."""
+
+    def _emit_tell(self, record: TrialRecord) -> None:
+        """Notes the end of a trial, whose record is written."""
+
+    # --- the loop -------------------------------------------------------------------------------------------------
+
+    def run(self) -> Outcome:
+        outcome = Outcome(0)
+        while True:
+            while outcome.stopped_by is None and len(self.executor.running) < self._most():
+                record = self._next(outcome)
+                if record is None:
+                    break
+                if not self.executor.room(self._job(record)):
+                    self.waiting.appendleft(record)
+                    break
+                self._start(record)
+            if not self.executor.running:
+                break
+            for key, message in self.executor.wait(timeout=1.0):
+                self._hear(self.records[int(key)], message, outcome)
+            self._end_overdue(outcome)
+        outcome.trials = len(self.records)
+        return outcome
+
+    def _most(self) -> int:
+        return min(self.options.workers, self.executor.workers)
+
+    def _start(self, record: TrialRecord) -> None:
+        record.started = record.started or self.folder.now()
+        record.attempts += 1
+        record.threads = self.options.threads
+        self.folder.write_record(record)
+        folder = self.folder.trial_folder(record.number)
+        clock = self.executor.clock()
+        self._running[record.number] = _Running(clock, record.seconds, Watch(folder, clock))
+        self.executor.start(self._job(record))
+        self.show.began(record)
+
+    def _hear(self, record: TrialRecord, message: Message, outcome: Outcome) -> None:
+        values = message.values
+        match message.kind:
+            case "started":
+                record.device, record.host = values["device"], values.get("host", record.host)
+                self._running[record.number].since = self.executor.clock()
+                self._on_started(record, values)
+            case "step":
+                self.show.step(record, values["done"], values["total"])
+            case "epoch":
+                self.executor.answer(str(record.number), self._on_epoch(record, values))
+            case "done":
+                self._finish(record, values)
+                self._errors.clear()
+            case "lost":
+                self._lose(record, values["text"], outcome, restarted=values.get("restarted", False))
+            case "failed":
+                self._hear_failure(record, values["reason"], values["text"], outcome)
+
+    def _hear_failure(self, record: TrialRecord, reason: str, text: str, outcome: Outcome) -> None:
+        """The policy for each way to fail."""
+        number = record.number
+        if reason == "disk full":
+            raise DiskFull(text)  # it stays `running`: the next start goes on with it
+        if reason == "out of memory" and not record.recompute:
+            # Recomputing the activations is exact, so this is the same trial; it may have shared its device, too.
+            self.emit({"event": "again", "number": number, "reason": reason, "recompute": True})
+            record.recompute = True
+            self.folder.write_record(record)
+            self.show.note(f"trial {number}: out of memory; again, its activations recomputed")
+            self._running.pop(number, None)
+            self.waiting.appendleft(record)
+            return
+        self._fail(record, reason, text)
+        self._count_error(record, reason, text, outcome)
+
+    def _lose(self, record: TrialRecord, text: str, outcome: Outcome, *, restarted: bool = False) -> None:
+        """A worker died or froze: its trial goes on from the checkpoint, under its number.
+
+        restarted: the executor has seen to that by itself.
+        """
+        number = record.number
+        epochs, losses = self._stuck.get(number, (record.epochs, 0))
+        losses = losses + 1 if epochs == record.epochs else 1
+        self._stuck[number] = (record.epochs, losses)
+        if losses >= LOST_WORKERS:
+            if restarted:
+                self.executor.kill(str(number))
+            self._fail(record, "lost worker", text)
+            self._count_error(record, "lost worker", text, outcome)
+            return
+        record.losses += 1
+        self.emit({"event": "again", "number": number, "reason": f"lost worker: {text}"})
+        self.folder.write_record(record)
+        self.show.note(f"trial {number}: {text}; going on from its checkpoint")
+        if not restarted:
+            self._running.pop(number, None)
+            self.waiting.appendleft(record)
+
+    def _count_error(self, record: TrialRecord, reason: str, text: str, outcome: Outcome) -> None:
+        self._errors = [*self._errors, text] if reason in ("error", "input", "lost worker") else []
+        if len(self._errors) >= SAME_ERRORS and len(set(self._errors[-SAME_ERRORS:])) == 1:
+            outcome.stopped_by = (
+                f"{SAME_ERRORS} trials in a row failed alike: {text}"
+                f" (see {self.folder.trial_folder(record.number) / 'traceback.txt'})"
+            )
+
+    def _end_overdue(self, outcome: Outcome) -> None:
+        """Ends trainings that take too long, and goes on with those whose worker gives no sign of life."""
+        clock = self.executor.clock()
+        if clock - self._looked < LOOK_SECONDS:
+            return
+        self._looked = clock
+        begun = set(self.executor.running) - self.executor.queued
+        for number, running in list(self._running.items()):
+            record, limit = self.records[number], self.options.timeout
+            if str(number) not in begun:
+                continue
+            spent = running.before + clock - running.since
+            if limit is not None and spent > limit:
+                self.executor.kill(str(number))
+                text = f"{spent:.0f} s of training, more than --timeout {limit:g} allows"
+                self._fail(record, "timeout", text)
+                self._count_error(record, "timeout", text, outcome)
+            elif running.watch.silent(clock):
+                self.executor.kill(str(number))
+                self._lose(record, "its worker gave no sign of life", outcome)
+
+    def _fail(self, record: TrialRecord, reason: str, text: str) -> None:
+        record.state = "infeasible" if reason == "out of memory" else "failed"
+        record.reason = f"{reason}: {text}"
+        self._end(record)
+
+    def _end(self, record: TrialRecord) -> None:
+        record.ended = self.folder.now()
+        self.folder.write_record(record)
+        self._emit_tell(record)
+        self._leave(record)
+
+    def _leave(self, record: TrialRecord) -> None:
+        self._running.pop(record.number, None)
+        self._stuck.pop(record.number, None)
+        self.show.ended(record)
