@@ -178,6 +178,7 @@ def test_the_same_study_gives_the_same_page(study: StudyFolder, page: Page) -> N
     assert report(study).source == page.source
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_final_trainings_are_shown_with_their_test_errors(tmp_path: Path) -> None:
     study = make_study(tmp_path / "final", ["complete"] * 3, norms=False)
     first, second = study.best(2)
@@ -256,6 +257,7 @@ def test_one_objective_has_no_front_table(page: Page) -> None:
     assert "The Pareto front: no other" not in page.text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_search_by_loss_is_shown_by_loss(tmp_path: Path) -> None:
     study = make_study(tmp_path / "s", ["complete"] * 6, objective="val_loss,params", norms=False)
     page, best = report(study), study.best()[0]
@@ -567,7 +569,7 @@ def test_a_watched_page_is_renewed_until_the_search_is_over(tmp_path: Path, monk
     page = tmp_path / "out" / "index.html"
     assert 'http-equiv="refresh"' in page.read_text()
     study.write_record(dataclasses.replace(study.records()[1], state="failed", reason="error: x"))
-    (study.path / "events.jsonl").open("a").write("{}\n")
+    (study.path / "events.jsonl").open("a").write('{"event": "tell", "number": 1}\n')
     watcher.join(30)
     assert not watcher.is_alive()
     assert "1 trial of 2 failed" in Page(page).text
