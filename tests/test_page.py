@@ -162,3 +162,18 @@ def test_five_thousand_trials_open_within_three_seconds(browser: Browser, tmp_pa
         took.append(time.monotonic() - began)
         opened.context.close()
     assert min(took) < 3
+
+
+def test_a_curve_without_numbers_is_no_trouble(browser: Browser, tmp_path: Path) -> None:
+    study = make_study(tmp_path / "s", ["complete"] * 3 + ["failed"])
+    rows = study.curve(study.trial_folder(0)).head(4)
+    for number, lost in ((3, range(4)), (1, range(2, 4))):
+        curve = rows.copy()
+        curve.loc[list(lost), ["train_loss", "val_loss", "val_error", "train_error"]] = np.nan
+        curve.to_csv(study.trial_folder(number) / "curve.csv", index=False)
+    opened = Opened(browser, write_report(study.path, tmp_path / "out"))
+    assert opened.errors == []
+    opened.page.locator("#trial-3 .open").click()
+    assert opened.page.locator("tr.detail svg").count() == 0
+    opened.page.locator("#trial-1 .open").click()
+    assert "epoch 2" in opened.page.locator("tr.detail svg").inner_html()

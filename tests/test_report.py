@@ -257,7 +257,6 @@ def test_one_objective_has_no_front_table(page: Page) -> None:
     assert "The Pareto front: no other" not in page.text
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_a_search_by_loss_is_shown_by_loss(tmp_path: Path) -> None:
     study = make_study(tmp_path / "s", ["complete"] * 6, objective="val_loss,params", norms=False)
     page, best = report(study), study.best()[0]
