@@ -18,7 +18,7 @@ def test_a_wheel_finds_its_spaces_from_anywhere(tmp_path: Path) -> None:
         archive.extractall(site)
         names = archive.namelist()
     assert "dnas/shipped/search_spaces/cifar_bc.toml" in names
-    assert "dnas/templates/report.html.j2" in names
+    assert "dnas/report/templates/report.html.j2" in names
     shipped = {name for name in names if name.startswith("dnas/shipped/studies/")}
     definitions = {f"dnas/shipped/studies/{path.name}" for path in ROOT.glob("studies/*.toml")}
     assert shipped == definitions, "every definition is shipped, and no run"
