@@ -177,6 +177,14 @@ def test_importance_finds_the_choice_that_decides() -> None:
     assert (found["low"] <= found["share"]).all()
 
 
+def test_importance_is_for_being_among_the_best_not_the_worst() -> None:
+    rng = np.random.default_rng(2)
+    params = pd.DataFrame({"k": rng.integers(1, 5, 300), "theta": rng.integers(1, 5, 300)})
+    errors = np.where(params["k"] == 1, 0.1, 0.5 + 0.1 * params["theta"]) + 0.01 * rng.random(300)
+    found = importance(params, errors).set_index("choice")["share"]
+    assert found["k"] > 0.8  # theta orders the worst alone
+
+
 def test_importance_of_chance_is_not_above_its_null() -> None:
     above = 0
     for seed in range(20):

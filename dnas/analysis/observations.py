@@ -6,6 +6,7 @@ fixed seed) and a bar: it holds where the whole interval lies above the bar, doe
 can't be told in between, or where there is too little to resample.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -177,5 +178,7 @@ def _interval(samples: list[_Sample]) -> tuple[float, float]:
         np.mean([samples[network].drawn(rng) for network in rng.integers(len(samples), size=len(samples))])
         for _ in range(DRAWS)
     ]
+    if not np.isfinite(means).any():
+        return math.nan, math.nan
     low, high = np.nanpercentile(means, [2.5, 97.5])
     return float(low), float(high)
