@@ -114,6 +114,11 @@ def test_a_mark_tells_its_trial(browser: Browser, path: Path, study: StudyFolder
     texts = marks.evaluate_all("marks => marks.map(mark => mark.dataset.t)")
     (index,) = [i for i, text in enumerate(texts) if text.startswith(f"#{best.number} ")]
     assert best.network in texts[index]
+    # Each text is at its own mark: further to the right is the larger network.
+    sizes = {f"#{record.number}": record.cost["params"] for record in shown}
+    places = marks.evaluate_all("marks => marks.map(mark => Number(mark.getAttribute('x')))")
+    by_place = [sizes[text.split()[0]] for _, text in sorted(zip(places, texts, strict=True))]
+    assert by_place == sorted(by_place)
     marks.nth(index).scroll_into_view_if_needed()
     box = marks.nth(index).bounding_box()
     assert box is not None
