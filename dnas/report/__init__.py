@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from dnas import figures
 from dnas import wording as words
@@ -92,8 +92,7 @@ def watch_report(study: str | Path, out: Path | None = None, say: Callable[[str]
     while True:
         folder = find_study(study)
         records, asked = folder.records(), folder.config().get("trials", 0)
-        running = any(record.state in ("running", "paused") for record in records) or len(records) < asked
-        over = not running or (not any(r.state == "running" for r in records) and len(records) >= asked)
+        over = len(records) >= asked and not any(record.state == "running" for record in records)
         path = write_report(study, out, refresh=None if over else WATCH_SECONDS)
         if not said:
             say(f"the report lies at {path}" + ("" if over else "; it is written again as the search goes on"))
@@ -112,7 +111,7 @@ def _stamp(folder: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def template(name: str):  # type: ignore[no-untyped-def]
+def template(name: str) -> Template:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,

@@ -131,14 +131,14 @@ def _importance(s: Study) -> Picture:
     )
 
 
-def _choices(s: Study) -> pd.DataFrame:
+def _choices(s: Study) -> tuple[pd.DataFrame, list[str]]:
+    """A row a complete trial: its choices, the objective and number; and the names of the choices."""
     done, params, values = _done(s)
-    return params.assign(**{s.objectives[0]: values}, number=[r.number for r in done])
+    return params.assign(**{s.objectives[0]: values}, number=[r.number for r in done]), list(params)
 
 
 def _slices(s: Study) -> Picture:
-    frame = _choices(s)
-    choices = [c for c in frame if c not in (s.objectives[0], "number")]
+    frame, choices = _choices(s)
     return Picture(
         figures.plot_slices(frame, choices, s.objectives[0]),
         frame,
@@ -148,8 +148,7 @@ def _slices(s: Study) -> Picture:
 
 
 def _parallel(s: Study) -> Picture:
-    frame = _choices(s)
-    choices = [c for c in frame if c not in (s.objectives[0], "number")]
+    frame, choices = _choices(s)
     return Picture(
         figures.plot_parallel(frame, choices, s.objectives[0]),
         frame,
