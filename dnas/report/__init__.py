@@ -91,6 +91,7 @@ def watch_report(study: str | Path, out: Path | None = None, say: Callable[[str]
     said = False
     while True:
         folder = find_study(study)
+        stamp = _stamp(folder.path)  # before it is read: what changes meanwhile is news
         records, asked = folder.records(), folder.config().get("trials", 0)
         over = len(records) >= asked and not any(record.state == "running" for record in records)
         path = write_report(study, out, refresh=None if over else WATCH_SECONDS)
@@ -99,7 +100,6 @@ def watch_report(study: str | Path, out: Path | None = None, say: Callable[[str]
             said = True
         if over:
             return path
-        stamp = _stamp(folder.path)
         while _stamp(folder.path) == stamp:
             time.sleep(1.0)
         time.sleep(WATCH_SECONDS)
