@@ -298,6 +298,15 @@ def test_fractions_carry_their_aliases() -> None:
     assert found["A × C"] == ("B × C × D",)
 
 
+def test_terms_that_are_confounded_in_part_are_named_too() -> None:
+    """A Latin square: three levels of A and B, and C = A + B modulo 3."""
+    points = {f"{a}{b}": {"A": a, "B": b, "C": (a + b) % 3} for a in range(3) for b in range(3)}
+    values = pd.DataFrame(np.random.default_rng(0).normal(size=(3, 9)), columns=list(points))
+    found = {c.name: c.aliases for c in factorial_effects(values, points, dict.fromkeys("ABC", 0)).comparisons}
+    assert "A: 1 against 0 × B: 1 against 0" in found["C: 1 against 0"]
+    assert all("C: 2 against 0" not in aliases for name, aliases in found.items() if name.startswith("C"))
+
+
 def test_a_planted_model_is_read_from_a_fraction() -> None:
     points = half_fraction(lambda a, b, c: a * b * c)
     row = {name: 0.1 + 0.01 * (p["A"] < 0) - 0.02 * (p["D"] < 0) for name, p in points.items()}
