@@ -93,6 +93,11 @@ def test_beyond_the_pairs_whose_signs_are_all_counted() -> None:
         early = stop(d[: ENUMERATED - 2], 0.05, 18)
         assert early.decided == (end.decided and end.pairs <= ENUMERATED - 2)
     assert np.mean([stop(d + 1.0, 0.05, 18).decided for d in draws]) > 0.95
+    ends = [(d + 0.7, stop(d + 0.7, 0.05, 18)) for d in draws]
+    late = [(d, end) for d, end in ends if ENUMERATED < end.pairs <= 16]
+    assert late
+    for d, end in late:
+        assert stop(d[:16], 0.05, 18) == end
 
 
 def races(shift: float, number: int, seed: int) -> list[Race]:
@@ -107,6 +112,22 @@ def test_the_interval_says_what_was_decided_and_covers() -> None:
         covered = np.mean([race.interval[0] <= shift <= race.interval[1] for race in found])
         assert covered > 0.975 - 3 * math.sqrt(0.025 * 0.975 / 150)
     assert np.mean([race.decided for race in races(-2.5, 50, seed=5)]) == 1.0
+
+
+def test_the_interval_ends_where_the_test_begins_to_reject() -> None:
+    d = np.random.default_rng(10).normal(size=11)
+    low, high = run_race(d, 2, 0.05, 12).interval
+    for end, outwards in ((low, -1e-5), (high, 1e-5)):
+        assert not stop(d - end, 0.025, 12).decided
+        assert stop(d - end - outwards, 0.025, 12).decided
+
+
+def test_shifts_beyond_0_that_are_not_rejected_do_not_blur_what_is_decided() -> None:
+    d = np.array([-6, 4, 0, -6, -2, -6, -4])
+    assert not stop(d - 4 / 11, 0.2, 9).decided  # although 0 is rejected, which lies nearer to the mean
+    race = run_race(d, 1, 0.2, 9)
+    assert race.decided
+    assert race.interval[0] < race.mean < race.interval[1] < 0
 
 
 def test_the_interval_moves_and_scales_with_the_differences() -> None:
