@@ -3,13 +3,14 @@
 import dataclasses
 import itertools
 import os
-import re
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
 import tomllib
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,16 +22,19 @@ import torch
 from dnas.ablation.definition import Definition, ablation_files, load_definition, parse_definition
 from dnas.ablation.design import best_fraction, factorial, one_at_a_time, read_generators
 from dnas.ablation.plan import can_conclude, frozen_table, make_plan, planned
+from dnas.ablation.read import read_ablation
+from dnas.ablation.summary import describe_result
 from dnas.arch import DenseNetSpec, cost, format_name
 from dnas.cli import main
 from dnas.data import load_dataset
 from dnas.errors import InputError
+from dnas.executors.worker import Job, Message
 from dnas.inputs import Means
 from dnas.nn import build
 from dnas.runs import train_runs
 from dnas.study import StudyFolder
 from dnas.train import stream_seed, weights_digest
-from tests.analytic import AnalyticExecutor, Silent, Trouble
+from tests.analytic import AnalyticExecutor, Silent
 from tests.studies import equal_but_times
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -530,6 +534,143 @@ def test_a_study_that_is_there_is_not_changed() -> None:
     StudyFolder(Path("studies/small")).write_config(config)
     with pytest.raises(InputError, match="is there already, and is no ablation"):
         plan_of(define())
+
+
+# --- results ------------------------------------------------------------------------------------------------------
+
+
+def by_group(errors: Callable[[str, int], float | None]) -> AnalyticExecutor:
+    """Trainings that end with `errors(variant, seed)`; None diverges."""
+    definition = define()
+    names = {variant.spec.digest: variant.name for variant in definition.variants}
+
+    class Planted(AnalyticExecutor):
+        def start(self, job: Job) -> None:
+            super().start(job)
+            error = errors(names[DenseNetSpec.from_dict(job.spec).digest], job.seed[0])
+            if error is None:
+                self.jobs[job.key] = deque([Message("failed", {"reason": "diverged", "text": "nan"})])
+            for message in self.jobs[job.key]:
+                row = message.values.get("row", message.values)
+                row["val_error"] = error
+
+    return Planted()
+
+
+EFFECTS = {"plain": 0.0, "B": -0.02, "C": 0.03, "bottleneck=4 compression=0.5": 0.0}
+
+
+def test_what_was_planted_is_read(capsys: pytest.CaptureFixture[str]) -> None:
+    train(plan_of(define(seeds=8)), by_group(lambda name, seed: 0.1 + 0.01 * seed + EFFECTS[name] + 1e-4 * seed))
+    found = read_ablation("small")
+    assert (found.name, found.base, found.design, found.equal) == ("small", "plain", "factorial", "nothing")
+    assert list(found.values.columns) == list(EFFECTS)
+    assert found.values.index.tolist() == list(range(8))
+    assert found.values.loc[2, "C"] == pytest.approx(0.1502)
+    definition = define()
+    for variant, defined in zip(found.variants, definition.variants, strict=True):
+        kept = {key: value for key, value in defined.data.items() if value is not None}
+        changed = {key: tuple(value) if isinstance(value, list) else value for key, value in defined.changed.items()}
+        assert variant == dataclasses.replace(defined, data=kept, changed=changed)
+    assert {one.name: round(one.mean, 6) for one in found.effects.comparisons} == {
+        name: effect for name, effect in EFFECTS.items() if name != "plain"
+    }
+    assert [one.verdict for one in found.effects.comparisons] == ["fewer errors", "more errors", "cannot tell"]
+    assert found.factorial is not None
+    # B alone -0.02, beside C -0.03: -0.025; C alone +0.03, beside B +0.02: 0.025; the difference -0.01
+    assert {one.name: round(one.mean, 6) for one in found.factorial.comparisons} == {
+        "bottleneck: 4 against 0": -0.025,
+        "compression: 0.5 against 1.0": 0.025,
+        "bottleneck × compression": -0.01,
+    }
+    said = describe_result(found)
+    assert re.search(r"base      plain: 13\.54% validation error, mean of 8 seeds", said)
+    assert re.search(r"B +-2\.00 .* fewer errors", said)
+    assert said.endswith("stored    studies/small/\nnext      dnas report small")
+
+
+def test_what_failed_is_told_and_not_dropped() -> None:
+    lost = by_group(lambda name, seed: None if (name, seed) == ("B", 1) else 0.1 + EFFECTS[name])
+    train(plan_of(define(seeds=3)), lost)
+    found = read_ablation("small")
+    assert found.effects.left_out == {"B": (1,)}
+    said = describe_result(found)
+    assert "no value  B: of seed 1" in said
+    assert "nothing can be concluded: 3 comparisons with 2 pairs, and 7 are needed at 0.05; --seeds 7 adds them" in said
+
+
+def test_a_study_of_another_kind_is_no_ablation() -> None:
+    with pytest.raises(InputError, match="no study 'small'"):
+        read_ablation("small")
+    train_runs("small", "t", plan_of(define()).runs, MEANS, Silent(), AnalyticExecutor())
+    with pytest.raises(InputError, match="study small is no ablation"):
+        read_ablation("small")
+
+
+# --- real trainings -----------------------------------------------------------------------------------------------
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
+COMMAND = [sys.executable, "-m", "dnas", "ablate", "small.toml", "--seeds", "2", "--epochs", "3", "-q"]
+PATIENCE = 180.0  # seconds for a thing that takes about ten: a machine can be busy
+
+
+def epochs_done(folder: Path) -> int:
+    """Epochs whose checkpoints are written, over all trainings."""
+    rows = 0
+    for path in folder.glob("studies/small/trials/*/curve.csv"):
+        rows += max(0, len(path.read_text().splitlines()) - 1)
+    return rows
+
+
+def test_a_study_killed_at_random_moments_ends_as_one_that_was_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGKILL to the whole tree, driver and workers, five times."""
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    rng = random.Random(6)
+    for folder in (alone, killed):
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        write()
+    done = subprocess.run(COMMAND, cwd=alone, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    assert "nothing can be concluded: 3 comparisons with 2 pairs" in done.stdout
+    assert done.stdout.endswith("next      dnas report small\n")
+    for _ in range(5):
+        before, more = epochs_done(killed), rng.randint(1, 4)
+        process = subprocess.Popen(
+            COMMAND,
+            cwd=killed,
+            env=ENVIRONMENT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        began = time.monotonic()
+        while epochs_done(killed) < before + more:
+            assert process.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() - began < PATIENCE
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.1))
+        os.killpg(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    done = subprocess.run(COMMAND, cwd=killed, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+
+    def essence(folder: Path) -> tuple[Any, ...]:
+        found = read_ablation(folder / "studies/small")
+        rows = equal_but_times(found.folder.records())
+        for row in rows:
+            assert row.pop("attempts") >= 1
+        return rows, found.frame.drop(columns=["seconds", "peak_memory_bytes"]), found.values, found.effects
+
+    one, other = essence(alone), essence(killed)
+    assert one[0] == other[0]
+    assert {row["state"] for row in one[0]} == {"complete"}
+    assert len({row["weights_digest"] for row in one[0]}) == 8
+    pd.testing.assert_frame_equal(one[1], other[1])
+    pd.testing.assert_frame_equal(one[2], other[2])
+    assert one[3] == other[3]
 
 
 # --- what ships ---------------------------------------------------------------------------------------------------

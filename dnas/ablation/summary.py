@@ -31,7 +31,7 @@ def describe_result(ablation: Ablation) -> str:
         )
     for name, seeds in effects.left_out.items():
         if seeds:
-            lines.append(f"no value   {name}: of {'seeds' if seeds[1:] else 'seed'} {joined([*map(str, seeds)])}")
+            lines.append(f"no value  {name}: of {'seeds' if seeds[1:] else 'seed'} {joined([*map(str, seeds)])}")
     lines.append("runs      " + state_counts(ablation.folder.records()))
     lines.append(f"stored    {ablation.folder.path}/")
     lines.append(f"next      dnas report {ablation.name}")
