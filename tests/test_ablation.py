@@ -11,7 +11,7 @@ import sys
 import time
 import tomllib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from dnas.ablation.definition import Definition, ablation_files, load_definition
 from dnas.ablation.design import best_fraction, factorial, one_at_a_time, read_generators
 from dnas.ablation.plan import can_conclude, frozen_table, make_plan, planned
 from dnas.ablation.read import read_ablation
+from dnas.ablation.rounds import train_rounds
 from dnas.ablation.summary import describe_result
 from dnas.arch import DenseNetSpec, cost, format_name
 from dnas.cli import main
@@ -31,7 +32,7 @@ from dnas.errors import InputError
 from dnas.executors.worker import Job, Message
 from dnas.inputs import Means
 from dnas.nn import build
-from dnas.runs import train_runs
+from dnas.runs import PlannedRun, train_runs
 from dnas.study import StudyFolder
 from dnas.train import stream_seed, weights_digest
 from tests.analytic import AnalyticExecutor, Silent
@@ -597,6 +598,70 @@ def test_what_failed_is_told_and_not_dropped() -> None:
     said = describe_result(found)
     assert "no value  B: of seed 1" in said
     assert "nothing can be concluded: 3 comparisons with 2 pairs, and 7 are needed at 0.05; --seeds 7 adds them" in said
+
+
+def race(most: int = 10, left: int = 10**6, budget: float | None = None) -> tuple[str | None, list[str]]:
+    """`--seeds auto` with B 2 points better at each seed, C's sign turning and the last level with the base; Ctrl-C
+    before training number `left` is started."""
+    plan = plan_of(define(seeds="auto"), most=most)
+    started: list[str] = []
+    signs = {"plain": 0.0, "B": -0.02, "C": 0.03, "bottleneck=4 compression=0.5": 0.0}
+
+    def error(name: str, seed: int) -> float:
+        if len(started) >= left:
+            raise KeyboardInterrupt
+        started.append(f"{name}/s{seed}")
+        return 0.1 + 0.001 * seed + signs[name] * ((-1) ** seed if name == "C" else 1)
+
+    def train_some(runs: Sequence[PlannedRun]) -> str | None:
+        about = {"ablation": frozen_table(plan)}
+        return train_runs("small", "t", runs, MEANS, Silent(), by_group(error), about=about).stopped_by
+
+    return train_rounds(plan, StudyFolder(Path("studies/small")), train_some, budget, lambda text: None), started
+
+
+def test_seeds_go_to_what_is_undecided() -> None:
+    """Of 3 comparisons at 5% and at most 10 pairs the first look is at 8: 128·(0.05/3)·0.8^1.5 = 1.5 ways, and 0.6 at
+    7. There all of B's signs are alike, so that it is decided; the others get all 10, with the base."""
+    stopped_by, started = race()
+    assert stopped_by is None
+    pairs = {name: sum(key.startswith(name + "/") for key in started) for name in EFFECTS}
+    assert pairs == {"plain": 10, "B": 8, "C": 10, "bottleneck=4 compression=0.5": 10}
+    found = read_ablation("small")
+    assert [one.verdict for one in found.effects.comparisons] == ["fewer errors", "cannot tell", "cannot tell"]
+    assert found.effects.left_out == {}
+    assert found.factorial is None
+    assert found.config["ablation"]["seeds"] == "auto"
+    assert found.config["ablation"]["most"] == 10
+    whole = records()
+    StudyFolder(Path("studies/small")).path.rename("studies/whole")
+    for left in (3, 31, 2, 0):  # interrupted in the first round, in the second, and before anything
+        with pytest.raises(KeyboardInterrupt):
+            race(left=left)
+    assert race()[0] is None
+    now = records()
+    for row in (*whole, *now):
+        row.pop("attempts")
+    assert now == whole
+    assert race()[1] == []  # all is there
+
+
+def test_a_budget_ends_the_race_between_two_seeds() -> None:
+    stopped_by, started = race(budget=60)  # of seconds; an epoch takes one, a training two
+    assert stopped_by == "1 min 04 s of training, and --budget is 1 min 00 s; open: C and bottleneck=4 compression=0.5"
+    assert len(started) == 32
+    assert len(race(budget=10**6)[1]) == 6
+
+
+def test_the_most_seeds_of_a_race_are_part_of_it() -> None:
+    race()
+    assert plan_of(define(), asked=False).seeds == tuple(range(10))
+    with pytest.raises(InputError, match=r"begun with --max-seeds 10 .now 12., which its stopping rule depends on"):
+        plan_of(define(seeds="auto"), most=12)
+    with pytest.raises(InputError, match=r"begun with seeds: auto .now 3 seeds."):
+        plan_of(define())
+    with pytest.raises(InputError, match=r"m·2.*allow 7 seeds or more"):
+        plan_of(dataclasses.replace(define(seeds="auto"), name="other"), most=4)
 
 
 def test_a_study_of_another_kind_is_no_ablation() -> None:
