@@ -1,0 +1,350 @@
+"""An ablation: paired differences with their intervals, each seed's slope, interactions, cost and learning curves.
+
+The base is dark on every picture; a variant is blue where it makes fewer errors, red where it makes more, and grey where
+neither can be told.
+"""
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from dnas.analysis.effects import Comparison, Effects
+from dnas.analysis.verdicts import level, short
+from dnas.errors import InputError
+from dnas.figures.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, QUIET, RED, canvas, error_axis, styled
+from dnas.wording import macs, p_value, params, percent, points, several
+
+VERDICTS = {"fewer errors": BLUE, "more errors": RED, "cannot tell": GREY, "too few seeds": GREY}
+LEVELS = (BLUE, ORANGE, GREEN, PURPLE, RED, GREY)  # of the factor whose levels are lines
+_LABELS = {
+    "val_error": "validation error (%)",
+    "test_error": "test error (%)",
+}
+PANEL_COLUMNS = 4
+
+
+def plot_forest(effects: Effects) -> Figure:
+    """A row a comparison, the lowest difference on top: each pair, the mean with its t interval, and the bootstrap's
+    below it; the base is the zero line, and the band its standard deviation over seeds."""
+    rows = sorted((c for c in effects.comparisons if c.seeds), key=lambda c: c.mean)
+    if not rows:
+        raise InputError("a forest plot needs a seed that the base and another variant have both finished.")
+    with styled():
+        figure = canvas(1.55 + 0.44 * len(rows), short(effects))
+        axes = figure.add_subplot()
+        handles: list = []
+        if math.isfinite(effects.noise) and effects.noise > 0:
+            noise = 100 * effects.noise
+            axes.axvspan(-noise, noise, color=INK, alpha=0.06, lw=0, zorder=0, gid="noise")
+            text = f"± one standard deviation of {effects.base} over seeds ({noise:.2f} points)"
+            handles.append(Patch(color=INK, alpha=0.1, lw=0, label=text))
+        axes.axvline(0, color=INK, lw=1.3, zorder=1, gid="base")
+        for y, found in enumerate(rows):
+            _row(axes, y, found)
+            gid = f"pairs-{y}"
+            figure.hover[gid] = [
+                f"{found.name}, seed {seed}: {points(d)} points"
+                for seed, d in zip(found.seeds, found.differences, strict=True)
+            ]
+            axes.annotate(
+                f"{points(found.mean)} ({p_value(found.p_holm)}, n = {len(found.seeds)})",
+                (1.015, y),
+                xycoords=("axes fraction", "data"),
+                va="center",
+                fontsize=8.5,
+                color=INK if found.verdict in ("fewer errors", "more errors") else QUIET,
+                fontweight="bold" if found.verdict in ("fewer errors", "more errors") else "normal",
+                annotation_clip=False,
+            )
+        axes.set_yticks(range(len(rows)), [textwrap.fill(found.name, 30) for found in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:+g}".replace("-", "\u2212") if x else "0"))
+        axes.xaxis.set_major_locator(MaxNLocator(9))
+        axes.margins(x=0.06)
+        beside = f" from {effects.base}" if rows[0].kind == "variant" else ""
+        measure = _LABELS[effects.measure].removesuffix(" (%)")
+        axes.set_xlabel(f"difference in {measure}{beside} (percentage points; left of 0: fewer errors)")
+        handles += [
+            Line2D([], [], color=QUIET, lw=2, marker="o", ms=6, label=f"mean and {level(effects)} t interval"),
+            Line2D([], [], color=QUIET, lw=1, marker="|", ms=5, label="bootstrap interval"),
+            Line2D([], [], color=QUIET, ls="none", marker="o", ms=3.5, alpha=0.45, label="a pair"),
+        ]
+        figure.legend(handles=handles, loc="outside lower left", ncols=2, columnspacing=1.6)
+    return figure
+
+
+def _row(axes: Axes, y: int, found: Comparison) -> None:
+    colour = VERDICTS[found.verdict]
+    told = found.verdict in ("fewer errors", "more errors")
+    axes.scatter(
+        100 * np.array(found.differences),
+        np.full(len(found.differences), y - 0.26),
+        s=12,
+        color=colour,
+        alpha=0.5,
+        lw=0,
+        zorder=3,
+        gid=f"pairs-{y}",
+    )
+    low, high = (100 * end for end in found.t_interval)
+    if math.isfinite(low):
+        axes.plot([low, high], [y, y], color=colour, lw=2.4, solid_capstyle="butt", zorder=3, gid=f"interval-{y}")
+    low, high = (100 * end for end in found.bootstrap_interval)
+    if math.isfinite(low):
+        axes.plot([low, high], [y + 0.22] * 2, color=colour, lw=1, marker="|", ms=5, zorder=3, gid=f"bootstrap-{y}")
+    axes.plot(
+        [100 * found.mean],
+        [y],
+        marker="o",
+        ms=7,
+        mfc=colour if told else "white",
+        mec=colour,
+        mew=1.6,
+        zorder=4,
+        gid=f"mean-{y}",
+    )
+
+
+def plot_slopes(values: pd.DataFrame, effects: Effects) -> Figure:
+    """A panel a variant: for each seed a line from the base's error to the variant's; dark: their means.
+
+    values: index seed, a column a variant (fractions; NaN where there is none). Panels in the forest plot's order.
+    """
+    base, rows = effects.base, sorted((c for c in effects.comparisons if c.seeds), key=lambda c: c.mean)
+    if not rows:
+        raise InputError("slopes need a seed that the base and another variant have both finished.")
+    fewest = max(rows, key=lambda c: sum(d < 0 for d in c.differences) / len(c.seeds))
+    below = sum(d < 0 for d in fewest.differences)
+    title = f"{fewest.name} makes fewer errors than {base} from {below} of {several(len(fewest.seeds), 'seed')}"
+    if not below:
+        title = f"From no seed does a variant make fewer errors than {base}"
+    label = _LABELS[effects.measure]
+    with styled():
+        figure, panels = _panels(len(rows), title, 2.9)
+        shown: list[float] = []
+        for index, (axes, found) in enumerate(zip(panels, rows, strict=True)):
+            pairs = values.loc[list(found.seeds), [base, found.name]].to_numpy(float)
+            shown += pairs.ravel().tolist()
+            for seed, (before, after) in zip(found.seeds, pairs, strict=True):
+                colour = BLUE if after < before else RED if after > before else GREY
+                axes.plot([0, 1], [before, after], color=colour, lw=1.1, alpha=0.75, zorder=2, gid=f"seed-{seed}")
+            gid = f"slopes-{index}"
+            signs = np.sign(pairs[:, 1] - pairs[:, 0])
+            axes.scatter(
+                np.repeat([0, 1], len(pairs)),
+                pairs.T.ravel(),
+                s=16,
+                color=np.tile([{-1: BLUE, 0: GREY, 1: RED}[int(sign)] for sign in signs], 2),
+                zorder=3,
+                gid=gid,
+            )
+            told = [
+                f"seed {seed}: {base} {percent(before)}, {found.name} {percent(after)}\n{points(after - before)} points"
+                for seed, (before, after) in zip(found.seeds, pairs, strict=True)
+            ]
+            figure.hover[gid] = told * 2
+            axes.plot([0, 1], pairs.mean(axis=0), color=INK, lw=2.4, zorder=4, gid=f"mean-{index}")
+            fewer, more = int((signs < 0).sum()), int((signs > 0).sum())
+            same = len(pairs) - fewer - more
+            text = f"{fewer} fewer, {more} more" + (f", {same} equal" if same else "")
+            axes.set_title(text, fontsize=8.5, color=QUIET)
+            axes.set_xticks([0, 1], [textwrap.fill(base, 14), textwrap.fill(found.name, 14)])
+            axes.set_xlim(-0.25, 1.25)
+            axes.grid(axis="x", visible=False)
+        error_axis(panels[0], shown, label)
+        handles = [
+            Line2D([], [], color=BLUE, lw=1.1, label="a seed with fewer errors"),
+            Line2D([], [], color=RED, lw=1.1, label="with more"),
+            Line2D([], [], color=INK, lw=2.4, label="mean of the pairs"),
+        ]
+        figure.legend(handles=handles, loc="outside lower left", ncols=3)
+    return figure
+
+
+def _panels(count: int, title: str, height: float) -> tuple[Figure, list[Axes]]:
+    """As many panels with shared axes, at most `PANEL_COLUMNS` a row; what is left of the last row is empty."""
+    columns = min(PANEL_COLUMNS, count)
+    rows = -(-count // columns)
+    figure = canvas(0.75 + height * rows, title)
+    panels = list(np.atleast_1d(figure.subplots(rows, columns, sharey=True, squeeze=False)).ravel())
+    for axes in panels[count:]:
+        axes.set_visible(False)
+    return figure, panels[:count]
+
+
+def plot_interaction(cells: pd.DataFrame, effects: Effects) -> Figure:
+    """A panel for each two factors: the mean error at each level of the one, a line a level of the other.
+
+    cells: as `dnas.analysis.variants.cell_means`. effects: the design's, whose interactions the title tells of.
+    """
+    known = cells[cells["n"] > 0]
+    pairs = list(dict.fromkeys(zip(known["x_factor"], known["line_factor"], strict=True)))
+    if not pairs:
+        raise InputError("interactions need a seed from which every variant of two factors was finished.")
+    found = [c for c in effects.comparisons if c.kind == "interaction"]
+    told = [c for c in found if c.verdict in ("fewer errors", "more errors")]
+    if told:
+        title = f"{told[0].name}: the effects don't add up, by {points(told[0].mean)} points"
+    elif found and all(c.verdict == "too few seeds" for c in found):
+        title = f"Too few seeds to tell whether effects add up: {effects.pairs_needed} needed, {effects.pairs} there"
+    else:
+        title = "No interaction can be told: parallel lines are effects that add up"
+    label = _LABELS[effects.measure]
+    with styled():
+        figure, panels = _panels(len(pairs), title, 3.0)
+        shown = [*known["mean"], *known["low"].dropna(), *known["high"].dropna()]
+        for index, (axes, (x, line)) in enumerate(zip(panels, pairs, strict=True)):
+            some = known[(known["x_factor"] == x) & (known["line_factor"] == line)]
+            ticks = list(dict.fromkeys(some["x_level"]))
+            lines = list(dict.fromkeys(some["line_level"]))
+            for number, one in enumerate(lines):
+                own = some[some["line_level"] == one]
+                shift = 0.06 * (number - (len(lines) - 1) / 2)
+                places = np.array([ticks.index(value) for value in own["x_level"]]) + shift
+                colour, gid = LEVELS[number % len(LEVELS)], f"cell-{index}-{number}"
+                axes.plot(places, own["mean"], color=colour, lw=1.8, zorder=3, gid=f"line-{index}-{number}")
+                axes.vlines(places, own["low"], own["high"], color=colour, lw=1.4, alpha=0.6, zorder=2)
+                axes.scatter(places, own["mean"], s=28, color=colour, zorder=4, gid=gid, label=f"{line} {one}")
+                figure.hover[gid] = [
+                    f"{x} {row['x_level']}, {line} {one}: {percent(row['mean'])} (n = {row['n']})"
+                    for row in own.to_dict("records")
+                ]
+            axes.set_xticks(range(len(ticks)), [str(tick) for tick in ticks])
+            axes.set_xlim(-0.4, len(ticks) - 0.6)
+            axes.set_xlabel(x)
+            axes.grid(axis="x", visible=False)
+            axes.legend(loc="best", fontsize=8)
+        error_axis(panels[0], shown, label)
+    return figure
+
+
+def plot_variants(rows: pd.DataFrame, effects: Effects, equal: str = "nothing", tolerance: float = 0.01) -> Figure:
+    """The mean error of each variant, with its range over seeds, against params and against multiply-adds; where one of
+    them was to be held equal, beside them by how much each variant misses the base's.
+
+    rows: variant, params, macs, n, mean, least, most, residual (of what is held equal; else of params), as fractions.
+    """
+    known = rows[rows["n"] > 0]
+    if known.empty:
+        raise InputError("error against cost needs a complete run.")
+    verdicts = {c.name: c.verdict for c in effects.comparisons}
+    colours = {name: VERDICTS.get(verdicts.get(name, ""), INK) for name in rows["variant"]}
+    held = equal in ("params", "macs")
+    first = known.loc[known["mean"].idxmin()]
+    size = params(first["params"])
+    title = f"Lowest mean error: {percent(first['mean'])}, {first['variant']} with {size} params"
+    with styled():
+        figure = canvas(3.6, title)
+        panels = figure.subplots(1, 3 if held else 2, width_ratios=(1, 1, 0.75) if held else (1, 1))
+        for axes, (column, said) in zip(panels, (("params", params), ("macs", macs)), strict=False):
+            x = known[column].to_numpy(float)
+            gid = f"variants-{column}"
+            for place, row in zip(x, known.to_dict("records"), strict=True):
+                axes.plot([place] * 2, [row["least"], row["most"]], color=colours[row["variant"]], lw=1.2, alpha=0.6)
+            axes.scatter(x, known["mean"], s=42, color=[colours[n] for n in known["variant"]], zorder=3, gid=gid)
+            figure.hover[gid] = [
+                f"{row['variant']}: {percent(row['mean'])} (n = {row['n']}), {said(row[column])} {column}"
+                for row in known.to_dict("records")
+            ]
+            if equal == column:
+                centre = float(rows.loc[rows["variant"] == effects.base, column].iloc[0])
+                axes.axvspan(centre * (1 - tolerance), centre * (1 + tolerance), color=INK, alpha=0.06, lw=0, zorder=0)
+            axes.set_xlabel({"params": "params (millions)", "macs": "multiply-adds (millions)"}[column])
+            pad = 0.18 * (x.max() - x.min()) or 0.05 * x.max()
+            axes.set_xlim(x.min() - pad, x.max() + 1.6 * pad)
+            axes.xaxis.set_major_locator(MaxNLocator(4))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v / 1e6:.3g}"))
+        ends = [*known["least"], *known["most"]]
+        error_axis(panels[0], ends, _LABELS[effects.measure])
+        panels[1].set_ylim(panels[0].get_ylim())
+        panels[1].sharey(panels[0])
+        panels[1].tick_params(labelleft=False)
+        if held:
+            _residuals(panels[2], rows, equal, tolerance, colours)
+        _name_marks(figure, panels[:2], known, colours)
+    return figure
+
+
+def _residuals(axes: Axes, rows: pd.DataFrame, equal: str, tolerance: float, colours: Mapping[str, str]) -> None:
+    places = np.arange(len(rows))
+    residuals = 100 * rows["residual"].to_numpy(float)
+    axes.axvspan(-100 * tolerance, 100 * tolerance, color=INK, alpha=0.06, lw=0, zorder=0)
+    axes.axvline(0, color=INK, lw=1.2)
+    axes.hlines(places, 0, residuals, color=[colours[name] for name in rows["variant"]], lw=2)
+    axes.scatter(residuals, places, s=30, color=[colours[name] for name in rows["variant"]], zorder=3, gid="residuals")
+    axes.set_yticks(places, [textwrap.fill(name, 16) for name in rows["variant"]], fontsize=8)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+    most = max(100 * tolerance, float(np.abs(residuals).max())) * 1.25
+    axes.set_xlim(-most, most)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.set_xlabel(f"{equal} beyond the base's (%)")
+
+
+def _name_marks(figure: Figure, panels: Sequence[Axes], known: pd.DataFrame, colours: Mapping[str, str]) -> None:
+    """The variants' names beside their marks, those that would touch moved apart."""
+    figure.draw_without_rendering()
+    scale = figure.dpi / 72
+    for axes, column in zip(panels, ("params", "macs"), strict=True):
+        taken: list[tuple[float, float, float]] = []  # left, right, height of a label's middle
+        for row in known.sort_values("mean").to_dict("records"):
+            px, py = axes.transData.transform((row[column], row["mean"]))
+            width = 5.4 * len(row["variant"]) * scale
+            right = px + 7 * scale + width <= axes.bbox.x1 + 4 * scale
+            left = px + 7 * scale if right else px - 7 * scale - width
+            y = py
+            while any(left < b and a < left + width and abs(y - other) < 11 * scale for a, b, other in taken):
+                y += 2 * scale
+            taken.append((left, left + width, y))
+            axes.annotate(
+                row["variant"],
+                (row[column], row["mean"]),
+                xytext=(7 if right else -7, (y - py) / scale),
+                textcoords="offset points",
+                ha="left" if right else "right",
+                va="center",
+                fontsize=8,
+                color=INK if colours[row["variant"]] == GREY else colours[row["variant"]],
+                annotation_clip=False,
+            )
+
+
+def plot_curves_of_variants(bands: pd.DataFrame, effects: Effects, order: Sequence[str]) -> Figure:
+    """A panel a variant: its mean validation error by epoch and the range over seeds, on the base's in dark.
+
+    bands: as `dnas.analysis.variants.curve_bands`. order: the variants, the base among them.
+    """
+    have = set(bands["variant"]) if len(bands) else set()
+    names = [name for name in order if name in have and name != effects.base] or [n for n in order if n in have]
+    if not names:
+        raise InputError("learning curves of variants need a complete run.")
+    last = bands.loc[bands.groupby("variant")["epoch"].idxmax()].set_index("variant")["mean"]
+    title = f"After the last epoch {last.idxmin()} is lowest on average: {percent(float(last.min()))} validation error"
+    verdicts = {c.name: c.verdict for c in effects.comparisons}
+    with styled():
+        figure, panels = _panels(len(names), title, 2.5)
+        for axes, name in zip(panels, names, strict=True):
+            for one, colour in ((effects.base, INK), (name, VERDICTS.get(verdicts.get(name, ""), INK))):
+                own = bands[bands["variant"] == one]
+                if own.empty or (one == name and name == effects.base):
+                    continue
+                colour = QUIET if colour == GREY else colour
+                axes.fill_between(own["epoch"], own["low"], own["high"], color=colour, alpha=0.14, lw=0)
+                gid = f"curve-{one}"
+                axes.plot(own["epoch"], own["mean"], color=colour, lw=1.8, label=f"{one} ({own['n'].max()})", gid=gid)
+            axes.set_title(textwrap.fill(name, 24), fontsize=9)
+            axes.set_xlabel("epoch")
+            axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+            axes.legend(loc="upper right", fontsize=7.5)
+        error_axis(panels[0], [*bands["low"], *bands["high"]], "validation error (%)")
+    return figure
