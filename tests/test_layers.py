@@ -26,6 +26,8 @@ ORDER = [
     ["dnas.plan", "dnas.single", "dnas.export", "dnas.definition", "dnas.doctor"],
     ["dnas.analysis", "dnas.analysis.causal"],
     ["dnas.figures", "dnas.display"],
+    ["dnas.listed"],
+    ["dnas.ablation"],
     ["dnas.report", "dnas.plots"],
     ["dnas.reproduce"],
     ["dnas.cli"],
