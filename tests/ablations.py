@@ -22,7 +22,7 @@ equal = "params"
 bottleneck  = [0, 4]
 compression = [1.0, 0.5]
 """
-PLAIN = DenseNetSpec((2, 2, 2), growth_rate=8, in_channels=1, image_size=8)
+PLAIN = DenseNetSpec((2, 2, 2), growth_rate=8, bottleneck=0, compression=1.0, in_channels=1, image_size=8)
 # name -> (levels, spec): two factors of two levels each, the first variant the base.
 VARIANTS: dict[str, tuple[dict[str, Any], Spec]] = {
     "plain": ({"bottleneck": 0, "compression": 1.0}, PLAIN),

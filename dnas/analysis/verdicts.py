@@ -44,9 +44,9 @@ def _subject(found: Comparison, effects: Effects) -> tuple[str, str, str]:
         )
     if found.kind == "main effect":
         return (
-            f"{name} makes fewer errors, whatever the other factors",
-            f"{name} makes more errors, whatever the other factors",
-            f"{name}: no difference can be told",
+            f"{name} makes fewer errors, averaged over the other factors",
+            f"{name} makes more errors, averaged over the other factors",
+            f"{name}: no difference can be told, averaged over the other factors",
         )
     return (
         f"{name} makes fewer errors than {base}",
@@ -83,43 +83,43 @@ def needed(effects: Effects) -> str:
     return f"{need} at {100 * effects.alpha:.3g}%, and there {'is' if effects.pairs == 1 else 'are'} {effects.pairs}"
 
 
-def answer(effects: Effects) -> str:
-    """All comparisons in one sentence, short enough for a title: who makes fewer errors, more, or can't be told."""
-    by = {
-        verdict: [c for c in effects.comparisons if c.verdict == verdict]
-        for verdict in ("fewer errors", "more errors", "cannot tell", "too few seeds")
-    }
-    if not effects.comparisons or not any(c.seeds for c in effects.comparisons):
+def answer(effects: Effects, sizes: bool = True) -> str:
+    """All comparisons in one sentence: who makes fewer errors, who more, and who can't be told from the base.
+
+    sizes: with the mean differences.
+    """
+    found = sorted((c for c in effects.comparisons if c.seeds), key=lambda c: c.mean)
+    if not found:
         return "Nothing can be compared yet"
-    if len(by["too few seeds"]) == len(effects.comparisons):
+    if all(c.verdict == "too few seeds" for c in found):
         return f"Too few seeds to conclude: {needed(effects)}"
     parts = []
     for verdict in CONCLUDED:
-        if by[verdict]:
-            verb = "make" if len(by[verdict]) > 1 else "makes"
-            parts.append(f"{joined([f'{c.name} ({points(c.mean)} points)' for c in by[verdict]])} {verb} {verdict}")
-    unknown = [c.name for c in (*by["cannot tell"], *by["too few seeds"])]
-    beside = "" if effects.comparisons[0].kind != "variant" else f" than {effects.base}"
-    if not parts:
-        if effects.comparisons[0].kind != "variant":
+        some = [f"{c.name} ({points(c.mean)} points)" if sizes else c.name for c in found if c.verdict == verdict]
+        if some:
+            parts.append(f"{joined(some)} {'make' if len(some) > 1 else 'makes'} {verdict}")
+    unknown = joined([c.name for c in effects.comparisons if c.verdict not in CONCLUDED] or [""])
+    if found[0].kind != "variant":
+        parts = [joined([f"{c.name} ({points(c.mean)})" if sizes else c.name for c in found if c.verdict in CONCLUDED])]
+        if not parts[0]:
             return "No effect can be told from zero"
-        return f"{joined(unknown)} can't be told from {effects.base}"
-    return joined(parts) + beside + (f"; of {joined(unknown)} this study can't tell" if unknown else "")
+        return f"Told from zero: {parts[0]}" + (f"; not {unknown}" if unknown else "")
+    if not parts:
+        return f"{unknown} can't be told from {effects.base}"
+    return f"{joined(parts)} than {effects.base}" + (f"; of {unknown} this study can't tell" if unknown else "")
 
 
 def short(effects: Effects, letters: int = 88) -> str:
-    """`answer`, or where it is too long for a title how many there are of each."""
-    text = answer(effects)
-    if len(text) <= letters:
-        return text
+    """`answer`, or where it is too long for a title that without sizes, or only how many there are of each."""
+    for text in (answer(effects), answer(effects, sizes=False)):
+        if len(text) <= letters:
+            return text
     count = {verdict: sum(c.verdict == verdict for c in effects.comparisons) for verdict in CONCLUDED}
     rest = len(effects.comparisons) - sum(count.values())
+    number = several(len(effects.comparisons), "comparison")
     if not any(count.values()):
-        return f"None of {several(len(effects.comparisons), 'comparison')} can be told from zero"
-    return (
-        f"Of {several(len(effects.comparisons), 'comparison')} {count['fewer errors']} made fewer errors,"
-        f" {count['more errors']} more, {rest} can't be told"
-    )
+        return f"None of {number} can be told from zero"
+    return f"Of {number}: {count['fewer errors']} with fewer errors, {count['more errors']} with more, {rest} untold"
 
 
 def _size(difference: float) -> str:

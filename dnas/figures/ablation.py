@@ -1,11 +1,12 @@
 """An ablation: paired differences with their intervals, each seed's slope, interactions, cost and learning curves.
 
-The base is dark on every picture; a variant is blue where it makes fewer errors, red where it makes more, and grey where
-neither can be told.
+The base is dark on every picture; a variant is blue where it makes fewer errors, red where it makes more, and grey
+where neither can be told.
 """
 
 import math
 import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -19,11 +20,27 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from dnas.analysis.effects import Comparison, Effects
 from dnas.analysis.verdicts import level, short
 from dnas.errors import InputError
-from dnas.figures.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, QUIET, RED, canvas, error_axis, styled
+from dnas.figures.style import (
+    BLUE,
+    BROWN,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PINK,
+    PURPLE,
+    QUIET,
+    RED,
+    SKY,
+    Drawing,
+    canvas,
+    error_axis,
+    styled,
+)
 from dnas.wording import macs, p_value, params, percent, points, several
 
 VERDICTS = {"fewer errors": BLUE, "more errors": RED, "cannot tell": GREY, "too few seeds": GREY}
-LEVELS = (BLUE, ORANGE, GREEN, PURPLE, RED, GREY)  # of the factor whose levels are lines
+LEVELS = (PURPLE, GREEN, ORANGE, BROWN, SKY, PINK)  # of the factor whose levels are lines
 _LABELS = {
     "val_error": "validation error (%)",
     "test_error": "test error (%)",
@@ -88,7 +105,7 @@ def _row(axes: Axes, y: int, found: Comparison) -> None:
     told = found.verdict in ("fewer errors", "more errors")
     axes.scatter(
         100 * np.array(found.differences),
-        np.full(len(found.differences), y - 0.26),
+        y - 0.2 - 0.07 * _stacked(found.differences),
         s=12,
         color=colour,
         alpha=0.5,
@@ -113,6 +130,16 @@ def _row(axes: Axes, y: int, found: Comparison) -> None:
         zorder=4,
         gid=f"mean-{y}",
     )
+
+
+def _stacked(values: Sequence[float]) -> np.ndarray:
+    """How many of the values before each are equal to it: of a small validation part many are."""
+    seen: Counter[float] = Counter()
+    places = []
+    for value in values:
+        seen[round(value, 9)] += 1
+        places.append(seen[round(value, 9)] - 1)
+    return np.array(places, float)
 
 
 def plot_slopes(values: pd.DataFrame, effects: Effects) -> Figure:
@@ -171,7 +198,7 @@ def plot_slopes(values: pd.DataFrame, effects: Effects) -> Figure:
     return figure
 
 
-def _panels(count: int, title: str, height: float) -> tuple[Figure, list[Axes]]:
+def _panels(count: int, title: str, height: float) -> tuple[Drawing, list[Axes]]:
     """As many panels with shared axes, at most `PANEL_COLUMNS` a row; what is left of the last row is empty."""
     columns = min(PANEL_COLUMNS, count)
     rows = -(-count // columns)
@@ -189,6 +216,12 @@ def plot_interaction(cells: pd.DataFrame, effects: Effects) -> Figure:
     """
     known = cells[cells["n"] > 0]
     pairs = list(dict.fromkeys(zip(known["x_factor"], known["line_factor"], strict=True)))
+    if len(pairs) == 1:  # there is room for both ways to read it
+        swapped = {
+            f"{a}_{part}": f"{b}_{part}" for a, b in (("x", "line"), ("line", "x")) for part in ("factor", "level")
+        }
+        known = pd.concat([known, known.rename(columns=swapped)])
+        pairs.append(pairs[0][::-1])
     if not pairs:
         raise InputError("interactions need a seed from which every variant of two factors was finished.")
     found = [c for c in effects.comparisons if c.kind == "interaction"]
@@ -245,7 +278,9 @@ def plot_variants(rows: pd.DataFrame, effects: Effects, equal: str = "nothing", 
     title = f"Lowest mean error: {percent(first['mean'])}, {first['variant']} with {size} params"
     with styled():
         figure = canvas(3.6, title)
-        panels = figure.subplots(1, 3 if held else 2, width_ratios=(1, 1, 0.75) if held else (1, 1))
+        grid = figure.add_gridspec(1, 3 if held else 2, width_ratios=(1, 1, 0.75) if held else (1, 1))
+        panels = [figure.add_subplot(grid[0, 0])]
+        panels.append(figure.add_subplot(grid[0, 1], sharey=panels[0]))
         for axes, (column, said) in zip(panels, (("params", params), ("macs", macs)), strict=False):
             x = known[column].to_numpy(float)
             gid = f"variants-{column}"
@@ -266,11 +301,9 @@ def plot_variants(rows: pd.DataFrame, effects: Effects, equal: str = "nothing", 
             axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v / 1e6:.3g}"))
         ends = [*known["least"], *known["most"]]
         error_axis(panels[0], ends, _LABELS[effects.measure])
-        panels[1].set_ylim(panels[0].get_ylim())
-        panels[1].sharey(panels[0])
         panels[1].tick_params(labelleft=False)
         if held:
-            _residuals(panels[2], rows, equal, tolerance, colours)
+            _residuals(figure.add_subplot(grid[0, 2]), rows, equal, tolerance, colours)
         _name_marks(figure, panels[:2], known, colours)
     return figure
 
@@ -335,13 +368,14 @@ def plot_curves_of_variants(bands: pd.DataFrame, effects: Effects, order: Sequen
         figure, panels = _panels(len(names), title, 2.5)
         for axes, name in zip(panels, names, strict=True):
             for one, colour in ((effects.base, INK), (name, VERDICTS.get(verdicts.get(name, ""), INK))):
-                own = bands[bands["variant"] == one]
+                own, dashes = bands[bands["variant"] == one], (0, (4, 1.5)) if one == effects.base else "-"
                 if own.empty or (one == name and name == effects.base):
                     continue
                 colour = QUIET if colour == GREY else colour
                 axes.fill_between(own["epoch"], own["low"], own["high"], color=colour, alpha=0.14, lw=0)
                 gid = f"curve-{one}"
-                axes.plot(own["epoch"], own["mean"], color=colour, lw=1.8, label=f"{one} ({own['n'].max()})", gid=gid)
+                text = f"{one} ({own['n'].max()})"
+                axes.plot(own["epoch"], own["mean"], color=colour, lw=1.8, ls=dashes, label=text, gid=gid)
             axes.set_title(textwrap.fill(name, 24), fontsize=9)
             axes.set_xlabel("epoch")
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))

@@ -24,6 +24,7 @@ from dnas.analysis.curves import learning_curves
 from dnas.analysis.effects import Effects
 from dnas.analysis.variants import cell_means, curve_bands, over_seeds
 from dnas.analysis.verdicts import MEASURES, answer, level, sentence
+from dnas.arch import format_name
 from dnas.errors import InputError
 from dnas.files import write_atomic
 from dnas.report.ablation_checks import checks
@@ -145,8 +146,8 @@ def _forest(page: Page) -> Picture:
         figures.plot_forest(e),
         _numbers(e),
         f"Difference of each variant from {e.base} within a seed, the lowest on top. Small marks: the pairs; line: the"
-        f" {level(e)} t interval of the mean; below it that of a bootstrap of the pairs. Filled marks are findings after"
-        f" Holm's correction; hollow ones can't be told from zero.",
+        f" {level(e)} t interval of the mean; below it that of a bootstrap of the pairs. Filled marks are findings"
+        " after Holm's correction; hollow ones can't be told from zero.",
     )
 
 
@@ -214,8 +215,8 @@ def _curves(page: Page) -> Picture:
     return Picture(
         figures.plot_curves_of_variants(bands, a.effects, [variant.name for variant in a.variants]),
         bands,
-        f"Validation error after each epoch: mean and range over the complete runs, in each panel a variant on {a.base}."
-        " The number of runs is in brackets.",
+        "Validation error after each epoch: mean and range over the complete runs, in each panel a variant on"
+        f" {a.base}. The number of runs is in brackets.",
     )
 
 
@@ -242,8 +243,8 @@ def _status(page: Page) -> dict[str, Any]:
     elif counts["running"]:
         verb = "run is" if counts["running"] == 1 else "runs are"
         note = (
-            f"{counts['running']} {verb} marked running: the study goes on, or was interrupted. This page shows what was"
-            " there when it was written; write it again for more."
+            f"{counts['running']} {verb} marked running: the study goes on, or was interrupted. This page shows what"
+            " was there when it was written; write it again for more."
         )
     elif len(page.records) < asked:
         note = f"{asked - len(page.records)} of {asked} runs have not begun: the same command goes on with them."
@@ -271,7 +272,7 @@ def _answer(page: Page) -> dict[str, Any]:
         "terms": [(c.name, c.verdict, sentence(c, a.factorial)) for c in factorial] if a.factorial else [],
         "base": a.base,
         "base_row": base,
-        "network": next((v.spec for v in a.variants if v.name == a.base), None),
+        "network": next((format_name(v.spec) for v in a.variants if v.name == a.base), None),
         "measure": MEASURES[e.measure],
         "pairs": e.pairs,
         "needed": e.pairs_needed,
@@ -321,9 +322,9 @@ def _published(page: Page) -> dict[str, Any] | None:
         return None
     a = page.ablation
     epochs = sorted({record.epochs_planned for record in page.records if record.epochs_planned})
+    data = a.config.get("data", {}).get("title", "its data")
     return {
-        "ours": f"{words.joined([str(n) for n in epochs])} epochs on {a.config.get('data', {}).get('title', 'its data')},"
-        f" {MEASURES[a.effects.measure]}",
+        "ours": f"{words.joined([str(n) for n in epochs])} epochs on {data}, {MEASURES[a.effects.measure]}",
         "rows": [
             {"variant": row.variant, "mean": row.mean, "runs": row.runs, "found": one}
             for row in rows

@@ -18,6 +18,7 @@ def checks(a: Ablation, records: Sequence[TrialRecord]) -> list[Check]:
         _seeds(a),
         _pairing(a, records),
         _equal(a),
+        _aliases(a),
         _correction(a),
         _noise(a),
         _split(a, records),
@@ -44,9 +45,9 @@ def _seeds(a: Ablation) -> Check:
     wanted = a.config.get("ablation", {}).get("seeds")
     if wanted == "auto":
         body += (
-            "\nThe seeds were not fixed beforehand (--seeds auto): a comparison got more of them while it was undecided,"
-            " under a stopping rule whose false-positive rate holds over all its looks. The p here is that of a fixed"
-            " number of seeds; where the two disagree, the rule's decision counts."
+            "\nThe seeds were not fixed beforehand (--seeds auto): a comparison got more of them while it was"
+            " undecided, under a stopping rule whose false-positive rate holds over all its looks. The p here is that"
+            " of a fixed number of seeds; where the two disagree, the rule's decision counts."
         )
     for found in e.comparisons:
         if found.seeds and math.isfinite(found.detectable) and any(found.differences):
@@ -84,7 +85,8 @@ def _pairing(a: Ablation, records: Sequence[TrialRecord]) -> Check | None:
         "From a seed follow the validation split, the order of the images, their augmentation, and the stream that the"
         " first weights are drawn from: chance that both runs of a pair have in common cancels in their difference."
         " Networks of unlike shapes draw unlike weights from the same stream, so part of it stays."
-        f" Checked in the records of {several(len(pairs), 'pair')}: seed, split seed, data fingerprint, training images."
+        f" Checked in the records of {several(len(pairs), 'pair')}: seed, split seed, data fingerprint and the number"
+        " of training images."
     )
     if unlike:
         keys = joined([str(after.params.get("key")) for _, after in unlike[:5]])
@@ -106,17 +108,38 @@ def _equal(a: Ablation) -> Check:
             'A difference may be one of size. equal = "params" in the study file solves the growth rate again, so that'
             " the variants are of one size.",
         )
+    known = [(variant.name, variant.residual) for variant in a.variants if variant.residual is not None]
+    others = [(name, miss) for name, miss in known if name != a.base]
+    if not others:
+        return Check("mind", f"Equal {a.equal} was asked for, and no residual was written down", "")
     tolerance = float(a.config.get("ablation", {}).get("tolerance", 0.01))
-    worst = max(a.variants, key=lambda variant: abs(variant.residual))
-    body = "\n".join(
-        f"{variant.name}: {100 * variant.residual:+.2f}% of the base's {a.equal}".replace("-", "\u2212")
-        for variant in a.variants
-        if variant.name != a.base
+    worst, most = max(others, key=lambda one: abs(one[1]))
+    what = "the base's estimated training time" if a.equal == "seconds" else f"the base's {a.equal}"
+    body = "\n".join(f"{name}: {_signed(miss)} of {what}" for name, miss in others)
+    if a.equal == "seconds":
+        body += f"\nThe epochs were chosen for equal time, so the variants have {between}."
+    line = f"Equal {a.equal}: the largest residual is {_signed(most)} ({worst})"
+    kept = abs(most) <= tolerance
+    return Check("fine" if kept else "mind", f"{line}, {'within' if kept else 'above'} {100 * tolerance:g}%", body)
+
+
+def _signed(share: float) -> str:
+    return f"{100 * share:+.2f}%".replace("-", "\u2212")
+
+
+def _aliases(a: Ablation) -> Check | None:
+    """What a fractional design can't tell apart."""
+    table = a.config.get("ablation", {})
+    if "relation" not in table:
+        return None
+    aliases = table.get("aliases") or []
+    lines = [str(one) for one in (aliases.values() if isinstance(aliases, dict) else aliases)]
+    return Check(
+        "mind",
+        f"A fraction of the factorial design, of resolution {table.get('resolution', 'unknown')}",
+        f"Defining relation: {table['relation']}. Effects that the fraction can't tell apart share a number:\n"
+        + "\n".join(lines),
     )
-    line = f"Equal {a.equal}: the largest residual is {100 * worst.residual:+.2f}%".replace("-", "\u2212")
-    kept = abs(worst.residual) <= tolerance
-    line += f" ({worst.name}), within {100 * tolerance:g}%" if kept else f" ({worst.name}), above {100 * tolerance:g}%"
-    return Check("fine" if kept else "mind", line, body)
 
 
 def _correction(a: Ablation) -> Check:
@@ -192,15 +215,17 @@ def _recipe(a: Ablation, records: Sequence[TrialRecord]) -> Check | None:
         return None
     keys = sorted({key for recipe in known for key in recipe})
     differ = [key for key in keys if len({repr(recipe.get(key)) for recipe in known}) > 1]
-    asked = {key for variant in a.variants for key in variant.changed}
-    extra = [key for key in differ if key not in asked]
+    asked = {key.removeprefix("recipe.") for variant in a.variants for key in variant.changed}
+    extra = [key for key in differ if key not in asked and (key, a.equal) != ("epochs", "seconds")]
     body = "The recipe was not tuned for each variant: another learning rate or more epochs may suit one better."
     if extra:
         return Check("mind", f"The recipes differ in {joined(extra)}, which is no factor of the study", body)
+    if differ == ["epochs"] and a.equal == "seconds":
+        return Check("fact", "One recipe but for its epochs, which were chosen for equal training time", body)
     if differ:
         return Check("fact", f"One recipe but for {joined(differ)}, as asked", body)
-    epochs = sorted({recipe.get("epochs") for recipe in known if recipe.get("epochs") is not None})
-    said = f", {several(int(epochs[0]), 'epoch')}" if len(epochs) == 1 else ""
+    epochs = {record.epochs_planned for record in records}
+    said = f", {several(epochs.pop(), 'epoch')}" if len(epochs) == 1 else ""
     return Check("fact", f"One recipe for all variants{said}", body)
 
 
@@ -232,7 +257,8 @@ def _left_out(a: Ablation, records: Sequence[TrialRecord]) -> Check:
     if base:
         seeds = f"seed{'s' * (len(base) > 1)} {joined(list(map(str, base)))}"
         body += f"\nWithout the base's run there is no pair of {seeds} in any comparison."
-    return Check("mind", f"{several(len(rows), 'run')} of {total} have no error, and their pairs are left out", body)
+    verb, their = ("has", "its pair is") if len(rows) == 1 else ("have", "their pairs are")
+    return Check("mind", f"{several(len(rows), 'run')} of {total} {verb} no error, and {their} left out", body)
 
 
 def _failures(records: Sequence[TrialRecord]) -> Check | None:

@@ -145,9 +145,9 @@ def _confounders(records: Sequence[TrialRecord]) -> tuple[str, str]:
 
 
 def _tuning(a: Ablation) -> str:
-    text = "The records hold the recipe, not how it was found."
-    if a.equal not in ("", "nothing", "none"):
-        text += f" The growth rates were solved for equal {a.equal}, without looking at an error."
+    text = "The records hold the recipe, not how it was found: say so where you report it."
+    if a.equal in ("params", "macs"):
+        text += f" The widths were solved for equal {a.equal}, without looking at an error."
     return text
 
 
@@ -180,5 +180,5 @@ def _details(a: Ablation, records: Sequence[TrialRecord]) -> tuple[str, str]:
         return NO, f"Missing in the records: {joined(missing)}."
     return (
         YES,
-        "Recipe, seeds, data fingerprint, host, device, threads and versions: see Do it again, and every record.",
+        "Recipe, seeds, data fingerprint, host, device, threads and versions: under Do it again, and in every record.",
     )
