@@ -54,7 +54,8 @@ def cell_means(values: pd.DataFrame, levels: Mapping[str, Mapping[str, Any]], al
                 found = _mean(values[cell].mean(axis=1, skipna=False).dropna().to_numpy(float), alpha)
                 where = {"x_factor": x, "x_level": a, "line_factor": line, "line_level": b}
                 rows.append(where | {key: found[key] for key in ("n", "mean", "low", "high")})
-    return pd.DataFrame(rows, columns=["x_factor", "x_level", "line_factor", "line_level", "n", "mean", "low", "high"])
+    columns = ["x_factor", "x_level", "line_factor", "line_level", "n", "mean", "low", "high"]
+    return pd.DataFrame(rows, columns=columns).astype({"x_level": object, "line_level": object})
 
 
 def _levels(levels: Mapping[str, Mapping[str, Any]], names: Sequence[str], factor: str) -> list[Any]:

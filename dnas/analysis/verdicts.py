@@ -15,7 +15,8 @@ def sentence(found: Comparison, effects: Effects) -> str:
         return f"Nothing can be said of {found.name}: no seed has all that it is compared from."
     text = _numbers(found, effects)
     if found.verdict == "too few seeds":
-        return f"Too few seeds to conclude: {needed(effects)}. {_subject(found, effects)[2]}: {text}."
+        against = f"{found.name} against {effects.base}" if found.kind == "variant" else found.name
+        return f"{against}: {text}. Nothing follows from it: {needed(effects)}."
     fewer, more, unknown = _subject(found, effects)
     if found.verdict in CONCLUDED:
         return f"{fewer if found.verdict == 'fewer errors' else more}: {text}."

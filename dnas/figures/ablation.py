@@ -256,7 +256,15 @@ def plot_interaction(cells: pd.DataFrame, effects: Effects) -> Figure:
             axes.set_xlim(-0.4, len(ticks) - 0.6)
             axes.set_xlabel(x)
             axes.grid(axis="x", visible=False)
-            axes.legend(loc="best", fontsize=8)
+            axes.legend(
+                loc="lower left",
+                bbox_to_anchor=(0, 1),
+                borderaxespad=0.3,
+                ncols=min(3, len(lines)),
+                fontsize=8,
+                handletextpad=0.2,
+                columnspacing=1,
+            )
         error_axis(panels[0], shown, label)
     return figure
 

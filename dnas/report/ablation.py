@@ -8,7 +8,7 @@ reports/<study>/table.md, .csv, .tex     the table; runs.csv: `dnas.runs.read_ru
 import base64
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from dnas import figures
 from dnas import wording as words
 from dnas.ablation.read import Ablation, read_ablation
 from dnas.analysis.curves import learning_curves
-from dnas.analysis.effects import Effects
+from dnas.analysis.effects import Comparison, Effects
 from dnas.analysis.variants import cell_means, curve_bands, over_seeds
 from dnas.analysis.verdicts import MEASURES, answer, level, sentence
 from dnas.arch import format_name
@@ -268,8 +268,8 @@ def _answer(page: Page) -> dict[str, Any]:
     return {
         "short": answer(e),
         "enough": e.can_conclude,
-        "sentences": [(c.name, c.verdict, sentence(c, e)) for c in order],
-        "terms": [(c.name, c.verdict, sentence(c, a.factorial)) for c in factorial] if a.factorial else [],
+        "sentences": _sentences(order, e),
+        "terms": _sentences(factorial, a.factorial) if a.factorial is not None else [],
         "base": a.base,
         "base_row": base,
         "network": next((format_name(v.spec) for v in a.variants if v.name == a.base), None),
@@ -285,6 +285,13 @@ def _answer(page: Page) -> dict[str, Any]:
             (key, ", ".join(map(str, some))) for key, some in a.config.get("ablation", {}).get("factors", {}).items()
         ],
     }
+
+
+def _sentences(comparisons: Sequence[Comparison], effects: Effects) -> list[tuple[str, str]]:
+    """(verdict, sentence) of each; none where no comparison has a pair yet, which the answer says."""
+    if not any(c.seeds for c in comparisons):
+        return []
+    return [(c.verdict if c.seeds else "no pair", sentence(c, effects)) for c in comparisons]
 
 
 def _table(page: Page) -> dict[str, Any]:
