@@ -147,21 +147,23 @@ def published_imagenet() -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Published:
-    """An error (fraction) that the paper's tables have for a network. schedule: what it was trained with."""
+    """An error (fraction) that the paper's tables have for a network. tag: the data set as the paper calls it, `C10+`;
+    schedule: what it was trained with."""
 
     table: str
+    tag: str
     data: str
     error: float
     schedule: str
 
 
-# A column of Table 2: data set, whether augmented, classes, and its epochs (section 4.2).
+# A column of Table 2: its name there, data set, its title, whether augmented, classes, and its epochs (section 4.2).
 _COLUMNS = {
-    "c10": ("cifar10", "CIFAR-10", False, 10, 300),
-    "c10_plus": ("cifar10", "CIFAR-10", True, 10, 300),
-    "c100": ("cifar100", "CIFAR-100", False, 100, 300),
-    "c100_plus": ("cifar100", "CIFAR-100", True, 100, 300),
-    "svhn": ("svhn", "SVHN", False, 10, 40),
+    "c10": ("C10", "cifar10", "CIFAR-10", False, 10, 300),
+    "c10_plus": ("C10+", "cifar10", "CIFAR-10", True, 10, 300),
+    "c100": ("C100", "cifar100", "CIFAR-100", False, 100, 300),
+    "c100_plus": ("C100+", "cifar100", "CIFAR-100", True, 100, 300),
+    "svhn": ("SVHN", "svhn", "SVHN", False, 10, 40),
 }
 
 
@@ -173,7 +175,13 @@ def published_for(spec: Spec, dataset: str) -> tuple[Published, ...]:
     plain = replace(spec, dropout=0.0)
     if plain.stem == "imagenet":
         found = [
-            Published("Table 3", "ImageNet, single crop", round(row["top1_single_crop"] / 100, 6), "90 epochs")
+            Published(
+                "Table 3",
+                "ImageNet",
+                "ImageNet, top-1 of a single crop",
+                round(row["top1_single_crop"] / 100, 6),
+                "90 epochs",
+            )
             for row in _read("table3_imagenet.csv").to_dict("records")
             if parse_name(row["model"].lower().replace("-", "")).digest == plain.digest
         ]
@@ -187,12 +195,12 @@ def published_for(spec: Spec, dataset: str) -> tuple[Published, ...]:
         same = parse_name(f"{kind}:L={int(row['depth'])},k={k},classes={plain.classes}")
         if same.digest != plain.digest:
             continue
-        for column, (name, title, augmented, classes, epochs) in _COLUMNS.items():
+        for column, (tag, name, title, augmented, classes, epochs) in _COLUMNS.items():
             wanted = dataset == name if dataset in _TABLE_2 else True
             if wanted and classes == plain.classes and math.isfinite(row[column]):
                 how = f"{epochs} epochs, " + ("no dropout" if augmented else "dropout 0.2")
                 data = f"{title} with shifts and flips" if augmented else f"{title} without augmentation"
-                found.append(Published("Table 2", data, round(row[column] / 100, 6), how))
+                found.append(Published("Table 2", tag, data, round(row[column] / 100, 6), how))
     return tuple(found)
 
 

@@ -16,7 +16,9 @@ def sentence(found: Comparison, effects: Effects) -> str:
     text = _numbers(found, effects)
     if found.verdict == "too few seeds":
         against = f"{found.name} against {effects.base}" if found.kind == "variant" else found.name
-        return f"{against}: {text}. Nothing follows from it: {needed(effects)}."
+        own = len(found.seeds) < effects.pairs_needed
+        there = f"it has {len(found.seeds)}" if own else f"the comparison with the fewest has {effects.pairs}"
+        return f"{against}: {text}. Nothing follows from it: {_law(effects)}, and {there}."
     fewer, more, unknown = _subject(found, effects)
     if found.verdict in CONCLUDED:
         return f"{fewer if found.verdict == 'fewer errors' else more}: {text}."
@@ -60,11 +62,13 @@ def _numbers(found: Comparison, effects: Effects) -> str:
     text = f"{points(found.mean)} percentage points of {MEASURES[effects.measure]}, "
     if len(found.seeds) == 1:
         return text + "of one pair, which has no interval"
-    text += (
-        f"the mean of {several(len(found.seeds), 'pair')} ({interval_words(found, effects)}; {p_value(found.p_holm)}"
-    )
+    text += f"the mean of {several(len(found.seeds), 'pair')} ({interval_words(found, effects)}"
+    if found.verdict == "too few seeds":  # its p could not have been small, whatever the differences
+        return text + ")"
     number = len(effects.comparisons)
-    return text + (f" after Holm's correction for {number} comparisons)" if number > 1 else ")")
+    return f"{text}; {p_value(found.p_holm)}" + (
+        f" after Holm's correction for {number} comparisons)" if number > 1 else ")"
+    )
 
 
 def interval_words(found: Comparison, effects: Effects) -> str:
@@ -79,9 +83,12 @@ def level(effects: Effects) -> str:
 
 def needed(effects: Effects) -> str:
     """3 comparisons need 7 pairs at 5%, and there are 4"""
-    number = len(effects.comparisons)
-    need = f"{several(number, 'comparison')} need{'s' if number == 1 else ''} {several(effects.pairs_needed, 'pair')}"
-    return f"{need} at {100 * effects.alpha:.3g}%, and there {'is' if effects.pairs == 1 else 'are'} {effects.pairs}"
+    return f"{_law(effects)}, and there {'is' if effects.pairs == 1 else 'are'} {effects.pairs}"
+
+
+def _law(effects: Effects) -> str:
+    number, pairs = len(effects.comparisons), several(effects.pairs_needed, "pair")
+    return f"{several(number, 'comparison')} need{'s' if number == 1 else ''} {pairs} at {100 * effects.alpha:.3g}%"
 
 
 def answer(effects: Effects, sizes: bool = True) -> str:
@@ -101,10 +108,14 @@ def answer(effects: Effects, sizes: bool = True) -> str:
             parts.append(f"{joined(some)} {'make' if len(some) > 1 else 'makes'} {verdict}")
     unknown = joined([c.name for c in effects.comparisons if c.verdict not in CONCLUDED] or [""])
     if found[0].kind != "variant":
-        parts = [joined([f"{c.name} ({points(c.mean)})" if sizes else c.name for c in found if c.verdict in CONCLUDED])]
+        parts = [
+            joined(
+                [f"{c.name} ({points(c.mean)} points)" if sizes else c.name for c in found if c.verdict in CONCLUDED]
+            )
+        ]
         if not parts[0]:
             return "No effect can be told from zero"
-        return f"Told from zero: {parts[0]}" + (f"; not {unknown}" if unknown else "")
+        return f"Told from zero: {parts[0]}"
     if not parts:
         return f"{unknown} can't be told from {effects.base}"
     return f"{joined(parts)} than {effects.base}" + (f"; of {unknown} this study can't tell" if unknown else "")

@@ -231,6 +231,15 @@ PICTURES: dict[str, Callable[[Page], Picture]] = {
 }
 
 
+def draw_one(name: str, study: str | Path, out: Path) -> str:
+    """Draws the picture `name` of an ablation into the file `out`; its title."""
+    figures.check_format(out)
+    a = read_ablation(study)
+    picture = PICTURES[name](Page(a, a.folder.records(), learning_curves(a.folder), out.parent))
+    figures.save(picture.figure, out)
+    return figures.title(picture.figure)
+
+
 # --- words --------------------------------------------------------------------------------------------------------
 
 

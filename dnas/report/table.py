@@ -89,9 +89,10 @@ def caption(a: Ablation) -> str:
     text = f"{d.get('title', 'unknown data')}: {MEASURES[e.measure]} in percent{images}, mean ± standard deviation over"
     text += f" the runs; difference from {a.base} in percentage points over pairs of one seed, with its {level(e)} t"
     text += f" interval; p of the exact sign-flip test, after Holm over {several(len(e.comparisons), 'comparison')}."
-    if e.can_conclude:
-        return text + f" * p ≤ {e.alpha:g}."
-    return text + " Too few seeds to conclude anything from: no star can be earned."
+    text += f" * p ≤ {e.alpha:g}." if e.can_conclude else " There are too few seeds for any conclusion."
+    if any(row.published for row in table_rows(a)):
+        text += " Published: test errors in percent as printed by Huang et al. (2017), of one run each."
+    return text
 
 
 HEADS = ("variant", "changed", "params", "macs", "error (%)", "n", "difference", "interval", "p", "verdict")
@@ -133,7 +134,7 @@ def written_cells(row: Row, names: Sequence[str]) -> list[str]:
 
 
 def published_words(found: Sequence[Published]) -> str:
-    return "; ".join(f"{100 * one.error:.2f} ({one.data}, test error, {one.table})" for one in found) or "–"
+    return ", ".join(f"{100 * one.error:.2f} ({one.tag})" for one in found) or "–"
 
 
 def to_csv(rows: Sequence[Row]) -> str:
