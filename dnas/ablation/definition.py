@@ -171,21 +171,25 @@ class _Reader:
         tolerance = self._value("tolerance", 0.01, float, lambda v: 0 <= v < 1, "`0 <= tolerance < 1` must hold")
         alpha = self._value("alpha", 0.05, float, lambda v: 0 < v < 1, "`0 < alpha < 1` must hold")
         seeds = self._seeds()
+        said = len(problems)  # what follows depends on nothing above
         self._read_data()
         base_name = self._read_base()
-        base = self._base_spec()
+        if len(problems) == said:
+            self._settle_dropout()
         levels: dict[str, tuple[Any, ...]] = {}
         fraction: Fraction | None = None
+        named: dict[str, dict[str, Any]] = {}
         variants: tuple[Variant, ...] = ()
-        if not problems and base is not None:
-            listed = self._listed() if design == "list" else None
-            levels = self._levels(equal) if listed is None else {}
-            if not problems:
-                fraction = self._fraction(levels) if design == "fractional" else None
-            if not problems:
-                named = listed or self._name(design, levels, fraction, base_name)
-                if not problems:
-                    variants = self._variants({base_name: {}, **named} if listed else named, equal, tolerance)
+        if len(problems) == said and design == "list":
+            named = {base_name: {}, **self._listed(base_name, equal)}
+        elif len(problems) == said:
+            levels = self._levels(equal)
+            if len(problems) == said and design == "fractional":
+                fraction = self._fraction(levels)
+            if len(problems) == said:
+                named = self._name(design, levels, fraction, base_name)
+        if len(problems) == said:
+            variants = self._variants(named, equal, tolerance)
         if problems:
             raise several_problems(where, problems)
         title = next((line.lstrip("# ").strip() for line in text.splitlines() if line.startswith("#")), name)
@@ -258,9 +262,10 @@ class _Reader:
         check_keys(table, RECIPE_KEYS, "[recipe] ", self.problems)
         epochs = self.overrides.get("epochs")
         self.recipe = {"name": "fast"} | table | ({"epochs": epochs} if epochs else {})
-        if self.info is not None and not self.problems:
+        if self.info is not None:
             self._try("[data] ", lambda: self._data({}))
-            self._try("[recipe] ", lambda: self._recipe({}))
+            if self.recipe.keys() <= RECIPE_KEYS:
+                self._try("[recipe] ", lambda: self._recipe({}))
 
     def _try(self, where: str, make: Callable[[], Any]) -> Any:
         """What `make` gives, or None where it is a problem."""
@@ -294,7 +299,7 @@ class _Reader:
         for key in table:
             self._check_field(key, "[base] ")
         own = {key: _frozen(value) for key, value in table.items()}
-        if not self.problems:
+        if own.keys() <= self.family.fields:
             self.fields = self._try("[base] ", lambda: _changed(self.fields, own, self.family)) or {}
         return name
 
@@ -310,14 +315,12 @@ class _Reader:
             return False
         return True
 
-    def _base_spec(self) -> Spec | None:
-        if self.problems or self.info is None:
-            return None
+    def _settle_dropout(self) -> None:
+        """Without augmentation a base that states no dropout has the recipe's, and so have all variants."""
         if "dropout" in self.family.fields and "dropout" not in self.fields:
             augmented = self._data({})["augmentation"] != "none"
             self.fields["dropout"] = 0.0 if augmented else self._recipe({}).dropout_without_augmentation
-        spec = self._try("[base] ", lambda: self._spec({}))
-        return spec if not self.problems else None
+        self._try("[base] ", lambda: self._spec({}))
 
     # --- one variant ----------------------------------------------------------------------------------------------
 
@@ -448,7 +451,7 @@ class _Reader:
             return False
         return True
 
-    def _listed(self) -> dict[str, dict[str, Any]]:
+    def _listed(self, base: str, equal: str) -> dict[str, dict[str, Any]]:
         """Name -> changes of each of [[variants]]."""
         if "factors" in self.content:
             self.problems.append("[factors] goes with the other designs; a list has [[variants]].")
@@ -456,7 +459,6 @@ class _Reader:
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries) or not entries:
             self.problems.append("variants must be an array of at least one table: [[variants]].")
             return {}
-        base = str(self._table("base").get("name", BASE))
         found: dict[str, dict[str, Any]] = {}
         for number, entry in enumerate(entries, 1):
             name = entry.get("name")
@@ -471,7 +473,6 @@ class _Reader:
             where = f"[[variants]] {name}: "
             if not changes:
                 self.problems.append(where + "it changes nothing; say what differs from the base.")
-            equal = str(self.content.get("equal", "nothing"))
             if all(self._check_factor(key, where + f"{key}: ", equal) for key in changes):
                 self._try(where, partial(self._identity, changes))
             found[name] = changes
@@ -479,7 +480,10 @@ class _Reader:
 
     def _fraction(self, levels: Mapping[str, tuple[Any, ...]]) -> Fraction | None:
         share, generators = self.content.get("fraction"), self.content.get("generators")
-        if self._try("design: ", lambda: check_two_levels(levels)) is None and self.problems:
+        try:
+            check_two_levels(levels)
+        except InputError as error:
+            self.problems.append(f"design: {error}")
             return None
         if generators is not None:
             if share is not None:
