@@ -2,11 +2,9 @@
 
 import csv
 import io
-import json
+import math
 import re
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -130,12 +128,12 @@ def test_too_few_seeds_promise_nothing() -> None:
         "BC against plain: −2.00 percentage points of validation error, the mean of 3 pairs (95% interval −4.00 to"
         " 0.00). Nothing follows from it: 3 comparisons need 7 pairs at 5%, and it has 3."
     )
-    one = comparison("too few seeds", -0.02, (NAN, NAN), 1.0, seeds=(4,), differences=(-0.02,))
+    one = comparison("too few seeds", -0.02, (-math.inf, math.inf), 1.0, seeds=(4,), differences=(-0.02,))
     assert said(one, pairs=1, of=1) == (
         "BC against plain: −2.00 percentage points of validation error, of one pair, which has no interval. Nothing"
         " follows from it: 1 comparison needs 7 pairs at 5%, and it has 1."
     )
-    none = comparison("too few seeds", NAN, (NAN, NAN), NAN, seeds=(), differences=())
+    none = comparison("too few seeds", NAN, (-math.inf, math.inf), 1.0, seeds=(), differences=())
     assert said(none, pairs=0) == "Nothing can be said of BC: no seed has all that it is compared from."
 
 
@@ -451,7 +449,7 @@ def test_the_tables_on_the_page_are_those_beside_it(page: Page, study: StudyFold
 
 
 def test_published_errors_are_of_the_same_network_alone() -> None:
-    found = published_for(parse_name("densenet:L=40,k=12,drop=0.2"), "cifar10")
+    found = published_for(parse_name("densenet:L=40,k=12,dropout=0.2"), "cifar10")
     assert [(one.tag, one.error) for one in found] == [("C10", 0.07), ("C10+", 0.0524)]
     assert found[1].schedule == "300 epochs, no dropout"
     hundred = published_for(parse_name("densenet-bc:L=100,k=12,classes=100"), "cifar100")
@@ -522,16 +520,6 @@ def test_a_watched_ablation_is_written_again_until_it_is_over(
     text = (tmp_path / "out" / "index.html").read_text()
     assert "marked running" not in text
     assert "http-equiv" not in text
-
-
-def test_reading_needs_neither_torch_nor_optuna(study: StudyFolder, tmp_path: Path) -> None:
-    code = (
-        "import sys, json; from dnas.report import write_report;"
-        f"write_report({str(study.path)!r}, __import__('pathlib').Path({str(tmp_path)!r}));"
-        "print(json.dumps([name for name in ('torch', 'optuna', 'ray') if name in sys.modules]))"
-    )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(found.stdout) == []
 
 
 # --- in a browser -------------------------------------------------------------------------------------------------

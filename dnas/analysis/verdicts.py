@@ -16,16 +16,17 @@ def sentence(found: Comparison, effects: Effects) -> str:
     text = _numbers(found, effects)
     if found.verdict == "too few seeds":
         against = f"{found.name} against {effects.base}" if found.kind == "variant" else found.name
-        own = len(found.seeds) < effects.pairs_needed
-        there = f"it has {len(found.seeds)}" if own else f"the comparison with the fewest has {effects.pairs}"
-        return f"{against}: {text}. Nothing follows from it: {_law(effects)}, and {there}."
+        return f"{against}: {text}. Nothing follows from it: {_law(effects)}, and it has {len(found.seeds)}."
     fewer, more, unknown = _subject(found, effects)
+    also = (
+        f" In this fraction of the design it can't be told from {joined(list(found.aliases))}." if found.aliases else ""
+    )
     if found.verdict in CONCLUDED:
-        return f"{fewer if found.verdict == 'fewer errors' else more}: {text}."
-    said = f"{unknown}: {text}."
+        return f"{fewer if found.verdict == 'fewer errors' else more}: {text}.{also}"
+    said = f"{unknown}: {text}.{also}"
     if not any(found.differences):
         return f"{said} No pair differed."
-    low, high = found.t_interval
+    low, high = found.interval
     if low > 0 or high < 0:
         said += " The interval is of this comparison alone; after correction for all of them it is no evidence."
     if math.isfinite(found.detectable):
@@ -72,8 +73,9 @@ def _numbers(found: Comparison, effects: Effects) -> str:
 
 
 def interval_words(found: Comparison, effects: Effects) -> str:
-    low, high = found.t_interval
-    return f"{level(effects)} interval {points(low)} to {points(high)}"
+    """Of a race: the interval that holds although seeds were added until it was decided."""
+    low, high = (points(end) if math.isfinite(end) else ("−∞" if end < 0 else "+∞") for end in found.interval)
+    return f"{level(effects)} interval {'of the race ' if found.race_interval else ''}{low} to {high}"
 
 
 def level(effects: Effects) -> str:
@@ -82,8 +84,11 @@ def level(effects: Effects) -> str:
 
 
 def needed(effects: Effects) -> str:
-    """3 comparisons need 7 pairs at 5%, and there are 4"""
-    return f"{_law(effects)}, and there {'is' if effects.pairs == 1 else 'are'} {effects.pairs}"
+    """3 comparisons need 7 pairs at 5%, and there are 4; where they have different numbers: 4 to 6."""
+    counts = [len(found.seeds) for found in effects.comparisons] or [0]
+    least, most = min(counts), max(counts)
+    there = str(least) if least == most else f"{least} to {most}"
+    return f"{_law(effects)}, and there {'is' if there == '1' else 'are'} {there}"
 
 
 def _law(effects: Effects) -> str:

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from dnas.analysis.effects import Comparison, Effects
+from dnas.analysis.effects import Comparison, Effects, SeedNoise
 from dnas.analysis.verdicts import level, short
 from dnas.errors import InputError
 from dnas.figures.style import (
@@ -48,9 +48,9 @@ _LABELS = {
 PANEL_COLUMNS = 4
 
 
-def plot_forest(effects: Effects) -> Figure:
-    """A row a comparison, the lowest difference on top: each pair, the mean with its t interval, and the bootstrap's
-    below it; the base is the zero line, and the band its standard deviation over seeds."""
+def plot_forest(effects: Effects, noise: SeedNoise | None = None) -> Figure:
+    """A row a comparison, the lowest difference on top: each pair, the mean with its interval, and the bootstrap's
+    below it; the base is the zero line. noise: of the base, drawn as a band."""
     rows = sorted((c for c in effects.comparisons if c.seeds), key=lambda c: c.mean)
     if not rows:
         raise InputError("a forest plot needs a seed that the base and another variant have both finished.")
@@ -58,10 +58,11 @@ def plot_forest(effects: Effects) -> Figure:
         figure = canvas(1.55 + 0.44 * len(rows), short(effects))
         axes = figure.add_subplot()
         handles: list = []
-        if math.isfinite(effects.noise) and effects.noise > 0:
-            noise = 100 * effects.noise
-            axes.axvspan(-noise, noise, color=INK, alpha=0.06, lw=0, zorder=0, gid="noise")
-            text = f"± one standard deviation of {effects.base} over seeds ({noise:.2f} points)"
+        if noise is not None and noise.band > 0:
+            band = 100 * noise.band
+            axes.axvspan(-band, band, color=INK, alpha=0.06, lw=0, zorder=0, gid="noise")
+            what = several(noise.pairs, "unpaired difference")
+            text = f"where {level(effects)} of means of {what} of {effects.base} fall"
             handles.append(Patch(color=INK, alpha=0.1, lw=0, label=text))
         axes.axvline(0, color=INK, lw=1.3, zorder=1, gid="base")
         for y, found in enumerate(rows):
@@ -91,8 +92,9 @@ def plot_forest(effects: Effects) -> Figure:
         beside = f" from {effects.base}" if rows[0].kind == "variant" else ""
         measure = _LABELS[effects.measure].removesuffix(" (%)")
         axes.set_xlabel(f"difference in {measure}{beside} (percentage points; left of 0: fewer errors)")
+        kind = "" if any(c.race_interval for c in rows) else "t "
         handles += [
-            Line2D([], [], color=QUIET, lw=2, marker="o", ms=6, label=f"mean and {level(effects)} t interval"),
+            Line2D([], [], color=QUIET, lw=2, marker="o", ms=6, label=f"mean and {level(effects)} {kind}interval"),
             Line2D([], [], color=QUIET, lw=1, marker="|", ms=5, label="bootstrap interval"),
             Line2D([], [], color=QUIET, ls="none", marker="o", ms=3.5, alpha=0.45, label="a pair"),
         ]
@@ -113,8 +115,8 @@ def _row(axes: Axes, y: int, found: Comparison) -> None:
         zorder=3,
         gid=f"pairs-{y}",
     )
-    low, high = (100 * end for end in found.t_interval)
-    if math.isfinite(low):
+    low, high = (100 * end for end in found.interval)
+    if math.isfinite(low) and math.isfinite(high):
         axes.plot([low, high], [y, y], color=colour, lw=2.4, solid_capstyle="butt", zorder=3, gid=f"interval-{y}")
     low, high = (100 * end for end in found.bootstrap_interval)
     if math.isfinite(low):

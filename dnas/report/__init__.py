@@ -15,14 +15,13 @@ from pathlib import Path
 from dnas import figures
 from dnas.files import write_atomic
 from dnas.report import compare, sections
-from dnas.report.ablation import write_ablation
 from dnas.report.checks import checks
 from dnas.report.drawings import PICTURES, draw_all, inline_svg
 from dnas.report.pages import template
 from dnas.report.study import NAMES, read_for_report
 from dnas.study import find_study
 
-__all__ = ["PICTURES", "inline_svg", "watch_report", "write_ablation", "write_comparison", "write_report"]
+__all__ = ["PICTURES", "inline_svg", "watch_report", "write_comparison", "write_report"]
 
 MATTERED = ("best_so_far", "importance", "slices", "parallel", "distribution", "timeline")
 WATCH_SECONDS = 15  # between two writings of a page that is watched
@@ -35,6 +34,8 @@ def write_report(study: str | Path, out: Path | None = None, refresh: float | No
     An ablation's page is `dnas.report.ablation`'s. refresh: seconds after which a browser loads the page again.
     """
     if "ablation" in find_study(study).config():
+        from dnas.report.ablation import write_ablation  # which reads its study with torch
+
         return write_ablation(study, out, refresh)
     s = read_for_report(study, out)
     s.out.mkdir(parents=True, exist_ok=True)

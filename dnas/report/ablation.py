@@ -21,7 +21,7 @@ from dnas import figures
 from dnas import wording as words
 from dnas.ablation.read import Ablation, read_ablation
 from dnas.analysis.curves import learning_curves
-from dnas.analysis.effects import Comparison, Effects
+from dnas.analysis.effects import Comparison, Effects, seed_noise
 from dnas.analysis.variants import cell_means, curve_bands, over_seeds
 from dnas.analysis.verdicts import MEASURES, answer, level, sentence
 from dnas.arch import format_name
@@ -117,7 +117,7 @@ def _draw_all(page: Page) -> None:
 def _numbers(effects: Effects) -> pd.DataFrame:
     rows = []
     for c in effects.comparisons:
-        low, high = c.t_interval
+        low, high = c.interval
         bottom, top = c.bootstrap_interval
         rows.append(
             {
@@ -125,8 +125,8 @@ def _numbers(effects: Effects) -> pd.DataFrame:
                 "kind": c.kind,
                 "pairs": len(c.seeds),
                 "mean": c.mean,
-                "t_low": low,
-                "t_high": high,
+                "low": low,
+                "high": high,
                 "bootstrap_low": bottom,
                 "bootstrap_high": top,
                 "p": c.p,
@@ -143,11 +143,12 @@ def _numbers(effects: Effects) -> pd.DataFrame:
 def _forest(page: Page) -> Picture:
     e = page.effects
     return Picture(
-        figures.plot_forest(e),
+        figures.plot_forest(e, seed_noise(page.ablation.values[e.base], max(1, e.pairs), e.alpha)),
         _numbers(e),
         f"Difference of each variant from {e.base} within a seed, the lowest on top. Small marks: the pairs; line: the"
-        f" {level(e)} t interval of the mean; below it that of a bootstrap of the pairs. Filled marks are findings"
-        " after Holm's correction; hollow ones can't be told from zero.",
+        f" {level(e)} interval of the mean; below it that of a bootstrap of the pairs. Filled marks are findings"
+        " after Holm's correction; hollow ones can't be told from zero. The band is what the seed alone does: means of"
+        " as many differences of two runs of the base from unlike seeds. Pairing is why an interval can be narrower.",
     )
 
 

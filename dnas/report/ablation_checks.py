@@ -33,13 +33,13 @@ def checks(a: Ablation, records: Sequence[TrialRecord]) -> list[Check]:
 
 def _seeds(a: Ablation) -> Check:
     e = a.effects
-    least = 2.0 ** (1 - e.pairs) if e.pairs else 1.0
-    number = len(e.comparisons)
+    number, pairs = len(e.comparisons), max((len(found.seeds) for found in e.comparisons), default=0)
+    least = 2.0 ** (1 - pairs)
     body = (
-        f"With {several(e.pairs, 'pair')} the smallest p that the exact test can give is 2^(1−{e.pairs}) = {least:.3g},"
-        f" and Holm's correction multiplies the smallest of {several(number, 'comparison')} by {number}:"
+        f"With {several(pairs, 'pair')} the smallest p that the exact test can give is 2^(1−{pairs}) = {least:.3g}, and"
+        f" Holm's correction multiplies the smallest of {several(number, 'comparison')} by {number}:"
         f" {min(1.0, number * least):.3g}, which must not be above {e.alpha:g}."
-        if e.pairs
+        if pairs
         else "No seed is complete in the base and in another variant yet."
     )
     wanted = a.config.get("ablation", {}).get("seeds")
@@ -50,7 +50,7 @@ def _seeds(a: Ablation) -> Check:
             " of a fixed number of seeds; where the two disagree, the rule's decision counts."
         )
     for found in e.comparisons:
-        if found.seeds and math.isfinite(found.detectable) and any(found.differences):
+        if math.isfinite(found.detectable):
             body += (
                 f"\n{found.name}: its {several(len(found.seeds), 'pair')} find a difference of"
                 f" {100 * found.detectable:.2f} points four times in five."

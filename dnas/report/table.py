@@ -63,7 +63,7 @@ def table_rows(a: Ablation) -> list[Row]:
                     **vars(row),
                     "pairs": len(c.seeds),
                     "difference": c.mean,
-                    "interval": c.t_interval if math.isfinite(c.t_interval[0]) else None,
+                    "interval": c.interval if all(map(math.isfinite, c.interval)) else None,
                     "p": c.p_holm if len(c.seeds) > 1 else None,
                     "effect_size": _known(c.effect_size),
                     "verdict": c.verdict,
@@ -87,7 +87,10 @@ def caption(a: Ablation) -> str:
     size = d.get("val_size" if e.measure == "val_error" else "test_size")
     images = f" ({size:,} images)" if isinstance(size, int) else ""
     text = f"{d.get('title', 'unknown data')}: {MEASURES[e.measure]} in percent{images}, mean ± standard deviation over"
-    text += f" the runs; difference from {a.base} in percentage points over pairs of one seed, with its {level(e)} t"
+    kind = "" if any(c.race_interval for c in e.comparisons) else " t"
+    text += (
+        f" the runs; difference from {a.base} in percentage points over pairs of one seed, with its {level(e)}{kind}"
+    )
     text += f" interval; p of the exact sign-flip test, after Holm over {several(len(e.comparisons), 'comparison')}."
     text += f" * p ≤ {e.alpha:g}." if e.can_conclude else " There are too few seeds for any conclusion."
     if any(row.published for row in table_rows(a)):
@@ -161,7 +164,7 @@ def to_csv(rows: Sequence[Row]) -> str:
                 "published": published_words(row.published) if row.published else None,
             }
         )
-    return pd.DataFrame(found).to_csv(index=False)
+    return pd.DataFrame(found).astype({"pairs": "Int64"}).to_csv(index=False)
 
 
 def to_markdown(rows: Sequence[Row], text: str) -> str:
