@@ -96,10 +96,10 @@ def _law(effects: Effects) -> str:
     return f"{several(number, 'comparison')} need{'s' if number == 1 else ''} {pairs} at {100 * effects.alpha:.3g}%"
 
 
-def answer(effects: Effects, sizes: bool = True) -> str:
+def answer(effects: Effects, sizes: bool = True, untold: bool = True) -> str:
     """All comparisons in one sentence: who makes fewer errors, who more, and who can't be told from the base.
 
-    sizes: with the mean differences.
+    sizes: with the mean differences. untold: beside findings, with what can't be told.
     """
     found = sorted((c for c in effects.comparisons if c.seeds), key=lambda c: c.mean)
     if not found:
@@ -123,12 +123,13 @@ def answer(effects: Effects, sizes: bool = True) -> str:
         return f"Told from zero: {parts[0]}"
     if not parts:
         return f"{unknown} can't be told from {effects.base}"
-    return f"{joined(parts)} than {effects.base}" + (f"; of {unknown} this study can't tell" if unknown else "")
+    rest = f"; of {unknown} this study can't tell" if unknown and untold else ""
+    return f"{joined(parts)} than {effects.base}{rest}"
 
 
 def short(effects: Effects, letters: int = 88) -> str:
-    """`answer`, or where it is too long for a title that without sizes, or only how many there are of each."""
-    for text in (answer(effects), answer(effects, sizes=False)):
+    """`answer`, or where it is too long for a title less of it, or only how many there are of each."""
+    for text in (answer(effects), answer(effects, sizes=False), answer(effects, untold=False)):
         if len(text) <= letters:
             return text
     count = {verdict: sum(c.verdict == verdict for c in effects.comparisons) for verdict in CONCLUDED}

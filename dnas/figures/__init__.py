@@ -4,6 +4,7 @@ Titles state what the numbers say; errors are fractions in, percent on the axes.
 """
 
 from dnas.figures.ablation import (
+    HELD,
     plot_curves_of_variants,
     plot_forest,
     plot_interaction,
@@ -31,6 +32,7 @@ __all__ = [
     "COLOURS",
     "FORMATS",
     "GREY",
+    "HELD",
     "check_format",
     "plot_attainment",
     "plot_best_so_far",

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.transforms import Bbox
 
 from dnas.analysis.effects import Comparison, Effects, SeedNoise
 from dnas.analysis.verdicts import level, short
@@ -46,6 +47,8 @@ _LABELS = {
     "test_error": "test error (%)",
 }
 PANEL_COLUMNS = 4
+# What can be held equal, and what its residual is of.
+HELD = {"params": "params", "macs": "multiply-adds", "seconds": "training time, as estimated,"}
 
 
 def plot_forest(effects: Effects, noise: SeedNoise | None = None) -> Figure:
@@ -152,11 +155,10 @@ def plot_slopes(values: pd.DataFrame, effects: Effects) -> Figure:
     base, rows = effects.base, sorted((c for c in effects.comparisons if c.seeds), key=lambda c: c.mean)
     if not rows:
         raise InputError("slopes need a seed that the base and another variant have both finished.")
-    fewest = max(rows, key=lambda c: sum(d < 0 for d in c.differences) / len(c.seeds))
-    below = sum(d < 0 for d in fewest.differences)
-    title = f"{fewest.name} makes fewer errors than {base} from {below} of {several(len(fewest.seeds), 'seed')}"
-    if not below:
-        title = f"From no seed does a variant make fewer errors than {base}"
+    fewer, more = ({c.name: sum(way * d > 0 for d in c.differences) for c in rows} for way in (-1, 1))
+    clear = max(rows, key=lambda c: max(fewer[c.name], more[c.name]) / len(c.seeds))
+    count, word = max((fewer[clear.name], "fewer"), (more[clear.name], "more"))
+    title = f"{clear.name} makes {word} errors than {base} from {count} of {several(len(clear.seeds), 'seed')}"
     label = _LABELS[effects.measure]
     with styled():
         figure, panels = _panels(len(rows), title, 2.9)
@@ -183,9 +185,8 @@ def plot_slopes(values: pd.DataFrame, effects: Effects) -> Figure:
             ]
             figure.hover[gid] = told * 2
             axes.plot([0, 1], pairs.mean(axis=0), color=INK, lw=2.4, zorder=4, gid=f"mean-{index}")
-            fewer, more = int((signs < 0).sum()), int((signs > 0).sum())
-            same = len(pairs) - fewer - more
-            text = f"{fewer} fewer, {more} more" + (f", {same} equal" if same else "")
+            same = len(pairs) - fewer[found.name] - more[found.name]
+            text = f"{fewer[found.name]} fewer, {more[found.name]} more" + (f", {same} equal" if same else "")
             axes.set_title(text, fontsize=8.5, color=QUIET)
             axes.set_xticks([0, 1], [textwrap.fill(base, 14), textwrap.fill(found.name, 14)])
             axes.set_xlim(-0.25, 1.25)
@@ -272,50 +273,55 @@ def plot_interaction(cells: pd.DataFrame, effects: Effects) -> Figure:
 
 
 def plot_variants(rows: pd.DataFrame, effects: Effects, equal: str = "nothing", tolerance: float = 0.01) -> Figure:
-    """The mean error of each variant, with its range over seeds, against params and against multiply-adds; where one of
-    them was to be held equal, beside them by how much each variant misses the base's.
+    """The mean error of each variant, with its range over seeds, against params and against multiply-adds. In place of
+    what was to be held equal, by how much each variant misses it: against that nothing could be seen.
 
-    rows: variant, params, macs, n, mean, least, most, residual (of what is held equal; else of params), as fractions.
+    rows: variant, params, macs, n, mean, least, most, residual (of what is held equal), as fractions.
     """
     known = rows[rows["n"] > 0]
     if known.empty:
         raise InputError("error against cost needs a complete run.")
     verdicts = {c.name: c.verdict for c in effects.comparisons}
     colours = {name: VERDICTS.get(verdicts.get(name, ""), INK) for name in rows["variant"]}
-    held = equal in ("params", "macs")
+    held = equal in HELD and bool(rows["residual"].notna().all())
+    costs = {name: said for name, said in (("params", params), ("macs", macs)) if name != equal or not held}
     first = known.loc[known["mean"].idxmin()]
-    size = params(first["params"])
-    title = f"Lowest mean error: {percent(first['mean'])}, {first['variant']} with {size} params"
+    title = f"Lowest mean error: {percent(first['mean'])}, {first['variant']} with {params(first['params'])} params"
     with styled():
         figure = canvas(3.6, title)
-        grid = figure.add_gridspec(1, 3 if held else 2, width_ratios=(1, 1, 0.75) if held else (1, 1))
-        panels = [figure.add_subplot(grid[0, 0])]
-        panels.append(figure.add_subplot(grid[0, 1], sharey=panels[0]))
-        for axes, (column, said) in zip(panels, (("params", params), ("macs", macs)), strict=False):
+        grid = figure.add_gridspec(1, len(costs) + held)
+        panels: list[Axes] = []
+        for place, (column, said) in enumerate(costs.items()):
+            axes = figure.add_subplot(grid[0, place], sharey=panels[0] if panels else None)
+            panels.append(axes)
             x = known[column].to_numpy(float)
             gid = f"variants-{column}"
-            for place, row in zip(x, known.to_dict("records"), strict=True):
-                axes.plot([place] * 2, [row["least"], row["most"]], color=colours[row["variant"]], lw=1.2, alpha=0.6)
-            axes.scatter(x, known["mean"], s=42, color=[colours[n] for n in known["variant"]], zorder=3, gid=gid)
+            tones = [colours[name] for name in known["variant"]]
+            axes.vlines(x, known["least"], known["most"], color=tones, lw=1.2, alpha=0.6)
+            axes.scatter(x, known["mean"], s=42, color=tones, zorder=3, gid=gid)
             figure.hover[gid] = [
                 f"{row['variant']}: {percent(row['mean'])} (n = {row['n']}), {said(row[column])} {column}"
                 for row in known.to_dict("records")
             ]
-            if equal == column:
-                centre = float(rows.loc[rows["variant"] == effects.base, column].iloc[0])
-                axes.axvspan(centre * (1 - tolerance), centre * (1 + tolerance), color=INK, alpha=0.06, lw=0, zorder=0)
-            axes.set_xlabel({"params": "params (millions)", "macs": "multiply-adds (millions)"}[column])
-            pad = 0.18 * (x.max() - x.min()) or 0.05 * x.max()
+            pad = 0.15 * (x.max() - x.min()) or 0.05 * x.max()
             axes.set_xlim(x.min() - pad, x.max() + 1.6 * pad)
-            axes.xaxis.set_major_locator(MaxNLocator(4))
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v / 1e6:.3g}"))
-        ends = [*known["least"], *known["most"]]
-        error_axis(panels[0], ends, _LABELS[effects.measure])
-        panels[1].tick_params(labelleft=False)
+            _size_ticks(axes, {"params": "params", "macs": "multiply-adds"}[column])
+            axes.tick_params(labelleft=not place)
+        error_axis(panels[0], [*known["least"], *known["most"]], _LABELS[effects.measure])
         if held:
-            _residuals(figure.add_subplot(grid[0, 2]), rows, equal, tolerance, colours)
-        _name_marks(figure, panels[:2], known, colours)
+            _residuals(figure.add_subplot(grid[0, -1]), rows, equal, tolerance, colours)
+        _name_marks(figure, dict(zip(costs, panels, strict=True)), known, colours)
     return figure
+
+
+def _size_ticks(axes: Axes, name: str) -> None:
+    """Some ticks in thousands or millions, with as many digits as tell them apart."""
+    axes.xaxis.set_major_locator(MaxNLocator(3))
+    ticks = axes.xaxis.get_major_locator()()
+    scale, unit = (1e3, "thousands") if max(ticks) < 1e5 else (1e6, "millions")
+    digits = max(0, -math.floor(math.log10((ticks[1] - ticks[0]) / scale) + 1e-9))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v / scale:,.{digits}f}"))
+    axes.set_xlabel(f"{name} ({unit})")
 
 
 def _residuals(axes: Axes, rows: pd.DataFrame, equal: str, tolerance: float, colours: Mapping[str, str]) -> None:
@@ -331,34 +337,44 @@ def _residuals(axes: Axes, rows: pd.DataFrame, equal: str, tolerance: float, col
     most = max(100 * tolerance, float(np.abs(residuals).max())) * 1.25
     axes.set_xlim(-most, most)
     axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.set_xlabel(f"{equal} beyond the base's (%)")
+    axes.set_xlabel(f"{HELD[equal]} off the base's (%)")
 
 
-def _name_marks(figure: Figure, panels: Sequence[Axes], known: pd.DataFrame, colours: Mapping[str, str]) -> None:
-    """The variants' names beside their marks, those that would touch moved apart."""
+def _name_marks(figure: Figure, panels: Mapping[str, Axes], known: pd.DataFrame, colours: Mapping[str, str]) -> None:
+    """The variants' names beside their marks, where neither another mark nor another name is."""
     figure.draw_without_rendering()
     scale = figure.dpi / 72
-    for axes, column in zip(panels, ("params", "macs"), strict=True):
-        taken: list[tuple[float, float, float]] = []  # left, right, height of a label's middle
-        for row in known.sort_values("mean").to_dict("records"):
-            px, py = axes.transData.transform((row[column], row["mean"]))
-            width = 5.4 * len(row["variant"]) * scale
-            right = px + 7 * scale + width <= axes.bbox.x1 + 4 * scale
-            left = px + 7 * scale if right else px - 7 * scale - width
-            y = py
-            while any(left < b and a < left + width and abs(y - other) < 11 * scale for a, b, other in taken):
-                y += 2 * scale
-            taken.append((left, left + width, y))
+    rows = known.sort_values("mean").to_dict("records")
+    beside = (
+        (8, 0, "left"),
+        (-8, 0, "right"),
+        (6, 10, "left"),
+        (6, -10, "left"),
+        (-6, 10, "right"),
+        (-6, -10, "right"),
+    )
+    for column, axes in panels.items():
+        marks = [axes.transData.transform((row[column], row["mean"])) for row in rows]
+        taken = [Bbox.from_bounds(x - 5 * scale, y - 5 * scale, 10 * scale, 10 * scale) for x, y in marks]
+        for (x, y), row in zip(marks, rows, strict=True):
+            width, height = 5.4 * len(row["variant"]) * scale, 10 * scale
+            places = []
+            for dx, dy, side in beside:
+                left = x + dx * scale - (width if side == "right" else 0)
+                places.append((Bbox.from_bounds(left, y + dy * scale - height / 2, width, height), (dx, dy), side))
+            inside = [place for place in places if axes.bbox.x0 <= place[0].x0 and place[0].x1 <= axes.bbox.x1]
+            free = [place for place in inside if not place[0].count_overlaps(taken)]
+            box, offset, side = (free or inside or places)[0]
+            taken.append(box)
             axes.annotate(
                 row["variant"],
                 (row[column], row["mean"]),
-                xytext=(7 if right else -7, (y - py) / scale),
+                xytext=offset,
                 textcoords="offset points",
-                ha="left" if right else "right",
+                ha=side,
                 va="center",
                 fontsize=8,
                 color=INK if colours[row["variant"]] == GREY else colours[row["variant"]],
-                annotation_clip=False,
             )
 
 
@@ -389,6 +405,6 @@ def plot_curves_of_variants(bands: pd.DataFrame, effects: Effects, order: Sequen
             axes.set_title(textwrap.fill(name, 24), fontsize=9)
             axes.set_xlabel("epoch")
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-            axes.legend(loc="upper right", fontsize=7.5)
+            axes.legend(loc="lower left", fontsize=7.5)
         error_axis(panels[0], [*bands["low"], *bands["high"]], "validation error (%)")
     return figure

@@ -200,12 +200,13 @@ def _variants(page: Page) -> Picture:
             for column in ("params", "macs", "residual")
         }
     )
-    text = (
-        "Mean error of each variant, and its range over seeds, against its params and its multiply-adds for one image."
-    )
+    sizes = {"params": "params", "macs": "multiply-adds for one image"}
+    free = " and ".join(said for name, said in sizes.items() if name != a.equal)
+    text = f"Mean error of each variant, and its range over seeds, against its {free}."
     tolerance = float(a.config.get("ablation", {}).get("tolerance", 0.01))
-    if a.equal in ("params", "macs"):
-        text += f" {a.equal.capitalize()} were to be equal within {100 * tolerance:g}%, the band."
+    if a.equal in figures.HELD:
+        text += f" Held equal were the {a.equal}: at the right, by how much each variant misses the base's (band:"
+        text += f" {100 * tolerance:g}%)."
     return Picture(figures.plot_variants(rows, a.effects, a.equal, tolerance), rows, text)
 
 

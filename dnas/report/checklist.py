@@ -7,6 +7,7 @@ from typing import Any
 
 from dnas.ablation.read import Ablation
 from dnas.analysis.verdicts import MEASURES
+from dnas.report.table import changed
 from dnas.study import TrialRecord
 from dnas.wording import duration, joined, several
 
@@ -85,9 +86,12 @@ def _benchmark(a: Ablation, done: Sequence[TrialRecord]) -> tuple[str, str]:
     per_seed = len(splits) == len({record.seed[0] for record in done})
     if len(prints) > 1 or not per_seed:
         return NO, "The runs of one seed did not all have the same files and the same split."
-    fields = sorted({name for variant in a.variants for name in variant.changed})
+    factors = list(a.config.get("ablation", {}).get("factors", {}))
+    asked = sorted({name for variant in a.variants for name in changed(a, variant)})
+    solved = sorted({name for variant in a.variants for name in variant.changed} - {*asked, *factors})
     text = "The same data files (one fingerprint), and for each seed the same split, in every variant"
-    return YES, f"{text}; what differs is {joined(fields)}, as asked." if fields else f"{text}."
+    text += f"; what differs is {joined(asked)}, as asked" if asked else ""
+    return YES, text + (f", and with it {joined(solved)}." if solved else ".")
 
 
 def _design(a: Ablation) -> str:

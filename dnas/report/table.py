@@ -4,13 +4,16 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
+from dnas.ablation.definition import Variant
 from dnas.ablation.read import Ablation
 from dnas.analysis.efficiency import Published, published_for
 from dnas.analysis.variants import over_seeds
 from dnas.analysis.verdicts import CONCLUDED, MEASURES, level
+from dnas.arch import format_name
 from dnas.wording import macs, params, points, several
 
 
@@ -20,6 +23,7 @@ class Row:
 
     variant: str
     changed: str
+    network: str
     params: int
     macs: int
     runs: int
@@ -48,7 +52,8 @@ def table_rows(a: Ablation) -> list[Row]:
         n = int(of["n"]) if of is not None else 0
         row = Row(
             variant.name,
-            ", ".join(f"{key} {_level(value)}" for key, value in variant.changed.items()),
+            ", ".join(f"{key} {_level(value)}" for key, value in changed(a, variant).items()),
+            format_name(variant.spec),
             variant.params,
             variant.macs,
             n,
@@ -71,6 +76,14 @@ def table_rows(a: Ablation) -> list[Row]:
             )
         rows.append(row)
     return rows
+
+
+def changed(a: Ablation, variant: Variant) -> dict[str, Any]:
+    """The factors of the study whose level is another than the base's; of a variant that was listed, all it changes.
+    What is solved for (equal params) follows from them, and is in the network's name."""
+    base = next(one for one in a.variants if one.name == a.base)
+    levels = {key: level for key, level in variant.levels.items() if level != base.levels.get(key)}
+    return levels or dict(variant.changed)
 
 
 def _level(value: object) -> str:
@@ -149,6 +162,7 @@ def to_csv(rows: Sequence[Row]) -> str:
             {
                 "variant": row.variant,
                 "changed": row.changed,
+                "network": row.network,
                 "params": row.params,
                 "macs": row.macs,
                 "runs": row.runs,
