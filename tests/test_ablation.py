@@ -3,14 +3,15 @@
 import dataclasses
 import itertools
 import os
-import re
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,20 @@ import torch
 from dnas.ablation.definition import Definition, ablation_files, load_definition, parse_definition
 from dnas.ablation.design import best_fraction, factorial, one_at_a_time, read_generators
 from dnas.ablation.plan import can_conclude, frozen_table, make_plan, planned
+from dnas.ablation.read import read_ablation
+from dnas.ablation.rounds import train_rounds
+from dnas.ablation.summary import describe_result
 from dnas.arch import DenseNetSpec, cost, format_name
 from dnas.cli import main
 from dnas.data import load_dataset
 from dnas.errors import InputError
+from dnas.executors.worker import Job, Message
 from dnas.inputs import Means
 from dnas.nn import build
-from dnas.runs import train_runs
+from dnas.runs import PlannedRun, train_runs
 from dnas.study import StudyFolder
 from dnas.train import stream_seed, weights_digest
-from tests.analytic import AnalyticExecutor, Silent, Trouble
+from tests.analytic import AnalyticExecutor, Silent
 from tests.studies import equal_but_times
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -530,6 +535,207 @@ def test_a_study_that_is_there_is_not_changed() -> None:
     StudyFolder(Path("studies/small")).write_config(config)
     with pytest.raises(InputError, match="is there already, and is no ablation"):
         plan_of(define())
+
+
+# --- results ------------------------------------------------------------------------------------------------------
+
+
+def by_group(errors: Callable[[str, int], float | None]) -> AnalyticExecutor:
+    """Trainings that end with `errors(variant, seed)`; None diverges."""
+    definition = define()
+    names = {variant.spec.digest: variant.name for variant in definition.variants}
+
+    class Planted(AnalyticExecutor):
+        def start(self, job: Job) -> None:
+            super().start(job)
+            error = errors(names[DenseNetSpec.from_dict(job.spec).digest], job.seed[0])
+            if error is None:
+                self.jobs[job.key] = deque([Message("failed", {"reason": "diverged", "text": "nan"})])
+            for message in self.jobs[job.key]:
+                row = message.values.get("row", message.values)
+                row["val_error"] = error
+
+    return Planted()
+
+
+EFFECTS = {"plain": 0.0, "B": -0.02, "C": 0.03, "bottleneck=4 compression=0.5": 0.0}
+
+
+def test_what_was_planted_is_read(capsys: pytest.CaptureFixture[str]) -> None:
+    train(plan_of(define(seeds=8)), by_group(lambda name, seed: 0.1 + 0.01 * seed + EFFECTS[name] + 1e-4 * seed))
+    found = read_ablation("small")
+    assert (found.name, found.base, found.design, found.equal) == ("small", "plain", "factorial", "nothing")
+    assert list(found.values.columns) == list(EFFECTS)
+    assert found.values.index.tolist() == list(range(8))
+    assert found.values.loc[2, "C"] == pytest.approx(0.1502)
+    definition = define()
+    for variant, defined in zip(found.variants, definition.variants, strict=True):
+        kept = {key: value for key, value in defined.data.items() if value is not None}
+        changed = {key: tuple(value) if isinstance(value, list) else value for key, value in defined.changed.items()}
+        assert variant == dataclasses.replace(defined, data=kept, changed=changed)
+    assert {one.name: round(one.mean, 6) for one in found.effects.comparisons} == {
+        name: effect for name, effect in EFFECTS.items() if name != "plain"
+    }
+    assert [one.verdict for one in found.effects.comparisons] == ["fewer errors", "more errors", "cannot tell"]
+    assert found.factorial is not None
+    # B alone -0.02, beside C -0.03: -0.025; C alone +0.03, beside B +0.02: 0.025; the difference -0.01
+    assert {one.name: round(one.mean, 6) for one in found.factorial.comparisons} == {
+        "bottleneck: 4 against 0": -0.025,
+        "compression: 0.5 against 1.0": 0.025,
+        "bottleneck × compression": -0.01,
+    }
+    said = describe_result(found)
+    assert re.search(r"base      plain: 13\.54% validation error, mean of 8 seeds", said)
+    assert re.search(r"B +-2\.00 .* fewer errors", said)
+    assert said.endswith("stored    studies/small/\nnext      dnas report small")
+
+
+def test_what_failed_is_told_and_not_dropped() -> None:
+    lost = by_group(lambda name, seed: None if (name, seed) == ("B", 1) else 0.1 + EFFECTS[name])
+    train(plan_of(define(seeds=3)), lost)
+    found = read_ablation("small")
+    assert found.effects.left_out == {"B": (1,)}
+    said = describe_result(found)
+    assert "no value  B: of seed 1" in said
+    assert "nothing can be concluded: 3 comparisons with 2 pairs, and 7 are needed at 0.05; --seeds 7 adds them" in said
+
+
+def race(most: int = 10, left: int = 10**6, budget: float | None = None) -> tuple[str | None, list[str]]:
+    """`--seeds auto` with B 2 points better at each seed, C's sign turning and the last level with the base; Ctrl-C
+    before training number `left` is started."""
+    plan = plan_of(define(seeds="auto"), most=most)
+    started: list[str] = []
+    signs = {"plain": 0.0, "B": -0.02, "C": 0.03, "bottleneck=4 compression=0.5": 0.0}
+
+    def error(name: str, seed: int) -> float:
+        if len(started) >= left:
+            raise KeyboardInterrupt
+        started.append(f"{name}/s{seed}")
+        return 0.1 + 0.001 * seed + signs[name] * ((-1) ** seed if name == "C" else 1)
+
+    def train_some(runs: Sequence[PlannedRun]) -> str | None:
+        about = {"ablation": frozen_table(plan)}
+        return train_runs("small", "t", runs, MEANS, Silent(), by_group(error), about=about).stopped_by
+
+    return train_rounds(plan, StudyFolder(Path("studies/small")), train_some, budget, lambda text: None), started
+
+
+def test_seeds_go_to_what_is_undecided() -> None:
+    """Of 3 comparisons at 5% and at most 10 pairs the first look is at 8: 128·(0.05/3)·0.8^1.5 = 1.5 ways, and 0.6 at
+    7. There all of B's signs are alike, so that it is decided; the others get all 10, with the base."""
+    stopped_by, started = race()
+    assert stopped_by is None
+    pairs = {name: sum(key.startswith(name + "/") for key in started) for name in EFFECTS}
+    assert pairs == {"plain": 10, "B": 8, "C": 10, "bottleneck=4 compression=0.5": 10}
+    found = read_ablation("small")
+    assert [one.verdict for one in found.effects.comparisons] == ["fewer errors", "cannot tell", "cannot tell"]
+    assert found.effects.left_out == {}
+    assert found.factorial is None
+    assert found.config["ablation"]["seeds"] == "auto"
+    assert found.config["ablation"]["most"] == 10
+    whole = records()
+    StudyFolder(Path("studies/small")).path.rename("studies/whole")
+    for left in (3, 31, 2, 0):  # interrupted in the first round, in the second, and before anything
+        with pytest.raises(KeyboardInterrupt):
+            race(left=left)
+    assert race()[0] is None
+    now = records()
+    for row in (*whole, *now):
+        row.pop("attempts")
+    assert now == whole
+    assert race()[1] == []  # all is there
+
+
+def test_a_budget_ends_the_race_between_two_seeds() -> None:
+    stopped_by, started = race(budget=60)  # of seconds; an epoch takes one, a training two
+    assert stopped_by == "1 min 04 s of training, and --budget is 1 min 00 s; open: C and bottleneck=4 compression=0.5"
+    assert len(started) == 32
+    assert len(race(budget=10**6)[1]) == 6
+
+
+def test_the_most_seeds_of_a_race_are_part_of_it() -> None:
+    race()
+    assert plan_of(define(), asked=False).seeds == tuple(range(10))
+    with pytest.raises(InputError, match=r"begun with --max-seeds 10 .now 12., which its stopping rule depends on"):
+        plan_of(define(seeds="auto"), most=12)
+    with pytest.raises(InputError, match=r"begun with seeds: auto .now 3 seeds."):
+        plan_of(define())
+    with pytest.raises(InputError, match=r"m·2.*allow 7 seeds or more"):
+        plan_of(dataclasses.replace(define(seeds="auto"), name="other"), most=4)
+
+
+def test_a_study_of_another_kind_is_no_ablation() -> None:
+    with pytest.raises(InputError, match="no study 'small'"):
+        read_ablation("small")
+    train_runs("small", "t", plan_of(define()).runs, MEANS, Silent(), AnalyticExecutor())
+    with pytest.raises(InputError, match="study small is no ablation"):
+        read_ablation("small")
+
+
+# --- real trainings -----------------------------------------------------------------------------------------------
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
+COMMAND = [sys.executable, "-m", "dnas", "ablate", "small.toml", "--seeds", "2", "--epochs", "3", "-q"]
+PATIENCE = 180.0  # seconds for a thing that takes about ten: a machine can be busy
+
+
+def epochs_done(folder: Path) -> int:
+    """Epochs whose checkpoints are written, over all trainings."""
+    rows = 0
+    for path in folder.glob("studies/small/trials/*/curve.csv"):
+        rows += max(0, len(path.read_text().splitlines()) - 1)
+    return rows
+
+
+def test_a_study_killed_at_random_moments_ends_as_one_that_was_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGKILL to the whole tree, driver and workers, five times."""
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    rng = random.Random(6)
+    for folder in (alone, killed):
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        write()
+    done = subprocess.run(COMMAND, cwd=alone, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    assert "nothing can be concluded: 3 comparisons with 2 pairs" in done.stdout
+    assert done.stdout.endswith("next      dnas report small\n")
+    for _ in range(5):
+        before, more = epochs_done(killed), rng.randint(1, 4)
+        process = subprocess.Popen(
+            COMMAND,
+            cwd=killed,
+            env=ENVIRONMENT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        began = time.monotonic()
+        while epochs_done(killed) < before + more:
+            assert process.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() - began < PATIENCE
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.1))
+        os.killpg(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    done = subprocess.run(COMMAND, cwd=killed, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+
+    def essence(folder: Path) -> tuple[Any, ...]:
+        found = read_ablation(folder / "studies/small")
+        rows = equal_but_times(found.folder.records())
+        for row in rows:
+            assert row.pop("attempts") >= 1
+        return rows, found.frame.drop(columns=["seconds", "peak_memory_bytes"]), found.values, found.effects
+
+    one, other = essence(alone), essence(killed)
+    assert one[0] == other[0]
+    assert {row["state"] for row in one[0]} == {"complete"}
+    assert len({row["weights_digest"] for row in one[0]}) == 8
+    pd.testing.assert_frame_equal(one[1], other[1])
+    pd.testing.assert_frame_equal(one[2], other[2])
+    assert one[3] == other[3]
 
 
 # --- what ships ---------------------------------------------------------------------------------------------------

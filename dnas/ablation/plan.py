@@ -7,6 +7,7 @@ from typing import Any
 
 from dnas.ablation.definition import AUTO, Definition, Variant, differences
 from dnas.analysis.effects import pairs_needed
+from dnas.analysis.race import first_look
 from dnas.arch import format_name
 from dnas.data import load_dataset
 from dnas.errors import InputError
@@ -80,6 +81,8 @@ def make_plan(
             images[subset] = load_dataset(**means.data | dict(variant.data), progress=note).train_size
     if definition.equal == "seconds":
         definition = _equal_seconds(definition, images, means, begun)
+    if seeds == AUTO:  # `InputError` where so many can't conclude anything
+        first_look(len(definition.variants) - 1, definition.alpha, most or begun.get("most", MOST_SEEDS))
     every = range(most or begun.get("most", MOST_SEEDS)) if seeds == AUTO else map(int, seeds)
     return Plan(definition, folder.name, tuple(every), seeds == AUTO, final, images)
 
@@ -274,11 +277,18 @@ def _design(definition: Definition) -> str:
 
 
 def can_conclude(plan: Plan) -> str:
-    """Whether so many comparisons with so many pairs can come to a conclusion at all: m·2^(1-n) <= alpha."""
+    """Whether so many comparisons with so many pairs can come to a conclusion at all: m·2^(1-n) <= alpha. `InputError`
+    where the most seeds of `auto` can't."""
     comparisons, pairs, alpha = len(plan.definition.variants) - 1, len(plan.seeds), plan.definition.alpha
+    if plan.auto:
+        first = first_look(comparisons, alpha, pairs)
+        return (
+            f"{several(comparisons, 'comparison')}, each until it is decided at {alpha:g} in all: with"
+            f" {several(first, 'pair')} at the earliest, {pairs} at most"
+        )
     needed = pairs_needed(comparisons, alpha)
     least = min(1.0, comparisons * 2.0 ** (1 - pairs))
-    what = f"{several(comparisons, 'comparison')} with {several(pairs, 'pair')}{' at most' if plan.auto else ''}"
+    what = f"{several(comparisons, 'comparison')} with {several(pairs, 'pair')}"
     if pairs >= needed:
         return f"{what}: p can fall to {least:.2g}, so a difference can be found at {alpha:g} ({needed} pairs suffice)"
     return f"NOTHING: {what} can't reach {alpha:g}, the least p being {least:.2g}; {needed} pairs can: --seeds {needed}"

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dnas.ablation.definition import Variant
+from dnas.ablation.definition import AUTO, Variant
 from dnas.analysis.effects import Effects, compare_with_base, factorial_effects
+from dnas.analysis.race import race_with_base
 from dnas.arch import parse_name
 from dnas.errors import InputError
 from dnas.recipe import Recipe
@@ -22,7 +23,8 @@ FACTORIALS = ("factorial", "fractional")
 class Ablation:
     """frame: a row a run (`dnas.runs.read_runs`). values: a row a seed and a column a variant, the base first: the
     measured error, NaN where there is none. effects: each variant against the base. factorial: main effects and
-    interactions of a factorial design, else None."""
+    interactions of a factorial design, else None: after `--seeds auto` too, since tests of them would not hold where
+    the comparisons decide how many seeds there are."""
 
     folder: StudyFolder
     config: dict[str, Any]
@@ -52,13 +54,14 @@ def read_ablation(study: str | Path) -> Ablation:
         raise InputError(f"study {folder.name} is no ablation.")
     variants = _variants(config)
     values = read_values(folder)
-    effects = compare_with_base(values, table["base"], alpha=table["alpha"], measure=config["objective"])
-    factorial = None
-    if table["design"] in FACTORIALS:
+    base, judged = table["base"], {"alpha": table["alpha"], "measure": config["objective"]}
+    raced, factorial = table["seeds"] == AUTO, None
+    effects = (
+        race_with_base(values, base, table["most"], **judged) if raced else compare_with_base(values, base, **judged)
+    )
+    if table["design"] in FACTORIALS and not raced:
         levels = {variant.name: variant.levels for variant in variants}
-        factorial = factorial_effects(
-            values, levels, levels[table["base"]], alpha=table["alpha"], measure=config["objective"]
-        )
+        factorial = factorial_effects(values, levels, levels[base], **judged)
     return Ablation(
         folder=folder,
         config=config,

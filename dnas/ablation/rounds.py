@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 
 from dnas.ablation.plan import Plan, planned
 from dnas.ablation.read import read_values
-from dnas.analysis.effects import pairs_needed
-from dnas.analysis.race import undecided
+from dnas.analysis.race import first_look, undecided
 from dnas.runs import PlannedRun
 from dnas.study import StudyFolder
 from dnas.wording import duration, joined, several
@@ -26,7 +25,7 @@ def train_rounds(
     spent; why it stopped early, if it did. train: `train_runs` of a list that only grows."""
     definition, most = plan.definition, len(plan.seeds)
     others = [variant.name for variant in definition.variants[1:]]
-    first = min(most, pairs_needed(len(others), definition.alpha))  # fewer decide nothing
+    first = first_look(len(others), definition.alpha, most)  # fewer decide nothing
     runs: list[PlannedRun] = []
     open_: Sequence[str] = others
     for begin, end in [(0, first), *((seed, seed + 1) for seed in range(first, most))]:

@@ -31,7 +31,7 @@ def describe_result(ablation: Ablation) -> str:
         )
     for name, seeds in effects.left_out.items():
         if seeds:
-            lines.append(f"no value   {name}: of {'seeds' if seeds[1:] else 'seed'} {joined([*map(str, seeds)])}")
+            lines.append(f"no value  {name}: of {'seeds' if seeds[1:] else 'seed'} {joined([*map(str, seeds)])}")
     lines.append("runs      " + state_counts(ablation.folder.records()))
     lines.append(f"stored    {ablation.folder.path}/")
     lines.append(f"next      dnas report {ablation.name}")
@@ -43,7 +43,7 @@ def _table(title: str, comparisons: Sequence[Comparison], alpha: float) -> list[
     level = f"{100 * (1 - alpha):g}% interval"
     lines = [f"\n{title:{width}s}  {'points of error':>15s}  {level:>18s}  {'p':>6s}  {'p (Holm)':>8s}  verdict"]
     for one in comparisons:
-        low, high = one.t_interval
+        low, high = one.interval
         lines.append(
             f"{one.name:{width}s}  {100 * one.mean:+15.2f}  {f'{100 * low:+.2f} to {100 * high:+.2f}':>18s}"
             f"  {one.p:6.3f}  {one.p_holm:8.3f}  {one.verdict}"

@@ -218,7 +218,7 @@ def t_interval(differences: Sequence[float] | np.ndarray, alpha: float = 0.05) -
     d = np.asarray(differences, dtype=float)
     if len(d) < 2:
         return UNBOUNDED
-    half = float(stats.t.ppf(1 - alpha / 2, len(d) - 1)) * _sd(d) / math.sqrt(len(d))
+    half = float(stats.t.ppf(1 - alpha / 2, len(d) - 1)) * deviation(d) / math.sqrt(len(d))
     return float(d.mean()) - half, float(d.mean()) + half
 
 
@@ -233,7 +233,7 @@ def bootstrap_interval(differences: Sequence[float] | np.ndarray, alpha: float =
     interval is Student's. Unbounded with fewer than two pairs; a point where all are equal.
     """
     d = np.asarray(differences, dtype=float)
-    if len(d) < 2 or _sd(d) == 0:
+    if len(d) < 2 or deviation(d) == 0:
         return t_interval(d, alpha)
     shares = _resamples(len(d))
     centred = d - d.mean()
@@ -247,7 +247,7 @@ def bootstrap_interval(differences: Sequence[float] | np.ndarray, alpha: float =
     low, high = np.quantile(pivots, [alpha / 2, 1 - alpha / 2], method="inverted_cdf")
     if not (math.isfinite(low) and math.isfinite(high)):
         return t_interval(d, alpha)
-    error = _sd(d) / math.sqrt(len(d))
+    error = deviation(d) / math.sqrt(len(d))
     return float(d.mean() - high * error), float(d.mean() - low * error)
 
 
@@ -278,7 +278,7 @@ def _level(pairs: int, alpha: float) -> float:
     return (rejected - 0.5) / signs if rejected else 0.0
 
 
-def _sd(d: np.ndarray) -> float:
+def deviation(d: np.ndarray) -> float:
     """With n - 1; 0 where all are equal but for rounding."""
     spread = float(d.std(ddof=1)) if len(d) > 1 else math.nan
     return 0.0 if spread <= TIE * float(np.abs(d).max(initial=0.0)) else spread
@@ -313,7 +313,7 @@ def seed_noise(errors: Sequence[float] | pd.Series, pairs: int, alpha: float = 0
     known = known[np.isfinite(known)]
     if len(known) < 2 or pairs < 1:
         return SeedNoise(math.nan, math.nan, math.nan, len(known), pairs)
-    sd = _sd(known)
+    sd = deviation(known)
     quantile = float(stats.t.ppf(1 - alpha / 2, len(known) - 1))
     return SeedNoise(sd, sd * math.sqrt(2), quantile * sd * math.sqrt(2 / pairs), len(known), pairs)
 
@@ -355,7 +355,7 @@ def _effects(rows: Sequence[_Row], values: pd.DataFrame, base: str, measure: str
 def _compared(row: _Row, alpha: float) -> Comparison:
     """All that the comparison says by itself; p_holm, detectable and verdict come with the others (`_judged`)."""
     d = row.differences.to_numpy(dtype=float)
-    sd = _sd(d)
+    sd = deviation(d)
     return Comparison(
         name=row.name,
         kind=row.kind,
@@ -385,7 +385,7 @@ def _judged(comparisons: Sequence[Comparison], alpha: float) -> tuple[Comparison
         verdict: Verdict = "too few seeds" if pairs < needed else "cannot tell"
         if p <= alpha * (1 + 1e-12):
             verdict = "fewer errors" if comparison.mean < 0 else "more errors"
-        sd = _sd(np.array(comparison.differences))
+        sd = deviation(np.array(comparison.differences))
         detectable = detectable_difference(sd, pairs, len(comparisons), alpha)
         found.append(dataclasses.replace(comparison, p_holm=p, detectable=detectable, verdict=verdict))
     return tuple(found)
@@ -396,7 +396,7 @@ def check_values(values: pd.DataFrame, base: str, alpha: float) -> None:
     _check_alpha(alpha)
     for axis, kind in ((values.index, "seed"), (values.columns, "variant")):
         if axis.has_duplicates:
-            raise InputError(f"{kind} {axis[axis.duplicated()][0]!r} comes twice; each has one value.")
+            raise InputError(f"{kind} {axis[axis.duplicated()][0]} comes twice; each has one value.")
     if base not in values.columns:
         raise unknown("variant", base, map(str, values.columns))
 
