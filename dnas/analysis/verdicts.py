@@ -66,10 +66,16 @@ def _numbers(found: Comparison, effects: Effects) -> str:
     text += f"the mean of {several(len(found.seeds), 'pair')} ({interval_words(found, effects)}"
     if found.verdict == "too few seeds":  # its p could not have been small, whatever the differences
         return text + ")"
+    text += f"; {p_value(found.p_holm)}"
     number = len(effects.comparisons)
-    return f"{text}; {p_value(found.p_holm)}" + (
-        f" after Holm's correction for {number} comparisons)" if number > 1 else ")"
-    )
+    if raced(effects):
+        return text + (f" in the race, corrected for {number} comparisons)" if number > 1 else " in the race)")
+    return text + (f" after Holm's correction for {number} comparisons)" if number > 1 else ")")
+
+
+def raced(effects: Effects) -> bool:
+    """Whether seeds were added while comparisons were undecided: `dnas.analysis.race`."""
+    return any(found.race_interval is not None for found in effects.comparisons)
 
 
 def interval_words(found: Comparison, effects: Effects) -> str:
@@ -93,7 +99,10 @@ def needed(effects: Effects) -> str:
 
 def _law(effects: Effects) -> str:
     number, pairs = len(effects.comparisons), several(effects.pairs_needed, "pair")
-    return f"{several(number, 'comparison')} need{'s' if number == 1 else ''} {pairs} at {100 * effects.alpha:.3g}%"
+    verb = f"need{'s' if number == 1 else ''}"
+    if raced(effects):
+        return f"the race of {several(number, 'comparison')} decides none before {pairs} at {100 * effects.alpha:.3g}%"
+    return f"{several(number, 'comparison')} {verb} {pairs} at {100 * effects.alpha:.3g}%"
 
 
 def answer(effects: Effects, sizes: bool = True, untold: bool = True) -> str:

@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import Bbox
 
 from dnas.analysis.effects import Comparison, Effects, SeedNoise
-from dnas.analysis.verdicts import level, short
+from dnas.analysis.verdicts import level, raced, short
 from dnas.errors import InputError
 from dnas.figures.style import (
     BLUE,
@@ -95,7 +95,7 @@ def plot_forest(effects: Effects, noise: SeedNoise | None = None) -> Figure:
         beside = f" from {effects.base}" if rows[0].kind == "variant" else ""
         measure = _LABELS[effects.measure].removesuffix(" (%)")
         axes.set_xlabel(f"difference in {measure}{beside} (percentage points; left of 0: fewer errors)")
-        kind = "" if any(c.race_interval for c in rows) else "t "
+        kind = "" if raced(effects) else "t "
         handles += [
             Line2D([], [], color=QUIET, lw=2, marker="o", ms=6, label=f"mean and {level(effects)} {kind}interval"),
             Line2D([], [], color=QUIET, lw=1, marker="|", ms=5, label="bootstrap interval"),

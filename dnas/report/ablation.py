@@ -147,8 +147,9 @@ def _forest(page: Page) -> Picture:
         _numbers(e),
         f"Difference of each variant from {e.base} within a seed, the lowest on top. Small marks: the pairs; line: the"
         f" {level(e)} interval of the mean; below it that of a bootstrap of the pairs. Filled marks are findings"
-        " after Holm's correction; hollow ones can't be told from zero. The band is what the seed alone does: means of"
-        " as many differences of two runs of the base from unlike seeds. Pairing is why an interval can be narrower.",
+        " after correction for all comparisons; hollow ones can't be told from zero. The band is what the seed alone"
+        " does: means of as many differences of two runs of the base from unlike seeds. Pairing is why an interval can"
+        " be narrower.",
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dnas.ablation.read import Ablation
-from dnas.analysis.verdicts import level, needed
+from dnas.analysis.verdicts import level, needed, raced
 from dnas.report.checklist import confounders
 from dnas.report.checks import Check
 from dnas.study import TrialRecord
@@ -35,19 +35,22 @@ def _seeds(a: Ablation) -> Check:
     e = a.effects
     number, pairs = len(e.comparisons), max((len(found.seeds) for found in e.comparisons), default=0)
     least = 2.0 ** (1 - pairs)
-    body = (
-        f"With {several(pairs, 'pair')} the smallest p that the exact test can give is 2^(1−{pairs}) = {least:.3g}, and"
-        f" Holm's correction multiplies the smallest of {several(number, 'comparison')} by {number}:"
-        f" {min(1.0, number * least):.3g}, which must not be above {e.alpha:g}."
-        if pairs
-        else "No seed is complete in the base and in another variant yet."
-    )
-    wanted = a.config.get("ablation", {}).get("seeds")
-    if wanted == "auto":
-        body += (
-            "\nThe seeds were not fixed beforehand (--seeds auto): a comparison got more of them while it was"
-            " undecided, under a stopping rule whose false-positive rate holds over all its looks. The p here is that"
-            " of a fixed number of seeds; where the two disagree, the rule's decision counts."
+    if not pairs:
+        body = "No seed is complete in the base and in another variant yet."
+    elif raced(e):
+        most = a.config.get("ablation", {}).get("most", "unknown")
+        body = (
+            f"The seeds were not fixed beforehand (--seeds auto): a comparison got another one only while it was"
+            f" undecided, {most} at most. Whoever tests again and again at {100 * e.alpha:g}% is wrong far more often;"
+            " here each look may spend only a part of that (a group-sequential sign-flip test with error spending, Lan"
+            " and DeMets 1983), so that p and the intervals hold whenever a comparison stopped. An effect that stopped"
+            " its race early looks larger than it is: believe the interval rather than the mean."
+        )
+    else:
+        body = (
+            f"With {several(pairs, 'pair')} the smallest p that the exact test can give is 2^(1−{pairs}) = {least:.3g},"
+            f" and Holm's correction multiplies the smallest of {several(number, 'comparison')} by {number}:"
+            f" {min(1.0, number * least):.3g}, which must not be above {e.alpha:g}."
         )
     for found in e.comparisons:
         if math.isfinite(found.detectable):
@@ -150,6 +153,13 @@ def _correction(a: Ablation) -> Check:
         "Sign-flip test, two-sided: were there no difference, each pair's would have had either sign alike, so its mean"
         " is compared with those under all patterns of signs. No distribution is assumed."
     )
+    if raced(e):
+        body += (
+            f" Bonferroni's correction shares {100 * e.alpha:g}% out among the comparisons, so that their intervals"
+            " hold together; main effects and interactions are not tested where comparisons decide how many seeds"
+            " there are."
+        )
+        return Check("fact", line, body)
     if number > 1:
         body += (
             " Holm's correction keeps the chance of any false finding among all comparisons with the base at"
@@ -157,7 +167,7 @@ def _correction(a: Ablation) -> Check:
         )
     body += (
         f" The {level(e)} intervals are of each comparison alone: of the t distribution, which takes the differences as"
-        " normal, and a bootstrap of the pairs, which is too narrow for few of them."
+        " normal, and bootstrap-t, which resamples the pairs."
     )
     if a.factorial is not None and a.factorial.comparisons:
         body += (

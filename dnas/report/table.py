@@ -12,7 +12,7 @@ from dnas.ablation.definition import Variant
 from dnas.ablation.read import Ablation
 from dnas.analysis.efficiency import Published, published_for
 from dnas.analysis.variants import over_seeds
-from dnas.analysis.verdicts import CONCLUDED, MEASURES, level
+from dnas.analysis.verdicts import CONCLUDED, MEASURES, level, raced
 from dnas.arch import format_name
 from dnas.wording import macs, params, points, several
 
@@ -100,11 +100,13 @@ def caption(a: Ablation) -> str:
     size = d.get("val_size" if e.measure == "val_error" else "test_size")
     images = f" ({size:,} images)" if isinstance(size, int) else ""
     text = f"{d.get('title', 'unknown data')}: {MEASURES[e.measure]} in percent{images}, mean ± standard deviation over"
-    kind = "" if any(c.race_interval for c in e.comparisons) else " t"
+    kind, test = (
+        ("", "race's sign-flip test, after Bonferroni") if raced(e) else (" t", "exact sign-flip test, after Holm")
+    )
     text += (
         f" the runs; difference from {a.base} in percentage points over pairs of one seed, with its {level(e)}{kind}"
     )
-    text += f" interval; p of the exact sign-flip test, after Holm over {several(len(e.comparisons), 'comparison')}."
+    text += f" interval; p of the {test} over {several(len(e.comparisons), 'comparison')}."
     text += f" * p ≤ {e.alpha:g}." if e.can_conclude else " There are too few seeds for any conclusion."
     if any(row.published for row in table_rows(a)):
         text += " Published: test errors in percent as printed by Huang et al. (2017), of one run each."
