@@ -43,6 +43,7 @@ def make_ablation(
     data: Mapping[str, Any] | None = None,
     residuals: Mapping[str, float] | None = None,
     seeds: list[int] | str | None = None,
+    most: int | None = None,
     question: str = "Do bottlenecks and compression help?",
     records: Mapping[str, Any] | None = None,
     **config: Any,
@@ -79,6 +80,7 @@ def make_ablation(
         "tolerance": 0.01,
         "alpha": 0.05,
         "seeds": asked if seeds is None else seeds,
+        **({"most": most} if most else {}),
         "factors": {key: list(dict.fromkeys(v[0][key] for v in variants.values())) for key in variants[base][0]},
         "variants": [
             {

@@ -150,6 +150,19 @@ def test_terms_of_a_design_are_told_as_what_they_are() -> None:
     assert text.startswith("bottleneck × compression: whether their effects add up can't be told: +1.00")
 
 
+def test_a_race_tells_of_its_own_interval_and_correction() -> None:
+    race = comparison("fewer errors", -0.012, (-0.02, -0.004), 0.03, race_interval=(-0.025, -0.001))
+    assert said(race) == (
+        "BC makes fewer errors than plain: −1.20 percentage points of validation error, the mean of 7 pairs (95%"
+        " interval of the race −2.50 to −0.10; p = 0.030 in the race, corrected for 3 comparisons)."
+    )
+    few = comparison("too few seeds", -0.012, (-0.02, -0.004), 1.0, race_interval=(-math.inf, math.inf))
+    assert said(few).endswith(
+        "Nothing follows from it: the race of 3 comparisons decides none before 7 pairs at 5%, and it has 7."
+    )
+    assert "interval of the race −∞ to +∞" in said(few)
+
+
 def test_the_answer_is_one_sentence() -> None:
     fewer = comparison("fewer errors", -0.0123, (-0.018, -0.0066), 0.02)
     more = comparison("more errors", 0.02, (0.01, 0.03), 0.02, name="C")
@@ -299,6 +312,16 @@ def test_no_star_and_no_finding_from_too_few_seeds(tmp_path: Path, undrawn: None
     tables = "".join((tmp_path / "out" / name).read_text() for name in ("table.md", "table.tex"))
     assert "*" not in tables
     assert "too few seeds for any conclusion" in tables
+
+
+def test_a_race_says_what_holds_of_it(tmp_path: Path, undrawn: None) -> None:
+    found = make_ablation(tmp_path / "s", errors(SHIFTS, BASE), seeds="auto", most=20)
+    text = Page(write_report(found.path, tmp_path / "out")).text
+    assert "interval of the race" in text
+    assert "a comparison got another one only while it was undecided, 20 at most" in text
+    assert "after Holm" not in text
+    assert "Factor by factor" not in text  # whose tests would not hold
+    assert "race's sign-flip test, after Bonferroni over 3 comparisons" in text
 
 
 # --- can I believe it ---------------------------------------------------------------------------------------------
