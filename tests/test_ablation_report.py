@@ -200,6 +200,11 @@ def test_variants_over_seeds_and_cells() -> None:
     assert cells["line_level"].tolist() == [1, 2, 1, 2]
     assert cells["mean"].tolist() == pytest.approx([0.15, 0.6, 0.3, 0.8])
     assert cells["n"].tolist() == [2, 2, 1, 2]
+    # A cell of two variants has a seed only where both have it: else levels of a third factor would be compared.
+    both = {"p": {"x": 0, "y": 1, "z": 0}, "q": {"x": 0, "y": 1, "z": 1}}
+    cells = cell_means(pd.DataFrame({"p": [0.1, 0.2], "q": [0.3, NAN]}), both)
+    (cell,) = cells[cells["line_factor"] == "y"].to_dict("records")
+    assert (cell["n"], cell["mean"]) == (1, pytest.approx(0.2))
 
 
 def test_curves_of_a_variant_are_mean_and_range_over_its_runs() -> None:
