@@ -512,8 +512,12 @@ def test_more_seeds_later_are_only_more_runs() -> None:
     assert records()[:12] == before
     assert StudyFolder(Path("studies/small")).config()["ablation"]["seeds"] == [0, 1, 2, 3, 4]
     assert train(plan_of(define(), asked=False)).started == []  # the file says 3; the study has 5
+    train(plan_of(define(seeds=9)))
+    assert read_ablation("small").earlier == (3, 5)
+    assert "seeds were added after results of 3 and 5: p holds for" in describe_result(read_ablation("small"))
     StudyFolder(Path("studies/small")).path.rename("studies/grown")
-    train(plan_of(define(seeds=5)))
+    train(plan_of(define(seeds=9)))
+    assert read_ablation("small").earlier == ()
     assert [row["params"] for row in records()] == [row["params"] for row in records("grown")]
 
 

@@ -25,7 +25,8 @@ ROUNDS = 5  # of timed steps, where training seconds are held equal
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """A definition, and what the command adds to it. seeds: of a study with `auto`, the most there can be. images: of
-    the training part, by a variant's `subset`."""
+    the training part, by a variant's `subset`. earlier: numbers of seeds that the study had results of when more were
+    asked for: whoever looks and then goes on tests more often than p says."""
 
     definition: Definition
     study: str
@@ -33,6 +34,7 @@ class Plan:
     auto: bool
     final: bool
     images: Mapping[int | None, int]
+    earlier: tuple[int, ...] = ()
 
     @property
     def runs(self) -> list[PlannedRun]:
@@ -84,7 +86,14 @@ def make_plan(
     if seeds == AUTO:  # `InputError` where so many can't conclude anything
         first_look(len(definition.variants) - 1, definition.alpha, most or begun.get("most", MOST_SEEDS))
     every = range(most or begun.get("most", MOST_SEEDS)) if seeds == AUTO else map(int, seeds)
-    return Plan(definition, folder.name, tuple(every), seeds == AUTO, final, images)
+    earlier, before = tuple(begun.get("earlier", ())), begun.get("seeds", ())
+    if seeds != AUTO and before and len(before) < len(seeds) and _has_results(folder):
+        earlier = (*earlier, len(before))
+    return Plan(definition, folder.name, tuple(every), seeds == AUTO, final, images, earlier)
+
+
+def _has_results(folder: StudyFolder) -> bool:
+    return any(record.state == "complete" for record in folder.records())
 
 
 def _seeds(
@@ -188,6 +197,7 @@ def frozen_table(plan: Plan) -> dict[str, Any]:
         "alpha": definition.alpha,
         "seeds": AUTO if plan.auto else list(plan.seeds),
         **({"most": len(plan.seeds)} if plan.auto else {}),
+        **({"earlier": list(plan.earlier)} if plan.earlier else {}),
         **({"relation": fraction.relation(), "resolution": fraction.resolution} if fraction else {}),
         **({"aliases": fraction.confounded()} if fraction else {}),
         "text": definition.text,

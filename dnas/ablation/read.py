@@ -40,6 +40,12 @@ class Ablation:
     factorial: Effects | None
 
     @property
+    def earlier(self) -> tuple[int, ...]:
+        """Numbers of seeds that there were results of when more were asked for: p is exact for a number that was
+        settled beforehand, and smaller than it should be after such looks."""
+        return tuple(self.config["ablation"].get("earlier", ()))
+
+    @property
     def measure(self) -> str:
         """`val_error` or `test_error`."""
         return str(self.config["objective"])

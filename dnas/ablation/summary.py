@@ -29,6 +29,11 @@ def describe_result(ablation: Ablation) -> str:
             f" {several(effects.pairs, 'pair')}, and {effects.pairs_needed} are needed at {effects.alpha:g};"
             f" --seeds {effects.pairs_needed} adds them"
         )
+    if ablation.earlier:
+        lines.append(
+            f"mind      seeds were added after results of {joined([*map(str, ablation.earlier)])}: p holds for a number"
+            " that was settled beforehand, or with --seeds auto"
+        )
     for name, seeds in effects.left_out.items():
         if seeds:
             lines.append(f"no value  {name}: of {'seeds' if seeds[1:] else 'seed'} {joined([*map(str, seeds)])}")
