@@ -44,6 +44,7 @@ def make_ablation(
     residuals: Mapping[str, float] | None = None,
     seeds: list[int] | str | None = None,
     most: int | None = None,
+    earlier: list[int] | None = None,
     question: str = "Do bottlenecks and compression help?",
     records: Mapping[str, Any] | None = None,
     **config: Any,
@@ -81,6 +82,7 @@ def make_ablation(
         "alpha": 0.05,
         "seeds": asked if seeds is None else seeds,
         **({"most": most} if most else {}),
+        **({"earlier": earlier} if earlier else {}),
         "factors": {key: list(dict.fromkeys(v[0][key] for v in variants.values())) for key in variants[base][0]},
         "variants": [
             {

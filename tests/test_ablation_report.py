@@ -349,6 +349,12 @@ def test_the_equal_control_is_held_to_its_tolerance(tmp_path: Path) -> None:
     assert any(line.startswith("Sizes were not held equal: the variants have from 0.0") for line in lines(free))
 
 
+def test_seeds_that_were_added_after_a_look_are_told(tmp_path: Path) -> None:
+    study = make_ablation(tmp_path / "s", errors(SHIFTS, BASE), earlier=[3, 5])
+    line = "Seeds were added after results with 3 and 5 were there: p is smaller than it should be"
+    assert lines(study)[line] == "mind"
+
+
 def test_pairs_of_unlike_data_are_found(study: StudyFolder, tmp_path: Path) -> None:
     assert lines(study)["Both runs of each of 21 pairs have the same seed, split and data"] == "fine"
     copy = StudyFolder(Path(shutil.copytree(study.path, tmp_path / "s")))

@@ -58,6 +58,14 @@ def _seeds(a: Ablation) -> Check:
                 f"\n{found.name}: its {several(len(found.seeds), 'pair')} find a difference of"
                 f" {100 * found.detectable:.2f} points four times in five."
             )
+    if a.earlier:
+        counts = joined([str(count) for count in a.earlier])
+        text = f"Seeds were added after results with {counts} were there: p is smaller than it should be"
+        body += (
+            "\nThe test is exact for a number of seeds that was settled beforehand. Who may look and then add more has"
+            " more chances to find something; --seeds auto adds seeds by a rule that accounts for it."
+        )
+        return Check("mind", text, body)
     if e.can_conclude:
         return Check("fine", f"Enough seeds to conclude from: {needed(e)}", body)
     return Check("mind", f"Too few seeds to conclude from: {needed(e)}", body)
