@@ -103,6 +103,15 @@ STUDY_FIGURES = {
     "diagram": "the best network, layer by layer",
     "layer-costs": "params and macs of the best network's layers",
 }
+# And of an ablation.
+ABLATION_FIGURES = {
+    "forest": "an ablation's differences from the base, with intervals",
+    "slopes": "an ablation's errors, a line a seed",
+    "effects": "main effects and interactions of a factorial ablation",
+    "interaction": "the mean error at each two factors' levels",
+    "variants": "an ablation's errors against params and macs",
+    "curves": "an ablation's learning curves, by variant",
+}
 FRONT_LINES = 5  # that a search prints at its end
 
 
@@ -202,15 +211,20 @@ def make_parser() -> argparse.ArgumentParser:
     add("study", metavar="STUDY", help="a study's name, or its folder")
     add("--dry-run", action="store_true", help="only look")
     add = command("report", "write a study's report, or compare studies").add_argument
-    add("study", metavar="STUDY", nargs="+", help="a study's name, or its folder; of several, a comparison")
+    add(
+        "study",
+        metavar="STUDY",
+        nargs="+",
+        help="a search's or an ablation's name, or its folder; of several searches, a comparison",
+    )
     add("--out", type=Path, metavar="FOLDER", help="where to write (default reports/STUDY)")
-    add("--watch", action="store_true", help="write it again while the search runs")
+    add("--watch", action="store_true", help="write it again while the study runs")
     _add_reproduce(command("reproduce", "make a table or figure of the paper again, beside the published one"))
     _add_ablate(command("ablate", "compare variants of a network, in pairs, and say what may be concluded"))
     plot = command("plot", "draw one figure")
     figures = plot.add_subparsers(dest="figure", metavar="FIGURE", required=True, parser_class=_Parser)
     _add_figures(figures)
-    for name, summary in STUDY_FIGURES.items():
+    for name, summary in (STUDY_FIGURES | ABLATION_FIGURES).items():
         add = figures.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".").add_argument
         add("source", metavar="STUDY", help="a study's name, or its folder")
         add("-o", "--out", type=Path, required=True, metavar="FILE", help="ends with .svg, .png or .pdf")
@@ -1004,6 +1018,11 @@ def _ablate(args: argparse.Namespace) -> int:
 def _plot(args: argparse.Namespace) -> int:
     from dnas.plots import run_plot
 
+    if args.figure in ABLATION_FIGURES:
+        from dnas.report.ablation import draw_one as draw_of_ablation
+
+        print(f"{draw_of_ablation(args.figure, args.source, args.out)}\nwritten to {args.out}")
+        return 0
     if args.figure in STUDY_FIGURES:
         from dnas.report.drawings import draw_one
 

@@ -564,7 +564,7 @@ def test_a_watched_page_is_renewed_until_the_search_is_over(tmp_path: Path, monk
     watcher = threading.Thread(target=watch_report, args=(study.path, tmp_path / "out", said.append), daemon=True)
     watcher.start()
     wait_for(lambda: bool(said))
-    assert "written again as the search goes on" in said[0]
+    assert "written again as the study goes on" in said[0]
     page = tmp_path / "out" / "index.html"
     assert 'http-equiv="refresh"' in page.read_text()
     study.write_record(dataclasses.replace(study.records()[1], state="failed", reason="error: x"))

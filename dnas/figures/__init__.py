@@ -3,6 +3,14 @@
 Titles state what the numbers say; errors are fractions in, percent on the axes.
 """
 
+from dnas.figures.ablation import (
+    HELD,
+    plot_curves_of_variants,
+    plot_forest,
+    plot_interaction,
+    plot_slopes,
+    plot_variants,
+)
 from dnas.figures.efficiency import plot_control, plot_error_against_cost
 from dnas.figures.inside import plot_causal, plot_gradients, plot_reuse, plot_weight_norms_of_trials
 from dnas.figures.search import (
@@ -24,24 +32,30 @@ __all__ = [
     "COLOURS",
     "FORMATS",
     "GREY",
+    "HELD",
     "check_format",
     "plot_attainment",
     "plot_best_so_far",
     "plot_causal",
     "plot_control",
+    "plot_curves_of_variants",
     "plot_diagram",
     "plot_distribution",
     "plot_error_against_cost",
     "plot_fidelity",
+    "plot_forest",
     "plot_fronts",
     "plot_gradients",
     "plot_importance",
+    "plot_interaction",
     "plot_layer_costs",
     "plot_learning_curves",
     "plot_parallel",
     "plot_reuse",
     "plot_slices",
+    "plot_slopes",
     "plot_timeline",
+    "plot_variants",
     "plot_weight_norms",
     "plot_weight_norms_of_trials",
     "save",
