@@ -32,6 +32,8 @@ epochs = 12
 DATA = {
     "name": "digits",
     "title": "Digits",
+    "source": "digits",
+    "root": "",
     "classes": 10,
     "channels": 1,
     "image_size": 8,

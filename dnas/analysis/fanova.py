@@ -8,16 +8,13 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from dnas.errors import InputError
 from dnas.space import Choice
-
-if TYPE_CHECKING:
-    from sklearn.ensemble import RandomForestRegressor
 
 TREES = 64
 RESAMPLED_TREES = 16  # of each forest of the bootstrap and of the nulls, which only spread round the one of `TREES`
@@ -71,7 +68,7 @@ class Shares:
     @property
     def rest(self) -> float:
         """What neither single choices nor pairs make."""
-        return float(1 - self.single.sum() - np.triu(self.pair).sum())
+        return max(0.0, float(1 - self.single.sum() - np.triu(self.pair).sum()))
 
 
 class Forest:
@@ -97,9 +94,9 @@ class Forest:
         self.errors = np.asarray(errors, dtype=float)
         rng = np.random.default_rng(seed)
         inputs = self.box.inputs(_filled(cells, axes, rng))
-        self.model: RandomForestRegressor = RandomForestRegressor(
-            trees, min_samples_leaf=leaf, random_state=seed, n_jobs=1
-        ).fit(inputs, self.errors)
+        self.model = RandomForestRegressor(trees, min_samples_leaf=leaf, random_state=seed, n_jobs=1).fit(
+            inputs, self.errors
+        )
         self._inputs = inputs
 
     @cached_property
@@ -264,10 +261,10 @@ def fanova(
     a forest sees interactions in a sum too. clear: low > null. `InputError` with fewer than 10 trials, with equal
     errors, and where no choice varies.
     """
-    axes, cells, errors = tuple(axes), np.asarray(cells), np.asarray(errors, dtype=float)
-    check_enough(axes, cells, errors)
+    cells, values = np.asarray(cells), np.asarray(errors, dtype=float)
+    check_enough(axes, cells, values)
     if ceiling is not None:
-        errors = np.minimum(errors, ceiling)
+        values = np.minimum(values, ceiling)
     varied = [a for a in range(len(axes)) if len(np.unique(cells[:, a])) > 1]
     axes, cells = tuple(axes[a] for a in varied), cells[:, varied]
     rng = np.random.default_rng(seed)
@@ -276,11 +273,11 @@ def fanova(
         number = int(rng.integers(2**31))
         return Forest(axes, some_cells, some_errors, trees=RESAMPLED_TREES, seed=number)
 
-    forest = Forest(axes, cells, errors, seed=seed)
+    forest = Forest(axes, cells, values, seed=seed)
     samples = []
     for _ in range(bootstraps):
-        drawn = rng.integers(len(errors), size=len(errors))
-        samples.append(_row(again(cells[drawn], errors[drawn]).shares))
+        drawn = rng.integers(len(values), size=len(values))
+        samples.append(_row(again(cells[drawn], values[drawn]).shares))
     low, high = np.quantile(samples, (0.025, 0.975), axis=0)
     share = _row(forest.shares)
     null = np.append(_nulls(forest, cells, again, rounds, rng), np.nan)
@@ -300,7 +297,7 @@ def fanova(
     rest = found["choice"] == REST
     ordered = found[~rest].sort_values("share", ascending=False, kind="stable")
     effects = pd.concat([ordered, found[rest]], ignore_index=True)
-    return Fanova(effects, forest.r2, len(errors), ceiling, forest)
+    return Fanova(effects, forest.r2, len(values), ceiling, forest)
 
 
 def check_enough(axes: Sequence[Axis], cells: np.ndarray, errors: np.ndarray) -> None:

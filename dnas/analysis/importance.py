@@ -1,4 +1,4 @@
-"""Which choices mattered in a search: its trials as evidence, and PED-ANOVA of ending among the best, with intervals."""
+"""Which choices mattered in a search: its trials as evidence, and PED-ANOVA of being among the best."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
