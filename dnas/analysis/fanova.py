@@ -88,34 +88,47 @@ class Forest:
         seed: int = 0,
         leaf: int = LEAF,
     ) -> None:
-        from sklearn.ensemble import RandomForestRegressor
+        import sklearn
+        from sklearn.tree import DecisionTreeRegressor
 
         self.box = _Box(tuple(axes))
         self.errors = np.asarray(errors, dtype=float)
         rng = np.random.default_rng(seed)
-        inputs = self.box.inputs(_filled(cells, axes, rng))
-        self.model = RandomForestRegressor(trees, min_samples_leaf=leaf, random_state=seed, n_jobs=1).fit(
-            inputs, self.errors
-        )
-        self._inputs = inputs
+        self._inputs = self.box.inputs(_filled(cells, axes, rng))
+        n = len(self.errors)
+        # One by one and unchecked: sklearn's forest of so small trees spends most of its time on their parameters.
+        self._given = [np.bincount(rng.integers(n, size=n), minlength=n).astype(float) for _ in range(trees)]
+        numbers = rng.integers(2**31, size=trees).tolist()
+        with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):
+            self._trees = [
+                DecisionTreeRegressor(min_samples_leaf=leaf, random_state=number)
+                .fit(self._inputs, self.errors, sample_weight=given, check_input=False)
+                .tree_
+                for number, given in zip(numbers, self._given, strict=True)
+            ]
 
     @cached_property
     def r2(self) -> float:
         """R² of each trial's prediction by the trees that were not given it (out of bag): 1 is perfect, 0 no better
         than the mean of all, and it can be below."""
-        with_score = self.model.set_params(oob_score=True).fit(self._inputs, self.errors)  # the same trees again
-        return float(with_score.oob_score_)
+        predicted = np.column_stack([tree.predict(self._inputs)[:, 0] for tree in self._trees])
+        out = np.column_stack(self._given) == 0
+        known = out.any(axis=1)
+        mean = (predicted * out).sum(axis=1)[known] / out.sum(axis=1)[known]
+        actual = self.errors[known]
+        return float(1 - ((actual - mean) ** 2).sum() / ((actual - actual.mean()) ** 2).sum())
 
     def predict(self, cells: np.ndarray) -> np.ndarray:
         """The error at each row of `cells`."""
-        predicted: np.ndarray = self.model.predict(self.box.inputs(cells))
+        inputs = self.box.inputs(cells)
+        predicted: np.ndarray = np.mean([tree.predict(inputs)[:, 0] for tree in self._trees], axis=0)
         return predicted
 
     @cached_property
     def shares(self) -> Shares:
         """The mean over the trees of each one's shares of its own variance, as in the paper. A tree of one leaf has
         none, and is left out."""
-        found = [tree.shares() for tree in self._trees if tree.variance > 1e-12 * max(1e-12, self.errors.var())]
+        found = [tree.shares() for tree in self._boxes if tree.variance > 1e-12 * max(1e-12, self.errors.var())]
         if not found:
             k = len(self.box.axes)
             return Shares(np.zeros(k), np.zeros((k, k)))
@@ -123,19 +136,19 @@ class Forest:
 
     def marginal(self, *axes: int) -> np.ndarray:
         """The mean predicted error over all other choices, at each value of one axis, or of two: [v] or [v, w]."""
-        marginal: np.ndarray = np.mean([tree.mean + tree.marginal(*axes) for tree in self._trees], axis=0)
+        marginal: np.ndarray = np.mean([tree.mean + tree.marginal(*axes) for tree in self._boxes], axis=0)
         return marginal
 
     def additive(self, cells: np.ndarray) -> np.ndarray:
         """At each row of `cells`, what the single choices make of the error, without their interactions."""
         effects = [self.marginal(a) for a in range(len(self.box.axes))]
-        mean = np.mean([tree.mean for tree in self._trees])
+        mean = np.mean([tree.mean for tree in self._boxes])
         total: np.ndarray = mean + sum(effect[cells[:, a]] - mean for a, effect in enumerate(effects))
         return total
 
     @cached_property
-    def _trees(self) -> "list[_Boxes]":
-        return [_Boxes(self.box, estimator.tree_) for estimator in self.model.estimators_]
+    def _boxes(self) -> "list[_Boxes]":
+        return [_Boxes(self.box, tree) for tree in self._trees]
 
 
 class _Box:
@@ -163,10 +176,10 @@ class _Box:
         return slice(int(self.starts[axis]), int(self.starts[axis + 1]))
 
     def inputs(self, cells: np.ndarray) -> np.ndarray:
-        """[n, columns]: what the forest sees of `cells`."""
+        """[n, columns], as trees take them: what the forest sees of `cells`."""
         places = cells + self.starts[:-1]
-        inputs: np.ndarray = self.columns[:, places].sum(axis=2).T  # of each axis one cell; elsewhere its columns are 0
-        return inputs
+        # A row's cells, one of each axis; a column is 0 in those of other axes.
+        return np.ascontiguousarray(self.columns[:, places].sum(axis=2).T, dtype=np.float32)
 
 
 class _Boxes:
