@@ -20,7 +20,7 @@ from dnas.analysis.fanova import BOOTSTRAPS, RESAMPLED_TREES, Forest, check_enou
 from dnas.analysis.importance import Evidence
 from dnas.arch import Cost, Spec
 from dnas.errors import InputError
-from dnas.space import Space
+from dnas.space import Choice, Space
 
 
 @dataclass(frozen=True)
@@ -239,27 +239,26 @@ def _estimates(own: np.ndarray, samples: np.ndarray) -> tuple[Estimate, ...]:
 
 def params_of(space: Space, spec: Spec) -> dict[str, Any]:
     """The point of `space` that is the network `spec`, as the sampler holds it; `InputError` where none is."""
-    params: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for choice in space.choices:
-        if choice.target == choice.name:
-            value = getattr(spec, choice.target)
-        else:
-            many = getattr(spec, choice.target)
+        values[choice.name] = getattr(spec, choice.target)
+        if choice.target != choice.name:  # one of a list: block_layers_1, _2, ...
             place = int(choice.name.rpartition("_")[2]) - 1
+            many = values[choice.name]
             many = many if isinstance(many, tuple) else (many,) * (place + 1)
             if place >= len(many):
                 raise InputError(f"{space.name_of(spec)} has no {choice.name}, which space {space.name} chooses.")
-            value = many[place]
-        params[choice.name] = choice.encode(value)
-    active = space.active(_known(space, params))
+            values[choice.name] = many[place]
+    params = {}
     for choice in space.choices:
-        if choice.name in params and not _allows(choice, params[choice.name]):
-            if choice.name in active:
-                raise InputError(
-                    f"{space.name_of(spec)} is no network of space {space.name}: {choice.name} is"
-                    f" {params[choice.name]}, but {choice.describe()} is what it chooses from."
-                )
-            del params[choice.name]
+        if not all(values[other] in allowed for other, allowed in choice.when.items()):
+            continue
+        params[choice.name] = choice.encode(values[choice.name])
+        if not _allows(choice, params[choice.name]):
+            raise InputError(
+                f"{space.name_of(spec)} is no network of space {space.name}: {choice.name} is {params[choice.name]},"
+                f" which is not of {choice.describe()}."
+            )
     here = space.spec_of(params)
     if here.digest != spec.digest:
         theirs, ours = here.to_dict(), spec.to_dict()
@@ -271,11 +270,7 @@ def params_of(space: Space, spec: Spec) -> dict[str, Any]:
     return params
 
 
-def _known(space: Space, params: Mapping[str, Any]) -> dict[str, Any]:
-    return {c.name: params[c.name] for c in space.choices if _allows(c, params[c.name])}
-
-
-def _allows(choice: Any, value: Any) -> bool:
+def _allows(choice: Choice, value: Any) -> bool:
     values = choice.values()
     if values is None:
         return isinstance(value, int | float) and choice.low <= value <= choice.high
