@@ -19,6 +19,7 @@ from dnas.space import Choice
 TREES = 64
 RESAMPLED_TREES = 16  # of each forest of the bootstrap and of the nulls, which only spread round the one of `TREES`
 LEAF = 3  # trials in a leaf, at least: with 1, the trees take a seed's noise for effects of high order
+TREE_TRIALS = 1_000  # that a tree is given at most, so that the time of thousands of trials stays bounded
 CELLS = 64  # that a number without steps is cut into
 LEAST_TRIALS = 10
 BELIEVABLE = 0.25  # of R² out of bag: a forest that predicts unseen trials worse says little of the space
@@ -97,7 +98,8 @@ class Forest:
         self._inputs = self.box.inputs(_filled(cells, axes, rng))
         n = len(self.errors)
         # One by one and unchecked: sklearn's forest of so small trees spends most of its time on their parameters.
-        self._given = [np.bincount(rng.integers(n, size=n), minlength=n).astype(float) for _ in range(trees)]
+        drawn = [rng.integers(n, size=min(n, TREE_TRIALS)) for _ in range(trees)]
+        self._given = [np.bincount(one, minlength=n).astype(float) for one in drawn]
         numbers = rng.integers(2**31, size=trees).tolist()
         with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):
             self._trees = [

@@ -86,7 +86,10 @@ class Study:
     @cached_property
     def evidence(self) -> Evidence:
         """The complete trials, for what is said of their choices."""
-        return evidence(self.config, self.records)
+        try:
+            return evidence(self.config, self.records)
+        except KeyError as missing:
+            raise InputError(f"study.toml has no {missing}, without which its choices can't be weighed.") from None
 
     @cached_property
     def fanova(self) -> Fanova:
