@@ -5,7 +5,6 @@ import dataclasses
 import itertools
 import json
 import math
-import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path as File
@@ -21,10 +20,11 @@ from dnas.analysis.local_ablation import Estimate, Path, Trained, find_path, par
 from dnas.arch import parse_name
 from dnas.errors import InputError
 from dnas.evidence import over_line, read_evidence
-from dnas.inputs import Means, data_arguments_of, default_threads, default_workers
+from dnas.inputs import data_arguments_of
+from dnas.listed import check_executor, command_line, means_of, train_listed
 from dnas.space import Space
 from dnas.study import StudyFolder, find_study, rank
-from dnas.wording import count, redact, said, several
+from dnas.wording import count, said, several
 
 if TYPE_CHECKING:
     from dnas.runs import PlannedRun  # which imports torch
@@ -34,6 +34,7 @@ def main_path(args: argparse.Namespace) -> int:
     """0: done; 1: trained in part; 130: interrupted."""
     if args.seeds is not None and not args.train:
         raise InputError("--seeds says how often each network is trained; it goes with --train.")
+    check_executor(args)
     if args.out is not None and args.out.suffix != ".csv":
         from dnas.figures.style import check_format
 
@@ -42,11 +43,11 @@ def main_path(args: argparse.Namespace) -> int:
     found = read_evidence(folder)
     path = path_of(folder, found, args.source)
     trained, outcome = None, None
-    if args.train:
+    if args.train and not args.dry_run:
         try:
             outcome = _train(folder, found, path, args)
         except KeyboardInterrupt:
-            print(f"\nstopped; the same command goes on from there:\n  {_command()}")
+            print(f"\nstopped; the same command goes on from there:\n  {command_line()}")
             return 130
         trained = read_trained(folder, found, path, args.seeds or SEEDS)
     if args.out is not None:
@@ -55,6 +56,10 @@ def main_path(args: argparse.Namespace) -> int:
         print(json.dumps(_as_json(found, path, trained), indent=1))
     else:
         _print(folder, found, path, trained, args.out)
+        if args.dry_run and args.train:
+            print(
+                f"{_plan(folder, found, path, args.seeds or SEEDS)}\nnothing was trained; leave out --dry-run to begin"
+            )
     if outcome:
         print(f"stopped: {outcome}", file=sys.stderr)
     return int(bool(outcome))
@@ -121,30 +126,24 @@ def study_of_path(folder: StudyFolder) -> str:
 
 def _train(folder: StudyFolder, found: Evidence, path: Path, args: argparse.Namespace) -> str | None:
     """Trains what is missing; why it stopped early, if it did."""
-    from dnas.display import make_display
-    from dnas.runs import train_runs
-
     seeds = args.seeds or SEEDS
-    workers = args.workers or default_workers()
-    side = int(found.space.fixed.get("image_size", 32))
     data = data_arguments_of(folder.config())
     if args.data_root is not None:
         data["data_root"] = args.data_root
-    means = Means(data, workers, args.threads or default_threads(workers, side), args.device, args.timeout)
     runs = planned(folder, found, path, seeds)
-    study = study_of_path(folder)
     if not args.quiet and not args.json:
-        print(
-            f"training  {several(len(path.nodes), 'network')} from {several(seeds, 'seed')},"
-            f" {several(found.space.recipe.epochs, 'epoch')} each: {several(len(runs), 'run')} in studies/{study}/",
-            flush=True,
-        )
-    with make_display(args.quiet or args.json, args.verbose) as display:
-        return train_runs(study, f"The path of {folder.name}", runs, means, display, command=_command()).stopped_by
+        print(_plan(folder, found, path, seeds), flush=True)
+    args.quiet = args.quiet or args.json
+    means = means_of(args, data, path.nodes[0].spec.image_size)
+    return train_listed(args, study_of_path(folder), f"The path of {folder.name}", runs, means).stopped_by
 
 
-def _command() -> str:
-    return redact(shlex.join(["dnas", *sys.argv[1:]]))
+def _plan(folder: StudyFolder, found: Evidence, path: Path, seeds: int) -> str:
+    epochs, networks = several(found.space.recipe.epochs, "epoch"), len({node.spec.digest for node in path.nodes})
+    return (
+        f"training  {several(networks, 'network')} from {several(seeds, 'seed')}, {epochs} each:"
+        f" {several(networks * seeds, 'run')} in studies/{study_of_path(folder)}/"
+    )
 
 
 def read_trained(folder: StudyFolder, found: Evidence, path: Path, seeds: int) -> Trained:

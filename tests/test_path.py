@@ -250,6 +250,9 @@ def test_the_networks_of_a_path_are_trained_in_pairs_and_once(
     data = {"name": "digits", "source": "digits", "subset": 120}
     made = add_search(tmp_path / "studies" / "tiny", 12, search_error, {}, recipe=recipe, data=data)
     command = ["path", "tiny", "--train", "--device", "cpu", "--json"]
+    assert main(["path", "tiny", "--train", "--seeds", "1", "--dry-run"]) == 0
+    assert "from 1 seed, 1 epoch each" in capsys.readouterr().out
+    assert not (tmp_path / "studies" / study_of_path(made)).exists()
     assert main([*command, "--seeds", "1"]) == 0
     first = json.loads(capsys.readouterr().out)
     trained = StudyFolder(tmp_path / "studies" / study_of_path(made))

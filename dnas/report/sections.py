@@ -213,10 +213,15 @@ def _observations(s: Study) -> list[dict[str, str]]:
     return lines
 
 
+def _growth(spec: DenseNetSpec) -> str:
+    wider = sum(rate > k for k, rates in zip(spec.growth_rates, spec.layer_rates, strict=True) for rate in rates)
+    return _joined(spec.growth_rate) + (f", in {wider} of {sum(spec.block_layers)} layers one more" if wider else "")
+
+
 def _facts(spec: Spec) -> list[tuple[str, str]]:
     own = (
         [
-            ("growth rate k", _joined(spec.growth_rate)),
+            ("growth rate k", _growth(spec)),
             ("layers in each block", _joined(spec.block_layers)),
             ("bottleneck", f"{spec.bottleneck}k" if spec.bottleneck else "none"),
             ("compression θ", f"{spec.compression:g}"),
