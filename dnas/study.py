@@ -93,6 +93,11 @@ class TrialRecord:
         return cls(**{key: value for key, value in json.loads(text).items() if key in FIELDS})
 
     @property
+    def called(self) -> str:
+        """A listed run's key, else its network's name."""
+        return str(self.params.get("key", self.network))
+
+    @property
     def network_spec(self) -> Spec:
         return spec_from_dict(self.spec)
 

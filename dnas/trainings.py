@@ -8,6 +8,7 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from dnas.executors.worker import Job, Message
@@ -78,13 +79,13 @@ class Trainings:
     options: Means | Options
     show: Show
     executor: Executor
-    records: dict[int, TrialRecord]
+    records: dict[int, TrialRecord]  # where a training is not known by its trial's number, its key and `_record` differ
     waiting: deque[TrialRecord]  # what was interrupted: before anything new
 
     def __init__(self) -> None:
         self.records, self.waiting = {}, deque()
-        self._running: dict[int, _Running] = {}
-        self._stuck: dict[int, tuple[int, int]] = {}  # number -> (epochs it had, losses since)
+        self._running: dict[str, _Running] = {}
+        self._stuck: dict[str, tuple[int, int]] = {}  # key -> (epochs it had, losses since)
         self._errors: list[str] = []
         self._looked = -math.inf  # when what is overdue was looked for, by the executor's clock
 
@@ -105,8 +106,19 @@ class Trainings:
     def emit(self, event: Mapping[str, Any]) -> None:
         """Notes what happened in the study's log, where it has one."""
 
+    def _record(self, key: str) -> TrialRecord:
+        return self.records[int(key)]
+
+    def _key(self, record: TrialRecord) -> str:
+        """What the executor calls the training of a record."""
+        return str(record.number)
+
+    def _path(self, record: TrialRecord) -> Path:
+        """The folder of a training's files."""
+        return self.folder.trial_folder(record.number)
+
     def _job(self, record: TrialRecord) -> Job:
-        return make_job(self.options, record, self.folder.trial_folder(record.number), str(record.number))
+        return make_job(self.options, record, self._path(record), self._key(record))
 
     def _on_started(self, record: TrialRecord, values: Mapping[str, Any]) -> None:
         """Takes in what a worker found out before it began to train."""
@@ -130,7 +142,7 @@ class Trainings:
             if not self.executor.running:
                 break
             for key, message in self.executor.wait(timeout=1.0):
-                self._hear(self.records[int(key)], message, outcome)
+                self._hear(self._record(key), message, outcome)
             self._end_overdue(outcome)
         outcome.trials = len(self.records)
         return outcome
@@ -142,24 +154,26 @@ class Trainings:
         record.started = record.started or self.folder.now()
         record.attempts += 1
         record.threads = self.options.threads
-        self.folder.write_record(record)
-        folder = self.folder.trial_folder(record.number)
+        self._write(record)
         clock = self.executor.clock()
-        self._running[record.number] = _Running(clock, record.seconds, Watch(folder, clock))
+        self._running[self._key(record)] = _Running(clock, record.seconds, Watch(self._path(record), clock))
         self.executor.start(self._job(record))
         self.show.began(record)
+
+    def _write(self, record: TrialRecord) -> None:
+        self.folder.write_record(record, self._path(record))
 
     def _hear(self, record: TrialRecord, message: Message, outcome: Outcome) -> None:
         values = message.values
         match message.kind:
             case "started":
                 record.device, record.host = values["device"], values.get("host", record.host)
-                self._running[record.number].since = self.executor.clock()
+                self._running[self._key(record)].since = self.executor.clock()
                 self._on_started(record, values)
             case "step":
                 self.show.step(record, values["done"], values["total"])
             case "epoch":
-                self.executor.answer(str(record.number), self._on_epoch(record, values))
+                self.executor.answer(self._key(record), self._on_epoch(record, values))
             case "done":
                 self._finish(record, values)
                 self._errors.clear()
@@ -170,16 +184,15 @@ class Trainings:
 
     def _hear_failure(self, record: TrialRecord, reason: str, text: str, outcome: Outcome) -> None:
         """The policy for each way to fail."""
-        number = record.number
         if reason == "disk full":
             raise DiskFull(text)  # it stays `running`: the next start goes on with it
         if reason == "out of memory" and not record.recompute:
             # Recomputing the activations is exact, so this is the same trial; it may have shared its device, too.
-            self.emit({"event": "again", "number": number, "reason": reason, "recompute": True})
+            self.emit({"event": "again", "number": record.number, "reason": reason, "recompute": True})
             record.recompute = True
-            self.folder.write_record(record)
-            self.show.note(f"trial {number}: out of memory; again, its activations recomputed")
-            self._running.pop(number, None)
+            self._write(record)
+            self.show.note(f"trial {self._key(record)}: out of memory; again, its activations recomputed")
+            self._running.pop(self._key(record), None)
             self.waiting.appendleft(record)
             return
         self._fail(record, reason, text)
@@ -190,30 +203,29 @@ class Trainings:
 
         restarted: the executor has seen to that by itself.
         """
-        number = record.number
-        epochs, losses = self._stuck.get(number, (record.epochs, 0))
+        key = self._key(record)
+        epochs, losses = self._stuck.get(key, (record.epochs, 0))
         losses = losses + 1 if epochs == record.epochs else 1
-        self._stuck[number] = (record.epochs, losses)
+        self._stuck[key] = (record.epochs, losses)
         if losses >= LOST_WORKERS:
             if restarted:
-                self.executor.kill(str(number))
+                self.executor.kill(key)
             self._fail(record, "lost worker", text)
             self._count_error(record, "lost worker", text, outcome)
             return
         record.losses += 1
-        self.emit({"event": "again", "number": number, "reason": f"lost worker: {text}"})
-        self.folder.write_record(record)
-        self.show.note(f"trial {number}: {text}; going on from its checkpoint")
+        self.emit({"event": "again", "number": record.number, "reason": f"lost worker: {text}"})
+        self._write(record)
+        self.show.note(f"trial {key}: {text}; going on from its checkpoint")
         if not restarted:
-            self._running.pop(number, None)
+            self._running.pop(key, None)
             self.waiting.appendleft(record)
 
     def _count_error(self, record: TrialRecord, reason: str, text: str, outcome: Outcome) -> None:
         self._errors = [*self._errors, text] if reason in ("error", "input", "lost worker") else []
         if len(self._errors) >= SAME_ERRORS and len(set(self._errors[-SAME_ERRORS:])) == 1:
             outcome.stopped_by = (
-                f"{SAME_ERRORS} trials in a row failed alike: {text}"
-                f" (see {self.folder.trial_folder(record.number) / 'traceback.txt'})"
+                f"{SAME_ERRORS} trials in a row failed alike: {text} (see {self._path(record) / 'traceback.txt'})"
             )
 
     def _end_overdue(self, outcome: Outcome) -> None:
@@ -223,18 +235,18 @@ class Trainings:
             return
         self._looked = clock
         begun = set(self.executor.running) - self.executor.queued
-        for number, running in list(self._running.items()):
-            record, limit = self.records[number], self.options.timeout
-            if str(number) not in begun:
+        for key, running in list(self._running.items()):
+            record, limit = self._record(key), self.options.timeout
+            if key not in begun:
                 continue
             spent = running.before + clock - running.since
             if limit is not None and spent > limit:
-                self.executor.kill(str(number))
+                self.executor.kill(key)
                 text = f"{spent:.0f} s of training, more than --timeout {limit:g} allows"
                 self._fail(record, "timeout", text)
                 self._count_error(record, "timeout", text, outcome)
             elif running.watch.silent(clock):
-                self.executor.kill(str(number))
+                self.executor.kill(key)
                 self._lose(record, "its worker gave no sign of life", outcome)
 
     def _fail(self, record: TrialRecord, reason: str, text: str) -> None:
@@ -244,11 +256,11 @@ class Trainings:
 
     def _end(self, record: TrialRecord) -> None:
         record.ended = self.folder.now()
-        self.folder.write_record(record)
+        self._write(record)
         self._emit_tell(record)
         self._leave(record)
 
     def _leave(self, record: TrialRecord) -> None:
-        self._running.pop(record.number, None)
-        self._stuck.pop(record.number, None)
+        self._running.pop(self._key(record), None)
+        self._stuck.pop(self._key(record), None)
         self.show.ended(record)
