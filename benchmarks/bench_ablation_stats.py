@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import scipy
-from scipy import stats
+from scipy import special, stats
 
 from dnas.analysis import race
 from dnas.analysis.effects import bootstrap_interval, detectable_difference, sign_flip_p, t_interval
@@ -99,16 +99,24 @@ def error_rates(number: int) -> None:
 
 
 def power(number: int) -> None:
-    head("comparisons", "pairs", "detectable, in sd of a difference", "found there")
+    head(
+        "comparisons",
+        "pairs",
+        "detectable, in sd of a difference",
+        "found there",
+        "by the plain formula",
+        "found there",
+    )
     for comparisons in (1, 3, 6):
         for pairs in (6, 7, 8, 9, 10, 12, 16):
-            size = detectable_difference(1.0, pairs, comparisons)
-            if size < math.inf:
-                draws = np.random.default_rng(pairs).normal(size=(number if pairs < 16 else number // 4, pairs)) + size
-                found = float(np.mean([sign_flip_p(d) <= 0.05 / comparisons for d in draws]))
-                row(comparisons, pairs, f"{size:.2f}", percent(found, len(draws)))
-            else:
-                row(comparisons, pairs, "none", "–")
+            size, cells = detectable_difference(1.0, pairs, comparisons), []
+            critical = stats.t.ppf(1 - 0.025 / comparisons, pairs - 1)
+            plain = float(special.nctdtrinc(pairs - 1, 0.2, critical)) / math.sqrt(pairs)
+            draws = np.random.default_rng(pairs).normal(size=(number if pairs < 16 else number // 4, pairs))
+            for shift in (size, plain) if size < math.inf else ():
+                found = float(np.mean([sign_flip_p(d + shift) <= 0.05 / comparisons for d in draws]))
+                cells += [f"{shift:.2f}", percent(found, len(draws))]
+            row(comparisons, pairs, *(cells or ["none", "–", "–", "–"]))
 
 
 def peeking(number: int) -> None:
@@ -167,10 +175,12 @@ def race_intervals(number: int) -> None:
 
 def studies(number: int) -> None:
     """Three variants, of which each has its shift in sd of a difference; `most` seeds."""
-    head("shifts", "most", "pairs with auto", "found with auto", "any false", "found with all pairs, Holm")
+    head(
+        "shifts", "most", "pairs with auto", "found with auto", "any false", "found with all pairs, Holm", "Bonferroni"
+    )
     for shifts in ((0, 0, 0), (0, 0, 2), (1, 1, 1), (1, 2, 3)):
         for most in (9, 12):
-            rng, used, found, false, fixed = np.random.default_rng(most), 0, 0, 0, 0
+            rng, used, found, false, fixed, plain = np.random.default_rng(most), 0, 0, 0, 0, 0
             real = sum(shift > 0 for shift in shifts)
             for _ in range(number):
                 runs = rng.normal(size=(most, 4))
@@ -179,21 +189,23 @@ def studies(number: int) -> None:
                 used += sum(end.pairs for end in ends)
                 found += sum(end.decided for end, shift in zip(ends, shifts, strict=True) if shift)
                 false += any(end.decided for end, shift in zip(ends, shifts, strict=True) if not shift)
-                adjusted = holm([sign_flip_p(d) for d in differences])
+                raw = [sign_flip_p(d) for d in differences]
+                adjusted = holm([*raw])
                 fixed += sum(p <= 0.05 for p, shift in zip(adjusted, shifts, strict=True) if shift and p is not None)
+                plain += sum(p <= 0.05 / 3 for p, shift in zip(raw, shifts, strict=True) if shift)
             row(
                 ", ".join(map(str, shifts)),
                 most,
                 f"{used / number / 3:.1f}",
                 f"{100 * found / number / real:.1f}" if real else "–",
                 percent(false / number, number) if real < 3 else "–",
-                f"{100 * fixed / number / real:.1f}" if real else "–",
+                *(f"{100 * some / number / real:.1f}" if real else "–" for some in (fixed, plain)),
             )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--simulations", type=int, default=4000, help="of each line (a part of them where it says so)")
+    parser.add_argument("--simulations", type=int, default=2000, help="of each line (a part of them where it says so)")
     number = parser.parse_args().simulations
     print(
         f"""# Whether an ablation's statistics keep what they promise
@@ -201,8 +213,8 @@ def main() -> None:
     python benchmarks/bench_ablation_stats.py > benchmarks/results/ablation_stats.md
 
 {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, numpy {np.__version__}, scipy \
-{scipy.__version__}, {time.strftime("%Y-%m-%d")}; fixed seeds. All numbers are percent but where another unit is said,
-± the standard error of the simulation.
+{scipy.__version__}, {time.strftime("%Y-%m-%d")}; fixed seeds.
+All numbers are percent but where another unit is said, ± the standard error of the simulation.
 
 ## Coverage of the 95% intervals
 
@@ -223,7 +235,8 @@ same runs of the base. Sign-flip p with Holm, at 5%; {number} studies a line.
         f"""
 ## The smallest effect that could have been found
 
-Normal differences, shifted by `detectable_difference` at 80% power; found: p at or below 5% over the comparisons.
+Normal differences, shifted by `detectable_difference` at 80% power; found: p at or below 5% over the comparisons. The
+plain formula is noncentral t at 5% over the comparisons, without regard to the levels that signs have.
 {number} simulations a line, a quarter of them for 16 pairs.
 """
     )

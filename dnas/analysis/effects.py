@@ -226,11 +226,11 @@ def bootstrap_interval(differences: Sequence[float] | np.ndarray, alpha: float =
     """Equal-tailed bootstrap-t for the mean (Efron and Tibshirani 1993, "An Introduction to the Bootstrap", 12.5):
     mean - q_(1-α/2)·se to mean - q_(α/2)·se, q being quantiles of (mean* - mean) / se* over resamples of the pairs.
 
-    Studentized because n is small: at 95% and n = 5 to 8 it covered 92% to 96% for normal, heavy-tailed and skewed
-    differences, where percentile and BCa intervals covered 78% to 90%, and t, as good for symmetric ones, 88% to 90%
-    for skewed ones (benchmarks/results/ablation_stats.md). Resamples of one value alone have se* = 0 and stand at ±∞;
-    where they reach a quantile, as with few pairs of errors on few images, too little varies to resample, and the
-    interval is Student's. Unbounded with fewer than two pairs; a point where all are equal.
+    Studentized because n is small: at 95% and n = 5 to 8 it covered 91% to 96% for normal, heavy-tailed, skewed and
+    rounded differences, where percentile and BCa intervals covered 77% to 92%, and t, as good for symmetric ones, 88%
+    to 90% for skewed ones (benchmarks/results/ablation_stats.md). Resamples of one value alone have se* = 0 and stand
+    at ±∞; where they reach a quantile, as with few pairs of errors on few images, too little varies to resample, and
+    the interval is Student's. Unbounded with fewer than two pairs; a point where all are equal.
     """
     d = np.asarray(differences, dtype=float)
     if len(d) < 2 or deviation(d) == 0:
@@ -259,7 +259,7 @@ def detectable_difference(
     δ·√n / sd of Student's noncentral t with n - 1 degrees of freedom that exceeds its critical value with `power`, at
     the level (k - 1/2) / 2^(n-1), where k = ⌊2^(n-1)·α/m⌋ of the pairs of opposite signs make the sign-flip test
     reject. The half is ours: a sign-flip test that rejects few signs has less power than t at its level. By simulation
-    of normal differences the power at it is 0.79 to 0.84 for 6 pairs and more (benchmarks/results/ablation_stats.md).
+    of normal differences the power at it is 0.77 to 0.84 with 6 to 16 pairs (benchmarks/results/ablation_stats.md).
     Infinite where k = 0; nan where the sd is 0 or not known.
     """
     if not math.isfinite(sd) or sd == 0:
