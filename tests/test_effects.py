@@ -298,6 +298,15 @@ def test_fractions_carry_their_aliases() -> None:
     assert found["A × C"] == ("B × C × D",)
 
 
+def test_terms_that_are_confounded_in_part_are_named_too() -> None:
+    """A Latin square: three levels of A and B, and C = A + B modulo 3."""
+    points = {f"{a}{b}": {"A": a, "B": b, "C": (a + b) % 3} for a in range(3) for b in range(3)}
+    values = pd.DataFrame(np.random.default_rng(0).normal(size=(3, 9)), columns=list(points))
+    found = {c.name: c.aliases for c in factorial_effects(values, points, dict.fromkeys("ABC", 0)).comparisons}
+    assert "A: 1 against 0 × B: 1 against 0" in found["C: 1 against 0"]
+    assert all("C: 2 against 0" not in aliases for name, aliases in found.items() if name.startswith("C"))
+
+
 def test_a_planted_model_is_read_from_a_fraction() -> None:
     points = half_fraction(lambda a, b, c: a * b * c)
     row = {name: 0.1 + 0.01 * (p["A"] < 0) - 0.02 * (p["D"] < 0) for name, p in points.items()}
@@ -339,7 +348,7 @@ def test_intervals_cover(shape: str, pairs: int) -> None:
     """Both at 95%; Student's falls short where differences are skewed, the percentile bootstrap everywhere."""
     draws = SHAPES[shape](np.random.default_rng(7), (2000, pairs))  # standard error of a coverage: 0.005
     assert 0.92 < coverage(bootstrap_interval, draws) < 0.97
-    assert coverage(t_interval, draws) < 0.91 if shape == "skewed" else coverage(t_interval, draws) > 0.935
+    assert coverage(t_interval, draws) < 0.91 if shape == "skewed" else coverage(t_interval, draws) > 0.925
 
     def percentile(d: np.ndarray) -> tuple[float, float]:
         low, high = np.quantile(d[resamples].mean(axis=1), [0.025, 0.975])

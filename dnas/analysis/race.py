@@ -97,7 +97,7 @@ def undecided(values: pd.DataFrame, base: str, alpha: float, most: int) -> tuple
     found = []
     for name in others:
         d = (values[name] - values[base]).dropna().to_numpy(dtype=float)
-        if len(d) < most and not _run(d, alpha / len(others), most).decided:
+        if len(d) < most and not stop(d, alpha / len(others), most).decided:
             found.append(name)
     return tuple(found)
 
@@ -108,7 +108,7 @@ def run_race(differences: Sequence[float] | np.ndarray, comparisons: int, alpha:
     first = first_look(comparisons, alpha, most)
     d = np.asarray(differences, dtype=float)
     level = alpha / max(1, comparisons)
-    end = _run(d, level, most)
+    end = stop(d, level, most)
     d = d[: end.pairs]
     mean = float(d.mean()) if len(d) else math.nan
     interval = _interval(d, level, most, end.decided) if end.pairs >= first else UNBOUNDED
@@ -170,7 +170,9 @@ def race_with_base(
 
 
 @dataclass(frozen=True)
-class _End:
+class Stop:
+    """Where a test ended: after `pairs`; decided, p: as of a `Race`."""
+
     pairs: int
     decided: bool
     p: float
@@ -181,8 +183,8 @@ def _allowed(ways: float, share: float) -> int:
     return math.floor(ways * share * (1 + 1e-12))
 
 
-def _run(d: np.ndarray, level: float, most: int) -> _End:
-    """The test after each pair, until it rejects the first row: the signs as they are."""
+def stop(d: np.ndarray, level: float, most: int) -> Stop:
+    """The test after each of up to `most` pairs, until it rejects the signs as they are. level: α/m, of all looks."""
     d = d[:most]
     signs = _ways(len(d))
     ways = signs.shape[1]
@@ -201,10 +203,10 @@ def _run(d: np.ndarray, level: float, most: int) -> _End:
         if out[0] or last:
             p = (rejected + np.count_nonzero(size >= size[0] - tie)) / (ways * spent(n, most))
         if out[0]:
-            return _End(n, True, min(1.0, float(p)))
+            return Stop(n, True, min(1.0, float(p)))
         left &= ~out
         rejected += int(np.count_nonzero(out))
-    return _End(len(d), False, min(1.0, float(p)))
+    return Stop(len(d), False, min(1.0, float(p)))
 
 
 @functools.lru_cache(maxsize=64)
@@ -232,7 +234,7 @@ def _interval(d: np.ndarray, level: float, most: int, decided: bool) -> tuple[fl
     centre = float(d.mean())
 
     def kept(shift: float) -> bool:
-        return not _run(d - shift, level, most).decided
+        return not stop(d - shift, level, most).decided
 
     low, high = float(d.min()), float(d.max())
     points = {*np.linspace(low, high, POINTS).tolist(), centre, *([] if decided or not low <= 0 <= high else [0.0])}
