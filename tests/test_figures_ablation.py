@@ -79,6 +79,7 @@ def test_equal_pairs_do_not_hide_each_other(effects: Effects) -> None:
 
 def test_one_pair_has_a_mark_and_no_interval() -> None:
     figure = figures.plot_forest(compare_with_base(VALUES.iloc[:1], "base"))
+    assert [text.get_text() for text in figure.axes[0].texts] == [f"{d} (n = 1)" for d in ("−1.00", "+1.00", "+2.00")]
     gids = {part.get_gid() for part in figure.axes[0].lines}
     assert "mean-0" in gids
     assert not {gid for gid in gids if gid and gid.startswith(("interval", "bootstrap"))}
