@@ -79,6 +79,14 @@ EPILOGS = {
   dnas plot reuse run-s0 run-s1 run-s2 --norm block -o reuse.svg
   dnas plot causal digits_bc -o causal.svg
   dnas plot gradients digits_bc --trial 3 -o gradients.svg""",
+    "importance": """examples:
+  dnas importance digits_bc
+  dnas importance digits_bc --epoch 3 --out importance.csv     # trials stopped early count too
+  dnas importance digits_bc --by spec --out importance.svg""",
+    "path": """examples:
+  dnas path digits_bc
+  dnas path digits_bc --from 3 --out path.svg
+  dnas path digits_bc --train --seeds 5""",
     "verify": """examples:
   dnas verify digits_bc
   dnas verify run-s0/checkpoint.pt run-s1/checkpoint.pt run-s2/checkpoint.pt --json""",
@@ -97,6 +105,9 @@ STUDY_FIGURES = {
     "fidelity": "how well each epoch ranks networks as the last one does",
     "timeline": "when each trial was trained",
     "importance": "which choices mattered for being among the best",
+    "fanova": "how much of the error's variance each choice makes, over all and for the best tenth",
+    "interactions": "how much each pair of choices makes together",
+    "path": "from the first network to the best, a choice at a time, as a forest predicts it",
     "slices": "the error by each choice",
     "parallel": "parallel coordinates of the choices",
     "learning-curves": "every trial's curve",
@@ -219,6 +230,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--out", type=Path, metavar="FOLDER", help="where to write (default reports/STUDY)")
     add("--watch", action="store_true", help="write it again while the study runs")
+    _add_importance(command("importance", "how much each choice and each pair matters in a search, with intervals"))
+    _add_path(command("path", "the path from the default to the best network, a choice at a time"))
     _add_reproduce(command("reproduce", "make a table or figure of the paper again, beside the published one"))
     _add_ablate(command("ablate", "compare variants of a network, in pairs, and say what may be concluded"))
     plot = command("plot", "draw one figure")
@@ -367,6 +380,28 @@ def _add_list(parser: argparse.ArgumentParser) -> None:
     add("--dry-run", action="store_true", help="print the plan: networks, cost, time, disk")
     add("-q", "--quiet", action="store_true", help="only the result")
     add("-v", "--verbose", action="store_true", help="a line an epoch")
+
+
+def _add_importance(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("study", metavar="STUDY", help="a search's name, or its folder")
+    add("--by", default="choices", metavar="KIND", help="choices (default), or spec: depth, params, macs, fields")
+    add("--epoch", type=_whole(1), metavar="N", help="compare after epoch N, also what was stopped later")
+    add("--pairs", type=_whole(0), default=6, metavar="N", help="pairs of choices in the table (default 6)")
+    add("--bootstraps", type=_whole(20), default=100, metavar="N", help="resamples of the trials (default 100)")
+    add("--out", type=Path, metavar="FILE", help="all effects as .csv, or the figure as .svg, .png or .pdf")
+    add("--json", action="store_true", help="for programs")
+
+
+def _add_path(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("study", metavar="STUDY", help="a search's name, or its folder")
+    add("--from", dest="source", metavar="NETWORK", help="a trial's number or a network (default: the space's first)")
+    add("--train", action="store_true", help="train the networks of the path, in the study STUDY_path")
+    add("--seeds", type=_whole(1), metavar="N", help="with --train: of each network (default 3)")
+    _add_list(parser)
+    add("--out", type=Path, metavar="FILE", help="the steps as .csv, or the figure as .svg, .png or .pdf")
+    add("--json", action="store_true", help="for programs")
 
 
 def _add_worker(parser: argparse.ArgumentParser) -> None:
@@ -1003,6 +1038,18 @@ def _report(args: argparse.Namespace) -> int:
     return 0
 
 
+def _importance(args: argparse.Namespace) -> int:
+    from dnas.evidence import main_importance
+
+    return main_importance(args)
+
+
+def _path(args: argparse.Namespace) -> int:
+    from dnas.path import main_path
+
+    return main_path(args)
+
+
 def _reproduce(args: argparse.Namespace) -> int:
     from dnas.reproduce.command import main_reproduce
 
@@ -1053,6 +1100,8 @@ COMMANDS = {
     "eval": _eval,
     "export": _export,
     "extend": _extend,
+    "importance": _importance,
+    "path": _path,
     "plot": _plot,
     "pull": _pull,
     "replay": _replay,

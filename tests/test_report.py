@@ -24,7 +24,14 @@ from dnas.study import StudyFolder, read_study
 from tests.studies import add_trial, make_study
 
 STATES = ["complete", "complete", "stopped", "failed", "complete", "infeasible", "complete", "complete"]
-NOT_THERE = {"timeline", "importance", "gradients"}  # of the study below: no log, too few trials, none measured
+NOT_THERE = {
+    "timeline",
+    "importance",
+    "fanova",
+    "interactions",
+    "path",
+    "gradients",
+}  # of the study below: no log, too few trials, none measured
 VOID = {"meta", "input", "br", "img", "link", "hr"}
 
 

@@ -12,6 +12,7 @@ from dnas.figures.ablation import (
     plot_variants,
 )
 from dnas.figures.efficiency import plot_control, plot_error_against_cost
+from dnas.figures.evidence import plot_fanova, plot_interactions, plot_path
 from dnas.figures.inside import plot_causal, plot_gradients, plot_reuse, plot_weight_norms_of_trials
 from dnas.figures.search import (
     plot_attainment,
@@ -42,15 +43,18 @@ __all__ = [
     "plot_diagram",
     "plot_distribution",
     "plot_error_against_cost",
+    "plot_fanova",
     "plot_fidelity",
     "plot_forest",
     "plot_fronts",
     "plot_gradients",
     "plot_importance",
     "plot_interaction",
+    "plot_interactions",
     "plot_layer_costs",
     "plot_learning_curves",
     "plot_parallel",
+    "plot_path",
     "plot_reuse",
     "plot_slices",
     "plot_slopes",

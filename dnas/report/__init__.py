@@ -23,7 +23,10 @@ from dnas.study import find_study
 
 __all__ = ["PICTURES", "inline_svg", "watch_report", "write_comparison", "write_report"]
 
-MATTERED = ("best_so_far", "importance", "slices", "parallel", "distribution", "timeline")
+MATTERED = (
+    *("best_so_far", "importance", "fanova", "interactions", "path"),
+    *("slices", "parallel", "distribution", "timeline"),
+)
 WATCH_SECONDS = 15  # between two writings of a page that is watched
 
 
