@@ -165,7 +165,7 @@ def test_variants_stand_at_their_cost_and_what_is_held_equal_at_its_residual(eff
 
 
 def test_labels_of_near_variants_do_not_touch(effects: Effects) -> None:
-    near = rows().assign(macs=[400_000, 400_500, 401_000], mean=[0.1, 0.1002, 0.1004])
+    near = rows().assign(macs=[400_000, 400_000, 400_100], mean=[0.1, 0.1002, 0.1004])
     figure = figures.plot_variants(near, effects)
     figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in figure.axes[1].texts]
