@@ -317,6 +317,7 @@ def test_no_star_and_no_finding_from_too_few_seeds(tmp_path: Path, undrawn: None
     tables = "".join((tmp_path / "out" / name).read_text() for name in ("table.md", "table.tex"))
     assert "*" not in tables
     assert "too few seeds for any conclusion" in tables
+    assert "0.750" not in tables  # p could not have been below it
 
 
 def test_a_race_says_what_holds_of_it(tmp_path: Path, undrawn: None) -> None:

@@ -79,6 +79,7 @@ def test_equal_pairs_do_not_hide_each_other(effects: Effects) -> None:
 
 def test_one_pair_has_a_mark_and_no_interval() -> None:
     figure = figures.plot_forest(compare_with_base(VALUES.iloc[:1], "base"))
+    assert [text.get_text() for text in figure.axes[0].texts] == [f"{d} (n = 1)" for d in ("−1.00", "+1.00", "+2.00")]
     gids = {part.get_gid() for part in figure.axes[0].lines}
     assert "mean-0" in gids
     assert not {gid for gid in gids if gid and gid.startswith(("interval", "bootstrap"))}
@@ -164,7 +165,7 @@ def test_variants_stand_at_their_cost_and_what_is_held_equal_at_its_residual(eff
 
 
 def test_labels_of_near_variants_do_not_touch(effects: Effects) -> None:
-    near = rows().assign(macs=[400_000, 400_500, 401_000], mean=[0.1, 0.1002, 0.1004])
+    near = rows().assign(macs=[400_000, 400_000, 400_100], mean=[0.1, 0.1002, 0.1004])
     figure = figures.plot_variants(near, effects)
     figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in figure.axes[1].texts]

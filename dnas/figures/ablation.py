@@ -75,8 +75,9 @@ def plot_forest(effects: Effects, noise: SeedNoise | None = None) -> Figure:
                 f"{found.name}, seed {seed}: {points(d)} points"
                 for seed, d in zip(found.seeds, found.differences, strict=True)
             ]
+            p = "" if found.verdict == "too few seeds" else f"{p_value(found.p_holm)}, "
             axes.annotate(
-                f"{points(found.mean)} ({p_value(found.p_holm)}, n = {len(found.seeds)})",
+                f"{points(found.mean)} ({p}n = {len(found.seeds)})",
                 (1.015, y),
                 xycoords=("axes fraction", "data"),
                 va="center",
@@ -316,7 +317,7 @@ def plot_variants(rows: pd.DataFrame, effects: Effects, equal: str = "nothing", 
 
 def _size_ticks(axes: Axes, name: str) -> None:
     """Some ticks in thousands or millions, with as many digits as tell them apart."""
-    axes.xaxis.set_major_locator(MaxNLocator(3))
+    axes.xaxis.set_major_locator(MaxNLocator(4))
     ticks = axes.xaxis.get_major_locator()()
     scale, unit = (1e3, "thousands") if max(ticks) < 1e5 else (1e6, "millions")
     digits = max(0, -math.floor(math.log10((ticks[1] - ticks[0]) / scale) + 1e-9))

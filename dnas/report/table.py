@@ -124,7 +124,8 @@ def cells(row: Row) -> list[str]:
     )
     n = str(row.runs) if row.pairs in (None, row.runs) else f"{row.runs} ({several(row.pairs or 0, 'pair')})"
     between = "–" if row.interval is None else f"{points(row.interval[0])} to {points(row.interval[1])}"
-    p = "–" if row.p is None else "<0.001" if row.p < 0.001 else f"{row.p:.3f}"
+    # Where no difference could have made it small, p says nothing.
+    p = "–" if row.p is None or row.verdict == "too few seeds" else "<0.001" if row.p < 0.001 else f"{row.p:.3f}"
     difference = "–" if row.difference is None else points(row.difference) + row.star
     verdict = row.verdict or ("the base" if row.pairs is None and row.runs else "–")
     return [
