@@ -16,7 +16,7 @@ from dnas.analysis.curves import learning_curves
 from dnas.analysis.fanova import BELIEVABLE, REST, Fanova
 from dnas.analysis.importance import CHOICES, SPEC, Evidence, evidence, importance
 from dnas.errors import InputError, unknown
-from dnas.inputs import check_proposed, objectives_of
+from dnas.inputs import objectives_of
 from dnas.study import StudyFolder, TrialRecord, find_study
 from dnas.wording import joined, said, several
 
@@ -29,7 +29,6 @@ def read_evidence(folder: StudyFolder, by: str = CHOICES, epoch: int | None = No
     """The trials of the search in `folder`; epoch: compare all trials that got there after it, not only those that
     were trained to their end."""
     config, records = folder.config(), folder.records()
-    check_proposed(config)
     values = None
     if epoch is not None:
         values = values_at(learning_curves(folder), objectives_of(config)[0], epoch)
