@@ -16,7 +16,7 @@ from dnas.analysis.curves import learning_curves
 from dnas.analysis.fanova import BELIEVABLE, REST, Fanova
 from dnas.analysis.importance import CHOICES, SPEC, Evidence, evidence, importance
 from dnas.errors import InputError, unknown
-from dnas.inputs import check_proposed, objectives_of
+from dnas.inputs import objectives_of
 from dnas.study import StudyFolder, TrialRecord, find_study
 from dnas.wording import joined, said, several
 
@@ -29,7 +29,6 @@ def read_evidence(folder: StudyFolder, by: str = CHOICES, epoch: int | None = No
     """The trials of the search in `folder`; epoch: compare all trials that got there after it, not only those that
     were trained to their end."""
     config, records = folder.config(), folder.records()
-    check_proposed(config)
     values = None
     if epoch is not None:
         values = values_at(learning_curves(folder), objectives_of(config)[0], epoch)
@@ -68,7 +67,7 @@ def main_importance(args: argparse.Namespace) -> int:
     console = Console() if sys.stdout.isatty() else Console(width=200)
     console.print(_head(found, folder), highlight=False)
     console.print(_table(frame, args.pairs))
-    for line in _cautions(found, whole, best, folder):
+    for line in _cautions(found, whole, best, folder, args.by):
         console.print(line, highlight=False, soft_wrap=True)
     if args.out is not None:
         console.print(f"written to {args.out}", highlight=False)
@@ -163,7 +162,7 @@ def _cell(keyed: pd.DataFrame, key: tuple[str, ...]) -> str:
     return f"{100 * row['share']:.1f}% ({100 * row['low']:4.1f} to {100 * row['high']:5.1f}) {mark}"
 
 
-def _cautions(found: Evidence, whole: Fanova, best: Fanova, folder: StudyFolder) -> list[str]:
+def _cautions(found: Evidence, whole: Fanova, best: Fanova, folder: StudyFolder, by: str) -> list[str]:
     lines = [
         "",
         f"explained by single choices {whole.single:.0%}, by pairs {whole.pairs:.0%}, by three and more"
@@ -185,9 +184,14 @@ def _cautions(found: Evidence, whole: Fanova, best: Fanova, folder: StudyFolder)
             f"mind      {several(early, 'trial')} that trained for fewer epochs {'is' if early == 1 else 'are'} left"
             f" out, the worse ones; `--epoch {_common_epoch(folder)}` compares all trials that got there"
         )
-    if found.space.limits.stated():
+    if by == CHOICES and found.space.limits.stated():
         lines.append("mind      fANOVA is of the whole box of choices, also where a limit forbids to train")
-    if any(choice.when for choice in found.space.choices):
+    if by == SPEC:
+        lines.append(
+            "mind      a network's facts hang together (params and macs follow from the others), so each may show what"
+            " another one does; fANOVA weighs them as if any went with any"
+        )
+    elif any(choice.when for choice in found.space.choices):
         lines.append("mind      a choice that was not made changes nothing there, and counts so in its share")
     return lines
 

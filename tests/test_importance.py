@@ -105,6 +105,7 @@ def test_intervals_hold_the_share_and_narrow_with_trials() -> None:
         found = fanova(AXES, cells, cells[:, 0] + rng.normal(size=trials), bootstraps=30, rounds=1).effects
         assert ((found["low"] <= found["share"]) & (found["share"] <= found["high"])).all()
         first = found.set_index(["choice", "other"]).loc[("k", "")]
+        assert first["low"] < first["share"] < first["high"]
         widths.append(first["high"] - first["low"])
     assert widths[1] < widths[0] / 2
 
@@ -272,12 +273,12 @@ def test_the_figures_say_what_was_found(study: StudyFolder) -> None:
     whole, best = found.fanova(False, 20, 1), found.fanova(True, 20, 1)
     figure = plot_fanova(whole, best)
     first = whole.effects.iloc[0]
-    assert title(figure) == f"{first['choice']} makes most of the error's variance: {first['share']:.0%}"
+    assert title(figure) == f"{first['choice']} makes the largest part of the error's variance: {first['share']:.0%}"
     left, right = figure.axes
     shown = [text.get_text() for text in left.get_yticklabels()]
     bars = {text: bar.get_width() for text, bar in zip(shown, left.patches, strict=True)}
     assert bars["growth_rate"] == pytest.approx(100 * shares_of(whole)["growth_rate", ""])
-    assert "out of bag" in right.get_title(loc="left")
+    assert right.get_title(loc="left").startswith(f"for the best tenth: R² {best.r2:.2f}")
     matrix = plot_interactions(whole)
     assert title(matrix).startswith("The strongest interaction is growth_rate × connectivity")
     texts = {text.get_text() for text in matrix.axes[0].texts}

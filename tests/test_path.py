@@ -70,6 +70,7 @@ def test_every_network_on_the_path_is_one_of_the_space_and_one_step_from_the_las
         assert node.cost == SPACE.cost(node.spec)
         assert node.spec.image_size == 8
     assert len({node.spec.digest for node in nodes}) == len(nodes)
+    assert sorted(len(node.changes) for node in nodes) == [0, 1, 1, 1, 1, 2]  # the compression with its bottleneck
     assert sorted(name for node in nodes for name, _, _ in node.changes) == [
         "block_layers_1",
         "block_layers_2",
@@ -248,7 +249,7 @@ def test_the_networks_of_a_path_are_trained_in_pairs_and_once(
     monkeypatch.chdir(tmp_path)
     recipe = {**parse_space(SEARCHED_SPACE, "searched", "here").recipe.to_dict(), "epochs": 1}
     data = {"name": "digits", "source": "digits", "subset": 120}
-    made = add_search(tmp_path / "studies" / "tiny", 12, search_error, {}, recipe=recipe, data=data)
+    made = add_search(tmp_path / "studies" / "tiny", 12, search_error, {}, recipe=recipe, data=data, seed=1)
     command = ["path", "tiny", "--train", "--device", "cpu", "--json"]
     assert main(["path", "tiny", "--train", "--seeds", "1", "--dry-run"]) == 0
     assert "from 1 seed, 1 epoch each" in capsys.readouterr().out
@@ -263,8 +264,8 @@ def test_the_networks_of_a_path_are_trained_in_pairs_and_once(
     records = trained.records()
     assert len(records) == 2 * len(first["steps"])
     assert all(record.started == begun[record.number] for record in records if record.number in begun)
-    assert {tuple(record.seed) for record in records} == {(1, 0), (2, 0)}  # 0 is the search's own
-    assert {record.data["split_seed"] for record in records} == {1, 2}
+    assert {tuple(record.seed) for record in records} == {(2, 0), (3, 0)}  # 1 is the search's own, and 0 its split
+    assert {record.data["split_seed"] for record in records} == {2, 3}
     found = read_evidence(made)
     values = read_trained(made, found, path_of(made, found), 2).values
     assert values.notna().all().all()

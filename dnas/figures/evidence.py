@@ -28,7 +28,7 @@ def plot_fanova(found: Fanova, best: Fanova | None = None) -> Figure:
     if not found.believable:
         title = f"The trials teach too little for these shares (R² {found.r2:.2f} on unseen ones)"
     elif len(clear):
-        title = f"{_term(clear.iloc[0])} makes most of the error's variance: {clear.iloc[0]['share']:.0%}"
+        title = f"{_term(clear.iloc[0])} makes the largest part of the error's variance: {clear.iloc[0]['share']:.0%}"
     else:
         title = "No choice is told from chance: these trials are too few, or none matters"
     keys = [(row["choice"], row["other"]) for _, row in [*single.iterrows(), *pairs.iterrows()]] + [(REST, "")]
@@ -38,8 +38,8 @@ def plot_fanova(found: Fanova, best: Fanova | None = None) -> Figure:
         row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axes, (name, one) in zip(row, panels, strict=True):
             _bars(axes, one, keys)
-            trust = "" if one.believable else ": not to be believed"
-            axes.set_title(f"{name} (R² {one.r2:.2f} out of bag{trust})", fontsize=9, loc="left")
+            trust = "" if one.believable else ", not to be believed"
+            axes.set_title(f"{name}: R² {one.r2:.2f}{trust}", fontsize=9, loc="left")
             axes.set_xlabel("share of the variance (%), 95% interval")
         row[-1].legend(loc="lower right", fontsize=8)
     return figure
@@ -53,7 +53,7 @@ def _bars(axes: Axes, found: Fanova, keys: Sequence[tuple[str, str]]) -> None:
     rows = found.effects.set_index(["choice", "other"]).reindex(keys)
     places = np.arange(len(keys))[::-1]
     rest = np.array([name == REST for name, _ in keys])
-    colours = [BLUE if clear == 1 else GREY for clear in rows["clear"]]
+    colours = [BLUE if found.believable and clear == 1 else GREY for clear in rows["clear"]]
     axes.barh(places, 100 * rows["share"], color=colours, height=0.62)
     axes.hlines(places, 100 * rows["low"], 100 * rows["high"], color=INK, lw=1.1)
     null = 100 * rows["null"].to_numpy(dtype=float)

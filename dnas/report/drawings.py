@@ -143,7 +143,7 @@ def _fanova(s: Study) -> Picture:
         " 2014), with 95% intervals by bootstrap over trials. Right: of the errors clipped above the best tenth, since"
         " bad regions make most of the variance of all. Blue: above what chance gives, a choice's values shuffled among"
         " the trials, or a pair's errors rebuilt without interactions. R²: how well the forest predicts trials that it"
-        " was not given; where it is low, the shares say little. Trials that were stopped early are left out.",
+        " was not given (out of bag); where it is low, the shares say little. Trials stopped early are left out.",
     )
 
 
