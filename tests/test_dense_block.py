@@ -15,12 +15,12 @@ from tests.specs import specs
 def nets(spec: DenseNetSpec, kernels: str, dtype: torch.dtype, memory: str = "linear") -> tuple[DenseNet, DenseNet]:
     """The plain network and one with `kernels`, of equal weights far from their start: γ and β are not 1 and 0."""
     torch.manual_seed(3)
-    plain = DenseNet(spec).to(dtype)
+    plain = DenseNet(spec)
     for name, parameter in plain.named_parameters():
         if "norm" in name:
             low, high = (0.5, 1.5) if name.endswith("weight") else (-0.3, 0.3)
             torch.nn.init.uniform_(parameter, low, high)
-    fast = DenseNet(spec, kernels=kernels, memory=memory).to(dtype)
+    plain, fast = plain.to(dtype), DenseNet(spec, kernels=kernels, memory=memory).to(dtype)
     fast.load_state_dict(plain.state_dict())
     return plain, fast
 
