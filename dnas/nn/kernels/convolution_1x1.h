@@ -132,13 +132,14 @@ INLINE void spread_panel(
 // dW[o][c] += Σ_p dy[o][p]·z[c][p] for a group of channels; dw is [o][channels].
 INLINE void add_weight_gradient(
     const Rows& g, Index panels, Index out, const float* dy, Index dy_rows, const float* z, float* dw, Index channels) {
+  float found[DOT_ROWS * DOT_COLUMNS];
   for (Index c = 0; c < g.padded; c += DOT_COLUMNS)
     for (Index o = 0; o < dy_rows; o += DOT_ROWS) {
-      const auto add = [&](Index r, Index k, float value) {
-        if (o + r < out && c + k < g.count) dw[(o + r) * channels + g.first + c + k] += value;
-      };
       dots<DOT_ROWS, DOT_COLUMNS>(
-          {dy + o * PANEL, PANEL, dy_rows * PANEL}, {z + c * PANEL, PANEL, MOST_ROWS * PANEL}, panels, PANEL, add);
+          {dy + o * PANEL, PANEL, dy_rows * PANEL}, {z + c * PANEL, PANEL, MOST_ROWS * PANEL}, panels, PANEL, found);
+      for (Index r = 0; r < std::min<Index>(DOT_ROWS, out - o); r++)
+        for (Index k = 0; k < std::min<Index>(DOT_COLUMNS, g.count - c); k++)
+          dw[(o + r) * channels + g.first + c + k] += found[r * DOT_COLUMNS + k];
     }
 }
 

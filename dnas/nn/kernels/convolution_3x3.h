@@ -164,9 +164,10 @@ inline Sums convolve_3x3_backward(
     const Team& team, const Margin& margin, const Gradient& from, Index out, Index pitch, const float* const* x,
     float* const* gradients, bool onto, Index channels, const Affine& affine, const float* gamma, const float* mean,
     const Packed& weight, const Weight& to) {
-  constexpr int TAPS = 3;  // of a row of the kernel
   const Index size = margin.size(), made = margin.made();
-  const Index dy_rows = rounded_up(out, DOT_ROWS);
+  // dW is made of so many maps' gradients at once: few are left over.
+  const Index rows = DOT_ROWS == 4 || rounded_up(out, 4) < rounded_up(out, 6) ? 4 : 6;
+  const Index dy_rows = rounded_up(out, rows);
   std::vector<Sums> of_part(team.parts, Sums(channels));
   Floats weight_gradients;
   float* dw = weight_gradients.zeros(team.parts * out * channels * 9);
@@ -180,6 +181,7 @@ inline Sums convolve_3x3_backward(
     std::memset(dy + out * size, 0, (dy_rows - out) * size * sizeof(float));
     float* own = dw + part * out * channels * 9;
     alignas(64) float tile[MOST_ROWS * PANEL];
+    float found[6 * 3];
     for (Index task = begin; task < end; task++) {
       const Index positions = margin.positions(margin.images_of(task)), whole = rounded_up(positions, LANES);
       for (Index o = 0; o < out; o++) fill_gradient(margin, task, from, o, pitch, dy + o * size);
@@ -200,14 +202,17 @@ inline Sums convolve_3x3_backward(
               margin, task, dz + r * made, z + r * size, x[c], mean[c], gamma[c], onto, gradients[c],
               of_part[part].dz[c], of_part[part].products[c]);
         }
-        for (Index o = 0; o < dy_rows; o += DOT_ROWS)
+        for (Index o = 0; o < dy_rows; o += rows)
           for (Index r = 0; r < g.count; r++)
             for (Index kh = 0; kh < 3; kh++) {
-              const auto add = [&](Index row, Index kw, float value) {
-                if (o + row < out) own[((o + row) * channels + g.first + r) * 9 + kh * 3 + kw] += value;
-              };
-              dots<DOT_ROWS, TAPS>(
-                  {dy + o * size + margin.centre(), size, 0}, {z + r * size + kh * margin.row, 1, 0}, 1, whole, add);
+              const Strip centres{dy + o * size + margin.centre(), size, 0}, shifted{z + r * size + kh * margin.row, 1, 0};
+              if (rows == 4)
+                dots<4, 3>(centres, shifted, 1, whole, found);
+              else
+                dots<6, 3>(centres, shifted, 1, whole, found);
+              for (Index row = 0; row < std::min(rows, out - o); row++)
+                for (Index kw = 0; kw < 3; kw++)
+                  own[((o + row) * channels + g.first + r) * 9 + kh * 3 + kw] += found[row * 3 + kw];
             }
       }
     }

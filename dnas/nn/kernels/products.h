@@ -80,11 +80,11 @@ struct Strip {
   Index row, step;
 };
 
-// out(r, c) += Σ_p a[r][p] · b[c][p] over `runs` runs of `length` floats.
-template <int R, int C, class Out>
-INLINE void dots(Strip a, Strip b, Index runs, Index length, const Out& out) {
-  Vector sums[R][C];
-  UNROLL for (int r = 0; r < R; r++) UNROLL for (int c = 0; c < C; c++) sums[r][c] = Vector{};
+// out[r·C + c] = Σ_p a[r][p] · b[c][p] over `runs` runs of `length` floats.
+template <int R, int C>
+__attribute__((noinline)) void dots(Strip a, Strip b, Index runs, Index length, float* out) {
+  Vector products[R * C];
+  UNROLL for (int i = 0; i < R * C; i++) products[i] = Vector{};
   for (Index run = 0; run < runs; run++) {
     for (Index p = 0; p < length; p += LANES) {
       const float *pa = a.at + run * a.step + p, *pb = b.at + run * b.step + p;
@@ -92,9 +92,14 @@ INLINE void dots(Strip a, Strip b, Index runs, Index length, const Out& out) {
       UNROLL for (int c = 0; c < C; c++) of_b[c] = load(pb + c * b.row);
       UNROLL for (int r = 0; r < R; r++) {
         const Vector of_a = load(pa + r * a.row);
-        UNROLL for (int c = 0; c < C; c++) sums[r][c] += of_a * of_b[c];
+        UNROLL for (int c = 0; c < C; c++) products[r * C + c] += of_a * of_b[c];
       }
     }
   }
-  UNROLL for (int r = 0; r < R; r++) UNROLL for (int c = 0; c < C; c++) out(r, c, sum(sums[r][c]));
+  constexpr int FOURS = R * C / 4 * 4;
+  UNROLL for (int i = 0; i < FOURS; i += 4) {
+    const Quad four = sums(products[i], products[i + 1], products[i + 2], products[i + 3]);
+    std::memcpy(out + i, &four, sizeof four);
+  }
+  UNROLL for (int i = FOURS; i < R * C; i++) out[i] = sum(products[i]);
 }

@@ -1,6 +1,10 @@
 // Vectors of floats in the compiler's own extension, so that one source serves AVX-512, AVX2, NEON and plain SSE.
 #pragma once
 
+#if defined(__SSE__)
+#include <immintrin.h>
+#endif
+
 #include <cstdint>
 #include <cstring>
 
@@ -48,28 +52,40 @@ INLINE Vector all(float s) {
 #endif
 }
 
-// The first n lanes, 0 < n; the others are zero.
+// load_first: the first n lanes, 0 < n, and zeros; keep_first: those of v; store_first writes no others. n may be more
+// than there are.
+#if defined(__AVX512F__)
+INLINE __mmask16 first(Index n) { return n >= LANES ? 0xffff : static_cast<__mmask16>((1u << n) - 1); }
+INLINE Vector load_first(const float* p, Index n) { return (Vector)_mm512_maskz_loadu_ps(first(n), p); }
+INLINE Vector keep_first(Vector v, Index n) { return (Vector)_mm512_maskz_mov_ps(first(n), (__m512)v); }
+INLINE void store_first(float* p, Vector v, Index n) { _mm512_mask_storeu_ps(p, first(n), (__m512)v); }
+#elif defined(__AVX2__)
+INLINE __m256i first(Index n) {
+  alignas(32) static const int lanes[] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(lanes + LANES - (n < LANES ? n : LANES)));
+}
+INLINE Vector load_first(const float* p, Index n) { return (Vector)_mm256_maskload_ps(p, first(n)); }
+INLINE Vector keep_first(Vector v, Index n) { return (Vector)_mm256_and_ps((__m256)v, (__m256)first(n)); }
+INLINE void store_first(float* p, Vector v, Index n) { _mm256_maskstore_ps(p, first(n), (__m256)v); }
+#else
 INLINE Vector load_first(const float* p, Index n) {
   if (n >= LANES) return load(p);
   float lanes[LANES] = {};
   for (Index i = 0; i < n; i++) lanes[i] = p[i];
   return load(lanes);
 }
-
 INLINE Vector keep_first(Vector v, Index n) {
-  if (n >= LANES) return v;
   float lanes[LANES];
   store(lanes, v);
-  for (Index i = n; i < LANES; i++) lanes[i] = 0;
-  return load(lanes);
+  return load_first(lanes, n);
 }
-
 INLINE void store_first(float* p, Vector v, Index n) {
   if (n >= LANES) return store(p, v);
   float lanes[LANES];
   store(lanes, v);
   for (Index i = 0; i < n; i++) p[i] = lanes[i];
 }
+#endif
 
 // max(v, 0), and NaN where v is: a training that diverges must show it.
 INLINE Vector relu(Vector v) {
@@ -96,6 +112,19 @@ INLINE Quad folded(Vector v) {
 INLINE float sum(Vector v) {
   const Quad q = folded(v);
   return (q[0] + q[2]) + (q[1] + q[3]);
+}
+
+// The sums of four vectors.
+INLINE Quad sums(Vector a, Vector b, Vector c, Vector d) {
+  const Quad q0 = folded(a), q1 = folded(b), q2 = folded(c), q3 = folded(d);
+#if defined(__SSE__)
+  const __m128 low = _mm_add_ps(_mm_unpacklo_ps(q0, q2), _mm_unpackhi_ps(q0, q2));  // a02 c02 a13 c13
+  const __m128 high = _mm_add_ps(_mm_unpacklo_ps(q1, q3), _mm_unpackhi_ps(q1, q3));
+  return (Quad)_mm_add_ps(_mm_unpacklo_ps(low, high), _mm_unpackhi_ps(low, high));
+#else
+  return Quad{q0[0] + q0[1] + q0[2] + q0[3], q1[0] + q1[1] + q1[2] + q1[3], q2[0] + q2[1] + q2[2] + q2[3],
+              q3[0] + q3[1] + q3[2] + q3[3]};
+#endif
 }
 
 INLINE Index rounded_up(Index value, Index step) { return (value + step - 1) / step * step; }
