@@ -214,10 +214,10 @@ class DenseNet(nn.Module):
             z = run_block(kernels, block, block.reads, after, "relu", x, self.recompute)
             if z is None:
                 return None
-            made = after.conv(z).contiguous(memory_format=layout_of(x))
+            made = _pointwise(after.conv, z).contiguous(memory_format=layout_of(x))
             return after.pool(F.dropout(made, after.dropout))
         pooled = run_block(kernels, block, block.reads, after, "pool", x, self.recompute)
-        return None if pooled is None else after.conv(pooled)
+        return None if pooled is None else _pointwise(after.conv, pooled)
 
     def _classified(self, x: Tensor) -> Tensor:
         x = F.relu(x, inplace=True)
@@ -229,6 +229,16 @@ def _pairs(stages: dict[str, nn.Module]) -> Iterator[tuple[DenseBlock, nn.Module
     for block, after in pairwise(stages.values()):
         if isinstance(block, DenseBlock):
             yield block, after
+
+
+def _pointwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A convolution of 1×1. Of maps that lie channel by channel it is one product of matrices, and so are its gradients;
+    a convolution would copy them."""
+    channels_first = x.transpose(0, 1)
+    if not channels_first.is_contiguous() or conv.bias is not None:
+        return conv(x)
+    made = torch.mm(conv.weight.flatten(1), channels_first.flatten(1))
+    return made.view(-1, *channels_first.shape[1:]).transpose(0, 1)
 
 
 def _dropout(x: Tensor, module: DenseLayer | Transition) -> Tensor:

@@ -48,7 +48,7 @@ class _Consumer(Structure):
 class _Block(Structure):
     _fields_ = [
         *((name, c_int64) for name in ("images", "height", "width", "x_channels", "layers", "end")),
-        *((name, c_int64) for name in ("x_channels_last", "gradient_channels_last", "parts")),
+        *((name, c_int64) for name in ("x_of_image", "x_of_channel", "x_of_pixel", "parts")),
         ("eps", c_double),
         ("mask_scale", c_double),
         ("consumers", POINTER(_Consumer)),
@@ -81,7 +81,7 @@ def _backward(
     gradient: Tensor,
 ) -> tuple[Tensor, list[Tensor]]:
     call = _Call(shape, x, weights, masks, backward=True)
-    call.fill(kept, statistics, gradient=_channels_last(gradient))
+    call.fill(kept, statistics, gradient=_channels_first(gradient))
     call("dnas_backward")
     return call.dx, call.gradients
 
@@ -117,8 +117,8 @@ class _Call:
         backward: bool = False,
         running: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None,
     ) -> None:
-        last = x.is_contiguous(memory_format=torch.channels_last)
-        self.x = x if last or x.is_contiguous() else x.contiguous()
+        strides = _strides(x)
+        self.x = x if strides else x.contiguous()
         self.weights = [weight if _is_regular(weight) else weight.contiguous() for weight in weights]
         # [maps, N, H, W], as the kernels have their maps
         self.masks = [mask.transpose(0, 1).contiguous() for mask in masks]
@@ -133,8 +133,7 @@ class _Call:
             channels,
             shape.layers,
             ENDS[shape.end],
-            int(last),
-            1,
+            *(strides or (channels * height * width, height * width, 1)),
             torch.get_num_threads(),
             shape.eps,
             1 / (1 - shape.dropout),
@@ -198,13 +197,26 @@ class _Call:
 def _empty_output(shape: BlockShape, x: Tensor) -> Tensor:
     images, channels, (height, width) = x.shape[0], shape.seen(shape.layers), x.shape[2:]
     if shape.end == "mean":
-        return x.new_empty(images, channels)
+        return x.new_empty(channels, images).t()
     size = (height // 2, width // 2) if shape.end == "pool" else (height, width)
-    return torch.empty((images, channels, *size), dtype=x.dtype, memory_format=torch.channels_last)
+    return x.new_empty(channels, images, *size).transpose(0, 1)
 
 
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.contiguous()
+def _channels_first(gradient: Tensor) -> Tensor:
+    """As [channels, images, ...] in memory."""
+    return gradient.transpose(0, 1).contiguous()
+
+
+def _strides(x: Tensor) -> tuple[int, int, int] | None:
+    """How far apart images, channels and pixels of x [N, C, H, W] lie, as NCHW, NHWC or CNHW; None for others."""
+    images, channels, pixels = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
+    if x.is_contiguous():
+        return channels * pixels, pixels, 1
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return channels * pixels, 1, channels
+    if x.transpose(0, 1).is_contiguous():
+        return pixels, images * pixels, 1
+    return None
 
 
 def _is_regular(weight: Tensor) -> bool:

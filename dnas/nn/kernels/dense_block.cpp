@@ -42,8 +42,8 @@ struct Block {
   Index x_channels;
   Index layers;
   Index end;
-  Index x_channels_last, gradient_channels_last;  // the layouts of x and dx, and of the output and its gradient
-  Index parts;                                    // threads
+  Images x_layout;  // of x and dx
+  Index parts;      // threads
   double eps;
   double mask_scale;
   const Consumer* consumers;  // [layers + 1]
@@ -51,7 +51,7 @@ struct Block {
   float* maps;           // [channels of all layers][pitch]
   float* bottlenecks;    // [widths of all layers][pitch]; null: not kept
   double *mean, *variance;  // [channels of the block, and then of the bottlenecks]
-  float* out;
+  float* out;             // [channels][images][...]
   const float* gradient;  // of out
   float* dx;
 };
@@ -94,10 +94,6 @@ class Work {
   Index channels() const { return starts.back(); }
   const Consumer& last() const { return b.consumers[b.layers]; }
   Ending ending() const { return {static_cast<End>(b.end), b.images, b.height, b.width}; }
-  Images x_layout() const { return Images::layout(b.x_channels_last, b.x_channels, b.height * b.width); }
-  Images out_layout() const {
-    return Images::layout(b.gradient_channels_last, last().channels, ending().made());
-  }
   float* maps_of(float* maps, Index layer) const { return maps + (starts[layer] - b.x_channels) * pitch; }
   float* bottleneck_of(float* bottlenecks, Index layer) const {
     return bottlenecks + (inner[layer] - channels()) * pitch;
@@ -212,14 +208,13 @@ void forward(const Block& b) {
   Floats x(b.x_channels * work.pitch);
   std::vector<Moments> moments(b.x_channels);
   copy_in(
-      work.team, b.x, work.x_layout(), b.images, b.x_channels, b.height * b.width, x.data(), work.pitch,
+      work.team, b.x, b.x_layout, b.images, b.x_channels, b.height * b.width, x.data(), work.pitch,
       moments.data());
   work.put(moments, 0);
   work.run_layers(layers, x.data(), b.maps, b.bottlenecks, true);
   const auto read = Work::read_only(Work::chosen(work.rows(x.data(), b.maps), work.last()));
   end_block(
-      work.team, work.ending(), read.data(), work.last().channels, work.affine1(work.last()), b.out,
-      work.out_layout());
+      work.team, work.ending(), read.data(), work.last().channels, work.affine1(work.last()), b.images, b.out);
 }
 
 // The backward pass, from the last consumer to the first.
@@ -232,7 +227,7 @@ class BackwardWork : Work {
   void run() {
     prepare(layers, true);
     Floats x(b.x_channels * pitch), dx(b.x_channels * pitch), dmaps((channels() - b.x_channels) * pitch);
-    copy_in(team, b.x, x_layout(), b.images, b.x_channels, b.height * b.width, x.data(), pitch, nullptr);
+    copy_in(team, b.x, b.x_layout, b.images, b.x_channels, b.height * b.width, x.data(), pitch, nullptr);
     all = rows(x.data(), b.maps);
     gradients = rows(dx.data(), dmaps.data());
     begin();
@@ -247,7 +242,7 @@ class BackwardWork : Work {
     }
     const Backward norm(totals, b.mean, b.variance, b.eps, 0, b.x_channels, values());
     copy_out_gradient(
-        team, dx.data(), x.data(), pitch, norm, b.images, b.x_channels, b.height * b.width, b.dx, x_layout());
+        team, dx.data(), x.data(), pitch, norm, b.images, b.x_channels, b.height * b.width, b.dx, b.x_layout);
   }
 
  private:
@@ -265,7 +260,7 @@ class BackwardWork : Work {
     const Affine affine = affine1(c);
     const auto centre = chosen(mean, c);
     const Sums sums = end_block_backward(
-        team, ending(), b.gradient, out_layout(), read.data(), to.data(), c.channels, affine, c.norm1.gamma,
+        team, ending(), b.gradient, read.data(), to.data(), c.channels, affine, c.norm1.gamma,
         centre.data());
     finish(c.norm1, c.channels, sums, [&](Index i) { return c.reads[i]; });
   }
@@ -347,15 +342,13 @@ void infer(const Block& b) {
     static thread_local Floats memory;
     float* x = memory.grow(work.channels() * work.pitch);
     float* maps = x + b.x_channels * work.pitch;
-    const Images layout = work.x_layout();
     copy_in(
-        work.team, b.x + first * layout.of_image, layout, count, b.x_channels, b.height * b.width, x, work.pitch,
+        work.team, b.x + first * b.x_layout.of_image, b.x_layout, count, b.x_channels, b.height * b.width, x, work.pitch,
         nullptr);
     work.run_layers(layers, x, maps, nullptr, false);
     const auto read = Work::read_only(Work::chosen(work.rows(x, maps), work.last()));
-    const Images out = work.out_layout();
     end_block(
-        work.team, work.ending(), read.data(), work.last().channels, affine, b.out + first * out.of_image, out);
+        work.team, work.ending(), read.data(), work.last().channels, affine, b.images, b.out + first * work.ending().made());
   };
   if (b.images < b.parts) {
     run(0, b.images, static_cast<int>(b.parts));

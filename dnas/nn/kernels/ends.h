@@ -7,14 +7,10 @@
 #include "memory.h"
 #include "threads.h"
 
-// Images [N, C, H, W] of torch: where channel c of image n begins, and how far apart its pixels are.
+// Images [N, C, H, W] of torch: how far apart images, channels and pixels are. Dense layouts only.
 struct Images {
   Index of_image, of_channel, of_pixel;
 
-  static Images layout(bool channels_last, Index channels, Index pixels) {
-    if (channels_last) return {channels * pixels, 1, channels};
-    return {channels * pixels, pixels, 1};
-  }
   Index at(Index image, Index channel) const { return image * of_image + channel * of_channel; }
 };
 
@@ -29,7 +25,10 @@ inline void copy_in(
       for (Index c = begin; c < end; c++) {
         const float* source = from + images.at(n, c);
         float* row = to + c * pitch + n * pixels;
-        for (Index p = 0; p < pixels; p++) row[p] = source[p * images.of_pixel];
+        if (images.of_pixel == 1)
+          std::memcpy(row, source, pixels * sizeof(float));
+        else
+          for (Index p = 0; p < pixels; p++) row[p] = source[p * images.of_pixel];
         if (moments) moments[c].add(moments_of(row, pixels));
       }
     for (Index c = begin; c < end; c++)
@@ -62,97 +61,91 @@ struct Ending {
   Index made() const { return end == POOL ? (height / 2) * (width / 2) : end == MEAN ? 1 : pixels(); }
 };
 
-// max(x·scale + shift, 0); NaN stays.
-INLINE float activation(float x, float scale, float shift) {
-  const float v = x * scale + shift;
-  return v < 0 ? 0.0f : v;
+// z[p] = max(scale·x + shift, 0) for n values, and up to LANES − 1 more.
+inline void activate(const float* x, float scale, float shift, Index n, float* z) {
+  const Vector a = all(scale), b = all(shift);
+  for (Index p = 0; p < n; p += LANES) store(z + p, relu(load(x + p) * a + b));
 }
 
-// What the last consumer makes of one image's channel x: `made` floats.
-inline void end_forward(const Ending& e, const float* x, float scale, float shift, float* z, float* made) {
-  const Index pixels = e.pixels();
-  for (Index p = 0; p < pixels; p++) z[p] = activation(x[p], scale, shift);
+// What the last consumer makes of one image's channel z: `made` floats.
+inline void end_forward(const Ending& e, const float* z, float* rows, float* made) {
   if (e.end == RELU) {
-    std::memcpy(made, z, pixels * sizeof(float));
+    std::memcpy(made, z, e.pixels() * sizeof(float));
   } else if (e.end == MEAN) {
-    double total = 0;
-    for (Index p = 0; p < pixels; p++) total += z[p];
-    made[0] = static_cast<float>(total / static_cast<double>(pixels));
+    Vector total = {};
+    for (Index p = 0; p < e.pixels(); p += LANES) total += keep_first(load(z + p), e.pixels() - p);
+    made[0] = sum(total) / static_cast<float>(e.pixels());
   } else {
-    for (Index h = 0; h < e.height / 2; h++)
-      for (Index w = 0; w < e.width / 2; w++) {
-        const float* from = z + 2 * h * e.width + 2 * w;
-        *made++ = 0.25f * ((from[0] + from[1]) + (from[e.width] + from[e.width + 1]));
-      }
+    const Index width = e.width / 2;
+    for (Index h = 0; h < e.height / 2; h++, z += 2 * e.width, made += width) {
+      for (Index w = 0; w < 2 * width; w++) rows[w] = z[w] + z[w + e.width];
+      for (Index w = 0; w < width; w++) made[w] = 0.25f * (rows[2 * w] + rows[2 * w + 1]);
+    }
   }
 }
 
 // dz of one image's channel, from the gradient `from` of what was made of it.
 inline void end_backward(const Ending& e, const float* from, float* dz) {
-  const Index pixels = e.pixels();
   if (e.end == RELU) {
-    std::memcpy(dz, from, pixels * sizeof(float));
+    std::memcpy(dz, from, e.pixels() * sizeof(float));
   } else if (e.end == MEAN) {
-    const float share = from[0] / static_cast<float>(pixels);
-    for (Index p = 0; p < pixels; p++) dz[p] = share;
+    const Vector share = all(from[0] / static_cast<float>(e.pixels()));
+    for (Index p = 0; p < e.pixels(); p += LANES) store(dz + p, share);
   } else {
-    for (Index h = 0; h < e.height; h++, dz += e.width) {
-      std::memset(dz, 0, e.width * sizeof(float));
-      if (h < e.height / 2 * 2)
-        for (Index w = 0; w < e.width / 2 * 2; w++) dz[w] = 0.25f * from[h / 2 * (e.width / 2) + w / 2];
+    const Index width = e.width / 2, height = e.height / 2;
+    if (e.width % 2 || e.height % 2) std::memset(dz, 0, e.pixels() * sizeof(float));
+    for (Index h = 0; h < height; h++, dz += 2 * e.width, from += width) {
+      for (Index w = 0; w < width; w++) dz[2 * w] = dz[2 * w + 1] = 0.25f * from[w];
+      std::memcpy(dz + e.width, dz, 2 * width * sizeof(float));
     }
   }
 }
 
-// out[n][c][...] of the channels x[c], in `images`' layout.
+// out[c][n][...] of the channels x[c], where out has `all_images` of them.
 inline void end_block(
-    const Team& team, const Ending& e, const float* const* x, Index channels, const Affine& affine, float* out,
-    const Images& images) {
+    const Team& team, const Ending& e, const float* const* x, Index channels, const Affine& affine, Index all_images,
+    float* out) {
   const Index made = e.made();
-  team.split(e.images, 1, [&](int, Index begin, Index end) {
+  team.split(channels, 1, [&](int, Index begin, Index end) {
     static thread_local Floats scratch;
-    float* z = scratch.grow(e.pixels() + made);
-    float* row = z + e.pixels();
-    for (Index n = begin; n < end; n++)
-      for (Index c = 0; c < channels; c++) {
-        end_forward(e, x[c] + n * e.pixels(), affine.scale[c], affine.shift[c], z, row);
-        float* target = out + images.at(n, c);
-        for (Index p = 0; p < made; p++) target[p * images.of_pixel] = row[p];
+    float* z = scratch.grow(e.pixels() + LANES + e.width);
+    for (Index c = begin; c < end; c++)
+      for (Index n = 0; n < e.images; n++) {
+        activate(x[c] + n * e.pixels(), affine.scale[c], affine.shift[c], e.pixels(), z);
+        end_forward(e, z, z + e.pixels() + LANES, out + (c * all_images + n) * made);
       }
   });
 }
 
-// Begins the gradients: G[c] = γ·dz where z > 0. gives Σ dz and Σ dz·(x − mean).
+// Begins the gradients: G[c] = γ·dz where z > 0. Gives Σ dz and Σ dz·(x − mean). gradient [c][n][...].
 inline Sums end_block_backward(
-    const Team& team, const Ending& e, const float* gradient, const Images& images, const float* const* x,
-    float* const* gradients, Index channels, const Affine& affine, const float* gamma, const float* mean) {
+    const Team& team, const Ending& e, const float* gradient, const float* const* x, float* const* gradients,
+    Index channels, const Affine& affine, const float* gamma, const float* mean) {
   const Index made = e.made(), pixels = e.pixels();
   Sums sums(channels);
-  team.split(channels, LINE, [&](int, Index begin, Index end) {
+  team.split(channels, 1, [&](int, Index begin, Index end) {
     static thread_local Floats scratch;
-    float* dz = scratch.grow(pixels + LANES + made);
-    float* row = dz + pixels + LANES;
-    for (Index n = 0; n < e.images; n++)
-      for (Index c = begin; c < end; c++) {
-        const float* source = gradient + images.at(n, c);
-        for (Index p = 0; p < made; p++) row[p] = source[p * images.of_pixel];
-        end_backward(e, row, dz);
+    float* dz = scratch.grow(pixels + LANES);
+    for (Index c = begin; c < end; c++) {
+      const Vector scale = all(affine.scale[c]), shift = all(affine.shift[c]);
+      const Vector centre = all(mean[c]), factor = all(gamma[c]);
+      for (Index n = 0; n < e.images; n++) {
+        end_backward(e, gradient + (c * e.images + n) * made, dz);
         const float* u = x[c] + n * pixels;
         float* g = gradients[c] + n * pixels;
-        const Vector scale = all(affine.scale[c]), shift = all(affine.shift[c]);
-        const Vector centre = all(mean[c]), factor = all(gamma[c]);
         Vector sum_dz = {}, sum_products = {};
         for (Index p = 0; p < pixels; p += LANES) {
           const Index left = pixels - p;
           const Vector value = load(u + p);
           const Vector d = keep_first(where_positive(value * scale + shift, load(dz + p)), left);
           sum_dz += d;
-          sum_products += d * (keep_first(value, left) - centre);
+          sum_products += d * (value - centre);
           store_first(g + p, factor * d, left);
         }
         sums.dz[c] += sum(sum_dz);
         sums.products[c] += sum(sum_products);
       }
+    }
   });
   return sums;
 }
