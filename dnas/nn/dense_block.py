@@ -327,10 +327,21 @@ def _end_backward(shape: BlockShape, z: Tensor, gradient: Tensor) -> Tensor:
             return gradient
 
 
-def layout_of(x: Tensor) -> torch.memory_format:
-    """channels_last where x [N, C, H, W] is laid out so, and not both ways at once."""
-    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+def layout_of(*tensors: Tensor) -> torch.memory_format:
+    """The layout that torch gives to what a convolution makes of `tensors` [N, C, H, W]: channels_last where the strides
+    of one of them say so."""
+    last = any(_has_channels_last(tensor) for tensor in tensors if tensor.dim() == 4)
     return torch.channels_last if last else torch.contiguous_format
+
+
+def _has_channels_last(x: Tensor) -> bool:
+    """As torch decides it, where sizes of 1 leave both open too."""
+    least = 0
+    for dim in (1, 3, 2, 0):
+        if x.stride(dim) < least or x.stride(dim) == 0 or (dim == 0 and least == x.stride(1)):
+            return False
+        least = x.stride(dim) * max(x.shape[dim], 1)
+    return True
 
 
 REF = Kernels(_forward, _backward, _infer, lambda x, weights: "")
@@ -421,7 +432,7 @@ def run_block(
     if not training:
         means, variances = _running(parts.norms)
         return kernels.infer(shape, x, parts.weights, means, variances)
-    masks = list(_drawn_masks(shape, x)) if shape.dropout else []
+    masks = list(_drawn_masks(shape, x, layout_of(x, *parts.weights))) if shape.dropout else []
     output, statistics = _DenseBlock.apply(kernels, shape, recompute, masks, x, *parts.weights)
     _update_running(shape, parts.norms, statistics, x.numel() // x.shape[1])
     return output
@@ -545,12 +556,12 @@ def is_traced_or_transformed() -> bool:
     )
 
 
-def _drawn_masks(shape: BlockShape, x: Tensor) -> Iterator[Tensor]:
+def _drawn_masks(shape: BlockShape, x: Tensor, layout: torch.memory_format) -> Iterator[Tensor]:
     """The masks that the modules would draw from torch's generator now, in the order of execution."""
     for width, channels in zip(shape.widths, shape.sources[1:], strict=True):
         for made in (width, channels) if width else (channels,):
             size = x.shape[0], made, *x.shape[2:]
-            drawn = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=layout_of(x))
+            drawn = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=layout)
             yield drawn.bernoulli_(1 - shape.dropout).bool()
 
 

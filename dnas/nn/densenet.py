@@ -214,8 +214,10 @@ class DenseNet(nn.Module):
             z = run_block(kernels, block, block.reads, after, "relu", x, self.recompute)
             if z is None:
                 return None
-            made = _pointwise(after.conv, z).contiguous(memory_format=layout_of(x))
-            return after.pool(F.dropout(made, after.dropout))
+            made = _pointwise(after.conv, z)
+            # In the plain path's layout, by which the mask is drawn. `contiguous` leaves strides of single channels.
+            like = torch.empty_like(made, memory_format=layout_of(x, after.conv.weight))
+            return after.pool(F.dropout(like.copy_(made), after.dropout))
         pooled = run_block(kernels, block, block.reads, after, "pool", x, self.recompute)
         return None if pooled is None else _pointwise(after.conv, pooled)
 
