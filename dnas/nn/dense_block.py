@@ -328,8 +328,8 @@ def _end_backward(shape: BlockShape, z: Tensor, gradient: Tensor) -> Tensor:
 
 
 def layout_of(*tensors: Tensor) -> torch.memory_format:
-    """The layout that torch gives to what a convolution makes of `tensors` [N, C, H, W]: channels_last where the strides
-    of one of them say so."""
+    """The layout that torch gives to what a convolution makes of `tensors`: channels_last where the strides of one of
+    them say so."""
     last = any(_has_channels_last(tensor) for tensor in tensors if tensor.dim() == 4)
     return torch.channels_last if last else torch.contiguous_format
 

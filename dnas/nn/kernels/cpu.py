@@ -147,7 +147,8 @@ class _Call:
     ) -> "Array[_Consumer]":
         reads = _channels_read(shape)
         consumers = (_Consumer * (shape.layers + 1))()
-        weights = iter(zip(self.weights, self.gradients or [None] * len(self.weights), strict=True))
+        gradients: Sequence[Tensor | None] = self.gradients or [None] * len(self.weights)
+        weights = iter(zip(self.weights, gradients, strict=True))
         statistics = iter(zip(*running, strict=True)) if running else None
         masks = iter(self.masks)
 
