@@ -163,7 +163,7 @@ def _backward(
             found.append([*totals.add(layer, sources, z, dz, own[0]), dw])
             continue
         outer, inner = (of_convolution.pop(), of_convolution.pop()) if masks else (None, None)
-        y = bottlenecks[layer] if bottlenecks else _dropout(_convolved(z, own[2]), inner, shape.dropout)
+        y = bottlenecks.pop() if bottlenecks else _dropout(_convolved(z, own[2]), inner, shape.dropout)
         z2 = _normalised_bottleneck(shape, layer, y, statistics, own)
         dz2, dw2 = _convolution_backward(_dropout(dy, outer, shape.dropout), z2, own[5])
         start = shape.inner[layer]
@@ -432,7 +432,7 @@ def run_block(
     if not training:
         means, variances = _running(parts.norms)
         return kernels.infer(shape, x, parts.weights, means, variances)
-    masks = list(_drawn_masks(shape, x, layout_of(x, *parts.weights))) if shape.dropout else []
+    masks = list(_drawn_masks(shape, x, parts.weights)) if shape.dropout else []
     output, statistics = _DenseBlock.apply(kernels, shape, recompute, masks, x, *parts.weights)
     _update_running(shape, parts.norms, statistics, x.numel() // x.shape[1])
     return output
@@ -556,13 +556,20 @@ def is_traced_or_transformed() -> bool:
     )
 
 
-def _drawn_masks(shape: BlockShape, x: Tensor, layout: torch.memory_format) -> Iterator[Tensor]:
-    """The masks that the modules would draw from torch's generator now, in the order of execution."""
-    for width, channels in zip(shape.widths, shape.sources[1:], strict=True):
-        for made in (width, channels) if width else (channels,):
-            size = x.shape[0], made, *x.shape[2:]
+def _drawn_masks(shape: BlockShape, x: Tensor, weights: Sequence[Tensor]) -> Iterator[Tensor]:
+    """The masks that the modules would draw from torch's generator now, in the order of execution. It is drawn in the
+    order in which maps lie in memory, so their layout matters."""
+    layouts = [layout_of(x)]
+    for layer, own in enumerate(shape.weights_of(weights)[:-1]):
+        read = {layouts[source] for source in shape.reads[layer]}
+        layout = read.pop() if len(read) == 1 else torch.contiguous_format  # as torch.cat does
+        for weight in own[2::3]:
+            if layout_of(weight) == torch.channels_last:
+                layout = torch.channels_last
+            size = x.shape[0], weight.shape[0], *x.shape[2:]
             drawn = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=layout)
             yield drawn.bernoulli_(1 - shape.dropout).bool()
+        layouts.append(layout)
 
 
 def _running(norms: Sequence[nn.BatchNorm2d]) -> tuple[list[Tensor], list[Tensor]]:
