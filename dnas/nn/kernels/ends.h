@@ -127,23 +127,25 @@ inline Sums end_block_backward(
     static thread_local Floats scratch;
     float* dz = scratch.grow(pixels + LANES);
     for (Index c = begin; c < end; c++) {
-      const Vector scale = all(affine.scale[c]), shift = all(affine.shift[c]);
-      const Vector centre = all(mean[c]), factor = all(gamma[c]);
+      const float scale = affine.scale[c], shift = affine.shift[c];
+      Accumulator sum_dz, sum_products;
       for (Index n = 0; n < e.images; n++) {
         end_backward(e, gradient + (c * e.images + n) * made, dz);
         const float* u = x[c] + n * pixels;
         float* g = gradients[c] + n * pixels;
-        Vector sum_dz = {}, sum_products = {};
-        for (Index p = 0; p < pixels; p += LANES) {
-          const Index left = pixels - p;
-          const Vector value = load(u + p);
-          const Vector d = keep_first(where_positive(value * scale + shift, load(dz + p)), left);
-          sum_dz += d;
-          sum_products += d * (value - centre);
-          store_first(g + p, factor * d, left);
+        along(pixels, [&](Index p, auto kind) {
+          using V = decltype(kind);
+          const V value = load_as<V>(u + p);
+          const V d = where_positive(value * all_as<V>(scale) + all_as<V>(shift), load_as<V>(dz + p));
+          sum_dz.add(d);
+          sum_products.add(d * (value - all_as<V>(mean[c])));
+          store_as<V>(g + p, all_as<V>(gamma[c]) * d);
+        });
+        if (n % 64 == 63 || n + 1 == e.images) {  // long sums of floats lose digits
+          sums.dz[c] += sum_dz.total();
+          sums.products[c] += sum_products.total();
+          sum_dz = sum_products = {};
         }
-        sums.dz[c] += sum(sum_dz);
-        sums.products[c] += sum(sum_products);
       }
     }
   });
