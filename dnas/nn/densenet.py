@@ -4,12 +4,20 @@ Paper: Huang et al., "Densely Connected Convolutional Networks", CVPR 2017. Modu
 state dicts can be exchanged. What differs from torchvision: the small stem, layers without a bottleneck, connectivities
 other than dense, and dropout after every convolution but the first (section 4.2; theirs follows the 3×3 only).
 
-With `DenseNet.recompute` a training step keeps only what the layers put out, k maps each, and works out their
+Kernels other than `plain` run each block and the norm after it as one function that keeps no concatenation and no
+normalised copy (`dnas.nn.dense_block`): the same function of the same modules, to rounding. Transitions then pool
+before their convolution: both are linear, so it is the same, and a quarter of the work. A block that they cannot stand
+in for (hooks inside, frozen weights, autocast ...; see `why_plain`) is left to its modules, by itself.
+
+With memory "recompute" a training step keeps only what the layers put out, k maps each, and works out their
 concatenations and normalised copies again when the backward pass needs them (Pleiss et al. 2017,
-"Memory-Efficient Implementation of DenseNets", arXiv 1707.06990); see `dnas.nn.recompute`.
+"Memory-Efficient Implementation of DenseNets", arXiv 1707.06990); see `dnas.nn.recompute`. Kernels keep as little, and
+recompute the bottlenecks' outputs alone.
 """
 
 from collections import OrderedDict
+from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +25,13 @@ from torch import Tensor, nn
 
 from dnas.arch.densenet import DenseNetSpec, sources_of
 from dnas.arch.layer import Layer
+from dnas.errors import InputError
+from dnas.nn.dense_block import Kernels, is_touched, is_traced_or_transformed, layout_of, run_block
 from dnas.nn.initialise import initialise
+from dnas.nn.kernels import check_kernels, load_kernels
 from dnas.nn.recompute import Run, concatenated, plain, recomputed
+
+MEMORY = ("linear", "recompute")
 
 
 class DenseLayer(nn.Module):
@@ -86,18 +99,31 @@ class Transition(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.pool(_dropout(self.conv(self.relu(self.norm(x))), self))
 
+    def is_linear_after_relu(self) -> bool:
+        """Whether all is as it was made, so that the pool may go before the convolution."""
+        conv, pool = self.conv, self.pool
+        return (
+            (type(self.relu), type(conv), type(pool)) == (nn.ReLU, nn.Conv2d, nn.AvgPool2d)
+            and (conv.kernel_size, conv.stride, conv.padding) == ((1, 1), (1, 1), (0, 0))
+            and (pool.kernel_size, pool.stride, pool.padding) == (2, 2, 0)
+        )
+
 
 class DenseNet(nn.Module):
     """The network of a `DenseNetSpec`: images [N, C, H, W] -> logits [N, classes].
 
-    recompute: whether training steps trade time for memory; see above. It may be set at any moment. A module's forward
-        hooks then run twice a step. A compiled network takes no notice of it.
+    kernels: what runs the dense blocks: `plain` (the modules), `ref`, `cpu`, or `auto`, which takes at the first batch
+        what it measures to be the fastest. `InputError` where this machine cannot.
+    memory: `recompute` makes training steps trade time for memory; see above. On the plain path a module's forward
+        hooks then run twice a step. A compiled network takes no notice of it. `recompute` says the same as a bool.
+
+    Both may be set at any moment.
     """
 
-    def __init__(self, spec: DenseNetSpec) -> None:
+    def __init__(self, spec: DenseNetSpec, kernels: str = "plain", memory: str = "linear") -> None:
         super().__init__()
         self.spec = spec
-        self.recompute = False
+        self.kernels, self.memory = kernels, memory
         layers = list(spec.layers())
         stem: OrderedDict[str, nn.Module] = OrderedDict()
         if spec.stem == "small":
@@ -119,24 +145,102 @@ class DenseNet(nn.Module):
                 self.classifier = nn.Linear(after.in_channels, spec.classes)
         initialise(self)
 
+    @property
+    def kernels(self) -> str:
+        return self._kernels
+
+    @kernels.setter
+    def kernels(self, name: str) -> None:
+        check_kernels(name)
+        self._kernels = name
+
+    @property
+    def memory(self) -> str:
+        return self._memory
+
+    @memory.setter
+    def memory(self, name: str) -> None:
+        if name not in MEMORY:
+            raise InputError(f"memory must be one of {', '.join(MEMORY)}, but got {name!r}.")
+        self._memory = name
+
+    @property
+    def recompute(self) -> bool:
+        return self._memory == "recompute"
+
+    @recompute.setter
+    def recompute(self, value: bool) -> None:
+        self._memory = "recompute" if value else "linear"
+
     def forward(self, x: Tensor) -> Tensor:
         # A compiler chooses by itself what is kept and what is done again.
-        if self.recompute and self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return self._forward_recomputing(x)
-        return self._classified(self.features(x))
+        again = self.recompute and self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        kernels = None
+        if self._kernels != "plain" and not is_traced_or_transformed() and not is_touched(self.features):
+            if self._kernels == "auto":
+                from dnas.nn.choose import choose_kernels  # which builds networks itself
 
-    def _forward_recomputing(self, x: Tensor) -> Tensor:
+                self._kernels = choose_kernels(self.spec, x.device, len(x), torch.get_num_threads())
+            kernels = load_kernels(self._kernels)
+        if kernels is None and not again:
+            return self._classified(self.features(x))
+        return self._forward_by_block(x, kernels, again)
+
+    def _forward_by_block(self, x: Tensor, kernels: Kernels | None, again: bool) -> Tensor:
         stages = dict(self.features.named_children())
         stem = nn.Sequential(OrderedDict((name, stages.pop(name)) for name in list(stages) if name.endswith("0")))
-        maps = [recomputed(stem, [x]) if len(stem) > 1 else stem(x)]  # a convolution keeps its input, nothing else
-        last = stages.pop("norm5")
-        for stage in stages.values():
-            maps = stage.maps(maps[0], recomputed) if isinstance(stage, DenseBlock) else [recomputed(stage, maps)]
-        return recomputed(last, maps, then=self._classified)
+        # A convolution keeps its input, nothing else.
+        x = recomputed(stem, [x]) if again and len(stem) > 1 else stem(x)
+        for block, after in _pairs(stages):
+            fast = None if kernels is None else self._fast(kernels, block, after, x)
+            if fast is not None:
+                x = fast
+            elif not again:
+                x = after(block(x))
+                x = self._classified(x) if isinstance(after, nn.BatchNorm2d) else x
+            else:
+                then = self._classified if isinstance(after, nn.BatchNorm2d) else None
+                x = recomputed(after, block.maps(x, recomputed), then)
+        return x
+
+    def _fast(self, kernels: Kernels, block: DenseBlock, after: nn.Module, x: Tensor) -> Tensor | None:
+        """A block and what follows it by `kernels`; None where they cannot stand in for the modules."""
+        if not isinstance(after, Transition):
+            pooled = run_block(kernels, block, block.reads, after, "mean", x, self.recompute)
+            return None if pooled is None else self.classifier(pooled)
+        if not after.is_linear_after_relu():
+            return None
+        if after.dropout and after.training:  # its mask lies between the convolution and the pool
+            z = run_block(kernels, block, block.reads, after, "relu", x, self.recompute)
+            if z is None:
+                return None
+            made = _pointwise(after.conv, z)
+            # In the plain path's layout, by which the mask is drawn. `contiguous` leaves strides of single channels.
+            like = torch.empty_like(made, memory_format=layout_of(x, after.conv.weight))
+            return after.pool(F.dropout(like.copy_(made), after.dropout))
+        pooled = run_block(kernels, block, block.reads, after, "pool", x, self.recompute)
+        return None if pooled is None else _pointwise(after.conv, pooled)
 
     def _classified(self, x: Tensor) -> Tensor:
         x = F.relu(x, inplace=True)
         return self.classifier(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+def _pairs(stages: dict[str, nn.Module]) -> Iterator[tuple[DenseBlock, nn.Module]]:
+    """Each block with what follows it."""
+    for block, after in pairwise(stages.values()):
+        if isinstance(block, DenseBlock):
+            yield block, after
+
+
+def _pointwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A convolution of 1×1. Of maps that lie channel by channel it is one product of matrices, and so are its
+    gradients; a convolution would copy them."""
+    channels_first = x.transpose(0, 1)
+    if not channels_first.is_contiguous() or conv.bias is not None:
+        return conv(x)
+    made = torch.mm(conv.weight.flatten(1), channels_first.flatten(1))
+    return made.view(-1, *channels_first.shape[1:]).transpose(0, 1)
 
 
 def _dropout(x: Tensor, module: DenseLayer | Transition) -> Tensor:

@@ -1,0 +1,69 @@
+"""Which kernels are the fastest for a network on a device, from a measurement."""
+
+import logging
+import statistics
+import time
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dnas.arch import DenseNetSpec
+from dnas.nn.densenet import DenseNet
+from dnas.nn.kernels import why_not
+
+CANDIDATES = ("plain", "cpu")  # `ref` is there to be compared with, and no faster than `plain`
+STEPS = 3  # timed, after one that is not
+MEASURED_IMAGES = 64  # at most: what is the fastest with so many is with more
+
+log = logging.getLogger(__name__)
+
+
+def choose_kernels(spec: DenseNetSpec, device: str | torch.device, batch: int, threads: int) -> str:
+    """The kernels whose training steps of `batch` images are the fastest on `device`, on a CPU with `threads` threads:
+    by the medians of a few steps each, taken in turn. No random stream is touched.
+
+    Where this machine has no C++ kernels the log says why, and the answer is `plain`.
+    """
+    device = torch.device(device)
+    able = [name for name in CANDIDATES if name != "cpu" or (device.type == "cpu" and _has_cpu_kernels())]
+    if len(able) == 1:
+        return able[0]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.random.fork_rng(), torch.enable_grad():
+            seconds = _measure(spec, device, min(batch, MEASURED_IMAGES), able)
+    finally:
+        torch.set_num_threads(before)
+    return min(able, key=seconds.__getitem__)
+
+
+def _has_cpu_kernels() -> bool:
+    if reason := why_not("cpu"):
+        log.warning("dense blocks run on the plain path: %s", reason)
+    return not reason
+
+
+def _measure(spec: DenseNetSpec, device: torch.device, batch: int, names: Sequence[str]) -> dict[str, float]:
+    """The median seconds of a training step with each."""
+    x = torch.randn(batch, spec.in_channels, spec.image_size, spec.image_size, device=device)
+    x = x.contiguous(memory_format=torch.channels_last)
+    y = torch.arange(batch, device=device) % spec.classes
+    nets = {name: DenseNet(spec, kernels=name).to(device).to(memory_format=torch.channels_last) for name in names}
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for step in range(STEPS + 1):
+        for name, net in nets.items():
+            seconds = _step_seconds(net, x, y)
+            if step:
+                times[name].append(seconds)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _step_seconds(net: DenseNet, x: Tensor, y: Tensor) -> float:
+    started = time.perf_counter()
+    F.cross_entropy(net(x), y).backward()
+    seconds = time.perf_counter() - started
+    net.zero_grad()
+    return seconds

@@ -1,0 +1,35 @@
+"""The kernels that can run dense blocks, by name; see `dnas.nn.dense_block.Kernels` for what they are."""
+
+from dnas.errors import InputError
+from dnas.nn.dense_block import REF, Kernels
+from dnas.nn.kernels.build import CannotBuild, load_library
+from dnas.nn.kernels.cpu import CPU
+
+# plain: the modules themselves; auto: what `dnas.nn.choose` measures to be the fastest.
+NAMES = ("plain", "ref", "cpu", "auto")
+_TABLE = {"plain": None, "ref": REF, "cpu": CPU}
+
+
+def load_kernels(name: str) -> Kernels | None:
+    """None for `plain`."""
+    return _TABLE[name]
+
+
+def why_not(name: str) -> str:
+    """Why this machine cannot run them, in one line; empty where it can. Builds what there is to build."""
+    if name == "cpu":
+        try:
+            load_library()
+        except CannotBuild as reason:
+            return str(reason)
+    return ""
+
+
+def check_kernels(name: str) -> None:
+    """`InputError` where there are no such kernels, or this machine cannot run them: says which it can, and why not
+    these."""
+    if name not in NAMES:
+        raise InputError(f"kernels must be one of {', '.join(NAMES)}, but got {name!r}.")
+    if reason := why_not(name):
+        able = [other for other in NAMES if other != name and not why_not(other)]
+        raise InputError(f"this machine runs the kernels {', '.join(able)}, but not {name}: {reason}.")

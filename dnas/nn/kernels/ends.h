@@ -1,0 +1,153 @@
+// Where a block begins and ends: copies between torch's layouts and ours, and what the last consumer does.
+#pragma once
+
+#include <algorithm>
+
+#include "batch_norm.h"
+#include "memory.h"
+#include "threads.h"
+
+// Images [N, C, H, W] of torch: how far apart images, channels and pixels are. Dense layouts only.
+struct Images {
+  Index of_image, of_channel, of_pixel;
+
+  Index at(Index image, Index channel) const { return image * of_image + channel * of_channel; }
+};
+
+constexpr Index LINE = 16;  // floats: channels that are done together, as they lie side by side where they come last
+
+// to[c][n·pixels + p] = from[n][c][p], zeros behind the last; moments of each channel.
+inline void copy_in(
+    const Team& team, const float* from, const Images& images, Index count, Index channels, Index pixels, float* to,
+    Index pitch, Moments* moments) {
+  team.split(channels, LINE, [&](int, Index begin, Index end) {
+    for (Index n = 0; n < count; n++)
+      for (Index c = begin; c < end; c++) {
+        const float* source = from + images.at(n, c);
+        float* row = to + c * pitch + n * pixels;
+        if (images.of_pixel == 1)
+          std::memcpy(row, source, pixels * sizeof(float));
+        else
+          for (Index p = 0; p < pixels; p++) row[p] = source[p * images.of_pixel];
+        if (moments) moments[c].add(moments_of(row, pixels));
+      }
+    for (Index c = begin; c < end; c++)
+      std::memset(to + c * pitch + count * pixels, 0, (pitch - count * pixels) * sizeof(float));
+  });
+}
+
+// to[n][c][p] = dx, of each channel's G: see Totals.
+inline void copy_out_gradient(
+    const Team& team, const float* gradient, const float* x, Index pitch, const Backward& norm, Index count,
+    Index channels, Index pixels, float* to, const Images& images) {
+  team.split(channels, LINE, [&](int, Index begin, Index end) {
+    for (Index n = 0; n < count; n++)
+      for (Index c = begin; c < end; c++) {
+        const float *g = gradient + c * pitch + n * pixels, *u = x + c * pitch + n * pixels;
+        const float a = norm.of_gradient[c], b = norm.of_map[c], d = norm.constant[c];
+        float* target = to + images.at(n, c);
+        for (Index p = 0; p < pixels; p++) target[p * images.of_pixel] = g[p] * a + (u[p] * b + d);
+      }
+  });
+}
+
+enum End : Index { POOL = 0, MEAN = 1, RELU = 2 };
+
+struct Ending {
+  End end;
+  Index images, height, width;
+
+  Index pixels() const { return height * width; }
+  Index made() const { return end == POOL ? (height / 2) * (width / 2) : end == MEAN ? 1 : pixels(); }
+};
+
+// z[p] = max(scale·x + shift, 0) for n values, and up to LANES − 1 more.
+inline void activate(const float* x, float scale, float shift, Index n, float* z) {
+  const Vector a = all(scale), b = all(shift);
+  for (Index p = 0; p < n; p += LANES) store(z + p, relu(load(x + p) * a + b));
+}
+
+// What the last consumer makes of one image's channel z: `made` floats.
+inline void end_forward(const Ending& e, const float* z, float* rows, float* made) {
+  if (e.end == RELU) {
+    std::memcpy(made, z, e.pixels() * sizeof(float));
+  } else if (e.end == MEAN) {
+    Vector total = {};
+    for (Index p = 0; p < e.pixels(); p += LANES) total += keep_first(load(z + p), e.pixels() - p);
+    made[0] = sum(total) / static_cast<float>(e.pixels());
+  } else {
+    const Index width = e.width / 2;
+    for (Index h = 0; h < e.height / 2; h++, z += 2 * e.width, made += width) {
+      for (Index w = 0; w < 2 * width; w++) rows[w] = z[w] + z[w + e.width];
+      for (Index w = 0; w < width; w++) made[w] = 0.25f * (rows[2 * w] + rows[2 * w + 1]);
+    }
+  }
+}
+
+// dz of one image's channel, from the gradient `from` of what was made of it.
+inline void end_backward(const Ending& e, const float* from, float* dz) {
+  if (e.end == RELU) {
+    std::memcpy(dz, from, e.pixels() * sizeof(float));
+  } else if (e.end == MEAN) {
+    const Vector share = all(from[0] / static_cast<float>(e.pixels()));
+    for (Index p = 0; p < e.pixels(); p += LANES) store(dz + p, share);
+  } else {
+    const Index width = e.width / 2, height = e.height / 2;
+    if (e.width % 2 || e.height % 2) std::memset(dz, 0, e.pixels() * sizeof(float));
+    for (Index h = 0; h < height; h++, dz += 2 * e.width, from += width) {
+      for (Index w = 0; w < width; w++) dz[2 * w] = dz[2 * w + 1] = 0.25f * from[w];
+      std::memcpy(dz + e.width, dz, 2 * width * sizeof(float));
+    }
+  }
+}
+
+// out[c][n][...] of the channels x[c], where out has `all_images` of them.
+inline void end_block(
+    const Team& team, const Ending& e, const float* const* x, Index channels, const Affine& affine, Index all_images,
+    float* out) {
+  const Index made = e.made();
+  team.split(channels, 1, [&](int, Index begin, Index end) {
+    static thread_local Floats scratch;
+    float* z = scratch.grow(e.pixels() + LANES + e.width);
+    for (Index c = begin; c < end; c++)
+      for (Index n = 0; n < e.images; n++) {
+        activate(x[c] + n * e.pixels(), affine.scale[c], affine.shift[c], e.pixels(), z);
+        end_forward(e, z, z + e.pixels() + LANES, out + (c * all_images + n) * made);
+      }
+  });
+}
+
+// Begins the gradients: G[c] = γ·dz where z > 0. Gives Σ dz and Σ dz·(x − mean). gradient [c][n][...].
+inline Sums end_block_backward(
+    const Team& team, const Ending& e, const float* gradient, const float* const* x, float* const* gradients,
+    Index channels, const Affine& affine, const float* gamma, const float* mean) {
+  const Index made = e.made(), pixels = e.pixels();
+  Sums sums(channels);
+  team.split(channels, 1, [&](int, Index begin, Index end) {
+    static thread_local Floats scratch;
+    float* dz = scratch.grow(pixels + LANES);
+    for (Index c = begin; c < end; c++) {
+      const float scale = affine.scale[c], shift = affine.shift[c];
+      Accumulator sum_dz, sum_products;
+      for (Index n = 0; n < e.images; n++) {
+        end_backward(e, gradient + (c * e.images + n) * made, dz);
+        const float* u = x[c] + n * pixels;
+        float* g = gradients[c] + n * pixels;
+        along(pixels, [&](Index p, auto kind) {
+          using V = decltype(kind);
+          const V value = load_as<V>(u + p);
+          const V d = where_positive(value * all_as<V>(scale) + all_as<V>(shift), load_as<V>(dz + p));
+          sum_dz.add(d);
+          sum_products.add(d * (value - all_as<V>(mean[c])));
+          store_as<V>(g + p, all_as<V>(gamma[c]) * d);
+        });
+        if (n % 64 == 63 || n + 1 == e.images) {  // long sums of floats lose digits
+          sums.dz[c] += sum_dz.total();
+          sums.products[c] += sum_products.total();
+          sum_dz = sum_products = {};
+        }
+      }
+    }
+  });
+  return sums;
+}

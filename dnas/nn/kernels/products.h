@@ -1,0 +1,105 @@
+// The micro-kernels: all that is worth counting in cycles.
+#pragma once
+
+#include "vectors.h"
+
+// out[r][p] = Σ_k w[k][r] · z[k][p]: R rows, one panel of pixels. A convolution of 1×1.
+template <int R>
+__attribute__((noinline)) void multiply(const float* w, const float* z, Index columns, float* out) {
+  Vector low[R], high[R];
+  UNROLL for (int r = 0; r < R; r++) low[r] = high[r] = Vector{};
+  for (Index k = 0; k < columns; k++, w += R, z += PANEL) {
+    const Vector z0 = load(z), z1 = load(z + LANES);
+    UNROLL for (int r = 0; r < R; r++) {
+      const Vector factor = all(w[r]);
+      low[r] += factor * z0;
+      high[r] += factor * z1;
+    }
+  }
+  UNROLL for (int r = 0; r < R; r++) {
+    store(out + r * PANEL, low[r]);
+    store(out + r * PANEL + LANES, high[r]);
+  }
+}
+
+// out[r][p] = Σ_{i, kh, kw} w[i][kh][kw][r] · z[i][p + kh·row + kw]: a convolution of 3×3 over maps with a margin of
+// zeros, `size` floats each, whose rows are `row` floats apart.
+template <int R>
+__attribute__((noinline)) void multiply_3x3(
+    const float* w, const float* z, Index channels, Index size, Index row, float* out) {
+  Vector low[R], high[R];
+  UNROLL for (int r = 0; r < R; r++) low[r] = high[r] = Vector{};
+  for (Index i = 0; i < channels; i++, z += size) {
+    UNROLL for (int tap = 0; tap < 9; tap++) {
+      const float* from = z + tap / 3 * row + tap % 3;
+      const Vector z0 = load(from), z1 = load(from + LANES);
+      UNROLL for (int r = 0; r < R; r++) {
+        const Vector factor = all(w[r]);
+        low[r] += factor * z0;
+        high[r] += factor * z1;
+      }
+      w += R;
+    }
+  }
+  UNROLL for (int r = 0; r < R; r++) {
+    store(out + r * PANEL, low[r]);
+    store(out + r * PANEL + LANES, high[r]);
+  }
+}
+
+INLINE void multiply_rows(int rows, const float* w, const float* z, Index columns, float* out) {
+  switch (rows) {
+    case 2: return multiply<2>(w, z, columns, out);
+    case 4: return multiply<4>(w, z, columns, out);
+    case 6: return multiply<6>(w, z, columns, out);
+#if defined(__AVX512F__) || defined(__aarch64__)
+    case 8: return multiply<8>(w, z, columns, out);
+    case 10: return multiply<10>(w, z, columns, out);
+    default: return multiply<12>(w, z, columns, out);
+#endif
+  }
+}
+
+INLINE void multiply_rows_3x3(
+    int rows, const float* w, const float* z, Index channels, Index size, Index row, float* out) {
+  switch (rows) {
+    case 2: return multiply_3x3<2>(w, z, channels, size, row, out);
+    case 4: return multiply_3x3<4>(w, z, channels, size, row, out);
+    case 6: return multiply_3x3<6>(w, z, channels, size, row, out);
+#if defined(__AVX512F__) || defined(__aarch64__)
+    case 8: return multiply_3x3<8>(w, z, channels, size, row, out);
+    case 10: return multiply_3x3<10>(w, z, channels, size, row, out);
+    default: return multiply_3x3<12>(w, z, channels, size, row, out);
+#endif
+  }
+}
+
+// Where the rows of a factor lie: row r's vectors begin at at + r·row, and the next `run` floats are `step` further.
+struct Strip {
+  const float* at;
+  Index row, step;
+};
+
+// out[r·C + c] = Σ_p a[r][p] · b[c][p] over `runs` runs of `length` floats.
+template <int R, int C>
+__attribute__((noinline)) void dots(Strip a, Strip b, Index runs, Index length, float* out) {
+  Vector products[R * C];
+  UNROLL for (int i = 0; i < R * C; i++) products[i] = Vector{};
+  for (Index run = 0; run < runs; run++) {
+    for (Index p = 0; p < length; p += LANES) {
+      const float *pa = a.at + run * a.step + p, *pb = b.at + run * b.step + p;
+      Vector of_b[C];
+      UNROLL for (int c = 0; c < C; c++) of_b[c] = load(pb + c * b.row);
+      UNROLL for (int r = 0; r < R; r++) {
+        const Vector of_a = load(pa + r * a.row);
+        UNROLL for (int c = 0; c < C; c++) products[r * C + c] += of_a * of_b[c];
+      }
+    }
+  }
+  constexpr int FOURS = R * C / 4 * 4;
+  UNROLL for (int i = 0; i < FOURS; i += 4) {
+    const Quad four = sums(products[i], products[i + 1], products[i + 2], products[i + 3]);
+    std::memcpy(out + i, &four, sizeof four);
+  }
+  UNROLL for (int i = FOURS; i < R * C; i++) out[i] = sum(products[i]);
+}

@@ -1,0 +1,124 @@
+// A team of threads: work(part) for every part at once. Which part does what never depends on who is faster, so that
+// the same number of parts gives the same bits.
+#pragma once
+
+#include <pthread.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <functional>
+#include <mutex>
+#include <new>
+#include <thread>
+#include <vector>
+
+#include "vectors.h"
+
+#if defined(__x86_64__) || defined(__i386__)
+#define RELAX() __builtin_ia32_pause()
+#else
+#define RELAX() std::this_thread::yield()
+#endif
+
+class Pool {
+ public:
+  // work(0) runs here, the others in workers. A second caller meanwhile does all the parts of its work by itself.
+  // Throws std::bad_alloc, when all have ended, where a part found no memory.
+  void run(int parts, const std::function<void(int)>& work) {
+    std::unique_lock<std::mutex> alone(busy_, std::try_to_lock);
+    if (!alone.owns_lock()) {
+      for (int part = 0; part < parts; part++) work(part);
+      return;
+    }
+    no_memory_ = false;
+    while (static_cast<int>(workers_.size()) < parts - 1) add_worker();
+    {
+      std::lock_guard<std::mutex> hold(mutex_);
+      work_ = &work;
+      parts_ = parts;
+      left_.store(parts - 1);
+      round_.fetch_add(1);
+    }
+    wake_.notify_all();
+    attempt(0);
+    while (left_.load(std::memory_order_acquire) > 0) RELAX();
+    if (no_memory_) throw std::bad_alloc();
+  }
+
+ private:
+  static constexpr int SPINS = 4000;  // some tens of microseconds: the next piece of work is mostly about to come
+
+  void attempt(int part) {
+    try {
+      (*work_)(part);
+    } catch (const std::bad_alloc&) {
+      no_memory_ = true;
+    }
+  }
+
+  void add_worker() {
+    const int part = static_cast<int>(workers_.size()) + 1;
+    const Index seen = round_.load();
+    workers_.emplace_back([this, part, seen] { serve(part, seen); });
+  }
+
+  void serve(int part, Index seen) {
+    while (true) {
+      for (int i = 0; i < SPINS && round_.load(std::memory_order_acquire) == seen; i++) RELAX();
+      {
+        std::unique_lock<std::mutex> hold(mutex_);
+        wake_.wait(hold, [&] { return round_.load() != seen; });
+        seen = round_.load();
+        if (part >= parts_) continue;
+      }
+      attempt(part);
+      left_.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  std::mutex busy_, mutex_;
+  std::condition_variable wake_;
+  std::vector<std::thread> workers_;
+  const std::function<void(int)>* work_ = nullptr;
+  int parts_ = 0;
+  std::atomic<bool> no_memory_{false};
+  std::atomic<Index> round_{0};
+  std::atomic<int> left_{0};
+};
+
+// The process's pool, which ends with it. A forked child has none of its parent's threads: it begins anew, and leaves the old one alone.
+inline Pool*& pool_of_process() {
+  static Pool* pool = nullptr;
+  return pool;
+}
+
+inline Pool& pool() {
+  static std::once_flag once;
+  std::call_once(once, [] { pthread_atfork(nullptr, nullptr, [] { pool_of_process() = nullptr; }); });
+  static std::mutex making;  // held for so short that no fork is expected to meet it
+  std::lock_guard<std::mutex> hold(making);
+  if (pool_of_process() == nullptr) pool_of_process() = new Pool;
+  return *pool_of_process();
+}
+
+struct Team {
+  int parts;
+
+  template <class Work>
+  void run(const Work& work) const {
+    if (parts == 1)
+      work(0);
+    else
+      pool().run(parts, work);
+  }
+
+  // work(from, to) for a share of [0, count) each; shares begin at multiples of step.
+  template <class Work>
+  void split(Index count, Index step, const Work& work) const {
+    const Index steps = (count + step - 1) / step;
+    run([&](int part) {
+      const Index from = steps * part / parts * step, to = steps * (part + 1) / parts * step;
+      if (from < count && from < to) work(part, from, to < count ? to : count);
+    });
+  }
+};

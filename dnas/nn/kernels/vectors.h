@@ -1,0 +1,182 @@
+// Vectors of floats in the compiler's own extension, so that one source serves AVX-512, AVX2, NEON and plain SSE.
+#pragma once
+
+#if defined(__SSE__)
+#include <immintrin.h>
+#endif
+
+#include <cstdint>
+#include <cstring>
+
+using Index = std::int64_t;
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#elif defined(__AVX__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+
+// Accumulators of a micro-kernel: rows of two vectors. They must all fit into registers, of which there are 32 or 16.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int MOST_ROWS = 12;
+constexpr int DOT_ROWS = 6, DOT_COLUMNS = 4;
+#else
+constexpr int MOST_ROWS = 6;
+constexpr int DOT_ROWS = 4, DOT_COLUMNS = 3;
+#endif
+
+constexpr int PANEL = 2 * LANES;  // pixels that a micro-kernel works on at once
+
+typedef float Vector __attribute__((vector_size(LANES * sizeof(float))));
+
+#define INLINE static inline __attribute__((always_inline))
+#define INLINE_MEMBER inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+
+INLINE Vector load(const float* p) {
+  Vector v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+INLINE void store(float* p, Vector v) { std::memcpy(p, &v, sizeof v); }
+
+INLINE Vector all(float s) {
+#if defined(__AVX512F__)
+  return Vector{s, s, s, s, s, s, s, s, s, s, s, s, s, s, s, s};
+#elif defined(__AVX__)
+  return Vector{s, s, s, s, s, s, s, s};
+#else
+  return Vector{s, s, s, s};
+#endif
+}
+
+// load_first: the first n lanes, 0 < n, and zeros; keep_first: those of v. n may be more than there are.
+#if defined(__AVX512F__)
+INLINE __mmask16 first(Index n) { return n >= LANES ? 0xffff : static_cast<__mmask16>((1u << n) - 1); }
+INLINE Vector load_first(const float* p, Index n) { return (Vector)_mm512_maskz_loadu_ps(first(n), p); }
+INLINE Vector keep_first(Vector v, Index n) { return (Vector)_mm512_maskz_mov_ps(first(n), (__m512)v); }
+#elif defined(__AVX2__)
+INLINE __m256i first(Index n) {
+  alignas(32) static const int lanes[] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(lanes + LANES - (n < LANES ? n : LANES)));
+}
+INLINE Vector load_first(const float* p, Index n) { return (Vector)_mm256_maskload_ps(p, first(n)); }
+INLINE Vector keep_first(Vector v, Index n) { return (Vector)_mm256_and_ps((__m256)v, (__m256)first(n)); }
+#else
+INLINE Vector load_first(const float* p, Index n) {
+  if (n >= LANES) return load(p);
+  float lanes[LANES] = {};
+  for (Index i = 0; i < n; i++) lanes[i] = p[i];
+  return load(lanes);
+}
+INLINE Vector keep_first(Vector v, Index n) {
+  float lanes[LANES];
+  store(lanes, v);
+  return load_first(lanes, n);
+}
+#endif
+
+// max(v, 0), and NaN where v is: a training that diverges must show it.
+INLINE Vector relu(Vector v) {
+  const Vector zero = {};
+  return zero > v ? zero : v;
+}
+
+typedef float Quad __attribute__((vector_size(16)));
+
+INLINE Quad folded(Vector v) {
+  Quad parts[LANES / 4];
+  std::memcpy(parts, &v, sizeof v);
+  Quad sum = parts[0];
+  UNROLL for (int i = 1; i < LANES / 4; i++) sum += parts[i];
+  return sum;
+}
+
+INLINE float sum(Vector v) {
+  const Quad q = folded(v);
+  return (q[0] + q[2]) + (q[1] + q[3]);
+}
+
+// The sums of four vectors.
+INLINE Quad sums(Vector a, Vector b, Vector c, Vector d) {
+  const Quad q0 = folded(a), q1 = folded(b), q2 = folded(c), q3 = folded(d);
+#if defined(__SSE__)
+  const __m128 low = _mm_add_ps(_mm_unpacklo_ps(q0, q2), _mm_unpackhi_ps(q0, q2));  // a02 c02 a13 c13
+  const __m128 high = _mm_add_ps(_mm_unpacklo_ps(q1, q3), _mm_unpackhi_ps(q1, q3));
+  return (Quad)_mm_add_ps(_mm_unpacklo_ps(low, high), _mm_unpackhi_ps(low, high));
+#else
+  return Quad{q0[0] + q0[1] + q0[2] + q0[3], q1[0] + q1[1] + q1[2] + q1[3], q2[0] + q2[1] + q2[2] + q2[3],
+              q3[0] + q3[1] + q3[2] + q3[3]};
+#endif
+}
+
+typedef float Eight __attribute__((vector_size(32)));
+
+// use(i, V{}) for n floats from i = 0 on, where V is the longest of Vector, Eight, Quad and float that has room. Masks
+// would be simpler; but a masked store holds up a load of what lies beside it, some twenty times as long.
+template <class Use>
+INLINE void along(Index n, const Use& use) {
+  Index i = 0;
+  for (; i + LANES <= n; i += LANES) use(i, Vector{});
+#if defined(__AVX512F__)
+  if (i + 8 <= n) use(i, Eight{}), i += 8;
+#endif
+  for (; i + 4 <= n; i += 4) use(i, Quad{});
+  for (; i < n; i++) use(i, float{});
+}
+
+template <class V>
+INLINE V load_as(const float* p) {
+  V v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class V>
+INLINE void store_as(float* p, V v) {
+  std::memcpy(p, &v, sizeof v);
+}
+
+template <class V>
+INLINE V all_as(float s) {
+  return s - V{};
+}
+
+// v where z > 0, else 0.
+template <class V>
+INLINE V where_positive(V z, V v) {
+  const V zero = {};
+  return z > zero ? v : zero;
+}
+
+// A sum of vectors of any length.
+struct Accumulator {
+  Vector whole = {};
+  Eight eight = {};
+  Quad quad = {};
+  float one = 0;
+
+  template <class V>
+  INLINE_MEMBER void add(V v) {
+    if constexpr (sizeof(V) == sizeof(Vector))
+      whole += v;
+    else if constexpr (sizeof(V) == sizeof(Eight))
+      eight += v;
+    else if constexpr (sizeof(V) == sizeof(Quad))
+      quad += v;
+    else
+      one += v;
+  }
+
+  float total() const {
+    Quad halves[2];
+    std::memcpy(halves, &eight, sizeof eight);
+    const Quad rest = (halves[0] + halves[1]) + quad;
+    return sum(whole) + ((rest[0] + rest[2]) + (rest[1] + rest[3]) + one);
+  }
+};
+
+INLINE Index rounded_up(Index value, Index step) { return (value + step - 1) / step * step; }

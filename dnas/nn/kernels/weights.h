@@ -1,0 +1,58 @@
+// Weights in the order in which the micro-kernels read them.
+#pragma once
+
+#include <vector>
+
+#include "memory.h"
+
+struct Rows {
+  Index first, count;  // which rows of the matrix
+  int padded;          // an even number of at most MOST_ROWS, for which there is a micro-kernel; the others are zeros
+  Index offset;        // where they are packed
+};
+
+// Rows in groups of MOST_ROWS; what is left over is shared by the last two.
+inline std::vector<Rows> grouped(Index rows, Index columns) {
+  std::vector<Rows> groups;
+  Index offset = 0;
+  for (Index first = 0; first < rows;) {
+    const Index left = rows - first;
+    Index count = MOST_ROWS;
+    if (left <= MOST_ROWS) count = left;
+    else if (left < 2 * MOST_ROWS) count = rounded_up((left + 1) / 2, 2);
+    if (count > left) count = left;
+    const int padded = static_cast<int>(rounded_up(count, 2));
+    groups.push_back({first, count, padded, offset});
+    offset += padded * columns;
+    first += count;
+  }
+  return groups;
+}
+
+// A matrix [rows, columns], packed as [group][column][row].
+struct Packed {
+  std::vector<Rows> groups;
+  Floats values;
+  Index columns = 0;
+
+  template <class Value>
+  void pack(Index rows, Index columns_, const Value& value) {
+    columns = columns_;
+    groups = grouped(rows, columns);
+    float* to = values.grow(groups.back().offset + groups.back().padded * columns);
+    for (const Rows& g : groups)
+      for (Index k = 0; k < columns; k++)
+        for (Index r = 0; r < g.padded; r++) *to++ = r < g.count ? value(g.first + r, k) : 0.0f;
+  }
+
+  const float* of(const Rows& g) const { return values.data() + g.offset; }
+};
+
+// How a convolution's weight [out, in, kernel, kernel] lies in memory, and its gradient alike.
+struct Weight {
+  const float* values;
+  float* gradient;
+  Index of_out, of_in, of_tap;  // strides
+
+  float at(Index out, Index in, Index tap) const { return values[out * of_out + in * of_in + tap * of_tap]; }
+};
