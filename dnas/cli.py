@@ -320,6 +320,16 @@ def _add_training(parser: argparse.ArgumentParser, recipe: str | None) -> None:
     add("--device", default="auto", metavar="NAME", help="cpu, cuda or cuda:0 (default: cuda where there is one)")
     add("--threads", type=_whole(1), metavar="N", help="CPU threads of a training (default: the cores, shared out)")
     add("--compile", action="store_true", help="torch.compile the network: slow to begin, faster on a GPU")
+    _add_kernels(add)
+
+
+def _add_kernels(add: Any) -> None:
+    add(
+        "--kernels",
+        metavar="NAME",
+        help="what runs the dense blocks: plain (PyTorch's modules), ref, cpu (C++), or auto, which measures"
+        " (default: the study's, else plain)",
+    )
 
 
 def _add_search(parser: argparse.ArgumentParser) -> None:
@@ -376,6 +386,7 @@ def _add_list(parser: argparse.ArgumentParser) -> None:
     add("--device", default="auto", metavar="NAME", help="cpu, cuda or cuda:0 (default: cuda where there is one)")
     add("--timeout", type=_positive, metavar="SECONDS", help="the longest that one training may take (default: no end)")
     add("--data-root", type=Path, metavar="FOLDER", help="where data sets lie (default $DNAS_DATA, ~/.cache/dnas/data)")
+    _add_kernels(add)
     _add_executor(add)
     add("--dry-run", action="store_true", help="print the plan: networks, cost, time, disk")
     add("-q", "--quiet", action="store_true", help="only the result")
@@ -692,6 +703,7 @@ def _search_options(args: argparse.Namespace, folder: Any, begun: dict[str, Any]
         threads=args.threads or default_threads(workers, side),
         device=args.device,
         compile_net=args.compile,
+        kernels=args.kernels,
         retrain=args.retrain_best,
         retrain_seeds=args.retrain_seeds,
         command=_command_line(args),

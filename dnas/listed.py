@@ -41,6 +41,7 @@ def means_of(args: argparse.Namespace, data: dict[str, Any], side: int) -> Means
         threads=args.threads or default_threads(workers, side),
         device=args.device,
         timeout=args.timeout,
+        kernels=args.kernels,
     )
 
 

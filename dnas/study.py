@@ -63,6 +63,7 @@ class TrialRecord:
     data: dict[str, Any] = field(default_factory=dict)  # Dataset.describe()
     device: str = "cpu"
     threads: int = 1
+    kernels: str | None = None  # what ran its dense blocks; None of records from before there was a choice: plain
     val_error: float | None = None
     val_loss: float | None = None
     test_error: float | None = None

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from dnas.arch import DenseNetSpec
+from dnas.errors import InputError
 from dnas.executors.worker import Job, Message
 from dnas.files import DiskFull
-from dnas.inputs import Means, Options
+from dnas.inputs import DEFAULT_KERNELS, Means, Options
 from dnas.jobs import make_job
 from dnas.lease import Watch
 from dnas.study import StudyFolder, TrialRecord
@@ -87,6 +89,7 @@ class Trainings:
         self._running: dict[str, _Running] = {}
         self._stuck: dict[str, tuple[int, int]] = {}  # key -> (epochs it had, losses since)
         self._errors: list[str] = []
+        self._kernels: str | None = None
         self._looked = -math.inf  # when what is overdue was looked for, by the executor's clock
 
     # --- what differs ---------------------------------------------------------------------------------------------
@@ -130,6 +133,7 @@ class Trainings:
 
     def run(self) -> Outcome:
         outcome = Outcome(0)
+        self._check_kernels()
         while True:
             while outcome.stopped_by is None and len(self.executor.running) < self._most():
                 record = self._next(outcome)
@@ -154,11 +158,50 @@ class Trainings:
         record.started = record.started or self.folder.now()
         record.attempts += 1
         record.threads = self.options.threads
+        record.kernels = record.kernels or self._settled_kernels(record)
         self._write(record)
         clock = self.executor.clock()
         self._running[self._key(record)] = _Running(clock, record.seconds, Watch(self._path(record), clock))
         self.executor.start(self._job(record))
         self.show.began(record)
+
+    def _settled_kernels(self, record: TrialRecord) -> str:
+        """The study's kernels. `auto` is settled by the first training, on its network, and written into study.toml:
+        what goes on later must be the same bit for bit."""
+        if self._kernels is None:
+            asked = self.options.kernels or DEFAULT_KERNELS
+            self._kernels = self._measured_kernels(record) if asked == "auto" else asked
+            self.folder.write_config(self.folder.config() | {"kernels": self._kernels})
+        return self._kernels
+
+    def _measured_kernels(self, record: TrialRecord) -> str:
+        from dnas.nn.choose import choose_kernels
+        from dnas.train import list_devices
+
+        spec = record.network_spec
+        if not isinstance(spec, DenseNetSpec):
+            return "plain"
+        try:
+            device = list_devices(self.options.device)[0]
+        except InputError:
+            return "plain"  # the cluster's nodes have one, this machine has none to measure on
+        return choose_kernels(spec, device, record.recipe["batch_size"], self.options.threads)
+
+    def _check_kernels(self) -> None:
+        """Reads the study's kernels; one that was begun before there was a choice has `plain`. `InputError` where
+        others are asked for, or those that there are not, or that this machine cannot run."""
+        asked = self.options.kernels
+        if asked is not None:
+            from dnas.nn.kernels import check_kernels
+
+            check_kernels(asked)
+        before = any(record.attempts and record.kernels is None for record in self.records.values())
+        self._kernels = self.folder.config().get("kernels", "plain" if before else None)
+        if asked not in (None, "auto") and self._kernels not in (None, asked):
+            raise InputError(
+                f"study {self.folder.name} was begun with the kernels {self._kernels} (now {asked}), which are not the"
+                " same bit for bit; leave --kernels out, or name another study."
+            )
 
     def _write(self, record: TrialRecord) -> None:
         self.folder.write_record(record, self._path(record))
