@@ -3,11 +3,11 @@ backward, small sums over tiles included.
 
 All maps of a block, its input's too, lie in one buffer [channels, pitch]: a channel's pixels of all images one after
 the other, so that what a layer makes is contiguous, and every row begins aligned whatever the growth rate. Gradients of
-maps have a buffer like it in float32. Products of float32 are in float32, not in TF32. Tile sizes depend on sizes
-alone, never on a measurement: equal inputs give equal bits.
+maps have a buffer like it in float32. A product of float32 is made of three in TF32, which leaves an error of about
+1e-6. Tile sizes depend on sizes alone, never on a measurement: equal inputs give equal bits.
 
 The logic is tested through Triton's interpreter (TRITON_INTERPRET=1, on the CPU, float32), and every kernel is compiled
-for GPUs in the suite. How fast they are on a GPU has not been measured yet.
+for a GPU in the suite. How fast they are on a GPU has not been measured yet.
 """
 
 import os
@@ -26,6 +26,9 @@ DTYPES = torch.float32, torch.bfloat16
 ALIGNED = 16  # values: Triton loads vectors from rows whose pitch is a multiple of it
 PIXELS = 128  # of a tile
 TILES = 256  # whose sums are added up at a time
+# Of the kernels with products: enough threads that nothing spills from registers, and what fits in 99 KiB of memory
+# shared by a program's threads, which every GPU since 2020 has.
+PRODUCT = {"num_warps": 8, "num_stages": 2}
 PROGRAMS = 512  # at least, where there are as many tiles: several for each of a GPU's multiprocessors
 
 
@@ -219,7 +222,7 @@ class _Call:
             len(reads), outs, self.values, self.pitch, self.height, self.width, *_strides(weight),
             self.shape.eps, self.mask_scale,
             TAPS=_taps(weight), MASKED=mask is not None, MEASURED=measured, RUNNING=self.running,
-            PIXELS=PIXELS, CHANNELS=32, OUTS=size, num_warps=8 if size > 64 else 4,
+            PIXELS=PIXELS, CHANNELS=32, OUTS=size, **PRODUCT,
         )  # fmt: skip
         if measured:
             self.kernels.merge_statistics[(outs,)](
@@ -241,9 +244,9 @@ class _Call:
         self.kernels.convolve_backward_input[(self.tiles, -(-channels // size))](
             *of_made, weight, *of_source, source.gradient, *sums, *sizes, *_strides(weight), self.shape.eps,
             self.mask_scale, TAPS=_taps(weight), MASKED=mask is not None, ADD=add,
-            PIXELS=PIXELS, CHANNELS=size, OUTS=min(32, _size(outs, 32)), num_warps=4,
+            PIXELS=PIXELS, CHANNELS=size, OUTS=_size(outs, 32), **PRODUCT,
         )  # fmt: skip
-        of_outs = _size(outs, 64)
+        of_outs = _size(outs, 64 if self.dtype == torch.bfloat16 else 32)
         programs = -(-channels // size) * -(-outs // of_outs)
         splits = min(self.tiles, -(-PROGRAMS // (programs * _taps(weight))))
         tiles_a_split = -(-self.tiles // splits)
@@ -253,7 +256,7 @@ class _Call:
         )  # channels last, as the network's weights are in training
         self.kernels.convolve_backward_weight[(splits, programs, _taps(weight))](
             *of_made, *of_source, split_dw, *sizes, tiles_a_split * PIXELS, self.shape.eps, self.mask_scale,
-            TAPS=_taps(weight), MASKED=mask is not None, PIXELS=64, CHANNELS=size, OUTS=of_outs, num_warps=4,
+            TAPS=_taps(weight), MASKED=mask is not None, PIXELS=64, CHANNELS=size, OUTS=of_outs, **PRODUCT,
         )  # fmt: skip
         dw = split_dw.sum(0).permute(0, 3, 1, 2).to(weight.dtype)
         return [*self.sum_norm(sums, reads, source, gamma, beta), dw]

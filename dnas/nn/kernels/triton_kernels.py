@@ -137,7 +137,7 @@ def convolve(
                 mask=(o < outs)[:, None] & (c < channels)[None, :], other=0.0,
             )  # fmt: skip
             kind = x.dtype.element_ty
-            made = tl.dot(w.to(kind), z.to(kind), made, input_precision="ieee")
+            made = tl.dot(w.to(kind), z.to(kind), made, input_precision="tf32x3")
     there = (o < outs)[:, None] & inside[None, :]
     if MASKED:
         made *= _kept(mask, o, p, there, values, mask_scale)
@@ -181,7 +181,7 @@ def convolve_backward_input(
                 mask=(o < outs)[None, :] & (c < channels)[:, None], other=0.0,
             )  # fmt: skip
             kind = x.dtype.element_ty
-            dz = tl.dot(w.to(kind), made.to(kind), dz, input_precision="ieee")
+            dz = tl.dot(w.to(kind), made.to(kind), dz, input_precision="tf32x3")
     rows, centre, inverse, scale, shift = _affine(reads, mean, variance, gamma, beta, c, channels, eps, False)
     there = (c < channels)[:, None] & inside[None, :]
     _take_in(dz, x, rows, centre, inverse, scale, shift, g, tile_dz, tile_dzx, c, p, there, channels, pitch, ADD)
@@ -215,7 +215,7 @@ def convolve_backward_weight(
         there = (c < channels)[:, None] & here[None, :]
         z = tl.where(there, _relu(_load(x, _places(rows, at, pitch), there), scale * inverse, shift), 0.0)
         kind = x.dtype.element_ty
-        dw = tl.dot(made.to(kind), tl.trans(z.to(kind)), dw, input_precision="ieee")
+        dw = tl.dot(made.to(kind), tl.trans(z.to(kind)), dw, input_precision="tf32x3")
     at = ((split * outs + o)[:, None] * TAPS + tap) * channels + c[None, :]
     tl.store(split_dw + at, dw, mask=(o < outs)[:, None] & (c < channels)[None, :])
 
