@@ -35,6 +35,15 @@ typedef float Vector __attribute__((vector_size(LANES * sizeof(float))));
 #define INLINE_MEMBER inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
+// The compiler is to load v once into a register, and not again for each product with it.
+#if defined(__AVX512F__)
+#define KEEP(v) asm("" : "+v"(v))
+#elif defined(__x86_64__)
+#define KEEP(v) asm("" : "+x"(v))
+#else
+#define KEEP(v)
+#endif
+
 INLINE Vector load(const float* p) {
   Vector v;
   std::memcpy(&v, p, sizeof v);
