@@ -25,7 +25,7 @@ say which modules it may stand in for. The kernels are a table: `dnas.nn.cpu_ker
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -580,16 +580,15 @@ def _running(norms: Sequence[nn.BatchNorm2d]) -> tuple[list[Tensor], list[Tensor
 def _update_running(shape: BlockShape, norms: Sequence[nn.BatchNorm2d], statistics: Tensor, values: int) -> None:
     """As each norm would by itself: towards the batch's mean and unbiased variance, once a step."""
     means, variances = _running(norms)
-    scaled = statistics * statistics.new_tensor([1, values / (values - 1)])[:, None]
-    mean, var = scaled.to(means[0].dtype)
+    mean, var = statistics.to(means[0].dtype, copy=True)
+    var *= values / (values - 1)
     seen: list[tuple[Tensor, Tensor]] = []
     for consumer in range(shape.layers + 1):
-        runs = list(_runs(shape, consumer))
-        own = [
-            torch.cat([whole[a:b] for a, b in runs]) if len(runs) > 1 else whole[slice(*runs[0])]
-            for whole in (mean, var)
-        ]
-        seen.append((own[0], own[1]))
+        parts = [slice(*run) for run in _runs(shape, consumer)]
+        if len(parts) == 1:
+            seen.append((mean[parts[0]], var[parts[0]]))
+        else:
+            seen.append((torch.cat([mean[part] for part in parts]), torch.cat([var[part] for part in parts])))
         if consumer < shape.layers and shape.widths[consumer]:
             here = slice(shape.inner[consumer], shape.inner[consumer + 1])
             seen.append((mean[here], var[here]))
@@ -602,13 +601,13 @@ def _update_running(shape: BlockShape, norms: Sequence[nn.BatchNorm2d], statisti
     torch._foreach_add_([count for count in counts if count is not None], 1)
 
 
-def _runs(shape: BlockShape, consumer: int) -> Iterator[tuple[int, int]]:
+@lru_cache(maxsize=4096)
+def _runs(shape: BlockShape, consumer: int) -> tuple[tuple[int, int], ...]:
     """The channels of the block that a consumer reads, as few ranges."""
-    first = last = -1
+    found: list[tuple[int, int]] = []
     for source in shape.reads[consumer]:
-        if shape.starts[source] != last:
-            if last >= 0:
-                yield first, last
-            first = shape.starts[source]
-        last = shape.starts[source + 1]
-    yield first, last
+        first, last = shape.starts[source : source + 2]
+        if found and found[-1][1] == first:
+            first = found.pop()[0]
+        found.append((first, last))
+    return tuple(found)
