@@ -90,8 +90,14 @@ INLINE Vector keep_first(Vector v, Index n) {
 
 // max(v, 0), and NaN where v is: a training that diverges must show it.
 INLINE Vector relu(Vector v) {
+#if defined(__AVX512F__)
+  return (Vector)_mm512_max_ps(_mm512_setzero_ps(), (__m512)v);  // of two that are not ordered, the second
+#elif defined(__AVX2__)
+  return (Vector)_mm256_max_ps(_mm256_setzero_ps(), (__m256)v);
+#else
   const Vector zero = {};
   return zero > v ? zero : v;
+#endif
 }
 
 typedef float Quad __attribute__((vector_size(16)));
