@@ -25,7 +25,7 @@ say which modules it may stand in for. The kernels are a table: `dnas.nn.cpu_ker
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -163,7 +163,7 @@ def _backward(
             found.append([*totals.add(layer, sources, z, dz, own[0]), dw])
             continue
         outer, inner = (of_convolution.pop(), of_convolution.pop()) if masks else (None, None)
-        y = bottlenecks[layer] if bottlenecks else _dropout(_convolved(z, own[2]), inner, shape.dropout)
+        y = bottlenecks.pop() if bottlenecks else _dropout(_convolved(z, own[2]), inner, shape.dropout)
         z2 = _normalised_bottleneck(shape, layer, y, statistics, own)
         dz2, dw2 = _convolution_backward(_dropout(dy, outer, shape.dropout), z2, own[5])
         start = shape.inner[layer]
@@ -328,8 +328,8 @@ def _end_backward(shape: BlockShape, z: Tensor, gradient: Tensor) -> Tensor:
 
 
 def layout_of(*tensors: Tensor) -> torch.memory_format:
-    """The layout that torch gives to what a convolution makes of `tensors` [N, C, H, W]: channels_last where the strides
-    of one of them say so."""
+    """The layout that torch gives to what a convolution makes of `tensors`: channels_last where the strides of one of
+    them say so."""
     last = any(_has_channels_last(tensor) for tensor in tensors if tensor.dim() == 4)
     return torch.channels_last if last else torch.contiguous_format
 
@@ -432,7 +432,7 @@ def run_block(
     if not training:
         means, variances = _running(parts.norms)
         return kernels.infer(shape, x, parts.weights, means, variances)
-    masks = list(_drawn_masks(shape, x, layout_of(x, *parts.weights))) if shape.dropout else []
+    masks = list(_drawn_masks(shape, x, parts.weights)) if shape.dropout else []
     output, statistics = _DenseBlock.apply(kernels, shape, recompute, masks, x, *parts.weights)
     _update_running(shape, parts.norms, statistics, x.numel() // x.shape[1])
     return output
@@ -556,13 +556,20 @@ def is_traced_or_transformed() -> bool:
     )
 
 
-def _drawn_masks(shape: BlockShape, x: Tensor, layout: torch.memory_format) -> Iterator[Tensor]:
-    """The masks that the modules would draw from torch's generator now, in the order of execution."""
-    for width, channels in zip(shape.widths, shape.sources[1:], strict=True):
-        for made in (width, channels) if width else (channels,):
-            size = x.shape[0], made, *x.shape[2:]
+def _drawn_masks(shape: BlockShape, x: Tensor, weights: Sequence[Tensor]) -> Iterator[Tensor]:
+    """The masks that the modules would draw from torch's generator now, in the order of execution. It is drawn in the
+    order in which maps lie in memory, so their layout matters."""
+    layouts = [layout_of(x)]
+    for layer, own in enumerate(shape.weights_of(weights)[:-1]):
+        read = {layouts[source] for source in shape.reads[layer]}
+        layout = read.pop() if len(read) == 1 else torch.contiguous_format  # as torch.cat does
+        for weight in own[2::3]:
+            if layout_of(weight) == torch.channels_last:
+                layout = torch.channels_last
+            size = x.shape[0], weight.shape[0], *x.shape[2:]
             drawn = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=layout)
             yield drawn.bernoulli_(1 - shape.dropout).bool()
+        layouts.append(layout)
 
 
 def _running(norms: Sequence[nn.BatchNorm2d]) -> tuple[list[Tensor], list[Tensor]]:
@@ -573,16 +580,15 @@ def _running(norms: Sequence[nn.BatchNorm2d]) -> tuple[list[Tensor], list[Tensor
 def _update_running(shape: BlockShape, norms: Sequence[nn.BatchNorm2d], statistics: Tensor, values: int) -> None:
     """As each norm would by itself: towards the batch's mean and unbiased variance, once a step."""
     means, variances = _running(norms)
-    scaled = statistics * statistics.new_tensor([1, values / (values - 1)])[:, None]
-    mean, var = scaled.to(means[0].dtype)
+    mean, var = statistics.to(means[0].dtype, copy=True)
+    var *= values / (values - 1)
     seen: list[tuple[Tensor, Tensor]] = []
     for consumer in range(shape.layers + 1):
-        runs = list(_runs(shape, consumer))
-        own = [
-            torch.cat([whole[a:b] for a, b in runs]) if len(runs) > 1 else whole[slice(*runs[0])]
-            for whole in (mean, var)
-        ]
-        seen.append((own[0], own[1]))
+        parts = [slice(*run) for run in _runs(shape, consumer)]
+        if len(parts) == 1:
+            seen.append((mean[parts[0]], var[parts[0]]))
+        else:
+            seen.append((torch.cat([mean[part] for part in parts]), torch.cat([var[part] for part in parts])))
         if consumer < shape.layers and shape.widths[consumer]:
             here = slice(shape.inner[consumer], shape.inner[consumer + 1])
             seen.append((mean[here], var[here]))
@@ -595,13 +601,13 @@ def _update_running(shape: BlockShape, norms: Sequence[nn.BatchNorm2d], statisti
     torch._foreach_add_([count for count in counts if count is not None], 1)
 
 
-def _runs(shape: BlockShape, consumer: int) -> Iterator[tuple[int, int]]:
+@lru_cache(maxsize=4096)
+def _runs(shape: BlockShape, consumer: int) -> tuple[tuple[int, int], ...]:
     """The channels of the block that a consumer reads, as few ranges."""
-    first = last = -1
+    found: list[tuple[int, int]] = []
     for source in shape.reads[consumer]:
-        if shape.starts[source] != last:
-            if last >= 0:
-                yield first, last
-            first = shape.starts[source]
-        last = shape.starts[source + 1]
-    yield first, last
+        first, last = shape.starts[source : source + 2]
+        if found and found[-1][1] == first:
+            first = found.pop()[0]
+        found.append((first, last))
+    return tuple(found)

@@ -234,8 +234,8 @@ def _pairs(stages: dict[str, nn.Module]) -> Iterator[tuple[DenseBlock, nn.Module
 
 
 def _pointwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """A convolution of 1×1. Of maps that lie channel by channel it is one product of matrices, and so are its gradients;
-    a convolution would copy them."""
+    """A convolution of 1×1. Of maps that lie channel by channel it is one product of matrices, and so are its
+    gradients; a convolution would copy them."""
     channels_first = x.transpose(0, 1)
     if not channels_first.is_contiguous() or conv.bias is not None:
         return conv(x)

@@ -62,7 +62,7 @@ INLINE void fill(const Margin& margin, Index task, float* to, const Value& value
       for (Index w = 0; w < width; w += LANES) store(at + w, value(pixel + w, width - w));
       at[width] = 0;
     }
-    std::memset(at, 0, row * sizeof(float));
+    for (Index w = 0; w < row; w += LANES) store(at + w, Vector{});
     at += row;
   }
   std::memset(at, 0, (to + margin.size() - at) * sizeof(float));
@@ -108,8 +108,10 @@ inline void convolve_3x3(
       for (Index o = 0; o < out; o++) {
         margin.rows(task, [&](Index position, Index pixel) {
           const float* row = sums + o * made + position;
-          for (Index w = 0; w < margin.width; w += LANES)
-            store_first(y[o] + pixel + w, load(row + w), margin.width - w);
+          along(margin.width, [&](Index w, auto kind) {
+            using V = decltype(kind);
+            store_as<V>(y[o] + pixel + w, load_as<V>(row + w));
+          });
         });
         if (mask) drop(y[o] + first, mask + o * all_pixels + first, mask_scale, n);
         if (moments) of_part[part * out + o].add(moments_of(y[o] + first, n));
@@ -142,21 +144,21 @@ INLINE void fill_gradient(const Margin& margin, Index task, const Gradient& from
 INLINE void spread_rows(
     const Margin& margin, Index task, const float* dz, const float* z, const float* x, float mean, float gamma,
     bool onto, float* gradient, double& of_dz, double& of_products) {
-  const Vector centre = all(mean), factor = all(gamma);
-  Vector sum_dz = {}, sum_products = {};
+  Accumulator sum_dz, sum_products;
   margin.rows(task, [&](Index position, Index pixel) {
-    const float *row = dz + position, *activation = z + position + margin.centre();
-    for (Index w = 0; w < margin.width; w += LANES) {
-      const Index left = margin.width - w;
-      const Vector d = keep_first(where_positive(load(activation + w), load(row + w)), left);
-      sum_dz += d;
-      sum_products += d * (load(x + pixel + w) - centre);
-      float* to = gradient + pixel + w;
-      store_first(to, onto ? load_first(to, left) + factor * d : factor * d, left);
-    }
+    const float *row = dz + position, *activation = z + position + margin.centre(), *from = x + pixel;
+    float* to = gradient + pixel;
+    along(margin.width, [&](Index w, auto kind) {
+      using V = decltype(kind);
+      const V d = where_positive(load_as<V>(activation + w), load_as<V>(row + w));
+      sum_dz.add(d);
+      sum_products.add(d * (load_as<V>(from + w) - all_as<V>(mean)));
+      const V given = all_as<V>(gamma) * d;
+      store_as<V>(to + w, onto ? load_as<V>(to + w) + given : given);
+    });
   });
-  of_dz += sum(sum_dz);
-  of_products += sum(sum_products);
+  of_dz += sum_dz.total();
+  of_products += sum_products.total();
 }
 
 // As convolve_1x1_backward. onto: the gradients hold something already; dW [out][channels][9].

@@ -32,7 +32,17 @@ constexpr int PANEL = 2 * LANES;  // pixels that a micro-kernel works on at once
 typedef float Vector __attribute__((vector_size(LANES * sizeof(float))));
 
 #define INLINE static inline __attribute__((always_inline))
+#define INLINE_MEMBER inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
+
+// The compiler is to load v once into a register, and not again for each product with it.
+#if defined(__AVX512F__)
+#define KEEP(v) asm("" : "+v"(v))
+#elif defined(__x86_64__)
+#define KEEP(v) asm("" : "+x"(v))
+#else
+#define KEEP(v)
+#endif
 
 INLINE Vector load(const float* p) {
   Vector v;
@@ -52,13 +62,11 @@ INLINE Vector all(float s) {
 #endif
 }
 
-// load_first: the first n lanes, 0 < n, and zeros; keep_first: those of v; store_first writes no others. n may be more
-// than there are.
+// load_first: the first n lanes, 0 < n, and zeros; keep_first: those of v. n may be more than there are.
 #if defined(__AVX512F__)
 INLINE __mmask16 first(Index n) { return n >= LANES ? 0xffff : static_cast<__mmask16>((1u << n) - 1); }
 INLINE Vector load_first(const float* p, Index n) { return (Vector)_mm512_maskz_loadu_ps(first(n), p); }
 INLINE Vector keep_first(Vector v, Index n) { return (Vector)_mm512_maskz_mov_ps(first(n), (__m512)v); }
-INLINE void store_first(float* p, Vector v, Index n) { _mm512_mask_storeu_ps(p, first(n), (__m512)v); }
 #elif defined(__AVX2__)
 INLINE __m256i first(Index n) {
   alignas(32) static const int lanes[] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
@@ -66,7 +74,6 @@ INLINE __m256i first(Index n) {
 }
 INLINE Vector load_first(const float* p, Index n) { return (Vector)_mm256_maskload_ps(p, first(n)); }
 INLINE Vector keep_first(Vector v, Index n) { return (Vector)_mm256_and_ps((__m256)v, (__m256)first(n)); }
-INLINE void store_first(float* p, Vector v, Index n) { _mm256_maskstore_ps(p, first(n), (__m256)v); }
 #else
 INLINE Vector load_first(const float* p, Index n) {
   if (n >= LANES) return load(p);
@@ -79,24 +86,18 @@ INLINE Vector keep_first(Vector v, Index n) {
   store(lanes, v);
   return load_first(lanes, n);
 }
-INLINE void store_first(float* p, Vector v, Index n) {
-  if (n >= LANES) return store(p, v);
-  float lanes[LANES];
-  store(lanes, v);
-  for (Index i = 0; i < n; i++) p[i] = lanes[i];
-}
 #endif
 
 // max(v, 0), and NaN where v is: a training that diverges must show it.
 INLINE Vector relu(Vector v) {
+#if defined(__AVX512F__)
+  return (Vector)_mm512_max_ps(_mm512_setzero_ps(), (__m512)v);  // of two that are not ordered, the second
+#elif defined(__AVX2__)
+  return (Vector)_mm256_max_ps(_mm256_setzero_ps(), (__m256)v);
+#else
   const Vector zero = {};
   return zero > v ? zero : v;
-}
-
-// v where z > 0, else 0.
-INLINE Vector where_positive(Vector z, Vector v) {
-  const Vector zero = {};
-  return z > zero ? v : zero;
+#endif
 }
 
 typedef float Quad __attribute__((vector_size(16)));
@@ -126,5 +127,71 @@ INLINE Quad sums(Vector a, Vector b, Vector c, Vector d) {
               q3[0] + q3[1] + q3[2] + q3[3]};
 #endif
 }
+
+typedef float Eight __attribute__((vector_size(32)));
+
+// use(i, V{}) for n floats from i = 0 on, where V is the longest of Vector, Eight, Quad and float that has room. Masks
+// would be simpler; but a masked store holds up a load of what lies beside it, some twenty times as long.
+template <class Use>
+INLINE void along(Index n, const Use& use) {
+  Index i = 0;
+  for (; i + LANES <= n; i += LANES) use(i, Vector{});
+#if defined(__AVX512F__)
+  if (i + 8 <= n) use(i, Eight{}), i += 8;
+#endif
+  for (; i + 4 <= n; i += 4) use(i, Quad{});
+  for (; i < n; i++) use(i, float{});
+}
+
+template <class V>
+INLINE V load_as(const float* p) {
+  V v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class V>
+INLINE void store_as(float* p, V v) {
+  std::memcpy(p, &v, sizeof v);
+}
+
+template <class V>
+INLINE V all_as(float s) {
+  return s - V{};
+}
+
+// v where z > 0, else 0.
+template <class V>
+INLINE V where_positive(V z, V v) {
+  const V zero = {};
+  return z > zero ? v : zero;
+}
+
+// A sum of vectors of any length.
+struct Accumulator {
+  Vector whole = {};
+  Eight eight = {};
+  Quad quad = {};
+  float one = 0;
+
+  template <class V>
+  INLINE_MEMBER void add(V v) {
+    if constexpr (sizeof(V) == sizeof(Vector))
+      whole += v;
+    else if constexpr (sizeof(V) == sizeof(Eight))
+      eight += v;
+    else if constexpr (sizeof(V) == sizeof(Quad))
+      quad += v;
+    else
+      one += v;
+  }
+
+  float total() const {
+    Quad halves[2];
+    std::memcpy(halves, &eight, sizeof eight);
+    const Quad rest = (halves[0] + halves[1]) + quad;
+    return sum(whole) + ((rest[0] + rest[2]) + (rest[1] + rest[3]) + one);
+  }
+};
 
 INLINE Index rounded_up(Index value, Index step) { return (value + step - 1) / step * step; }
