@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dnas.arch import parse_name
-from dnas.nn.dense_block import REF, BlockShape, Kernels, _drawn_masks
+from dnas.nn.dense_block import REF, BlockShape, Kernels, _drawn_masks, why_plain
 from dnas.nn.kernels import triton_block
 from dnas.nn.kernels.triton_block import TRITON
 from tests.test_dense_block import images, nets, step
@@ -78,7 +78,7 @@ def block_errors(name: str) -> dict[str, float]:
     x, weights = torch.randn(batch, shape.sources[0], height, width), weights_of(shape)
     if len(name) % 2:
         x = x.contiguous(memory_format=torch.channels_last)
-    masks = list(_drawn_masks(shape, x, torch.contiguous_format)) if shape.dropout else []
+    masks = list(_drawn_masks(shape, x, weights)) if shape.dropout else []
     truth = run(REF, shape, x.double(), [weight.double() for weight in weights], masks, recompute)
     found = run(TRITON, shape, x, weights, masks, recompute)
     again = run(TRITON, shape, x, weights, masks, recompute) if shape.layers == 1 else found
@@ -110,12 +110,25 @@ def network_errors(name: str, memory: str) -> dict[str, float]:
     return errors(step(fast, x, y), step(exact, x.double(), y))
 
 
+def reasons_under_autocast() -> list[str]:
+    """Why a block is left to its modules where x is bfloat16 and the weights float32, and where both are float32."""
+    net = nets(parse_name("densenet-bc:layers=1-1,k=3,size=8"), "triton", torch.float32)[1].train()
+    block, after, x = net.features.denseblock1, net.features.transition1, torch.zeros(2, net.spec.stem_width, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        return [
+            why_plain(TRITON, block, after, x.bfloat16()),
+            why_plain(TRITON, block, after, x),
+            why_plain(REF, block, after, x.bfloat16()),
+        ]
+
+
 if __name__ == "__main__":
     early = "dnas.nn.kernels.triton_kernels" in sys.modules
     triton_block.TILES = 1  # two tiles are added up in two rounds
     found: dict[str, Any] = {name: block_errors(name) for name in CASES} | {"imported early": early}
     dtypes = torch.float32, torch.float64
     found["why not"] = [TRITON.why_not(torch.zeros(1, 1, 2, 2, dtype=dtype), []) for dtype in dtypes]
+    found["under autocast"] = reasons_under_autocast()
     found["far from zero"] = far_from_zero_errors()
     found["network"] = network_errors("densenet-bc:layers=1-1,k=3,size=8,dropout=0.2", "recompute")
     json.dump(found, sys.stdout)

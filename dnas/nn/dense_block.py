@@ -97,12 +97,14 @@ class Kernels(NamedTuple):
     backward(shape, x, weights, masks, statistics, kept, gradient) -> the gradient of x, the gradients of weights
     infer(shape, x, weights, means, variances) -> output; of each batch norm the running mean and variance
     why_not(x, weights) -> why they cannot run these tensors; empty where they can
+    mixed: whether they do what autocast does, with x in its type and weights in float32
     """
 
     forward: Callable[..., tuple[Tensor, Tensor, tuple[Tensor, ...]]]
     backward: Callable[..., tuple[Tensor, list[Tensor]]]
     infer: Callable[..., Tensor]
     why_not: Callable[..., str]
+    mixed: bool = False
 
 
 # --- the algorithm in stock operations -------------------------------------------------------------------------------
@@ -292,7 +294,7 @@ def _affine_relu(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 def _convolved(z: Tensor, weight: Tensor) -> Tensor:
-    return F.conv2d(z, weight, padding=weight.shape[2] // 2)
+    return F.conv2d(z, weight.to(z.dtype), padding=weight.shape[2] // 2)
 
 
 def _convolution_backward(dy: Tensor, z: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -527,12 +529,15 @@ def _check(parts: _Parts, kernels: Kernels, x: Tensor) -> None:
     """Raises `_Unfit` where what surrounds the block is for the modules: they give the error, or the other result."""
     if is_traced_or_transformed() or nn.modules.module._has_any_global_hook():
         raise _Unfit("a trace, a transformation or global hooks")
+    of_weights = x.dtype
     if torch.is_autocast_enabled(x.device.type):
-        raise _Unfit("autocast")
+        if not kernels.mixed or x.dtype != torch.get_autocast_dtype(x.device.type):
+            raise _Unfit("autocast")
+        of_weights = torch.float32
     if x.dim() != 4 or not x.numel():
         raise _Unfit("no maps")
-    for tensor in (x, *parts.weights):
-        if type(tensor) not in (Tensor, nn.Parameter) or tensor.dtype != x.dtype or tensor.device != x.device:
+    for tensor, dtype in ((x, x.dtype), *((weight, of_weights) for weight in parts.weights)):
+        if type(tensor) not in (Tensor, nn.Parameter) or tensor.dtype != dtype or tensor.device != x.device:
             raise _Unfit("tensors of several kinds")
     if torch.is_grad_enabled():
         if parts.norms[0].training:

@@ -1,5 +1,6 @@
-"""The Triton kernels as functions of tensors: bfloat16 or float32 on CUDA, two launches a convolution forward and four
-backward, small sums over tiles included.
+"""The Triton kernels as functions of tensors on CUDA: float32, or bfloat16 with weights in either, as under autocast.
+
+Two launches a convolution forward and four backward, small sums over tiles included; none waits for the device.
 
 All maps of a block, its input's too, lie in one buffer [channels, pitch]: a channel's pixels of all images one after
 the other, so that what a layer makes is contiguous, and every row begins aligned whatever the growth rate. Gradients of
@@ -140,7 +141,7 @@ def _infer(
         return call.end(_Rows(maps, *next(running)), every[-1], last)
 
 
-TRITON = Kernels(_forward, _backward, _infer, _why_not)
+TRITON = Kernels(_forward, _backward, _infer, _why_not, mixed=True)
 
 
 class _Rows(NamedTuple):
