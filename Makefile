@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo demo-ablation test lint bench clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .venv/installed: pyproject.toml constraints.txt
 	@echo "installing dnas and what it needs into .venv (torch is large: some minutes)"
@@ -17,6 +17,10 @@ help: ## this list
 demo: .venv/installed ## a real search on handwritten digits, and its report
 	$(BIN)/dnas search --space digits_bc --trials 20
 	$(BIN)/dnas report digits_bc
+
+demo-ablation: .venv/installed ## a real ablation on handwritten digits: 4 variants, 7 seeds, and its report
+	$(BIN)/dnas ablate digits_bottleneck_compression
+	$(BIN)/dnas report digits_bottleneck_compression
 
 test: .venv/installed ## the whole test suite
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dnas import __version__
-from dnas.errors import InputError, did_you_mean, unknown
+from dnas.errors import InputError, did_you_mean
 
 EPILOGS = {
     "search": """examples:
@@ -60,6 +60,11 @@ EPILOGS = {
   dnas reproduce fig4-left                                      # minutes on a laptop: digits
   dnas reproduce fig4-left --budget short --dry-run
   dnas reproduce table2 --budget paper --seeds 3 --executor ray --ray-address auto""",
+    "ablate": """examples:
+  dnas ablate digits_bottleneck_compression                     # minutes on a laptop
+  dnas ablate bottleneck_compression --dry-run                  # the plan, and whether it can conclude anything
+  dnas ablate bottleneck_compression --seeds 12                 # more seeds later: only those are trained
+  dnas ablate my_study.toml --seeds auto --max-seeds 30         # seeds where they are needed""",
     "report": """examples:
   dnas report digits_bc
   dnas report digits_bc --out ~/page
@@ -74,6 +79,14 @@ EPILOGS = {
   dnas plot reuse run-s0 run-s1 run-s2 --norm block -o reuse.svg
   dnas plot causal digits_bc -o causal.svg
   dnas plot gradients digits_bc --trial 3 -o gradients.svg""",
+    "importance": """examples:
+  dnas importance digits_bc
+  dnas importance digits_bc --epoch 3 --out importance.csv     # trials stopped early count too
+  dnas importance digits_bc --by spec --out importance.svg""",
+    "path": """examples:
+  dnas path digits_bc
+  dnas path digits_bc --from 3 --out path.svg
+  dnas path digits_bc --train --seeds 5""",
     "verify": """examples:
   dnas verify digits_bc
   dnas verify run-s0/checkpoint.pt run-s1/checkpoint.pt run-s2/checkpoint.pt --json""",
@@ -92,16 +105,25 @@ STUDY_FIGURES = {
     "fidelity": "how well each epoch ranks networks as the last one does",
     "timeline": "when each trial was trained",
     "importance": "which choices mattered for being among the best",
+    "fanova": "how much of the error's variance each choice makes, over all and for the best tenth",
+    "interactions": "how much each pair of choices makes together",
+    "path": "from the first network to the best, a choice at a time, as a forest predicts it",
     "slices": "the error by each choice",
     "parallel": "parallel coordinates of the choices",
     "learning-curves": "every trial's curve",
     "diagram": "the best network, layer by layer",
     "layer-costs": "params and macs of the best network's layers",
 }
+# And of an ablation.
+ABLATION_FIGURES = {
+    "forest": "an ablation's differences from the base, with intervals",
+    "slopes": "an ablation's errors, a line a seed",
+    "effects": "main effects and interactions of a factorial ablation",
+    "interaction": "the mean error at each two factors' levels",
+    "variants": "an ablation's errors against params and macs",
+    "curves": "an ablation's learning curves, by variant",
+}
 FRONT_LINES = 5  # that a search prints at its end
-EXECUTORS = ("local", "ray")
-RAY_OPTIONS = ("ray_address", "gpus_per_trial", "cpus_per_trial", "shared")
-ANY_NUMBER = 10**6  # of workers: as many as the cluster has room for
 
 
 class _Parser(argparse.ArgumentParser):
@@ -200,14 +222,22 @@ def make_parser() -> argparse.ArgumentParser:
     add("study", metavar="STUDY", help="a study's name, or its folder")
     add("--dry-run", action="store_true", help="only look")
     add = command("report", "write a study's report, or compare studies").add_argument
-    add("study", metavar="STUDY", nargs="+", help="a study's name, or its folder; of several, a comparison")
+    add(
+        "study",
+        metavar="STUDY",
+        nargs="+",
+        help="a search's or an ablation's name, or its folder; of several searches, a comparison",
+    )
     add("--out", type=Path, metavar="FOLDER", help="where to write (default reports/STUDY)")
-    add("--watch", action="store_true", help="write it again while the search runs")
+    add("--watch", action="store_true", help="write it again while the study runs")
+    _add_importance(command("importance", "how much each choice and each pair matters in a search, with intervals"))
+    _add_path(command("path", "the path from the default to the best network, a choice at a time"))
     _add_reproduce(command("reproduce", "make a table or figure of the paper again, beside the published one"))
+    _add_ablate(command("ablate", "compare variants of a network, in pairs, and say what may be concluded"))
     plot = command("plot", "draw one figure")
     figures = plot.add_subparsers(dest="figure", metavar="FIGURE", required=True, parser_class=_Parser)
     _add_figures(figures)
-    for name, summary in STUDY_FIGURES.items():
+    for name, summary in (STUDY_FIGURES | ABLATION_FIGURES).items():
         add = figures.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".").add_argument
         add("source", metavar="STUDY", help="a study's name, or its folder")
         add("-o", "--out", type=Path, required=True, metavar="FILE", help="ends with .svg, .png or .pdf")
@@ -290,6 +320,16 @@ def _add_training(parser: argparse.ArgumentParser, recipe: str | None) -> None:
     add("--device", default="auto", metavar="NAME", help="cpu, cuda or cuda:0 (default: cuda where there is one)")
     add("--threads", type=_whole(1), metavar="N", help="CPU threads of a training (default: the cores, shared out)")
     add("--compile", action="store_true", help="torch.compile the network: slow to begin, faster on a GPU")
+    _add_kernels(add)
+
+
+def _add_kernels(add: Any) -> None:
+    add(
+        "--kernels",
+        metavar="NAME",
+        help="what runs the dense blocks: plain (PyTorch's modules), ref, cpu (C++), or auto, which measures"
+        " (default: the study's, else plain)",
+    )
 
 
 def _add_search(parser: argparse.ArgumentParser) -> None:
@@ -320,16 +360,59 @@ def _add_reproduce(parser: argparse.ArgumentParser) -> None:
     add("target", metavar="TARGET", help="table1, table2, fig3, fig4-left, fig4-middle, fig4-right or fig5")
     add("--budget", default="smoke", metavar="NAME", help="smoke (default: digits, minutes), short (one GPU) or paper")
     add("--seeds", type=_whole(1), metavar="N", help="of each network (default: the budget's)")
+    _add_list(parser)
+    add("--out", type=Path, metavar="FOLDER", help="where to write (default reports/reproduce/TARGET-BUDGET)")
+
+
+def _add_ablate(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("name", metavar="NAME", help="an ablation of studies/, or a file that ends with .toml")
+    add("--study", metavar="NAME", help="the study's name (default: the file's)")
+    add("--seeds", metavar="N", help="of each variant, or auto: as many as a comparison needs (default: the file's)")
+    add("--max-seeds", type=_whole(2), metavar="N", help="with --seeds auto: no comparison gets more (default 20)")
+    add("--budget", type=_positive, metavar="SECONDS", help="with --seeds auto: of training, all runs together")
+    add("--final", action="store_true", help="train on the validation part too, and measure on the test set")
+    add("--epochs", type=_whole(1), metavar="N", help="(default: the file's)")
+    add("--dataset", metavar="NAME", help="in place of the file's: digits, cifar10, ..., folder:PATH")
+    add("--subset", type=_whole(1), metavar="N", help="a stratified part of N training images")
+    _add_list(parser)
+
+
+def _add_list(parser: argparse.ArgumentParser) -> None:
+    """How a list of runs is carried out and shown."""
+    add = parser.add_argument
     add("--workers", type=_whole(1), metavar="N", help="trainings at once")
     add("--threads", type=_whole(1), metavar="N", help="CPU threads of a training (default: the cores, shared out)")
     add("--device", default="auto", metavar="NAME", help="cpu, cuda or cuda:0 (default: cuda where there is one)")
     add("--timeout", type=_positive, metavar="SECONDS", help="the longest that one training may take (default: no end)")
     add("--data-root", type=Path, metavar="FOLDER", help="where data sets lie (default $DNAS_DATA, ~/.cache/dnas/data)")
+    _add_kernels(add)
     _add_executor(add)
-    add("--out", type=Path, metavar="FOLDER", help="where to write (default reports/reproduce/TARGET-BUDGET)")
     add("--dry-run", action="store_true", help="print the plan: networks, cost, time, disk")
     add("-q", "--quiet", action="store_true", help="only the result")
     add("-v", "--verbose", action="store_true", help="a line an epoch")
+
+
+def _add_importance(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("study", metavar="STUDY", help="a search's name, or its folder")
+    add("--by", default="choices", metavar="KIND", help="choices (default), or spec: depth, params, macs, fields")
+    add("--epoch", type=_whole(1), metavar="N", help="compare after epoch N, also what was stopped later")
+    add("--pairs", type=_whole(0), default=6, metavar="N", help="pairs of choices in the table (default 6)")
+    add("--bootstraps", type=_whole(20), default=100, metavar="N", help="resamples of the trials (default 100)")
+    add("--out", type=Path, metavar="FILE", help="all effects as .csv, or the figure as .svg, .png or .pdf")
+    add("--json", action="store_true", help="for programs")
+
+
+def _add_path(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("study", metavar="STUDY", help="a search's name, or its folder")
+    add("--from", dest="source", metavar="NETWORK", help="a trial's number or a network (default: the space's first)")
+    add("--train", action="store_true", help="train the networks of the path, in the study STUDY_path")
+    add("--seeds", type=_whole(1), metavar="N", help="with --train: of each network (default 3)")
+    _add_list(parser)
+    add("--out", type=Path, metavar="FILE", help="the steps as .csv, or the figure as .svg, .png or .pdf")
+    add("--json", action="store_true", help="for programs")
 
 
 def _add_worker(parser: argparse.ArgumentParser) -> None:
@@ -533,7 +616,11 @@ def _search(args: argparse.Namespace) -> int:
         return 0
     executor = None
     if args.executor == "ray":
-        options, executor = _on_ray(args, options)
+        from dnas.listed import on_ray
+
+        side = args.image_size or options.space.fixed.get("image_size", 32)
+        executor, changes = on_ray(args, options.study, side)
+        options = dataclasses.replace(options, **changes)
     else:
         from dnas.executors.forkserver import start_forkserver
 
@@ -561,17 +648,15 @@ def apply_definition_of(args: argparse.Namespace) -> None:
     """Fills in what the study's definition says, and checks what can be checked without reading anything more."""
     from dnas.data.catalog import data_info
     from dnas.definition import apply_definition
+    from dnas.listed import check_executor
 
     apply_definition(args)
     if args.trials is None:
         raise InputError(f"`dnas {args.command}` needs --trials N, the networks to train.")
     if args.dataset is not None:
         data_info(args.dataset)
-    if args.executor not in EXECUTORS:
-        raise unknown("executor", args.executor, EXECUTORS)
-    given = [name for name in RAY_OPTIONS if args.command == "search" and getattr(args, name) is not None]
-    if given and args.executor != "ray":
-        raise InputError(f"--{given[0].replace('_', '-')} is for --executor ray, but the executor is {args.executor}.")
+    if args.command == "search":
+        check_executor(args)
 
 
 def _search_options(args: argparse.Namespace, folder: Any, begun: dict[str, Any]) -> Any:
@@ -618,33 +703,11 @@ def _search_options(args: argparse.Namespace, folder: Any, begun: dict[str, Any]
         threads=args.threads or default_threads(workers, side),
         device=args.device,
         compile_net=args.compile,
+        kernels=args.kernels,
         retrain=args.retrain_best,
         retrain_seeds=args.retrain_seeds,
         command=_command_line(args),
     )
-
-
-def _on_ray(args: argparse.Namespace, options: Any) -> tuple[Any, Any]:
-    """The options as Ray's nodes need them, and the executor: connected, with room for a trial."""
-    from dnas.executors.ray_tune import RayExecutor
-    from dnas.inputs import TINY_IMAGE
-
-    tiny = (args.image_size or options.space.fixed.get("image_size", 32)) <= TINY_IMAGE
-    cpus = args.cpus_per_trial or args.threads or 1
-    executor = RayExecutor(
-        options.study,
-        args.ray_address,
-        cpus=cpus,
-        gpus=0 if args.device == "cpu" else args.gpus_per_trial,
-        shared=args.shared or Path("studies", options.study, "ray").absolute(),
-    )
-    options = dataclasses.replace(
-        options,
-        workers=args.workers or ANY_NUMBER,
-        threads=args.threads or (1 if tiny else max(1, int(cpus))),
-        device="cuda" if executor.gpus else "cpu",
-    )
-    return options, executor
 
 
 def _worker(args: argparse.Namespace) -> int:
@@ -987,18 +1050,38 @@ def _report(args: argparse.Namespace) -> int:
     return 0
 
 
+def _importance(args: argparse.Namespace) -> int:
+    from dnas.evidence import main_importance
+
+    return main_importance(args)
+
+
+def _path(args: argparse.Namespace) -> int:
+    from dnas.path import main_path
+
+    return main_path(args)
+
+
 def _reproduce(args: argparse.Namespace) -> int:
     from dnas.reproduce.command import main_reproduce
 
-    given = [name for name in RAY_OPTIONS if getattr(args, name) is not None]
-    if given and args.executor != "ray":
-        raise InputError(f"--{given[0].replace('_', '-')} is for --executor ray, but the executor is {args.executor}.")
     return main_reproduce(args)
+
+
+def _ablate(args: argparse.Namespace) -> int:
+    from dnas.ablation.command import main_ablate
+
+    return main_ablate(args)
 
 
 def _plot(args: argparse.Namespace) -> int:
     from dnas.plots import run_plot
 
+    if args.figure in ABLATION_FIGURES:
+        from dnas.report.ablation import draw_one as draw_of_ablation
+
+        print(f"{draw_of_ablation(args.figure, args.source, args.out)}\nwritten to {args.out}")
+        return 0
     if args.figure in STUDY_FIGURES:
         from dnas.report.drawings import draw_one
 
@@ -1023,11 +1106,14 @@ def _export(args: argparse.Namespace) -> int:
 
 
 COMMANDS = {
+    "ablate": _ablate,
     "cost": _cost,
     "doctor": _doctor,
     "eval": _eval,
     "export": _export,
     "extend": _extend,
+    "importance": _importance,
+    "path": _path,
     "plot": _plot,
     "pull": _pull,
     "replay": _replay,

@@ -1,7 +1,12 @@
-"""Study definitions: `studies/<name>.toml` gives the defaults of `dnas search --study <name>`."""
+"""Study definitions: `studies/<name>.toml` gives the defaults of `dnas search --study <name>`.
+
+A file there with a `base` is another kind, an ablation's: see `dnas.ablation.definition`.
+"""
 
 import argparse
 import tomllib
+from pathlib import Path
+from typing import Any
 
 from dnas.errors import InputError, did_you_mean
 from dnas.space import shipped_folders
@@ -32,15 +37,12 @@ def apply_definition(args: argparse.Namespace) -> None:
     if args.study is None:
         return
     check_study_name(args.study)
-    path = next(
-        (found for folder in shipped_folders("studies") if (found := folder / f"{args.study}.toml").is_file()), None
-    )
+    path = definition_files().get(args.study)
     if path is None:
         return
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path} is not TOML: {error}.") from None
+    values = read_toml(path)
+    if is_ablation(values):
+        raise InputError(f"{path} defines an ablation, not a search: `dnas ablate {args.study}`, or another --study.")
     problems = []
     for key, value in values.items():
         if key not in KEYS:
@@ -56,3 +58,24 @@ def apply_definition(args: argparse.Namespace) -> None:
                 setattr(args, name, value)
     if problems:
         raise InputError(f"{path} has {len(problems)} problem{'s' * (len(problems) > 1)}:\n  " + "\n  ".join(problems))
+
+
+def definition_files() -> dict[str, Path]:
+    """Every definition that can be found, by name; those of the current folder come first."""
+    found: dict[str, Path] = {}
+    for folder in shipped_folders("studies"):
+        for path in sorted(folder.glob("*.toml")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not TOML: {error}.") from None
+
+
+def is_ablation(values: dict[str, Any]) -> bool:
+    """Whether a definition is an ablation's."""
+    return "base" in values

@@ -110,7 +110,7 @@ class PlainLines:
     def began(self, record: TrialRecord) -> None:
         self.progress.began(record)
         if self.verbose:
-            self._say(f"began  #{record.number}  {record.network}")
+            self._say(f"began  #{record.number}  {record.called}")
 
     def step(self, record: TrialRecord, done: int, total: int) -> None:
         pass
@@ -130,7 +130,7 @@ class PlainLines:
             self._say(
                 f"trial  #{record.number}  {record.state}  {percent(record.val_error)}"
                 f"  {count(record.cost['params'])} params  {record.epochs}/{record.epochs_planned} epochs"
-                f"  {record.seconds:.1f} s  {record.network}{reason}{waiting}"
+                f"  {record.seconds:.1f} s  {record.called}{reason}{waiting}"
             )
 
     def note(self, text: str) -> None:
@@ -212,7 +212,7 @@ class LiveTable:
                 count(record.cost["macs"]),
                 f"{record.epochs}/{record.epochs_planned}",
                 f"{record.seconds:.1f}" if record.seconds else "",
-                Text(record.network + reason + bar),
+                Text(record.called + reason + bar),
                 style=style,
             )
         return table

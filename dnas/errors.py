@@ -22,3 +22,10 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     """The error for a `name` that is not among the `known` ones of its `kind`."""
     known = sorted(known)
     return InputError(f"no {kind} {name!r}; there are {', '.join(known) or 'none'}.{did_you_mean(name, known)}")
+
+
+def several_problems(where: str, problems: list[str]) -> InputError:
+    """The error for a file, `where`, with all its `problems`, of which there is at least one."""
+    if len(problems) == 1:
+        return InputError(f"{where} has a problem: {problems[0]}")
+    return InputError(f"{where} has {len(problems)} problems:\n" + "\n".join(f"  {problem}" for problem in problems))

@@ -560,7 +560,7 @@ class Worker:
             with open_mirror(folder, options.mirror, self.show.note):
                 outcome = driver.run()
                 if outcome.stopped_by is None and options.retrain:
-                    retrain_best(driver, self.data)
+                    outcome.stopped_by = retrain_best(driver, self.data)
             folder.clear_up()
             self.storage.finish(outcome.stopped_by or COMPLETE)
             folder.pull()

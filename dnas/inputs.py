@@ -20,13 +20,15 @@ from dnas.space import Limits, Space, parse_space
 from dnas.study import StudyFolder, now
 
 LIST = "list"  # the `kind` of a study whose trainings were listed: see dnas.runs
+DEFAULT_KERNELS = "plain"  # of a new study
 DEFAULTS: dict[str, Any] = {"objective": "val_error", "sampler": "tpe", "control": 0.0}  # of studies before 0.2
 
 
 @dataclass(frozen=True)
 class Means:
     """How trainings are carried out, whatever is trained. `data` are arguments of `load_dataset`; `timeout` the most
-    seconds that one training may take."""
+    seconds that one training may take; `kernels` what runs the dense blocks, a name of
+    `dnas.nn.kernels`; None is the study's, and of a new one `DEFAULT_KERNELS`."""
 
     data: dict[str, Any]
     workers: int = 1
@@ -34,6 +36,7 @@ class Means:
     device: str = "cpu"
     timeout: float | None = None
     compile_net: bool = False
+    kernels: str | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Options:
     device: str = "cpu"
     timeout: float | None = None
     compile_net: bool = False
+    kernels: str | None = None
     retrain: int = 0
     retrain_seeds: int = 1
     mirror: str | None = None

@@ -1,9 +1,12 @@
-"""`dnas search --dry-run`: what a search will train, and what that costs."""
+"""What `--dry-run` says: what a command will train, and what that costs."""
 
+import math
 import random
 import time
+from collections.abc import Callable, Sequence
 from statistics import median
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -11,6 +14,7 @@ from dnas.arch import Spec, cost
 from dnas.data import load_dataset
 from dnas.inputs import Options
 from dnas.nn import build
+from dnas.runs import PlannedRun
 from dnas.stopping import REDUCTION, brackets, rungs
 from dnas.train import check_device
 from dnas.wording import count, duration, size
@@ -18,6 +22,9 @@ from dnas.wording import count, duration, size
 DRAWS = 200
 STEPS = 3
 RECORD_BYTES = 60_000  # of a trial's record, curve and norms
+START_SECONDS = 2.0  # of a training in a list, before its first step
+MOST_MACS = 2e10  # of a step that is timed for a list's estimate: what costs more is reckoned from that
+VALIDATION_SHARE = 1 / 27  # of an epoch's time: a ninth as many images, at a third of the work
 
 
 def plan(options: Options) -> str:
@@ -89,3 +96,22 @@ def seconds_per_step(spec: Spec, batch_size: int, device: str, threads: int) -> 
             torch.cuda.synchronize()
         times.append(time.monotonic() - began)
     return median(times[1:])
+
+
+def estimate_seconds(
+    runs: Sequence[PlannedRun], images: Callable[[PlannedRun], int], device: str, threads: int
+) -> float:
+    """Seconds of training of all `runs`, one after the other: timed are the cheapest step and the dearest one of up to
+    `MOST_MACS`; between them it is linear in macs, above them proportional. images: of a run's training part."""
+    macs = {(run.spec, run.recipe.batch_size): cost(run.spec).macs * run.recipe.batch_size for run in runs}
+    steps = sorted(macs, key=lambda step: macs[step])
+    timed = sorted({steps[0], *[step for step in steps if macs[step] <= MOST_MACS][-1:]}, key=steps.index)
+    seconds = [seconds_per_step(spec, batch, device, threads) for spec, batch in timed]
+    sizes = [float(macs[step]) for step in timed]
+    total = 0.0
+    for run in runs:
+        x = float(macs[run.spec, run.recipe.batch_size])
+        step = float(np.interp(x, sizes, seconds)) if x <= sizes[-1] else seconds[-1] * x / sizes[-1]
+        steps_of_epoch = math.ceil(images(run) / run.recipe.batch_size)
+        total += START_SECONDS + run.recipe.epochs * steps_of_epoch * step * (1 + VALIDATION_SHARE)
+    return total

@@ -1,95 +1,100 @@
 """The final trainings: the best again, on training and validation data, from fresh seeds. They open the test set."""
 
 import socket
-from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dnas.arch import spec_from_dict
 from dnas.data import Dataset
 from dnas.errors import InputError
-from dnas.files import DiskFull
+from dnas.executors.worker import Job
 from dnas.inputs import git_commit, versions
 from dnas.jobs import make_job, take
 from dnas.study import TrialRecord, new_record
+from dnas.trainings import Outcome, Show, Trainings
 from dnas.wording import percent
 
 if TYPE_CHECKING:
     from dnas.search import Driver
 
-LOST_WORKERS = 3  # so often a training whose process died is gone on with
 
-
-def retrain_best(driver: "Driver", data: Dataset) -> None:
-    """Trains the best `options.retrain` again, from `options.retrain_seeds` seeds each; what is done stays."""
+def retrain_best(driver: "Driver", data: Dataset) -> str | None:
+    """Trains the best `options.retrain` again, from `options.retrain_seeds` seeds each; what is done stays. Why it
+    stopped early, if it did."""
     if not data.test_size:
         raise InputError(
             f"{data.title} has no held-out test set, which --retrain-best measures on; put class folders under test/."
         )
-    options, folder, executor = driver.options, driver.folder, driver.executor
-    waiting: deque[tuple[TrialRecord, Path]] = deque()
-    for winner in folder.best(options.retrain):
-        for offset in range(1, options.retrain_seeds + 1):
-            seed = options.seed + offset
-            path = folder.path / "retrain" / f"{winner.number}-{seed}"
-            record = _record(data, winner, seed, path)
-            if record.state == "running":
-                waiting.append((record, path))
-        _write_test_error(driver, winner.number)  # a kill may have come before it
-    running: dict[str, tuple[TrialRecord, Path]] = {}
-    while waiting or executor.running:
-        while waiting and len(executor.running) < min(options.workers, executor.workers):
-            record, path = waiting[0]
-            if not executor.room(make_job(options, record, path, path.name, final=True)):
-                break
-            waiting.popleft()
-            record.started, record.attempts = record.started or folder.now(), record.attempts + 1
-            record.threads = options.threads
-            folder.write_record(record, path)
-            running[path.name] = record, path
-            executor.start(make_job(options, record, path, path.name, final=True))
-            driver.show.note(
-                f"training #{record.number} ({record.network}) again with seed {record.seed[0]}, on all training data"
-            )
-        for key, message in executor.wait(timeout=1.0):
-            record, path = running[key]
-            values = message.values
-            match message.kind:
-                case "started":
-                    record.device, record.host = values["device"], values.get("host", record.host)
-                case "epoch":
-                    executor.answer(key, True)
-                case "done":
-                    take(record, values)
-                    record.state, record.test_error, record.test_loss = (
-                        "complete",
-                        values["test_error"],
-                        values["test_loss"],
-                    )
-                case "lost" if values.get("restarted"):
-                    record.losses += 1
-                    if record.losses >= LOST_WORKERS:
-                        executor.kill(key)
-                        record.state, record.reason = "failed", f"lost worker: {values['text']}"
-                case "lost" if record.losses + 1 < LOST_WORKERS:
-                    record.losses += 1
-                    waiting.appendleft((record, path))
-                case "failed" if values["reason"] == "disk full":
-                    raise DiskFull(values["text"])
-                case "failed" if values["reason"] == "out of memory" and not record.recompute:
-                    record.recompute = True
-                    waiting.appendleft((record, path))
-                case "failed" | "lost":
-                    record.state, record.reason = "failed", f"{values.get('reason', 'lost worker')}: {values['text']}"
-            if record.state != "running":
-                record.ended = folder.now()
-                folder.write_record(record, path)
-                _write_test_error(driver, record.number)
-                text = f"{percent(record.test_error)} test error" if record.test_error is not None else record.reason
-                driver.show.note(f"#{record.number} seed {record.seed[0]}: {text}")
+    return FinalTrainings(driver, data).run().stopped_by
 
 
-def _record(data: Dataset, winner: TrialRecord, seed: int, path: Path) -> TrialRecord:
+class FinalTrainings(Trainings):
+    """The final trainings of a search. One is known by its trial's number and its seed: `17-1`, its folder's name."""
+
+    def __init__(self, driver: "Driver", data: Dataset) -> None:
+        super().__init__()
+        self.driver, self.folder, self.options, self.executor = driver, driver.folder, driver.options, driver.executor
+        self.show = _Notes(driver.show)
+        self._finals: dict[str, TrialRecord] = {}
+        for winner in self.folder.best(driver.options.retrain):
+            for offset in range(1, driver.options.retrain_seeds + 1):
+                seed = driver.options.seed + offset
+                record = _opened(data, winner, seed, self.folder.path / "retrain" / f"{winner.number}-{seed}")
+                if record.state == "running":
+                    self._finals[self._key(record)] = record
+                    self.waiting.append(record)
+            _write_test_error(driver, winner.number)  # a kill may have come before it
+
+    def _record(self, key: str) -> TrialRecord:
+        return self._finals[key]
+
+    def _key(self, record: TrialRecord) -> str:
+        return f"{record.number}-{record.seed[0]}"
+
+    def _path(self, record: TrialRecord) -> Path:
+        return self.folder.path / "retrain" / self._key(record)
+
+    def _job(self, record: TrialRecord) -> Job:
+        return make_job(self.options, record, self._path(record), self._key(record), final=True)
+
+    def _next(self, outcome: Outcome) -> TrialRecord | None:
+        return self.waiting.popleft() if self.waiting else None
+
+    def _on_epoch(self, record: TrialRecord, row: dict[str, Any]) -> bool:
+        record.epochs = row["epoch"]
+        return True
+
+    def _finish(self, record: TrialRecord, values: dict[str, Any]) -> None:
+        take(record, values)
+        record.state = "complete"
+        record.test_error, record.test_loss = values["test_error"], values["test_loss"]
+        self._end(record)
+
+    def _emit_tell(self, record: TrialRecord) -> None:
+        _write_test_error(self.driver, record.number)
+
+
+class _Notes:
+    """A display of the search's trials has no place for these: it gets lines. They have no validation error."""
+
+    def __init__(self, show: Show) -> None:
+        self.note = show.note
+
+    def opened(self, records: list[TrialRecord], wanted: int) -> None: ...
+    def step(self, record: TrialRecord, done: int, total: int) -> None: ...
+    def epoch(self, record: TrialRecord, row: dict[str, Any]) -> None: ...
+
+    def began(self, record: TrialRecord) -> None:
+        self.note(
+            f"training #{record.number} ({record.network}) again with seed {record.seed[0]}, on all training data"
+        )
+
+    def ended(self, record: TrialRecord) -> None:
+        text = f"{percent(record.test_error)} test error" if record.test_error is not None else record.reason
+        self.note(f"#{record.number} seed {record.seed[0]}: {text}")
+
+
+def _opened(data: Dataset, winner: TrialRecord, seed: int, path: Path) -> TrialRecord:
     if (path / "record.json").exists():
         record = TrialRecord.from_json((path / "record.json").read_text())
         if record.recipe == winner.recipe:

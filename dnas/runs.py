@@ -69,12 +69,14 @@ def train_runs(
     *,
     final: bool = False,
     command: str = "",
+    about: Mapping[str, Any] | None = None,
 ) -> Outcome:
     """Trains those of `runs` that studies/<study>/ does not hold yet, and gives how that ended.
 
     executor: processes of this host, unless given. final: trains on the validation part too and then opens the test
-    set, so that what is measured is `test_error`. `InputError` where the study was begun otherwise. KeyboardInterrupt
-    leaves it ready to go on. What failed through no fault of its network is trained again.
+    set, so that what is measured is `test_error`. about: further tables for study.toml. `InputError` where
+    the study was begun otherwise. KeyboardInterrupt leaves it ready to go on. What failed through no fault of its
+    network is trained again.
     """
     check_runs(study, runs)
     folder = StudyFolder(Path("studies") / study)
@@ -85,6 +87,7 @@ def train_runs(
     folder.path.mkdir(parents=True, exist_ok=True)
     with folder.lock():
         config = _config(folder, title, runs, means, facts, final, devices[0].partition(":")[0], command)
+        config |= about or {}
         if not folder.exists or folder.config() != config:
             folder.write_config(config)
         numbers = {row["key"]: number for number, row in enumerate(config["runs"])}

@@ -65,7 +65,7 @@ def search(options: Options, show: Show, executor: Executor | None = None) -> Ou
             with open_mirror(folder, options.mirror, show.note):
                 outcome = driver.run()
                 if outcome.stopped_by is None and options.retrain:
-                    retrain_best(driver, data)
+                    outcome.stopped_by = retrain_best(driver, data)
         finally:
             executor.stop()
     return outcome

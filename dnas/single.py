@@ -18,15 +18,17 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from dnas.arch import FAMILIES, Spec, cost, format_name, parse_name
+from dnas.arch import FAMILIES, DenseNetSpec, Spec, cost, format_name, parse_name
 from dnas.arch.names import stated_fields
 from dnas.data import Dataset, load_dataset
 from dnas.data.catalog import data_info
 from dnas.distributed import ALONE, Group, is_loss_of_peer, is_started_by_torchrun, join_group
 from dnas.errors import InputError
 from dnas.files import write_atomic
-from dnas.inputs import cores, default_threads, git_commit, versions
+from dnas.inputs import DEFAULT_KERNELS, cores, default_threads, git_commit, versions
 from dnas.launch import LOST_PEER, launch
+from dnas.nn.choose import choose_kernels
+from dnas.nn.kernels import check_kernels
 from dnas.recipe import Recipe, make_recipe
 from dnas.train import Diverged, Epoch, check_device, check_same_run, fit, is_out_of_memory
 from dnas.wording import count, duration, percent, several, size
@@ -116,6 +118,26 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     )
 
 
+def _kernels(asked: str | None, spec: Spec, recipe: Recipe, device: str, folder: Path) -> str:
+    """What runs the dense blocks: as the run in `folder` was begun, so that it goes on bit for bit; else as asked."""
+    if asked is not None:
+        check_kernels(asked)
+    facts = json.loads((folder / "run.json").read_text()) if (folder / "run.json").exists() else {}
+    begun = facts.get("kernels", "plain") if facts else None
+    if begun is not None and asked not in (None, "auto", begun):
+        raise InputError(
+            f"{folder} was begun with the kernels {begun} (now {asked}), which are not the same bit for bit; leave"
+            " --kernels out, or name another folder."
+        )
+    if begun is not None:
+        return str(begun)
+    if (asked or DEFAULT_KERNELS) != "auto":
+        return asked or DEFAULT_KERNELS
+    if not isinstance(spec, DenseNetSpec):
+        return "plain"
+    return choose_kernels(spec, device, recipe.batch_size, torch.get_num_threads())
+
+
 def _train(args: argparse.Namespace, device: str, folder: Path, go_on: str, group: Group) -> int:
     named = parse_name(args.name)
     recipe = _recipe(args)
@@ -152,6 +174,7 @@ def _train(args: argparse.Namespace, device: str, folder: Path, go_on: str, grou
         f" seed {args.seed}, {where}\n"
         f"stored  {folder}/"
     )
+    kernels = group.from_first(lambda: _kernels(args.kernels, spec, recipe, device, folder))
     if group.is_first:
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / "checkpoint.pt").exists():
@@ -165,6 +188,7 @@ def _train(args: argparse.Namespace, device: str, folder: Path, go_on: str, grou
             "device": device,
             "processes": group.world,
             "threads": torch.get_num_threads(),
+            "kernels": kernels,
             "versions": versions(),
             "commit": git_commit(),
         }
@@ -180,6 +204,7 @@ def _train(args: argparse.Namespace, device: str, folder: Path, go_on: str, grou
                 device=device,
                 folder=folder,
                 compile_net=args.compile,
+                kernels=kernels,
                 group=group,
                 report=watch.epoch,
                 on_step=watch.step if group.is_first else _silent,

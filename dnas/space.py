@@ -9,7 +9,7 @@ import itertools
 import math
 import random
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from dnas.arch import FAMILIES, Cost, Spec, cost, format_name
 from dnas.arch.families import Family, family_of
 from dnas.data.catalog import data_info
-from dnas.errors import InputError, did_you_mean, unknown
+from dnas.errors import InputError, did_you_mean, several_problems, unknown
 from dnas.recipe import RECIPE_KEYS, RECIPES, Recipe, make_recipe
 
 __all__ = ["Choice", "Limits", "Space", "load_space", "parse_space", "shipped_folders", "space_files"]
@@ -342,7 +342,7 @@ def parse_space(text: str, name: str, where: str, **overrides: Any) -> Space:
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{where} is not TOML: {error}.") from None
     problems: list[str] = []
-    _check_keys(content, {"family", "dataset", "fixed", "choose", "limits", "recipe", "first"}, "", problems)
+    check_keys(content, {"family", "dataset", "fixed", "choose", "limits", "recipe", "first"}, "", problems)
     family = FAMILIES["densenet"]
     try:
         family = family_of(content.get("family", "densenet"))
@@ -386,12 +386,11 @@ def parse_space(text: str, name: str, where: str, **overrides: Any) -> Space:
         problems += _check_networks(space)
         if not problems:
             return space
-    if len(problems) == 1:
-        raise InputError(f"{where} has a problem: {problems[0]}")
-    raise InputError(f"{where} has {len(problems)} problems:\n" + "\n".join(f"  {problem}" for problem in problems))
+    raise several_problems(where, problems)
 
 
-def _check_keys(table: Mapping[str, Any], known: set[str], where: str, problems: list[str]) -> None:
+def check_keys(table: Mapping[str, Any], known: Collection[str], where: str, problems: list[str]) -> None:
+    """Adds to `problems` each key of `table` that is not `known`."""
     for key in table:
         if key not in known:
             problems.append(f"{where}{key}: there is no such key.{did_you_mean(key, known)}")
@@ -432,7 +431,7 @@ def _read_choices(
         if not isinstance(given, dict):
             problems.append(where + "expected { int = [low, high] }, { float = [low, high] } or { of = [...] }.")
             continue
-        _check_keys(given, {"int", "float", "of", "step", "times", "when"}, where, problems)
+        check_keys(given, {"int", "float", "of", "step", "times", "when"}, where, problems)
         kinds = [kind for kind in ("int", "float", "of") if kind in given]
         if len(kinds) != 1:
             problems.append(where + f"expected one of int, float and of, but got {', '.join(kinds) or 'none'}.")

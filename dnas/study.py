@@ -63,6 +63,7 @@ class TrialRecord:
     data: dict[str, Any] = field(default_factory=dict)  # Dataset.describe()
     device: str = "cpu"
     threads: int = 1
+    kernels: str | None = None  # what ran its dense blocks; None of records from before there was a choice: plain
     val_error: float | None = None
     val_loss: float | None = None
     test_error: float | None = None
@@ -91,6 +92,11 @@ class TrialRecord:
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
         return cls(**{key: value for key, value in json.loads(text).items() if key in FIELDS})
+
+    @property
+    def called(self) -> str:
+        """A listed run's key, else its network's name."""
+        return str(self.params.get("key", self.network))
 
     @property
     def network_spec(self) -> Spec:

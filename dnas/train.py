@@ -29,7 +29,7 @@ from dnas.data import Dataset
 from dnas.distributed import ALONE, Group
 from dnas.errors import InputError
 from dnas.files import remove_torn, write_atomic
-from dnas.nn import build
+from dnas.nn import build, use_kernels
 from dnas.nn.norms import GRADIENT_STEPS, GradientNorms, Norms, measure_norms
 from dnas.recipe import Recipe, learning_rate
 
@@ -97,6 +97,7 @@ def fit(
     device: str = "cpu",
     folder: Path | None = None,
     compile_net: bool = False,
+    kernels: str = "plain",
     recompute: bool = False,
     group: Group = ALONE,
     report: Callable[[Epoch], bool] = lambda epoch: True,
@@ -106,6 +107,8 @@ def fit(
     """Trains `spec` from `seed = (study seed, trial number)`, or goes on from `folder`'s checkpoint where it has one.
 
     folder: gets checkpoint.pt, curve.csv and norms.npz, each replaced after every epoch; None keeps nothing.
+    kernels: what runs a DenseNet's dense blocks (`dnas.nn.DenseNet`). Where this machine has not got them the log says
+        why, and the modules do. Other kernels are the same run to rounding, and not bit for bit.
     recompute: activations are worked out again in the backward pass: a fraction of the memory, 15 to 50% more time on a
         CPU, and the same run, bit for bit. A run may be gone on with either way. The network is then not compiled.
     group: the processes that train it together; every one calls `fit` with the same arguments and its own device. A
@@ -123,6 +126,7 @@ def fit(
     # The paper's layouts are the same arithmetic; oneDNN's and cuDNN's 1×1 convolutions are several times faster so.
     net = run.net.to(device).to(memory_format=torch.channels_last)
     net.recompute = recompute  # type: ignore[assignment]
+    use_kernels(net, kernels)
     group.synchronise_norms(net)
     data = replace(data, share=(group.rank, group.world))
     optimizer = torch.optim.SGD(

@@ -8,11 +8,14 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
+from dnas.arch import DenseNetSpec
+from dnas.errors import InputError
 from dnas.executors.worker import Job, Message
 from dnas.files import DiskFull
-from dnas.inputs import Means, Options
+from dnas.inputs import DEFAULT_KERNELS, Means, Options
 from dnas.jobs import make_job
 from dnas.lease import Watch
 from dnas.study import StudyFolder, TrialRecord
@@ -78,14 +81,15 @@ class Trainings:
     options: Means | Options
     show: Show
     executor: Executor
-    records: dict[int, TrialRecord]
+    records: dict[int, TrialRecord]  # where a training is not known by its trial's number, its key and `_record` differ
     waiting: deque[TrialRecord]  # what was interrupted: before anything new
 
     def __init__(self) -> None:
         self.records, self.waiting = {}, deque()
-        self._running: dict[int, _Running] = {}
-        self._stuck: dict[int, tuple[int, int]] = {}  # number -> (epochs it had, losses since)
+        self._running: dict[str, _Running] = {}
+        self._stuck: dict[str, tuple[int, int]] = {}  # key -> (epochs it had, losses since)
         self._errors: list[str] = []
+        self._kernels: str | None = None
         self._looked = -math.inf  # when what is overdue was looked for, by the executor's clock
 
     # --- what differs ---------------------------------------------------------------------------------------------
@@ -105,8 +109,19 @@ class Trainings:
     def emit(self, event: Mapping[str, Any]) -> None:
         """Notes what happened in the study's log, where it has one."""
 
+    def _record(self, key: str) -> TrialRecord:
+        return self.records[int(key)]
+
+    def _key(self, record: TrialRecord) -> str:
+        """What the executor calls the training of a record."""
+        return str(record.number)
+
+    def _path(self, record: TrialRecord) -> Path:
+        """The folder of a training's files."""
+        return self.folder.trial_folder(record.number)
+
     def _job(self, record: TrialRecord) -> Job:
-        return make_job(self.options, record, self.folder.trial_folder(record.number), str(record.number))
+        return make_job(self.options, record, self._path(record), self._key(record))
 
     def _on_started(self, record: TrialRecord, values: Mapping[str, Any]) -> None:
         """Takes in what a worker found out before it began to train."""
@@ -118,6 +133,7 @@ class Trainings:
 
     def run(self) -> Outcome:
         outcome = Outcome(0)
+        self._check_kernels()
         while True:
             while outcome.stopped_by is None and len(self.executor.running) < self._most():
                 record = self._next(outcome)
@@ -130,7 +146,7 @@ class Trainings:
             if not self.executor.running:
                 break
             for key, message in self.executor.wait(timeout=1.0):
-                self._hear(self.records[int(key)], message, outcome)
+                self._hear(self._record(key), message, outcome)
             self._end_overdue(outcome)
         outcome.trials = len(self.records)
         return outcome
@@ -142,24 +158,65 @@ class Trainings:
         record.started = record.started or self.folder.now()
         record.attempts += 1
         record.threads = self.options.threads
-        self.folder.write_record(record)
-        folder = self.folder.trial_folder(record.number)
+        record.kernels = record.kernels or self._settled_kernels(record)
+        self._write(record)
         clock = self.executor.clock()
-        self._running[record.number] = _Running(clock, record.seconds, Watch(folder, clock))
+        self._running[self._key(record)] = _Running(clock, record.seconds, Watch(self._path(record), clock))
         self.executor.start(self._job(record))
         self.show.began(record)
+
+    def _settled_kernels(self, record: TrialRecord) -> str:
+        """The study's kernels. `auto` is settled by the first training, on its network, and written into study.toml:
+        what goes on later must be the same bit for bit."""
+        if self._kernels is None:
+            asked = self.options.kernels or DEFAULT_KERNELS
+            self._kernels = self._measured_kernels(record) if asked == "auto" else asked
+            self.folder.write_config(self.folder.config() | {"kernels": self._kernels})
+        return self._kernels
+
+    def _measured_kernels(self, record: TrialRecord) -> str:
+        from dnas.nn.choose import choose_kernels
+        from dnas.train import list_devices
+
+        spec = record.network_spec
+        if not isinstance(spec, DenseNetSpec):
+            return "plain"
+        try:
+            device = list_devices(self.options.device)[0]
+        except InputError:
+            return "plain"  # the cluster's nodes have one, this machine has none to measure on
+        return choose_kernels(spec, device, record.recipe["batch_size"], self.options.threads)
+
+    def _check_kernels(self) -> None:
+        """Reads the study's kernels; one that was begun before there was a choice has `plain`. `InputError` where
+        others are asked for, or those that there are not, or that this machine cannot run."""
+        asked = self.options.kernels
+        if asked is not None:
+            from dnas.nn.kernels import check_kernels
+
+            check_kernels(asked)
+        before = any(record.attempts and record.kernels is None for record in self.records.values())
+        self._kernels = self.folder.config().get("kernels", "plain" if before else None)
+        if asked not in (None, "auto") and self._kernels not in (None, asked):
+            raise InputError(
+                f"study {self.folder.name} was begun with the kernels {self._kernels} (now {asked}), which are not the"
+                " same bit for bit; leave --kernels out, or name another study."
+            )
+
+    def _write(self, record: TrialRecord) -> None:
+        self.folder.write_record(record, self._path(record))
 
     def _hear(self, record: TrialRecord, message: Message, outcome: Outcome) -> None:
         values = message.values
         match message.kind:
             case "started":
                 record.device, record.host = values["device"], values.get("host", record.host)
-                self._running[record.number].since = self.executor.clock()
+                self._running[self._key(record)].since = self.executor.clock()
                 self._on_started(record, values)
             case "step":
                 self.show.step(record, values["done"], values["total"])
             case "epoch":
-                self.executor.answer(str(record.number), self._on_epoch(record, values))
+                self.executor.answer(self._key(record), self._on_epoch(record, values))
             case "done":
                 self._finish(record, values)
                 self._errors.clear()
@@ -170,16 +227,15 @@ class Trainings:
 
     def _hear_failure(self, record: TrialRecord, reason: str, text: str, outcome: Outcome) -> None:
         """The policy for each way to fail."""
-        number = record.number
         if reason == "disk full":
             raise DiskFull(text)  # it stays `running`: the next start goes on with it
         if reason == "out of memory" and not record.recompute:
             # Recomputing the activations is exact, so this is the same trial; it may have shared its device, too.
-            self.emit({"event": "again", "number": number, "reason": reason, "recompute": True})
+            self.emit({"event": "again", "number": record.number, "reason": reason, "recompute": True})
             record.recompute = True
-            self.folder.write_record(record)
-            self.show.note(f"trial {number}: out of memory; again, its activations recomputed")
-            self._running.pop(number, None)
+            self._write(record)
+            self.show.note(f"trial {self._key(record)}: out of memory; again, its activations recomputed")
+            self._running.pop(self._key(record), None)
             self.waiting.appendleft(record)
             return
         self._fail(record, reason, text)
@@ -190,30 +246,29 @@ class Trainings:
 
         restarted: the executor has seen to that by itself.
         """
-        number = record.number
-        epochs, losses = self._stuck.get(number, (record.epochs, 0))
+        key = self._key(record)
+        epochs, losses = self._stuck.get(key, (record.epochs, 0))
         losses = losses + 1 if epochs == record.epochs else 1
-        self._stuck[number] = (record.epochs, losses)
+        self._stuck[key] = (record.epochs, losses)
         if losses >= LOST_WORKERS:
             if restarted:
-                self.executor.kill(str(number))
+                self.executor.kill(key)
             self._fail(record, "lost worker", text)
             self._count_error(record, "lost worker", text, outcome)
             return
         record.losses += 1
-        self.emit({"event": "again", "number": number, "reason": f"lost worker: {text}"})
-        self.folder.write_record(record)
-        self.show.note(f"trial {number}: {text}; going on from its checkpoint")
+        self.emit({"event": "again", "number": record.number, "reason": f"lost worker: {text}"})
+        self._write(record)
+        self.show.note(f"trial {key}: {text}; going on from its checkpoint")
         if not restarted:
-            self._running.pop(number, None)
+            self._running.pop(key, None)
             self.waiting.appendleft(record)
 
     def _count_error(self, record: TrialRecord, reason: str, text: str, outcome: Outcome) -> None:
         self._errors = [*self._errors, text] if reason in ("error", "input", "lost worker") else []
         if len(self._errors) >= SAME_ERRORS and len(set(self._errors[-SAME_ERRORS:])) == 1:
             outcome.stopped_by = (
-                f"{SAME_ERRORS} trials in a row failed alike: {text}"
-                f" (see {self.folder.trial_folder(record.number) / 'traceback.txt'})"
+                f"{SAME_ERRORS} trials in a row failed alike: {text} (see {self._path(record) / 'traceback.txt'})"
             )
 
     def _end_overdue(self, outcome: Outcome) -> None:
@@ -223,18 +278,18 @@ class Trainings:
             return
         self._looked = clock
         begun = set(self.executor.running) - self.executor.queued
-        for number, running in list(self._running.items()):
-            record, limit = self.records[number], self.options.timeout
-            if str(number) not in begun:
+        for key, running in list(self._running.items()):
+            record, limit = self._record(key), self.options.timeout
+            if key not in begun:
                 continue
             spent = running.before + clock - running.since
             if limit is not None and spent > limit:
-                self.executor.kill(str(number))
+                self.executor.kill(key)
                 text = f"{spent:.0f} s of training, more than --timeout {limit:g} allows"
                 self._fail(record, "timeout", text)
                 self._count_error(record, "timeout", text, outcome)
             elif running.watch.silent(clock):
-                self.executor.kill(str(number))
+                self.executor.kill(key)
                 self._lose(record, "its worker gave no sign of life", outcome)
 
     def _fail(self, record: TrialRecord, reason: str, text: str) -> None:
@@ -244,11 +299,11 @@ class Trainings:
 
     def _end(self, record: TrialRecord) -> None:
         record.ended = self.folder.now()
-        self.folder.write_record(record)
+        self._write(record)
         self._emit_tell(record)
         self._leave(record)
 
     def _leave(self, record: TrialRecord) -> None:
-        self._running.pop(record.number, None)
-        self._stuck.pop(record.number, None)
+        self._running.pop(self._key(record), None)
+        self._stuck.pop(self._key(record), None)
         self.show.ended(record)

@@ -61,6 +61,19 @@ def macs(number: float) -> str:
     return f"{_short(number / 1e9)} G" if round(number / 1e6) >= 1000 else f"{_short(number / 1e6)} M"
 
 
+def points(difference: float) -> str:
+    """A difference of two errors in percentage points: -0.0123 -> "−1.23", 0.004 -> "+0.40", 0 -> "0.00"."""
+    text = f"{100 * difference:+.2f}".replace("-", "\u2212")
+    return "0.00" if text[1:] == "0.00" else text
+
+
+def p_value(p: float) -> str:
+    """0.00012 -> "p < 0.001", 0.046875 -> "p = 0.047", 0.328 -> "p = 0.33"; the spaces don't break."""
+    if p < 0.001:
+        return "p\u00a0<\u00a00.001"
+    return f"p\u00a0=\u00a0{p:.3f}" if p < 0.0995 else f"p\u00a0=\u00a0{p:.2f}"
+
+
 def several(number: int, one: str, more: str | None = None) -> str:
     """(1, "trial") -> "1 trial", (1200, "trial") -> "1,200 trials"."""
     return f"{number:,} {one if number == 1 else more or one + 's'}"

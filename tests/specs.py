@@ -12,9 +12,14 @@ def specs(draw: st.DrawFn, max_layers: int = 5, max_growth: int = 9) -> DenseNet
     blocks = draw(st.integers(1, 4))
     rates = st.integers(1, max_growth)
     stem = draw(st.sampled_from(["small", "imagenet"]))
+    block_layers = tuple(draw(st.lists(st.integers(1, max_layers), min_size=blocks, max_size=blocks)))
+    numbers = st.integers(1, sum(block_layers))
+    wider = st.just(0) | st.integers(0, sum(block_layers) - 1) | st.sets(numbers, max_size=sum(block_layers) - 1)
+    wider_layers = draw(wider)
     try:
         return DenseNetSpec(
-            block_layers=tuple(draw(st.lists(st.integers(1, max_layers), min_size=blocks, max_size=blocks))),
+            block_layers=block_layers,
+            wider_layers=tuple(wider_layers) if isinstance(wider_layers, set) else wider_layers,
             growth_rate=draw(rates | st.tuples(*[rates] * blocks)),
             bottleneck=draw(st.sampled_from([0, 1, 4])),
             compression=draw(st.integers(30, 100)) / 100,

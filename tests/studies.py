@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+import random
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from dnas.arch import DenseNetSpec, cost
+from dnas.space import parse_space
 from dnas.study import StudyFolder, TrialRecord, new_record
 
 VERSIONS = {"python": "3.11.2", "torch": "2.11.0", "optuna": "5.0.0", "dnas": "0.1.0"}
@@ -32,6 +34,8 @@ epochs = 12
 DATA = {
     "name": "digits",
     "title": "Digits",
+    "source": "digits",
+    "root": "",
     "classes": 10,
     "channels": 1,
     "image_size": 8,
@@ -223,3 +227,70 @@ def equal_but_times(records: Iterable[TrialRecord]) -> list[dict[str, Any]]:
 
 def events_but_times(events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in event.items() if key not in ("time", "seconds")} for event in events]
+
+
+SEARCHED_SPACE = """\
+# Small DenseNets for 8×8 digits with a choice that hangs on another: made up for the tests.
+family = "densenet"
+dataset = "digits"
+
+[choose]
+growth_rate  = { int = [4, 16], step = 4 }
+block_layers = { int = [1, 3], times = 2 }
+bottleneck   = { of = [0, 4] }
+compression  = { of = [0.5, 1.0], when = { bottleneck = 4 } }
+connectivity = { of = ["dense", "none"] }
+
+[limits]
+params = 60_000
+
+[recipe]
+name = "fast"
+epochs = 12
+
+[[first]]
+growth_rate = 4
+block_layers = [1, 1]
+bottleneck = 0
+compression = 0.5
+connectivity = "none"
+"""
+
+
+def search_error(params: Mapping[str, Any]) -> float:
+    """Wider is better, the more so without dense connections; the first block's depth helps, nothing else matters."""
+    narrow = (16 - params["growth_rate"]) / 12
+    return float(
+        0.05 + 0.1 * narrow + 0.2 * narrow * (params["connectivity"] == "none") - 0.01 * params["block_layers_1"]
+    )
+
+
+def add_search(
+    path: Path,
+    written: int,
+    error: Callable[[Mapping[str, Any]], float],
+    states: Mapping[int, str],
+    **config: Any,
+) -> StudyFolder:
+    """A search of `SEARCHED_SPACE` at random points, `error` of the params being what each came to, `written` of them;
+    the first trial is the space's first network. states: of those that are not complete."""
+    space = parse_space(SEARCHED_SPACE, "searched", "the tests' space")
+    study = make_study(
+        path,
+        [],
+        **{
+            "trials": written,
+            "space": {"name": space.name, "title": space.title, "text": SEARCHED_SPACE},
+            **config,
+        },
+    )
+    rng = random.Random(0)
+    for number in range(written):
+        params = dict(space.first[0]) if number == 0 else space.random_point(rng)
+        state = states.get(number, "complete")
+        value = error(params)
+        own = {"val_error": value, "objectives": {"val_error": value}} if state == "complete" else {}
+        spec = space.spec_of(params)
+        assert isinstance(spec, DenseNetSpec)
+        add_trial(study, number, spec, state, 12, params=params, **own)
+    return study

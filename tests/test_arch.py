@@ -162,6 +162,7 @@ def test_compression_is_taken_in_decimal() -> None:
         ("densenet_40_13", "Did you mean densenet_40_12"),
         ("densenet-bc:L=40,stem=big", "stem must be one of small, imagenet, but got 'big'."),
         ("densenet-bc:L=40,dropout=1", "`0 <= dropout < 1` must hold"),
+        ("densenet-bc:L=40,wider=x", "wider must be a value such as 5 or at3-7-12, but got 'x'."),
     ],
 )
 def test_impossible_networks_are_refused_with_the_way_out(name: str, message: str) -> None:

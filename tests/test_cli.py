@@ -54,7 +54,7 @@ def images(folder: Path, classes: int, each: int = 4, size: int = 8) -> None:
 
 
 def test_help_imports_neither_torch_nor_optuna() -> None:
-    for arguments in (["--help"], ["search", "--help"], ["cost", "densenet121"], ["spaces"]):
+    for arguments in (["--help"], ["search", "--help"], ["ablate", "--help"], ["cost", "densenet121"], ["spaces"]):
         code = f"import sys; from dnas.cli import main\ntry: main({arguments})\nexcept SystemExit: pass\n"
         code += "bad = {'torch', 'optuna', 'numpy', 'pandas', 'matplotlib'} & set(sys.modules); assert not bad, bad"
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

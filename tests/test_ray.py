@@ -134,6 +134,28 @@ def test_a_study_is_the_same_wherever_it_is_trained(
     assert not list((tmp_path / "shared").rglob("checkpoint.pt")), "what was fetched is cleared from the storage"
 
 
+def test_what_tune_keeps_does_not_grow(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At each epoch the storage holds a trial's last checkpoint, and the one before for a moment; and Tune, which would
+    write the state of all its trials each time, has not done so again."""
+    monkeypatch.chdir(tmp_path)
+    shared = tmp_path / "shared"
+    checkpoints, states = [], set()
+
+    class Watching(Silent):
+        def epoch(self, record: TrialRecord, row: dict[str, Any]) -> None:
+            kept: dict[Path, int] = {}
+            for path in shared.rglob("checkpoint_*"):
+                kept[path.parent] = kept.get(path.parent, 0) + 1
+            checkpoints.append(max(kept.values(), default=0))
+            states.update(path.stat().st_mtime_ns for path in shared.rglob("experiment_state*"))
+
+    options = small(3, epochs=6, workers=1, stopping="none")
+    search(options, Watching(), RayExecutor("s", address, shared=shared))
+    assert len(checkpoints) == 18
+    assert 1 <= max(checkpoints) <= 2
+    assert len(states) <= 1
+
+
 def test_nodes_that_share_nothing_but_an_object_store(
     address: str, s3: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,7 +24,14 @@ from dnas.study import StudyFolder, read_study
 from tests.studies import add_trial, make_study
 
 STATES = ["complete", "complete", "stopped", "failed", "complete", "infeasible", "complete", "complete"]
-NOT_THERE = {"timeline", "importance", "gradients"}  # of the study below: no log, too few trials, none measured
+NOT_THERE = {
+    "timeline",
+    "importance",
+    "fanova",
+    "interactions",
+    "path",
+    "gradients",
+}  # of the study below: no log, too few trials, none measured
 VOID = {"meta", "input", "br", "img", "link", "hr"}
 
 
@@ -564,7 +571,7 @@ def test_a_watched_page_is_renewed_until_the_search_is_over(tmp_path: Path, monk
     watcher = threading.Thread(target=watch_report, args=(study.path, tmp_path / "out", said.append), daemon=True)
     watcher.start()
     wait_for(lambda: bool(said))
-    assert "written again as the search goes on" in said[0]
+    assert "written again as the study goes on" in said[0]
     page = tmp_path / "out" / "index.html"
     assert 'http-equiv="refresh"' in page.read_text()
     study.write_record(dataclasses.replace(study.records()[1], state="failed", reason="error: x"))

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from collections import deque
 from pathlib import Path
 
@@ -23,7 +24,8 @@ from dnas.errors import InputError
 from dnas.executors.worker import Job, Message
 from dnas.figures import title
 from dnas.inputs import Means
-from dnas.reproduce.command import planned
+from dnas.listed import means_of
+from dnas.reproduce.command import describe_plan, planned
 from dnas.reproduce.page import write_page
 from dnas.reproduce.readings import Result, about_a_third, paired, read_result
 from dnas.reproduce.targets import BUDGETS, TARGETS, Budget, Plan, Target, make_plan
@@ -140,6 +142,19 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(capsys: pytest.CaptureFixt
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_plan_tells_what_is_there_and_what_a_machine_does_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny images on CPUs: a training a core."""
+    monkeypatch.setattr("dnas.listed.cores", lambda: 7)
+    plan = make_plan("fig4-right", "smoke")
+    asked = Namespace(workers=None, threads=None, device="cpu", timeout=None)
+    means = means_of(asked, {"name": "digits"}, 8)
+    assert (means.workers, means.threads) == (7, 1)
+    folder = StudyFolder(Path("studies") / plan.study)
+    assert "are there" not in describe_plan(plan, folder, means, Path("out"))
+    train_runs(plan.study, "t", planned(plan)[:2], Means({"name": "digits"}), Silent(), Planted(plan, {}))
+    assert "runs      6: 2 networks from 3 seeds; 2 are there" in describe_plan(plan, folder, means, Path("out"))
+
+
 # --- verdicts -----------------------------------------------------------------------------------------------------
 
 
@@ -237,6 +252,7 @@ def test_fig3_reads_params_and_multiply_adds() -> None:
         "at equal error DenseNet-BC needs fewer multiply-adds than ResNet",
     ]
     assert set(result.tables["readings"][0]["cost"]) == {"params", "macs"}
+    assert "fewer params" in title(result.figures["figure"][0])
 
 
 def test_fig4_right_compares_the_ends_of_the_curves() -> None:
@@ -333,6 +349,7 @@ def test_a_paired_difference() -> None:
         "does not hold",
         "cannot tell",
     )
+    assert found.said(100, " points") == "+200.00 points (95% interval -48.41 to +448.41, 3 pairs)"
     level = paired(pd.DataFrame({"a": [0.2, 0.2], "b": [0.1, 0.1]}), "a", "b", 0.01)
     assert level.interval is not None
     assert level.interval[1] - 0.1 == pytest.approx(12.706205 * 0.01 / math.sqrt(6) / math.sqrt(2), rel=1e-6)

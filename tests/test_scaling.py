@@ -119,6 +119,8 @@ def test_a_planted_ratio_is_found(ratio: float) -> None:
     assert high == pytest.approx(0.3 - 0.05 * math.log(1.15))
     assert found.at is not None
     assert found.at[1] / found.at[2] == pytest.approx(ratio)
+    # Without noise all 2000 draws are on one side of a ratio of 1, or on it, which counts for both.
+    assert found.p == pytest.approx(1.0 if ratio == 1.0 else 2 / 2001)
 
 
 def test_the_ratio_is_the_mean_over_the_shared_errors_on_a_log_scale() -> None:

@@ -886,7 +886,54 @@ def test_a_final_training_whose_worker_is_always_lost_fails_at_last() -> None:
 
     search(options(1, retrain=1), Silent(), Measuring(always))
     [(_, record)] = find_study("s").retrained()
-    assert (record.state, record.attempts) == ("failed", 3)
+    assert (record.state, record.attempts) == ("failed", 5)
+
+
+def test_a_final_training_that_takes_too_long_is_ended() -> None:
+    """By a simulated clock, a second an epoch: the network itself is trained first, without the limit."""
+    search(options(1), Silent(), Measuring())
+    search(options(1, retrain=1, timeout=6.5), Silent(), Measuring())
+    [(_, record)] = find_study("s").retrained()
+    assert (record.state, record.test_error) == ("failed", None)
+    assert record.reason == "timeout: 7 s of training, more than --timeout 6.5 allows"
+
+
+def test_a_final_training_whose_worker_froze_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dnas.lease.EXPIRY_SECONDS", 10.0)
+    search(options(1), Silent(), Measuring())
+
+    class Frozen(Measuring):
+        def start(self, job: Job) -> None:
+            super().start(job)
+            lease = LeaseInfo("a worker", "a host", 1, "", 1, 7, "2026-01-02")
+            path = Path(job.folder) / "lease.json"
+            if len(self.started) == 1:
+                path.write_text(json.dumps(dataclasses.asdict(lease)))
+            else:
+                path.unlink()
+
+        def wait(self, timeout: float) -> list[tuple[str, Message]]:
+            self.seconds += 2.0
+            assert self.seconds < 1000
+            return [] if len(self.started) == 1 else super().wait(timeout)
+
+    executor, show = Frozen(), Silent()
+    search(options(1, retrain=1), show, executor)
+    assert [job.key for job in executor.started] == ["0-1", "0-1"]
+    assert "trial 0-1: its worker gave no sign of life; going on from its checkpoint" in show.notes
+    [(_, record)] = find_study("s").retrained()
+    assert (record.state, record.losses) == ("complete", 1)
+
+
+def test_final_trainings_that_fail_alike_stop_the_search() -> None:
+    def trouble(job: Job, epoch: int) -> Message | None:
+        return Message("failed", {"reason": "error", "text": "KeyError: 'x'"}) if job.final else None
+
+    executor = Measuring(trouble)
+    outcome = search(options(1, retrain=1, retrain_seeds=9), Silent(), executor)
+    assert outcome.stopped_by is not None
+    assert "3 trials in a row failed alike: KeyError: 'x'" in outcome.stopped_by
+    assert sum(job.final for job in executor.started) == 3
 
 
 def test_without_a_test_set_there_is_no_retraining(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,14 +3,14 @@
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from dnas.arch import LayerCost, Spec, cost, layer_costs, parse_name
+from dnas.arch import DenseNetSpec, LayerCost, Spec, cost, layer_costs, parse_name
 from dnas.errors import InputError
 from dnas.objectives import nondominated_ranks
 
@@ -143,6 +143,65 @@ def published_imagenet() -> pd.DataFrame:
             "error": (table["top1_single_crop"] / 100).round(6),
         }
     )
+
+
+@dataclass(frozen=True)
+class Published:
+    """An error (fraction) that the paper's tables have for a network. tag: the data set as the paper calls it, `C10+`;
+    schedule: what it was trained with."""
+
+    table: str
+    tag: str
+    data: str
+    error: float
+    schedule: str
+
+
+# A column of Table 2: its name there, data set, its title, whether augmented, classes, and its epochs (section 4.2).
+_COLUMNS = {
+    "c10": ("C10", "cifar10", "CIFAR-10", False, 10, 300),
+    "c10_plus": ("C10+", "cifar10", "CIFAR-10", True, 10, 300),
+    "c100": ("C100", "cifar100", "CIFAR-100", False, 100, 300),
+    "c100_plus": ("C100+", "cifar100", "CIFAR-100", True, 100, 300),
+    "svhn": ("SVHN", "svhn", "SVHN", False, 10, 40),
+}
+
+
+def published_for(spec: Spec, dataset: str) -> tuple[Published, ...]:
+    """What the paper published for this very network (dropout set aside): on `dataset` (its name), or where it is none
+    of the paper's on every one that has as many classes. Empty where the paper has no such network."""
+    if not isinstance(spec, DenseNetSpec):
+        return ()
+    plain = replace(spec, dropout=0.0)
+    if plain.stem == "imagenet":
+        found = [
+            Published(
+                "Table 3",
+                "ImageNet",
+                "ImageNet, top-1 of a single crop",
+                round(row["top1_single_crop"] / 100, 6),
+                "90 epochs",
+            )
+            for row in _read("table3_imagenet.csv").to_dict("records")
+            if parse_name(row["model"].lower().replace("-", "")).digest == plain.digest
+        ]
+        return tuple(found) if dataset not in _TABLE_2 else ()
+    table = _read("table2_error_rates.csv")
+    parts = table["method"].str.extract(r"^(DenseNet(?:-BC)?) \(k=(\d+)\)$")
+    found = []
+    for kind, k, row in zip(parts[0].str.lower(), parts[1], table.to_dict("records"), strict=True):
+        if not isinstance(kind, str):
+            continue
+        same = parse_name(f"{kind}:L={int(row['depth'])},k={k},classes={plain.classes}")
+        if same.digest != plain.digest:
+            continue
+        for column, (tag, name, title, augmented, classes, epochs) in _COLUMNS.items():
+            wanted = dataset == name if dataset in _TABLE_2 else True
+            if wanted and classes == plain.classes and math.isfinite(row[column]):
+                how = f"{epochs} epochs, " + ("no dropout" if augmented else "dropout 0.2")
+                data = f"{title} with shifts and flips" if augmented else f"{title} without augmentation"
+                found.append(Published("Table 2", tag, data, round(row[column] / 100, 6), how))
+    return tuple(found)
 
 
 def _read(name: str) -> pd.DataFrame:

@@ -1,16 +1,137 @@
-"""Which choices mattered for ending among the best: PED-ANOVA, with intervals."""
+"""Which choices mattered in a search: its trials as evidence, and PED-ANOVA of being among the best."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from dnas.analysis.fanova import BOOTSTRAPS as FOREST_BOOTSTRAPS
+from dnas.analysis.fanova import ROUNDS, Axis, Fanova, fanova
 from dnas.errors import InputError
+from dnas.inputs import objectives_of, space_of
+from dnas.space import Space
+from dnas.study import TrialRecord
 
 BEST_SHARE = 0.1  # of the trials: the region whose choices are compared with all
 LEAST_BEST = 4  # trials in it, at least
 BOOTSTRAPS = 500
+CHOICES, SPEC = "choices", "spec"  # what importance is of: what the sampler chose, or what the network is
+FACT_CELLS = 16  # that a fact of many values is cut into, at its quantiles
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What importance is measured on. params: a row a trial, a column a choice, None where the choice was not made;
+    errors: of the study's first objective; numbers: the trials'. axes: the values that each column can have.
+
+    left_out: state -> how many trials have no such error; epoch: after which the errors are, None for the last one.
+    """
+
+    study: str
+    objective: str
+    space: Space
+    axes: tuple[Axis, ...]
+    params: pd.DataFrame
+    errors: np.ndarray
+    numbers: tuple[int, ...]
+    left_out: dict[str, int]
+    epoch: int | None = None
+
+    @property
+    def cells(self) -> np.ndarray:
+        """[trials, axes]: the place of each value on its axis, -1 for None."""
+        rows = [[axis.cell(row[axis.name]) for axis in self.axes] for row in self.params.to_dict("records")]
+        return np.array(rows, dtype=int).reshape(len(rows), len(self.axes))
+
+    @property
+    def ceiling(self) -> float:
+        """The least error above those of the best tenth; the greatest where there is none."""
+        worst = np.sort(self.errors)[best_count(len(self.errors)) - 1]
+        above = self.errors[self.errors > worst]
+        return float(above.min() if len(above) else worst)
+
+    def fanova(self, best: bool = False, bootstraps: int = FOREST_BOOTSTRAPS, rounds: int = ROUNDS) -> Fanova:
+        """Over all trials; with `best`, of the errors clipped at `ceiling`, so that it is of how far a choice leads
+        into the best tenth, and of nothing that happens among the others."""
+        ceiling = self.ceiling if best and len(self.errors) else None
+        return fanova(self.axes, self.cells, self.errors, ceiling=ceiling, bootstraps=bootstraps, rounds=rounds)
+
+
+def evidence(
+    config: Mapping[str, Any],
+    records: Iterable[TrialRecord],
+    *,
+    by: str = CHOICES,
+    values: Mapping[int, float] | None = None,
+    epoch: int | None = None,
+) -> Evidence:
+    """The trials of a search as evidence. config: its study.toml.
+
+    Those that were trained to their end count, with their last epoch's value; those stopped or paused have one of
+    fewer epochs, which is no comparison. values: in place of that, number -> the value after `epoch` of whatever
+    trial got there (`dnas.analysis.control.values_at`). by: `choices`, or `spec`: the fields of the network, its depth
+    L, params and macs, each value weighed alike; a fact of many values is cut at its quantiles.
+    """
+    space, objective = space_of(config), objectives_of(config)[0]
+    if values is None:
+        values = {
+            r.number: value
+            for r in records
+            if r.state == "complete" and (value := getattr(r, objective)) is not None and np.isfinite(value)
+        }
+    known = [r for r in records if r.number in values and (r.params if by == CHOICES else r.spec)]
+    if by == CHOICES:
+        axes = tuple(Axis.of(choice) for choice in space.choices)
+        active = [space.active(record.params) for record in known]
+        names = [axis.name for axis in axes]
+        params = pd.DataFrame([[row.get(name) for name in names] for row in active], columns=names)
+    else:
+        params, axes = _facts(known)
+    counted = {r.number for r in known}
+    return Evidence(
+        str(config["name"]),
+        objective,
+        space,
+        axes,
+        params,
+        np.array([values[r.number] for r in known], dtype=float),
+        tuple(r.number for r in known),
+        dict(Counter(r.state for r in records if r.number not in counted)),
+        epoch,
+    )
+
+
+def best_count(trials: int, best_share: float = BEST_SHARE) -> int:
+    """How many are "the best tenth": at least `LEAST_BEST`."""
+    return min(trials, max(LEAST_BEST, round(best_share * trials)))
+
+
+def _facts(records: Sequence[TrialRecord]) -> tuple[pd.DataFrame, tuple[Axis, ...]]:
+    """What differs between the networks, and the axes of it."""
+    rows = []
+    for record in records:
+        row: dict[str, Any] = {}
+        for name, value in record.network_spec.to_dict().items():
+            if isinstance(value, list | tuple):
+                row |= {f"{name}_{i}": one for i, one in enumerate(value, 1)}
+            else:
+                row[name] = value
+        row |= {"depth": record.network_spec.depth, "params": record.cost["params"], "macs": record.cost["macs"]}
+        rows.append(row)
+    facts = pd.DataFrame(rows)
+    facts = facts[[name for name in facts if facts[name].nunique() > 1]].copy()
+    axes = []
+    for name in facts:
+        numbers = pd.api.types.is_numeric_dtype(facts[name]) and not pd.api.types.is_bool_dtype(facts[name])
+        if numbers and facts[name].nunique() > FACT_CELLS:
+            groups = pd.qcut(facts[name], FACT_CELLS, duplicates="drop")
+            facts[name] = facts.groupby(groups, observed=True)[name].transform("median")
+        values = facts[name].dropna().unique().tolist()
+        axes.append(Axis(str(name), tuple(sorted(values) if numbers else values), numbers))
+    return facts.astype(object).where(facts.notna(), None), tuple(axes)
 
 
 def importance(
@@ -39,7 +160,7 @@ def importance(
             f" and {len(varied)} such choices."
         )
     codes = [_codes(params[column]) for column in varied]
-    best = max(LEAST_BEST, round(best_share * len(values)))
+    best = best_count(len(values), best_share)
     rng = np.random.default_rng(seed)
     shares = _shares(codes, values, best, rng)
     samples, nulls = [], []

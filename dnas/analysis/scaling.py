@@ -20,6 +20,7 @@ from dnas.errors import InputError
 
 Verdict = Literal["holds", "does not hold", "cannot tell"]
 DRAWS = 2000  # of the bootstrap
+ROUNDING = 1e-9  # of a log ratio: no closer to 0 is it told from it
 LEVELS = 101  # errors in the shared range at which two curves are compared
 
 
@@ -221,7 +222,7 @@ def iso_error(
     if len(residuals):
         found = _bootstrap(families[first], families[second], residuals, seed, draws)
         low, high = (float(np.exp(np.quantile(found, q, method="inverted_cdf"))) for q in (0.025, 0.975))
-        tail = min(int((found <= 0).sum()), int((found >= 0).sum()))
+        tail = min(int((found <= ROUNDING).sum()), int((found >= -ROUNDING).sum()))
         p = min(1.0, 2 * (tail + 1) / (draws + 1))
     if not math.isfinite(value):
         costs = [[n.cost for n in some] for some in families.values()]

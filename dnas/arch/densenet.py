@@ -40,6 +40,12 @@ def compressed(channels: int, compression: float) -> int:
     return int(Decimal(repr(compression)) * channels)
 
 
+@lru_cache(maxsize=4096)
+def evenly_spread(count: int, layers: int) -> tuple[int, ...]:
+    """`count` of the numbers 1 to `layers`, ascending, with gaps as equal as can be."""
+    return tuple(i for i in range(1, layers + 1) if i * count // layers > (i - 1) * count // layers)
+
+
 @dataclass(frozen=True)
 class DenseNetSpec:
     """What one DenseNet is. Raises `InputError` where no such network exists.
@@ -52,6 +58,8 @@ class DenseNetSpec:
     dropout: rate after each convolution but the first, as in the paper (section 4.2).
     connectivity: `dense`, `window:N`, `log` or `none`; see `sources_of`.
     image_size: side of the square input in pixels.
+    wider_layers: the layers that add one map more than their block's k, so that a network can be given a size that no
+        whole k gives: how many, spread evenly over the network, or which, counted from 1 through all its blocks.
     """
 
     block_layers: tuple[int, ...]
@@ -65,6 +73,7 @@ class DenseNetSpec:
     in_channels: int = 3
     image_size: int = 32
     classes: int = 10
+    wider_layers: int | tuple[int, ...] = 0
     family: str = field(default="densenet", init=False)
 
     def __post_init__(self) -> None:
@@ -104,6 +113,7 @@ class DenseNetSpec:
         check_whole("in_channels", self.in_channels, 1)
         check_whole("image_size", self.image_size, 1)
         check_whole("classes", self.classes, 1)
+        put(self, "wider_layers", self._checked_wider_layers())
         for block, shape in enumerate(self._blocks, 1):
             if shape.out_channels < 1:
                 raise InputError(
@@ -115,6 +125,27 @@ class DenseNetSpec:
                     f"image_size={self.image_size} is too small: block {block} of {self.blocks} would see maps of"
                     f" 0×0 pixels; use fewer blocks, a larger image{', or the small stem' * (self.stem != 'small')}."
                 )
+
+    def _checked_wider_layers(self) -> int | tuple[int, ...]:
+        """As a count where it says all."""
+        layers, wider = sum(self.block_layers), self.wider_layers
+        if not isinstance(wider, list | tuple):
+            check_whole("wider_layers", wider, 0)
+            if wider >= layers:
+                raise InputError(
+                    f"`wider_layers < {layers}` must hold, the number of layers, but got wider_layers={wider}; for one"
+                    " map more in every layer, raise growth_rate by one."
+                )
+            return wider
+        for number in wider:
+            check_whole("wider_layers", number, 1)
+        if len(set(wider)) < len(wider) or max(wider, default=0) > layers or len(wider) == layers:
+            raise InputError(
+                f"wider_layers must name some of the layers 1 to {layers}, each once and not all, but got"
+                f" {list(wider)}."
+            )
+        numbers = tuple(sorted(wider))
+        return len(numbers) if numbers == evenly_spread(len(numbers), layers) else numbers
 
     @classmethod
     def of_depth(cls, depth: int, *, blocks: int = 3, bottleneck: int = 4, **rest: Any) -> Self:
@@ -148,6 +179,20 @@ class DenseNetSpec:
         """The growth rate of each block."""
         return self.growth_rate if isinstance(self.growth_rate, tuple) else (self.growth_rate,) * self.blocks
 
+    @cached_property
+    def layer_rates(self) -> tuple[tuple[int, ...], ...]:
+        """The maps that each layer adds, block by block."""
+        pairs = list(zip(self.block_layers, self.growth_rates, strict=True))
+        if not self.wider_layers:
+            return tuple((rate,) * layers for layers, rate in pairs)
+        wider = self.wider_layers
+        numbers = set(wider if isinstance(wider, tuple) else evenly_spread(wider, sum(self.block_layers)))
+        found, before = [], 0
+        for layers, rate in pairs:
+            found.append(tuple(rate + (before + index in numbers) for index in range(1, layers + 1)))
+            before += layers
+        return tuple(found)
+
     @property
     def stem_width(self) -> int:
         if self.stem_channels is not None:
@@ -172,7 +217,8 @@ class DenseNetSpec:
     def _normal_form(self) -> dict[str, Any]:
         values = self.to_dict()
         values["stem_channels"] = self.stem_width
-        values["growth_rate"] = list(self.growth_rates)
+        del values["wider_layers"]
+        values["growth_rate"] = [rates[0] if len(set(rates)) == 1 else list(rates) for rates in self.layer_rates]
         if self.blocks == 1:
             values["compression"] = 1.0  # there is no transition
         # Several connectivities can grant the same sources: `window:1` and `none`, a wide window and `dense`.
@@ -188,10 +234,11 @@ class DenseNetSpec:
         if self.stem == "imagenet":
             size = after_imagenet_stem(size)
         channels, found = self.stem_width, []
-        for number, (layers, rate) in enumerate(zip(self.block_layers, self.growth_rates, strict=True), 1):
-            seen = sum(channels if source == 0 else rate for source in sources_of(self.connectivity, layers + 1))
+        for number, rates in enumerate(self.layer_rates, 1):
+            made = (channels, *rates)
+            seen = sum(made[source] for source in sources_of(self.connectivity, len(rates) + 1))
             out = seen if number == self.blocks else compressed(seen, self.compression)
-            found.append(_Block(layers, rate, channels, seen, out, size))
+            found.append(_Block(rates, channels, seen, out, size))
             channels, size = out, size // 2
         return tuple(found)
 
@@ -206,12 +253,12 @@ class DenseNetSpec:
         block_input = "stem"
         for number, block in enumerate(self._blocks, 1):
             made = [Source(block_input, block.in_channels)]
-            for index in range(1, block.layers + 1):
+            for index, rate in enumerate(block.rates, 1):
                 name = f"denseblock{number}.denselayer{index}"
                 read = tuple(made[source] for source in sources_of(self.connectivity, index))
-                yield Layer(name, "dense", number, index, read, block.growth_rate, block.size)
-                made.append(Source(name, block.growth_rate))
-            read = tuple(made[source] for source in sources_of(self.connectivity, block.layers + 1))
+                yield Layer(name, "dense", number, index, read, rate, block.size)
+                made.append(Source(name, rate))
+            read = tuple(made[source] for source in sources_of(self.connectivity, len(block.rates) + 1))
             if number < self.blocks:
                 block_input = f"transition{number}"
                 yield Layer(block_input, "transition", number, 0, read, block.out_channels, block.size)
@@ -221,8 +268,7 @@ class DenseNetSpec:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    layers: int
-    growth_rate: int
+    rates: tuple[int, ...]  # the maps that each of its layers adds
     in_channels: int
     seen: int  # channels that what follows the block reads
     out_channels: int  # channels that the transition hands on

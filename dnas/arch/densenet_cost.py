@@ -17,9 +17,13 @@ def network_terms(spec: DenseNetSpec) -> Iterator[Terms]:
     yield _stem(spec)
     last = spec.blocks
     for number, block in enumerate(spec._blocks, 1):
-        inputs, layers = _reads(spec.connectivity, block.layers)
-        channels = inputs * block.in_channels + layers * block.growth_rate
-        yield _dense_layers(spec, block.layers, channels, block.growth_rate, block.size)
+        if not spec.wider_layers:
+            layers, rate = len(block.rates), block.rates[0]
+            inputs, earlier = _reads(spec.connectivity, layers)
+            yield _dense_layers(spec, layers, inputs * block.in_channels + earlier * rate, rate, block.size)
+        else:
+            for rate, (n, channels) in _reads_by_rate(spec.connectivity, block.in_channels, block.rates).items():
+                yield _dense_layers(spec, n, channels, rate, block.size)
         if number < last:
             yield _transition(spec, block.seen, block.out_channels, block.size)
         else:
@@ -44,6 +48,15 @@ def _reads(connectivity: str, layers: int) -> tuple[int, int]:
     reads = [sources_of(connectivity, consumer) for consumer in range(1, layers + 1)]
     inputs = sum(0 in sources for sources in reads)
     return inputs, sum(map(len, reads)) - inputs
+
+
+def _reads_by_rate(connectivity: str, in_channels: int, rates: tuple[int, ...]) -> dict[int, tuple[int, int]]:
+    """Of the layers of each growth rate in a block: how many there are, and the channels that they read."""
+    made, found = (in_channels, *rates), dict[int, tuple[int, int]]()
+    for consumer, rate in enumerate(rates, 1):
+        n, channels = found.get(rate, (0, 0))
+        found[rate] = n + 1, channels + sum(made[source] for source in sources_of(connectivity, consumer))
+    return found
 
 
 def _stem(spec: DenseNetSpec) -> Terms:

@@ -64,6 +64,11 @@ def _list(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split("-"))
 
 
+def _count_or_layers(text: str) -> int | tuple[int, ...]:
+    """`5`: so many; `at3-7`: these."""
+    return _list(text.removeprefix("at")) if text.startswith("at") else int(text)
+
+
 def _ints(text: str) -> int | tuple[int, ...]:
     numbers = _list(text)
     return numbers if len(numbers) > 1 else numbers[0]
@@ -135,6 +140,7 @@ _DENSENET = _Grammar(
         "L": _Key("depth", int, "100"),
         "layers": _Key("block_layers", _list, "6-12-24-16"),
         "k": _Key("growth_rate", _ints, "12 or 8-16-32"),
+        "wider": _Key("wider_layers", _count_or_layers, "5 or at3-7-12"),
         "theta": _Key("compression", float, "0.5"),
         "b": _Key("bottleneck", int, "4"),
         "blocks": _Key("blocks", int, "3"),
@@ -231,6 +237,9 @@ def _format_densenet(spec: DenseNetSpec) -> tuple[str, list[str]]:
     if not spec.bottleneck:
         kind = "densenet-c" if spec.compression < 1 else "densenet"
     parts = [f"k={_joined(spec.growth_rate)}"]
+    if spec.wider_layers:
+        which = "at" if isinstance(spec.wider_layers, tuple) else ""
+        parts.append(f"wider={which}{_joined(spec.wider_layers)}")
     if spec.compression != _DENSENET.kinds[kind]["compression"]:
         parts.append(f"theta={spec.compression!r}")
     return kind, parts

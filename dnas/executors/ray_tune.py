@@ -273,10 +273,9 @@ class RayExecutor:
                     verbose=0,
                     stop=_Stops(self),
                     callbacks=[_Hears(self)],
+                    # Without num_to_keep: with it Tune writes down the state of all its trials at each checkpoint,
+                    # which takes longer with every trial. `place` removes what is not needed any more.
                     failure_config=tune.FailureConfig(max_failures=-1),  # the loop counts, and kills
-                    checkpoint_config=tune.CheckpointConfig(
-                        num_to_keep=1, checkpoint_score_attribute="val_error", checkpoint_score_order="min"
-                    ),
                 ),
             )
             tuner.fit()
@@ -302,10 +301,15 @@ class RayExecutor:
         return pack(running.job, self.shared.address, running.start, self.body) | {"folder": folder}
 
     def place(self, trial: Any, checkpoint: Any = None) -> None:
-        """Notes which trial of Tune's a job is, and its last checkpoint."""
-        if (running := self._of_trial.get(trial.trial_id)) is not None:
-            running.trial = trial
-            running.checkpoint = checkpoint or running.checkpoint
+        """Notes which trial of Tune's a job is, and its last checkpoint, in whose favour the one before is removed."""
+        if (running := self._of_trial.get(trial.trial_id)) is None:
+            return
+        running.trial = trial
+        if checkpoint is not None:
+            before, running.checkpoint = running.checkpoint, checkpoint
+            if before is not None and before.path != checkpoint.path:
+                with suppress(OSError):
+                    before.filesystem.delete_dir(before.path)
 
     def hear(self, trial: Any, result: Mapping[str, Any]) -> bool:
         """Passes on what a trial said; whether it goes on. Waits for the loop's answer."""

@@ -3,7 +3,16 @@
 Titles state what the numbers say; errors are fractions in, percent on the axes.
 """
 
+from dnas.figures.ablation import (
+    HELD,
+    plot_curves_of_variants,
+    plot_forest,
+    plot_interaction,
+    plot_slopes,
+    plot_variants,
+)
 from dnas.figures.efficiency import plot_control, plot_error_against_cost
+from dnas.figures.evidence import plot_fanova, plot_interactions, plot_path
 from dnas.figures.inside import plot_causal, plot_gradients, plot_reuse, plot_weight_norms_of_trials
 from dnas.figures.search import (
     plot_attainment,
@@ -24,24 +33,33 @@ __all__ = [
     "COLOURS",
     "FORMATS",
     "GREY",
+    "HELD",
     "check_format",
     "plot_attainment",
     "plot_best_so_far",
     "plot_causal",
     "plot_control",
+    "plot_curves_of_variants",
     "plot_diagram",
     "plot_distribution",
     "plot_error_against_cost",
+    "plot_fanova",
     "plot_fidelity",
+    "plot_forest",
     "plot_fronts",
     "plot_gradients",
     "plot_importance",
+    "plot_interaction",
+    "plot_interactions",
     "plot_layer_costs",
     "plot_learning_curves",
     "plot_parallel",
+    "plot_path",
     "plot_reuse",
     "plot_slices",
+    "plot_slopes",
     "plot_timeline",
+    "plot_variants",
     "plot_weight_norms",
     "plot_weight_norms_of_trials",
     "save",

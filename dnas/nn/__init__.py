@@ -1,5 +1,6 @@
 """torch modules, one file a family."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,10 @@ from torch import nn
 
 from dnas.arch import Spec
 from dnas.nn.densenet import DenseNet
+from dnas.nn.kernels import why_not
 from dnas.nn.resnet import ResNet
+
+log = logging.getLogger(__name__)
 
 FAMILIES: dict[str, Callable[[Any], nn.Module]] = {"densenet": DenseNet, "resnet": ResNet}
 
@@ -20,4 +24,15 @@ def build(spec: Spec) -> nn.Module:
     return FAMILIES[spec.family](spec)
 
 
-__all__ = ["FAMILIES", "DenseNet", "ResNet", "build"]
+def use_kernels(net: nn.Module, name: str) -> None:
+    """Lets the kernels `name` run the dense blocks of `net`. Where this machine cannot, the log says why, and the
+    modules do; other families have none."""
+    if not isinstance(net, DenseNet):
+        return
+    if reason := why_not(name):
+        log.warning("dense blocks run on the plain path, not by the kernels %s: %s", name, reason)
+        name = "plain"
+    net.kernels = name
+
+
+__all__ = ["FAMILIES", "DenseNet", "ResNet", "build", "use_kernels"]

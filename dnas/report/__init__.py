@@ -12,21 +12,21 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
-
 from dnas import figures
-from dnas import wording as words
 from dnas.files import write_atomic
 from dnas.report import compare, sections
 from dnas.report.checks import checks
 from dnas.report.drawings import PICTURES, draw_all, inline_svg
-from dnas.report.study import NAMES, read_for_report, value
+from dnas.report.pages import template
+from dnas.report.study import NAMES, read_for_report
 from dnas.study import find_study
 
 __all__ = ["PICTURES", "inline_svg", "watch_report", "write_comparison", "write_report"]
 
-TEMPLATES = Path(__file__).parent / "templates"
-MATTERED = ("best_so_far", "importance", "slices", "parallel", "distribution", "timeline")
+MATTERED = (
+    *("best_so_far", "importance", "fanova", "interactions", "path"),
+    *("slices", "parallel", "distribution", "timeline"),
+)
 WATCH_SECONDS = 15  # between two writings of a page that is watched
 
 
@@ -34,8 +34,12 @@ def write_report(study: str | Path, out: Path | None = None, refresh: float | No
     """Writes the report of a study (its name in ./studies, or its folder) to `out`, else reports/<study>, and gives the
     path of its index.html. It works at any moment: before the first trial, while a search runs, after it.
 
-    refresh: seconds after which a browser loads the page again.
+    An ablation's page is `dnas.report.ablation`'s. refresh: seconds after which a browser loads the page again.
     """
+    if "ablation" in find_study(study).config():
+        from dnas.report.ablation import write_ablation  # which reads its study with torch
+
+        return write_ablation(study, out, refresh)
     s = read_for_report(study, out)
     s.out.mkdir(parents=True, exist_ok=True)
     write_atomic(s.out / "trials.csv", s.frame.to_csv(index=False))
@@ -96,7 +100,7 @@ def watch_report(study: str | Path, out: Path | None = None, say: Callable[[str]
         over = len(records) >= asked and not any(record.state == "running" for record in records)
         path = write_report(study, out, refresh=None if over else WATCH_SECONDS)
         if not said:
-            say(f"the report lies at {path}" + ("" if over else "; it is written again as the search goes on"))
+            say(f"the report lies at {path}" + ("" if over else "; it is written again as the study goes on"))
             said = True
         if over:
             return path
@@ -106,25 +110,9 @@ def watch_report(study: str | Path, out: Path | None = None, say: Callable[[str]
 
 
 def _stamp(folder: Path) -> tuple[int, int]:
+    """Of the log, or where a study has none (its runs were listed) of its trials' folders: it changes with them."""
     log = folder / "events.jsonl"
-    found = log.stat() if log.exists() else folder.stat()
-    return found.st_size, found.st_mtime_ns
-
-
-def template(name: str) -> Template:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "percent": words.percent,
-        "params": words.params,
-        "macs": words.macs,
-        "count": words.count,
-        "duration": words.duration,
-        "value": value,
-    }
-    return environment.get_template(name)
+    if log.exists():
+        return log.stat().st_size, log.stat().st_mtime_ns
+    parts = [folder, *(folder / "trials").glob("*")]
+    return len(parts), max(part.stat().st_mtime_ns for part in parts)

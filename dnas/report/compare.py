@@ -12,11 +12,16 @@ from dnas.analysis.progress import attainment, compare_distributions, distributi
 from dnas.errors import InputError
 from dnas.report.drawings import Picture, written
 from dnas.report.study import NAMES, Drawn, Study, read_for_report, value
+from dnas.study import find_study
 from dnas.wording import joined, several
 
 
 def read_all(names: Sequence[str | Path]) -> list[Study]:
     """The studies, checked to be comparable: `InputError` where their data or their trained objective differ."""
+    for name in names:
+        folder = find_study(name)
+        if "ablation" in folder.config():
+            raise InputError(f"{folder.name} is an ablation, which compares its own variants; give it alone.")
     studies = [read_for_report(name, None) for name in names]
     twice = {s.folder.path.resolve() for s in studies}
     if len(twice) < len(studies):

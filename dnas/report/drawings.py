@@ -15,14 +15,16 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from dnas import figures
+from dnas import wording as words
 from dnas.analysis import NormHistory, cost_by_part, read_norms, weight_norms
 from dnas.analysis.importance import importance
+from dnas.analysis.local_ablation import find_path, path_frame
 from dnas.analysis.progress import best_so_far, distribution, fidelity, timeline
 from dnas.analysis.reuse import feature_reuse
 from dnas.analysis.weight_norms import gradient_norms
 from dnas.arch import DenseNetSpec, layer_costs
 from dnas.errors import InputError
-from dnas.report.study import NAMES, Drawn, Study, listed, read_for_report
+from dnas.report.study import BOOTSTRAPS, NAMES, ROUNDS, Drawn, Study, listed, read_for_report
 from dnas.study import TrialRecord
 
 __all__ = ["PICTURES", "Picture", "draw_all", "inline_svg"]
@@ -119,8 +121,7 @@ def _done(s: Study) -> tuple[list[TrialRecord], pd.DataFrame, list[float]]:
 
 
 def _importance(s: Study) -> Picture:
-    _, params, values = _done(s)
-    found = importance(params, values)
+    found = importance(s.evidence.params, s.evidence.errors.tolist())
     return Picture(
         figures.plot_importance(found),
         found,
@@ -128,6 +129,46 @@ def _importance(s: Study) -> Picture:
         " among all, as a share of the total (PED-ANOVA, Watanabe et al. 2023), with 95% intervals by bootstrap. Blue:"
         " above what shuffled errors give. A sampler tries what it takes for good more often, so this is of the search,"
         " not of the space.",
+    )
+
+
+def _fanova(s: Study) -> Picture:
+    best = s.evidence.fanova(best=True, bootstraps=BOOTSTRAPS, rounds=ROUNDS)
+    numbers = pd.concat([s.fanova.effects.assign(of="all"), best.effects.assign(of="best tenth")], ignore_index=True)
+    return Picture(
+        figures.plot_fanova(s.fanova, best),
+        numbers,
+        "How much of the error's variance over the whole space each choice makes, and each pair beyond its two choices:"
+        f" functional ANOVA of a random forest on {words.several(s.fanova.trials, 'complete trial')} (Hutter et al."
+        " 2014), with 95% intervals by bootstrap over trials. Right: of the errors clipped above the best tenth, since"
+        " bad regions make most of the variance of all. Blue: above what chance gives, a choice's values shuffled among"
+        " the trials, or a pair's errors rebuilt without interactions. R²: how well the forest predicts trials that it"
+        " was not given (out of bag); where it is low, the shares say little. Trials stopped early are left out.",
+    )
+
+
+def _interactions(s: Study) -> Picture:
+    return Picture(
+        figures.plot_interactions(s.fanova, s.objectives[0]),
+        s.fanova.effects,
+        "The same shares over all as a matrix: on the diagonal the choices by themselves, elsewhere what two make"
+        " together beyond both. Right: the error that the forest predicts at each pair of values of the strongest"
+        " interaction, over all values of the other choices, also where a limit forbids the network.",
+    )
+
+
+def _path(s: Study) -> Picture:
+    best, space = _best(s), s.evidence.space
+    if not space.first:
+        raise InputError(f"space {space.name} names no first network; `dnas path --from` says where to begin.")
+    path = find_path(s.evidence, space.first[0], best.params, BOOTSTRAPS)
+    return Picture(
+        figures.plot_path(path, s.objectives[0]),
+        path_frame(path),
+        "From the space's first network to the best, a choice at a time, at each step the one that the forest predicts"
+        " to lower the error most (Fawcett and Hoos 2016, with a model in place of runs: Biedenkapp et al. 2017)."
+        f" Predicted, not trained (R² {path.r2:.2f} out of bag); intervals by bootstrap over trials. The best network's"
+        f" measured error is lucky, as it was chosen by it. `dnas path {s.folder.name} --train` measures the steps.",
     )
 
 
@@ -244,6 +285,9 @@ PICTURES: dict[str, Callable[[Study], Picture]] = {
     "fidelity": _fidelity,
     "timeline": _timeline,
     "importance": _importance,
+    "fanova": _fanova,
+    "interactions": _interactions,
+    "path": _path,
     "slices": _slices,
     "parallel": _parallel,
     "distribution": _distribution,

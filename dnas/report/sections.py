@@ -5,7 +5,7 @@ import math
 import shlex
 import statistics
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -213,10 +213,15 @@ def _observations(s: Study) -> list[dict[str, str]]:
     return lines
 
 
+def _growth(spec: DenseNetSpec) -> str:
+    wider = sum(rate > k for k, rates in zip(spec.growth_rates, spec.layer_rates, strict=True) for rate in rates)
+    return _joined(spec.growth_rate) + (f", in {wider} of {sum(spec.block_layers)} layers one more" if wider else "")
+
+
 def _facts(spec: Spec) -> list[tuple[str, str]]:
     own = (
         [
-            ("growth rate k", _joined(spec.growth_rate)),
+            ("growth rate k", _growth(spec)),
             ("layers in each block", _joined(spec.block_layers)),
             ("bottleneck", f"{spec.bottleneck}k" if spec.bottleneck else "none"),
             ("compression θ", f"{spec.compression:g}"),
@@ -248,7 +253,7 @@ def _joined(numbers: int | tuple[int, ...]) -> str:
 
 
 def rows(s: Study) -> list[dict[str, Any]]:
-    lines, shared = _sparklines(s.curves), shared_words([record.network for record in s.records])
+    lines, shared = sparklines(s.curves), shared_words([record.network for record in s.records])
     fronted = set(s.front.numbers)
     return [
         {
@@ -320,7 +325,7 @@ def without(network: str, shared: set[str]) -> str:
 SPARK = (72, 22)
 
 
-def _sparklines(curves: pd.DataFrame) -> dict[int, str]:
+def sparklines(curves: pd.DataFrame) -> dict[int, str]:
     """Points of an SVG polyline for each trial's validation error, all on one log scale and one axis of epochs."""
     known = curves.dropna(subset=["val_error"]) if len(curves) else curves
     positive = [error for error in known["val_error"] if error > 0]
@@ -346,9 +351,24 @@ def _sparklines(curves: pd.DataFrame) -> dict[int, str]:
 
 
 def again(s: Study) -> dict[str, Any]:
-    c, d = s.config, s.data
+    c = s.config
+    inputs = [(key, c.get(key)) for key in ("seed", "objective", "sampler", "control", "stopping", "trials", "created")]
+    return {
+        "command": c.get("command"),
+        "replay": f"dnas replay {shlex.quote(s.folder.name)}",
+        "groups": facts_of_study(c, inputs, s.records[0].host if s.records else None),
+        "space": c.get("space", {}).get("text"),
+        "space_name": c.get("space", {}).get("name", "space"),
+    }
+
+
+def facts_of_study(
+    c: Mapping[str, Any], inputs: list[tuple[str, Any]], host: str | None
+) -> list[tuple[str, list[tuple[str, str]]]]:
+    """A title and its facts, of what study.toml says; those that were not written down are left out."""
+    d = c.get("data", {})
     machine = [
-        ("host", c.get("host") or (s.records[0].host if s.records else None)),
+        ("host", c.get("host") or host),
         ("device", c.get("device")),
         ("threads", c.get("threads")),
         ("commit", c.get("commit")),
@@ -361,20 +381,13 @@ def again(s: Study) -> dict[str, Any]:
         ("subset", d.get("subset")),
         ("augmentation", d.get("augmentation")),
     ]
-    inputs = [(key, c.get(key)) for key in ("seed", "objective", "sampler", "control", "stopping", "trials", "created")]
-    return {
-        "command": c.get("command"),
-        "replay": f"dnas replay {shlex.quote(s.folder.name)}",
-        "groups": [
-            (title, [(key, str(value)) for key, value in rows if value not in (None, "")])
-            for title, rows in (
-                ("Study", inputs),
-                ("Recipe", list(c.get("recipe", {}).items())),
-                ("Data", data),
-                ("Machine", machine),
-                ("Versions", list(c.get("versions", {}).items())),
-            )
-        ],
-        "space": c.get("space", {}).get("text"),
-        "space_name": c.get("space", {}).get("name", "space"),
-    }
+    return [
+        (title, [(key, str(value)) for key, value in rows if value not in (None, "")])
+        for title, rows in (
+            ("Study", inputs),
+            ("Recipe", list(c.get("recipe", {}).items())),
+            ("Data", data),
+            ("Machine", machine),
+            ("Versions", list(c.get("versions", {}).items())),
+        )
+    ]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,15 @@ from markupsafe import Markup
 from dnas import wording as words
 from dnas.analysis import Front, NoiseFloor, learning_curves, noise_floor, pareto_front, published, within_reach
 from dnas.analysis.control import ArmComparison, compare_arms, decision_epoch, values_at
+from dnas.analysis.fanova import Fanova
+from dnas.analysis.importance import Evidence, evidence
 from dnas.errors import InputError
 from dnas.inputs import objectives_of
 from dnas.objectives import TRAINED
 from dnas.study import StudyFolder, TrialRecord, find_study, rank, read_study
 
+# Of the forests that a page fits: a second or two in all.
+BOOTSTRAPS, ROUNDS = 30, 3
 # Of `read_study`, for a study without a trial: even then trials.csv has its head.
 COLUMNS = [
     *("number", "state", "arm", "network", "digest", "params", "macs", "activation_bytes", "val_error", "val_loss"),
@@ -77,6 +82,18 @@ class Study:
     def main_figure(self) -> str:
         y, x = self.axes[:2]
         return f"{y.removeprefix('val_')}_against_{x}"
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        """The complete trials, for what is said of their choices."""
+        try:
+            return evidence(self.config, self.records)
+        except KeyError as missing:
+            raise InputError(f"study.toml has no {missing}, without which its choices can't be weighed.") from None
+
+    @cached_property
+    def fanova(self) -> Fanova:
+        return self.evidence.fanova(bootstraps=BOOTSTRAPS, rounds=ROUNDS)
 
     def of(self, *states: str) -> list[TrialRecord]:
         return [record for record in self.records if record.state in states]

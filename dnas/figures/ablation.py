@@ -1,0 +1,411 @@
+"""An ablation: paired differences with their intervals, each seed's slope, interactions, cost and learning curves.
+
+The base is dark on every picture; a variant is blue where it makes fewer errors, red where it makes more, and grey
+where neither can be told.
+"""
+
+import math
+import textwrap
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.transforms import Bbox
+
+from dnas.analysis.effects import Comparison, Effects, SeedNoise
+from dnas.analysis.verdicts import level, raced, short
+from dnas.errors import InputError
+from dnas.figures.style import (
+    BLUE,
+    BROWN,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PINK,
+    PURPLE,
+    QUIET,
+    RED,
+    SKY,
+    Drawing,
+    canvas,
+    error_axis,
+    styled,
+)
+from dnas.wording import macs, p_value, params, percent, points, several
+
+VERDICTS = {"fewer errors": BLUE, "more errors": RED, "cannot tell": GREY, "too few seeds": GREY}
+LEVELS = (PURPLE, GREEN, ORANGE, BROWN, SKY, PINK)  # of the factor whose levels are lines
+_LABELS = {
+    "val_error": "validation error (%)",
+    "test_error": "test error (%)",
+}
+PANEL_COLUMNS = 4
+# What can be held equal, and what its residual is of.
+HELD = {"params": "params", "macs": "multiply-adds", "seconds": "training time, as estimated,"}
+
+
+def plot_forest(effects: Effects, noise: SeedNoise | None = None) -> Figure:
+    """A row a comparison, the lowest difference on top: each pair, the mean with its interval, and the bootstrap's
+    below it; the base is the zero line. noise: of the base, drawn as a band."""
+    rows = sorted((c for c in effects.comparisons if c.seeds), key=lambda c: c.mean)
+    if not rows:
+        raise InputError("a forest plot needs a seed that the base and another variant have both finished.")
+    with styled():
+        figure = canvas(1.55 + 0.44 * len(rows), short(effects))
+        axes = figure.add_subplot()
+        handles: list = []
+        if noise is not None and noise.band > 0:
+            band = 100 * noise.band
+            axes.axvspan(-band, band, color=INK, alpha=0.06, lw=0, zorder=0, gid="noise")
+            what = several(noise.pairs, "unpaired difference")
+            text = f"where {level(effects)} of means of {what} of {effects.base} fall"
+            handles.append(Patch(color=INK, alpha=0.1, lw=0, label=text))
+        axes.axvline(0, color=INK, lw=1.3, zorder=1, gid="base")
+        for y, found in enumerate(rows):
+            _row(axes, y, found)
+            gid = f"pairs-{y}"
+            figure.hover[gid] = [
+                f"{found.name}, seed {seed}: {points(d)} points"
+                for seed, d in zip(found.seeds, found.differences, strict=True)
+            ]
+            p = "" if found.verdict == "too few seeds" else f"{p_value(found.p_holm)}, "
+            axes.annotate(
+                f"{points(found.mean)} ({p}n = {len(found.seeds)})",
+                (1.015, y),
+                xycoords=("axes fraction", "data"),
+                va="center",
+                fontsize=8.5,
+                color=INK if found.verdict in ("fewer errors", "more errors") else QUIET,
+                fontweight="bold" if found.verdict in ("fewer errors", "more errors") else "normal",
+                annotation_clip=False,
+            )
+        axes.set_yticks(range(len(rows)), [textwrap.fill(found.name, 30) for found in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:+g}".replace("-", "\u2212") if x else "0"))
+        axes.xaxis.set_major_locator(MaxNLocator(9))
+        axes.margins(x=0.06)
+        beside = f" from {effects.base}" if rows[0].kind == "variant" else ""
+        measure = _LABELS[effects.measure].removesuffix(" (%)")
+        axes.set_xlabel(f"difference in {measure}{beside} (percentage points; left of 0: fewer errors)")
+        kind = "" if raced(effects) else "t "
+        handles += [
+            Line2D([], [], color=QUIET, lw=2, marker="o", ms=6, label=f"mean and {level(effects)} {kind}interval"),
+            Line2D([], [], color=QUIET, lw=1, marker="|", ms=5, label="bootstrap interval"),
+            Line2D([], [], color=QUIET, ls="none", marker="o", ms=3.5, alpha=0.45, label="a pair"),
+        ]
+        figure.legend(handles=handles, loc="outside lower left", ncols=2, columnspacing=1.6)
+    return figure
+
+
+def _row(axes: Axes, y: int, found: Comparison) -> None:
+    colour = VERDICTS[found.verdict]
+    told = found.verdict in ("fewer errors", "more errors")
+    axes.scatter(
+        100 * np.array(found.differences),
+        y - 0.2 - 0.07 * _stacked(found.differences),
+        s=12,
+        color=colour,
+        alpha=0.5,
+        lw=0,
+        zorder=3,
+        gid=f"pairs-{y}",
+    )
+    low, high = (100 * end for end in found.interval)
+    if math.isfinite(low) and math.isfinite(high):
+        axes.plot([low, high], [y, y], color=colour, lw=2.4, solid_capstyle="butt", zorder=3, gid=f"interval-{y}")
+    low, high = (100 * end for end in found.bootstrap_interval)
+    if math.isfinite(low):
+        axes.plot([low, high], [y + 0.22] * 2, color=colour, lw=1, marker="|", ms=5, zorder=3, gid=f"bootstrap-{y}")
+    axes.plot(
+        [100 * found.mean],
+        [y],
+        marker="o",
+        ms=7,
+        mfc=colour if told else "white",
+        mec=colour,
+        mew=1.6,
+        zorder=4,
+        gid=f"mean-{y}",
+    )
+
+
+def _stacked(values: Sequence[float]) -> np.ndarray:
+    """How many of the values before each are equal to it: of a small validation part many are."""
+    seen: Counter[float] = Counter()
+    places = []
+    for value in values:
+        seen[round(value, 9)] += 1
+        places.append(seen[round(value, 9)] - 1)
+    return np.array(places, float)
+
+
+def plot_slopes(values: pd.DataFrame, effects: Effects) -> Figure:
+    """A panel a variant: for each seed a line from the base's error to the variant's; dark: their means.
+
+    values: index seed, a column a variant (fractions; NaN where there is none). Panels in the forest plot's order.
+    """
+    base, rows = effects.base, sorted((c for c in effects.comparisons if c.seeds), key=lambda c: c.mean)
+    if not rows:
+        raise InputError("slopes need a seed that the base and another variant have both finished.")
+    fewer, more = ({c.name: sum(way * d > 0 for d in c.differences) for c in rows} for way in (-1, 1))
+    clear = max(rows, key=lambda c: max(fewer[c.name], more[c.name]) / len(c.seeds))
+    count, word = max((fewer[clear.name], "fewer"), (more[clear.name], "more"))
+    title = f"{clear.name} makes {word} errors than {base} from {count} of {several(len(clear.seeds), 'seed')}"
+    label = _LABELS[effects.measure]
+    with styled():
+        figure, panels = _panels(len(rows), title, 2.9)
+        shown: list[float] = []
+        for index, (axes, found) in enumerate(zip(panels, rows, strict=True)):
+            pairs = values.loc[list(found.seeds), [base, found.name]].to_numpy(float)
+            shown += pairs.ravel().tolist()
+            for seed, (before, after) in zip(found.seeds, pairs, strict=True):
+                colour = BLUE if after < before else RED if after > before else GREY
+                axes.plot([0, 1], [before, after], color=colour, lw=1.1, alpha=0.75, zorder=2, gid=f"seed-{seed}")
+            gid = f"slopes-{index}"
+            signs = np.sign(pairs[:, 1] - pairs[:, 0])
+            axes.scatter(
+                np.repeat([0, 1], len(pairs)),
+                pairs.T.ravel(),
+                s=16,
+                color=np.tile([{-1: BLUE, 0: GREY, 1: RED}[int(sign)] for sign in signs], 2),
+                zorder=3,
+                gid=gid,
+            )
+            told = [
+                f"seed {seed}: {base} {percent(before)}, {found.name} {percent(after)}\n{points(after - before)} points"
+                for seed, (before, after) in zip(found.seeds, pairs, strict=True)
+            ]
+            figure.hover[gid] = told * 2
+            axes.plot([0, 1], pairs.mean(axis=0), color=INK, lw=2.4, zorder=4, gid=f"mean-{index}")
+            same = len(pairs) - fewer[found.name] - more[found.name]
+            text = f"{fewer[found.name]} fewer, {more[found.name]} more" + (f", {same} equal" if same else "")
+            axes.set_title(text, fontsize=8.5, color=QUIET)
+            axes.set_xticks([0, 1], [textwrap.fill(base, 14), textwrap.fill(found.name, 14)])
+            axes.set_xlim(-0.25, 1.25)
+            axes.grid(axis="x", visible=False)
+        error_axis(panels[0], shown, label)
+        handles = [
+            Line2D([], [], color=BLUE, lw=1.1, label="a seed with fewer errors"),
+            Line2D([], [], color=RED, lw=1.1, label="with more"),
+            Line2D([], [], color=INK, lw=2.4, label="mean of the pairs"),
+        ]
+        figure.legend(handles=handles, loc="outside lower left", ncols=3)
+    return figure
+
+
+def _panels(count: int, title: str, height: float) -> tuple[Drawing, list[Axes]]:
+    """As many panels with shared axes, at most `PANEL_COLUMNS` a row; what is left of the last row is empty."""
+    columns = min(PANEL_COLUMNS, count)
+    rows = -(-count // columns)
+    figure = canvas(0.75 + height * rows, title)
+    panels = list(np.atleast_1d(figure.subplots(rows, columns, sharey=True, squeeze=False)).ravel())
+    for axes in panels[count:]:
+        axes.set_visible(False)
+    return figure, panels[:count]
+
+
+def plot_interaction(cells: pd.DataFrame, effects: Effects) -> Figure:
+    """A panel for each two factors: the mean error at each level of the one, a line a level of the other.
+
+    cells: as `dnas.analysis.variants.cell_means`. effects: the design's, whose interactions the title tells of.
+    """
+    known = cells[cells["n"] > 0]
+    pairs = list(dict.fromkeys(zip(known["x_factor"], known["line_factor"], strict=True)))
+    if len(pairs) == 1:  # there is room for both ways to read it
+        swapped = {
+            f"{a}_{part}": f"{b}_{part}" for a, b in (("x", "line"), ("line", "x")) for part in ("factor", "level")
+        }
+        known = pd.concat([known, known.rename(columns=swapped)])
+        pairs.append(pairs[0][::-1])
+    if not pairs:
+        raise InputError("interactions need a seed from which every variant of two factors was finished.")
+    found = [c for c in effects.comparisons if c.kind == "interaction"]
+    told = [c for c in found if c.verdict in ("fewer errors", "more errors")]
+    if told:
+        title = f"{told[0].name}: the effects don't add up, by {points(told[0].mean)} points"
+    elif found and all(c.verdict == "too few seeds" for c in found):
+        title = f"Too few seeds to tell whether effects add up: {effects.pairs_needed} needed, {effects.pairs} there"
+    else:
+        title = "No interaction can be told: parallel lines are effects that add up"
+    label = _LABELS[effects.measure]
+    with styled():
+        figure, panels = _panels(len(pairs), title, 3.0)
+        shown = [*known["mean"], *known["low"].dropna(), *known["high"].dropna()]
+        for index, (axes, (x, line)) in enumerate(zip(panels, pairs, strict=True)):
+            some = known[(known["x_factor"] == x) & (known["line_factor"] == line)]
+            ticks = list(dict.fromkeys(some["x_level"]))
+            lines = list(dict.fromkeys(some["line_level"]))
+            for number, one in enumerate(lines):
+                own = some[some["line_level"] == one]
+                shift = 0.06 * (number - (len(lines) - 1) / 2)
+                places = np.array([ticks.index(value) for value in own["x_level"]]) + shift
+                colour, gid = LEVELS[number % len(LEVELS)], f"cell-{index}-{number}"
+                axes.plot(places, own["mean"], color=colour, lw=1.8, zorder=3, gid=f"line-{index}-{number}")
+                axes.vlines(places, own["low"], own["high"], color=colour, lw=1.4, alpha=0.6, zorder=2)
+                axes.scatter(places, own["mean"], s=28, color=colour, zorder=4, gid=gid, label=f"{line} {one}")
+                figure.hover[gid] = [
+                    f"{x} {row['x_level']}, {line} {one}: {percent(row['mean'])} (n = {row['n']})"
+                    for row in own.to_dict("records")
+                ]
+            axes.set_xticks(range(len(ticks)), [str(tick) for tick in ticks])
+            axes.set_xlim(-0.4, len(ticks) - 0.6)
+            axes.set_xlabel(x)
+            axes.grid(axis="x", visible=False)
+            axes.legend(
+                loc="lower left",
+                bbox_to_anchor=(0, 1),
+                borderaxespad=0.3,
+                ncols=min(3, len(lines)),
+                fontsize=8,
+                handletextpad=0.2,
+                columnspacing=1,
+            )
+        error_axis(panels[0], shown, label)
+    return figure
+
+
+def plot_variants(rows: pd.DataFrame, effects: Effects, equal: str = "nothing", tolerance: float = 0.01) -> Figure:
+    """The mean error of each variant, with its range over seeds, against params and against multiply-adds. In place of
+    what was to be held equal, by how much each variant misses it: against that nothing could be seen.
+
+    rows: variant, params, macs, n, mean, least, most, residual (of what is held equal), as fractions.
+    """
+    known = rows[rows["n"] > 0]
+    if known.empty:
+        raise InputError("error against cost needs a complete run.")
+    verdicts = {c.name: c.verdict for c in effects.comparisons}
+    colours = {name: VERDICTS.get(verdicts.get(name, ""), INK) for name in rows["variant"]}
+    held = equal in HELD and bool(rows["residual"].notna().all())
+    costs = {name: said for name, said in (("params", params), ("macs", macs)) if name != equal or not held}
+    first = known.loc[known["mean"].idxmin()]
+    title = f"Lowest mean error: {percent(first['mean'])}, {first['variant']} with {params(first['params'])} params"
+    with styled():
+        figure = canvas(3.6, title)
+        grid = figure.add_gridspec(1, len(costs) + held)
+        panels: list[Axes] = []
+        for place, (column, said) in enumerate(costs.items()):
+            axes = figure.add_subplot(grid[0, place], sharey=panels[0] if panels else None)
+            panels.append(axes)
+            x = known[column].to_numpy(float)
+            gid = f"variants-{column}"
+            tones = [colours[name] for name in known["variant"]]
+            axes.vlines(x, known["least"], known["most"], color=tones, lw=1.2, alpha=0.6)
+            axes.scatter(x, known["mean"], s=42, color=tones, zorder=3, gid=gid)
+            figure.hover[gid] = [
+                f"{row['variant']}: {percent(row['mean'])} (n = {row['n']}), {said(row[column])} {column}"
+                for row in known.to_dict("records")
+            ]
+            pad = 0.15 * (x.max() - x.min()) or 0.05 * x.max()
+            axes.set_xlim(x.min() - pad, x.max() + 1.6 * pad)
+            _size_ticks(axes, {"params": "params", "macs": "multiply-adds"}[column])
+            axes.tick_params(labelleft=not place)
+        error_axis(panels[0], [*known["least"], *known["most"]], _LABELS[effects.measure])
+        if held:
+            _residuals(figure.add_subplot(grid[0, -1]), rows, equal, tolerance, colours)
+        _name_marks(figure, dict(zip(costs, panels, strict=True)), known, colours)
+    return figure
+
+
+def _size_ticks(axes: Axes, name: str) -> None:
+    """Some ticks in thousands or millions, with as many digits as tell them apart."""
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    ticks = axes.xaxis.get_major_locator()()
+    scale, unit = (1e3, "thousands") if max(ticks) < 1e5 else (1e6, "millions")
+    digits = max(0, -math.floor(math.log10((ticks[1] - ticks[0]) / scale) + 1e-9))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v / scale:,.{digits}f}"))
+    axes.set_xlabel(f"{name} ({unit})")
+
+
+def _residuals(axes: Axes, rows: pd.DataFrame, equal: str, tolerance: float, colours: Mapping[str, str]) -> None:
+    places = np.arange(len(rows))
+    residuals = 100 * rows["residual"].to_numpy(float)
+    axes.axvspan(-100 * tolerance, 100 * tolerance, color=INK, alpha=0.06, lw=0, zorder=0)
+    axes.axvline(0, color=INK, lw=1.2)
+    axes.hlines(places, 0, residuals, color=[colours[name] for name in rows["variant"]], lw=2)
+    axes.scatter(residuals, places, s=30, color=[colours[name] for name in rows["variant"]], zorder=3, gid="residuals")
+    axes.set_yticks(places, [textwrap.fill(name, 16) for name in rows["variant"]], fontsize=8)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+    most = max(100 * tolerance, float(np.abs(residuals).max())) * 1.25
+    axes.set_xlim(-most, most)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.set_xlabel(f"{HELD[equal]} off the base's (%)")
+
+
+def _name_marks(figure: Figure, panels: Mapping[str, Axes], known: pd.DataFrame, colours: Mapping[str, str]) -> None:
+    """The variants' names beside their marks, where neither another mark nor another name is."""
+    figure.draw_without_rendering()
+    scale = figure.dpi / 72
+    rows = known.sort_values("mean").to_dict("records")
+    beside = (
+        (8, 0, "left"),
+        (-8, 0, "right"),
+        (6, 10, "left"),
+        (6, -10, "left"),
+        (-6, 10, "right"),
+        (-6, -10, "right"),
+    )
+    for column, axes in panels.items():
+        marks = [axes.transData.transform((row[column], row["mean"])) for row in rows]
+        taken = [Bbox.from_bounds(x - 5 * scale, y - 5 * scale, 10 * scale, 10 * scale) for x, y in marks]
+        for (x, y), row in zip(marks, rows, strict=True):
+            width, height = 5.4 * len(row["variant"]) * scale, 10 * scale
+            places = []
+            for dx, dy, side in beside:
+                left = x + dx * scale - (width if side == "right" else 0)
+                places.append((Bbox.from_bounds(left, y + dy * scale - height / 2, width, height), (dx, dy), side))
+            inside = [place for place in places if axes.bbox.x0 <= place[0].x0 and place[0].x1 <= axes.bbox.x1]
+            free = [place for place in inside if not place[0].count_overlaps(taken)]
+            box, offset, side = (free or inside or places)[0]
+            taken.append(box)
+            axes.annotate(
+                row["variant"],
+                (row[column], row["mean"]),
+                xytext=offset,
+                textcoords="offset points",
+                ha=side,
+                va="center",
+                fontsize=8,
+                color=INK if colours[row["variant"]] == GREY else colours[row["variant"]],
+            )
+
+
+def plot_curves_of_variants(bands: pd.DataFrame, effects: Effects, order: Sequence[str]) -> Figure:
+    """A panel a variant: its mean validation error by epoch and the range over seeds, on the base's in dark.
+
+    bands: as `dnas.analysis.variants.curve_bands`. order: the variants, the base among them.
+    """
+    have = set(bands["variant"]) if len(bands) else set()
+    names = [name for name in order if name in have and name != effects.base] or [n for n in order if n in have]
+    if not names:
+        raise InputError("learning curves of variants need a complete run.")
+    last = bands.loc[bands.groupby("variant")["epoch"].idxmax()].set_index("variant")["mean"]
+    title = f"After the last epoch {last.idxmin()} is lowest on average: {percent(float(last.min()))} validation error"
+    verdicts = {c.name: c.verdict for c in effects.comparisons}
+    with styled():
+        figure, panels = _panels(len(names), title, 2.5)
+        for axes, name in zip(panels, names, strict=True):
+            for one, colour in ((effects.base, INK), (name, VERDICTS.get(verdicts.get(name, ""), INK))):
+                own, dashes = bands[bands["variant"] == one], (0, (4, 1.5)) if one == effects.base else "-"
+                if own.empty or (one == name and name == effects.base):
+                    continue
+                colour = QUIET if colour == GREY else colour
+                axes.fill_between(own["epoch"], own["low"], own["high"], color=colour, alpha=0.14, lw=0)
+                gid = f"curve-{one}"
+                text = f"{one} ({own['n'].max()})"
+                axes.plot(own["epoch"], own["mean"], color=colour, lw=1.8, ls=dashes, label=text, gid=gid)
+            axes.set_title(textwrap.fill(name, 24), fontsize=9)
+            axes.set_xlabel("epoch")
+            axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+            axes.legend(loc="lower left", fontsize=7.5)
+        error_axis(panels[0], [*bands["low"], *bands["high"]], "validation error (%)")
+    return figure

@@ -1,0 +1,421 @@
+"""An ablation as one page: the question, what may be concluded, whether to believe it, and the table for a paper.
+
+reports/<study>/index.html               self-contained, as the page of a search
+reports/<study>/*.svg, *.png, *.pdf      each figure; *.csv the numbers behind it
+reports/<study>/table.md, .csv, .tex     the table; runs.csv: `dnas.runs.read_runs`
+"""
+
+import base64
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from markupsafe import Markup
+
+from dnas import figures
+from dnas import wording as words
+from dnas.ablation.read import Ablation, read_ablation
+from dnas.analysis.curves import learning_curves
+from dnas.analysis.effects import Comparison, Effects, seed_noise
+from dnas.analysis.variants import cell_means, curve_bands, over_seeds
+from dnas.analysis.verdicts import MEASURES, answer, level, sentence
+from dnas.arch import format_name
+from dnas.errors import InputError
+from dnas.files import write_atomic
+from dnas.report.ablation_checks import checks
+from dnas.report.checklist import SOURCE, checklist, software, values_of
+from dnas.report.drawings import Picture, written
+from dnas.report.pages import template
+from dnas.report.sections import LOG_LETTERS, facts_of_study, shared_words, sparklines, without
+from dnas.report.study import Drawn
+from dnas.report.table import (
+    NUMERIC,
+    Row,
+    caption,
+    heads,
+    table_rows,
+    to_csv,
+    to_latex,
+    to_markdown,
+    written_cells,
+)
+from dnas.study import STATES, TrialRecord
+
+
+@dataclass
+class Page:
+    """All that the page is made from."""
+
+    ablation: Ablation
+    records: list[TrialRecord]
+    curves: pd.DataFrame
+    out: Path
+    drawn: dict[str, Drawn] = field(default_factory=dict)
+
+    @property
+    def effects(self) -> Effects:
+        return self.ablation.effects
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        return table_rows(self.ablation)
+
+
+def write_ablation(study: str | Path, out: Path | None = None, refresh: float | None = None) -> Path:
+    """Writes the page of an ablation (its study's name in ./studies, or its folder) to `out`, else reports/<study>, and
+    gives the path of its index.html. It works at any moment, as that of a search does."""
+    a = read_ablation(study)
+    out = Path(out) if out is not None else Path("reports") / a.folder.name
+    page = Page(a, a.folder.records(), learning_curves(a.folder), out)
+    out.mkdir(parents=True, exist_ok=True)
+    _draw_all(page)
+    write_atomic(out / "runs.csv", a.frame.to_csv(index=False))
+    tables = _tables(page)
+    for one in tables:
+        write_atomic(out / one["file"], one["text"])
+    text = template("ablation.html.j2").render(
+        name=str(a.config.get("name", a.folder.name)),
+        status=_status(page),
+        question=a.question,
+        answer=_answer(page),
+        table=_table(page),
+        tables=tables,
+        published=_published(page),
+        checks=checks(a, page.records),
+        checklist=checklist(a, page.records),
+        checklist_source=SOURCE,
+        runs=_runs(page),
+        details=_details(page),
+        shared=", ".join(sorted(shared_words([record.network for record in page.records]))),
+        measure=MEASURES[a.effects.measure].replace("validation", "val"),
+        again=_again(page),
+        figures=page.drawn,
+        colours=figures.COLOURS,
+        refresh=refresh,
+    )
+    write_atomic(out / "index.html", text)
+    return out / "index.html"
+
+
+# --- figures ------------------------------------------------------------------------------------------------------
+
+
+def _draw_all(page: Page) -> None:
+    for name, make in PICTURES.items():
+        try:
+            picture = make(page)
+        except InputError:
+            continue
+        page.drawn[name] = written(picture, name, page.out)
+
+
+def _numbers(effects: Effects) -> pd.DataFrame:
+    rows = []
+    for c in effects.comparisons:
+        low, high = c.interval
+        bottom, top = c.bootstrap_interval
+        rows.append(
+            {
+                "name": c.name,
+                "kind": c.kind,
+                "pairs": len(c.seeds),
+                "mean": c.mean,
+                "low": low,
+                "high": high,
+                "bootstrap_low": bottom,
+                "bootstrap_high": top,
+                "p": c.p,
+                "p_holm": c.p_holm,
+                "effect_size": c.effect_size,
+                "detectable": c.detectable,
+                "verdict": c.verdict,
+                **{f"seed_{seed}": d for seed, d in zip(c.seeds, c.differences, strict=True)},
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _forest(page: Page) -> Picture:
+    e = page.effects
+    return Picture(
+        figures.plot_forest(e, seed_noise(page.ablation.values[e.base], max(1, e.pairs), e.alpha)),
+        _numbers(e),
+        f"Difference of each variant from {e.base} within a seed, the lowest on top. Small marks: the pairs; line: the"
+        f" {level(e)} interval of the mean; below it that of a bootstrap of the pairs. Filled marks are findings"
+        " after correction for all comparisons; hollow ones can't be told from zero. The band is what the seed alone"
+        " does: means of as many differences of two runs of the base from unlike seeds. Pairing is why an interval can"
+        " be narrower.",
+    )
+
+
+def _terms(page: Page) -> Picture:
+    factorial = _factorial(page)
+    return Picture(
+        figures.plot_forest(factorial),
+        _numbers(factorial),
+        "Main effects (a factor's level against the base's, averaged over the other factors) and interactions (how far"
+        " effects together are from the sum of their own), within each seed.",
+    )
+
+
+def _factorial(page: Page) -> Effects:
+    if page.ablation.factorial is None or not page.ablation.factorial.comparisons:
+        raise InputError("only a factorial design has main effects and interactions.")
+    return page.ablation.factorial
+
+
+def _interaction(page: Page) -> Picture:
+    factorial = _factorial(page)
+    levels = {variant.name: variant.levels for variant in page.ablation.variants}
+    cells = cell_means(page.ablation.values, levels, page.effects.alpha)
+    return Picture(
+        figures.plot_interaction(cells, factorial),
+        cells,
+        f"Mean error at each pair of levels, with {level(factorial)} t intervals over seeds. Differences between marks"
+        " are surer than these intervals show, since their runs share seeds: the forest plot has them.",
+    )
+
+
+def _slopes(page: Page) -> Picture:
+    e = page.effects
+    return Picture(
+        figures.plot_slopes(page.ablation.values, e),
+        page.ablation.values.reset_index(names="seed"),
+        f"A line a seed, from the error of {e.base} to that of the variant. Lines that all fall, however far apart, are"
+        " what paired runs show and means alone hide.",
+    )
+
+
+def _variants(page: Page) -> Picture:
+    a = page.ablation
+    rows = over_seeds(a.values, a.effects.alpha)
+    known = {variant.name: variant for variant in a.variants}
+    rows = rows.assign(
+        **{
+            column: [getattr(known[name], column) for name in rows["variant"]]
+            for column in ("params", "macs", "residual")
+        }
+    )
+    sizes = {"params": "params", "macs": "multiply-adds for one image"}
+    free = " and ".join(said for name, said in sizes.items() if name != a.equal)
+    text = f"Mean error of each variant, and its range over seeds, against its {free}."
+    tolerance = float(a.config.get("ablation", {}).get("tolerance", 0.01))
+    if a.equal in figures.HELD:
+        text += f" Held equal were the {a.equal}: at the right, by how much each variant misses the base's (band:"
+        text += f" {100 * tolerance:g}%)."
+    return Picture(figures.plot_variants(rows, a.effects, a.equal, tolerance), rows, text)
+
+
+def _curves(page: Page) -> Picture:
+    a = page.ablation
+    done = {r.number: str(r.params.get("group")) for r in page.records if r.state == "complete"}
+    bands = curve_bands(page.curves, done)
+    return Picture(
+        figures.plot_curves_of_variants(bands, a.effects, [variant.name for variant in a.variants]),
+        bands,
+        "Validation error after each epoch: mean and range over the complete runs, in each panel a variant on"
+        f" {a.base}. The number of runs is in brackets.",
+    )
+
+
+# In the order of the page. What a study doesn't hold raises `InputError`, with the reason.
+PICTURES: dict[str, Callable[[Page], Picture]] = {
+    "forest": _forest,
+    "slopes": _slopes,
+    "effects": _terms,
+    "interaction": _interaction,
+    "variants": _variants,
+    "curves": _curves,
+}
+
+
+def draw_one(name: str, study: str | Path, out: Path) -> str:
+    """Draws the picture `name` of an ablation into the file `out`; its title."""
+    figures.check_format(out)
+    a = read_ablation(study)
+    picture = PICTURES[name](Page(a, a.folder.records(), learning_curves(a.folder), out.parent))
+    figures.save(picture.figure, out)
+    return figures.title(picture.figure)
+
+
+# --- words --------------------------------------------------------------------------------------------------------
+
+
+def _status(page: Page) -> dict[str, Any]:
+    counts = Counter(record.state for record in page.records)
+    asked = len(page.ablation.config.get("runs", []))
+    note = ""
+    if not page.records:
+        note = "There is nothing yet: no run has been started."
+    elif counts["running"]:
+        verb = "run is" if counts["running"] == 1 else "runs are"
+        note = (
+            f"{counts['running']} {verb} marked running: the study goes on, or was interrupted. This page shows what"
+            " was there when it was written; write it again for more."
+        )
+    elif len(page.records) < asked:
+        note = f"{asked - len(page.records)} of {asked} runs have not begun: the same command goes on with them."
+    elif not counts["complete"]:
+        note = "Every run failed, so there is nothing to compare. The reasons are below."
+    return {
+        "note": note,
+        "counts": words.joined([f"{counts[state]} {state}" for state in STATES if counts[state]]) or "none",
+        "runs": len(page.records),
+        "asked": asked,
+        "seconds": sum(record.seconds for record in page.records),
+        "last": max((t for r in page.records for t in (r.started, r.ended) if t), default=""),
+    }
+
+
+def _answer(page: Page) -> dict[str, Any]:
+    a, e = page.ablation, page.effects
+    base = next((row for row in page.rows if row.variant == a.base), None)
+    factorial = a.factorial.comparisons if a.factorial is not None else ()
+    order = sorted(e.comparisons, key=lambda c: c.mean if c.seeds else float("inf"))
+    return {
+        "short": answer(e),
+        "enough": e.can_conclude,
+        "sentences": _sentences(order, e),
+        "terms": _sentences(factorial, a.factorial) if a.factorial is not None else [],
+        "base": a.base,
+        "base_row": base,
+        "network": next((format_name(v.spec) for v in a.variants if v.name == a.base), None),
+        "measure": MEASURES[e.measure],
+        "pairs": e.pairs,
+        "needed": e.pairs_needed,
+        "comparisons": len(e.comparisons),
+        "alpha": e.alpha,
+        "data": a.config.get("data", {}).get("title", "unknown data"),
+        "design": a.design,
+        "equal": a.equal,
+        "factors": [
+            (key, ", ".join(map(str, some))) for key, some in a.config.get("ablation", {}).get("factors", {}).items()
+        ],
+    }
+
+
+def _sentences(comparisons: Sequence[Comparison], effects: Effects) -> list[tuple[str, str]]:
+    """(verdict, sentence) of each; none where no comparison has a pair yet, which the answer says."""
+    if not any(c.seeds for c in comparisons):
+        return []
+    return [(c.verdict if c.seeds else "no pair", sentence(c, effects)) for c in comparisons]
+
+
+def _table(page: Page) -> dict[str, Any]:
+    names = heads(page.rows)
+    return {
+        "caption": caption(page.ablation),
+        "heads": [(name, name in NUMERIC) for name in names],
+        "rows": [(row, list(zip(written_cells(row, names), names, strict=True))) for row in page.rows],
+        "numeric": NUMERIC,
+    }
+
+
+def _tables(page: Page) -> list[dict[str, str]]:
+    """The table as each kind of text, with its file and a link that holds it."""
+    text = caption(page.ablation)
+    found = (
+        ("Markdown", "table.md", "text/markdown", to_markdown(page.rows, text)),
+        ("LaTeX", "table.tex", "application/x-tex", to_latex(page.rows, text, f"ablation-{page.ablation.folder.name}")),
+        ("CSV", "table.csv", "text/csv", to_csv(page.rows)),
+    )
+    return [
+        {
+            "kind": kind,
+            "file": name,
+            "text": content,
+            "link": f"data:{mime};base64,{base64.b64encode(content.encode()).decode()}",
+        }
+        for kind, name, mime, content in found
+    ]
+
+
+def _published(page: Page) -> dict[str, Any] | None:
+    rows = [row for row in page.rows if row.published]
+    if not rows:
+        return None
+    a = page.ablation
+    epochs = sorted({record.epochs_planned for record in page.records if record.epochs_planned})
+    data = a.config.get("data", {}).get("title", "its data")
+    return {
+        "ours": f"{words.joined([str(n) for n in epochs])} epochs on {data}, {MEASURES[a.effects.measure]}",
+        "rows": [
+            {"variant": row.variant, "mean": row.mean, "runs": row.runs, "found": one}
+            for row in rows
+            for one in row.published
+        ],
+    }
+
+
+def _runs(page: Page) -> list[dict[str, Any]]:
+    lines, shared = sparklines(page.curves), shared_words([record.network for record in page.records])
+    measure = page.effects.measure
+    return [
+        {
+            "record": record,
+            "key": record.params.get("key", ""),
+            "variant": record.params.get("group", ""),
+            "seed": record.seed[0] if record.seed else None,
+            "error": getattr(record, measure),
+            "params": record.cost.get("params"),
+            "short": without(record.network, shared),
+            "line": lines.get(record.number),
+            "commit": (record.commit or "")[:12],
+            "software": software(record),
+        }
+        for record in page.records
+    ]
+
+
+def _details(page: Page) -> Markup:
+    curves = {
+        int(number): [round(value, 5) for value in curve.sort_values("epoch")["val_error"]]
+        for number, curve in (page.curves.dropna(subset=["val_error"]).groupby("number") if len(page.curves) else ())
+    }
+    found: dict[int, dict[str, Any]] = {}
+    for record in page.records:
+        facts: dict[str, Any] = {
+            "name": record.network,
+            "digest": record.digest,
+            "folder": f"trials/{record.number}",
+            "seed": "/".join(map(str, record.seed)),
+            "split seed": str(record.data.get("split_seed", "")),
+            "commit": record.commit or "not a checkout",
+            "versions": ", ".join(f"{key} {value}" for key, value in record.versions.items()),
+        }
+        if record.host:
+            facts["host"] = f"{record.host}, {record.device}, {words.several(record.threads, 'thread')}"
+        found[record.number] = {"facts": facts}
+        if record.number in curves:
+            found[record.number]["curve"] = curves[record.number]
+        log = page.ablation.folder.trial_folder(record.number) / "traceback.txt"
+        if record.state == "failed" and log.is_file():
+            found[record.number]["log"] = log.read_text(encoding="utf-8", errors="replace")[-LOG_LETTERS:]
+    return Markup(json.dumps(found, separators=(",", ":")).replace("<", "\\u003c"))
+
+
+def _again(page: Page) -> dict[str, Any]:
+    a = page.ablation
+    asked = a.config.get("ablation", {})
+    seeds = asked.get("seeds")
+    inputs = [
+        ("design", a.design),
+        ("base", a.base),
+        ("held equal", a.equal),
+        ("tolerance", f"{100 * asked['tolerance']:g}%" if "tolerance" in asked else None),
+        ("alpha", asked.get("alpha")),
+        ("seeds", ", ".join(map(str, seeds)) if isinstance(seeds, list) else seeds),
+        ("created", a.config.get("created")),
+    ]
+    host = next(iter(values_of(page.records, "host")), None)
+    return {
+        "command": a.config.get("command"),
+        "groups": facts_of_study(a.config, inputs, host),
+        "text": asked.get("text"),
+        "file": f"{a.name}.toml",
+    }

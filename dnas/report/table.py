@@ -1,0 +1,247 @@
+"""The table of an ablation, for the page and for a paper: one list of rows as Markdown, CSV and LaTeX (booktabs)."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from dnas.ablation.definition import Variant
+from dnas.ablation.read import Ablation
+from dnas.analysis.efficiency import Published, published_for
+from dnas.analysis.variants import over_seeds
+from dnas.analysis.verdicts import CONCLUDED, MEASURES, level, raced
+from dnas.arch import format_name
+from dnas.wording import macs, params, points, several
+
+
+@dataclass(frozen=True)
+class Row:
+    """A variant. Errors are fractions; differences are against the base over the pairs; None: there is none."""
+
+    variant: str
+    changed: str
+    network: str
+    params: int
+    macs: int
+    runs: int
+    mean: float | None
+    sd: float | None
+    pairs: int | None = None
+    difference: float | None = None
+    interval: tuple[float, float] | None = None
+    p: float | None = None
+    effect_size: float | None = None
+    verdict: str = ""
+    published: tuple[Published, ...] = ()
+
+    @property
+    def star(self) -> str:
+        return "*" if self.verdict in CONCLUDED else ""
+
+
+def table_rows(a: Ablation) -> list[Row]:
+    """The base, then the variants in their order."""
+    means = over_seeds(a.values, a.effects.alpha).set_index("variant")
+    found = {c.name: c for c in a.effects.comparisons}
+    rows = []
+    for variant in sorted(a.variants, key=lambda v: v.name != a.base):
+        of = means.loc[variant.name] if variant.name in means.index else None
+        n = int(of["n"]) if of is not None else 0
+        row = Row(
+            variant.name,
+            ", ".join(f"{key} {_level(value)}" for key, value in changed(a, variant).items()),
+            format_name(variant.spec),
+            variant.params,
+            variant.macs,
+            n,
+            _known(of["mean"]) if of is not None else None,
+            _known(of["sd"]) if of is not None else None,
+            published=published_for(variant.spec, str(a.config.get("data", {}).get("name", ""))),
+        )
+        c = found.get(variant.name)
+        if c is not None and c.seeds:
+            row = Row(
+                **{
+                    **vars(row),
+                    "pairs": len(c.seeds),
+                    "difference": c.mean,
+                    "interval": c.interval if all(map(math.isfinite, c.interval)) else None,
+                    "p": c.p_holm if len(c.seeds) > 1 else None,
+                    "effect_size": _known(c.effect_size),
+                    "verdict": c.verdict,
+                }
+            )
+        rows.append(row)
+    return rows
+
+
+def changed(a: Ablation, variant: Variant) -> dict[str, Any]:
+    """The factors of the study whose level is another than the base's; of a variant that was listed, all it changes.
+    What is solved for (equal params) follows from them, and is in the network's name."""
+    base = next(one for one in a.variants if one.name == a.base)
+    levels = {key: level for key, level in variant.levels.items() if level != base.levels.get(key)}
+    return levels or dict(variant.changed)
+
+
+def _level(value: object) -> str:
+    return "-".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _known(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def caption(a: Ablation) -> str:
+    """What the numbers are, for a reader of the table alone."""
+    e, d = a.effects, a.config.get("data", {})
+    size = d.get("val_size" if e.measure == "val_error" else "test_size")
+    images = f" ({size:,} images)" if isinstance(size, int) else ""
+    text = f"{d.get('title', 'unknown data')}: {MEASURES[e.measure]} in percent{images}, mean ± standard deviation over"
+    kind, test = (
+        ("", "race's sign-flip test, after Bonferroni") if raced(e) else (" t", "exact sign-flip test, after Holm")
+    )
+    text += (
+        f" the runs; difference from {a.base} in percentage points over pairs of one seed, with its {level(e)}{kind}"
+    )
+    text += f" interval; p of the {test} over {several(len(e.comparisons), 'comparison')}."
+    text += f" * p ≤ {e.alpha:g}." if e.can_conclude else " There are too few seeds for any conclusion."
+    if any(row.published for row in table_rows(a)):
+        text += " Published: test errors in percent as printed by Huang et al. (2017), of one run each."
+    return text
+
+
+HEADS = ("variant", "changed", "params", "macs", "error (%)", "n", "difference", "interval", "p", "verdict")
+NUMERIC = ("params", "macs", "error (%)", "n", "difference", "interval", "p")
+
+
+def cells(row: Row) -> list[str]:
+    """What the table says of a row, under `HEADS`."""
+    error = (
+        "–" if row.mean is None else f"{100 * row.mean:.2f}" + (f" ± {100 * row.sd:.2f}" if row.sd is not None else "")
+    )
+    n = str(row.runs) if row.pairs in (None, row.runs) else f"{row.runs} ({several(row.pairs or 0, 'pair')})"
+    between = "–" if row.interval is None else f"{points(row.interval[0])} to {points(row.interval[1])}"
+    # Where no difference could have made it small, p says nothing.
+    p = "–" if row.p is None or row.verdict == "too few seeds" else "<0.001" if row.p < 0.001 else f"{row.p:.3f}"
+    difference = "–" if row.difference is None else points(row.difference) + row.star
+    verdict = row.verdict or ("the base" if row.pairs is None and row.runs else "–")
+    return [
+        row.variant,
+        row.changed or "–",
+        params(row.params),
+        macs(row.macs),
+        error,
+        n,
+        difference,
+        between,
+        p,
+        verdict,
+    ]
+
+
+def heads(rows: Sequence[Row]) -> list[str]:
+    """`HEADS`, and that of what was published where a row has some."""
+    return [*HEADS, "published"] if any(row.published for row in rows) else list(HEADS)
+
+
+def written_cells(row: Row, names: Sequence[str]) -> list[str]:
+    found = cells(row)
+    return [*found, published_words(row.published)] if "published" in names else found
+
+
+def published_words(found: Sequence[Published]) -> str:
+    return ", ".join(f"{100 * one.error:.2f} ({one.tag})" for one in found) or "–"
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """Numbers as they are: errors and differences as fractions."""
+    found = []
+    for row in rows:
+        low, high = row.interval or (None, None)
+        found.append(
+            {
+                "variant": row.variant,
+                "changed": row.changed,
+                "network": row.network,
+                "params": row.params,
+                "macs": row.macs,
+                "runs": row.runs,
+                "mean": row.mean,
+                "sd": row.sd,
+                "pairs": row.pairs,
+                "difference": row.difference,
+                "low": low,
+                "high": high,
+                "p_holm": row.p,
+                "effect_size": row.effect_size,
+                "verdict": row.verdict,
+                "published": published_words(row.published) if row.published else None,
+            }
+        )
+    return pd.DataFrame(found).astype({"pairs": "Int64"}).to_csv(index=False)
+
+
+def to_markdown(rows: Sequence[Row], text: str) -> str:
+    names = heads(rows)
+    lines = [names, ["---:" if name in NUMERIC else "---" for name in names]]
+    lines += [[cell.replace("|", "\\|") for cell in written_cells(row, names)] for row in rows]
+    # A `*` at the end of a number would begin italics.
+    return "\n".join("| " + " | ".join(line).replace("*", "\\*") + " |" for line in lines) + f"\n\n{text}\n".replace(
+        "*", "\\*"
+    )
+
+
+def to_latex(rows: Sequence[Row], text: str, label: str) -> str:
+    """A `table` for a paper; needs \\usepackage{booktabs}."""
+    names = heads(rows)
+    lines = [
+        "% needs \\usepackage{booktabs}; made by dnas report",
+        "\\begin{table}[t]",
+        "  \\centering",
+        f"  \\caption{{{latex(text)}}}",
+        f"  \\label{{tab:{re.sub(r'[^A-Za-z0-9:-]+', '-', label)}}}",
+        "  \\begin{tabular}{" + "".join("r" if name in NUMERIC else "l" for name in names) + "}",
+        "    \\toprule",
+        "    " + " & ".join(latex(name) for name in names) + " \\\\",
+        "    \\midrule",
+        *("    " + " & ".join(latex(cell) for cell in written_cells(row, names)) + " \\\\" for row in rows),
+        "    \\bottomrule",
+        "  \\end{tabular}",
+        "\\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+_LATEX: Mapping[str, str] = {
+    "\\": "\\textbackslash{}",
+    "{": "\\{",
+    "}": "\\}",
+    "&": "\\&",
+    "%": "\\%",
+    "$": "\\$",
+    "#": "\\#",
+    "_": "\\_",
+    "~": "\\textasciitilde{}",
+    "^": "\\textasciicircum{}",
+    "<": "$<$",
+    ">": "$>$",
+    "|": "\\textbar{}",
+    "*": "$^{*}$",
+    "\u2212": "$-$",
+    "–": "--",
+    "±": "$\\pm$",
+    "×": "$\\times$",
+    "≤": "$\\leq$",
+    "≥": "$\\geq$",
+    "·": "$\\cdot$",
+    "θ": "$\\theta$",
+    "\u00a0": "~",
+}
+
+
+def latex(text: str) -> str:
+    """`text` so that LaTeX prints it as it is. Letters with accents stay: every LaTeX of today reads UTF-8."""
+    return "".join(_LATEX.get(letter, letter) for letter in text)
