@@ -501,7 +501,7 @@ def test_recompute_is_a_word_for_memory() -> None:
     assert net.memory == "linear"
     with pytest.raises(InputError, match="memory must be one of linear, recompute, but got 'all'"):
         DenseNet(SMALL, memory="all")
-    with pytest.raises(InputError, match="kernels must be one of plain, ref, cpu, auto, but got 'fast'"):
+    with pytest.raises(InputError, match="kernels must be one of plain, ref, cpu, triton, auto, but got 'fast'"):
         DenseNet(SMALL, kernels="fast")
 
 
