@@ -327,8 +327,8 @@ def _add_kernels(add: Any) -> None:
     add(
         "--kernels",
         metavar="NAME",
-        help="what runs the dense blocks: plain (PyTorch's modules), ref, cpu (C++), or auto, which measures"
-        " (default: the study's, else plain)",
+        help="what runs the dense blocks: plain (PyTorch's modules), ref, cpu (C++), triton (CUDA), or auto, which"
+        " measures (default: the study's, else plain)",
     )
 
 

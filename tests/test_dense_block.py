@@ -7,14 +7,17 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from dnas.arch import DenseNetSpec, parse_name
 from dnas.distributed import SyncBatchNorm2d
@@ -456,6 +459,19 @@ def test_compiled_and_exported() -> None:
     torch.testing.assert_close(program.module()(x), plain.eval()(x))
 
 
+def test_in_distributed_data_parallel(tmp_path: Path) -> None:
+    alone, shared = nets(SMALL, "cpu", torch.float32)[1], nets(SMALL, "cpu", torch.float32)[1]
+    x, y = images(SMALL, 6, torch.float32)
+    F.cross_entropy(alone.train()(x), y).backward()
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        F.cross_entropy(DistributedDataParallel(shared.train())(x), y).backward()
+    finally:
+        dist.destroy_process_group()
+    for left, right in zip(shared.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(left.grad, right.grad)
+
+
 def test_copies_and_state_dicts() -> None:
     net = nets(SMALL, "cpu", torch.float32)[1].eval()
     x = torch.randn(2, 3, 8, 8)
@@ -485,7 +501,7 @@ def test_recompute_is_a_word_for_memory() -> None:
     assert net.memory == "linear"
     with pytest.raises(InputError, match="memory must be one of linear, recompute, but got 'all'"):
         DenseNet(SMALL, memory="all")
-    with pytest.raises(InputError, match="kernels must be one of plain, ref, cpu, auto, but got 'fast'"):
+    with pytest.raises(InputError, match="kernels must be one of plain, ref, cpu, triton, auto, but got 'fast'"):
         DenseNet(SMALL, kernels="fast")
 
 

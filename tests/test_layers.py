@@ -55,6 +55,7 @@ HOMES = {
     "ray": {"dnas.executors"},
     "psycopg": {"dnas.storage"},
     "fsspec": {"dnas.shared"},
+    "triton": {"dnas.nn"},
 }
 
 

@@ -25,7 +25,7 @@ say which modules it may stand in for. The kernels are a table: `dnas.nn.cpu_ker
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -97,12 +97,14 @@ class Kernels(NamedTuple):
     backward(shape, x, weights, masks, statistics, kept, gradient) -> the gradient of x, the gradients of weights
     infer(shape, x, weights, means, variances) -> output; of each batch norm the running mean and variance
     why_not(x, weights) -> why they cannot run these tensors; empty where they can
+    mixed: whether they do what autocast does, with x in its type and weights in float32
     """
 
     forward: Callable[..., tuple[Tensor, Tensor, tuple[Tensor, ...]]]
     backward: Callable[..., tuple[Tensor, list[Tensor]]]
     infer: Callable[..., Tensor]
     why_not: Callable[..., str]
+    mixed: bool = False
 
 
 # --- the algorithm in stock operations -------------------------------------------------------------------------------
@@ -292,7 +294,7 @@ def _affine_relu(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 def _convolved(z: Tensor, weight: Tensor) -> Tensor:
-    return F.conv2d(z, weight, padding=weight.shape[2] // 2)
+    return F.conv2d(z, weight.to(z.dtype), padding=weight.shape[2] // 2)
 
 
 def _convolution_backward(dy: Tensor, z: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -527,12 +529,15 @@ def _check(parts: _Parts, kernels: Kernels, x: Tensor) -> None:
     """Raises `_Unfit` where what surrounds the block is for the modules: they give the error, or the other result."""
     if is_traced_or_transformed() or nn.modules.module._has_any_global_hook():
         raise _Unfit("a trace, a transformation or global hooks")
+    of_weights = x.dtype
     if torch.is_autocast_enabled(x.device.type):
-        raise _Unfit("autocast")
+        if not kernels.mixed or x.dtype != torch.get_autocast_dtype(x.device.type):
+            raise _Unfit("autocast")
+        of_weights = torch.float32
     if x.dim() != 4 or not x.numel():
         raise _Unfit("no maps")
-    for tensor in (x, *parts.weights):
-        if type(tensor) not in (Tensor, nn.Parameter) or tensor.dtype != x.dtype or tensor.device != x.device:
+    for tensor, dtype in ((x, x.dtype), *((weight, of_weights) for weight in parts.weights)):
+        if type(tensor) not in (Tensor, nn.Parameter) or tensor.dtype != dtype or tensor.device != x.device:
             raise _Unfit("tensors of several kinds")
     if torch.is_grad_enabled():
         if parts.norms[0].training:
@@ -580,16 +585,15 @@ def _running(norms: Sequence[nn.BatchNorm2d]) -> tuple[list[Tensor], list[Tensor
 def _update_running(shape: BlockShape, norms: Sequence[nn.BatchNorm2d], statistics: Tensor, values: int) -> None:
     """As each norm would by itself: towards the batch's mean and unbiased variance, once a step."""
     means, variances = _running(norms)
-    scaled = statistics * statistics.new_tensor([1, values / (values - 1)])[:, None]
-    mean, var = scaled.to(means[0].dtype)
+    mean, var = statistics.to(means[0].dtype, copy=True)
+    var *= values / (values - 1)
     seen: list[tuple[Tensor, Tensor]] = []
     for consumer in range(shape.layers + 1):
-        runs = list(_runs(shape, consumer))
-        own = [
-            torch.cat([whole[a:b] for a, b in runs]) if len(runs) > 1 else whole[slice(*runs[0])]
-            for whole in (mean, var)
-        ]
-        seen.append((own[0], own[1]))
+        parts = [slice(*run) for run in _runs(shape, consumer)]
+        if len(parts) == 1:
+            seen.append((mean[parts[0]], var[parts[0]]))
+        else:
+            seen.append((torch.cat([mean[part] for part in parts]), torch.cat([var[part] for part in parts])))
         if consumer < shape.layers and shape.widths[consumer]:
             here = slice(shape.inner[consumer], shape.inner[consumer + 1])
             seen.append((mean[here], var[here]))
@@ -602,13 +606,13 @@ def _update_running(shape: BlockShape, norms: Sequence[nn.BatchNorm2d], statisti
     torch._foreach_add_([count for count in counts if count is not None], 1)
 
 
-def _runs(shape: BlockShape, consumer: int) -> Iterator[tuple[int, int]]:
+@lru_cache(maxsize=4096)
+def _runs(shape: BlockShape, consumer: int) -> tuple[tuple[int, int], ...]:
     """The channels of the block that a consumer reads, as few ranges."""
-    first = last = -1
+    found: list[tuple[int, int]] = []
     for source in shape.reads[consumer]:
-        if shape.starts[source] != last:
-            if last >= 0:
-                yield first, last
-            first = shape.starts[source]
-        last = shape.starts[source + 1]
-    yield first, last
+        first, last = shape.starts[source : source + 2]
+        if found and found[-1][1] == first:
+            first = found.pop()[0]
+        found.append((first, last))
+    return tuple(found)

@@ -4,10 +4,11 @@ from dnas.errors import InputError
 from dnas.nn.dense_block import REF, Kernels
 from dnas.nn.kernels.build import CannotBuild, load_library
 from dnas.nn.kernels.cpu import CPU
+from dnas.nn.kernels.triton_block import TRITON, why_none
 
 # plain: the modules themselves; auto: what `dnas.nn.choose` measures to be the fastest.
-NAMES = ("plain", "ref", "cpu", "auto")
-_TABLE = {"plain": None, "ref": REF, "cpu": CPU}
+NAMES = ("plain", "ref", "cpu", "triton", "auto")
+_TABLE = {"plain": None, "ref": REF, "cpu": CPU, "triton": TRITON}
 
 
 def load_kernels(name: str) -> Kernels | None:
@@ -22,7 +23,7 @@ def why_not(name: str) -> str:
             load_library()
         except CannotBuild as reason:
             return str(reason)
-    return ""
+    return why_none() if name == "triton" else ""
 
 
 def check_kernels(name: str) -> None:

@@ -3,9 +3,11 @@
 The structures mirror those of dense_block.cpp. A call lets go of Python's lock.
 """
 
-from collections.abc import Sequence
-from ctypes import POINTER, Array, Structure, addressof, byref, c_double, c_int64, c_void_p
+from array import array
+from collections.abc import Iterator, Sequence
+from ctypes import Array, Structure, addressof, byref, c_double, c_int64, c_void_p
 from functools import lru_cache
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -14,35 +16,7 @@ from dnas.nn.dense_block import BlockShape, Kernels
 from dnas.nn.kernels.build import load_library
 
 ENDS = {"pool": 0, "mean": 1, "relu": 2}
-
-
-class _Norm(Structure):
-    _fields_ = [(name, c_void_p) for name in ("gamma", "beta", "dgamma", "dbeta", "mean", "variance")]
-
-
-class _Weight(Structure):
-    _fields_ = [
-        ("values", c_void_p),
-        ("gradient", c_void_p),
-        ("of_out", c_int64),
-        ("of_in", c_int64),
-        ("of_tap", c_int64),
-    ]
-
-
-class _Consumer(Structure):
-    _fields_ = [
-        ("channels", c_int64),
-        ("reads", c_void_p),
-        ("norm1", _Norm),
-        ("width", c_int64),
-        ("weight1", _Weight),
-        ("mask1", c_void_p),
-        ("norm2", _Norm),
-        ("weight2", _Weight),
-        ("mask2", c_void_p),
-        ("out", c_int64),
-    ]
+NORM_WORDS, CONVOLUTION_WORDS = 6, 6  # of a NormTensors; of a Weight and its mask
 
 
 class _Block(Structure):
@@ -51,7 +25,7 @@ class _Block(Structure):
         *((name, c_int64) for name in ("x_of_image", "x_of_channel", "x_of_pixel", "parts")),
         ("eps", c_double),
         ("mask_scale", c_double),
-        ("consumers", POINTER(_Consumer)),
+        ("consumers", c_void_p),
         *((name, c_void_p) for name in ("x", "maps", "bottlenecks", "mean", "variance", "out", "gradient", "dx")),
     ]
 
@@ -124,7 +98,8 @@ class _Call:
         self.masks = [mask.transpose(0, 1).contiguous() for mask in masks]
         self.gradients = [torch.empty_like(weight) for weight in self.weights] if backward else []
         self.dx = torch.empty_like(self.x) if backward else self.x
-        self.consumers = self._consumers(shape, running)
+        self.reads = _channels_read(shape)
+        self.consumers = array("q", self._consumers(shape, running))
         images, channels, height, width = x.shape
         self.block = _Block(
             images,
@@ -137,43 +112,46 @@ class _Call:
             torch.get_num_threads(),
             shape.eps,
             1 / (1 - shape.dropout),
-            self.consumers,
+            self.consumers.buffer_info()[0],
             self.x.data_ptr(),
             dx=self.dx.data_ptr(),
         )
 
-    def _consumers(
-        self, shape: BlockShape, running: tuple[Sequence[Tensor], Sequence[Tensor]] | None
-    ) -> "Array[_Consumer]":
-        reads = _channels_read(shape)
-        consumers = (_Consumer * (shape.layers + 1))()
-        gradients: Sequence[Tensor | None] = self.gradients or [None] * len(self.weights)
-        weights = iter(zip(self.weights, gradients, strict=True))
-        statistics = iter(zip(*running, strict=True)) if running else None
+    def _consumers(self, shape: BlockShape, running: tuple[Sequence[Tensor], Sequence[Tensor]] | None) -> list[int]:
+        """The structures `Consumer` one after the other. All their fields are words of 64 bits; 0 is null."""
+        words: list[int] = []
+        values = iter(self.weights)
+        gradients: Iterator[Tensor | None] = iter(self.gradients) if self.gradients else repeat(None)
+        statistics: Iterator[tuple[Tensor | None, Tensor | None]] = (
+            zip(*running, strict=True) if running else repeat((None, None))
+        )
         masks = iter(self.masks)
 
-        def norm() -> _Norm:
-            (gamma, dgamma), (beta, dbeta) = next(weights), next(weights)
-            mean, variance = next(statistics) if statistics else (None, None)
-            return _Norm(*map(_address, (gamma, beta, dgamma, dbeta, mean, variance)))
+        def add_norm() -> None:
+            tensors = next(values), next(values), next(gradients), next(gradients), *next(statistics)
+            words.extend(map(_address, tensors))
 
-        def weight() -> _Weight:
-            values, gradient = next(weights)
-            of_out, of_in, _, of_tap = values.stride()
-            return _Weight(values.data_ptr(), _address(gradient), of_out, of_in, of_tap)
+        def add_convolution() -> None:
+            weight = next(values)
+            of_out, of_in, _, of_tap = weight.stride()
+            words.extend((weight.data_ptr(), _address(next(gradients)), of_out, of_in, of_tap))
+            words.append(_address(next(masks, None)))
 
-        for index, consumer in enumerate(consumers):
-            consumer.channels, consumer.reads = len(reads[index]), addressof(reads[index])
-            consumer.norm1 = norm()
+        for index, channels in enumerate(self.reads):
+            words.extend((len(channels), addressof(channels)))
+            add_norm()
             if index == shape.layers:
                 break
-            consumer.width, consumer.out = shape.widths[index], shape.sources[index + 1]
-            consumer.weight1, consumer.mask1 = weight(), _address(next(masks, None))
-            if consumer.width:
-                consumer.norm2 = norm()
-                consumer.weight2, consumer.mask2 = weight(), _address(next(masks, None))
-        self.reads = reads
-        return consumers
+            words.append(shape.widths[index])
+            add_convolution()
+            if shape.widths[index]:
+                add_norm()
+                add_convolution()
+            else:
+                words.extend(repeat(0, NORM_WORDS + CONVOLUTION_WORDS))
+            words.append(shape.sources[index + 1])
+        words.extend(repeat(0, 2 + NORM_WORDS + 2 * CONVOLUTION_WORDS))  # what the last consumer lacks
+        return words
 
     def fill(
         self,
@@ -227,8 +205,8 @@ def _is_regular(weight: Tensor) -> bool:
     return weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 @lru_cache(maxsize=256)

@@ -16,21 +16,30 @@ struct Images {
 
 constexpr Index LINE = 16;  // floats: channels that are done together, as they lie side by side where they come last
 
+// Images that are worth doing at once, so that small ones do not cost more than their pixels.
+inline Index at_once(Index pixels) { return std::max<Index>(1, 1024 / pixels); }
+
 // to[c][n·pixels + p] = from[n][c][p], zeros behind the last; moments of each channel.
 inline void copy_in(
     const Team& team, const float* from, const Images& images, Index count, Index channels, Index pixels, float* to,
     Index pitch, Moments* moments) {
+  const Index together = at_once(pixels);
   team.split(channels, LINE, [&](int, Index begin, Index end) {
-    for (Index n = 0; n < count; n++)
-      for (Index c = begin; c < end; c++) {
-        const float* source = from + images.at(n, c);
-        float* row = to + c * pitch + n * pixels;
-        if (images.of_pixel == 1)
-          std::memcpy(row, source, pixels * sizeof(float));
-        else
-          for (Index p = 0; p < pixels; p++) row[p] = source[p * images.of_pixel];
-        if (moments) moments[c].add(moments_of(row, pixels));
-      }
+    for (Index first = 0; first < count; first += together) {
+      const Index last = std::min(first + together, count);
+      for (Index n = first; n < last; n++)
+        for (Index c = begin; c < end; c++) {
+          const float* source = from + images.at(n, c);
+          float* row = to + c * pitch + n * pixels;
+          if (images.of_pixel == 1)
+            std::memcpy(row, source, pixels * sizeof(float));
+          else
+            for (Index p = 0; p < pixels; p++) row[p] = source[p * images.of_pixel];
+        }
+      if (moments)
+        for (Index c = begin; c < end; c++)
+          moments[c].add(moments_of(to + c * pitch + first * pixels, (last - first) * pixels));
+    }
     for (Index c = begin; c < end; c++)
       std::memset(to + c * pitch + count * pixels, 0, (pitch - count * pixels) * sizeof(float));
   });
@@ -101,18 +110,26 @@ inline void end_backward(const Ending& e, const float* from, float* dz) {
   }
 }
 
+// Images of even height lie one above the other like one: no 2×2 pixels are of two images.
+inline Index images_at_once(const Ending& e) {
+  const bool apart = e.end == MEAN || (e.end == POOL && e.height % 2);
+  return apart ? 1 : std::min(e.images, at_once(e.pixels()));
+}
+
 // out[c][n][...] of the channels x[c], where out has `all_images` of them.
 inline void end_block(
     const Team& team, const Ending& e, const float* const* x, Index channels, const Affine& affine, Index all_images,
     float* out) {
-  const Index made = e.made();
+  const Index made = e.made(), together = images_at_once(e);
   team.split(channels, 1, [&](int, Index begin, Index end) {
     static thread_local Floats scratch;
-    float* z = scratch.grow(e.pixels() + LANES + e.width);
+    float* z = scratch.grow(together * e.pixels() + LANES + e.width);
+    float* rows = z + together * e.pixels() + LANES;
     for (Index c = begin; c < end; c++)
-      for (Index n = 0; n < e.images; n++) {
-        activate(x[c] + n * e.pixels(), affine.scale[c], affine.shift[c], e.pixels(), z);
-        end_forward(e, z, z + e.pixels() + LANES, out + (c * all_images + n) * made);
+      for (Index n = 0; n < e.images; n += together) {
+        const Ending tall = {e.end, 1, std::min(together, e.images - n) * e.height, e.width};
+        activate(x[c] + n * e.pixels(), affine.scale[c], affine.shift[c], tall.pixels(), z);
+        end_forward(tall, z, rows, out + (c * all_images + n) * made);
       }
   });
 }
@@ -121,19 +138,20 @@ inline void end_block(
 inline Sums end_block_backward(
     const Team& team, const Ending& e, const float* gradient, const float* const* x, float* const* gradients,
     Index channels, const Affine& affine, const float* gamma, const float* mean) {
-  const Index made = e.made(), pixels = e.pixels();
+  const Index made = e.made(), together = images_at_once(e);
   Sums sums(channels);
   team.split(channels, 1, [&](int, Index begin, Index end) {
     static thread_local Floats scratch;
-    float* dz = scratch.grow(pixels + LANES);
+    float* dz = scratch.grow(together * e.pixels() + LANES);
     for (Index c = begin; c < end; c++) {
       const float scale = affine.scale[c], shift = affine.shift[c];
-      Accumulator sum_dz, sum_products;
-      for (Index n = 0; n < e.images; n++) {
-        end_backward(e, gradient + (c * e.images + n) * made, dz);
-        const float* u = x[c] + n * pixels;
-        float* g = gradients[c] + n * pixels;
-        along(pixels, [&](Index p, auto kind) {
+      for (Index n = 0; n < e.images; n += together) {
+        const Ending tall = {e.end, 1, std::min(together, e.images - n) * e.height, e.width};
+        end_backward(tall, gradient + (c * e.images + n) * made, dz);
+        const float* u = x[c] + n * e.pixels();
+        float* g = gradients[c] + n * e.pixels();
+        Accumulator sum_dz, sum_products;
+        along(tall.pixels(), [&](Index p, auto kind) {
           using V = decltype(kind);
           const V value = load_as<V>(u + p);
           const V d = where_positive(value * all_as<V>(scale) + all_as<V>(shift), load_as<V>(dz + p));
@@ -141,11 +159,8 @@ inline Sums end_block_backward(
           sum_products.add(d * (value - all_as<V>(mean[c])));
           store_as<V>(g + p, all_as<V>(gamma[c]) * d);
         });
-        if (n % 64 == 63 || n + 1 == e.images) {  // long sums of floats lose digits
-          sums.dz[c] += sum_dz.total();
-          sums.products[c] += sum_products.total();
-          sum_dz = sum_products = {};
-        }
+        sums.dz[c] += sum_dz.total();
+        sums.products[c] += sum_products.total();
       }
     }
   });

@@ -11,7 +11,8 @@ __attribute__((noinline)) void multiply(const float* w, const float* z, Index co
   for (Index k = 0; k < columns; k++, w += R, z += PANEL) {
     const Vector z0 = load(z), z1 = load(z + LANES);
     UNROLL for (int r = 0; r < R; r++) {
-      const Vector factor = all(w[r]);
+      Vector factor = all(w[r]);
+      KEEP(factor);
       low[r] += factor * z0;
       high[r] += factor * z1;
     }
@@ -34,7 +35,8 @@ __attribute__((noinline)) void multiply_3x3(
       const float* from = z + tap / 3 * row + tap % 3;
       const Vector z0 = load(from), z1 = load(from + LANES);
       UNROLL for (int r = 0; r < R; r++) {
-        const Vector factor = all(w[r]);
+        Vector factor = all(w[r]);
+      KEEP(factor);
         low[r] += factor * z0;
         high[r] += factor * z1;
       }
@@ -91,7 +93,8 @@ __attribute__((noinline)) void dots(Strip a, Strip b, Index runs, Index length, 
       Vector of_b[C];
       UNROLL for (int c = 0; c < C; c++) of_b[c] = load(pb + c * b.row);
       UNROLL for (int r = 0; r < R; r++) {
-        const Vector of_a = load(pa + r * a.row);
+        Vector of_a = load(pa + r * a.row);
+        KEEP(of_a);
         UNROLL for (int c = 0; c < C; c++) products[r * C + c] += of_a * of_b[c];
       }
     }

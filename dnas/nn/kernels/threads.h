@@ -41,7 +41,12 @@ class Pool {
     }
     wake_.notify_all();
     attempt(0);
-    while (left_.load(std::memory_order_acquire) > 0) RELAX();
+    for (int i = 0; left_.load(std::memory_order_acquire) > 0; i++) {
+      if (i < SPINS)
+        RELAX();
+      else
+        std::this_thread::yield();  // a worker may be waiting for this very core
+    }
     if (no_memory_) throw std::bad_alloc();
   }
 

@@ -35,6 +35,15 @@ typedef float Vector __attribute__((vector_size(LANES * sizeof(float))));
 #define INLINE_MEMBER inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
+// The compiler is to load v once into a register, and not again for each product with it.
+#if defined(__AVX512F__)
+#define KEEP(v) asm("" : "+v"(v))
+#elif defined(__x86_64__)
+#define KEEP(v) asm("" : "+x"(v))
+#else
+#define KEEP(v)
+#endif
+
 INLINE Vector load(const float* p) {
   Vector v;
   std::memcpy(&v, p, sizeof v);
@@ -81,8 +90,14 @@ INLINE Vector keep_first(Vector v, Index n) {
 
 // max(v, 0), and NaN where v is: a training that diverges must show it.
 INLINE Vector relu(Vector v) {
+#if defined(__AVX512F__)
+  return (Vector)_mm512_max_ps(_mm512_setzero_ps(), (__m512)v);  // of two that are not ordered, the second
+#elif defined(__AVX2__)
+  return (Vector)_mm256_max_ps(_mm256_setzero_ps(), (__m256)v);
+#else
   const Vector zero = {};
   return zero > v ? zero : v;
+#endif
 }
 
 typedef float Quad __attribute__((vector_size(16)));
