@@ -33,7 +33,11 @@ typedef float Vector __attribute__((vector_size(LANES * sizeof(float))));
 
 #define INLINE static inline __attribute__((always_inline))
 #define INLINE_MEMBER inline __attribute__((always_inline))
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#else
 #define UNROLL _Pragma("GCC unroll 16")
+#endif
 
 // The compiler is to load v once into a register, and not again for each product with it.
 #if defined(__AVX512F__)
