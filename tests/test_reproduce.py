@@ -146,7 +146,7 @@ def test_a_plan_tells_what_is_there_and_what_a_machine_does_at_once(monkeypatch:
     """Tiny images on CPUs: a training a core."""
     monkeypatch.setattr("dnas.listed.cores", lambda: 7)
     plan = make_plan("fig4-right", "smoke")
-    asked = Namespace(workers=None, threads=None, device="cpu", timeout=None)
+    asked = Namespace(workers=None, threads=None, device="cpu", timeout=None, kernels=None)
     means = means_of(asked, {"name": "digits"}, 8)
     assert (means.workers, means.threads) == (7, 1)
     folder = StudyFolder(Path("studies") / plan.study)

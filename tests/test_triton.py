@@ -23,6 +23,10 @@ needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is
 SHARED_BYTES = 99 * 1024  # of a GPU's memory for the threads of one program, at the least since 2020
 
 
+# The kernels are interpreted once, in a process of their own: not by each worker of the suite.
+pytestmark = pytest.mark.xdist_group("triton")
+
+
 @pytest.fixture(scope="session")
 def interpreted() -> dict[str, Any]:
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
