@@ -190,15 +190,16 @@ def page(kept: dict[str, Any]) -> str:
         f"## An objective that sleeps {SLEEP_SECONDS:g} s, {TRIALS:,} trials, {SLOTS} at once on a node",
         "",
         "Efficiency: the ideal time (all sleeps, divided by the places) over the time taken, n = 1 run each. Steady:",
-        "without the first twentieth, which waits for the actors to start.",
+        "without the first twentieth, which waits for the actors to start. All nodes share the machine's cores: where",
+        "the seconds a trial stay the same with more nodes, these are what saturates, not the study.",
         "",
-        "| nodes | trials at once | efficiency | steady |",
-        "|---|---|---|---|",
+        "| nodes | trials at once | seconds a trial | efficiency | steady |",
+        "|---|---|---|---|---|",
     ]
     for row in kept["scale"]:
         lines.append(
-            f"| {row['nodes']} | {row['nodes'] * SLOTS} | {100 * row['ideal'] / row['whole']:.1f}%"
-            f" | {100 * row['steady']:.1f}% |"
+            f"| {row['nodes']} | {row['nodes'] * SLOTS} | {row['whole'] / TRIALS:.2f}"
+            f" | {100 * row['ideal'] / row['whole']:.1f}% | {100 * row['steady']:.1f}% |"
         )
     return "\n".join(lines) + "\n"
 
