@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from dnas.arch import FAMILIES, DenseNetSpec, Spec, cost, format_name, parse_name
+from dnas.arch import FAMILIES, Spec, cost, format_name, parse_name
 from dnas.arch.names import stated_fields
 from dnas.data import Dataset, load_dataset
 from dnas.data.catalog import data_info
@@ -133,8 +133,6 @@ def _kernels(asked: str | None, spec: Spec, recipe: Recipe, device: str, folder:
         return str(begun)
     if (asked or DEFAULT_KERNELS) != "auto":
         return asked or DEFAULT_KERNELS
-    if not isinstance(spec, DenseNetSpec):
-        return "plain"
     return choose_kernels(spec, device, recipe.batch_size, torch.get_num_threads())
 
 

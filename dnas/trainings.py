@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from dnas.arch import DenseNetSpec
 from dnas.errors import InputError
 from dnas.executors.worker import Job, Message
 from dnas.files import DiskFull
@@ -178,14 +177,11 @@ class Trainings:
         from dnas.nn.choose import choose_kernels
         from dnas.train import list_devices
 
-        spec = record.network_spec
-        if not isinstance(spec, DenseNetSpec):
-            return "plain"
         try:
             device = list_devices(self.options.device)[0]
         except InputError:
             return "plain"  # the cluster's nodes have one, this machine has none to measure on
-        return choose_kernels(spec, device, record.recipe["batch_size"], self.options.threads)
+        return choose_kernels(record.network_spec, device, record.recipe["batch_size"], self.options.threads)
 
     def _check_kernels(self) -> None:
         """Reads the study's kernels; one that was begun before there was a choice has `plain`. `InputError` where

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dnas.arch import DenseNetSpec
+from dnas.arch import DenseNetSpec, Spec
 from dnas.nn.densenet import DenseNet
 from dnas.nn.kernels import why_not
 
@@ -20,12 +20,14 @@ MEASURED_IMAGES = 64  # at most: what is the fastest with so many is with more
 log = logging.getLogger(__name__)
 
 
-def choose_kernels(spec: DenseNetSpec, device: str | torch.device, batch: int, threads: int) -> str:
+def choose_kernels(spec: Spec, device: str | torch.device, batch: int, threads: int) -> str:
     """The kernels whose training steps of `batch` images are the fastest on `device`, on a CPU with `threads` threads:
     by the medians of a few steps each, taken in turn. No random stream is touched.
 
-    Where this machine has no C++ kernels the log says why, and the answer is `plain`.
+    Where this machine has no C++ kernels the log says why, and the answer is `plain`, as it is for other families.
     """
+    if not isinstance(spec, DenseNetSpec):
+        return "plain"
     device = torch.device(device)
     able = [name for name in CANDIDATES if name != "cpu" or (device.type == "cpu" and _has_cpu_kernels())]
     if len(able) == 1:
