@@ -145,7 +145,8 @@ class Trainings:
             if not self.executor.running:
                 break
             for key, message in self.executor.wait(timeout=1.0):
-                self._hear(self._record(key), message, outcome)
+                if key in self._running:  # else an earlier message of this batch has ended it
+                    self._hear(self._record(key), message, outcome)
             self._end_overdue(outcome)
         outcome.trials = len(self.records)
         return outcome

@@ -746,6 +746,20 @@ def test_a_worker_that_is_lost_without_progress_fails_at_last() -> None:
     assert records()[0].attempts == 5
 
 
+def test_what_comes_after_the_end_of_a_trial_in_one_batch_is_not_heard() -> None:
+    """Ray begins a lost process again by itself, so that several losses may come at once."""
+
+    class Bursting(AnalyticExecutor):
+        def wait(self, timeout: float) -> list[tuple[str, Message]]:
+            lost = Message("lost", {"text": "gone", "restarted": True})
+            return [(key, lost) for key in self.running for _ in range(9)]
+
+    search(options(1), Silent(), Bursting())
+    assert records()[0].state == "failed"
+    assert records()[0].losses == 4
+    assert [event["event"] for event in events()].count("tell") == 1
+
+
 def test_a_full_disk_stops_the_search_and_the_trial_goes_on_later() -> None:
     with pytest.raises(InputError, match="no room left"):
         run(3, failing("disk full", "no room left"))
