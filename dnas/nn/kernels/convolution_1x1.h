@@ -8,7 +8,7 @@
 #include "threads.h"
 #include "weights.h"
 
-constexpr Index CACHE_FLOATS = 40 * 1024;  // what a tile may fill of a second-level cache of 512 KB or more
+constexpr Index CACHE_FLOATS = 64 * 1024;  // what a tile may fill of a second-level cache of 512 KB or more
 
 // z[p / PANEL][c][p % PANEL] = max(scale·x + shift, 0) for the channels [from, from + count) and `pixels` from x[c] + p.
 inline void pack_panels(
@@ -16,8 +16,6 @@ inline void pack_panels(
   const Index panels = (pixels + PANEL - 1) / PANEL;
   for (Index c = 0; c < count; c++) {
     const float* row = x[from + c] + p;
-    if (c + 2 < count)
-      for (Index i = 0; i < pixels; i += 16) __builtin_prefetch(x[from + c + 2] + p + i);
     const Vector scale = all(affine.scale[from + c]), shift = all(affine.shift[from + c]);
     float* to = z + c * PANEL;
     for (Index panel = 0; panel < panels; panel++, row += PANEL, to += count * PANEL) {
@@ -37,7 +35,7 @@ inline void convolve_1x1(
     const Team& team, Index pixels, const float* const* x, Index channels, const Affine& affine, const Packed& weight,
     Index out, float* y, Index pitch, const std::uint8_t* mask, float mask_scale, Moments* moments) {
   std::vector<Moments> of_part(moments ? team.parts * out : 0);
-  const Index most_channels = std::min<Index>(channels, 256);
+  const Index chunks = (channels + 255) / 256, most_channels = (channels + chunks - 1) / chunks;
   const Index tile = std::clamp<Index>(CACHE_FLOATS / most_channels / PANEL * PANEL, 4 * PANEL, 1024);
   team.split(pixels, PANEL, [&](int part, Index begin, Index end) {
     static thread_local Floats scratch;
@@ -48,9 +46,15 @@ inline void convolve_1x1(
       for (Index from = 0; from < channels; from += most_channels) {
         const Index count = std::min(most_channels, channels - from);
         pack_panels(x, affine, from, count, p, n, z);
+        const bool again = from + count < channels;
+        const Ahead next{x + (again ? std::min(from + count, channels - count) : 0), again ? p : p + tile};
         for (const Rows& g : weight.groups)
           for (Index q = 0; q < n; q += PANEL) {
-            multiply_rows(g.padded, weight.of(g) + from * g.padded, z + q * count, count, made);
+            const float *rows = weight.of(g) + from * g.padded, *panel = z + q * count;
+            if (g.first == 0)
+              multiply_rows<true>(g.padded, rows, panel, count, made, {next.rows, next.at + q});
+            else
+              multiply_rows<false>(g.padded, rows, panel, count, made);
             for (Index r = 0; r < g.count; r++) {
               float* to = y + (g.first + r) * pitch + p + q;
               const float* sums = made + r * PANEL;
@@ -129,18 +133,28 @@ INLINE void spread_panel(
   }
 }
 
-// dW[o][c] += Σ_p dy[o][p]·z[c][p] for a group of channels; dw is [o][channels].
+// dW[o][c] = Σ_p dy[o][p]·z[c][p] is kept in blocks of DOT_ROWS × DOT_COLUMNS numbers, as `dots` makes them:
+// [groups][MOST_ROWS / DOT_COLUMNS][rows of blocks][DOT_ROWS][DOT_COLUMNS].
+struct Blocks {
+  static constexpr Index ONE = DOT_ROWS * DOT_COLUMNS, OF_GROUP = MOST_ROWS / DOT_COLUMNS;
+  Index rows, groups;
+
+  Index size() const { return groups * OF_GROUP * rows * ONE; }
+  Index at(Index o, Index group, Index r) const {
+    return ((group * OF_GROUP + r / DOT_COLUMNS) * rows + o / DOT_ROWS) * ONE + o % DOT_ROWS * DOT_COLUMNS +
+           r % DOT_COLUMNS;
+  }
+};
+
+// Adds the products of a group's channels with all of dy.
 INLINE void add_weight_gradient(
-    const Rows& g, Index panels, Index out, const float* dy, Index dy_rows, const float* z, float* dw, Index channels) {
-  float found[DOT_ROWS * DOT_COLUMNS];
-  for (Index c = 0; c < g.padded; c += DOT_COLUMNS)
-    for (Index o = 0; o < dy_rows; o += DOT_ROWS) {
+    const Blocks& blocks, Index group, int padded, Index panels, const float* dy, const float* z, float* dw) {
+  const Index dy_rows = blocks.rows * DOT_ROWS;
+  for (Index c = 0; c < padded; c += DOT_COLUMNS)
+    for (Index o = 0; o < dy_rows; o += DOT_ROWS)
       dots<DOT_ROWS, DOT_COLUMNS>(
-          {dy + o * PANEL, PANEL, dy_rows * PANEL}, {z + c * PANEL, PANEL, MOST_ROWS * PANEL}, panels, PANEL, found);
-      for (Index r = 0; r < std::min<Index>(DOT_ROWS, out - o); r++)
-        for (Index k = 0; k < std::min<Index>(DOT_COLUMNS, g.count - c); k++)
-          dw[(o + r) * channels + g.first + c + k] += found[r * DOT_COLUMNS + k];
-    }
+          {dy + o * PANEL, PANEL, dy_rows * PANEL}, {z + c * PANEL, PANEL, MOST_ROWS * PANEL}, panels, PANEL,
+          dw + blocks.at(o, group, c));
 }
 
 // From dy: adds γ·dz to each channel's gradient, and gives Σ dz, Σ dz·(x − mean) and dW [out][channels].
@@ -152,20 +166,30 @@ inline Sums convolve_1x1_backward(
   const Index tile = std::clamp<Index>(CACHE_FLOATS / dy_rows / PANEL * PANEL, 4 * PANEL, 1024);
   std::vector<Sums> of_part(team.parts, Sums(channels));
   Floats weight_gradients;
-  float* dw = weight_gradients.zeros(team.parts * out * channels);
+  const Blocks blocks{dy_rows / DOT_ROWS, static_cast<Index>(weight.groups.size())};
+  float* dw = weight_gradients.zeros(team.parts * blocks.size());
   team.split(pixels, PANEL, [&](int part, Index begin, Index end) {
     static thread_local Floats scratch;
     float* dy = scratch.grow((dy_rows + MOST_ROWS) * tile);
     float* z = dy + dy_rows * tile;
     std::memset(z, 0, MOST_ROWS * tile * sizeof(float));
     alignas(64) float dz[MOST_ROWS * PANEL];
+    std::vector<const float*> next(std::max<Index>(out, 2 * MOST_ROWS), dz);
     for (Index p = begin; p < end; p += tile) {
       const Index n = std::min(tile, end - p), panels = (n + PANEL - 1) / PANEL;
       pack_gradient(from, out, dy_rows, pitch, pixels, p, n, dy);
-      for (const Rows& g : weight.groups) {
+      for (Index group = 0; group < blocks.groups; group++) {
+        const bool last = group + 1 == blocks.groups;
+        const Rows &g = weight.groups[group], &then = weight.groups[last ? 0 : group + 1];
+        for (Index r = 0; r < then.count; r++) {
+          next[2 * r] = x[then.first + r];
+          next[2 * r + 1] = gradients[then.first + r];
+        }
+        const Index next_p = last ? p + tile : p;
         Vector sums[MOST_ROWS][2] = {};
         for (Index q = 0; q < panels; q++) {
-          multiply_rows(g.padded, weight.of(g), dy + q * dy_rows * PANEL, out, dz);
+          multiply_rows<true>(
+              g.padded, weight.of(g), dy + q * dy_rows * PANEL, out, dz, {next.data(), next_p + q * PANEL});
           spread_panel(
               g, p + q * PANEL, x, gradients, affine, gamma, mean, dz, z + q * MOST_ROWS * PANEL, sums);
         }
@@ -173,16 +197,19 @@ inline Sums convolve_1x1_backward(
           of_part[part].dz[g.first + r] += sum(sums[r][0]);
           of_part[part].products[g.first + r] += sum(sums[r][1]);
         }
-        add_weight_gradient(g, panels, out, dy, dy_rows, z, dw + part * out * channels, channels);
+        add_weight_gradient(blocks, group, g.padded, panels, dy, z, dw + part * blocks.size());
       }
     }
   });
   for (int part = 1; part < team.parts; part++) of_part[0].add(of_part[part]);
-  for (Index o = 0; o < out; o++)
-    for (Index c = 0; c < channels; c++) {
-      float total = 0;
-      for (int part = 0; part < team.parts; part++) total += dw[(part * out + o) * channels + c];
-      to.gradient[o * to.of_out + c * to.of_in] = total;
-    }
+  for (Index group = 0; group < blocks.groups; group++) {
+    const Rows& g = weight.groups[group];
+    for (Index o = 0; o < out; o++)
+      for (Index r = 0; r < g.count; r++) {
+        float total = 0;
+        for (int part = 0; part < team.parts; part++) total += dw[part * blocks.size() + blocks.at(o, group, r)];
+        to.gradient[o * to.of_out + (g.first + r) * to.of_in] = total;
+      }
+  }
   return of_part[0];
 }

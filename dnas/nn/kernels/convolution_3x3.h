@@ -26,7 +26,7 @@ struct Margin {
   Margin(const Team& team, Index images_, Index height_, Index width_)
       : images(images_), height(height_), width(width_), row(width_ + 1) {
     const Index enough = std::max<Index>(1, 1024 / ((height + 1) * row));
-    group = std::min(enough, (images + team.parts - 1) / team.parts);
+    group = std::min(enough, (images + team.threads - 1) / team.threads);
     tasks = (images + group - 1) / group;
   }
 
@@ -92,10 +92,17 @@ inline void convolve_3x3(
         const Index count = std::min(chunk, channels - from);
         for (Index i = 0; i < count; i++)
           fill_activation(margin, task, x[from + i], affine.scale[from + i], affine.shift[from + i], z + i * size);
+        const bool again = from + count < channels;
+        const Ahead next{
+            x + (again ? std::min(from + count, channels - count) : 0),
+            (again ? task : task + 1) * margin.group * margin.pixels()};
         for (const Rows& g : weight.groups)
           for (Index q = 0; q < margin.positions(margin.images_of(task)); q += PANEL) {
-            multiply_rows_3x3(
-                g.padded, weight.of(g) + from * 9 * g.padded, z + q, count, size, margin.row, tile);
+            const float* rows = weight.of(g) + from * 9 * g.padded;
+            if (g.first == 0)
+              multiply_rows_3x3<true>(g.padded, rows, z + q, count, size, margin.row, tile, {next.rows, next.at + q});
+            else
+              multiply_rows_3x3<false>(g.padded, rows, z + q, count, size, margin.row, tile);
             for (Index r = 0; r < g.count; r++)
               UNROLL for (int half = 0; half < PANEL; half += LANES) {
                 float* to = sums + (g.first + r) * made + q + half;
@@ -172,7 +179,9 @@ inline Sums convolve_3x3_backward(
   const Index dy_rows = rounded_up(out, rows);
   std::vector<Sums> of_part(team.parts, Sums(channels));
   Floats weight_gradients;
-  float* dw = weight_gradients.zeros(team.parts * out * channels * 9);
+  // dW as `dots` makes it: [channels][kh][rows of blocks][rows][kw].
+  const Index of_kernel_row = dy_rows * 3, of_channel = 3 * of_kernel_row, of_all = channels * of_channel;
+  float* dw = weight_gradients.zeros(team.parts * of_all);
   team.split(margin.tasks, 1, [&](int part, Index begin, Index end) {
     static thread_local Floats scratch;
     // The centre of a gradient is aligned: it is read most.
@@ -181,9 +190,8 @@ inline Sums convolve_3x3_backward(
     float* z = dy - shift + dy_rows * size + LANES;
     float* dz = z + MOST_ROWS * size;
     std::memset(dy + out * size, 0, (dy_rows - out) * size * sizeof(float));
-    float* own = dw + part * out * channels * 9;
+    float* own = dw + part * of_all;
     alignas(64) float tile[MOST_ROWS * PANEL];
-    float found[6 * 3];
     for (Index task = begin; task < end; task++) {
       const Index positions = margin.positions(margin.images_of(task)), whole = rounded_up(positions, LANES);
       for (Index o = 0; o < out; o++) fill_gradient(margin, task, from, o, pitch, dy + o * size);
@@ -191,8 +199,15 @@ inline Sums convolve_3x3_backward(
         for (Index r = 0; r < g.count; r++)
           fill_activation(
               margin, task, x[g.first + r], affine.scale[g.first + r], affine.shift[g.first + r], z + r * size);
+        const bool last = &g == &weight.groups.back();
+        const Rows& next = last ? weight.groups.front() : (&g)[1];
+        const Index next_pixel = (last ? task + 1 : task) * margin.group * margin.pixels();
         for (Index q = 0; q < positions; q += PANEL) {
-          multiply_rows_3x3(g.padded, weight.of(g), dy + q, out, size, margin.row, tile);
+          for (Index r = next.first; r < next.first + next.count; r++) {
+            Ahead{x, next_pixel + q}.fetch(r);
+            Ahead{gradients, next_pixel + q}.fetch(r);
+          }
+          multiply_rows_3x3<false>(g.padded, weight.of(g), dy + q, out, size, margin.row, tile);
           for (Index r = 0; r < g.count; r++) {
             store(dz + r * made + q, load(tile + r * PANEL));
             store(dz + r * made + q + LANES, load(tile + r * PANEL + LANES));
@@ -208,13 +223,11 @@ inline Sums convolve_3x3_backward(
           for (Index r = 0; r < g.count; r++)
             for (Index kh = 0; kh < 3; kh++) {
               const Strip centres{dy + o * size + margin.centre(), size, 0}, shifted{z + r * size + kh * margin.row, 1, 0};
+              float* found = own + (g.first + r) * of_channel + kh * of_kernel_row + o * 3;
               if (rows == 4)
                 dots<4, 3>(centres, shifted, 1, whole, found);
               else
                 dots<6, 3>(centres, shifted, 1, whole, found);
-              for (Index row = 0; row < std::min(rows, out - o); row++)
-                for (Index kw = 0; kw < 3; kw++)
-                  own[((o + row) * channels + g.first + r) * 9 + kh * 3 + kw] += found[row * 3 + kw];
             }
       }
     }
@@ -225,7 +238,7 @@ inline Sums convolve_3x3_backward(
       for (Index tap = 0; tap < 9; tap++) {
         float total = 0;
         for (int part = 0; part < team.parts; part++)
-          total += dw[((part * out + o) * channels + c) * 9 + tap];
+          total += dw[part * of_all + c * of_channel + tap / 3 * of_kernel_row + o * 3 + tap % 3];
         to.gradient[o * to.of_out + c * to.of_in + tap * to.of_tap] = total;
       }
   return of_part[0];

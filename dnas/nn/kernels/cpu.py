@@ -22,7 +22,7 @@ NORM_WORDS, CONVOLUTION_WORDS = 6, 6  # of a NormTensors; of a Weight and its ma
 class _Block(Structure):
     _fields_ = [
         *((name, c_int64) for name in ("images", "height", "width", "x_channels", "layers", "end")),
-        *((name, c_int64) for name in ("x_of_image", "x_of_channel", "x_of_pixel", "parts")),
+        *((name, c_int64) for name in ("x_of_image", "x_of_channel", "x_of_pixel", "threads")),
         ("eps", c_double),
         ("mask_scale", c_double),
         ("consumers", c_void_p),

@@ -43,7 +43,7 @@ struct Block {
   Index layers;
   Index end;
   Images x_layout;  // of x and dx
-  Index parts;      // threads
+  Index threads;
   double eps;
   double mask_scale;
   const Consumer* consumers;  // [layers + 1]
@@ -79,9 +79,9 @@ void pack_backward(const Weight& w, Index out, Index in, Index taps, Packed& pac
 // What is the same for all that is done with a block of given sizes.
 class Work {
  public:
-  Work(const Block& block, int parts)
-      : b(block), team{parts}, margin(team, b.images, b.height, b.width), pixels(b.images * b.height * b.width),
-        pitch(pitch_of(pixels)) {
+  Work(const Block& block, int threads)
+      : b(block), pixels(b.images * b.height * b.width), pitch(pitch_of(pixels)), team(threads, pixels),
+        margin(team, b.images, b.height, b.width) {
     starts.push_back(b.x_channels);
     inner.push_back(0);
     for (Index l = 0; l < b.layers; l++) {
@@ -192,15 +192,15 @@ class Work {
   }
 
   const Block& b;
+  const Index pixels, pitch;
   const Team team;
   const Margin margin;
-  const Index pixels, pitch;
   std::vector<Index> starts;  // the first channel of each layer's maps; last: how many channels there are
   std::vector<Index> inner;   // the first of each bottleneck's among mean and variance
 };
 
 void forward(const Block& b) {
-  const Work work(b, static_cast<int>(b.parts));
+  const Work work(b, static_cast<int>(b.threads));
   prefer_large_pages(b.maps, (work.channels() - b.x_channels) * work.pitch);
   if (b.bottlenecks) prefer_large_pages(b.bottlenecks, (work.inner.back() - work.channels()) * work.pitch);
   std::vector<Prepared> layers(b.layers);
@@ -220,7 +220,7 @@ void forward(const Block& b) {
 // The backward pass, from the last consumer to the first.
 class BackwardWork : Work {
  public:
-  BackwardWork(const Block& block, int parts) : Work(block, parts), totals(inner.back()), layers(b.layers) {
+  BackwardWork(const Block& block, int threads) : Work(block, threads), totals(inner.back()), layers(b.layers) {
     for (Index c = 0; c < inner.back(); c++) mean.push_back(static_cast<float>(b.mean[c]));
   }
 
@@ -326,7 +326,7 @@ class BackwardWork : Work {
 // Without statistics to wait for, each thread takes some images through all layers, so that they stay in its cache;
 // with fewer images than threads, all threads share each layer's work.
 void infer(const Block& b) {
-  const Work whole(b, static_cast<int>(b.parts));
+  const Work whole(b, static_cast<int>(b.threads));
   std::vector<Prepared> layers(b.layers);
   whole.prepare(layers, false);
   for (Index l = 0; l < b.layers; l++) {
@@ -335,10 +335,10 @@ void infer(const Block& b) {
     if (c.width) layers[l].affine2 = Work::running(c.norm2, c.width, b.eps);
   }
   const Affine affine = Work::running(whole.last().norm1, whole.last().channels, b.eps);
-  const auto run = [&](Index first, Index count, int parts) {
+  const auto run = [&](Index first, Index count, int threads) {
     Block some = b;
     some.images = count;
-    const Work work(some, parts);
+    const Work work(some, threads);
     static thread_local Floats memory;
     float* x = memory.grow(work.channels() * work.pitch);
     float* maps = x + b.x_channels * work.pitch;
@@ -350,8 +350,8 @@ void infer(const Block& b) {
     end_block(
         work.team, work.ending(), read.data(), work.last().channels, affine, b.images, b.out + first * work.ending().made());
   };
-  if (b.images < b.parts) {
-    run(0, b.images, static_cast<int>(b.parts));
+  if (b.images < b.threads) {
+    run(0, b.images, static_cast<int>(b.threads));
     return;
   }
   const Index together = std::max<Index>(1, 1024 / (b.height * b.width));
@@ -377,7 +377,7 @@ extern "C" {
 Index dnas_pitch(Index pixels) { return pitch_of(pixels); }
 int dnas_forward(const Block* b) { return guarded([&] { forward(*b); }); }
 int dnas_backward(const Block* b) {
-  return guarded([&] { BackwardWork(*b, static_cast<int>(b->parts)).run(); });
+  return guarded([&] { BackwardWork(*b, static_cast<int>(b->threads)).run(); });
 }
 int dnas_infer(const Block* b) { return guarded([&] { infer(*b); }); }
 }

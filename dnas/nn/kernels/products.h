@@ -3,12 +3,25 @@
 
 #include "vectors.h"
 
-// out[r][p] = Σ_k w[k][r] · z[k][p]: R rows, one panel of pixels. A convolution of 1×1.
-template <int R>
-__attribute__((noinline)) void multiply(const float* w, const float* z, Index columns, float* out) {
+// What will be read next: the panels at rows[0] + at, rows[1] + at ... A micro-kernel that fetches one with each column
+// waits for none of them; what lies behind the last row of all is asked for too, which does no harm.
+struct Ahead {
+  const float* const* rows;
+  Index at;
+
+  INLINE_MEMBER void fetch(Index row) const {
+    UNROLL for (int i = 0; i < PANEL; i += 16) __builtin_prefetch(rows[row] + at + i, 0, 2);
+  }
+};
+
+// out[r][p] = Σ_k w[k][r] · z[k][p]: R rows, one panel of pixels. A convolution of 1×1. FETCH: `ahead` has a row for
+// each column.
+template <int R, bool FETCH>
+__attribute__((noinline)) void multiply(const float* w, const float* z, Index columns, float* out, Ahead ahead) {
   Vector low[R], high[R];
   UNROLL for (int r = 0; r < R; r++) low[r] = high[r] = Vector{};
   for (Index k = 0; k < columns; k++, w += R, z += PANEL) {
+    if constexpr (FETCH) ahead.fetch(k);
     const Vector z0 = load(z), z1 = load(z + LANES);
     UNROLL for (int r = 0; r < R; r++) {
       Vector factor = all(w[r]);
@@ -24,19 +37,20 @@ __attribute__((noinline)) void multiply(const float* w, const float* z, Index co
 }
 
 // out[r][p] = Σ_{i, kh, kw} w[i][kh][kw][r] · z[i][p + kh·row + kw]: a convolution of 3×3 over maps with a margin of
-// zeros, `size` floats each, whose rows are `row` floats apart.
-template <int R>
+// zeros, `size` floats each, whose rows are `row` floats apart. FETCH: `ahead` has a row for each channel.
+template <int R, bool FETCH>
 __attribute__((noinline)) void multiply_3x3(
-    const float* w, const float* z, Index channels, Index size, Index row, float* out) {
+    const float* w, const float* z, Index channels, Index size, Index row, float* out, Ahead ahead) {
   Vector low[R], high[R];
   UNROLL for (int r = 0; r < R; r++) low[r] = high[r] = Vector{};
   for (Index i = 0; i < channels; i++, z += size) {
+    if constexpr (FETCH) ahead.fetch(i);
     UNROLL for (int tap = 0; tap < 9; tap++) {
       const float* from = z + tap / 3 * row + tap % 3;
       const Vector z0 = load(from), z1 = load(from + LANES);
       UNROLL for (int r = 0; r < R; r++) {
         Vector factor = all(w[r]);
-      KEEP(factor);
+        KEEP(factor);
         low[r] += factor * z0;
         high[r] += factor * z1;
       }
@@ -49,29 +63,31 @@ __attribute__((noinline)) void multiply_3x3(
   }
 }
 
-INLINE void multiply_rows(int rows, const float* w, const float* z, Index columns, float* out) {
+template <bool FETCH>
+INLINE void multiply_rows(int rows, const float* w, const float* z, Index columns, float* out, Ahead ahead = {}) {
   switch (rows) {
-    case 2: return multiply<2>(w, z, columns, out);
-    case 4: return multiply<4>(w, z, columns, out);
-    case 6: return multiply<6>(w, z, columns, out);
+    case 2: return multiply<2, FETCH>(w, z, columns, out, ahead);
+    case 4: return multiply<4, FETCH>(w, z, columns, out, ahead);
+    case 6: return multiply<6, FETCH>(w, z, columns, out, ahead);
 #if defined(__AVX512F__) || defined(__aarch64__)
-    case 8: return multiply<8>(w, z, columns, out);
-    case 10: return multiply<10>(w, z, columns, out);
-    default: return multiply<12>(w, z, columns, out);
+    case 8: return multiply<8, FETCH>(w, z, columns, out, ahead);
+    case 10: return multiply<10, FETCH>(w, z, columns, out, ahead);
+    default: return multiply<12, FETCH>(w, z, columns, out, ahead);
 #endif
   }
 }
 
+template <bool FETCH>
 INLINE void multiply_rows_3x3(
-    int rows, const float* w, const float* z, Index channels, Index size, Index row, float* out) {
+    int rows, const float* w, const float* z, Index channels, Index size, Index row, float* out, Ahead ahead = {}) {
   switch (rows) {
-    case 2: return multiply_3x3<2>(w, z, channels, size, row, out);
-    case 4: return multiply_3x3<4>(w, z, channels, size, row, out);
-    case 6: return multiply_3x3<6>(w, z, channels, size, row, out);
+    case 2: return multiply_3x3<2, FETCH>(w, z, channels, size, row, out, ahead);
+    case 4: return multiply_3x3<4, FETCH>(w, z, channels, size, row, out, ahead);
+    case 6: return multiply_3x3<6, FETCH>(w, z, channels, size, row, out, ahead);
 #if defined(__AVX512F__) || defined(__aarch64__)
-    case 8: return multiply_3x3<8>(w, z, channels, size, row, out);
-    case 10: return multiply_3x3<10>(w, z, channels, size, row, out);
-    default: return multiply_3x3<12>(w, z, channels, size, row, out);
+    case 8: return multiply_3x3<8, FETCH>(w, z, channels, size, row, out, ahead);
+    case 10: return multiply_3x3<10, FETCH>(w, z, channels, size, row, out, ahead);
+    default: return multiply_3x3<12, FETCH>(w, z, channels, size, row, out, ahead);
 #endif
   }
 }
@@ -82,7 +98,7 @@ struct Strip {
   Index row, step;
 };
 
-// out[r·C + c] = Σ_p a[r][p] · b[c][p] over `runs` runs of `length` floats.
+// out[r·C + c] += Σ_p a[r][p] · b[c][p] over `runs` runs of `length` floats.
 template <int R, int C>
 __attribute__((noinline)) void dots(Strip a, Strip b, Index runs, Index length, float* out) {
   Vector products[R * C];
@@ -101,8 +117,10 @@ __attribute__((noinline)) void dots(Strip a, Strip b, Index runs, Index length, 
   }
   constexpr int FOURS = R * C / 4 * 4;
   UNROLL for (int i = 0; i < FOURS; i += 4) {
-    const Quad four = sums(products[i], products[i + 1], products[i + 2], products[i + 3]);
+    Quad four;
+    std::memcpy(&four, out + i, sizeof four);
+    four += sums(products[i], products[i + 1], products[i + 2], products[i + 3]);
     std::memcpy(out + i, &four, sizeof four);
   }
-  UNROLL for (int i = FOURS; i < R * C; i++) out[i] = sum(products[i]);
+  UNROLL for (int i = FOURS; i < R * C; i++) out[i] += sum(products[i]);
 }

@@ -1,9 +1,10 @@
-// A team of threads: work(part) for every part at once. Which part does what never depends on who is faster, so that
-// the same number of parts gives the same bits.
+// A team of threads: work(part) for every part. What a part is never depends on who is faster, so that the same number
+// of threads gives the same bits.
 #pragma once
 
 #include <pthread.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <functional>
@@ -106,18 +107,29 @@ inline Pool& pool() {
   return *pool_of_process();
 }
 
+// So many threads, and the parts that work is cut into: more than threads where there is enough of it, so that a thread
+// that the machine holds up is given fewer. Sums are kept by part, and added in their order.
 struct Team {
-  int parts;
+  int threads, parts;
 
+  Team(int threads_, Index pixels)
+      : threads(threads_),
+        parts(threads == 1 ? 1 : threads * static_cast<int>(std::clamp<Index>(pixels / threads / ENOUGH, 1, 4))) {}
+
+  // work(part) for each.
   template <class Work>
   void run(const Work& work) const {
-    if (parts == 1)
-      work(0);
+    std::atomic<int> next{0};
+    const auto some = [&](int) {
+      for (int part; (part = next.fetch_add(1)) < parts;) work(part);
+    };
+    if (threads == 1)
+      some(0);
     else
-      pool().run(parts, work);
+      pool().run(threads, some);
   }
 
-  // work(from, to) for a share of [0, count) each; shares begin at multiples of step.
+  // work(part, from, to) for a share of [0, count) each; shares begin at multiples of step.
   template <class Work>
   void split(Index count, Index step, const Work& work) const {
     const Index steps = (count + step - 1) / step;
@@ -126,4 +138,7 @@ struct Team {
       if (from < count && from < to) work(part, from, to < count ? to : count);
     });
   }
+
+ private:
+  static constexpr Index ENOUGH = 2048;  // pixels of a part
 };

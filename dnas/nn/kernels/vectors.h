@@ -121,14 +121,18 @@ INLINE float sum(Vector v) {
 
 // The sums of four vectors.
 INLINE Quad sums(Vector a, Vector b, Vector c, Vector d) {
-  const Quad q0 = folded(a), q1 = folded(b), q2 = folded(c), q3 = folded(d);
-#if defined(__SSE__)
-  const __m128 low = _mm_add_ps(_mm_unpacklo_ps(q0, q2), _mm_unpackhi_ps(q0, q2));  // a02 c02 a13 c13
-  const __m128 high = _mm_add_ps(_mm_unpacklo_ps(q1, q3), _mm_unpackhi_ps(q1, q3));
-  return (Quad)_mm_add_ps(_mm_unpacklo_ps(low, high), _mm_unpackhi_ps(low, high));
+#if defined(__AVX512F__)
+  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));  // a02 b02 a13 b13, four times
+  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+  const __m512 low = _mm512_shuffle_ps(ab, cd, 0x44), high = _mm512_shuffle_ps(ab, cd, 0xee);
+  return folded((Vector)_mm512_add_ps(low, high));
+#elif defined(__AVX2__)
+  const __m256 ab = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+  const __m256 cd = _mm256_add_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+  const __m256 low = _mm256_shuffle_ps(ab, cd, 0x44), high = _mm256_shuffle_ps(ab, cd, 0xee);
+  return folded((Vector)_mm256_add_ps(low, high));
 #else
-  return Quad{q0[0] + q0[1] + q0[2] + q0[3], q1[0] + q1[1] + q1[2] + q1[3], q2[0] + q2[1] + q2[2] + q2[3],
-              q3[0] + q3[1] + q3[2] + q3[3]};
+  return Quad{sum(a), sum(b), sum(c), sum(d)};
 #endif
 }
 
