@@ -101,6 +101,7 @@ def check_equal(spec: DenseNetSpec, batch: int, kernels: str, memory: str, layou
 @example(parse_name("densenet:layers=3-2,k=4,dropout=0.3,connect=window:2,size=7"), 4, torch.contiguous_format)
 @example(parse_name("densenet-bc:layers=5-4,k=5,connect=log,stem=imagenet,size=45"), 3, torch.channels_last)
 @example(parse_name("densenet-b:layers=4-4,k=2,connect=none,size=11"), 1, torch.contiguous_format)
+@example(parse_name("densenet-b:layers=2-2,k=1,dropout=0.2,connect=none,channels=1,size=4"), 1, torch.channels_last)
 @settings(max_examples=25, deadline=None)
 @pytest.mark.parametrize("memory", ["linear", "recompute"])
 def test_ref_is_the_same_function(memory: str, spec: DenseNetSpec, batch: int, layout: torch.memory_format) -> None:

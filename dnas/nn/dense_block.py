@@ -569,6 +569,8 @@ def _drawn_masks(shape: BlockShape, x: Tensor, weights: Sequence[Tensor]) -> Ite
         read = {layouts[source] for source in shape.reads[layer]}
         layout = read.pop() if len(read) == 1 else torch.contiguous_format  # as torch.cat does
         for weight in own[2::3]:
+            if weight.shape[1] == 1:
+                layout = torch.contiguous_format  # what a norm makes of a single map lies so, whichever its strides
             if layout_of(weight) == torch.channels_last:
                 layout = torch.channels_last
             size = x.shape[0], weight.shape[0], *x.shape[2:]
