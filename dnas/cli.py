@@ -328,7 +328,7 @@ def _add_kernels(add: Any) -> None:
         "--kernels",
         metavar="NAME",
         help="what runs the dense blocks: plain (PyTorch's modules), ref, cpu (C++), triton (CUDA), or auto, which"
-        " measures (default: the study's, else plain)",
+        " measures (default: the study's, else auto)",
     )
 
 

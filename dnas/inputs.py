@@ -20,7 +20,7 @@ from dnas.space import Limits, Space, parse_space
 from dnas.study import StudyFolder, now
 
 LIST = "list"  # the `kind` of a study whose trainings were listed: see dnas.runs
-DEFAULT_KERNELS = "plain"  # of a new study
+DEFAULT_KERNELS = "auto"  # of a new study
 DEFAULTS: dict[str, Any] = {"objective": "val_error", "sampler": "tpe", "control": 0.0}  # of studies before 0.2
 
 

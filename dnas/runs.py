@@ -21,6 +21,7 @@ from dnas.executors.local import LocalExecutor
 from dnas.executors.worker import Job
 from dnas.inputs import LIST, Means, git_commit, versions
 from dnas.jobs import make_job, take
+from dnas.nn.kernels import check_kernels
 from dnas.recipe import Recipe
 from dnas.study import StudyFolder, TrialRecord, new_record, now, read_study
 from dnas.train import list_devices
@@ -79,6 +80,8 @@ def train_runs(
     network is trained again.
     """
     check_runs(study, runs)
+    if means.kernels is not None:
+        check_kernels(means.kernels)  # before there is a folder
     folder = StudyFolder(Path("studies") / study)
     devices = list_devices(means.device) if executor is None else (means.device,)
     if folder.exists:

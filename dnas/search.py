@@ -21,6 +21,7 @@ from dnas.extend import settle
 from dnas.history import ENDED, History
 from dnas.inputs import Options, check_objectives, check_same, frozen_inputs, git_commit, versions
 from dnas.jobs import make_job, take
+from dnas.nn.kernels import check_kernels
 from dnas.proposals import Exhausted, Proposal, Region, make_sampler, propose
 from dnas.samplers.tpe import distributions_json
 from dnas.space import Space
@@ -43,6 +44,8 @@ def search(options: Options, show: Show, executor: Executor | None = None) -> Ou
 
     folder = StudyFolder(Path("studies") / options.study)
     devices = list_devices(options.device) if executor is None else (options.device,)
+    if options.kernels is not None:
+        check_kernels(options.kernels)  # before there is a folder
     check_stopping(options.stopping, len(options.objectives) > 1)
     if folder.exists:
         settle(folder)

@@ -118,7 +118,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     )
 
 
-def _kernels(asked: str | None, spec: Spec, recipe: Recipe, device: str, folder: Path) -> str:
+def _kernels(asked: str | None, compiled: bool, spec: Spec, recipe: Recipe, device: str, folder: Path) -> str:
     """What runs the dense blocks: as the run in `folder` was begun, so that it goes on bit for bit; else as asked."""
     if asked is not None:
         check_kernels(asked)
@@ -131,9 +131,10 @@ def _kernels(asked: str | None, spec: Spec, recipe: Recipe, device: str, folder:
         )
     if begun is not None:
         return str(begun)
-    if (asked or DEFAULT_KERNELS) != "auto":
-        return asked or DEFAULT_KERNELS
-    return choose_kernels(spec, device, recipe.batch_size, torch.get_num_threads())
+    asked = asked or DEFAULT_KERNELS
+    if asked != "auto":
+        return asked
+    return "plain" if compiled else choose_kernels(spec, device, recipe.batch_size, torch.get_num_threads())
 
 
 def _train(args: argparse.Namespace, device: str, folder: Path, go_on: str, group: Group) -> int:
@@ -172,7 +173,7 @@ def _train(args: argparse.Namespace, device: str, folder: Path, go_on: str, grou
         f" seed {args.seed}, {where}\n"
         f"stored  {folder}/"
     )
-    kernels = group.from_first(lambda: _kernels(args.kernels, spec, recipe, device, folder))
+    kernels = group.from_first(lambda: _kernels(args.kernels, args.compile, spec, recipe, device, folder))
     if group.is_first:
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / "checkpoint.pt").exists():

@@ -14,6 +14,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+@pytest.fixture(autouse=True)
+def plain_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hundreds of tests begin a study whose trainings are formulas: none of them is to measure kernels first. What is
+    said here is of this process alone: the commands that tests start choose as a user's do."""
+    for module in ("dnas.trainings", "dnas.single"):
+        monkeypatch.setattr(f"{module}.DEFAULT_KERNELS", "plain")
+
+
 if TYPE_CHECKING:
     from tests.postgres import Server
 

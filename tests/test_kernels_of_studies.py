@@ -9,7 +9,7 @@ import pytest
 from dnas.arch import DenseNetSpec, parse_name
 from dnas.cli import main
 from dnas.errors import InputError
-from dnas.inputs import Means, Options
+from dnas.inputs import DEFAULT_KERNELS, Means, Options
 from dnas.nn.kernels import why_not
 from dnas.search import search
 from dnas.space import load_space
@@ -63,6 +63,18 @@ def test_auto_is_settled_once_by_the_first_network(monkeypatch: pytest.MonkeyPat
     assert frozen() == "ref"
 
 
+def test_whoever_asks_for_nothing_gets_what_is_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dnas.trainings.DEFAULT_KERNELS", DEFAULT_KERNELS)
+    monkeypatch.setattr("dnas.single.DEFAULT_KERNELS", DEFAULT_KERNELS)
+    monkeypatch.setattr("dnas.nn.choose.choose_kernels", lambda *args: "ref")
+    monkeypatch.setattr("dnas.single.choose_kernels", lambda *args: "ref")
+    assert [job.kernels for job in run(1).started] == ["ref"]
+    assert [job.kernels for job in run(1, study="compiled", compile_net=True).started] == ["plain"]
+    command = ["train", "densenet:L=7,k=2", "--dataset", "digits", "--subset", "100", "--epochs", "1", "--out"]
+    assert main([*command, "eager"]) == 0
+    assert json.loads(Path("eager/run.json").read_text())["kernels"] == "ref"
+
+
 def test_residual_networks_have_no_such_kernels() -> None:
     trainings = Trainings()
     trainings.options = Means({"name": "digits"}, kernels="auto")
@@ -93,6 +105,7 @@ def test_unknown_kernels_are_one_line(capsys: pytest.CaptureFixture[str]) -> Non
     error = capsys.readouterr().err
     assert error.count("kernels must be one of plain, ref, cpu") == 2
     assert error.count("\n") == 2
+    assert not Path("studies").exists(), "there is nothing to go on with"
 
 
 @pytest.mark.parametrize("kernels", ["ref", "cpu"])
