@@ -23,7 +23,7 @@ demo-ablation: .venv/installed ## a real ablation on handwritten digits: 4 varia
 	$(BIN)/dnas report digits_bottleneck_compression
 
 test: .venv/installed ## the whole test suite
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
+	$(BIN)/python -m pytest -n $$(( $$($(PYTHON) -c "import os; print(os.cpu_count())") + 1 )) --maxprocesses 4 --dist loadgroup
 
 lint: .venv/installed ## ruff and mypy
 	$(BIN)/ruff check .
@@ -32,6 +32,7 @@ lint: .venv/installed ## ruff and mypy
 
 bench: .venv/installed ## what runs without data of its own; see benchmarks/README.md
 	$(BIN)/python benchmarks/bench_cost.py
+	$(BIN)/python benchmarks/bench_dense_block.py
 
 clean: ## remove .venv and caches; studies and reports stay
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,7 +1,8 @@
 """The fast dense block beside what others use: training step, inference, saved activations, peak memory.
 
-    python benchmarks/bench_dense_block.py                          # all networks, 2 threads
+    python benchmarks/bench_dense_block.py                          # all networks, 2 threads: results/dense_block.md
     python benchmarks/bench_dense_block.py --network tiny --threads 1 --rounds 9 --compiled
+    python benchmarks/bench_dense_block.py --print                  # the table and the figure of what was measured last
 
 Every variant trains the same network on the same random images. Variants take turns, so that a machine that slows down
 slows all; a figure is the median of `--rounds` steps (the range behind it), a ratio that of two medians of one run. The
@@ -10,19 +11,27 @@ product, and the bytes that the fast path must move at the speed of a copy, meas
 once, backward twice.
 
 Peers: torchvision's DenseNet, and, written here in their spirit, timm's (concatenation in the layer) and
-efficient_densenet_pytorch's (BN-ReLU-Conv(1×1) of a concatenation under torch.utils.checkpoint). All have malloc as it
-is; run with the environment that `--help-malloc` prints to take page faults out of the peers' times too.
+efficient_densenet_pytorch's (BN-ReLU-Conv(1×1) of a concatenation under torch.utils.checkpoint). The script sets
+malloc the same for all, to keep the memory that it has once got: page faults would cost the peers most. Peak memory is
+that of one step in a process of its own, with malloc as it is, beyond what the process held before the network.
+
+What was measured is kept beside the results as JSON, a network at a time.
 """
 
 import argparse
+import datetime
+import itertools
+import json
+import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +50,26 @@ NETWORKS = {  # name: (spec, batch)
     "DenseNet-121": ("densenet121", 8),
     "tiny": ("densenet:L=10,k=4,channels=1,size=8", 128),
 }
-MALLOC = "MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_TOP_PAD_=268435456"
+MALLOC = {  # memory that was got once is kept
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "4294967296",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+OURS, RECOMPUTED = "ours, cpu", "ours, cpu, recompute"
+HERE = Path(__file__).parent
+RESULTS, KEPT = HERE / "results" / "dense_block.md", HERE / "results" / "dense_block.json"
+FIGURE = HERE.parent / "docs" / "images" / "dense_block.png"
+RESULTS_HEAD = """# How fast and how small is the dense block?
+
+    python benchmarks/bench_dense_block.py --compiled
+
+Variants take turns; a figure is a median, its range behind it. `best peer / it`: how many times as fast as the best
+variant that is not ours. Saved: what autograd keeps for the backward pass. Peak: the most that one training step takes.
+Compiled variants have no peak: their compiler runs in the same process. No GPU has been measured."""
+
+PATCH = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # so that no line crosses a number
+
+Kept = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -113,8 +141,8 @@ def torchvisions(spec: DenseNetSpec, memory_efficient: bool) -> nn.Module:
 
 def variants(spec: DenseNetSpec, compiled: bool) -> list[Variant]:
     ours = [
-        Variant("ours, cpu", lambda s: DenseNet(s, kernels="cpu"), ours=True),
-        Variant("ours, cpu, recompute", lambda s: DenseNet(s, kernels="cpu", memory="recompute"), True, True),
+        Variant(OURS, lambda s: DenseNet(s, kernels="cpu"), ours=True),
+        Variant(RECOMPUTED, lambda s: DenseNet(s, kernels="cpu", memory="recompute"), True, True),
         Variant("ours, ref", lambda s: DenseNet(s, kernels="ref"), ours=True),
     ]
     peers = [
@@ -220,51 +248,149 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def peak_bytes(network: str, variant: str, threads: int) -> int:
+def peak_bytes(network: str, variant: str, threads: int, batch: int) -> int:
     """The most that a process of its own holds in one training step, beyond what it held before the network's."""
     command = [sys.executable, __file__, "--network", network, "--only", variant, "--peak", "--threads", str(threads)]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    command += ["--batch", str(batch)]
+    plain = {key: value for key, value in os.environ.items() if key not in MALLOC}
+    return int(subprocess.run(command, capture_output=True, text=True, check=True, env=plain).stdout)
 
 
 def print_peak(spec: DenseNetSpec, batch: int, v: Variant) -> None:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins again
     net = v.make(spec)
     net = net.to(memory_format=torch.channels_last) if v.channels_last else net
     x = torch.randn(batch, spec.in_channels, spec.image_size, spec.image_size)
     F.cross_entropy(net(x), torch.arange(batch) % spec.classes).backward()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+    print(status("VmHWM") - before)
 
 
-def print_table(network: str, spec: DenseNetSpec, batch: int, threads: int, rounds: int, chosen: list[Variant]) -> None:
+def status(key: str) -> int:
+    """Bytes, of this process as Linux says them."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{key}:")]
+    return int(line.split()[1]) * 1024
+
+
+def measured(network: str, spec: DenseNetSpec, batch: int, threads: int, rounds: int, chosen: list[Variant]) -> Kept:
+    """All that the table says of a network, as JSON holds it."""
     found = measure(spec, batch, rounds, chosen)
-    median = statistics.median
-    peers = [v.name for v in chosen if not v.ours]
-    best_train = min(median(found[name].train) for name in peers)
-    best_infer = min(median(found[name].infer) for name in peers)
-    fastest = min(peers, key=lambda name: median(found[name].train))
-    print(f"\n### {network}, batch {batch}, {spec.image_size} px, {threads} threads, n = {rounds}\n")
-    print("| variant | training step, ms (range) | best peer / it | inference, ms (range) | best peer / it |", end="")
-    print(" saved, MB | of the fastest peer's | peak, MB |\n|---|---|---|---|---|---|---|---|")
+    arithmetic, memory, flops, bandwidth = floor_seconds(spec, batch, found[OURS].saved_bytes)
+    rows = {}
     for v in chosen:
         m = found[v.name]
-        peak = 0 if v.compiled else peak_bytes(network, v.name, threads)
-        print(
-            f"| {v.name} | {_range(m.train)} | {best_train / median(m.train):.2f} | {_range(m.infer)}"
-            f" | {best_infer / median(m.infer):.2f} | {m.saved_bytes / 1e6:.1f}"
-            f" | 1/{found[fastest].saved_bytes / m.saved_bytes:.1f} | {peak / 1e6:.0f} |",
-            flush=True,
+        peak = None if v.compiled else peak_bytes(network, v.name, threads, batch)
+        rows[v.name] = {"train": m.train, "infer": m.infer, "saved": m.saved_bytes, "peak": peak, "ours": v.ours}
+        rows[v.name]["saves_memory"] = v.saves_memory
+    versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, {_processor()}"
+    return {
+        "setting": f"batch {batch}, {spec.image_size} px, {threads} thread{'s' if threads > 1 else ''}, n = {rounds}",
+        "machine": f"{versions}, {os.cpu_count()} cores; {datetime.date.today()}",
+        "floor": {"arithmetic": arithmetic, "memory": memory, "gflops": flops, "gbytes": bandwidth},
+        "rows": rows,
+    }
+
+
+def table(network: str, kept: Kept) -> str:
+    median = statistics.median
+    rows = kept["rows"]
+    peers = {name: row for name, row in rows.items() if not row["ours"]}
+    train = min(median(row["train"]) for row in peers.values())
+    infer = min(median(row["infer"]) for row in peers.values())
+    fastest = min(peers.values(), key=lambda row: median(row["train"]))
+    lines = [f"## {network}", "", f"{kept['setting']}. {kept['machine']}.", ""]
+    lines += ["| variant | training step, ms (range) | best peer / it | inference, ms (range) | best peer / it |"]
+    lines[-1] += " saved, MB | of the fastest peer's | peak, MB |"
+    lines += ["|---|---|---|---|---|---|---|---|"]
+    for name, row in rows.items():
+        peak = "" if row["peak"] is None else f"{row['peak'] / 1e6:,.0f}"
+        lines.append(
+            f"| {name} | {_range(row['train'])} | {train / median(row['train']):.2f} | {_range(row['infer'])}"
+            f" | {infer / median(row['infer']):.2f} | {row['saved'] / 1e6:,.1f}"
+            f" | 1/{fastest['saved'] / row['saved']:.1f} | {peak} |"
         )
-    arithmetic, memory, flops, bandwidth = floor_seconds(spec, batch, found["ours, cpu"].saved_bytes)
-    ours = median(found["ours, cpu"].train)
-    print(
-        f"\nFloor of a training step: {1e3 * arithmetic:.1f} ms of arithmetic at {flops:.0f} GFLOP/s,"
-        f" {1e3 * memory:.1f} ms of memory at {bandwidth:.1f} GB/s; ours takes {ours / max(arithmetic, memory):.2f}"
-        " times the larger."
-    )
+    floor, ours = kept["floor"], median(rows[OURS]["train"])
+    small = [median(row["train"]) for row in peers.values() if row["saves_memory"]]
+    lines += [
+        "",
+        f"Floor of a training step: {1e3 * floor['arithmetic']:.1f} ms of arithmetic at {floor['gflops']:.0f} GFLOP/s,"
+        f" {1e3 * floor['memory']:.1f} ms of memory at {floor['gbytes']:.1f} GB/s; ours takes"
+        f" {ours / max(floor['arithmetic'], floor['memory']):.2f} times the larger.",
+    ]
+    if small and RECOMPUTED in rows:
+        again = min(small) / median(rows[RECOMPUTED]["train"])
+        lines[-1] += f" The best peer that saves memory takes {again:.2f} times as long as ours with recompute."
+    return "\n".join(lines)
 
 
-def _range(seconds: list[float]) -> str:
+def _range(seconds: Sequence[float]) -> str:
     return f"{1e3 * statistics.median(seconds):.1f} ({1e3 * min(seconds):.1f} to {1e3 * max(seconds):.1f})"
+
+
+def keep(found: dict[str, Kept]) -> None:
+    KEPT.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def write(found: dict[str, Kept]) -> None:
+    """The table and the figure of all that was measured."""
+    ordered = {name: found[name] for name in NETWORKS if name in found}
+    parts = [RESULTS_HEAD, *(table(network, kept) for network, kept in ordered.items()), growth(found)]
+    RESULTS.write_text("\n\n".join(part for part in parts if part) + "\n")
+    figure(ordered)
+
+
+def growth(found: dict[str, Kept]) -> str:
+    """How memory grows with depth: saved bytes of blocks of so many layers."""
+    if "growth" not in found:
+        return ""
+    saved = found["growth"]["rows"]
+    lines = ["## Growth with depth", "", found["growth"]["setting"], "", "| layers | ours, MB | plain modules, MB |"]
+    lines += ["|---|---|---|"]
+    lines += [f"| {n} | {row['ours'] / 1e6:.2f} | {row['plain'] / 1e6:.2f} |" for n, row in saved.items()]
+    ours = [row["ours"] for row in saved.values()]
+    ratios = ", ".join(f"{after / before:.2f}" for before, after in itertools.pairwise(ours))
+    return "\n".join([*lines, "", f"Twice the layers take {ratios} times the bytes."])
+
+
+def measured_growth() -> Kept:
+    rows = {}
+    for layers in (8, 16, 32, 64):
+        spec = parse_name(f"densenet-bc:layers={layers},k=12,size=16")
+        x, y = torch.randn(16, 3, 16, 16), torch.arange(16) % 10
+        saved = {kernels: saved_bytes(DenseNet(spec, kernels=kernels), x, y) for kernels in ("cpu", "plain")}
+        rows[str(layers)] = {"ours": saved["cpu"], "plain": saved["plain"]}
+    return {"setting": "One block, k = 12 with bottlenecks, 16 px, batch 16: what autograd keeps.", "rows": rows}
+
+
+def figure(found: dict[str, Kept]) -> None:
+    """Seconds and saved bytes of each variant over those of ours, one column a network."""
+    from matplotlib.figure import Figure
+
+    from dnas.figures.style import GREY, INK, RED
+
+    names = list(dict.fromkeys(name for kept in found.values() for name in kept["rows"]))[::-1]
+    picture = Figure(figsize=(2.5 + 2.3 * len(found), 6.4), layout="constrained")
+    panels = picture.subplots(2, len(found), sharey=True, squeeze=False)
+    words = {"train": "training step, times ours", "saved": "saved for backward, times ours"}
+    for column, (network, kept) in enumerate(found.items()):
+        for axes, (key, label) in zip(panels[:, column], words.items(), strict=True):
+            rows = kept["rows"]
+            values = {n: statistics.median(row[key]) if key == "train" else row[key] for n, row in rows.items()}
+            for place, name in enumerate(names):
+                if name not in values:
+                    continue
+                ratio = values[name] / values[OURS]
+                axes.barh(place, ratio, color=RED if rows[name]["ours"] else GREY, height=0.7)
+                axes.text(ratio, place, f" {ratio:.2g}", va="center", fontsize=8, color=INK, bbox=PATCH)
+            axes.axvline(1, color=INK, linewidth=0.8)
+            axes.set_xlim(0, 1.18 * max(value / values[OURS] for value in values.values()))
+            axes.set_yticks(range(len(names)), names, fontsize=8.5)
+            axes.tick_params(axis="x", labelsize=8)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.set_xlabel(label, loc="left", fontsize=8.5)
+        panels[0, column].set_title(network, loc="left", fontsize=10.5, color=INK)
+    FIGURE.parent.mkdir(parents=True, exist_ok=True)
+    picture.savefig(FIGURE, dpi=150)
 
 
 def main() -> None:
@@ -275,25 +401,31 @@ def main() -> None:
     parser.add_argument("--batch", type=int)
     parser.add_argument("--only", action="append", help="a variant; several may be given")
     parser.add_argument("--compiled", action="store_true", help="torch.compile too: minutes until its first step")
+    parser.add_argument("--print", action="store_true", dest="print_only", help="measure nothing; print what was")
     parser.add_argument("--peak", action="store_true", help="only print the peak memory of one variant, in bytes")
-    parser.add_argument("--help-malloc", action="store_true", help="print the environment that takes page faults out")
     args = parser.parse_args()
-    if args.help_malloc:
-        print(MALLOC)
-        return
-    if not args.peak:
-        print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, {_processor()}")
-        if reason := why_not("cpu"):
-            print(f"no kernels `cpu`: {reason}")
-    for network in args.network or NETWORKS:
+    if not args.peak and not args.print_only and any(os.environ.get(key) != value for key, value in MALLOC.items()):
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | MALLOC)  # malloc reads them as it begins
+    kept: dict[str, Kept] = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    for network in () if args.print_only else args.network or NETWORKS:
         name, batch = NETWORKS[network]
         spec, threads = parse_name(name), 1 if network == "tiny" else args.threads
+        batch = args.batch or batch
         torch.set_num_threads(threads)
         chosen = [v for v in variants(spec, args.compiled) if not args.only or v.name in args.only]
         if args.peak:
-            print_peak(spec, args.batch or batch, chosen[0])
-        else:
-            print_table(network, spec, args.batch or batch, threads, args.rounds, chosen)
+            print_peak(spec, batch, chosen[0])
+            return
+        if reason := why_not("cpu"):
+            sys.exit(f"there are no kernels `cpu` here: {reason}")
+        kept[network] = measured(network, spec, batch, threads, args.rounds, chosen)
+        print(table(network, kept[network]), flush=True)
+        keep(kept)
+    if not args.print_only:
+        kept["growth"] = measured_growth()
+        keep(kept)
+    write(kept)
+    print(growth(kept) if not args.print_only else RESULTS.read_text())
 
 
 def _processor() -> str:

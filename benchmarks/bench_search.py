@@ -270,7 +270,7 @@ def figure(kept: dict[tuple[str, str], Any], tables: list[str]) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullLocator
 
-    from dnas.figures import BLUE, GREEN, GREY, INK, ORANGE, RED
+    from dnas.figures.style import BLUE, GREEN, GREY, INK, ORANGE, RED
 
     colours = {"random": GREY, "rea": GREEN, "optuna": ORANGE, "st": BLUE, "gp": RED}
     picture = Figure(figsize=(11, 3.9), layout="constrained")

@@ -210,6 +210,7 @@ class Trainings:
         match message.kind:
             case "started":
                 record.device, record.host = values["device"], values.get("host", record.host)
+                record.kernels = values.get("kernels", record.kernels)  # a host may lack a compiler
                 self._running[self._key(record)].since = self.executor.clock()
                 self._on_started(record, values)
             case "step":

@@ -71,7 +71,7 @@ def test_a_training_says_where_it_runs_then_its_epochs_then_its_result(executor:
     assert executor.running == ["a"]
     came = [message for _, message in messages(executor) if message.kind != "step"]
     assert [message.kind for message in came] == ["started", "epoch", "epoch", "epoch", "done"]
-    assert came[0].values == {"device": "cpu", "latency": None, "resident_bytes": 0}
+    assert came[0].values == {"device": "cpu", "latency": None, "resident_bytes": 0, "kernels": "plain"}
     assert [message.values["epoch"] for message in came[1:4]] == [1, 2, 3]
     assert came[-1].values["finished"]
     assert came[-1].values["peak_memory_bytes"] > 50e6

@@ -9,7 +9,9 @@ import pytest
 from dnas.arch import DenseNetSpec, parse_name
 from dnas.cli import main
 from dnas.errors import InputError
+from dnas.executors.worker import Job, Message
 from dnas.inputs import DEFAULT_KERNELS, Means, Options
+from dnas.nn import kernels_here
 from dnas.nn.kernels import why_not
 from dnas.search import search
 from dnas.space import load_space
@@ -73,6 +75,23 @@ def test_whoever_asks_for_nothing_gets_what_is_fastest(monkeypatch: pytest.Monke
     command = ["train", "densenet:L=7,k=2", "--dataset", "digits", "--subset", "100", "--epochs", "1", "--out"]
     assert main([*command, "eager"]) == 0
     assert json.loads(Path("eager/run.json").read_text())["kernels"] == "ref"
+
+
+def test_a_record_says_what_ran_where_a_host_has_no_compiler() -> None:
+    class Bare(AnalyticExecutor):
+        def start(self, job: Job) -> None:
+            super().start(job)
+            self.jobs[job.key].appendleft(Message("started", {"device": "cpu", "kernels": "plain"}))
+
+    options = {"space": load_space("digits_bc"), "data": {"name": "digits"}, "mirror": "none", "kernels": "ref"}
+    search(Options(study="s", trials=2, **options), Silent(), Bare())  # type: ignore[arg-type]
+    assert frozen() == "ref"
+    assert [record.kernels for record in StudyFolder(Path("studies/s")).records()] == ["plain"] * 2
+
+
+def test_a_worker_says_which_kernels_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dnas.nn.why_not", lambda name: "there is no compiler" if name == "cpu" else "")
+    assert [kernels_here(name) for name in ("plain", "ref", "cpu")] == ["plain", "ref", "plain"]
 
 
 def test_residual_networks_have_no_such_kernels() -> None:

@@ -23,7 +23,7 @@ from dnas.data import load_dataset
 from dnas.errors import InputError
 from dnas.files import DiskFull, write_atomic
 from dnas.lease import Lease, LeaseHeld, LeaseLost
-from dnas.nn import build
+from dnas.nn import build, kernels_here
 from dnas.recipe import Recipe
 from dnas.train import Diverged, evaluate, fit, is_out_of_memory, measure_latency, peak_memory_bytes
 
@@ -138,7 +138,9 @@ def _train(job: Job, lease: Lease, say: Callable[[Message], None], ask: Callable
     latency = None
     if job.measure_latency:  # of a network of its own: `fit` begins its random streams anew
         latency = measure_latency(build(spec), spec, job.device, job.threads)
-    say(Message("started", {"device": job.device, "latency": latency, "resident_bytes": resident}))
+    kernels = kernels_here(job.kernels)
+    started = {"device": job.device, "latency": latency, "resident_bytes": resident, "kernels": kernels}
+    say(Message("started", started))
     last_said = monotonic()
 
     def on_step(done: int, total: int) -> None:
@@ -155,7 +157,7 @@ def _train(job: Job, lease: Lease, say: Callable[[Message], None], ask: Callable
         device=job.device,
         folder=Path(job.folder),
         compile_net=job.compile_net,
-        kernels=job.kernels,
+        kernels=kernels,
         recompute=job.recompute,
         report=lambda epoch: ask(Message("epoch", asdict(epoch), {"peak_memory_bytes": peak_memory_bytes(job.device)})),
         on_step=on_step,

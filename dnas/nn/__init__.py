@@ -25,14 +25,18 @@ def build(spec: Spec) -> nn.Module:
 
 
 def use_kernels(net: nn.Module, name: str) -> None:
-    """Lets the kernels `name` run the dense blocks of `net`. Where this machine cannot, the log says why, and the
-    modules do; other families have none."""
-    if not isinstance(net, DenseNet):
-        return
+    """Lets the kernels `name` run the dense blocks of `net`, or those that this machine has in their place; other
+    families have none."""
+    if isinstance(net, DenseNet):
+        net.kernels = kernels_here(name)
+
+
+def kernels_here(name: str) -> str:
+    """`name`; `plain` where this machine cannot run them, and the log says why."""
     if reason := why_not(name):
         log.warning("dense blocks run on the plain path, not by the kernels %s: %s", name, reason)
-        name = "plain"
-    net.kernels = name
+        return "plain"
+    return name
 
 
-__all__ = ["FAMILIES", "DenseNet", "ResNet", "build", "use_kernels"]
+__all__ = ["FAMILIES", "DenseNet", "ResNet", "build", "kernels_here", "use_kernels"]

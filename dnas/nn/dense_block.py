@@ -587,34 +587,26 @@ def _running(norms: Sequence[nn.BatchNorm2d]) -> tuple[list[Tensor], list[Tensor
 def _update_running(shape: BlockShape, norms: Sequence[nn.BatchNorm2d], statistics: Tensor, values: int) -> None:
     """As each norm would by itself: towards the batch's mean and unbiased variance, once a step."""
     means, variances = _running(norms)
-    mean, var = statistics.to(means[0].dtype, copy=True)
-    var *= values / (values - 1)
-    seen: list[tuple[Tensor, Tensor]] = []
-    for consumer in range(shape.layers + 1):
-        parts = [slice(*run) for run in _runs(shape, consumer)]
-        if len(parts) == 1:
-            seen.append((mean[parts[0]], var[parts[0]]))
-        else:
-            seen.append((torch.cat([mean[part] for part in parts]), torch.cat([var[part] for part in parts])))
-        if consumer < shape.layers and shape.widths[consumer]:
-            here = slice(shape.inner[consumer], shape.inner[consumer + 1])
-            seen.append((mean[here], var[here]))
+    order, counts = _order_of_norms(shape, statistics.device)
+    seen = statistics[:, order].to(means[0].dtype)
+    seen[1] *= values / (values - 1)
+    seen_means, seen_variances = seen[0].split(counts), seen[1].split(counts)
     for momentum in {norm.momentum for norm in norms}:
         assert momentum is not None
         chosen = [index for index, norm in enumerate(norms) if norm.momentum == momentum]
-        torch._foreach_lerp_([means[i] for i in chosen], [seen[i][0] for i in chosen], momentum)
-        torch._foreach_lerp_([variances[i] for i in chosen], [seen[i][1] for i in chosen], momentum)
-    counts = [norm._buffers["num_batches_tracked"] for norm in norms]
-    torch._foreach_add_([count for count in counts if count is not None], 1)
+        torch._foreach_lerp_([means[i] for i in chosen], [seen_means[i] for i in chosen], momentum)
+        torch._foreach_lerp_([variances[i] for i in chosen], [seen_variances[i] for i in chosen], momentum)
+    batches = [norm._buffers["num_batches_tracked"] for norm in norms]
+    torch._foreach_add_([count for count in batches if count is not None], 1)
 
 
-@lru_cache(maxsize=4096)
-def _runs(shape: BlockShape, consumer: int) -> tuple[tuple[int, int], ...]:
-    """The channels of the block that a consumer reads, as few ranges."""
-    found: list[tuple[int, int]] = []
-    for source in shape.reads[consumer]:
-        first, last = shape.starts[source : source + 2]
-        if found and found[-1][1] == first:
-            first = found.pop()[0]
-        found.append((first, last))
-    return tuple(found)
+@lru_cache(maxsize=256)
+def _order_of_norms(shape: BlockShape, device: torch.device) -> tuple[Tensor, list[int]]:
+    """Of each norm in the order of execution the channels that it sees, one after the other, and how many they are."""
+    seen: list[list[int]] = []
+    for consumer, read in enumerate(shape.reads):
+        seen.append([channel for source in read for channel in range(*shape.starts[source : source + 2])])
+        if consumer < shape.layers and shape.widths[consumer]:
+            seen.append(list(range(*shape.inner[consumer : consumer + 2])))
+    order = torch.tensor([channel for channels in seen for channel in channels], device=device)
+    return order, [len(channels) for channels in seen]

@@ -390,6 +390,8 @@ def _details(page: Page) -> Markup:
         }
         if record.host:
             facts["host"] = f"{record.host}, {record.device}, {words.several(record.threads, 'thread')}"
+        if record.kernels is not None:
+            facts["kernels"] = record.kernels
         found[record.number] = {"facts": facts}
         if record.number in curves:
             found[record.number]["curve"] = curves[record.number]

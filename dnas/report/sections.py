@@ -288,6 +288,8 @@ def details(s: Study) -> Markup:
             facts["peak memory"] = size(record.peak_memory_bytes)
         if record.host:
             facts["host"] = f"{record.host}, {record.device}"
+        if record.kernels is not None:
+            facts["kernels"] = record.kernels
         found[record.number] = {"facts": facts}
         if record.number in curves:
             found[record.number]["curve"] = curves[record.number]
