@@ -1,8 +1,6 @@
 # One virtual environment, .venv, made by the first target that needs it.
 PYTHON ?= python3
 BIN := .venv/bin
-# Of tests: many wait for a process or a cluster, so one more than there are cores.
-PROCESSES = $(shell $(PYTHON) -c "import os; print(min(4, os.cpu_count() + 1))")
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-ablation test lint bench clean
@@ -25,7 +23,7 @@ demo-ablation: .venv/installed ## a real ablation on handwritten digits: 4 varia
 	$(BIN)/dnas report digits_bottleneck_compression
 
 test: .venv/installed ## the whole test suite
-	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadgroup
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
 lint: .venv/installed ## ruff and mypy
 	$(BIN)/ruff check .

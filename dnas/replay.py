@@ -160,6 +160,7 @@ def train_again(
             device=device,
             folder=Path(scratch),
             recompute=record.recompute,
+            kernels=record.kernels or "plain",
             report=report,
         )
     keys = ("train_loss", "train_error", "val_loss", "val_error")

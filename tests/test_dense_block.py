@@ -506,6 +506,15 @@ def test_recompute_is_a_word_for_memory() -> None:
         DenseNet(SMALL, kernels="fast")
 
 
+@pytest.mark.parametrize(("plain", "chosen"), [(2.0, "cpu"), (0.9, "cpu"), (0.7, "plain")])
+def test_of_kernels_about_as_fast_the_same_are_chosen_every_time(
+    monkeypatch: pytest.MonkeyPatch, plain: float, chosen: str
+) -> None:
+    monkeypatch.setattr("dnas.nn.choose.why_not", lambda name: "")
+    monkeypatch.setattr("dnas.nn.choose._measure", lambda *args: {"cpu": 1.0, "plain": plain})
+    assert choose_kernels(SMALL, "cpu", 8, 1) == chosen
+
+
 def test_auto_takes_what_is_fastest_and_leaves_the_stream_alone() -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()

@@ -119,6 +119,7 @@ def test_a_study_is_the_same_wherever_it_is_trained(
         "8",
     ]
     worker += ["--subset", "100", "--workers", "1", "--shared", str(tmp_path / "files"), "--mirror", "none"]
+    worker += ["--kernels", "plain"]  # as in this process: see conftest.py
     storage = {"DNAS_STORAGE": server.database("same")}
     subprocess.run(worker, cwd=far, env=ENVIRONMENT | storage, check=True, capture_output=True, timeout=3 * PATIENCE)
     local = StudyFolder(Path("studies/local"))

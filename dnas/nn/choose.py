@@ -13,8 +13,9 @@ from dnas.arch import DenseNetSpec, Spec
 from dnas.nn.densenet import DenseNet
 from dnas.nn.kernels import why_not
 
-CANDIDATES = ("plain", "cpu")  # `ref` is there to be compared with, and no faster than `plain`
-ROUNDS = 3  # of timed steps, after one that is not; fewer where they take long
+CANDIDATES = ("cpu", "plain")  # the preferred first; `ref` is there to be compared with, and no faster than `plain`
+ROUNDS = 5  # of timed steps, after one that is not; fewer where they take long
+CLEARLY = 0.8  # of the time of the preferred kernels: below this others are taken
 ENOUGH_SECONDS = 5.0
 MEASURED_IMAGES = 64  # at most: what is the fastest with so many is with more
 
@@ -23,7 +24,8 @@ log = logging.getLogger(__name__)
 
 def choose_kernels(spec: Spec, device: str | torch.device, batch: int, threads: int) -> str:
     """The kernels whose training steps of `batch` images are the fastest on `device`, on a CPU with `threads` threads:
-    by the fastest of a few steps each, taken in turn. No random stream is touched.
+    by the fastest of a few steps each, taken in turn; of those that are about as fast the preferred ones, so that the
+    same command chooses the same on a busy machine too. No random stream is touched.
 
     Where this machine has no C++ kernels the log says why, and the answer is `plain`, as it is for other families.
     """
@@ -40,7 +42,8 @@ def choose_kernels(spec: Spec, device: str | torch.device, batch: int, threads: 
             seconds = _measure(spec, device, min(batch, MEASURED_IMAGES), able)
     finally:
         torch.set_num_threads(before)
-    return min(able, key=seconds.__getitem__)
+    fastest = min(able, key=seconds.__getitem__)
+    return fastest if seconds[fastest] < CLEARLY * seconds[able[0]] else able[0]
 
 
 def _has_cpu_kernels() -> bool:
