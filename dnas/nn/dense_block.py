@@ -20,7 +20,7 @@ and when all of them have, the gradient of the map itself is
 batch norm's backward sums over consumers of sums that each makes anyway.
 
 Here are the algorithm in stock operations (`ref`, for any dtype and device), the autograd function, and the rules that
-say which modules it may stand in for. The kernels are a table: `dnas.nn.cpu_kernels` holds those in C++.
+say which modules it may stand in for. The kernels are a table: `dnas.nn.kernels` holds them.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -174,16 +174,16 @@ inline Sums convolve_1x1_backward(
     float* z = dy + dy_rows * tile;
     std::memset(z, 0, MOST_ROWS * tile * sizeof(float));
     alignas(64) float dz[MOST_ROWS * PANEL];
-    std::vector<const float*> next(std::max<Index>(out, 2 * MOST_ROWS), dz);
+    std::vector<const float*> next(out);  // what is fetched with each row of dy: maps and gradients of the next group
     for (Index p = begin; p < end; p += tile) {
       const Index n = std::min(tile, end - p), panels = (n + PANEL - 1) / PANEL;
       pack_gradient(from, out, dy_rows, pitch, pixels, p, n, dy);
       for (Index group = 0; group < blocks.groups; group++) {
         const bool last = group + 1 == blocks.groups;
         const Rows &g = weight.groups[group], &then = weight.groups[last ? 0 : group + 1];
-        for (Index r = 0; r < then.count; r++) {
-          next[2 * r] = x[then.first + r];
-          next[2 * r + 1] = gradients[then.first + r];
+        for (Index o = 0; o < out; o++) {
+          const Index c = then.first + o / 2 % then.count;
+          next[o] = o % 2 ? gradients[c] : x[c];
         }
         const Index next_p = last ? p + tile : p;
         Vector sums[MOST_ROWS][2] = {};
