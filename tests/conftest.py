@@ -23,6 +23,15 @@ def plain_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"{module}.DEFAULT_KERNELS", "plain")
 
 
+LONGEST = ("test_ray", "test_worker", "test_processes", "test_ablation", "test_reproduce", "test_page")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with what takes longest, so that no process is left alone with it at the end."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
+
+
 if TYPE_CHECKING:
     from tests.postgres import Server
 
