@@ -373,6 +373,7 @@ def facts_of_study(
         ("host", c.get("host") or host),
         ("device", c.get("device")),
         ("threads", c.get("threads")),
+        ("kernels", c.get("kernels")),
         ("commit", c.get("commit")),
     ]
     data = [
