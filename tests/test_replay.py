@@ -133,10 +133,8 @@ def test_what_was_changed_is_said(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_trial_is_trained_again_and_its_curve_compared(capsys: pytest.CaptureFixture[str]) -> None:
-    assert (
-        main(["search", "--space", "tiny", "--trials", "2", "--study", "s", "-q", "--threads", "1", "--kernels", "ref"])
-        == 0
-    )
+    command = ["search", "--space", "tiny", "--trials", "2", "--study", "s", "-q", "--threads", "1"]
+    assert main([*command, "--kernels", "ref"]) == 0
     capsys.readouterr()
     assert main(["replay", "s", "--trial", "1"]) == 0
     assert "trial 1: 2 epochs are equal; its weights too" in capsys.readouterr().out
