@@ -80,7 +80,7 @@ void pack_backward(const Weight& w, Index out, Index in, Index taps, Packed& pac
 class Work {
  public:
   Work(const Block& block, int threads)
-      : b(block), pixels(b.images * b.height * b.width), pitch(pitch_of(pixels)), team(threads, pixels),
+      : b(block), pixels(b.images * b.height * b.width), pitch(pitch_of(pixels)), team(threads, pixels, pixels * weights_of_a_layer()),
         margin(team, b.images, b.height, b.width) {
     starts.push_back(b.x_channels);
     inner.push_back(0);
@@ -189,6 +189,16 @@ class Work {
     // What lies behind the last pixel is read, and multiplied by zeros.
     for (Index i = 0; i < c.width; i++) std::memset(y + i * pitch + pixels, 0, (pitch - pixels) * sizeof(float));
     if (measure) put(moments, inner[layer]);
+  }
+
+  // On average: so many products a pixel.
+  Index weights_of_a_layer() const {
+    Index all = 0;
+    for (Index l = 0; l < b.layers; l++) {
+      const Consumer& c = b.consumers[l];
+      all += c.width ? c.channels * c.width + 9 * c.width * c.out : 9 * c.channels * c.out;
+    }
+    return all / b.layers;
   }
 
   const Block& b;
