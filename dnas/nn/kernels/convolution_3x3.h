@@ -26,9 +26,10 @@ struct Tiles {
   Index together;   // tiles in a task
   Index tasks;
 
-  Tiles(const Team& team, Index images_, Index height_, Index width_)
+  // enough: positions of a task; what it works on is to stay in a core's own cache.
+  Tiles(const Team& team, Index images_, Index height_, Index width_, Index enough)
       : images(images_), height(height_), width(width_), row(width_ + 1), per_image((height_ + TILE - 1) / TILE) {
-    const Index most = std::max<Index>(1, std::min(ENOUGH / row, (count() + team.parts - 1) / team.parts));
+    const Index most = std::max<Index>(1, std::min(enough / row, (count() + team.parts - 1) / team.parts));
     together = most;
     for (Index fewer = most; 2 * fewer > most; fewer--)
       if (panels(fewer) < panels(together)) together = fewer;
@@ -56,8 +57,6 @@ struct Tiles {
   }
 
  private:
-  static constexpr Index ENOUGH = 512;  // positions of a task: what it works on stays in a core's own cache
-
   Index pixel_of_tile(Index tile) const { return (tile / per_image * height + tile % per_image * TILE) * width; }
 
   // Which a micro-kernel works through, where so many tiles are a task.
@@ -133,7 +132,8 @@ inline void convolve_3x3(
     const Team& team, const Tiles& tiles, const float* const* x, Index channels, const Affine& affine,
     const Packed& weight, Index out, float* const* y, const std::uint8_t* mask, float mask_scale, Moments* moments) {
   const Index all_pixels = tiles.images * tiles.pixels(), size = tiles.size(), made = tiles.made();
-  const Index chunks = std::max<Index>(1, channels * TERMS * size / CACHE_FLOATS), chunk = (channels + chunks - 1) / chunks;
+  const Index chunks = std::max<Index>(1, channels * TERMS * size / (2 * CACHE_FLOATS));
+  const Index chunk = (channels + chunks - 1) / chunks;
   std::vector<Moments> of_part(moments ? team.parts * out : 0);
   team.split(tiles.tasks, 1, [&](int part, Index begin, Index end) {
     static thread_local Floats scratch;
