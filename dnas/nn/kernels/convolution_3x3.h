@@ -66,22 +66,34 @@ struct Tiles {
   }
 };
 
-// use(d, at) for LANES columns at a time of each tile of a task: d are its six rows of one channel, and `at` is where
-// they lie in a row of size(), centre first. value(pixel, left): the next LANES floats, of which `left` are in the row.
-template <class Value, class Use>
-INLINE void read_tiles(const Tiles& tiles, Index task, const Value& value, const Use& use) {
+// use(d, at) for some columns at a time of each tile of a task: d are its six rows of one channel, and `at` is where they
+// lie in a row of size(). value(pixel, left, V{}): the next floats, as a V, of which `left` are in the row.
+template <class V, class Value, class Use>
+INLINE void read_tiles_as(const Tiles& tiles, Index task, const Value& value, const Use& use) {
+  constexpr Index STEP = sizeof(V) / sizeof(float);
   const Index width = tiles.width;
   tiles.each(task, [&](Index position, Index pixel, int rows) {
     const bool at_top = pixel % tiles.pixels() == 0;
     const Index below = pixel + rows * width;
     const int last = rows + (rows == TILE && below % tiles.pixels() != 0);
-    for (Index w = 0; w < width; w += LANES) {
-      Vector d[TERMS];
+    for (Index w = 0; w < width; w += STEP) {
+      V d[TERMS];
       UNROLL for (int i = 0; i < TERMS; i++)
-        d[i] = (i == 0 && at_top) || i > last ? Vector{} : value(pixel + (i - 1) * width + w, width - w);
+        d[i] = (i == 0 && at_top) || i > last ? V{} : value(pixel + (i - 1) * width + w, width - w, V{});
       use(d, position + w + 1);
     }
   });
+}
+
+// By the shortest vectors that hold a row, or the longest.
+template <class Value, class Use>
+INLINE void read_tiles(const Tiles& tiles, Index task, const Value& value, const Use& use) {
+  if (tiles.width <= 4)
+    read_tiles_as<Quad>(tiles, task, value, use);
+  else if (tiles.width <= 8)
+    read_tiles_as<Eight>(tiles, task, value, use);
+  else
+    read_tiles_as<Vector>(tiles, task, value, use);
 }
 
 // The zeros around the tiles of a task in one term of a channel; what was written behind a row is overwritten.
@@ -93,12 +105,15 @@ INLINE void write_margins(const Tiles& tiles, Index task, float* to) {
 
 // Bᵀ z of one channel, six rows of size().
 INLINE void fill_activation(const Tiles& tiles, Index task, const float* x, float scale, float shift, float* to) {
-  const Vector a = all(scale), b = all(shift);
   const Index size = tiles.size();
   read_tiles(
-      tiles, task, [&](Index pixel, Index) { return relu(load(x + pixel) * a + b); },
-      [&](const Vector* d, Index at) {
-        of_inputs(d, [&](int term, Vector v) { store(to + term * size + at, v); });
+      tiles, task,
+      [&](Index pixel, Index, auto kind) {
+        using V = decltype(kind);
+        return relu_as<V>(load_as<V>(x + pixel) * all_as<V>(scale) + all_as<V>(shift));
+      },
+      [&](const auto* d, Index at) {
+        of_inputs(d, [&](int term, auto v) { store_as(to + term * size + at, v); });
       });
   for (int term = 0; term < TERMS; term++) write_margins(tiles, task, to + term * size);
 }
@@ -181,24 +196,26 @@ inline void convolve_3x3(
 INLINE void fill_gradient(
     const Tiles& tiles, Index task, const Gradient& from, Index o, Index pitch, float* as_input, float* as_output) {
   const float *g = from.of_y + o * pitch, *y = from.y + o * pitch;
-  const Vector a = all(from.norm->of_gradient[o]), b = all(from.norm->of_map[o]), c = all(from.norm->constant[o]);
+  const float a = from.norm->of_gradient[o], b = from.norm->of_map[o], c = from.norm->constant[o];
   const std::uint8_t* kept = from.mask ? from.mask + o * tiles.images * tiles.pixels() : nullptr;
   const Index size = tiles.size();
   read_tiles(
       tiles, task,
-      [&](Index pixel, Index left) {
-        Vector v = load(g + pixel) * a + (load(y + pixel) * b + c);
+      [&](Index pixel, Index left, auto kind) {
+        using V = decltype(kind);
+        V v = load_as<V>(g + pixel) * all_as<V>(a) + (load_as<V>(y + pixel) * all_as<V>(b) + all_as<V>(c));
         if (kept) {
-          float lanes[LANES];
-          store(lanes, v);
-          drop(lanes, kept + pixel, from.mask_scale, std::min<Index>(left, LANES));
-          v = load(lanes);
+          constexpr Index lanes = sizeof(V) / sizeof(float);
+          float values[lanes];
+          store_as(values, v);
+          drop(values, kept + pixel, from.mask_scale, std::min(left, lanes));
+          v = load_as<V>(values);
         }
         return v;
       },
-      [&](const Vector* d, Index at) {
-        of_inputs(d, [&](int term, Vector v) { store(as_input + term * size + at, v); });
-        of_outputs(d + 1, [&](int term, Vector v) { store(as_output + term * size + at, v); });
+      [&](const auto* d, Index at) {
+        of_inputs(d, [&](int term, auto v) { store_as(as_input + term * size + at, v); });
+        of_outputs(d + 1, [&](int term, auto v) { store_as(as_output + term * size + at, v); });
       });
   for (int term = 0; term < TERMS; term++) {
     write_margins(tiles, task, as_input + term * size);

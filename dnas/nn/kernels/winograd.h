@@ -36,10 +36,10 @@ INLINE void to_taps(const float* u, float* g) {
 }
 
 // use(term, value) for each of Bᵀ d.
-template <class Use>
-INLINE void of_inputs(const Vector* d, const Use& use) {
-  const Vector even_p = d[4] - R2 * d[2], odd_p = P1 * (d[3] - R2 * d[1]);
-  const Vector even_r = d[4] - P2 * d[2], odd_r = R1 * (d[3] - P2 * d[1]);
+template <class V, class Use>
+INLINE void of_inputs(const V* d, const Use& use) {
+  const V even_p = d[4] - R2 * d[2], odd_p = P1 * (d[3] - R2 * d[1]);
+  const V even_r = d[4] - P2 * d[2], odd_r = R1 * (d[3] - P2 * d[1]);
   use(0, P2 * R2 * d[0] - (P2 + R2) * d[2] + d[4]);
   use(1, even_p + odd_p);
   use(2, even_p - odd_p);
@@ -49,10 +49,10 @@ INLINE void of_inputs(const Vector* d, const Use& use) {
 }
 
 // use(term, value) for each of A dy.
-template <class Use>
-INLINE void of_outputs(const Vector* dy, const Use& use) {
-  const Vector even_p = dy[0] + P2 * dy[2], odd_p = P1 * dy[1] + P3 * dy[3];
-  const Vector even_r = dy[0] + R2 * dy[2], odd_r = R1 * dy[1] + R3 * dy[3];
+template <class V, class Use>
+INLINE void of_outputs(const V* dy, const Use& use) {
+  const V even_p = dy[0] + P2 * dy[2], odd_p = P1 * dy[1] + P3 * dy[3];
+  const V even_r = dy[0] + R2 * dy[2], odd_r = R1 * dy[1] + R3 * dy[3];
   use(0, dy[0]);
   use(1, even_p + odd_p);
   use(2, even_p - odd_p);
