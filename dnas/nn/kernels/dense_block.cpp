@@ -1,7 +1,7 @@
 // A dense block and the consumer after it, in one call each way. The algorithm, and the names, are those of
 // dnas/nn/dense_block.py; dnas/nn/kernels/cpu.py fills the structures below and calls the functions at the end.
 //
-// Read in this order: vectors.h (the machine), batch_norm.h, weights.h, products.h (the micro-kernels),
+// Read in this order: vectors.h (the machine), batch_norm.h, weights.h, products.h (the micro-kernels), winograd.h,
 // convolution_1x1.h, convolution_3x3.h, ends.h, and this.
 
 #include <memory>
