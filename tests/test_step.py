@@ -73,10 +73,9 @@ def make_step(make: Make, network: str, device: str = "cpu", momentum: float = 0
 
 
 def batches(device: str = "cpu") -> list[tuple[Tensor, Tensor]]:
-    generator = torch.Generator().manual_seed(2)
-    return [
-        (torch.randn(n, 1, 8, 8, generator=generator).to(device), torch.arange(n, device=device) % 10) for n in SIZES
-    ]
+    given = torch.Generator().manual_seed(2)
+    pairs = [(torch.randn(n, 1, 8, 8, generator=given), torch.randint(10, (n,), generator=given)) for n in SIZES]
+    return [(x.to(device), y.to(device)) for x, y in pairs]
 
 
 def trained(make: Make, network: str, device: str = "cpu", **options: Any) -> dict[str, Tensor]:
@@ -192,9 +191,7 @@ def test_where_there_can_be_no_graph() -> None:
         )
 
 
-@pytest.mark.parametrize(
-    "command", ["train densenet:L=10,k=4 --dataset digits", "search --space digits_bc --trials 2"]
-)
+@pytest.mark.parametrize("command", ["train densenet:L=10,k=4 --dataset digits", "search --space digits_bc --trials 2"])
 def test_one_line_and_status_2_on_the_cpu(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
