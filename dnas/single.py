@@ -137,7 +137,7 @@ def _kernels(asked: str | None, compiled: bool, spec: Spec, recipe: Recipe, devi
     asked = asked or DEFAULT_KERNELS
     if asked != "auto":
         return asked
-    return "plain" if compiled else choose_kernels(spec, device, recipe.batch_size, torch.get_num_threads())
+    return "plain" if compiled else choose_kernels(spec, device, recipe.batch_size)
 
 
 def _train(args: argparse.Namespace, device: str, folder: Path, go_on: str, group: Group) -> int:

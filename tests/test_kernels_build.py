@@ -101,7 +101,7 @@ def test_without_a_compiler(fresh: Path, monkeypatch: pytest.MonkeyPatch, caplog
     with pytest.raises(InputError, match=r"plain, ref, (triton, )?auto, but not cpu: there is no C\+\+ compiler"):
         DenseNet(parse_name(SPEC), kernels="cpu")
     with caplog.at_level(logging.WARNING):
-        assert choose_kernels(parse_name(SPEC), "cpu", 4, 1) == "plain"
+        assert choose_kernels(parse_name(SPEC), "cpu", 4) == "plain"
     assert len(caplog.records) == 1
     assert "there is no C++ compiler here" in caplog.text
 
@@ -116,7 +116,7 @@ def test_a_compiler_that_fails(
     with caplog.at_level(logging.WARNING), pytest.raises(InputError, match=r"but not cpu: the compiler .*broken-c"):
         DenseNet(parse_name(SPEC), kernels="cpu")
     assert "vectors are out of stock" in caplog.text
-    assert choose_kernels(parse_name(SPEC), "cpu", 4, 1) == "plain"
+    assert choose_kernels(parse_name(SPEC), "cpu", 4) == "plain"
     assert not list(fresh.glob("*.so*[0-9]")), "nothing half is left"
 
 
