@@ -47,12 +47,17 @@ struct Tiles {
   // The first pixel of a task; those of the tasks follow one another.
   Index pixel_of(Index task) const { return pixel_of_tile(std::min(task * together, count())); }
 
-  // use(position, pixel, rows) for each tile of a task: where it begins, and how many rows of it lie in the image.
+  // use(position, pixel, rows, number) for each tile of a task: where it begins, how many rows of it lie in the image, and
+  // which it is there.
   template <class Use>
-  void each(Index task, const Use& use) const {
-    for (Index i = 0; i < tiles_of(task); i++) {
-      const Index tile = task * together + i;
-      use(i * row, pixel_of_tile(tile), static_cast<int>(std::min<Index>(TILE, height - tile % per_image * TILE)));
+  INLINE_MEMBER void each(Index task, const Use& use) const {
+    const Index positions = this->positions(task);
+    Index number = task * together % per_image, pixel = pixel_of(task);
+    for (Index position = 0; position < positions; position += row) {
+      const Index rows = std::min<Index>(TILE, height - number * TILE);
+      use(position, pixel, static_cast<int>(rows), number);
+      pixel += rows * width;
+      number = number + 1 == per_image ? 0 : number + 1;
     }
   }
 
@@ -72,14 +77,12 @@ template <class V, class Value, class Use>
 INLINE void read_tiles_as(const Tiles& tiles, Index task, const Value& value, const Use& use) {
   constexpr Index STEP = sizeof(V) / sizeof(float);
   const Index width = tiles.width;
-  tiles.each(task, [&](Index position, Index pixel, int rows) {
-    const bool at_top = pixel % tiles.pixels() == 0;
-    const Index below = pixel + rows * width;
-    const int last = rows + (rows == TILE && below % tiles.pixels() != 0);
+  tiles.each(task, [&](Index position, Index pixel, int rows, Index number) {
+    const int first = number == 0, last = rows + (number + 1 < tiles.per_image);
     for (Index w = 0; w < width; w += STEP) {
       V d[TERMS];
       UNROLL for (int i = 0; i < TERMS; i++)
-        d[i] = (i == 0 && at_top) || i > last ? V{} : value(pixel + (i - 1) * width + w, width - w, V{});
+        d[i] = i < first || i > last ? V{} : value(pixel + (i - 1) * width + w, width - w, V{});
       use(d, position + w + 1);
     }
   });
@@ -130,7 +133,7 @@ void pack_3x3(Index rows, Index channels, const At& at, Packed& packed) {
 // Aᵀ m of one map, six rows of made(), to the pixels of a task.
 INLINE void write_outputs(const Tiles& tiles, Index task, const float* products, float* y) {
   const Index made = tiles.made();
-  tiles.each(task, [&](Index position, Index pixel, int rows) {
+  tiles.each(task, [&](Index position, Index pixel, int rows, Index) {
     along(tiles.width, [&](Index w, auto kind) {
       using V = decltype(kind);
       V m[TERMS];
@@ -229,7 +232,7 @@ INLINE void spread_rows(
     float gamma, bool onto, float* gradient, double& of_dz, double& of_products) {
   Accumulator sum_dz, sum_products;
   const Index made = tiles.made();
-  tiles.each(task, [&](Index position, Index pixel, int rows) {
+  tiles.each(task, [&](Index position, Index pixel, int rows, Index) {
     along(tiles.width, [&](Index w, auto kind) {
       using V = decltype(kind);
       V m[TERMS];
