@@ -97,6 +97,7 @@ void run(const Case& c, Random& random) {
   Block b{};
   b.images = c.images, b.height = c.height, b.width = c.width, b.x_channels = c.x_channels, b.layers = c.layers;
   b.end = c.end, b.threads = c.threads, b.eps = 1e-5, b.mask_scale = c.dropout ? 4.0 / 3 : 1;
+  b.momentum = 0.1;
   b.x_layout = c.channels_last ? Images{c.x_channels * pixels, 1, c.x_channels} : Images{c.x_channels * pixels, pixels, 1};
   b.consumers = consumers.data(), b.x = kept(random.floats(size, -1, 1));
   Floats maps((channels - c.x_channels) * pitch), bottlenecks(c.layers * c.bottleneck * pitch + 1);
@@ -111,6 +112,8 @@ void run(const Case& c, Random& random) {
   dnas_backward(&b);
   print("dx", b.dx, size);
   for (const Norm& norm : norms) {
+    print("mean", norm.tensors.mean, norm.channels);
+    print("variance", norm.tensors.variance, norm.channels);
     print("dgamma", norm.tensors.dgamma, norm.channels);
     print("dbeta", norm.tensors.dbeta, norm.channels);
   }

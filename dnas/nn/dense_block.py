@@ -88,6 +88,14 @@ def _running_sums(values: Sequence[int]) -> tuple[int, ...]:
     return tuple(sums)
 
 
+class Running(NamedTuple):
+    """The running statistics of each batch norm of a block, in the order of execution, and their momentum."""
+
+    means: Sequence[Tensor]
+    variances: Sequence[Tensor]
+    momentum: float
+
+
 class Kernels(NamedTuple):
     """A way to run a block. `masks` are dropout's, one for each convolution in the order of execution (True: kept), or
     none. `statistics` [2, channels]: mean and biased variance of each of the sources' channels and then of the
@@ -98,6 +106,7 @@ class Kernels(NamedTuple):
     infer(shape, x, weights, means, variances) -> output; of each batch norm the running mean and variance
     why_not(x, weights) -> why they cannot run these tensors; empty where they can
     mixed: whether they do what autocast does, with x in its type and weights in float32
+    updates: whether forward, given a `Running` as its last argument, brings the running statistics up to date
     """
 
     forward: Callable[..., tuple[Tensor, Tensor, tuple[Tensor, ...]]]
@@ -105,6 +114,7 @@ class Kernels(NamedTuple):
     infer: Callable[..., Tensor]
     why_not: Callable[..., str]
     mixed: bool = False
+    updates: bool = False
 
 
 # --- the algorithm in stock operations -------------------------------------------------------------------------------
@@ -361,11 +371,13 @@ class _DenseBlock(torch.autograd.Function):
         kernels: Kernels,
         shape: BlockShape,
         recompute: bool,
+        running: Running | None,
         masks: Sequence[Tensor],
         x: Tensor,
         *weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        output, statistics, kept = kernels.forward(shape, x, weights, masks, recompute)
+        more = (running,) if kernels.updates else ()
+        output, statistics, kept = kernels.forward(shape, x, weights, masks, recompute, *more)
         ctx.kernels, ctx.shape, ctx.counts = kernels, shape, (len(weights), len(masks))
         ctx.save_for_backward(x, *weights, *masks, statistics, *kept)
         ctx.mark_non_differentiable(statistics)
@@ -378,14 +390,14 @@ class _DenseBlock(torch.autograd.Function):
         weights, rest = rest[: ctx.counts[0]], rest[ctx.counts[0] :]
         masks, (statistics, *kept) = rest[: ctx.counts[1]], rest[ctx.counts[1] :]
         if gradient is None:
-            return (None,) * (5 + len(weights))
+            return (None,) * (6 + len(weights))
         if torch.is_grad_enabled():  # somebody will differentiate the gradient
             asked = [tensor for tensor in (x, *weights) if tensor.requires_grad]
             output = differentiable(ctx.shape, x, weights, masks)
             found = iter(torch.autograd.grad(output, asked, gradient, create_graph=True))
-            return (None,) * 4 + tuple(next(found) if tensor.requires_grad else None for tensor in (x, *weights))
+            return (None,) * 5 + tuple(next(found) if tensor.requires_grad else None for tensor in (x, *weights))
         dx, dweights = ctx.kernels.backward(ctx.shape, x, weights, masks, statistics, kept, gradient)
-        return None, None, None, None, dx, *dweights
+        return None, None, None, None, None, dx, *dweights
 
 
 # --- modules ---------------------------------------------------------------------------------------------------------
@@ -431,12 +443,19 @@ def run_block(
     sources = (x.shape[1], *(layer[-1].out_channels for layer in parts.layers))
     widths = tuple(layer[0].out_channels if len(layer) == 2 else 0 for layer in parts.layers)
     shape = BlockShape(sources, tuple(reads), widths, end, parts.dropout if training else 0.0, eps)
+    means, variances = _running(parts.norms)
     if not training:
-        means, variances = _running(parts.norms)
         return kernels.infer(shape, x, parts.weights, means, variances)
     masks = list(_drawn_masks(shape, x, parts.weights)) if shape.dropout else []
-    output, statistics = _DenseBlock.apply(kernels, shape, recompute, masks, x, *parts.weights)
-    _update_running(shape, parts.norms, statistics, x.numel() // x.shape[1])
+    momentum = parts.norms[0].momentum
+    assert momentum is not None
+    alike = all(norm.momentum == momentum for norm in parts.norms) and _are_plain(means, variances)
+    running = Running(means, variances, momentum) if kernels.updates and alike else None
+    output, statistics = _DenseBlock.apply(kernels, shape, recompute, running, masks, x, *parts.weights)
+    if running is None:
+        _update_running(shape, parts.norms, statistics, x.numel() // x.shape[1])
+    batches = [norm._buffers["num_batches_tracked"] for norm in parts.norms]
+    torch._foreach_add_([count for count in batches if count is not None], 1)
     return output
 
 
@@ -583,6 +602,14 @@ def _running(norms: Sequence[nn.BatchNorm2d]) -> tuple[list[Tensor], list[Tensor
     return [norm._buffers["running_mean"] for norm in norms], [norm._buffers["running_var"] for norm in norms]  # type: ignore[misc]
 
 
+def _are_plain(means: Sequence[Tensor], variances: Sequence[Tensor]) -> bool:
+    """Whether kernels that know nothing of tensors may write to running statistics."""
+    return all(
+        tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.is_contiguous()
+        for tensor in (*means, *variances)
+    )
+
+
 @torch.no_grad()
 def _update_running(shape: BlockShape, norms: Sequence[nn.BatchNorm2d], statistics: Tensor, values: int) -> None:
     """As each norm would by itself: towards the batch's mean and unbiased variance, once a step."""
@@ -596,8 +623,6 @@ def _update_running(shape: BlockShape, norms: Sequence[nn.BatchNorm2d], statisti
         chosen = [index for index, norm in enumerate(norms) if norm.momentum == momentum]
         torch._foreach_lerp_([means[i] for i in chosen], [seen_means[i] for i in chosen], momentum)
         torch._foreach_lerp_([variances[i] for i in chosen], [seen_variances[i] for i in chosen], momentum)
-    batches = [norm._buffers["num_batches_tracked"] for norm in norms]
-    torch._foreach_add_([count for count in batches if count is not None], 1)
 
 
 @lru_cache(maxsize=256)

@@ -12,7 +12,7 @@ from itertools import repeat
 import torch
 from torch import Tensor
 
-from dnas.nn.dense_block import BlockShape, Kernels
+from dnas.nn.dense_block import BlockShape, Kernels, Running
 from dnas.nn.kernels.build import load_library
 
 ENDS = {"pool": 0, "mean": 1, "relu": 2}
@@ -25,15 +25,21 @@ class _Block(Structure):
         *((name, c_int64) for name in ("x_of_image", "x_of_channel", "x_of_pixel", "threads")),
         ("eps", c_double),
         ("mask_scale", c_double),
+        ("momentum", c_double),
         ("consumers", c_void_p),
         *((name, c_void_p) for name in ("x", "maps", "bottlenecks", "mean", "variance", "out", "gradient", "dx")),
     ]
 
 
 def _forward(
-    shape: BlockShape, x: Tensor, weights: Sequence[Tensor], masks: Sequence[Tensor], recompute: bool
+    shape: BlockShape,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    recompute: bool,
+    running: Running | None = None,
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    call = _Call(shape, x, weights, masks)
+    call = _Call(shape, x, weights, masks, running=running)
     pitch = load_library().dnas_pitch(c_int64(x.numel() // x.shape[1]))
     maps = x.new_empty(shape.starts[-1] - shape.sources[0], pitch)
     widths = shape.inner[-1] - shape.starts[-1]
@@ -63,7 +69,7 @@ def _backward(
 def _infer(
     shape: BlockShape, x: Tensor, weights: Sequence[Tensor], means: Sequence[Tensor], variances: Sequence[Tensor]
 ) -> Tensor:
-    call = _Call(shape, x, weights, (), running=(means, variances))
+    call = _Call(shape, x, weights, (), running=Running(means, variances, 0.0))
     out = _empty_output(shape, x)
     call.fill((), None, out=out)
     call("dnas_infer")
@@ -76,7 +82,7 @@ def _why_not(x: Tensor, weights: Sequence[Tensor]) -> str:
     return ""
 
 
-CPU = Kernels(_forward, _backward, _infer, _why_not)
+CPU = Kernels(_forward, _backward, _infer, _why_not, updates=True)
 
 
 class _Call:
@@ -89,7 +95,7 @@ class _Call:
         weights: Sequence[Tensor],
         masks: Sequence[Tensor],
         backward: bool = False,
-        running: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None,
+        running: Running | None = None,
     ) -> None:
         strides = _strides(x)
         self.x = x if strides else x.contiguous()
@@ -112,18 +118,19 @@ class _Call:
             torch.get_num_threads(),
             shape.eps,
             1 / (1 - shape.dropout),
+            running.momentum if running else 0.0,
             self.consumers.buffer_info()[0],
             self.x.data_ptr(),
             dx=self.dx.data_ptr(),
         )
 
-    def _consumers(self, shape: BlockShape, running: tuple[Sequence[Tensor], Sequence[Tensor]] | None) -> list[int]:
+    def _consumers(self, shape: BlockShape, running: Running | None) -> list[int]:
         """The structures `Consumer` one after the other. All their fields are words of 64 bits; 0 is null."""
         words: list[int] = []
         values = iter(self.weights)
         gradients: Iterator[Tensor | None] = iter(self.gradients) if self.gradients else repeat(None)
         statistics: Iterator[tuple[Tensor | None, Tensor | None]] = (
-            zip(*running, strict=True) if running else repeat((None, None))
+            zip(running.means, running.variances, strict=True) if running else repeat((None, None))
         )
         masks = iter(self.masks)
 

@@ -20,7 +20,7 @@ extern "C" {
 struct NormTensors {
   const float *gamma, *beta;
   float *dgamma, *dbeta;         // null but for the backward pass
-  const float *mean, *variance;  // running; null but for inference
+  float *mean, *variance;        // running; null in the backward pass, or where a step does not change them here
 };
 
 // A layer; or the last consumer, of which only the first three matter.
@@ -46,6 +46,7 @@ struct Block {
   Index threads;
   double eps;
   double mask_scale;
+  double momentum;  // of the running statistics
   const Consumer* consumers;  // [layers + 1]
   const float* x;
   float* maps;           // [channels of all layers][pitch]
@@ -132,6 +133,24 @@ class Work {
   }
   static Affine running(const NormTensors& n, Index channels, double eps) {
     return {channels, n.gamma, n.beta, n.mean, n.variance, eps, [](Index i) { return i; }};
+  }
+
+  // Each norm's running mean and variance go towards the batch's, the unbiased one, by `momentum`.
+  void update_running() const {
+    const double M = static_cast<double>(pixels), unbiased = M / (M - 1);
+    const auto update = [&](const NormTensors& n, Index count, const auto& at) {
+      if (n.mean == nullptr) return;
+      const float share = static_cast<float>(b.momentum);
+      for (Index i = 0; i < count; i++) {
+        n.mean[i] += share * (static_cast<float>(b.mean[at(i)]) - n.mean[i]);
+        n.variance[i] += share * (static_cast<float>(b.variance[at(i)] * unbiased) - n.variance[i]);
+      }
+    };
+    for (Index l = 0; l <= b.layers; l++) {
+      const Consumer& c = b.consumers[l];
+      update(c.norm1, c.channels, [&](Index i) { return c.reads[i]; });
+      if (l < b.layers && c.width) update(c.norm2, c.width, [&](Index i) { return inner[l] + i; });
+    }
   }
 
   void prepare(std::vector<Prepared>& layers, bool backward) const {
@@ -231,6 +250,7 @@ void forward(const Block& b) {
   const auto read = Work::read_only(Work::chosen(work.rows(x.data(), b.maps), work.last()));
   end_block(
       work.team, work.ending(), read.data(), work.last().channels, work.affine1(work.last()), b.images, b.out);
+  work.update_running();
 }
 
 // The backward pass, from the last consumer to the first.

@@ -12,6 +12,8 @@ struct Images {
   Index of_image, of_channel, of_pixel;
 
   Index at(Index image, Index channel) const { return image * of_image + channel * of_channel; }
+  // Whether a channel's images lie one behind the other, as dnas has them between blocks.
+  bool are_in_a_row(Index pixels) const { return of_pixel == 1 && of_image == pixels; }
 };
 
 constexpr Index LINE = 16;  // floats: channels that are done together, as they lie side by side where they come last
@@ -27,7 +29,11 @@ inline void copy_in(
   team.split(channels, LINE, [&](int, Index begin, Index end) {
     for (Index first = 0; first < count; first += together) {
       const Index last = std::min(first + together, count);
-      for (Index n = first; n < last; n++)
+      if (images.are_in_a_row(pixels))
+        for (Index c = begin; c < end; c++)
+          std::memcpy(
+              to + c * pitch + first * pixels, from + images.at(first, c), (last - first) * pixels * sizeof(float));
+      for (Index n = first; n < last && !images.are_in_a_row(pixels); n++)
         for (Index c = begin; c < end; c++) {
           const float* source = from + images.at(n, c);
           float* row = to + c * pitch + n * pixels;
@@ -49,14 +55,17 @@ inline void copy_in(
 inline void copy_out_gradient(
     const Team& team, const float* gradient, const float* x, Index pitch, const Backward& norm, Index count,
     Index channels, Index pixels, float* to, const Images& images) {
+  const auto copy = [&](Index c, Index first, Index n, Index step, float* target) {
+    const float *g = gradient + c * pitch + first, *u = x + c * pitch + first;
+    const float a = norm.of_gradient[c], b = norm.of_map[c], d = norm.constant[c];
+    for (Index p = 0; p < n; p++) target[p * step] = g[p] * a + (u[p] * b + d);
+  };
   team.split(channels, LINE, [&](int, Index begin, Index end) {
-    for (Index n = 0; n < count; n++)
-      for (Index c = begin; c < end; c++) {
-        const float *g = gradient + c * pitch + n * pixels, *u = x + c * pitch + n * pixels;
-        const float a = norm.of_gradient[c], b = norm.of_map[c], d = norm.constant[c];
-        float* target = to + images.at(n, c);
-        for (Index p = 0; p < pixels; p++) target[p * images.of_pixel] = g[p] * a + (u[p] * b + d);
-      }
+    if (images.are_in_a_row(pixels))
+      for (Index c = begin; c < end; c++) copy(c, 0, count * pixels, 1, to + images.at(0, c));
+    else
+      for (Index n = 0; n < count; n++)
+        for (Index c = begin; c < end; c++) copy(c, n * pixels, pixels, images.of_pixel, to + images.at(n, c));
   });
 }
 
