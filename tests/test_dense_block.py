@@ -327,6 +327,26 @@ def own_forward(net: DenseNet) -> None:
     norm.forward = lambda x: 2 * type(norm).forward(norm, x)  # type: ignore[method-assign]
 
 
+def hurry(norm: torch.nn.BatchNorm2d) -> None:
+    norm.momentum = 0.4
+
+
+def scatter(norm: torch.nn.BatchNorm2d) -> None:
+    """Its running mean lies in every second place of memory."""
+    norm.running_mean = torch.stack([norm.running_mean, norm.running_mean], dim=1)[:, 0]  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("kernels", ["ref", "cpu"])
+@pytest.mark.parametrize("change", [hurry, scatter])
+def test_running_statistics_may_be_of_any_kind(change: Callable[[torch.nn.BatchNorm2d], None], kernels: str) -> None:
+    plain, fast = nets(SMALL, kernels, torch.float32)
+    for net in (plain, fast):
+        change(net.features.denseblock1.denselayer2.norm1)
+    x, y = images(SMALL, 6, torch.float32)
+    assert reasons(fast.train()) == ["", ""]
+    assert_close(step(fast, x, y), step(plain, x, y), 1e-4)
+
+
 @pytest.mark.parametrize("kernels", ["ref", "cpu"])
 @pytest.mark.parametrize(
     "change",
