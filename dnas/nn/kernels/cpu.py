@@ -69,7 +69,8 @@ def _backward(
 def _infer(
     shape: BlockShape, x: Tensor, weights: Sequence[Tensor], means: Sequence[Tensor], variances: Sequence[Tensor]
 ) -> Tensor:
-    call = _Call(shape, x, weights, (), running=Running(means, variances, 0.0))
+    running = Running(*([tensor.to(x).contiguous() for tensor in kind] for kind in (means, variances)), momentum=0.0)
+    call = _Call(shape, x, weights, (), running=running)
     out = _empty_output(shape, x)
     call.fill((), None, out=out)
     call("dnas_infer")
@@ -104,7 +105,7 @@ class _Call:
         self.masks = [mask.transpose(0, 1).contiguous() for mask in masks]
         self.gradients = [torch.empty_like(weight) for weight in self.weights] if backward else []
         self.dx = torch.empty_like(self.x) if backward else self.x
-        self.reads = _channels_read(shape)
+        self.reads, self.running = _channels_read(shape), running
         self.consumers = array("q", self._consumers(shape, running))
         images, channels, height, width = x.shape
         self.block = _Block(
