@@ -449,7 +449,7 @@ def run_block(
     masks = list(_drawn_masks(shape, x, parts.weights)) if shape.dropout else []
     momentum = parts.norms[0].momentum
     assert momentum is not None
-    alike = all(norm.momentum == momentum for norm in parts.norms) and _are_plain(means, variances)
+    alike = all(norm.momentum == momentum for norm in parts.norms)
     running = Running(means, variances, momentum) if kernels.updates and alike else None
     output, statistics = _DenseBlock.apply(kernels, shape, recompute, running, masks, x, *parts.weights)
     if running is None:
@@ -503,6 +503,9 @@ def _add_norm(norm: nn.Module | None, found: _Parts) -> None:
         raise _Unfit("a batch norm without weights or running statistics")
     if norm.momentum is None:
         raise _Unfit("a batch norm whose running statistics are plain means")
+    for tensor in (weight, bias, norm.running_mean, norm.running_var):
+        if not tensor.is_contiguous() or tensor.dtype != weight.dtype or tensor.device != weight.device:
+            raise _Unfit("a batch norm whose tensors are scattered in memory, or of several kinds")
     if found.norms and (norm.training, norm.eps) != (found.norms[0].training, found.norms[0].eps):
         raise _Unfit("batch norms of several modes")
     found.norms.append(norm)
@@ -600,14 +603,6 @@ def _drawn_masks(shape: BlockShape, x: Tensor, weights: Sequence[Tensor]) -> Ite
 
 def _running(norms: Sequence[nn.BatchNorm2d]) -> tuple[list[Tensor], list[Tensor]]:
     return [norm._buffers["running_mean"] for norm in norms], [norm._buffers["running_var"] for norm in norms]  # type: ignore[misc]
-
-
-def _are_plain(means: Sequence[Tensor], variances: Sequence[Tensor]) -> bool:
-    """Whether kernels that know nothing of tensors may write to running statistics."""
-    return all(
-        tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.is_contiguous()
-        for tensor in (*means, *variances)
-    )
 
 
 @torch.no_grad()

@@ -69,8 +69,7 @@ def _backward(
 def _infer(
     shape: BlockShape, x: Tensor, weights: Sequence[Tensor], means: Sequence[Tensor], variances: Sequence[Tensor]
 ) -> Tensor:
-    running = Running(*([tensor.to(x).contiguous() for tensor in kind] for kind in (means, variances)), momentum=0.0)
-    call = _Call(shape, x, weights, (), running=running)
+    call = _Call(shape, x, weights, (), running=Running(means, variances, 0.0))
     out = _empty_output(shape, x)
     call.fill((), None, out=out)
     call("dnas_infer")
@@ -105,7 +104,7 @@ class _Call:
         self.masks = [mask.transpose(0, 1).contiguous() for mask in masks]
         self.gradients = [torch.empty_like(weight) for weight in self.weights] if backward else []
         self.dx = torch.empty_like(self.x) if backward else self.x
-        self.reads, self.running = _channels_read(shape), running
+        self.reads = _channels_read(shape)
         self.consumers = array("q", self._consumers(shape, running))
         images, channels, height, width = x.shape
         self.block = _Block(
