@@ -124,10 +124,15 @@ INLINE void fill_activation(const Tiles& tiles, Index task, const float* x, floa
 // A weight as the micro-kernels read it: [term][channel][tap][row] of each group of rows; at(row, channel, tap).
 template <class At>
 void pack_3x3(Index rows, Index channels, const At& at, Packed& packed) {
-  packed.pack(rows, TERMS * channels * 3, [&](Index r, Index k) {
-    const Index channel = k / 3 % channels, kw = k % 3;
-    return of_taps(static_cast<int>(k / (3 * channels)), at(r, channel, kw), at(r, channel, 3 + kw), at(r, channel, 6 + kw));
-  });
+  packed.reserve(rows, TERMS * channels * 3);
+  for (const Rows& g : packed.groups)
+    for (Index c = 0; c < channels; c++)
+      for (Index kw = 0; kw < 3; kw++)
+        for (Index r = 0; r < g.padded; r++) {
+          const auto tap = [&](Index kh) { return r < g.count ? at(g.first + r, c, kh * 3 + kw) : 0.0f; };
+          float* to = packed.values.data() + g.offset + (c * 3 + kw) * g.padded + r;
+          of_taps(tap(0), tap(1), tap(2), [&](int term, float v) { to[term * channels * 3 * g.padded] = v; });
+        }
 }
 
 // Aᵀ m of one map, six rows of made(), to the pixels of a task.

@@ -34,13 +34,15 @@ inline std::vector<Rows> grouped(Index rows, Index columns) {
 struct Packed {
   std::vector<Rows> groups;
   Floats values;
-  Index columns = 0;
+
+  float* reserve(Index rows, Index columns) {
+    groups = grouped(rows, columns);
+    return values.grow(groups.back().offset + groups.back().padded * columns);
+  }
 
   template <class Value>
-  void pack(Index rows, Index columns_, const Value& value) {
-    columns = columns_;
-    groups = grouped(rows, columns);
-    float* to = values.grow(groups.back().offset + groups.back().padded * columns);
+  void pack(Index rows, Index columns, const Value& value) {
+    float* to = reserve(rows, columns);
     for (const Rows& g : groups)
       for (Index k = 0; k < columns; k++)
         for (Index r = 0; r < g.padded; r++) *to++ = r < g.count ? value(g.first + r, k) : 0.0f;

@@ -12,17 +12,16 @@
 constexpr int TERMS = 6, TILE = 4;  // rows of products, and rows that they make
 constexpr float P1 = 3.0f / 4, R1 = 3.0f / 2, P2 = P1 * P1, R2 = R1 * R1, P3 = P1 * P2, R3 = R1 * R2;
 
-// Term `term` of G g.
-INLINE float of_taps(int term, float g0, float g1, float g2) {
+// use(term, value) for each of G g.
+template <class Use>
+INLINE void of_taps(float g0, float g1, float g2, const Use& use) {
   const float of_p = 1 / (2 * P2 * (P2 - R2)), of_r = 1 / (2 * R2 * (R2 - P2));
-  switch (term) {
-    case 0: return g0 / (P2 * R2);
-    case 1: return of_p * (g0 + P2 * g2 + P1 * g1);
-    case 2: return of_p * (g0 + P2 * g2 - P1 * g1);
-    case 3: return of_r * (g0 + R2 * g2 + R1 * g1);
-    case 4: return of_r * (g0 + R2 * g2 - R1 * g1);
-    default: return g2;
-  }
+  use(0, g0 / (P2 * R2));
+  use(1, of_p * (g0 + P2 * g2 + P1 * g1));
+  use(2, of_p * (g0 + P2 * g2 - P1 * g1));
+  use(3, of_r * (g0 + R2 * g2 + R1 * g1));
+  use(4, of_r * (g0 + R2 * g2 - R1 * g1));
+  use(5, g2);
 }
 
 // Gᵀ u.
