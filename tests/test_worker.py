@@ -137,9 +137,9 @@ def test_a_worker_on_postgresql_makes_the_records_of_a_local_search(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     options = own(stopping="asha", space=load_space("tiny", epochs=9), retrain=1)
-    search(options, Silent(), LocalExecutor("digits"))
+    search(options, Silent(), LocalExecutor())
     begun(url, tmp_path / "shared", options)
-    host = Host(url, tmp_path / "shared", tmp_path / "far", LocalExecutor("digits")).start()
+    host = Host(url, tmp_path / "shared", tmp_path / "far", LocalExecutor()).start()
     assert host.join() == "complete"
     here, far = StudyFolder(tmp_path / "studies" / "s"), StudyFolder(tmp_path / "far" / "s")
     assert equal_but_times(far.records()) == equal_but_times(here.records())
@@ -230,7 +230,7 @@ def test_a_proposer_that_lost_its_lease_trains_on_and_nothing_is_begun_again(
 
 def test_a_shared_folder_that_is_away_is_waited_for(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun(url, tmp_path / "shared", own(trials=1, stopping="none", space=load_space("tiny", epochs=2)))
-    host = Host(url, tmp_path / "shared", tmp_path / "a", LocalExecutor("digits"))
+    host = Host(url, tmp_path / "shared", tmp_path / "a", LocalExecutor())
     left, real = [5], Shared.put
 
     def put(self: Shared, name: str, source: Path) -> None:
