@@ -164,7 +164,7 @@ def test_a_database_killed_in_the_middle_loses_nothing_and_repeats_nothing(
     server: Server, url: str, tmp_path: Path
 ) -> None:
     begun(url, tmp_path / "shared", own(trials=6, stopping="none", space=load_space("tiny", epochs=4)))
-    hosts = [Host(url, tmp_path / "shared", tmp_path / name, Counting("digits")).start() for name in "ab"]
+    hosts = [Host(url, tmp_path / "shared", tmp_path / name, Counting()).start() for name in "ab"]
     for reports in (3, 12):
         wait_until(lambda reports=reports: reported(hosts) >= reports, hosts)  # type: ignore[misc]
         server.kill()
@@ -329,7 +329,7 @@ def is_begun(server: Server, url: str) -> bool:
 
 def claimed_by(server: Server, url: str) -> list[str]:
     """The workers that are in the middle of a training."""
-    query = "SELECT DISTINCT owner FROM dnas_jobs WHERE state = 'claimed' AND answered BETWEEN 1 AND 100 ORDER BY 1"
+    query = "SELECT DISTINCT owner FROM dnas_jobs WHERE state = 'claimed' AND answered BETWEEN 1 AND 60 ORDER BY 1"
     return [owner for (owner,) in rows(server, url, query)]
 
 
@@ -438,7 +438,7 @@ def test_a_frozen_host_writes_nothing_more_and_a_killed_one_is_replaced(
 ) -> None:
     shared = tmp_path / "shared"
     # long enough that both are found in the first half of a training, and that there is work left for who wakes
-    begun(url, shared, own(trials=4, stopping="none", space=load_space("tiny", epochs=200)))
+    begun(url, shared, own(trials=4, stopping="none", space=load_space("tiny", epochs=120)))
     nodes += [Node(tmp_path / name, url) for name in "ab"]
     wait_until(lambda: len(claimed_by(server, url)) == 2, nodes)
     before = proposer(server, url)
