@@ -99,8 +99,8 @@ def on_ray(address: str, options: Options, shared: Path | str, **changes: Any) -
 def test_a_study_is_the_same_wherever_it_is_trained(
     address: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Trials one at a time, with pauses, promotions and a model that proposes, by processes of this machine, on Ray, and
-    by a worker on PostgreSQL in a folder of its own: records and log are equal but for times and hosts."""
+    """Trials one at a time, with pauses, promotions and a model that proposes, by processes of this machine, on Ray,
+    and by a worker on PostgreSQL in a folder of its own: records and log are equal but for times and hosts."""
     options = small(TRIALS, epochs=8, workers=1)
     monkeypatch.chdir(tmp_path)
     search(replace(options, study="local"), Silent())
