@@ -102,7 +102,7 @@ def _digits_table() -> tuple[np.ndarray, np.ndarray]:
     for folder in (package and package.submodule_search_locations) or ():
         file = Path(folder) / "datasets" / "data" / "digits.csv.gz"
         if file.is_file():
-            table = np.loadtxt(file, delimiter=",")
+            table = np.loadtxt(file, delimiter=",", dtype=np.uint8)
             return table[:, :-1], table[:, -1]
     from sklearn.datasets import load_digits
 
