@@ -1,6 +1,7 @@
 """Seconds an epoch and peak memory of real trainings on CIFAR-10 with augmentation, recipe `paper`.
 
     python benchmarks/bench_train.py --dataset cifar10 --device cuda --epochs 3
+    python benchmarks/bench_train.py --dataset cifar10 --device cuda --epochs 3 --kernels triton --cuda-graph
 
 The first epoch is not counted: on a GPU it chooses kernels. Prints a row in Markdown.
 """
@@ -25,7 +26,9 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--subset", type=int)
+    parser.add_argument("--kernels", default="plain")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--cuda-graph", action="store_true")
     args = parser.parse_args()
     device = check_device(args.device)
     data = load_dataset(args.dataset, subset=args.subset, device=device)
@@ -39,14 +42,18 @@ def main() -> None:
         seed=(0, 0),
         device=device,
         compile_net=args.compile,
+        cuda_graph=args.cuda_graph,
+        kernels=args.kernels,
         report=lambda epoch: seconds.append(epoch.seconds) or len(seconds) < args.epochs,  # type: ignore[func-returns-value]
     )
     counted = seconds[1:] or seconds
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"{platform.machine()} CPU"
     print("| network | device | torch | images an epoch | seconds an epoch, median (range), n | peak memory |")
     print("|---|---|---|---|---|---|")
+    how = f", {args.kernels}" * (args.kernels != "plain") + ", compiled" * args.compile
+    how += ", CUDA graph" * args.cuda_graph
     print(
-        f"| {args.network}{' compiled' * args.compile} | {name} | {torch.__version__} | {data.train_size:,}"
+        f"| {args.network}{how} | {name} | {torch.__version__} | {data.train_size:,}"
         f" | {statistics.median(counted):.1f} ({min(counted):.1f} to {max(counted):.1f}), {len(counted)}"
         f" | {result.peak_memory_bytes / 1e9:.2f} GB |"
     )

@@ -320,6 +320,7 @@ def _add_training(parser: argparse.ArgumentParser, recipe: str | None) -> None:
     add("--device", default="auto", metavar="NAME", help="cpu, cuda or cuda:0 (default: cuda where there is one)")
     add("--threads", type=_whole(1), metavar="N", help="CPU threads of a training (default: the cores, shared out)")
     add("--compile", action="store_true", help="torch.compile the network: slow to begin, faster on a GPU")
+    add("--cuda-graph", action="store_true", help="run each training step as one CUDA graph (not yet run on a GPU)")
     _add_kernels(add)
 
 
@@ -703,6 +704,7 @@ def _search_options(args: argparse.Namespace, folder: Any, begun: dict[str, Any]
         threads=args.threads or default_threads(workers, side),
         device=args.device,
         compile_net=args.compile,
+        cuda_graph=args.cuda_graph,
         kernels=args.kernels,
         retrain=args.retrain_best,
         retrain_seeds=args.retrain_seeds,

@@ -36,6 +36,7 @@ class Means:
     device: str = "cpu"
     timeout: float | None = None
     compile_net: bool = False
+    cuda_graph: bool = False
     kernels: str | None = None
 
 
@@ -58,6 +59,7 @@ class Options:
     device: str = "cpu"
     timeout: float | None = None
     compile_net: bool = False
+    cuda_graph: bool = False
     kernels: str | None = None
     retrain: int = 0
     retrain_seeds: int = 1

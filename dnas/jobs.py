@@ -28,6 +28,7 @@ def make_job(
         device=options.device,
         threads=options.threads,
         compile_net=options.compile_net,
+        cuda_graph=options.cuda_graph,
         kernels=record.kernels or "plain",
         final=final,
         activation_bytes=record.cost.get("activation_bytes", 0),

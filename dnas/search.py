@@ -25,6 +25,7 @@ from dnas.nn.kernels import check_kernels
 from dnas.proposals import Exhausted, Proposal, Region, make_sampler, propose
 from dnas.samplers.tpe import distributions_json
 from dnas.space import Space
+from dnas.step import check_cuda_graph
 from dnas.stopping import check_stopping
 from dnas.study import StudyFolder, TrialRecord, new_record
 from dnas.train import list_devices
@@ -44,6 +45,8 @@ def search(options: Options, show: Show, executor: Executor | None = None) -> Ou
 
     folder = StudyFolder(Path("studies") / options.study)
     devices = list_devices(options.device) if executor is None else (options.device,)
+    if options.cuda_graph:
+        check_cuda_graph(devices[0], compiled=options.compile_net)
     if options.kernels is not None:
         check_kernels(options.kernels)  # before there is a folder
     check_stopping(options.stopping, len(options.objectives) > 1)

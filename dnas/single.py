@@ -30,6 +30,7 @@ from dnas.launch import LOST_PEER, launch
 from dnas.nn.choose import choose_kernels
 from dnas.nn.kernels import check_kernels
 from dnas.recipe import Recipe, make_recipe
+from dnas.step import check_cuda_graph
 from dnas.train import Diverged, Epoch, check_device, check_same_run, fit, is_out_of_memory
 from dnas.wording import count, duration, percent, several, size
 
@@ -88,6 +89,8 @@ def train_one(args: argparse.Namespace) -> int:
     parse_name(args.name)
     batch_size = _recipe(args).batch_size
     device, count = check_processes(args.device, args.gpus, batch_size)
+    if args.cuda_graph:
+        check_cuda_graph(device, count, args.compile)
     folder = args.out or default_folder(args.name, args.dataset, args.seed)
     go_on = f"every finished epoch is saved in {folder}/. The same command goes on from there."
     if count == 1:
@@ -134,7 +137,7 @@ def _kernels(asked: str | None, compiled: bool, spec: Spec, recipe: Recipe, devi
     asked = asked or DEFAULT_KERNELS
     if asked != "auto":
         return asked
-    return "plain" if compiled else choose_kernels(spec, device, recipe.batch_size, torch.get_num_threads())
+    return "plain" if compiled else choose_kernels(spec, device, recipe.batch_size)
 
 
 def _train(args: argparse.Namespace, device: str, folder: Path, go_on: str, group: Group) -> int:
@@ -203,6 +206,7 @@ def _train(args: argparse.Namespace, device: str, folder: Path, go_on: str, grou
                 device=device,
                 folder=folder,
                 compile_net=args.compile,
+                cuda_graph=args.cuda_graph,
                 kernels=kernels,
                 group=group,
                 report=watch.epoch,

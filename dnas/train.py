@@ -4,8 +4,10 @@ Training knows no tuner: `fit(..., report)` calls `report(epoch)` after each epo
 """
 
 import csv
+import ctypes
 import hashlib
 import io
+import logging
 import math
 import resource
 import statistics
@@ -13,7 +15,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -32,11 +34,14 @@ from dnas.files import remove_torn, write_atomic
 from dnas.nn import build, use_kernels
 from dnas.nn.norms import GRADIENT_STEPS, GradientNorms, Norms, measure_norms
 from dnas.recipe import Recipe, learning_rate
+from dnas.step import Criterion, GraphedStep, Step, autocast, check_cuda_graph
 
 CHECKPOINT_FORMAT = "dnas-checkpoint-1"
 EVALUATION_BATCH = 500  # at most
 LATENCY_RUNS, LATENCY_SECONDS, LATENCY_WARM_UP = 30, 0.5, 5  # the timed runs end with whichever comes first
 STREAMS = ("initialisation", "data", "dropout")  # data: the order of the images, then their augmentation
+
+log = logging.getLogger(__name__)
 
 
 class Diverged(RuntimeError):
@@ -97,6 +102,7 @@ def fit(
     device: str = "cpu",
     folder: Path | None = None,
     compile_net: bool = False,
+    cuda_graph: bool = False,
     kernels: str = "plain",
     recompute: bool = False,
     group: Group = ALONE,
@@ -107,10 +113,14 @@ def fit(
     """Trains `spec` from `seed = (study seed, trial number)`, or goes on from `folder`'s checkpoint where it has one.
 
     folder: gets checkpoint.pt, curve.csv and norms.npz, each replaced after every epoch; None keeps nothing.
+    cuda_graph: on one GPU, each step is one CUDA graph (`dnas.step.GraphedStep`): the same run to rounding. Where the
+        network cannot be captured the log says why, and its steps are launched one kernel at a time. It has not been
+        run on a GPU yet.
     kernels: what runs a DenseNet's dense blocks (`dnas.nn.DenseNet`). Where this machine has not got them the log says
         why, and the modules do. Other kernels are the same run to rounding, and not bit for bit.
     recompute: activations are worked out again in the backward pass: a fraction of the memory, 15 to 50% more time on a
-        CPU, and the same run, bit for bit. A run may be gone on with either way. The network is then not compiled.
+        CPU, and the same run, bit for bit. A run may be gone on with either way. The network is then neither compiled
+        nor captured.
     group: the processes that train it together; every one calls `fit` with the same arguments and its own device. A
         batch is that of the recipe, sliced; the run is that of one process to rounding, but for dropout, whose masks
         depend on the number of processes. It may be gone on with by any number. Only the first writes and reports.
@@ -118,9 +128,14 @@ def fit(
     on_step: called after each step with the steps done and the total of this epoch.
     guard: called before anything in `folder` is changed; what it raises ends the training.
 
-    Raises `Diverged` as soon as the loss is not finite, and `InputError` where the checkpoint is of another run. On the
-    CPU the result depends on nothing but the arguments and the number of threads, however often it was interrupted.
+    Raises `Diverged` as soon as the loss is not finite, and `InputError` where the checkpoint is of another run, or
+    `cuda_graph` not for this device. On the CPU the result depends on nothing but the arguments and the number of
+    threads, however often it was interrupted.
     """
+    if cuda_graph:
+        check_cuda_graph(device, group.world, compile_net)
+    if device == "cpu":
+        keep_memory()
     torch.manual_seed(stream_seed(*seed, "initialisation"))
     run = Run(spec, recipe, data.describe(), seed, build(spec))
     # The paper's layouts are the same arithmetic; oneDNN's and cuDNN's 1×1 convolutions are several times faster so.
@@ -163,6 +178,11 @@ def fit(
         torch.cuda.reset_peak_memory_stats(device)
     forward: nn.Module = torch.compile(net) if compile_net and not recompute else net  # type: ignore[assignment]
     trained = group.shared(forward, device, some_unused=isinstance(spec, ResNetSpec) and spec.stochastic_depth > 0)
+    criterion = _criterion(recipe, group)
+    if cuda_graph and _is_capturable(spec, recompute):
+        step: Step = GraphedStep(trained, optimizer, criterion, device, recipe.batch_size)
+    else:
+        step = Step(trained, optimizer, criterion, device, scale=group.world)
     while go_on and len(run.curve) < recipe.epochs:
         started = time.monotonic()
         # Masks of its own, and none to be kept: the checkpoint holds the first one's stream. The units that stochastic
@@ -170,9 +190,7 @@ def fit(
         if not group.is_first and isinstance(spec, DenseNetSpec):
             torch.manual_seed(stream_seed(*seed, "dropout", group.rank, len(run.curve)))
         gradients = GradientNorms(net.parameters())
-        loss, error, rate = _train_epoch(
-            trained, data, recipe, len(run.curve), optimizer, generator, device, group, on_step, gradients
-        )
+        loss, error, rate = _train_epoch(step, data, recipe, len(run.curve), generator, group, on_step, gradients)
         val_loss, val_error = None, None
         if data.val_size:
             size = -(-recipe.batch_size // group.world)
@@ -192,56 +210,66 @@ def fit(
     return Fit(run, len(run.curve) == recipe.epochs, weights_digest(net), peak)
 
 
+def keep_memory() -> None:
+    """From now on this process keeps the CPU memory that it has once got: every step asks for the same again, and what
+    was given back costs a page fault for every 4 KB, up to a fifth of a step. For glibc; does nothing elsewhere.
+    """
+    with suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for threshold in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD: in malloc.h
+            mallopt(threshold, 1 << 30)
+
+
+def _is_capturable(spec: Spec, recompute: bool) -> bool:
+    """Whether a step can be a CUDA graph; where not, the log says why."""
+    reason = ""
+    if recompute:
+        reason = "memory is short, and a graph keeps its own"
+    elif isinstance(spec, ResNetSpec) and spec.stochastic_depth:
+        reason = "with stochastic depth each step runs other units"
+    if reason:
+        log.warning("the training steps are not captured as a CUDA graph: %s", reason)
+    return not reason
+
+
 def _train_epoch(
-    net: nn.Module,
+    step: Step,
     data: Dataset,
     recipe: Recipe,
     epoch: int,
-    optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
-    device: str,
     group: Group,
     on_step: Callable[[int, int], None],
     gradients: GradientNorms,
 ) -> tuple[float, float, float]:
     """Mean loss, mean error and last learning rate of one pass over the training part; `gradients` gets its last."""
-    net.train()
+    step.begin_epoch()
     steps = data.steps_per_epoch(recipe.batch_size)
     # A look at the loss waits for the device: every step on a CPU, where it is free, else now and then.
-    look = 1 if device == "cpu" else 50
-    total_loss = torch.zeros((), device=device)
-    wrong = torch.zeros((), device=device, dtype=torch.long)
+    look = 1 if step.device == "cpu" else 50
     seen, rate = 0, 0.0
-    for step, (x, y) in enumerate(data.train_batches(recipe.batch_size, generator)):
-        size = min(recipe.batch_size, data.train_size - step * recipe.batch_size)  # y may be a slice of it
-        rate = learning_rate(recipe, epoch * steps + step, steps)
-        for options in optimizer.param_groups:
-            options["lr"] = rate
-        with _autocast(device):
-            logits = net(x.contiguous(memory_format=torch.channels_last))
-            loss = _loss(logits, y, recipe, group, size)
-        if step % look == 0 and not math.isfinite(now := group.sum(loss).item()):
-            raise Diverged(f"the training loss is {now} at step {step + 1} of epoch {epoch + 1}.")
-        optimizer.zero_grad(set_to_none=True)
-        (loss * group.world).backward()  # of the processes' gradients the mean is taken, and the sum is wanted
-        if step >= steps - GRADIENT_STEPS:
+    for number, (x, y) in enumerate(data.train_batches(recipe.batch_size, generator)):
+        size = min(recipe.batch_size, data.train_size - number * recipe.batch_size)  # y may be a slice of it
+        rate = learning_rate(recipe, epoch * steps + number, steps)
+        step(x, y, size, rate)
+        if number % look == 0 and not math.isfinite(now := group.sum(step.loss).item()):
+            raise Diverged(f"the training loss is {now} at step {number + 1} of epoch {epoch + 1}.")
+        if number >= steps - GRADIENT_STEPS:
             gradients.add()
-        optimizer.step()
-        total_loss += loss.detach() * size
-        wrong += (logits.detach().argmax(1) != y).sum()
         seen += size
-        on_step(step + 1, steps)
-    mean_loss = group.sum(total_loss).item() / seen
+        on_step(number + 1, steps)
+    mean_loss = group.sum(step.total_loss).item() / seen
     if not math.isfinite(mean_loss):
         raise Diverged(f"the training loss is {mean_loss} in epoch {epoch + 1}.")
-    return mean_loss, group.sum(wrong).item() / seen, rate
+    return mean_loss, group.sum(step.wrong).item() / seen, rate
 
 
-def _loss(logits: Tensor, y: Tensor, recipe: Recipe, group: Group, size: int) -> Tensor:
-    """This process's part of the mean over the batch, of `size` images in all: of slices of unequal sizes too."""
+def _criterion(recipe: Recipe, group: Group) -> Criterion:
+    """This process's part of the mean over the batch: of slices of unequal sizes too."""
+    smoothing = recipe.label_smoothing
     if group.world == 1:
-        return F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
-    return F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing, reduction="sum") / size
+        return lambda logits, y, size: F.cross_entropy(logits, y, label_smoothing=smoothing)
+    return lambda logits, y, size: F.cross_entropy(logits, y, label_smoothing=smoothing, reduction="sum") / size
 
 
 @torch.no_grad()
@@ -261,7 +289,7 @@ def evaluate(
     net.eval()
     loss, wrong, seen = 0.0, 0, 0
     for x, y in data.batches(part, min(batch_size, EVALUATION_BATCH)):  # type: ignore[arg-type]
-        with _autocast(device):
+        with autocast(device):
             logits = net(x.contiguous(memory_format=torch.channels_last))
         loss += F.cross_entropy(logits.float(), y, reduction="sum").item()
         wrong += int((logits.argmax(1) != y).sum().item())
@@ -269,11 +297,6 @@ def evaluate(
     if group.world > 1:
         loss, wrong, seen = group.sum(torch.tensor([loss, wrong, seen], dtype=torch.float64, device=device)).tolist()
     return loss / seen, wrong / seen
-
-
-def _autocast(device: str) -> AbstractContextManager[Any]:
-    # bf16 on a CPU without such units is hundreds of times slower; bf16 needs no gradient scaling.
-    return torch.autocast("cuda", dtype=torch.bfloat16) if device.startswith("cuda") else nullcontext()
 
 
 def measure_latency(net: nn.Module, spec: Spec, device: str, threads: int) -> float:
@@ -288,7 +311,7 @@ def measure_latency(net: nn.Module, spec: Spec, device: str, threads: int) -> fl
     x = x.to(device).contiguous(memory_format=torch.channels_last)
     times: list[float] = []
     try:
-        with torch.no_grad(), _autocast(device):
+        with torch.no_grad(), autocast(device):
             for _ in range(LATENCY_WARM_UP):
                 net(x)
             while len(times) < LATENCY_RUNS and sum(times) < LATENCY_SECONDS:

@@ -184,7 +184,7 @@ class Trainings:
             device = list_devices(self.options.device)[0]
         except InputError:
             return "plain"  # the cluster's nodes have one, this machine has none to measure on
-        return choose_kernels(record.network_spec, device, record.recipe["batch_size"], self.options.threads)
+        return choose_kernels(record.network_spec, device, record.recipe["batch_size"])
 
     def _check_kernels(self) -> None:
         """Reads the study's kernels; one that was begun before there was a choice has `plain`. `InputError` where

@@ -101,7 +101,7 @@ def test_without_a_compiler(fresh: Path, monkeypatch: pytest.MonkeyPatch, caplog
     with pytest.raises(InputError, match=r"plain, ref, (triton, )?auto, but not cpu: there is no C\+\+ compiler"):
         DenseNet(parse_name(SPEC), kernels="cpu")
     with caplog.at_level(logging.WARNING):
-        assert choose_kernels(parse_name(SPEC), "cpu", 4, 1) == "plain"
+        assert choose_kernels(parse_name(SPEC), "cpu", 4) == "plain"
     assert len(caplog.records) == 1
     assert "there is no C++ compiler here" in caplog.text
 
@@ -116,7 +116,7 @@ def test_a_compiler_that_fails(
     with caplog.at_level(logging.WARNING), pytest.raises(InputError, match=r"but not cpu: the compiler .*broken-c"):
         DenseNet(parse_name(SPEC), kernels="cpu")
     assert "vectors are out of stock" in caplog.text
-    assert choose_kernels(parse_name(SPEC), "cpu", 4, 1) == "plain"
+    assert choose_kernels(parse_name(SPEC), "cpu", 4) == "plain"
     assert not list(fresh.glob("*.so*[0-9]")), "nothing half is left"
 
 
@@ -181,3 +181,42 @@ def test_other_processors_code_is_the_same_function(
             truth = run_kernels(REF, number, torch.float64, False, seed)
             errors.append(distance(run_kernels(CPU, number, torch.float32, False, seed), truth))
         assert min(errors) < 2e-5
+
+
+def built_driver(folder: Path, compiler: str, *flags: str) -> Path:
+    """tests/run_blocks.cpp as a program."""
+    program = folder / "run_blocks"
+    base = [flag for flag in build.BASE_FLAGS if flag not in ("-shared", "-fPIC", "-O3")]
+    source = REPOSITORY / "tests" / "run_blocks.cpp"
+    subprocess.run([compiler, *base, *flags, f"-I{build.HERE}", str(source), "-o", str(program)], check=True)
+    return program
+
+
+def printed(*command: str | Path) -> list[tuple[str, torch.Tensor]]:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [line.split() for line in done.stdout.splitlines()]
+    return [(name, torch.tensor([float(value) for value in values])) for name, *values in rows]
+
+
+@needs_compiler
+@pytest.mark.skipif(not shutil.which("valgrind"), reason="valgrind is not installed")
+def test_clean_under_valgrind(tmp_path: Path) -> None:
+    """With AVX2 where the processor has it: valgrind knows no longer vectors."""
+    flags = [flag for flag in build.processor_flags() if flag in ("-mavx2", "-mfma")]
+    program = built_driver(tmp_path, build.find_compiler()[0], "-g", "-O1", *flags)
+    assert len(printed("valgrind", "--quiet", "--error-exitcode=9", program)) == 70
+
+
+ARM = "aarch64-linux-gnu-g++", "qemu-aarch64"
+
+
+@pytest.mark.skipif(not all(map(shutil.which, ARM)), reason=f"{' and '.join(ARM)} are not installed")
+def test_an_arm_processor_makes_the_same(tmp_path: Path) -> None:
+    compiler, emulator = ARM
+    program = built_driver(tmp_path, compiler, "-O2", "-static")
+    there = printed(emulator, program)
+    here = printed(built_driver(tmp_path, build.find_compiler()[0], "-O2", *build.processor_flags()))
+    assert len(here) == 70
+    for (name, values), (_, others) in zip(here, there, strict=True):
+        assert (values - others).abs().max() <= 1e-3 * values.abs().max(), name

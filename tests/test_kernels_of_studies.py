@@ -49,17 +49,17 @@ def test_a_study_keeps_its_kernels_and_every_record_says_them() -> None:
 
 
 def test_auto_is_settled_once_by_the_first_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[DenseNetSpec, str, int, int]] = []
+    asked: list[tuple[DenseNetSpec, str, int]] = []
 
-    def choose(spec: DenseNetSpec, device: str, batch: int, threads: int) -> str:
-        asked.append((spec, device, batch, threads))
+    def choose(spec: DenseNetSpec, device: str, batch: int) -> str:
+        asked.append((spec, device, batch))
         return "ref"
 
     monkeypatch.setattr("dnas.nn.choose.choose_kernels", choose)
-    executor = run(3, kernels="auto", threads=2)
+    executor = run(3, kernels="auto")
     assert [job.kernels for job in executor.started] == ["ref"] * 3
     first = StudyFolder(Path("studies/s")).records()[0]
-    assert asked == [(first.network_spec, "cpu", first.recipe["batch_size"], 2)]
+    assert asked == [(first.network_spec, "cpu", first.recipe["batch_size"])]
     run(4, kernels="auto")
     assert len(asked) == 1
     assert frozen() == "ref"

@@ -5,6 +5,7 @@ import errno
 import math
 import os
 import pickle
+import platform
 import subprocess
 import sys
 import zipfile
@@ -440,6 +441,26 @@ def test_a_full_memory_is_known_from_other_errors() -> None:
 
 def test_peak_memory_is_in_bytes() -> None:
     assert 50e6 < peak_memory_bytes("cpu") < 500e9  # torch alone takes more than 50 MB
+
+
+AGAIN_AND_AGAIN = """
+import resource, torch
+from dnas.train import keep_memory
+keep_memory()
+for _ in range(10):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(1 << 23)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is not glibc's")
+def test_memory_that_was_got_once_is_kept() -> None:
+    """32 MB are some thousand page faults, or with large pages some ten, but not again and again."""
+    done = subprocess.run([sys.executable, "-c", AGAIN_AND_AGAIN], capture_output=True, text=True, check=True)
+    faults = [int(line) for line in done.stdout.split()]
+    assert max(faults[:5]) > 10
+    assert max(faults[5:]) <= 1
 
 
 def test_the_digest_of_weights_covers_the_running_statistics() -> None:

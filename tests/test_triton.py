@@ -18,6 +18,7 @@ from dnas.nn.kernels import check_kernels
 from dnas.nn.kernels.triton_block import PIXELS, TRITON
 from tests.interpreted import CASES, errors, run, weights_of
 from tests.test_dense_block import images, nets, step
+from tests.test_step import Asked
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 SHARED_BYTES = 99 * 1024  # of a GPU's memory for the threads of one program, at the least since 2020
@@ -105,6 +106,10 @@ def test_they_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     masks = [torch.ones(1, outs, 16, 16, dtype=torch.bool) for outs in (128, 32)]
     output, statistics, kept = TRITON.forward(shape, x, weights, masks, False)
     TRITON.backward(shape, x, weights, masks, statistics, kept, output)
+    with Asked() as asked:  # by the second call its tables are there
+        output, statistics, kept = TRITON.forward(shape, x, weights, masks, False)
+        TRITON.backward(shape, x, weights, masks, statistics, kept, output)
+    assert asked.calls == [], "what waits for the device cannot be captured in a CUDA graph"
     for name, kernel in kernels.items():
         assert kernel.made, f"{name} is not launched"
         for compiled in kernel.made.values():

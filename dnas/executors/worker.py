@@ -50,6 +50,7 @@ class Job:
     device: str = "cpu"
     threads: int = 1
     compile_net: bool = False
+    cuda_graph: bool = False
     kernels: str = "plain"
     final: bool = False
     activation_bytes: int = 0
@@ -157,6 +158,7 @@ def _train(job: Job, lease: Lease, say: Callable[[Message], None], ask: Callable
         device=job.device,
         folder=Path(job.folder),
         compile_net=job.compile_net,
+        cuda_graph=job.cuda_graph,
         kernels=kernels,
         recompute=job.recompute,
         report=lambda epoch: ask(Message("epoch", asdict(epoch), {"peak_memory_bytes": peak_memory_bytes(job.device)})),

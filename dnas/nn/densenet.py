@@ -180,7 +180,7 @@ class DenseNet(nn.Module):
             if self._kernels == "auto":
                 from dnas.nn.choose import choose_kernels  # which builds networks itself
 
-                self._kernels = choose_kernels(self.spec, x.device, len(x), torch.get_num_threads())
+                self._kernels = choose_kernels(self.spec, x.device, len(x))
             kernels = load_kernels(self._kernels)
         if kernels is None and not again:
             return self._classified(self.features(x))

@@ -1,12 +1,13 @@
-// BN-ReLU-Conv(3×3), forward and backward, over maps that are copied, some images and channels at a time, to where they
-// have a margin of zeros.
+// BN-ReLU-Conv(3×3), forward and backward, by Winograd's arithmetic along the columns.
 //
-//   row 0            0 0 0 0 0
-//   row 1            0 a b c d        Images of height H and width W lie one above the other; a row is W + 1 floats, the
-//   row 2            0 e f g h        zero before a row also ends the row above it, and one row of zeros parts two
-//   row 3            0 0 0 0 0        images. So each tap of the kernel is one shift of a flat row of pixels, and what
-//   row 4            0 i j k l        the convolution makes of the zeros is not read.
-//   ...
+// Images of height H and width W are cut into tiles of four rows, and a task is some tiles. What the convolution makes of
+// a tile needs six rows of its input, the row above and the row below too; outside the image they are zeros. Winograd's
+// six terms of them are rows of W + 1 floats, the zero before a row also ends the row above it:
+//
+//   term 0    0 a b c d      tile 0 of an image of width 4     So each of the three taps along a row is one shift of a
+//             0 e f g h      tile 1                            flat row of positions, and what the convolution makes of
+//             0              the end of the last               the zeros is not read.
+//   term 1    0 ...
 #pragma once
 
 #include <algorithm>
@@ -16,113 +17,177 @@
 #include "products.h"
 #include "threads.h"
 #include "weights.h"
+#include "winograd.h"
 
-struct Margin {
+struct Tiles {
   Index images, height, width;
-  Index row;    // floats of one
-  Index group;  // images in a task
+  Index row;        // floats of one
+  Index per_image;  // tiles
+  Index together;   // tiles in a task
   Index tasks;
 
-  Margin(const Team& team, Index images_, Index height_, Index width_)
-      : images(images_), height(height_), width(width_), row(width_ + 1) {
-    const Index enough = std::max<Index>(1, 1024 / ((height + 1) * row));
-    group = std::min(enough, (images + team.threads - 1) / team.threads);
-    tasks = (images + group - 1) / group;
+  // enough: positions of a task; what it works on is to stay in a core's own cache.
+  Tiles(const Team& team, Index images_, Index height_, Index width_, Index enough)
+      : images(images_), height(height_), width(width_), row(width_ + 1), per_image((height_ + TILE - 1) / TILE) {
+    const Index most = std::max<Index>(1, std::min(enough / row, (count() + team.parts - 1) / team.parts));
+    together = most;
+    for (Index fewer = most; 2 * fewer > most; fewer--)
+      if (panels(fewer) < panels(together)) together = fewer;
+    tasks = (count() + together - 1) / together;
   }
 
+  Index count() const { return images * per_image; }
   Index pixels() const { return height * width; }
-  Index images_of(Index task) const { return std::min(group, images - task * group); }
+  Index tiles_of(Index task) const { return std::min(together, count() - task * together); }
   // The positions that a convolution makes: from the first pixel's to behind the last one's.
-  Index positions(Index in_group) const { return (in_group * (height + 1) - 1) * row; }
-  // Floats of a channel: rows of zeros at both ends, and room for a micro-kernel to look beyond.
-  Index size() const { return rounded_up(rounded_up(positions(group), PANEL) + 2 * row + 2 + PANEL, LANES); }
-  Index made() const { return rounded_up(positions(group), PANEL); }
-  Index centre() const { return row + 1; }  // where position 0's own pixel lies
+  Index positions(Index task) const { return tiles_of(task) * row; }
+  Index made() const { return rounded_up(together * row, PANEL); }
+  // Floats of one term of a channel: a zero before them, and room for a micro-kernel to look beyond.
+  Index size() const { return made() + PANEL; }
+  // The first pixel of a task; those of the tasks follow one another.
+  Index pixel_of(Index task) const { return pixel_of_tile(std::min(task * together, count())); }
 
-  // use(position, pixel) for each row of each image of a task: where it begins among the positions made, and in the
-  // channel.
+  // use(position, pixel, rows, number) for each tile of a task: where it begins, how many rows of it lie in the image, and
+  // which it is there.
   template <class Use>
-  void rows(Index task, const Use& use) const {
-    const Index count = images_of(task);
-    for (Index i = 0; i < count; i++)
-      for (Index h = 0; h < height; h++) use((i * (height + 1) + h) * row, ((task * group + i) * height + h) * width);
+  INLINE_MEMBER void each(Index task, const Use& use) const {
+    const Index positions = this->positions(task);
+    Index number = task * together % per_image, pixel = pixel_of(task);
+    for (Index position = 0; position < positions; position += row) {
+      const Index rows = std::min<Index>(TILE, height - number * TILE);
+      use(position, pixel, static_cast<int>(rows), number);
+      pixel += rows * width;
+      number = number + 1 == per_image ? 0 : number + 1;
+    }
+  }
+
+ private:
+  Index pixel_of_tile(Index tile) const { return (tile / per_image * height + tile % per_image * TILE) * width; }
+
+  // Which a micro-kernel works through, where so many tiles are a task.
+  Index panels(Index tiles) const {
+    const auto of = [&](Index n) { return (n * row + PANEL - 1) / PANEL; };
+    return count() / tiles * of(tiles) + of(count() % tiles);
   }
 };
 
-// Copies a task's images of one channel to `to`, zeros around them: value(pixel, left) are the next LANES floats.
-template <class Value>
-INLINE void fill(const Margin& margin, Index task, float* to, const Value& value) {
-  const Index width = margin.width, row = margin.row, count = margin.images_of(task);
-  std::memset(to, 0, (margin.centre()) * sizeof(float));
-  float* at = to + margin.centre();
-  Index pixel = task * margin.group * margin.pixels();
-  for (Index i = 0; i < count; i++) {
-    for (Index h = 0; h < margin.height; h++, at += row, pixel += width) {
-      // What is written behind the row is overwritten by the zeros and the rows that follow.
-      for (Index w = 0; w < width; w += LANES) store(at + w, value(pixel + w, width - w));
-      at[width] = 0;
+// use(d, at) for some columns at a time of each tile of a task: d are its six rows of one channel, and `at` is where they
+// lie in a row of size(). value(pixel, left, V{}): the next floats, as a V, of which `left` are in the row.
+template <class V, class Value, class Use>
+INLINE void read_tiles_as(const Tiles& tiles, Index task, const Value& value, const Use& use) {
+  constexpr Index STEP = sizeof(V) / sizeof(float);
+  const Index width = tiles.width;
+  tiles.each(task, [&](Index position, Index pixel, int rows, Index number) {
+    const int first = number == 0, last = rows + (number + 1 < tiles.per_image);
+    for (Index w = 0; w < width; w += STEP) {
+      V d[TERMS];
+      UNROLL for (int i = 0; i < TERMS; i++)
+        d[i] = i < first || i > last ? V{} : value(pixel + (i - 1) * width + w, width - w, V{});
+      use(d, position + w + 1);
     }
-    for (Index w = 0; w < row; w += LANES) store(at + w, Vector{});
-    at += row;
-  }
-  std::memset(at, 0, (to + margin.size() - at) * sizeof(float));
+  });
 }
 
-INLINE void fill_activation(
-    const Margin& margin, Index task, const float* x, float scale, float shift, float* to) {
-  const Vector a = all(scale), b = all(shift);
-  fill(margin, task, to, [&](Index pixel, Index) { return relu(load(x + pixel) * a + b); });
+// By the shortest vectors that hold a row, or the longest.
+template <class Value, class Use>
+INLINE void read_tiles(const Tiles& tiles, Index task, const Value& value, const Use& use) {
+  if (tiles.width <= 4)
+    read_tiles_as<Quad>(tiles, task, value, use);
+  else if (tiles.width <= 8)
+    read_tiles_as<Eight>(tiles, task, value, use);
+  else
+    read_tiles_as<Vector>(tiles, task, value, use);
+}
+
+// The zeros around the tiles of a task in one term of a channel; what was written behind a row is overwritten.
+INLINE void write_margins(const Tiles& tiles, Index task, float* to) {
+  const Index positions = tiles.positions(task);
+  for (Index p = 0; p < positions; p += tiles.row) to[p] = 0;
+  std::memset(to + positions, 0, (tiles.size() - positions) * sizeof(float));
+}
+
+// Bᵀ z of one channel, six rows of size().
+INLINE void fill_activation(const Tiles& tiles, Index task, const float* x, float scale, float shift, float* to) {
+  const Index size = tiles.size();
+  read_tiles(
+      tiles, task,
+      [&](Index pixel, Index, auto kind) {
+        using V = decltype(kind);
+        return relu_as<V>(load_as<V>(x + pixel) * all_as<V>(scale) + all_as<V>(shift));
+      },
+      [&](const auto* d, Index at) {
+        of_inputs(d, [&](int term, auto v) { store_as(to + term * size + at, v); });
+      });
+  for (int term = 0; term < TERMS; term++) write_margins(tiles, task, to + term * size);
+}
+
+// A weight as the micro-kernels read it: [term][channel][tap][row] of each group of rows; at(row, channel, tap).
+template <class At>
+void pack_3x3(Index rows, Index channels, const At& at, Packed& packed) {
+  packed.pack(rows, TERMS * channels * 3, [&](Index r, Index k) {
+    const Index channel = k / 3 % channels, kw = k % 3;
+    return of_taps(static_cast<int>(k / (3 * channels)), at(r, channel, kw), at(r, channel, 3 + kw), at(r, channel, 6 + kw));
+  });
+}
+
+// Aᵀ m of one map, six rows of made(), to the pixels of a task.
+INLINE void write_outputs(const Tiles& tiles, Index task, const float* products, float* y) {
+  const Index made = tiles.made();
+  tiles.each(task, [&](Index position, Index pixel, int rows, Index) {
+    along(tiles.width, [&](Index w, auto kind) {
+      using V = decltype(kind);
+      V m[TERMS];
+      UNROLL for (int term = 0; term < TERMS; term++) m[term] = load_as<V>(products + term * made + position + w);
+      UNROLL for (int row = 0; row < TILE; row++)
+        if (row < rows) store_as<V>(y + pixel + row * tiles.width + w, to_output(row, m));
+    });
+  });
 }
 
 // y[o] = Σ_i W[o][i] * z[i], a convolution with a margin of one zero; y[o] points at each map. Mask and moments as in
 // convolve_1x1.
 inline void convolve_3x3(
-    const Team& team, const Margin& margin, const float* const* x, Index channels, const Affine& affine,
+    const Team& team, const Tiles& tiles, const float* const* x, Index channels, const Affine& affine,
     const Packed& weight, Index out, float* const* y, const std::uint8_t* mask, float mask_scale, Moments* moments) {
-  const Index all_pixels = margin.images * margin.pixels(), size = margin.size(), made = margin.made();
-  const Index chunks = std::max<Index>(1, channels * size / CACHE_FLOATS), chunk = (channels + chunks - 1) / chunks;
+  const Index all_pixels = tiles.images * tiles.pixels(), size = tiles.size(), made = tiles.made();
+  const Index chunks = std::max<Index>(1, channels * TERMS * size / (2 * CACHE_FLOATS));
+  const Index chunk = (channels + chunks - 1) / chunks;
   std::vector<Moments> of_part(moments ? team.parts * out : 0);
-  team.split(margin.tasks, 1, [&](int part, Index begin, Index end) {
+  team.split(tiles.tasks, 1, [&](int part, Index begin, Index end) {
     static thread_local Floats scratch;
-    float* z = scratch.grow(chunk * size + out * made + LANES);
-    float* sums = z + chunk * size;
-    alignas(64) float tile[MOST_ROWS * PANEL];
+    float* z = scratch.grow((chunk * size + weight.rows() * made) * TERMS);
+    float* products = z + chunk * TERMS * size;
     for (Index task = begin; task < end; task++) {
       for (Index from = 0; from < channels; from += chunk) {
         const Index count = std::min(chunk, channels - from);
         for (Index i = 0; i < count; i++)
-          fill_activation(margin, task, x[from + i], affine.scale[from + i], affine.shift[from + i], z + i * size);
+          fill_activation(
+              tiles, task, x[from + i], affine.scale[from + i], affine.shift[from + i], z + i * TERMS * size);
         const bool again = from + count < channels;
         const Ahead next{
-            x + (again ? std::min(from + count, channels - count) : 0),
-            (again ? task : task + 1) * margin.group * margin.pixels()};
+            x + (again ? std::min(from + count, channels - count) : 0), tiles.pixel_of(again ? task : task + 1)};
         for (const Rows& g : weight.groups)
-          for (Index q = 0; q < margin.positions(margin.images_of(task)); q += PANEL) {
-            const float* rows = weight.of(g) + from * 9 * g.padded;
-            if (g.first == 0)
-              multiply_rows_3x3<true>(g.padded, rows, z + q, count, size, margin.row, tile, {next.rows, next.at + q});
-            else
-              multiply_rows_3x3<false>(g.padded, rows, z + q, count, size, margin.row, tile);
-            for (Index r = 0; r < g.count; r++)
-              UNROLL for (int half = 0; half < PANEL; half += LANES) {
-                float* to = sums + (g.first + r) * made + q + half;
-                const Vector v = load(tile + r * PANEL + half);
-                store(to, from == 0 ? v : load(to) + v);
-              }
-          }
+          for (Index q = 0; q < tiles.positions(task); q += PANEL)
+            for (int term = 0; term < TERMS; term++) {
+              const float* rows = weight.of(g) + (term * channels + from) * 3 * g.padded;
+              const float* of_term = z + term * size + q;
+              float* to = products + (g.row * TERMS + term) * made + q;
+              if (g.first == 0 && term < TILE)
+                multiply_rows_taps<true>(
+                    g.padded, rows, of_term, count, TERMS * size, to, TERMS * made, from > 0,
+                    {next.rows, next.at + term * made + q});
+              else
+                multiply_rows_taps<false>(g.padded, rows, of_term, count, TERMS * size, to, TERMS * made, from > 0);
+            }
       }
-      const Index first = task * margin.group * margin.pixels(), n = margin.images_of(task) * margin.pixels();
-      for (Index o = 0; o < out; o++) {
-        margin.rows(task, [&](Index position, Index pixel) {
-          const float* row = sums + o * made + position;
-          along(margin.width, [&](Index w, auto kind) {
-            using V = decltype(kind);
-            store_as<V>(y[o] + pixel + w, load_as<V>(row + w));
-          });
-        });
-        if (mask) drop(y[o] + first, mask + o * all_pixels + first, mask_scale, n);
-        if (moments) of_part[part * out + o].add(moments_of(y[o] + first, n));
-      }
+      const Index first = tiles.pixel_of(task), n = tiles.pixel_of(task + 1) - first;
+      for (const Rows& g : weight.groups)
+        for (Index r = 0; r < g.count; r++) {
+          const Index o = g.first + r;
+          write_outputs(tiles, task, products + (g.row + r) * TERMS * made, y[o]);
+          if (mask) drop(y[o] + first, mask + o * all_pixels + first, mask_scale, n);
+          if (moments) of_part[part * out + o].add(moments_of(y[o] + first, n));
+        }
     }
   });
   if (moments)
@@ -130,38 +195,58 @@ inline void convolve_3x3(
       for (int part = 0; part < team.parts; part++) moments[o].add(of_part[part * out + o]);
 }
 
-// The gradient of what a 3×3 convolution made, [o][pitch], copied to where it has a margin.
-INLINE void fill_gradient(const Margin& margin, Index task, const Gradient& from, Index o, Index pitch, float* to) {
+// Bᵀ dy and A dy of what a 3×3 convolution made, [o][pitch]; six rows of size() each.
+INLINE void fill_gradient(
+    const Tiles& tiles, Index task, const Gradient& from, Index o, Index pitch, float* as_input, float* as_output) {
   const float *g = from.of_y + o * pitch, *y = from.y + o * pitch;
-  const Vector a = all(from.norm->of_gradient[o]), b = all(from.norm->of_map[o]), c = all(from.norm->constant[o]);
-  const std::uint8_t* kept = from.mask ? from.mask + o * margin.images * margin.pixels() : nullptr;
-  fill(margin, task, to, [&](Index pixel, Index left) {
-    Vector v = load(g + pixel) * a + (load(y + pixel) * b + c);
-    if (kept) {
-      float lanes[LANES];
-      store(lanes, v);
-      drop(lanes, kept + pixel, from.mask_scale, std::min<Index>(left, LANES));
-      v = load(lanes);
-    }
-    return v;
-  });
+  const float a = from.norm->of_gradient[o], b = from.norm->of_map[o], c = from.norm->constant[o];
+  const std::uint8_t* kept = from.mask ? from.mask + o * tiles.images * tiles.pixels() : nullptr;
+  const Index size = tiles.size();
+  read_tiles(
+      tiles, task,
+      [&](Index pixel, Index left, auto kind) {
+        using V = decltype(kind);
+        V v = load_as<V>(g + pixel) * all_as<V>(a) + (load_as<V>(y + pixel) * all_as<V>(b) + all_as<V>(c));
+        if (kept) {
+          constexpr Index lanes = sizeof(V) / sizeof(float);
+          float values[lanes];
+          store_as(values, v);
+          drop(values, kept + pixel, from.mask_scale, std::min(left, lanes));
+          v = load_as<V>(values);
+        }
+        return v;
+      },
+      [&](const auto* d, Index at) {
+        of_inputs(d, [&](int term, auto v) { store_as(as_input + term * size + at, v); });
+        of_outputs(d + 1, [&](int term, auto v) { store_as(as_output + term * size + at, v); });
+      });
+  for (int term = 0; term < TERMS; term++) {
+    write_margins(tiles, task, as_input + term * size);
+    write_margins(tiles, task, as_output + term * size);
+  }
 }
 
-// Of one channel: dz where z > 0, times γ, is added to G (or is G, where nothing was there before).
+// Of one channel: dz = Aᵀ m where z > 0, times γ, is added to G (or is G, where nothing was there before).
 INLINE void spread_rows(
-    const Margin& margin, Index task, const float* dz, const float* z, const float* x, float mean, float gamma,
-    bool onto, float* gradient, double& of_dz, double& of_products) {
+    const Tiles& tiles, Index task, const float* products, const float* x, float scale, float shift, float mean,
+    float gamma, bool onto, float* gradient, double& of_dz, double& of_products) {
   Accumulator sum_dz, sum_products;
-  margin.rows(task, [&](Index position, Index pixel) {
-    const float *row = dz + position, *activation = z + position + margin.centre(), *from = x + pixel;
-    float* to = gradient + pixel;
-    along(margin.width, [&](Index w, auto kind) {
+  const Index made = tiles.made();
+  tiles.each(task, [&](Index position, Index pixel, int rows, Index) {
+    along(tiles.width, [&](Index w, auto kind) {
       using V = decltype(kind);
-      const V d = where_positive(load_as<V>(activation + w), load_as<V>(row + w));
-      sum_dz.add(d);
-      sum_products.add(d * (load_as<V>(from + w) - all_as<V>(mean)));
-      const V given = all_as<V>(gamma) * d;
-      store_as<V>(to + w, onto ? load_as<V>(to + w) + given : given);
+      V m[TERMS];
+      UNROLL for (int term = 0; term < TERMS; term++) m[term] = load_as<V>(products + term * made + position + w);
+      UNROLL for (int row = 0; row < TILE; row++) {
+        if (row >= rows) continue;
+        const Index at = pixel + row * tiles.width + w;
+        const V value = load_as<V>(x + at);
+        const V d = where_positive<V>(value * all_as<V>(scale) + all_as<V>(shift), to_output(row, m));
+        sum_dz.add(d);
+        sum_products.add(d * (value - all_as<V>(mean)));
+        const V given = all_as<V>(gamma) * d;
+        store_as<V>(gradient + at, onto ? load_as<V>(gradient + at) + given : given);
+      }
     });
   });
   of_dz += sum_dz.total();
@@ -170,64 +255,64 @@ INLINE void spread_rows(
 
 // As convolve_1x1_backward. onto: the gradients hold something already; dW [out][channels][9].
 inline Sums convolve_3x3_backward(
-    const Team& team, const Margin& margin, const Gradient& from, Index out, Index pitch, const float* const* x,
+    const Team& team, const Tiles& tiles, const Gradient& from, Index out, Index pitch, const float* const* x,
     float* const* gradients, bool onto, Index channels, const Affine& affine, const float* gamma, const float* mean,
     const Packed& weight, const Weight& to) {
-  const Index size = margin.size(), made = margin.made();
+  const Index size = tiles.size(), made = tiles.made(), of_channel = TERMS * size;
   // dW is made of so many maps' gradients at once: few are left over.
   const Index rows = DOT_ROWS == 4 || rounded_up(out, 4) < rounded_up(out, 6) ? 4 : 6;
   const Index dy_rows = rounded_up(out, rows);
   std::vector<Sums> of_part(team.parts, Sums(channels));
   Floats weight_gradients;
-  // dW as `dots` makes it: [channels][kh][rows of blocks][rows][kw].
-  const Index of_kernel_row = dy_rows * 3, of_channel = 3 * of_kernel_row, of_all = channels * of_channel;
+  // (A dy) ⊙ (Bᵀ z) as `dots` adds it up: [channels][term][maps][tap].
+  const Index of_term = dy_rows * 3, of_all = channels * TERMS * of_term;
   float* dw = weight_gradients.zeros(team.parts * of_all);
-  team.split(margin.tasks, 1, [&](int part, Index begin, Index end) {
+  team.split(tiles.tasks, 1, [&](int part, Index begin, Index end) {
     static thread_local Floats scratch;
-    // The centre of a gradient is aligned: it is read most.
-    const Index shift = (LANES - margin.centre() % LANES) % LANES;
-    float* dy = scratch.grow(dy_rows * size + MOST_ROWS * (size + made) + 2 * LANES) + shift;
-    float* z = dy - shift + dy_rows * size + LANES;
-    float* dz = z + MOST_ROWS * size;
-    std::memset(dy + out * size, 0, (dy_rows - out) * size * sizeof(float));
+    float* as_input = scratch.grow((dy_rows + out + MOST_ROWS) * of_channel + MOST_ROWS * TERMS * made + LANES);
+    float* as_output = as_input + out * of_channel + LANES - 1;  // its first pixels are aligned: they are read most
+    float* z = as_output + dy_rows * of_channel + 1;
+    float* products = z + MOST_ROWS * of_channel;
+    std::memset(as_output + out * of_channel, 0, (dy_rows - out) * of_channel * sizeof(float));
     float* own = dw + part * of_all;
-    alignas(64) float tile[MOST_ROWS * PANEL];
     for (Index task = begin; task < end; task++) {
-      const Index positions = margin.positions(margin.images_of(task)), whole = rounded_up(positions, LANES);
-      for (Index o = 0; o < out; o++) fill_gradient(margin, task, from, o, pitch, dy + o * size);
+      const Index positions = tiles.positions(task);
+      for (Index o = 0; o < out; o++)
+        fill_gradient(tiles, task, from, o, pitch, as_input + o * of_channel, as_output + o * of_channel);
       for (const Rows& g : weight.groups) {
         for (Index r = 0; r < g.count; r++)
           fill_activation(
-              margin, task, x[g.first + r], affine.scale[g.first + r], affine.shift[g.first + r], z + r * size);
+              tiles, task, x[g.first + r], affine.scale[g.first + r], affine.shift[g.first + r], z + r * of_channel);
         const bool last = &g == &weight.groups.back();
         const Rows& next = last ? weight.groups.front() : (&g)[1];
-        const Index next_pixel = (last ? task + 1 : task) * margin.group * margin.pixels();
-        for (Index q = 0; q < positions; q += PANEL) {
-          for (Index r = next.first; r < next.first + next.count; r++) {
-            Ahead{x, next_pixel + q}.fetch(r);
-            Ahead{gradients, next_pixel + q}.fetch(r);
+        const Index next_pixel = tiles.pixel_of(last ? task + 1 : task);
+        for (Index q = 0; q < positions; q += PANEL)
+          for (int term = 0; term < TERMS; term++) {
+            if (term < TILE)
+              for (Index r = next.first; r < next.first + next.count; r++) {
+                Ahead{x, next_pixel + term * made + q}.fetch(r);
+                Ahead{gradients, next_pixel + term * made + q}.fetch(r);
+              }
+            multiply_rows_taps<false>(
+                g.padded, weight.of(g) + term * out * 3 * g.padded, as_input + term * size + q, out, of_channel,
+                products + term * made + q, TERMS * made, false);
           }
-          multiply_rows_3x3<false>(g.padded, weight.of(g), dy + q, out, size, margin.row, tile);
-          for (Index r = 0; r < g.count; r++) {
-            store(dz + r * made + q, load(tile + r * PANEL));
-            store(dz + r * made + q + LANES, load(tile + r * PANEL + LANES));
-          }
-        }
         for (Index r = 0; r < g.count; r++) {
           const Index c = g.first + r;
           spread_rows(
-              margin, task, dz + r * made, z + r * size, x[c], mean[c], gamma[c], onto, gradients[c],
-              of_part[part].dz[c], of_part[part].products[c]);
+              tiles, task, products + r * TERMS * made, x[c], affine.scale[c], affine.shift[c], mean[c], gamma[c], onto,
+              gradients[c], of_part[part].dz[c], of_part[part].products[c]);
         }
         for (Index o = 0; o < dy_rows; o += rows)
           for (Index r = 0; r < g.count; r++)
-            for (Index kh = 0; kh < 3; kh++) {
-              const Strip centres{dy + o * size + margin.centre(), size, 0}, shifted{z + r * size + kh * margin.row, 1, 0};
-              float* found = own + (g.first + r) * of_channel + kh * of_kernel_row + o * 3;
+            for (int term = 0; term < TERMS; term++) {
+              const Strip centres{as_output + o * of_channel + term * size + 1, of_channel, 0};
+              const Strip shifted{z + r * of_channel + term * size, 1, 0};
+              float* found = own + ((g.first + r) * TERMS + term) * of_term + o * 3;
               if (rows == 4)
-                dots<4, 3>(centres, shifted, 1, whole, found);
+                dots<4, 3>(centres, shifted, 1, positions, found);
               else
-                dots<6, 3>(centres, shifted, 1, whole, found);
+                dots<6, 3>(centres, shifted, 1, positions, found);
             }
       }
     }
@@ -235,11 +320,13 @@ inline Sums convolve_3x3_backward(
   for (int part = 1; part < team.parts; part++) of_part[0].add(of_part[part]);
   for (Index o = 0; o < out; o++)
     for (Index c = 0; c < channels; c++)
-      for (Index tap = 0; tap < 9; tap++) {
-        float total = 0;
+      for (Index kw = 0; kw < 3; kw++) {
+        float u[TERMS] = {}, taps[3];
         for (int part = 0; part < team.parts; part++)
-          total += dw[part * of_all + c * of_channel + tap / 3 * of_kernel_row + o * 3 + tap % 3];
-        to.gradient[o * to.of_out + c * to.of_in + tap * to.of_tap] = total;
+          for (int term = 0; term < TERMS; term++)
+            u[term] += dw[part * of_all + (c * TERMS + term) * of_term + o * 3 + kw];
+        to_taps(u, taps);
+        for (Index kh = 0; kh < 3; kh++) to.gradient[o * to.of_out + c * to.of_in + (kh * 3 + kw) * to.of_tap] = taps[kh];
       }
   return of_part[0];
 }

@@ -1,7 +1,7 @@
 // A dense block and the consumer after it, in one call each way. The algorithm, and the names, are those of
 // dnas/nn/dense_block.py; dnas/nn/kernels/cpu.py fills the structures below and calls the functions at the end.
 //
-// Read in this order: vectors.h (the machine), batch_norm.h, weights.h, products.h (the micro-kernels),
+// Read in this order: vectors.h (the machine), batch_norm.h, weights.h, products.h (the micro-kernels), winograd.h,
 // convolution_1x1.h, convolution_3x3.h, ends.h, and this.
 
 #include <memory>
@@ -62,26 +62,32 @@ namespace {
 // A layer's weights and what it applies, ready for the kernels.
 struct Prepared {
   Affine affine1, affine2;
-  Packed weight1, weight2;            // forward: rows are the maps made
-  Packed transposed1, transposed2;    // backward: rows are the maps read
+  Packed weight1, weight2;          // for the forward pass
+  Packed transposed1, transposed2;  // for the backward pass
 };
 
-// A convolution's weight for the forward pass: [out, (in, tap)].
-void pack_forward(const Weight& w, Index out, Index in, Index taps, Packed& packed) {
-  packed.pack(out, in * taps, [&](Index o, Index k) { return w.at(o, k / taps, k % taps); });
+// A convolution's weight for the forward pass, rows are the maps made; and for the backward pass, rows are the maps read,
+// and of 3×3 the taps begin at the other end.
+void pack_forward(const Weight& w, Index out, Index in, bool is_1x1, Packed& packed) {
+  if (is_1x1)
+    packed.pack(out, in, [&](Index o, Index i) { return w.at(o, i, 0); });
+  else
+    pack_3x3(out, in, [&](Index o, Index i, Index tap) { return w.at(o, i, tap); }, packed);
 }
 
-// For the backward pass: [in, (out, tap from the other end)].
-void pack_backward(const Weight& w, Index out, Index in, Index taps, Packed& packed) {
-  packed.pack(in, out * taps, [&](Index i, Index k) { return w.at(k / taps, i, taps - 1 - k % taps); });
+void pack_backward(const Weight& w, Index out, Index in, bool is_1x1, Packed& packed) {
+  if (is_1x1)
+    packed.pack(in, out, [&](Index i, Index o) { return w.at(o, i, 0); });
+  else
+    pack_3x3(in, out, [&](Index i, Index o, Index tap) { return w.at(o, i, 8 - tap); }, packed);
 }
 
 // What is the same for all that is done with a block of given sizes.
 class Work {
  public:
-  Work(const Block& block, int threads)
-      : b(block), pixels(b.images * b.height * b.width), pitch(pitch_of(pixels)), team(threads, pixels),
-        margin(team, b.images, b.height, b.width) {
+  Work(const Block& block, int threads, Index positions = 512)
+      : b(block), pixels(b.images * b.height * b.width), pitch(pitch_of(pixels)), team(threads, pixels, pixels * weights_of_a_layer()),
+        tiles(team, b.images, b.height, b.width, positions) {
     starts.push_back(b.x_channels);
     inner.push_back(0);
     for (Index l = 0; l < b.layers; l++) {
@@ -133,11 +139,11 @@ class Work {
       for (Index l = begin; l < end; l++) {
         const Consumer& c = b.consumers[l];
         Prepared& p = layers[l];
-        const Index made = c.width ? c.width : c.out, taps = c.width ? 1 : 9;
-        pack_forward(c.weight1, made, c.channels, taps, p.weight1);
-        if (backward) pack_backward(c.weight1, made, c.channels, taps, p.transposed1);
-        if (c.width) pack_forward(c.weight2, c.out, c.width, 9, p.weight2);
-        if (c.width && backward) pack_backward(c.weight2, c.out, c.width, 9, p.transposed2);
+        const Index made = c.width ? c.width : c.out;
+        pack_forward(c.weight1, made, c.channels, c.width, p.weight1);
+        if (backward) pack_backward(c.weight1, made, c.channels, c.width, p.transposed1);
+        if (c.width) pack_forward(c.weight2, c.out, c.width, false, p.weight2);
+        if (c.width && backward) pack_backward(c.weight2, c.out, c.width, false, p.transposed2);
       }
     });
   }
@@ -170,10 +176,10 @@ class Work {
         std::vector<const float*> inside;
         for (Index i = 0; i < c.width; i++) inside.push_back(y + i * pitch);
         convolve_3x3(
-            team, margin, inside.data(), c.width, p.affine2, p.weight2, c.out, made, c.mask2, b.mask_scale, measured);
+            team, tiles, inside.data(), c.width, p.affine2, p.weight2, c.out, made, c.mask2, b.mask_scale, measured);
       } else {
         convolve_3x3(
-            team, margin, read.data(), c.channels, p.affine1, p.weight1, c.out, made, c.mask1, b.mask_scale, measured);
+            team, tiles, read.data(), c.channels, p.affine1, p.weight1, c.out, made, c.mask1, b.mask_scale, measured);
       }
       if (training) put(moments, starts[l]);
     }
@@ -191,10 +197,20 @@ class Work {
     if (measure) put(moments, inner[layer]);
   }
 
+  // On average: so many products a pixel.
+  Index weights_of_a_layer() const {
+    Index all = 0;
+    for (Index l = 0; l < b.layers; l++) {
+      const Consumer& c = b.consumers[l];
+      all += c.width ? c.channels * c.width + 9 * c.width * c.out : 9 * c.channels * c.out;
+    }
+    return all / b.layers;
+  }
+
   const Block& b;
   const Index pixels, pitch;
   const Team team;
-  const Margin margin;
+  const Tiles tiles;
   std::vector<Index> starts;  // the first channel of each layer's maps; last: how many channels there are
   std::vector<Index> inner;   // the first of each bottleneck's among mean and variance
 };
@@ -220,7 +236,7 @@ void forward(const Block& b) {
 // The backward pass, from the last consumer to the first.
 class BackwardWork : Work {
  public:
-  BackwardWork(const Block& block, int threads) : Work(block, threads), totals(inner.back()), layers(b.layers) {
+  BackwardWork(const Block& block, int threads) : Work(block, threads, 1024), totals(inner.back()), layers(b.layers) {
     for (Index c = 0; c < inner.back(); c++) mean.push_back(static_cast<float>(b.mean[c]));
   }
 
@@ -283,7 +299,7 @@ class BackwardWork : Work {
     const auto to = chosen(gradients, c);
     const auto centre = chosen(mean, c);
     const Sums sums = convolve_3x3_backward(
-        team, margin, of_maps, c.out, pitch, read.data(), to.data(), true, c.channels, layers[l].affine1,
+        team, tiles, of_maps, c.out, pitch, read.data(), to.data(), true, c.channels, layers[l].affine1,
         c.norm1.gamma, centre.data(), layers[l].transposed1, c.weight1);
     finish(c.norm1, c.channels, sums, [&](Index i) { return c.reads[i]; });
   }
@@ -303,7 +319,7 @@ class BackwardWork : Work {
     of_maps.mask = c.mask2;
     of_maps.mask_scale = static_cast<float>(b.mask_scale);
     Sums sums = convolve_3x3_backward(
-        team, margin, of_maps, c.out, pitch, rows_of_y.data(), rows_of_dy.data(), false, c.width,
+        team, tiles, of_maps, c.out, pitch, rows_of_y.data(), rows_of_dy.data(), false, c.width,
         affine2(c, l), c.norm2.gamma, mean.data() + inner[l], layers[l].transposed2, c.weight2);
     finish(c.norm2, c.width, sums, [&](Index i) { return inner[l] + i; });
     const Backward norm(totals, b.mean, b.variance, b.eps, inner[l], c.width, values());

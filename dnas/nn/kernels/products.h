@@ -36,18 +36,20 @@ __attribute__((noinline)) void multiply(const float* w, const float* z, Index co
   }
 }
 
-// out[r][p] = Σ_{i, kh, kw} w[i][kh][kw][r] · z[i][p + kh·row + kw]: a convolution of 3×3 over maps with a margin of
-// zeros, `size` floats each, whose rows are `row` floats apart. FETCH: `ahead` has a row for each channel.
+// out[r][p] = Σ_{i, tap} w[i][tap][r] · z[i][p + tap]: three taps along a row. Channels of z are `size` floats apart, rows of
+// out `pitch`; `onto` adds to what is there. FETCH: `ahead` has a row for each channel.
 template <int R, bool FETCH>
-__attribute__((noinline)) void multiply_3x3(
-    const float* w, const float* z, Index channels, Index size, Index row, float* out, Ahead ahead) {
+__attribute__((noinline)) void multiply_taps(
+    const float* w, const float* z, Index channels, Index size, float* out, Index pitch, bool onto, Ahead ahead) {
   Vector low[R], high[R];
-  UNROLL for (int r = 0; r < R; r++) low[r] = high[r] = Vector{};
+  UNROLL for (int r = 0; r < R; r++) {
+    low[r] = onto ? load(out + r * pitch) : Vector{};
+    high[r] = onto ? load(out + r * pitch + LANES) : Vector{};
+  }
   for (Index i = 0; i < channels; i++, z += size) {
     if constexpr (FETCH) ahead.fetch(i);
-    UNROLL for (int tap = 0; tap < 9; tap++) {
-      const float* from = z + tap / 3 * row + tap % 3;
-      const Vector z0 = load(from), z1 = load(from + LANES);
+    UNROLL for (int tap = 0; tap < 3; tap++) {
+      const Vector z0 = load(z + tap), z1 = load(z + tap + LANES);
       UNROLL for (int r = 0; r < R; r++) {
         Vector factor = all(w[r]);
         KEEP(factor);
@@ -58,8 +60,8 @@ __attribute__((noinline)) void multiply_3x3(
     }
   }
   UNROLL for (int r = 0; r < R; r++) {
-    store(out + r * PANEL, low[r]);
-    store(out + r * PANEL + LANES, high[r]);
+    store(out + r * pitch, low[r]);
+    store(out + r * pitch + LANES, high[r]);
   }
 }
 
@@ -78,16 +80,17 @@ INLINE void multiply_rows(int rows, const float* w, const float* z, Index column
 }
 
 template <bool FETCH>
-INLINE void multiply_rows_3x3(
-    int rows, const float* w, const float* z, Index channels, Index size, Index row, float* out, Ahead ahead = {}) {
+INLINE void multiply_rows_taps(
+    int rows, const float* w, const float* z, Index channels, Index size, float* out, Index pitch, bool onto,
+    Ahead ahead = {}) {
   switch (rows) {
-    case 2: return multiply_3x3<2, FETCH>(w, z, channels, size, row, out, ahead);
-    case 4: return multiply_3x3<4, FETCH>(w, z, channels, size, row, out, ahead);
-    case 6: return multiply_3x3<6, FETCH>(w, z, channels, size, row, out, ahead);
+    case 2: return multiply_taps<2, FETCH>(w, z, channels, size, out, pitch, onto, ahead);
+    case 4: return multiply_taps<4, FETCH>(w, z, channels, size, out, pitch, onto, ahead);
+    case 6: return multiply_taps<6, FETCH>(w, z, channels, size, out, pitch, onto, ahead);
 #if defined(__AVX512F__) || defined(__aarch64__)
-    case 8: return multiply_3x3<8, FETCH>(w, z, channels, size, row, out, ahead);
-    case 10: return multiply_3x3<10, FETCH>(w, z, channels, size, row, out, ahead);
-    default: return multiply_3x3<12, FETCH>(w, z, channels, size, row, out, ahead);
+    case 8: return multiply_taps<8, FETCH>(w, z, channels, size, out, pitch, onto, ahead);
+    case 10: return multiply_taps<10, FETCH>(w, z, channels, size, out, pitch, onto, ahead);
+    default: return multiply_taps<12, FETCH>(w, z, channels, size, out, pitch, onto, ahead);
 #endif
   }
 }

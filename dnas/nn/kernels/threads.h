@@ -112,8 +112,9 @@ inline Pool& pool() {
 struct Team {
   int threads, parts;
 
-  Team(int threads_, Index pixels)
-      : threads(threads_),
+  // Fewer threads than asked for where each would have too little to do: `products`, of a layer, to be shared out.
+  Team(int asked, Index pixels, Index products)
+      : threads(static_cast<int>(std::clamp<Index>(products / WORTH_WAKING, 1, asked))),
         parts(threads == 1 ? 1 : threads * static_cast<int>(std::clamp<Index>(pixels / threads / ENOUGH, 1, 4))) {}
 
   // work(part) for each.
@@ -141,4 +142,5 @@ struct Team {
 
  private:
   static constexpr Index ENOUGH = 2048;  // pixels of a part
+  static constexpr Index WORTH_WAKING = 1 << 19;  // products: some ten microseconds
 };

@@ -7,6 +7,10 @@ the other, so that what a layer makes is contiguous, and every row begins aligne
 maps have a buffer like it in float32. A product of float32 is made of three in TF32, which leaves an error of about
 1e-6. Tile sizes depend on sizes alone, never on a measurement: equal inputs give equal bits.
 
+A CUDA graph may hold the launches (`dnas.step`): what a first call makes, compiled kernels and tables of channels, no
+later one makes again. A graph reads the tables where they lay when it was captured; the caches below hold those of more
+networks than one training runs.
+
 The logic is tested through Triton's interpreter (TRITON_INTERPRET=1, on the CPU, float32), and every kernel is compiled
 for a GPU in the suite. How fast they are on a GPU has not been measured yet.
 """

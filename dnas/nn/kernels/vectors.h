@@ -168,6 +168,17 @@ INLINE V all_as(float s) {
   return s - V{};
 }
 
+// max(v, 0) of any length, and NaN where v is.
+template <class V>
+INLINE V relu_as(V v) {
+  if constexpr (sizeof(V) == sizeof(Vector)) {
+    return relu(v);
+  } else {
+    const V zero = {};
+    return zero > v ? zero : v;
+  }
+}
+
 // v where z > 0, else 0.
 template <class V>
 INLINE V where_positive(V z, V v) {

@@ -8,6 +8,7 @@
 struct Rows {
   Index first, count;  // which rows of the matrix
   int padded;          // an even number of at most MOST_ROWS, for which there is a micro-kernel; the others are zeros
+  Index row;           // how many rows are packed before them
   Index offset;        // where they are packed
 };
 
@@ -22,7 +23,7 @@ inline std::vector<Rows> grouped(Index rows, Index columns) {
     else if (left < 2 * MOST_ROWS) count = rounded_up((left + 1) / 2, 2);
     if (count > left) count = left;
     const int padded = static_cast<int>(rounded_up(count, 2));
-    groups.push_back({first, count, padded, offset});
+    groups.push_back({first, count, padded, offset / columns, offset});
     offset += padded * columns;
     first += count;
   }
@@ -45,6 +46,7 @@ struct Packed {
         for (Index r = 0; r < g.padded; r++) *to++ = r < g.count ? value(g.first + r, k) : 0.0f;
   }
 
+  Index rows() const { return groups.back().row + groups.back().padded; }
   const float* of(const Rows& g) const { return values.data() + g.offset; }
 };
 
