@@ -625,7 +625,7 @@ def _search(args: argparse.Namespace) -> int:
     else:
         from dnas.executors.forkserver import start_forkserver
 
-        start_forkserver(options.space.dataset)
+        start_forkserver()
     from dnas.display import make_display
     from dnas.search import search
 
@@ -736,14 +736,14 @@ def _worker(args: argparse.Namespace) -> int:
             shared.check()
             begin(storage, shared, own, devices[0].partition(":")[0], display.note)
         config = read_config(storage)
-        start_forkserver(config["data"]["source"])
+        start_forkserver()
         options = options_of(config, own)
         folder = StoredStudy(Path("studies", args.study), storage, shared_of(config, args.shared), display.note)
         data = load_data(config, options, display.note)
         slots = args.workers or default_workers()
         if not args.quiet:
             print(_opening(dataclasses.replace(options, workers=slots), None))
-        worker = Worker(folder, options, data, display, LocalExecutor(data.name, slots, devices), slots)
+        worker = Worker(folder, options, data, display, LocalExecutor(slots, devices), slots)
         try:
             done = worker.run()
         except KeyboardInterrupt:

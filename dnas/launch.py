@@ -39,7 +39,7 @@ def launch(command: Command, args: argparse.Namespace, count: int, go_on: str) -
         they are the cause of the end.
     go_on: the sentence that tells how to go on, for a process that was killed and for Ctrl-C.
     """
-    context = start_forkserver(args.dataset)
+    context = start_forkserver()
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(minutes=5))
     with TemporaryDirectory(prefix="dnas-") as folder:
         words = [Path(folder) / str(rank) for rank in range(count)]

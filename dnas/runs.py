@@ -94,7 +94,7 @@ def train_runs(
         if not folder.exists or folder.config() != config:
             folder.write_config(config)
         numbers = {row["key"]: number for number, row in enumerate(config["runs"])}
-        executor = executor or LocalExecutor(str(means.data["name"]), means.workers, devices)
+        executor = executor or LocalExecutor(means.workers, devices)
         driver = ListDriver(folder, means, {numbers[run.key]: run for run in runs}, facts, show, executor, final)
         try:
             driver.open()

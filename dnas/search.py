@@ -63,7 +63,7 @@ def search(options: Options, show: Show, executor: Executor | None = None) -> Ou
             check_same(folder, options, data)
         else:
             folder.create(frozen_inputs(options, space, data.describe(), devices[0].partition(":")[0]))
-        executor = executor or LocalExecutor(data.name, options.workers, devices)
+        executor = executor or LocalExecutor(options.workers, devices)
         driver = Driver(folder, options, space, data.describe(), show, executor)
         try:
             driver.open()

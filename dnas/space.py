@@ -243,7 +243,16 @@ class Space:
 
     def survey(self, seed: int = 0, draws: int = 2_000) -> "Survey":
         """What the networks of this space cost: all of them where they are at most `ENUMERABLE`, else the corners,
-        where the cost's extremes lie, and a random sample."""
+        where the cost's extremes lie, and a random sample. Equal networks are looked at once: a study's space is read
+        again by whoever reads the study, and thousands of networks take a tenth of a second."""
+        asked = repr((self.family, self.fixed, self.choices, self.limits, self.recipe.batch_size, seed, draws))
+        if asked not in _SURVEYS:
+            if len(_SURVEYS) >= SURVEYS:
+                _SURVEYS.clear()
+            _SURVEYS[asked] = self._survey(seed, draws)
+        return _SURVEYS[asked]
+
+    def _survey(self, seed: int, draws: int) -> "Survey":
         size = self.size()
         whole = size is not None and math.prod(len(c.values() or []) for c in self.choices) <= ENUMERABLE
         rng = random.Random(seed)
@@ -261,7 +270,7 @@ class Space:
                 continue
             costs.append(price)
             feasible += not self.limits.excess(price)
-        return Survey(whole, costs, feasible, impossible, nearest)
+        return Survey(whole, tuple(costs), feasible, impossible, nearest)
 
     def _corners(self, rng: random.Random, most: int = 4_096) -> Iterator[dict[str, Any]]:
         ends = []
@@ -290,7 +299,7 @@ class Survey:
     """What `Space.survey` saw. `whole`: every point; else a sample with the corners."""
 
     whole: bool
-    costs: list[Cost]
+    costs: tuple[Cost, ...]
     feasible: int
     impossible: int
     example: str | None  # why one of the impossible ones is so
@@ -298,6 +307,10 @@ class Survey:
     def range(self, name: str) -> tuple[int, int]:
         values = [getattr(price, name) for price in self.costs]
         return min(values), max(values)
+
+
+SURVEYS = 32  # of thousands of costs each
+_SURVEYS: dict[str, Survey] = {}
 
 
 # --- reading ------------------------------------------------------------------------------------------------------

@@ -128,6 +128,7 @@ def add_trial(
     """Writes the folder of one trial, its error falling like a power of its size and, over the epochs, towards it."""
     rng = rng or np.random.default_rng(number)
     price = cost(spec)
+    objective = study.config().get("objective", "val_error")
     floor = 0.35 * (price.params / 1000) ** -0.5 * float(np.exp(rng.normal(0, 0.15)))
     done = {
         "complete": epochs,
@@ -173,7 +174,7 @@ def add_trial(
             "failed": "diverged: the training loss is nan at step 3 of epoch 1.",
             "infeasible": "params 61,002 > 60,000",
         }.get(state),
-        latency=1e-9 * price.macs if "latency" in study.config().get("objective", "") else None,
+        latency=1e-9 * price.macs if "latency" in objective else None,
         versions=VERSIONS,
         commit="f" * 40,
         host="test-host",
@@ -183,7 +184,7 @@ def add_trial(
     record = dataclasses.replace(record, **changes)
     if state == "complete" and not record.objectives:
         known = {**record.cost, "latency": record.latency, "val_error": record.val_error, "val_loss": record.val_loss}
-        record.objectives = {name: known[name] for name in study.config().get("objective", "val_error").split(",")}
+        record.objectives = {name: known[name] for name in objective.split(",")}
     if norms and state == "complete":
         write_norms(folder, plain_norms(spec, done))
     study.write_record(record)

@@ -719,7 +719,7 @@ def test_a_study_killed_at_random_moments_ends_as_one_that_was_not(
         while epochs_done(killed) < before + more:
             assert process.poll() is None, "it ended before it could be killed"
             assert time.monotonic() - began < PATIENCE
-            time.sleep(0.001)
+            time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.1))
         os.killpg(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL

@@ -34,6 +34,8 @@ from tests.browser import Opened, chromium
 from tests.studies import make_study
 from tests.test_report import Page
 
+pytestmark = pytest.mark.xdist_group("ablation report")  # its page is written once
+
 NAN = float("nan")
 IMAGES = 144
 

@@ -35,6 +35,7 @@ from dnas.analysis.control import (
     expected_best,
     values_at,
 )
+from dnas.analysis.curves import error_curves
 from dnas.analysis.weight_norms import weight_sizes
 from dnas.arch import PRESETS, DenseNetSpec, Spec, cost, parse_name
 from dnas.errors import InputError
@@ -307,6 +308,29 @@ def test_curves_are_a_row_a_trial_and_epoch(tmp_path: Path) -> None:
     last = curves[(curves["number"] == 0) & (curves["epoch"] == 8)]["val_error"].item()
     assert last == read_study(study.path).loc[0, "val_error"]
     assert learning_curves(make_study(tmp_path / "none", [])).empty
+
+
+def test_curves_are_what_each_file_says(tmp_path: Path) -> None:
+    """Whatever its columns and their order, its gaps, and whether it has a row at all."""
+    study = make_study(tmp_path / "s", ["complete"] * 5, epochs=3)
+    files = [study.trial_folder(number) / "curve.csv" for number in range(5)]
+    files[1].write_text("val_loss,epoch,val_error\r\n2.5,1,0.1\r\n,2,\r\n")
+    files[2].write_text(files[2].read_text().partition("\n")[0] + "\n")
+    files[3].unlink()
+    curves = learning_curves(study)
+    assert list(zip(curves["number"], curves["epoch"], strict=True)) == [
+        *((0, 1), (0, 2), (0, 3), (1, 1), (1, 2)),
+        *((4, 1), (4, 2), (4, 3)),
+    ]
+    for number in (0, 1, 4):
+        alone = pd.read_csv(files[number])
+        read = curves[curves["number"] == number].reset_index(drop=True)[alone.columns.intersection(curves.columns)]
+        pd.testing.assert_frame_equal(read, alone[read.columns], check_exact=True)
+    assert curves[curves["number"] == 1]["train_loss"].isna().all()
+    assert {number: curve.tolist() for number, curve in error_curves(curves).items() if number == 1} == {1: [[1, 0.1]]}
+    shuffled = error_curves(curves.sample(frac=1, random_state=0))
+    assert [*shuffled] == [0, 1, 4]
+    assert shuffled[4][:, 0].tolist() == [1, 2, 3]
 
 
 def test_leading_counts_from_the_last_epoch_that_another_won() -> None:

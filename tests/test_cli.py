@@ -280,7 +280,7 @@ def trained_by_formula(
     used: list[AnalyticExecutor] = []
 
     class Formulas(AnalyticExecutor):
-        def __init__(self, dataset: str, workers: int, devices: tuple[str, ...]) -> None:
+        def __init__(self, workers: int, devices: tuple[str, ...]) -> None:
             super().__init__(trouble)
             used.append(self)
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from sklearn.datasets import load_digits
 
-from dnas.data import load_dataset
+from dnas.data import load_dataset, sources
 from dnas.data.catalog import DATASETS, choose_augmentation, choose_image_size, data_info
 from dnas.data.split import SUBSET, apportion, choose, validation
 from dnas.errors import InputError
@@ -110,6 +111,17 @@ def test_digits_are_split_once_and_cleanly():
     seen = {x.numpy().tobytes() for x in data.pixels.images}
     images = data.open_test()[0].images
     assert sum(x.numpy().tobytes() in seen for x in images) <= 1  # a few digits are drawn alike
+
+
+def test_the_digits_are_scikit_learns(monkeypatch):
+    """As `load_digits` gives them, whether its file is read or, where it is not found, `load_digits` is asked."""
+    known = load_digits()
+    read = [sources._digits_table()]
+    monkeypatch.setattr(sources, "find_spec", lambda name: None)
+    read.append(sources._digits_table())
+    for pixels, labels in read:
+        np.testing.assert_array_equal(pixels, known.data)
+        np.testing.assert_array_equal(labels, known.target)
 
 
 def replace_scale(data):

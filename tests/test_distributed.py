@@ -32,6 +32,8 @@ from dnas.single import check_processes
 from dnas.train import Diverged, Epoch, fit, load_run
 from tests.data_files import write_folder
 
+pytestmark = pytest.mark.xdist_group("distributed")  # its processes run once
+
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 120.0  # seconds for a thing that takes about five
 BOTTLENECK = "densenet-bc:layers=2-2,k=4,theta=0.5,channels=1,size=8"

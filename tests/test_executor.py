@@ -46,7 +46,7 @@ def job(folder: Path, key: str = "a", name: str | None = None, **changes: Any) -
 
 @pytest.fixture
 def executor() -> Iterator[LocalExecutor]:
-    made = LocalExecutor("digits", workers=2)
+    made = LocalExecutor(workers=2)
     yield made
     made.stop()
 
@@ -232,7 +232,7 @@ def test_who_lost_the_lease_ends_without_a_word_or_a_write(tmp_path: Path) -> No
 
 def test_on_gpus_measured_peaks_reach_the_next_placement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "total_bytes", lambda name: 10 * 2**30)
-    executor = LocalExecutor("digits", workers=9, devices=("cuda:0", "cuda:1"))
+    executor = LocalExecutor(workers=9, devices=("cuda:0", "cuda:1"))
     started: list[str] = []
 
     class Process:
@@ -286,4 +286,4 @@ def test_a_cpu_has_no_bytes_to_share() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_a_gpu_that_is_not_there_is_an_error() -> None:
     with pytest.raises((RuntimeError, AssertionError)):
-        LocalExecutor("digits", devices=("cuda:0",))
+        LocalExecutor(devices=("cuda:0",))

@@ -1,6 +1,8 @@
 """Who may import whom: the shape of the code, kept by a test."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "dnas"
@@ -120,3 +122,16 @@ def test_arch_and_space_import_no_heavy_package() -> None:
     light = [PACKAGE / "space.py", PACKAGE / "study.py", PACKAGE / "recipe.py", *PACKAGE.glob("arch/*.py")]
     heavy = {"torch", "optuna", "numpy", "pandas", "matplotlib", "ray"}
     assert not [path.name for path in light for name, top in imports(path) if top and name.split(".")[0] in heavy]
+
+
+def test_a_search_imports_no_more_than_it_needs() -> None:
+    """The compiler is the workers' (their optimiser imports it), statistics are the report's, and of scikit-learn a
+    search on the digits needs a file: each takes the driver a second or more."""
+    code = """if True:
+        import sys
+        import dnas.analysis.efficiency, dnas.search, dnas.nn
+        from dnas.data import load_dataset
+        load_dataset("digits")
+        assert not {"torch._dynamo", "scipy.stats", "sklearn"} & set(sys.modules)
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -17,6 +17,8 @@ from dnas.study import StudyFolder, read_study
 from tests.browser import Opened, chromium
 from tests.studies import add_trial, make_study
 
+pytestmark = pytest.mark.xdist_group("page")  # one browser and one page for all
+
 STATES = ["complete", "complete", "stopped", "failed", "complete", "paused", "complete", "complete"] * 3
 MANY = 5_000
 

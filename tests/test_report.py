@@ -23,6 +23,8 @@ from dnas.report import PICTURES, inline_svg, watch_report, write_comparison, wr
 from dnas.study import StudyFolder, read_study
 from tests.studies import add_trial, make_study
 
+pytestmark = pytest.mark.xdist_group("report")  # its pages are written once
+
 STATES = ["complete", "complete", "stopped", "failed", "complete", "infeasible", "complete", "complete"]
 NOT_THERE = {
     "timeline",

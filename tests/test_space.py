@@ -1,5 +1,6 @@
 """Spaces: what a file may say, and that every mistake in it is named at once."""
 
+import dataclasses
 import random
 from pathlib import Path
 
@@ -135,6 +136,21 @@ def test_a_survey_of_a_large_space_finds_its_extremes() -> None:
     )
     assert survey.range("params") == (least.params, most.params)
     assert survey.range("macs") == (least.macs, most.macs)
+
+
+def test_a_survey_is_of_the_space_as_it_is_now() -> None:
+    """It is remembered, and nothing that it depends on is forgotten."""
+    space = load_space("digits_bc")
+    others = [
+        dataclasses.replace(space, limits=Limits(params=5_000)),
+        dataclasses.replace(space, recipe=dataclasses.replace(space.recipe, batch_size=8)),
+        dataclasses.replace(space, choices=space.choices[:-1]),
+        space.for_data(3, 32, 10, augmented=True),
+    ]
+    found = [other.survey(seed=seed, draws=50) for other in (space, *others) for seed in (0, 1)]
+    assert [other._survey(seed, 50) for other in (space, *others) for seed in (0, 1)] == found
+    assert len({repr(survey) for survey in found}) == 9, "one is small enough to be looked at whole"
+    assert load_space("digits_bc", epochs=99).survey() is space.survey(), "the same networks"
 
 
 def test_limits_that_few_networks_meet_are_no_mistake() -> None:

@@ -137,9 +137,9 @@ def test_a_worker_on_postgresql_makes_the_records_of_a_local_search(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     options = own(stopping="asha", space=load_space("tiny", epochs=9), retrain=1)
-    search(options, Silent(), LocalExecutor("digits"))
+    search(options, Silent(), LocalExecutor())
     begun(url, tmp_path / "shared", options)
-    host = Host(url, tmp_path / "shared", tmp_path / "far", LocalExecutor("digits")).start()
+    host = Host(url, tmp_path / "shared", tmp_path / "far", LocalExecutor()).start()
     assert host.join() == "complete"
     here, far = StudyFolder(tmp_path / "studies" / "s"), StudyFolder(tmp_path / "far" / "s")
     assert equal_but_times(far.records()) == equal_but_times(here.records())
@@ -164,7 +164,7 @@ def test_a_database_killed_in_the_middle_loses_nothing_and_repeats_nothing(
     server: Server, url: str, tmp_path: Path
 ) -> None:
     begun(url, tmp_path / "shared", own(trials=6, stopping="none", space=load_space("tiny", epochs=4)))
-    hosts = [Host(url, tmp_path / "shared", tmp_path / name, Counting("digits")).start() for name in "ab"]
+    hosts = [Host(url, tmp_path / "shared", tmp_path / name, Counting()).start() for name in "ab"]
     for reports in (3, 12):
         wait_until(lambda reports=reports: reported(hosts) >= reports, hosts)  # type: ignore[misc]
         server.kill()
@@ -230,7 +230,7 @@ def test_a_proposer_that_lost_its_lease_trains_on_and_nothing_is_begun_again(
 
 def test_a_shared_folder_that_is_away_is_waited_for(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun(url, tmp_path / "shared", own(trials=1, stopping="none", space=load_space("tiny", epochs=2)))
-    host = Host(url, tmp_path / "shared", tmp_path / "a", LocalExecutor("digits"))
+    host = Host(url, tmp_path / "shared", tmp_path / "a", LocalExecutor())
     left, real = [5], Shared.put
 
     def put(self: Shared, name: str, source: Path) -> None:
@@ -329,7 +329,7 @@ def is_begun(server: Server, url: str) -> bool:
 
 def claimed_by(server: Server, url: str) -> list[str]:
     """The workers that are in the middle of a training."""
-    query = "SELECT DISTINCT owner FROM dnas_jobs WHERE state = 'claimed' AND answered BETWEEN 1 AND 100 ORDER BY 1"
+    query = "SELECT DISTINCT owner FROM dnas_jobs WHERE state = 'claimed' AND answered BETWEEN 1 AND 60 ORDER BY 1"
     return [owner for (owner,) in rows(server, url, query)]
 
 
@@ -438,7 +438,7 @@ def test_a_frozen_host_writes_nothing_more_and_a_killed_one_is_replaced(
 ) -> None:
     shared = tmp_path / "shared"
     # long enough that both are found in the first half of a training, and that there is work left for who wakes
-    begun(url, shared, own(trials=4, stopping="none", space=load_space("tiny", epochs=200)))
+    begun(url, shared, own(trials=4, stopping="none", space=load_space("tiny", epochs=120)))
     nodes += [Node(tmp_path / name, url) for name in "ab"]
     wait_until(lambda: len(claimed_by(server, url)) == 2, nodes)
     before = proposer(server, url)

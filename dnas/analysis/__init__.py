@@ -1,5 +1,8 @@
 """Numbers from finished runs: small frozen values and pandas frames, no drawing."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from dnas.analysis.curves import leads_from, learning_curves
 from dnas.analysis.efficiency import (
     Front,
@@ -12,9 +15,14 @@ from dnas.analysis.efficiency import (
     wilson_interval,
     within_reach,
 )
-from dnas.analysis.observations import Observation, observe
-from dnas.analysis.reuse import Reuse, feature_reuse
 from dnas.analysis.weight_norms import NormHistory, WeightNorms, gradient_norms, read_norms, weight_norms
+
+if TYPE_CHECKING:
+    from dnas.analysis.observations import Observation, observe
+    from dnas.analysis.reuse import Reuse, feature_reuse
+
+# Imported at the first use: they need scipy, half a second's import, and a search's last lines do not.
+_LATER = {"Observation": "observations", "observe": "observations", "Reuse": "reuse", "feature_reuse": "reuse"}
 
 __all__ = [
     "Front",
@@ -38,3 +46,9 @@ __all__ = [
     "wilson_interval",
     "within_reach",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)

@@ -1,5 +1,9 @@
 """Learning curves of a whole study as one frame."""
 
+from collections import defaultdict
+from io import BytesIO
+
+import numpy as np
 import pandas as pd
 
 from dnas.study import StudyFolder
@@ -19,15 +23,35 @@ COLUMNS = [
 def learning_curves(study: StudyFolder) -> pd.DataFrame:
     """A row a trial and epoch (from 1): number, state, epoch, train_error, val_error (fractions), train_loss, val_loss
     (nats), learning_rate. Trials that finished no epoch have no rows."""
-    found = []
+    # The files of one head are read as one: a reader a file would take milliseconds for each of thousands.
+    bodies: dict[bytes, list[bytes]] = defaultdict(list)
+    trials: dict[bytes, list[tuple[int, str]]] = defaultdict(list)
     for record in study.records():
-        folder = study.trial_folder(record.number)
-        if not (folder / "curve.csv").is_file():
+        path = study.trial_folder(record.number) / "curve.csv"
+        if not path.is_file():
             continue
-        curve = study.curve(folder)
-        if len(curve):
-            found.append(curve.assign(number=record.number, state=record.state).reindex(columns=COLUMNS))
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=COLUMNS)
+        head, *rows = [line for line in path.read_bytes().splitlines() if line.strip()] or [b""]
+        bodies[head] += rows
+        trials[head] += [(record.number, record.state)] * len(rows)
+    found = []
+    for head, rows in bodies.items():
+        if rows:
+            curves = pd.read_csv(BytesIO(b"\n".join([head, *rows])))
+            numbers, states = zip(*trials[head], strict=True)
+            found.append(curves.assign(number=numbers, state=states).reindex(columns=COLUMNS))
+    if not found:
+        return pd.DataFrame(columns=COLUMNS)
+    return pd.concat(found).sort_values("number", kind="stable", ignore_index=True)
+
+
+def error_curves(curves: pd.DataFrame) -> dict[int, np.ndarray]:
+    """Each trial's epochs and validation errors, [epochs, 2], by its number and in order; those that are not known are
+    left out. curves: as `learning_curves` gives them."""
+    if not len(curves):
+        return {}
+    known = curves.dropna(subset=["val_error"]).sort_values(["number", "epoch"])
+    numbers, starts = np.unique(known["number"].to_numpy(int), return_index=True)
+    return dict(zip(numbers.tolist(), np.split(known[["epoch", "val_error"]].to_numpy(float), starts[1:]), strict=True))
 
 
 def leads_from(curves: pd.DataFrame, number: int) -> int | None:

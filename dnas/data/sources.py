@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from http.client import HTTPException
+from importlib.util import find_spec
 from pathlib import Path
 from tarfile import TarError
 
@@ -87,14 +88,26 @@ class NamedPart:
 
 def _digits(part: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """scikit-learn's digits have no test part: a fifth is held out, the same for every split_seed."""
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    images = np.rint(data.images * (255 / 16)).astype(np.uint8)[:, None]  # stored as 0..16
-    labels = data.target.astype(np.int64)
+    pixels, labels = _digits_table()
+    images = np.rint(pixels.reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)  # stored as 0..16
+    labels = labels.astype(np.int64)
     test = choose(labels, (len(labels) + 2) // 5, seed=0, purpose=2, least=1, spare=1)
     chosen = test if part == "test" else np.setdiff1d(np.arange(len(labels)), test)
     return images[chosen], labels[chosen], tuple(str(digit) for digit in range(10))
+
+
+def _digits_table() -> tuple[np.ndarray, np.ndarray]:
+    """What `sklearn.datasets.load_digits` gives, from its file where that is found: the import takes over a second."""
+    package = find_spec("sklearn")
+    for folder in (package and package.submodule_search_locations) or ():
+        file = Path(folder) / "datasets" / "data" / "digits.csv.gz"
+        if file.is_file():
+            table = np.loadtxt(file, delimiter=",", dtype=np.uint8)
+            return table[:, :-1], table[:, -1]
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    return data.data, data.target
 
 
 def imagenet_folder(root: Path, say: Say) -> Path:

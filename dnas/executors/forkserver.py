@@ -10,10 +10,9 @@ from multiprocessing.context import ForkServerContext
 PRELOAD = ["dnas.executors.worker", "torch._dynamo"]  # the optimiser imports it, in every trial
 
 
-def start_forkserver(dataset: str) -> ForkServerContext:
+def start_forkserver() -> ForkServerContext:
     """The context whose processes come from the server; starts it where it does not run yet."""
     context = multiprocessing.get_context("forkserver")
-    # scikit-learn holds the digits, and takes a second to import
-    context.set_forkserver_preload([*PRELOAD, *(["sklearn.datasets"] if dataset == "digits" else [])])
+    context.set_forkserver_preload(PRELOAD)
     forkserver.ensure_running()
     return context

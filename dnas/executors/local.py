@@ -29,8 +29,8 @@ class LocalExecutor:
     workers: the most trainings at once, over all `devices`; how many of them share a GPU is `placement`'s to say.
     """
 
-    def __init__(self, dataset: str, workers: int = 1, devices: Sequence[str] = ("cpu",)) -> None:
-        self._context = start_forkserver(dataset)
+    def __init__(self, workers: int = 1, devices: Sequence[str] = ("cpu",)) -> None:
+        self._context = start_forkserver()
         self._running: dict[str, _Running] = {}
         self._ledger = Ledger(tuple(Device(name, total_bytes(name)) for name in devices), workers)
 

@@ -87,7 +87,7 @@ def _fetch(config: dict[str, Any], folder: Path) -> bool:
 
 @contextmanager
 def _process(job: Job, body: str) -> Iterator[tuple[Connection, BaseProcess]]:
-    context = start_forkserver(job.data["name"])
+    context = start_forkserver()
     ours, theirs = context.Pipe()
     process = context.Process(target=run_body, args=(body, job, theirs), daemon=False)
     with _without_main():

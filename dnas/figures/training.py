@@ -12,6 +12,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from dnas.analysis import WeightNorms, leads_from
+from dnas.analysis.curves import error_curves
 from dnas.analysis.efficiency import cost_by_part, part_of
 from dnas.arch import Spec, layer_costs
 from dnas.errors import InputError
@@ -50,9 +51,7 @@ def plot_learning_curves(curves: pd.DataFrame, best: int) -> Figure:
             ("complete", BLUE, 0.8),
             ("running", BLUE, 0.8),
         ):
-            some = [
-                c[["epoch", "val_error"]].to_numpy(float) for _, c in others[others["state"] == state].groupby("number")
-            ]
+            some = [*error_curves(others[others["state"] == state]).values()]
             if some:
                 faint = float(np.clip(10 / len(some), 0.04, 0.6))
                 dense = (
@@ -63,7 +62,7 @@ def plot_learning_curves(curves: pd.DataFrame, best: int) -> Figure:
                         some, colors=colour, linewidths=width, alpha=faint, zorder=1, gid=state, rasterized=dense
                     )
                 )
-        single = others.groupby("number").filter(lambda curve: len(curve) == 1)  # a line of one point shows nothing
+        single = others[~others["number"].duplicated(keep=False)]  # a line of one point shows nothing
         single = single[~single["state"].isin(UNFINISHED)]
         if len(single):
             axes.scatter(single["epoch"], single["val_error"], s=12, color=BLUE, alpha=0.6, zorder=2, gid="single")

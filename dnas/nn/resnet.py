@@ -117,10 +117,11 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and self.spec.stochastic_depth:
-            return self._forward_dropping(x)
+            dropping = self._forward_dropping
+            # Not as a decorator: that would import the compiler, more than a second's work, with this module.
+            return (torch.compiler.disable(dropping) if torch.compiler.is_compiling() else dropping)(x)
         return self._forward(x, [True] * len(self._units))
 
-    @torch.compiler.disable
     def _forward_dropping(self, x: Tensor) -> Tensor:
         draws = self.draw(len(self._units))
         return self._forward(x, [draw < unit.survival for draw, unit in zip(draws, self._units, strict=True)])

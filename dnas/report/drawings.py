@@ -325,7 +325,7 @@ def _draw(s: Study, name: str, make: Callable[[Study], Picture]) -> None:
 def written(picture: Picture, name: str, out: Path) -> Drawn:
     """Writes `picture` as name.svg, .png, .pdf and .csv into `out`; what a page needs of it."""
     picture.figure.draw_without_rendering()
-    picture.figure.set_layout_engine("none")  # settled: each file would work it out again
+    picture.figure.set_layout_engine(None)  # settled; with "none" each file would be drawn twice
     for suffix in figures.FORMATS:
         figures.save(picture.figure, out / f"{name}.{suffix}")
     picture.numbers.to_csv(out / f"{name}.csv", index=False)

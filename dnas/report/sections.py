@@ -5,7 +5,7 @@ import math
 import shlex
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from dnas import wording as words
 from dnas.analysis import cost_by_part, wilson_interval
+from dnas.analysis.curves import error_curves
 from dnas.analysis.observations import observe
 from dnas.arch import DenseNetSpec, Spec
 from dnas.errors import InputError
@@ -277,8 +278,7 @@ LOG_LETTERS = 4_000  # of a traceback, its end
 def details(s: Study) -> Markup:
     """What a click on a trial shows: its choices, curve and log, by its number, as JSON that is safe inside a page."""
     curves = {
-        int(number): [round(value, 5) for value in curve.sort_values("epoch")["val_error"]]
-        for number, curve in (s.curves.dropna(subset=["val_error"]).groupby("number") if len(s.curves) else ())
+        number: [round(value, 5) for value in curve[:, 1].tolist()] for number, curve in error_curves(s.curves).items()
     }
     found: dict[int, dict[str, Any]] = {}
     for record in s.records:
@@ -329,26 +329,25 @@ SPARK = (72, 22)
 
 def sparklines(curves: pd.DataFrame) -> dict[int, str]:
     """Points of an SVG polyline for each trial's validation error, all on one log scale and one axis of epochs."""
-    known = curves.dropna(subset=["val_error"]) if len(curves) else curves
-    positive = [error for error in known["val_error"] if error > 0]
+    known = error_curves(curves)
+    positive = [error for curve in known.values() for error in curve[:, 1].tolist() if error > 0]
     if not positive:
         return {}
     low, high = math.log(min(positive)), math.log(max(positive))
-    last = max(2, int(known["epoch"].max()))
+    last = max(2, *(int(curve[-1, 0]) for curve in known.values()))
     width, height = SPARK[0] - 4, SPARK[1] - 4
     found = {}
-    for _, curve in known.groupby("number"):
-        points: Iterable[tuple[int, float]] = zip(curve["epoch"], curve["val_error"], strict=True)
+    for number, curve in known.items():
         places = [
             (
                 2 + width * (epoch - 1) / (last - 1),
                 2 + height * (1 - (max(low, math.log(error)) - low if error > 0 else 0) / ((high - low) or 1)),
             )
-            for epoch, error in points
+            for epoch, error in curve.tolist()
         ]
         if len(places) == 1:
             places.append((places[0][0] + 2, places[0][1]))
-        found[int(curve["number"].iloc[0])] = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        found[number] = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     return found
 
 
