@@ -35,8 +35,6 @@ from tests.studies import equal_but_times, events_but_times
 ENVIRONMENT = os.environ | QUICK | {"PYTHONPATH": str(ROOT)}
 
 
-TRIALS = 16  # the sampler has no model of the first ten
-
 pytestmark = pytest.mark.xdist_group("ray")  # one cluster for all
 
 
@@ -99,9 +97,9 @@ def on_ray(address: str, options: Options, shared: Path | str, **changes: Any) -
 def test_a_study_is_the_same_wherever_it_is_trained(
     address: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Trials one at a time, with pauses, promotions and a model that proposes, by processes of this machine, on Ray,
-    and by a worker on PostgreSQL in a folder of its own: records and log are equal but for times and hosts."""
-    options = small(TRIALS, epochs=8, workers=1)
+    """Thirty trials one at a time, with pauses and promotions, by processes of this machine, on Ray, and by a worker on
+    PostgreSQL in a folder of its own: records and log are equal but for times and hosts."""
+    options = small(30, epochs=8, workers=1)
     monkeypatch.chdir(tmp_path)
     search(replace(options, study="local"), Silent())
     on_ray(address, replace(options, study="ray"), tmp_path / "shared")
@@ -116,7 +114,7 @@ def test_a_study_is_the_same_wherever_it_is_trained(
         "--space",
         "digits_bc",
         "--trials",
-        str(TRIALS),
+        "30",
         "--epochs",
         "8",
     ]
@@ -129,7 +127,7 @@ def test_a_study_is_the_same_wherever_it_is_trained(
     for other in (StudyFolder(Path("studies/ray")), StudyFolder(far / "studies/s")):
         pairs = zip(equal_but_times(other.records()), equal_but_times(local.records()), strict=True)
         differing = [{key: (a[key], b[key]) for key in a if a[key] != b[key]} for a, b in pairs]
-        assert differing == [{}] * TRIALS
+        assert differing == [{}] * 30
         assert events_but_times(other.events()) == events_but_times(local.events())
         for record in other.records():
             for name in ("checkpoint.pt", "curve.csv", "norms.npz"):
