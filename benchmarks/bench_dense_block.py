@@ -6,8 +6,8 @@
 
 Every variant trains the same network on the same random images. Variants take turns, so that a machine that slows down
 slows all; a figure is the median of `--rounds` steps (the range behind it), a ratio that of two medians of one run. The
-floor is the network's multiply-adds (the transitions' after pooling) at the speed of this machine's largest matrix
-product, and the bytes that the fast path must move at the speed of a copy, measured in the same run; forward counts
+floor is the network's multiply-adds (the transitions' after pooling, and half of those of the layers' 3×3 convolutions,
+which Winograd's arithmetic needs along one axis) at the speed of this machine's largest matrix product, and the bytes that the fast path must move at the speed of a copy, measured in the same run; forward counts
 once, backward twice.
 
 Peers: torchvision's DenseNet, and, written here in their spirit, timm's (concatenation in the layer) and
@@ -236,9 +236,12 @@ def floor_seconds(spec: DenseNetSpec, batch: int, saved: int) -> tuple[float, fl
     copy = min(timed(lambda: target.copy_(source)) for _ in range(5))
     flops, bandwidth = 2 * n**3 / product, 2 * source.nbytes / copy
     transitions = sum(layer.macs for layer in layer_costs(spec) if layer.kind == "transition")
-    macs = cost(spec).macs - 0.75 * transitions
+    dense = [layer for layer in layer_costs(spec) if layer.kind == "dense"]
+    widths = [spec.bottleneck * layer.out_channels or layer.in_channels for layer in dense]
+    of_3x3 = sum(9 * width * layer.out_channels * layer.size**2 for width, layer in zip(widths, dense, strict=True))
+    macs = cost(spec).macs - 0.75 * transitions - 0.5 * of_3x3
     # Each layer reads its maps forward; backward it reads them, and adds to their gradients.
-    read = sum(layer.in_channels * layer.size**2 for layer in layer_costs(spec) if layer.kind == "dense") * 4 * batch
+    read = sum(layer.in_channels * layer.size**2 for layer in dense) * 4 * batch
     return 3 * 2 * macs * batch / flops, (4 * read + 2 * saved) / bandwidth, flops / 1e9, bandwidth / 1e9
 
 
