@@ -7,8 +7,8 @@
 Every variant trains the same network on the same random images. Variants take turns, so that a machine that slows down
 slows all; a figure is the median of `--rounds` steps (the range behind it), a ratio that of two medians of one run. The
 floor is the network's multiply-adds (the transitions' after pooling, and half of those of the layers' 3×3 convolutions,
-which Winograd's arithmetic needs along one axis) at the speed of this machine's largest matrix product, and the bytes that the fast path must move at the speed of a copy, measured in the same run; forward counts
-once, backward twice.
+which Winograd's arithmetic needs along one axis) at the speed of this machine's largest matrix product, and the bytes
+that the fast path must move at the speed of a copy, measured in the same run; forward counts once, backward twice.
 
 Peers: torchvision's DenseNet, and, written here in their spirit, timm's (concatenation in the layer) and
 efficient_densenet_pytorch's (BN-ReLU-Conv(1×1) of a concatenation under torch.utils.checkpoint). The script sets
