@@ -149,13 +149,15 @@ INLINE void write_outputs(const Tiles& tiles, Index task, const float* products,
   });
 }
 
+constexpr Index CHUNK_FLOATS = 128 * 1024;  // what the terms of a chunk of channels may fill of a cache of 1 MB
+
 // y[o] = Σ_i W[o][i] * z[i], a convolution with a margin of one zero; y[o] points at each map. Mask and moments as in
 // convolve_1x1.
 inline void convolve_3x3(
     const Team& team, const Tiles& tiles, const float* const* x, Index channels, const Affine& affine,
     const Packed& weight, Index out, float* const* y, const std::uint8_t* mask, float mask_scale, Moments* moments) {
   const Index all_pixels = tiles.images * tiles.pixels(), size = tiles.size(), made = tiles.made();
-  const Index chunks = std::max<Index>(1, channels * TERMS * size / (2 * CACHE_FLOATS));
+  const Index chunks = std::max<Index>(1, channels * TERMS * size / CHUNK_FLOATS);
   const Index chunk = (channels + chunks - 1) / chunks;
   std::vector<Moments> of_part(moments ? team.parts * out : 0);
   team.split(tiles.tasks, 1, [&](int part, Index begin, Index end) {

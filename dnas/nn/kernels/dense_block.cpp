@@ -86,6 +86,7 @@ void pack_backward(const Weight& w, Index out, Index in, bool is_1x1, Packed& pa
 // What is the same for all that is done with a block of given sizes.
 class Work {
  public:
+  // positions: of a task of a 3×3 convolution; see Tiles.
   Work(const Block& block, int threads, Index positions = 512)
       : b(block), pixels(b.images * b.height * b.width), pitch(pitch_of(pixels)), team(threads, pixels, pixels * weights_of_a_layer()),
         tiles(team, b.images, b.height, b.width, positions) {
@@ -256,6 +257,7 @@ void forward(const Block& b) {
 // The backward pass, from the last consumer to the first.
 class BackwardWork : Work {
  public:
+  // Longer tasks than forward: fewer sums of weight gradients to end.
   BackwardWork(const Block& block, int threads) : Work(block, threads, 1024), totals(inner.back()), layers(b.layers) {
     for (Index c = 0; c < inner.back(); c++) mean.push_back(static_cast<float>(b.mean[c]));
   }

@@ -85,14 +85,16 @@ inline void activate(const float* x, float scale, float shift, Index n, float* z
   for (Index p = 0; p < n; p += LANES) store(z + p, relu(load(x + p) * a + b));
 }
 
-// What the last consumer makes of one image's channel z: `made` floats.
+// What the last consumer makes of one channel z of some images, of a single one but for MEAN.
 inline void end_forward(const Ending& e, const float* z, float* rows, float* made) {
   if (e.end == RELU) {
     std::memcpy(made, z, e.pixels() * sizeof(float));
   } else if (e.end == MEAN) {
-    Vector total = {};
-    for (Index p = 0; p < e.pixels(); p += LANES) total += keep_first(load(z + p), e.pixels() - p);
-    made[0] = sum(total) / static_cast<float>(e.pixels());
+    for (Index n = 0; n < e.images; n++, z += e.pixels()) {
+      Accumulator total;
+      along(e.pixels(), [&](Index p, auto kind) { total.add(load_as<decltype(kind)>(z + p)); });
+      made[n] = total.total() / static_cast<float>(e.pixels());
+    }
   } else {
     const Index width = e.width / 2;
     for (Index h = 0; h < e.height / 2; h++, z += 2 * e.width, made += width) {
@@ -102,13 +104,13 @@ inline void end_forward(const Ending& e, const float* z, float* rows, float* mad
   }
 }
 
-// dz of one image's channel, from the gradient `from` of what was made of it.
+// dz, from the gradient `from` of what end_forward made.
 inline void end_backward(const Ending& e, const float* from, float* dz) {
   if (e.end == RELU) {
     std::memcpy(dz, from, e.pixels() * sizeof(float));
   } else if (e.end == MEAN) {
-    const Vector share = all(from[0] / static_cast<float>(e.pixels()));
-    for (Index p = 0; p < e.pixels(); p += LANES) store(dz + p, share);
+    for (Index n = 0; n < e.images; n++, dz += e.pixels())
+      std::fill(dz, dz + e.pixels(), from[n] / static_cast<float>(e.pixels()));
   } else {
     const Index width = e.width / 2, height = e.height / 2;
     if (e.width % 2 || e.height % 2) std::memset(dz, 0, e.pixels() * sizeof(float));
@@ -119,10 +121,14 @@ inline void end_backward(const Ending& e, const float* from, float* dz) {
   }
 }
 
-// Images of even height lie one above the other like one: no 2×2 pixels are of two images.
 inline Index images_at_once(const Ending& e) {
-  const bool apart = e.end == MEAN || (e.end == POOL && e.height % 2);
-  return apart ? 1 : std::min(e.images, at_once(e.pixels()));
+  return e.end == POOL && e.height % 2 ? 1 : std::min(e.images, at_once(e.pixels()));
+}
+
+// Some of the images as end_forward takes them. Those of even height lie one above the other like one: no 2×2 pixels are
+// of two images.
+inline Ending some_of(const Ending& e, Index images) {
+  return e.end == MEAN ? Ending{MEAN, images, e.height, e.width} : Ending{e.end, 1, images * e.height, e.width};
 }
 
 // out[c][n][...] of the channels x[c], where out has `all_images` of them.
@@ -136,9 +142,9 @@ inline void end_block(
     float* rows = z + together * e.pixels() + LANES;
     for (Index c = begin; c < end; c++)
       for (Index n = 0; n < e.images; n += together) {
-        const Ending tall = {e.end, 1, std::min(together, e.images - n) * e.height, e.width};
-        activate(x[c] + n * e.pixels(), affine.scale[c], affine.shift[c], tall.pixels(), z);
-        end_forward(tall, z, rows, out + (c * all_images + n) * made);
+        const Index count = std::min(together, e.images - n);
+        activate(x[c] + n * e.pixels(), affine.scale[c], affine.shift[c], count * e.pixels(), z);
+        end_forward(some_of(e, count), z, rows, out + (c * all_images + n) * made);
       }
   });
 }
@@ -155,12 +161,12 @@ inline Sums end_block_backward(
     for (Index c = begin; c < end; c++) {
       const float scale = affine.scale[c], shift = affine.shift[c];
       for (Index n = 0; n < e.images; n += together) {
-        const Ending tall = {e.end, 1, std::min(together, e.images - n) * e.height, e.width};
-        end_backward(tall, gradient + (c * e.images + n) * made, dz);
+        const Index count = std::min(together, e.images - n);
+        end_backward(some_of(e, count), gradient + (c * e.images + n) * made, dz);
         const float* u = x[c] + n * e.pixels();
         float* g = gradients[c] + n * e.pixels();
         Accumulator sum_dz, sum_products;
-        along(tall.pixels(), [&](Index p, auto kind) {
+        along(count * e.pixels(), [&](Index p, auto kind) {
           using V = decltype(kind);
           const V value = load_as<V>(u + p);
           const V d = where_positive(value * all_as<V>(scale) + all_as<V>(shift), load_as<V>(dz + p));
