@@ -5,10 +5,11 @@
     python benchmarks/bench_dense_block.py --print                  # the table and the figure of what was measured last
 
 Every variant trains the same network on the same random images. Variants take turns, so that a machine that slows down
-slows all; a figure is the median of `--rounds` steps (the range behind it), a ratio that of two medians of one run. The
-floor is the network's multiply-adds (the transitions' after pooling, and half of those of the layers' 3×3 convolutions,
-which Winograd's arithmetic needs along one axis) at the speed of this machine's largest matrix product, and the bytes
-that the fast path must move at the speed of a copy, measured in the same run; forward counts once, backward twice.
+slows all; a turn is a step, or of small networks as many as take a tenth of a second. A figure is the median of
+`--rounds` turns (the range behind it), a ratio that of two medians of one run. The floor is the network's multiply-adds
+(the transitions' after pooling, and half of those of the layers' 3×3 convolutions, which Winograd's arithmetic needs
+along one axis) at the speed of this machine's largest matrix product, and the bytes that the fast path must move at the
+speed of a copy, measured in the same run; forward counts once, backward twice.
 
 Peers: torchvision's DenseNet, and, written here in their spirit, timm's (concatenation in the layer) and
 efficient_densenet_pytorch's (BN-ReLU-Conv(1×1) of a concatenation under torch.utils.checkpoint). The script sets
@@ -30,6 +31,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,7 @@ MALLOC = {  # memory that was got once is kept
     "MALLOC_TRIM_THRESHOLD_": "4294967296",
     "MALLOC_TOP_PAD_": "268435456",
 }
+TURN_SECONDS = 0.1
 OURS, RECOMPUTED = "ours, cpu", "ours, cpu, recompute"
 HERE = Path(__file__).parent
 RESULTS, KEPT = HERE / "results" / "dense_block.md", HERE / "results" / "dense_block.json"
@@ -63,9 +66,10 @@ RESULTS_HEAD = """# How fast and how small is the dense block?
 
     python benchmarks/bench_dense_block.py --compiled
 
-Variants take turns; a figure is a median, its range behind it. `best peer / it`: how many times as fast as the best
-variant that is not ours. Saved: what autograd keeps for the backward pass. Peak: the most that one training step takes.
-Compiled variants have no peak: their compiler runs in the same process. No GPU has been measured."""
+Variants take turns, of a step, or of small networks as many as take 0.1 s; a figure is a median, its range behind it.
+`best peer / it`: how many times as fast as the best variant that is not ours. Saved: what autograd keeps for the backward
+pass. Peak: the most that one training step takes. Compiled variants have no peak: their compiler runs in the same process.
+No GPU has been measured."""
 
 PATCH = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # so that no line crosses a number
 
@@ -210,21 +214,29 @@ def measure(spec: DenseNetSpec, batch: int, rounds: int, chosen: list[Variant]) 
         found[v.name] = Measured([], [], kept)
     for number in range(rounds + 1):
         for name, (net, optimizer, data) in nets.items():
+
+            def train(net: nn.Module = net, optimizer: torch.optim.SGD = optimizer, data: Tensor = data) -> None:
+                optimizer.zero_grad(set_to_none=True)
+                F.cross_entropy(net(data), y).backward()
+                optimizer.step()
+
             net.train()
-            started = time.perf_counter()
-            optimizer.zero_grad(set_to_none=True)
-            F.cross_entropy(net(data), y).backward()
-            optimizer.step()
-            trained = time.perf_counter()
+            trained = turn(train)
             net.eval()
             with torch.no_grad():
-                begun = time.perf_counter()
-                net(data)
-                ended = time.perf_counter()
+                inferred = turn(partial(net, data))
             if number:
-                found[name].train.append(trained - started)
-                found[name].infer.append(ended - begun)
+                found[name].train.append(trained)
+                found[name].infer.append(inferred)
     return found
+
+
+def turn(work: Callable[[], object]) -> float:
+    """The seconds of one step. Of a small network: the mean of those of `TURN_SECONDS`, after a first one, which finds
+    the caches as another variant left them; no training does."""
+    first = timed(work)
+    count = int(TURN_SECONDS / first)
+    return timed(lambda: [work() for _ in range(count)]) / count if count else first
 
 
 def floor_seconds(spec: DenseNetSpec, batch: int, saved: int) -> tuple[float, float, float, float]:
