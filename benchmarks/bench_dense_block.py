@@ -67,9 +67,9 @@ RESULTS_HEAD = """# How fast and how small is the dense block?
     python benchmarks/bench_dense_block.py --compiled
 
 Variants take turns, of a step, or of small networks as many as take 0.1 s; a figure is a median, its range behind it.
-`best peer / it`: how many times as fast as the best variant that is not ours. Saved: what autograd keeps for the backward
-pass. Peak: the most that one training step takes. Compiled variants have no peak: their compiler runs in the same process.
-No GPU has been measured."""
+`best peer / it`: how many times as fast as the best variant that is not ours. Saved: what autograd keeps for the
+backward pass. Peak: the most that one training step takes. Compiled variants have no peak: their compiler runs in the
+same process. No GPU has been measured."""
 
 PATCH = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # so that no line crosses a number
 
