@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from dnas.arch import parse_name
-from dnas.nn.dense_block import REF, BlockShape, Kernels, _drawn_masks, why_plain
+from dnas.nn.dense_block import REF, BlockShape, Kernels
 from dnas.nn.kernels import triton_block
 from dnas.nn.kernels.triton_block import TRITON
+from dnas.nn.stand_in import drawn_masks, why_plain
 from tests.test_dense_block import images, nets, step
 
 DENSE = ((0,), (0, 1), (0, 1, 2))
@@ -78,7 +79,7 @@ def block_errors(name: str) -> dict[str, float]:
     x, weights = torch.randn(batch, shape.sources[0], height, width), weights_of(shape)
     if len(name) % 2:
         x = x.contiguous(memory_format=torch.channels_last)
-    masks = list(_drawn_masks(shape, x, weights)) if shape.dropout else []
+    masks = list(drawn_masks(shape, x, weights)) if shape.dropout else []
     truth = run(REF, shape, x.double(), [weight.double() for weight in weights], masks, recompute)
     found = run(TRITON, shape, x, weights, masks, recompute)
     again = run(TRITON, shape, x, weights, masks, recompute) if shape.layers == 1 else found

@@ -153,12 +153,13 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is n
 @pytest.mark.parametrize("case", CASES)
 def test_on_a_gpu(case: str) -> None:
     """bfloat16 keeps 8 bits; float32 errs by 1e-6 a product."""
-    from dnas.nn.dense_block import REF, _drawn_masks
+    from dnas.nn.dense_block import REF
+    from dnas.nn.stand_in import drawn_masks
 
     shape, (batch, height, width), recompute = CASES[case]
     torch.manual_seed(0)
     x, weights = torch.randn(batch, shape.sources[0], height, width), weights_of(shape)
-    masks = list(_drawn_masks(shape, x, weights)) if shape.dropout else []
+    masks = list(drawn_masks(shape, x, weights)) if shape.dropout else []
     truth = run(REF, shape, x.double(), [weight.double() for weight in weights], masks, recompute)
     for dtype, tolerance in ((torch.float32, 1e-3), (torch.bfloat16, 0.1)):
         there = [weight.to("cuda", dtype) for weight in weights], [mask.cuda() for mask in masks]

@@ -26,10 +26,11 @@ from torch import Tensor, nn
 from dnas.arch.densenet import DenseNetSpec, sources_of
 from dnas.arch.layer import Layer
 from dnas.errors import InputError
-from dnas.nn.dense_block import Kernels, is_touched, is_traced_or_transformed, layout_of, run_block
+from dnas.nn.dense_block import Kernels, layout_of
 from dnas.nn.initialise import initialise
 from dnas.nn.kernels import check_kernels, load_kernels
 from dnas.nn.recompute import Run, concatenated, plain, recomputed
+from dnas.nn.stand_in import is_touched, is_traced_or_transformed, run_block
 
 MEMORY = ("linear", "recompute")
 
