@@ -27,9 +27,10 @@ from dnas.errors import InputError
 from dnas.nn import DenseNet
 from dnas.nn.choose import _step_seconds, choose_kernels
 from dnas.nn.dense_block import REF, BlockShape, Kernels
-from dnas.nn.densenet import MEMORY, DenseLayer, Transition
+from dnas.nn.densenet import MEMORY
 from dnas.nn.kernels import load_kernels
 from dnas.nn.kernels.cpu import CPU
+from dnas.nn.layers import DenseLayer, Transition
 from dnas.nn.stand_in import why_plain
 from tests.specs import specs
 from tests.test_recompute import step_bytes
