@@ -59,7 +59,8 @@ struct Norm {
 Norm make_norm(Random& random, Index channels) {
   return {{kept(random.floats(channels, 0.5, 1.5)), kept(random.floats(channels, -0.3, 0.3)),
            kept(std::vector<float>(channels)), kept(std::vector<float>(channels)),
-           kept(random.floats(channels, -0.2, 0.2)), kept(random.floats(channels, 0.5, 2))},
+           kept(random.floats(channels, -0.2, 0.2)), kept(random.floats(channels, 0.5, 2)),
+           kept(std::vector<std::int64_t>(1))},
           channels};
 }
 

@@ -385,7 +385,7 @@ def test_hooks_everywhere_see_what_they_saw() -> None:
 def test_a_synchronised_norm_is_not_passed_by() -> None:
     net = nets(SMALL, "cpu", torch.float32)[1].train()
     synchronise(net)
-    assert reasons(net) == ["a norm other than BatchNorm2d", ""]
+    assert reasons(net) == ["a SyncBatchNorm2d in the place of a BatchNorm2d", ""]
 
 
 def test_evaluation_with_gradients() -> None:

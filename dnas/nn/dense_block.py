@@ -88,10 +88,12 @@ def _running_sums(values: Sequence[int]) -> tuple[int, ...]:
 
 
 class Running(NamedTuple):
-    """The running statistics of each batch norm of a block, in the order of execution, and their momentum."""
+    """The running statistics of each batch norm of a block, in the order of execution, the steps that they have seen
+    (int64), and their momentum."""
 
     means: Sequence[Tensor]
     variances: Sequence[Tensor]
+    counts: Sequence[Tensor | None]
     momentum: float
 
 

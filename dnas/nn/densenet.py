@@ -114,9 +114,12 @@ class DenseNet(nn.Module):
 
     def _forward_by_block(self, x: Tensor, kernels: Kernels | None, again: bool) -> Tensor:
         stages = dict(self.features.named_children())
-        stem = nn.Sequential(OrderedDict((name, stages.pop(name)) for name in list(stages) if name.endswith("0")))
-        # A convolution keeps its input, nothing else.
-        x = recomputed(stem, [x]) if again and len(stem) > 1 else stem(x)
+        stem = [stages.pop(name) for name in list(stages) if name.endswith("0")]
+        if again and len(stem) > 1:  # a convolution keeps its input, nothing else
+            x = recomputed(nn.Sequential(*stem), [x])
+        else:
+            for module in stem:
+                x = module(x)
         for block, after in _pairs(stages):
             fast = None if kernels is None else self._fast(kernels, block, after, x)
             if fast is not None:
@@ -132,19 +135,19 @@ class DenseNet(nn.Module):
     def _fast(self, kernels: Kernels, block: DenseBlock, after: nn.Module, x: Tensor) -> Tensor | None:
         """A block and what follows it by `kernels`; None where they cannot stand in for the modules."""
         if not isinstance(after, Transition):
-            pooled = run_block(kernels, block, block.reads, after, "mean", x, self.recompute)
+            pooled = run_block(kernels, block, after, "mean", x, self.recompute)
             return None if pooled is None else self.classifier(pooled)
         if not after.is_linear_after_relu():
             return None
         if after.dropout and after.training:  # its mask lies between the convolution and the pool
-            z = run_block(kernels, block, block.reads, after, "relu", x, self.recompute)
+            z = run_block(kernels, block, after, "relu", x, self.recompute)
             if z is None:
                 return None
             made = _pointwise(after.conv, z)
             # In the plain path's layout, by which the mask is drawn. `contiguous` leaves strides of single channels.
             like = torch.empty_like(made, memory_format=layout_of(x, after.conv.weight))
             return after.pool(F.dropout(like.copy_(made), after.dropout))
-        pooled = run_block(kernels, block, block.reads, after, "pool", x, self.recompute)
+        pooled = run_block(kernels, block, after, "pool", x, self.recompute)
         return None if pooled is None else _pointwise(after.conv, pooled)
 
     def _classified(self, x: Tensor) -> Tensor:

@@ -5,44 +5,222 @@ function: the same outputs, gradients, running statistics and random numbers dra
 and transformations, is for the modules; `why_plain` names the reason.
 """
 
+import operator
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from dnas.nn.dense_block import BlockShape, DenseBlockFunction, Kernels, Running, layout_of
+from dnas.nn.layers import DenseBlock, DenseLayer, Transition
 
 
 class _Unfit(Exception):
     """Why a block is for the plain path."""
 
 
-class _Parts(NamedTuple):
-    """Of a block and its last norm: each layer's convolutions; the norms and the weights in the order of execution."""
+class _Parts:
+    """A block and what follows it, found to be what kernels can stand in for.
 
-    layers: list[list[nn.Conv2d]]
-    norms: list[nn.BatchNorm2d]
-    weights: list[Tensor]
-    dropout: float
+    To look at all of it takes longer than a small block's work, so what has been looked at is written down, and
+    `are_unchanged` compares.
+
+    norms and weights are in the order of execution. means, variances and counts: the running ones of each norm.
+    """
+
+    def __init__(self, block: nn.Module, after: nn.Module) -> None:
+        self.norms: list[nn.BatchNorm2d] = []
+        self.weights: list[Tensor] = []
+        self.has_bottleneck: list[bool] = []
+        self._modules: list[nn.Module] = []
+        self._look_at(block, of=DenseBlock)
+        for layer in block.children():
+            self._add_layer(layer)
+        if isinstance(after, nn.BatchNorm2d):
+            self._add_norm(after)
+        else:
+            self._look_at(after, of=Transition)
+            assert isinstance(after, Transition)
+            self._add_norm(after.norm)
+            for module in (after.relu, after.conv, after.pool):
+                self._look_at(module)
+        self._take_as_one(block)
+        self._write_down(block, after)
+
+    def _look_at(self, module: nn.Module, of: type[nn.Module] | None = None) -> None:
+        if is_touched(module):
+            raise _Unfit("hooks, or a forward of its own")
+        if of is not None and type(module) is not of:
+            raise _Unfit(f"a {type(module).__name__} in the place of a {of.__name__}")
+        self._modules.append(module)
+
+    def _add_layer(self, layer: nn.Module) -> None:
+        self._look_at(layer, of=DenseLayer)
+        inside = list(layer.children())
+        if len(inside) not in (3, 6):
+            raise _Unfit("a layer of other parts")
+        self.has_bottleneck.append(len(inside) == 6)
+        for norm, relu, convolution in zip(inside[::3], inside[1::3], inside[2::3], strict=True):
+            self._add_norm(norm)
+            self._look_at(relu, of=nn.ReLU)
+            self._add_convolution(convolution, kernel=3 if convolution is inside[-1] else 1)
+
+    def _add_norm(self, norm: nn.Module) -> None:
+        self._look_at(norm, of=nn.BatchNorm2d)
+        assert isinstance(norm, nn.BatchNorm2d)
+        weight, bias, count = norm.weight, norm.bias, norm.num_batches_tracked
+        if weight is None or bias is None or norm.running_mean is None or norm.running_var is None or count is None:
+            raise _Unfit("a batch norm without weights or running statistics")
+        if not norm.track_running_stats or not isinstance(norm.momentum, float):
+            raise _Unfit("a batch norm whose running statistics rest, or are plain means")
+        like = weight.shape, weight.dtype, weight.device
+        for tensor in (weight, bias, norm.running_mean, norm.running_var):
+            if not tensor.is_contiguous() or (tensor.shape, tensor.dtype, tensor.device) != like:
+                raise _Unfit("a batch norm whose tensors are scattered in memory, or of several kinds")
+        if (count.shape, count.dtype, count.device) != ((), torch.int64, weight.device):
+            raise _Unfit("a batch norm that counts in another way")
+        self.norms.append(norm)
+        self.weights.extend((weight, bias))
+
+    def _add_convolution(self, convolution: nn.Module, kernel: int) -> None:
+        self._look_at(convolution, of=nn.Conv2d)
+        assert isinstance(convolution, nn.Conv2d)
+        geometry = convolution.stride, convolution.padding, convolution.dilation, convolution.groups
+        if (
+            convolution.weight is None
+            or convolution.weight.shape[2:] != (kernel, kernel)
+            or geometry != ((1, 1), (kernel // 2, kernel // 2), (1, 1), 1)
+            or convolution.padding_mode != "zeros"
+            or convolution.bias is not None
+        ):
+            raise _Unfit("a convolution of another shape")
+        self.weights.append(convolution.weight)
+
+    def _take_as_one(self, block: nn.Module) -> None:
+        """What all the modules and tensors have in common."""
+        layers = [layer for layer in block.children() if isinstance(layer, DenseLayer)]
+        if not layers:
+            raise _Unfit("no layers")
+        first = self.norms[0]
+        self.training, self.eps, self.dropout = block.training, first.eps, layers[0].dropout
+        if any((layer.dropout, layer.training) != (self.dropout, self.training) for layer in layers):
+            raise _Unfit("layers that differ in dropout or mode")
+        if any((norm.training, norm.eps) != (self.training, self.eps) for norm in self.norms):
+            raise _Unfit("batch norms of several modes")
+        self.momentum = first.momentum if len({norm.momentum for norm in self.norms}) == 1 else None
+        weight = self.weights[0]
+        self.dtype, self.device = weight.dtype, weight.device
+        for tensor in self.weights:
+            if type(tensor) not in (Tensor, nn.Parameter) or (tensor.dtype, tensor.device) != (
+                weight.dtype,
+                weight.device,
+            ):
+                raise _Unfit("tensors of several kinds")
+        trainable = {tensor.requires_grad for tensor in self.weights}
+        self.any_trainable, self.all_trainable = True in trainable, trainable == {True}
+        statistics = [(norm.running_mean, norm.running_var, norm.num_batches_tracked) for norm in self.norms]
+        means, variances, counts = zip(*statistics, strict=True)
+        self.means: list[Tensor] = list(means)
+        self.variances: list[Tensor] = list(variances)
+        self.counts: list[Tensor] = list(counts)
+
+    def _write_down(self, block: nn.Module, after: nn.Module) -> None:
+        self._after = after
+        self._modules.remove(block)  # `_KNOWN` is to forget it when nobody else remembers it
+        modules = (block, *self._modules)
+        self._attributes = [module.__dict__ for module in modules]
+        self._attributes_then = [dict(attributes) for attributes in self._attributes]
+        self._classes_then = [type(module) for module in self._modules]
+        self._hooks = [hooks for module in modules for hooks in _hooks_of(module)]
+        self._registers = [
+            register for module in modules for register in (module._modules, module._parameters, module._buffers)
+        ]
+        self._registered_then = self._registered()
+        self._tensors = [*self.weights, *self.means, *self.variances, *self.counts]
+        self._facts_then = self._facts()
+        self._shapes: dict[tuple[Any, ...], BlockShape] = {}
+
+    def _registered(self) -> list[Any]:
+        return [value for register in self._registers for value in register.values()]
+
+    def _facts(self) -> list[tuple[Any, ...]]:
+        return [
+            (tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad)
+            for tensor in self._tensors
+        ]
+
+    def are_unchanged(self, after: nn.Module) -> bool:
+        """Whether every module's attributes, hooks, submodules and tensors, and what tensors are like, are still what
+        they were."""
+        registered = self._registered()
+        return (
+            after is self._after
+            and not any(self._hooks)
+            and len(registered) == len(self._registered_then)
+            and all(map(operator.is_, registered, self._registered_then))
+            and [type(module) for module in self._modules] == self._classes_then
+            and self._facts() == self._facts_then
+            and self._have_attributes_of_then()
+        )
+
+    def _have_attributes_of_then(self) -> bool:
+        try:
+            return self._attributes == self._attributes_then
+        except Exception:  # somebody's attribute that cannot be compared with what it was
+            return False
+
+    def shape(self, reads: Sequence[tuple[int, ...]], channels: int, end: str) -> BlockShape:
+        """The block in numbers, for an input of so many channels; `_Unfit` where weights do not fit together."""
+        key = tuple(reads), channels, end
+        if key not in self._shapes:
+            self._shapes[key] = self._fitting_shape(*key)
+        return self._shapes[key]
+
+    def _fitting_shape(self, reads: tuple[tuple[int, ...], ...], channels: int, end: str) -> BlockShape:
+        convolutions = (weight for weight in self.weights if weight.dim() == 4)
+        sources, widths = [channels], []
+        for has_bottleneck in self.has_bottleneck:
+            widths.append(len(next(convolutions)) if has_bottleneck else 0)
+            sources.append(len(next(convolutions)))
+        if len(reads) != len(sources) or any(not set(read) <= set(range(own + 1)) for own, read in enumerate(reads)):
+            raise _Unfit("connections of other layers")
+        dropout = self.dropout if self.training else 0.0
+        shape = BlockShape(tuple(sources), reads, tuple(widths), end, dropout, self.eps)
+        fitting: list[tuple[int, ...]] = []
+        for layer, (width, made) in enumerate(zip(widths, sources[1:], strict=True)):
+            seen = shape.seen(layer)
+            if width:
+                fitting += [(seen,), (seen,), (width, seen, 1, 1), (width,), (width,), (made, width, 3, 3)]
+            else:
+                fitting += [(seen,), (seen,), (made, seen, 3, 3)]
+        fitting += [(shape.seen(shape.layers),)] * 2
+        if [tuple(weight.shape) for weight in self.weights] != fitting:
+            raise _Unfit("weights that do not fit together")
+        return shape
+
+
+# Of each block what it was found to be.
+_KNOWN: "WeakKeyDictionary[nn.Module, _Parts]" = WeakKeyDictionary()
+
+
+def _parts(block: nn.Module, after: nn.Module) -> _Parts:
+    known = _KNOWN.get(block)
+    if known is None or type(block) is not DenseBlock or not known.are_unchanged(after):
+        known = _KNOWN[block] = _Parts(block, after)
+    return known
 
 
 def run_block(
-    kernels: Kernels,
-    block: nn.Module,
-    reads: Sequence[tuple[int, ...]],
-    after: nn.Module,
-    end: str,
-    x: Tensor,
-    recompute: bool = False,
+    kernels: Kernels, block: DenseBlock, after: nn.Module, end: str, x: Tensor, recompute: bool = False
 ) -> Tensor | None:
     """What a block's layers and max(norm, 0) of the consumer after them make of x; None where only the modules
     themselves are right.
 
-    block: its children are the layers, each with norm1, relu1, conv1 and perhaps norm2, relu2, conv2. reads: as in
-        `BlockShape`. after: the batch norm that follows, or a module with it as `norm`. end: as in `BlockShape`.
+    after: the batch norm that follows, or the transition. end: as in `BlockShape`.
     recompute: the outputs of the bottlenecks are not kept, but worked out again.
     """
     try:
@@ -50,114 +228,39 @@ def run_block(
         _check(parts, kernels, x)
         if end == "pool" and min(x.shape[2:]) < 2:
             raise _Unfit("maps too small to pool")
+        shape = parts.shape(block.reads, x.shape[1], end)
     except _Unfit:
         return None
-    training, eps = parts.norms[0].training, parts.norms[0].eps
-    sources = (x.shape[1], *(layer[-1].out_channels for layer in parts.layers))
-    widths = tuple(layer[0].out_channels if len(layer) == 2 else 0 for layer in parts.layers)
-    shape = BlockShape(sources, tuple(reads), widths, end, parts.dropout if training else 0.0, eps)
-    means, variances = _running(parts.norms)
-    if not training:
-        return kernels.infer(shape, x, parts.weights, means, variances)
+    if not parts.training:
+        return kernels.infer(shape, x, parts.weights, parts.means, parts.variances)
     masks = list(drawn_masks(shape, x, parts.weights)) if shape.dropout else []
-    momentum = parts.norms[0].momentum
-    assert momentum is not None
-    alike = all(norm.momentum == momentum for norm in parts.norms)
-    running = Running(means, variances, momentum) if kernels.updates and alike else None
+    running = None
+    if kernels.updates and parts.momentum is not None:
+        running = Running(parts.means, parts.variances, parts.counts, parts.momentum)
     output, statistics = DenseBlockFunction.apply(kernels, shape, recompute, running, masks, x, *parts.weights)
     if running is None:
-        _update_running(shape, parts.norms, statistics, x.numel() // x.shape[1])
-    batches = [norm._buffers["num_batches_tracked"] for norm in parts.norms]
-    torch._foreach_add_([count for count in batches if count is not None], 1)
+        _update_running(shape, parts, statistics, x.numel() // x.shape[1])
     return output
 
 
-def why_plain(kernels: Kernels, block: nn.Module, after: nn.Module, x: Tensor) -> str:
+def why_plain(kernels: Kernels, block: DenseBlock, after: nn.Module, x: Tensor) -> str:
     """Why `run_block` leaves a block to its modules; empty where it does not."""
     try:
-        _check(_parts(block, after), kernels, x)
+        parts = _parts(block, after)
+        _check(parts, kernels, x)
+        parts.shape(block.reads, x.shape[1], "relu")
     except _Unfit as reason:
         return str(reason)
     return ""
 
 
-def _parts(block: nn.Module, after: nn.Module) -> _Parts:
-    found = _Parts([], [], [], next((layer.dropout for layer in block.children()), 0.0))  # type: ignore[arg-type]
-    _check_untouched(block)
-    for layer in block._modules.values():
-        assert layer is not None
-        _check_untouched(layer)
-        if layer.dropout != found.dropout or layer.training != block.training:
-            raise _Unfit("layers that differ in dropout or mode")
-        inside = list(layer._modules.values())
-        if len(inside) not in (3, 6):
-            raise _Unfit("a layer of other parts")
-        found.layers.append([])
-        for norm, relu, convolution in zip(inside[::3], inside[1::3], inside[2::3], strict=True):
-            _add_norm(norm, found)
-            if type(relu) is not nn.ReLU:
-                raise _Unfit("an activation other than ReLU")
-            _check_untouched(relu)
-            _add_convolution(convolution, found, kernel=3 if convolution is inside[-1] else 1)
-    if type(after) is not nn.BatchNorm2d:
-        for module in (after, *after._modules.values()):
-            _check_untouched(module)
-        after = after.norm  # type: ignore[assignment]
-    _add_norm(after, found)
-    return found
-
-
-def _add_norm(norm: nn.Module | None, found: _Parts) -> None:
-    if type(norm) is not nn.BatchNorm2d:
-        raise _Unfit("a norm other than BatchNorm2d")
-    _check_untouched(norm)
-    weight, bias = norm._parameters["weight"], norm._parameters["bias"]
-    if weight is None or bias is None or norm.running_mean is None or norm.running_var is None:
-        raise _Unfit("a batch norm without weights or running statistics")
-    if norm.momentum is None:
-        raise _Unfit("a batch norm whose running statistics are plain means")
-    for tensor in (weight, bias, norm.running_mean, norm.running_var):
-        if not tensor.is_contiguous() or tensor.dtype != weight.dtype or tensor.device != weight.device:
-            raise _Unfit("a batch norm whose tensors are scattered in memory, or of several kinds")
-    if found.norms and (norm.training, norm.eps) != (found.norms[0].training, found.norms[0].eps):
-        raise _Unfit("batch norms of several modes")
-    found.norms.append(norm)
-    found.weights.extend((weight, bias))
-
-
-def _add_convolution(convolution: nn.Module | None, found: _Parts, kernel: int) -> None:
-    if type(convolution) is not nn.Conv2d:
-        raise _Unfit("a convolution other than Conv2d")
-    _check_untouched(convolution)
-    weight = convolution._parameters["weight"]
-    geometry = convolution.stride, convolution.padding, convolution.dilation, convolution.groups
-    if (
-        weight is None
-        or weight.shape[2:] != (kernel, kernel)
-        or geometry != ((1, 1), (kernel // 2, kernel // 2), (1, 1), 1)
-        or convolution.padding_mode != "zeros"
-        or convolution._parameters["bias"] is not None
-    ):
-        raise _Unfit("a convolution of another shape")
-    found.layers[-1].append(convolution)
-    found.weights.append(weight)
-
-
-def _check_untouched(module: nn.Module | None) -> None:
-    if module is None or is_touched(module):
-        raise _Unfit("hooks, or a forward of its own")
-
-
 def is_touched(module: nn.Module) -> bool:
     """Whether something looks at what goes in or out of this module, or stands in its place."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in module.__dict__
-        or module._compiled_call_impl is not None
-    )
+    return any(_hooks_of(module)) or "forward" in module.__dict__ or module._compiled_call_impl is not None
+
+
+def _hooks_of(module: nn.Module) -> tuple[dict[int, Any], ...]:
+    return module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
 
 
 def _check(parts: _Parts, kernels: Kernels, x: Tensor) -> None:
@@ -171,16 +274,15 @@ def _check(parts: _Parts, kernels: Kernels, x: Tensor) -> None:
         of_weights = torch.float32
     if x.dim() != 4 or not x.numel():
         raise _Unfit("no maps")
-    for tensor, dtype in ((x, x.dtype), *((weight, of_weights) for weight in parts.weights)):
-        if type(tensor) not in (Tensor, nn.Parameter) or tensor.dtype != dtype or tensor.device != x.device:
-            raise _Unfit("tensors of several kinds")
+    if type(x) not in (Tensor, nn.Parameter) or parts.dtype != of_weights or parts.device != x.device:
+        raise _Unfit("tensors of several kinds")
     if torch.is_grad_enabled():
-        if parts.norms[0].training:
-            if not all(weight.requires_grad for weight in parts.weights):
+        if parts.training:
+            if not parts.all_trainable:
                 raise _Unfit("frozen weights")
-        elif x.requires_grad or any(weight.requires_grad for weight in parts.weights):
+        elif x.requires_grad or parts.any_trainable:
             raise _Unfit("gradients in evaluation mode")
-    if parts.norms[0].training and x.numel() == x.shape[1]:
+    if parts.training and x.numel() == x.shape[1]:
         raise _Unfit("one value a channel")
     if reason := kernels.why_not(x, parts.weights):
         raise _Unfit(reason)
@@ -214,23 +316,20 @@ def drawn_masks(shape: BlockShape, x: Tensor, weights: Sequence[Tensor]) -> Iter
         layouts.append(layout)
 
 
-def _running(norms: Sequence[nn.BatchNorm2d]) -> tuple[list[Tensor], list[Tensor]]:
-    return [norm._buffers["running_mean"] for norm in norms], [norm._buffers["running_var"] for norm in norms]  # type: ignore[misc]
-
-
 @torch.no_grad()
-def _update_running(shape: BlockShape, norms: Sequence[nn.BatchNorm2d], statistics: Tensor, values: int) -> None:
+def _update_running(shape: BlockShape, parts: _Parts, statistics: Tensor, values: int) -> None:
     """As each norm would by itself: towards the batch's mean and unbiased variance, once a step."""
-    means, variances = _running(norms)
     order, counts = _order_of_norms(shape, statistics.device)
-    seen = statistics[:, order].to(means[0].dtype)
+    seen = statistics[:, order].to(parts.dtype)
     seen[1] *= values / (values - 1)
     seen_means, seen_variances = seen[0].split(counts), seen[1].split(counts)
-    for momentum in {norm.momentum for norm in norms}:
+    momenta = [norm.momentum for norm in parts.norms]
+    for momentum in set(momenta):
         assert momentum is not None
-        chosen = [index for index, norm in enumerate(norms) if norm.momentum == momentum]
-        torch._foreach_lerp_([means[i] for i in chosen], [seen_means[i] for i in chosen], momentum)
-        torch._foreach_lerp_([variances[i] for i in chosen], [seen_variances[i] for i in chosen], momentum)
+        chosen = [index for index, own in enumerate(momenta) if own == momentum]
+        torch._foreach_lerp_([parts.means[i] for i in chosen], [seen_means[i] for i in chosen], momentum)
+        torch._foreach_lerp_([parts.variances[i] for i in chosen], [seen_variances[i] for i in chosen], momentum)
+    torch._foreach_add_(parts.counts, 1)
 
 
 @lru_cache(maxsize=256)

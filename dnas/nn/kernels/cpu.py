@@ -4,10 +4,11 @@ The structures mirror those of dense_block.cpp. A call lets go of Python's lock.
 """
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from ctypes import Array, Structure, addressof, byref, c_double, c_int64, c_void_p
 from functools import lru_cache
 from itertools import repeat
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from dnas.nn.dense_block import BlockShape, Kernels, Running
 from dnas.nn.kernels.build import load_library
 
 ENDS = {"pool": 0, "mean": 1, "relu": 2}
-NORM_WORDS, CONVOLUTION_WORDS = 6, 6  # of a NormTensors; of a Weight and its mask
+NORM_WORDS, CONVOLUTION_WORDS = 7, 6  # of a NormTensors; of a Weight and its mask
 
 
 class _Block(Structure):
@@ -69,7 +70,7 @@ def _backward(
 def _infer(
     shape: BlockShape, x: Tensor, weights: Sequence[Tensor], means: Sequence[Tensor], variances: Sequence[Tensor]
 ) -> Tensor:
-    call = _Call(shape, x, weights, (), running=Running(means, variances, 0.0))
+    call = _Call(shape, x, weights, (), running=Running(means, variances, [None] * len(means), 0.0))
     out = _empty_output(shape, x)
     call.fill((), None, out=out)
     call("dnas_infer")
@@ -104,8 +105,7 @@ class _Call:
         self.masks = [mask.transpose(0, 1).contiguous() for mask in masks]
         self.gradients = [torch.empty_like(weight) for weight in self.weights] if backward else []
         self.dx = torch.empty_like(self.x) if backward else self.x
-        self.reads = _channels_read(shape)
-        self.consumers = array("q", self._consumers(shape, running))
+        self.consumers = _described(shape, self.weights, self.gradients, running, self.masks)
         images, channels, height, width = x.shape
         self.block = _Block(
             images,
@@ -124,42 +124,6 @@ class _Call:
             dx=self.dx.data_ptr(),
         )
 
-    def _consumers(self, shape: BlockShape, running: Running | None) -> list[int]:
-        """The structures `Consumer` one after the other. All their fields are words of 64 bits; 0 is null."""
-        words: list[int] = []
-        values = iter(self.weights)
-        gradients: Iterator[Tensor | None] = iter(self.gradients) if self.gradients else repeat(None)
-        statistics: Iterator[tuple[Tensor | None, Tensor | None]] = (
-            zip(running.means, running.variances, strict=True) if running else repeat((None, None))
-        )
-        masks = iter(self.masks)
-
-        def add_norm() -> None:
-            tensors = next(values), next(values), next(gradients), next(gradients), *next(statistics)
-            words.extend(map(_address, tensors))
-
-        def add_convolution() -> None:
-            weight = next(values)
-            of_out, of_in, _, of_tap = weight.stride()
-            words.extend((weight.data_ptr(), _address(next(gradients)), of_out, of_in, of_tap))
-            words.append(_address(next(masks, None)))
-
-        for index, channels in enumerate(self.reads):
-            words.extend((len(channels), addressof(channels)))
-            add_norm()
-            if index == shape.layers:
-                break
-            words.append(shape.widths[index])
-            add_convolution()
-            if shape.widths[index]:
-                add_norm()
-                add_convolution()
-            else:
-                words.extend(repeat(0, NORM_WORDS + CONVOLUTION_WORDS))
-            words.append(shape.sources[index + 1])
-        words.extend(repeat(0, 2 + NORM_WORDS + 2 * CONVOLUTION_WORDS))  # what the last consumer lacks
-        return words
-
     def fill(
         self,
         kept: Sequence[Tensor],
@@ -176,7 +140,7 @@ class _Call:
         block.out, block.gradient = _address(out), _address(gradient)
 
     def __call__(self, name: str) -> None:
-        if load_library()[name](byref(self.block)):
+        if getattr(load_library(), name)(byref(self.block)):
             raise MemoryError("not enough memory for a dense block")
 
 
@@ -216,11 +180,75 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+def _described(
+    shape: BlockShape,
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    running: Running | None,
+    masks: Sequence[Tensor],
+) -> "array[int]":
+    """The structures `Consumer` one after the other."""
+    form = _form(shape)
+    words = form.words[:]
+    for place, weight in zip(form.weights, weights, strict=True):
+        words[place] = weight.data_ptr()
+        if weight.dim() == 4:
+            words[place + 2], words[place + 3], _, words[place + 4] = weight.stride()
+    if gradients:
+        for place, gap, gradient in zip(form.weights, form.to_gradient, gradients, strict=True):
+            words[place + gap] = gradient.data_ptr()
+    if running is not None:
+        statistics = zip(form.statistics, running.means, running.variances, running.counts, strict=True)
+        for place, mean, variance, count in statistics:
+            words[place], words[place + 1], words[place + 2] = mean.data_ptr(), variance.data_ptr(), _address(count)
+    for place, mask in zip(form.masks, masks, strict=bool(masks)):
+        words[place] = mask.data_ptr()
+    return words
+
+
+class _Form(NamedTuple):
+    """The words of the structures `Consumer` of a block, 64 bits each, with what its shape says; 0 is null. And the
+    places of the addresses that differ from call to call."""
+
+    words: "array[int]"
+    weights: list[int]  # in the order of execution
+    to_gradient: list[int]  # from each weight's place
+    statistics: list[int]  # of each norm, its mean's
+    masks: list[int]  # of each convolution
+    reads: "list[Array[c_int64]]"  # that words points to
+
+
 @lru_cache(maxsize=256)
-def _channels_read(shape: BlockShape) -> "tuple[Array[c_int64], ...]":
-    """Of each consumer the channels of the block that it reads."""
-    found = []
-    for read in shape.reads:
+def _form(shape: BlockShape) -> _Form:
+    form = _Form(array("q"), [], [], [], [], [])
+    words = form.words
+
+    def add_norm() -> None:
+        form.weights.extend((len(words), len(words) + 1))
+        form.to_gradient.extend((2, 2))
+        form.statistics.append(len(words) + 4)
+        words.extend(repeat(0, NORM_WORDS))
+
+    def add_convolution() -> None:
+        form.weights.append(len(words))
+        form.to_gradient.append(1)
+        form.masks.append(len(words) + CONVOLUTION_WORDS - 1)
+        words.extend(repeat(0, CONVOLUTION_WORDS))
+
+    for index, read in enumerate(shape.reads):
         channels = [c for source in read for c in range(shape.starts[source], shape.starts[source + 1])]
-        found.append((c_int64 * len(channels))(*channels))
-    return tuple(found)
+        form.reads.append((c_int64 * len(channels))(*channels))
+        words.extend((len(channels), addressof(form.reads[-1])))
+        add_norm()
+        if index == shape.layers:
+            break
+        words.append(shape.widths[index])
+        add_convolution()
+        if shape.widths[index]:
+            add_norm()
+            add_convolution()
+        else:
+            words.extend(repeat(0, NORM_WORDS + CONVOLUTION_WORDS))
+        words.append(shape.sources[index + 1])
+    words.extend(repeat(0, 2 + NORM_WORDS + 2 * CONVOLUTION_WORDS))  # what the last consumer lacks
+    return form

@@ -20,7 +20,8 @@ extern "C" {
 struct NormTensors {
   const float *gamma, *beta;
   float *dgamma, *dbeta;         // null but for the backward pass
-  float *mean, *variance;        // running; null in the backward pass, or where a step does not change them here
+  float *mean, *variance;  // running; null in the backward pass, or where a step does not change them here
+  std::int64_t* count;     // of the steps that they have seen; null in evaluation too
 };
 
 // A layer; or the last consumer, of which only the first three matter.
@@ -141,6 +142,7 @@ class Work {
     const double M = static_cast<double>(pixels), unbiased = M / (M - 1);
     const auto update = [&](const NormTensors& n, Index count, const auto& at) {
       if (n.mean == nullptr) return;
+      ++*n.count;
       const float share = static_cast<float>(b.momentum);
       for (Index i = 0; i < count; i++) {
         n.mean[i] += share * (static_cast<float>(b.mean[at(i)]) - n.mean[i]);
@@ -154,16 +156,17 @@ class Work {
     }
   }
 
+  // The weights as the passes want them; backward, those of the forward pass only for bottlenecks that are made again.
   void prepare(std::vector<Prepared>& layers, bool backward) const {
     team.split(b.layers, 1, [&](int, Index begin, Index end) {
       for (Index l = begin; l < end; l++) {
         const Consumer& c = b.consumers[l];
         Prepared& p = layers[l];
         const Index made = c.width ? c.width : c.out;
-        pack_forward(c.weight1, made, c.channels, c.width, p.weight1);
+        if (!backward || (c.width && !b.bottlenecks)) pack_forward(c.weight1, made, c.channels, c.width, p.weight1);
+        if (!backward && c.width) pack_forward(c.weight2, c.out, c.width, false, p.weight2);
         if (backward) pack_backward(c.weight1, made, c.channels, c.width, p.transposed1);
-        if (c.width) pack_forward(c.weight2, c.out, c.width, false, p.weight2);
-        if (c.width && backward) pack_backward(c.weight2, c.out, c.width, false, p.transposed2);
+        if (backward && c.width) pack_backward(c.weight2, c.out, c.width, false, p.transposed2);
       }
     });
   }
