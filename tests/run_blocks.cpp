@@ -19,6 +19,9 @@ const Case CASES[] = {
     {5, 1, 1, 4, 1, 2, 3, 2, 2, true, true, true},     // nothing at the end; single pixels; dropout
     {2, 18, 33, 6, 2, 12, 48, 0, 2, true, true, false},  // bottlenecks worked out again
     {9, 2, 3, 1, 2, 1, 0, 1, 3, false, true, true},
+    {6, 8, 8, 5, 2, 4, 0, 0, 1, true, false, true},   // several images abreast
+    {24, 3, 2, 4, 1, 3, 2, 0, 2, false, false, true},
+    {16, 1, 1, 3, 1, 2, 0, 1, 1, true, false, true},
 };
 
 class Random {

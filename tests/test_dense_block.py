@@ -1,16 +1,18 @@
 """The fast dense block is the same function as the plain modules."""
 
 import copy
+import gc
 import multiprocessing
 import pickle
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -30,7 +32,7 @@ from dnas.nn.dense_block import REF, BlockShape, Kernels
 from dnas.nn.densenet import MEMORY
 from dnas.nn.kernels import load_kernels
 from dnas.nn.kernels.cpu import CPU
-from dnas.nn.layers import DenseLayer, Transition
+from dnas.nn.layers import DenseBlock, DenseLayer, Transition
 from dnas.nn.stand_in import why_plain
 from tests.specs import specs
 from tests.test_recompute import step_bytes
@@ -152,24 +154,43 @@ def test_cpu_is_the_same_function(spec: DenseNetSpec, batch: int, layout: torch.
     raise AssertionError(errors)
 
 
+class Shape(NamedTuple):
+    sources: tuple[int, ...]
+    reads: tuple[tuple[int, ...], ...]
+    bottlenecks: tuple[int, ...]
+    end: str
+    height: int
+    width: int
+    images: int = 7
+    dropout: float = 0.25
+    layout: str = "NCHW"  # of the input's memory
+
+
+SHAPES = [
+    Shape((5, 3, 3), ((0,), (0, 1), (0, 1, 2)), (12, 12), "pool", 9, 6),
+    Shape((13, 7, 2), ((0,), (0, 1), (0, 1, 2)), (0, 0), "mean", 8, 8),
+    Shape((4, 3, 5, 2), ((0,), (0, 1), (1, 2), (1, 3)), (5, 0, 30), "relu", 5, 17),
+    Shape((30, 12), ((0,), (0, 1)), (48,), "pool", 40, 40),
+    Shape((16, 12), ((0,), (0, 1)), (16,), "mean", 16, 16),
+    Shape((2, 1), ((0,), (0, 1)), (1,), "mean", 2, 1),
+    # Narrow images, of which several lie abreast: 2, 4, 8 or 16 with vectors of 16.
+    Shape((5, 3, 3), ((0,), (0, 1), (0, 1, 2)), (0, 0), "pool", 8, 8, 6, 0, "NHWC"),
+    Shape((9, 4), ((0,), (0, 1)), (8,), "pool", 5, 4, 12, 0, "CNHW"),
+    Shape((3, 2, 4), ((0,), (1,), (0, 2)), (0, 3), "relu", 3, 3, 20, 0),
+    Shape((18, 4, 4), ((0,), (0, 1), (0, 1, 2)), (0, 0), "mean", 2, 2, 24, 0, "CNHW"),
+    Shape((3, 2), ((0,), (0, 1)), (0,), "pool", 3, 2, 8, 0, "NHWC"),
+    Shape((3, 2), ((0,), (0, 1)), (4,), "mean", 1, 1, 48, 0, "NHWC"),
+    Shape((3, 2), ((0,), (0, 1)), (4,), "pool", 4, 4, 16, 0.25),  # but with dropout's masks they do not
+]
 # Several threads are woken for it by the C++, but not by torch, whose OpenMP hangs in a forked child of a parent that
 # has used it.
 LARGE = 4
-SHAPES = [
-    # sources, what each consumer reads, bottlenecks, end, height, width
-    ((5, 3, 3), ((0,), (0, 1), (0, 1, 2)), (12, 12), "pool", 9, 6),
-    ((13, 7, 2), ((0,), (0, 1), (0, 1, 2)), (0, 0), "mean", 8, 8),
-    ((4, 3, 5, 2), ((0,), (0, 1), (1, 2), (1, 3)), (5, 0, 30), "relu", 5, 17),
-    ((30, 12), ((0,), (0, 1)), (48,), "pool", 40, 40),
-    ((16, 12), ((0,), (0, 1)), (16,), "mean", 16, 16),
-    ((2, 1), ((0,), (0, 1)), (1,), "mean", 2, 1),
-]
 
 
 def run_kernels(kernels: Kernels, number: int, dtype: torch.dtype, recompute: bool, seed: int) -> dict[str, Tensor]:
     """Forward, backward and inference of SHAPES[number], without a module around them."""
-    sources, reads, widths, end, height, width = SHAPES[number]
-    shape = BlockShape(sources, reads, widths, end, 0.25, 1e-5)
+    sources, reads, widths, end, height, width, images, dropout, layout = SHAPES[number]
+    shape = BlockShape(sources, reads, widths, end, dropout, 1e-5)
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*size: int, low: float = -1.0) -> Tensor:
@@ -181,9 +202,14 @@ def run_kernels(kernels: Kernels, number: int, dtype: torch.dtype, recompute: bo
         seen, made = shape.seen(layer), sources[layer + 1]
         for into, out, kernel in [(seen, inner, 1), (inner, made, 3)] if inner else [(seen, made, 3)]:
             weights += draw(into, low=0.3), draw(into), draw(out, into, kernel, kernel)
-            masks.append(torch.rand(7, out, height, width, generator=generator) < 0.75)
+            if dropout:
+                masks.append(torch.rand(images, out, height, width, generator=generator) > dropout)
     weights += draw(shape.seen(len(widths)), low=0.3), draw(shape.seen(len(widths)))
-    x = draw(7, sources[0], height, width)
+    x = draw(images, sources[0], height, width)
+    if layout == "NHWC":
+        x = x.contiguous(memory_format=torch.channels_last)
+    elif layout == "CNHW":
+        x = x.transpose(0, 1).contiguous().transpose(0, 1)
     out, statistics, kept = kernels.forward(shape, x, weights, masks, recompute)
     gradient = draw(*out.shape)
     dx, dweights = kernels.backward(shape, x, weights, masks, statistics, kept, gradient)
@@ -339,6 +365,40 @@ def scatter(net: DenseNet) -> None:
     norm.running_mean = torch.stack([norm.running_mean, norm.running_mean], dim=1)[:, 0]  # type: ignore[list-item]
 
 
+class TwiceTheLayer(DenseLayer):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def subclass(net: DenseNet) -> None:
+    net.features.denseblock1.denselayer2.__class__ = TwiceTheLayer
+
+
+def subclass_block(net: DenseNet) -> None:
+    class Twice(DenseBlock):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    net.features.denseblock1.__class__ = Twice
+
+
+def subclass_transition(net: DenseNet) -> None:
+    class Twice(Transition):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    net.features.transition1.__class__ = Twice
+
+
+def rest(net: DenseNet) -> None:
+    """Running statistics that are there, but stay as they are."""
+    net.features.denseblock1.denselayer2.norm1.track_running_stats = False
+
+
+def count_otherwise(net: DenseNet) -> None:
+    net.features.denseblock1.denselayer2.norm1.num_batches_tracked = None  # type: ignore[assignment]
+
+
 @pytest.mark.parametrize("kernels", ["ref", "cpu"])
 def test_norms_may_be_of_several_momenta(kernels: str) -> None:
     plain, fast = nets(SMALL, kernels, torch.float32)
@@ -352,7 +412,10 @@ def test_norms_may_be_of_several_momenta(kernels: str) -> None:
 @pytest.mark.parametrize("kernels", ["ref", "cpu"])
 @pytest.mark.parametrize(
     "change",
-    [freeze, evaluate_one, hook, hook_backward, parametrise, replace_relu, average, forget, scatter, own_forward],
+    [
+        *(freeze, evaluate_one, hook, hook_backward, parametrise, replace_relu, average, forget, scatter, own_forward),
+        *(subclass, subclass_block, subclass_transition, rest, count_otherwise),
+    ],
 )
 def test_one_block_is_left_to_its_modules(change: Callable[[DenseNet], None], kernels: str) -> None:
     plain, fast = nets(SMALL, kernels, torch.float32)
@@ -371,6 +434,86 @@ def test_one_block_is_left_to_its_modules(change: Callable[[DenseNet], None], ke
     assert first
     assert not second
     assert_close(outcomes[1], outcomes[0], 2e-5)
+
+
+def test_dropout_beside_norms_in_evaluation_mode() -> None:
+    """As it is done to draw several answers of one network."""
+    spec = parse_name("densenet-bc:layers=2-2,k=4,size=8,dropout=0.3")
+    x, _ = images(spec, 6, torch.float32)
+    drawn = []
+    for net in nets(spec, "cpu", torch.float32):
+        for module in net.train().modules():
+            module.train(not isinstance(module, torch.nn.BatchNorm2d))
+        torch.manual_seed(1)
+        with torch.no_grad():
+            drawn.append(net(x))
+    assert torch.equal(drawn[0], drawn[1])
+
+
+def prune(net: DenseNet) -> None:
+    """A bottleneck of 7 maps, not 16, by the tensors alone."""
+    layer = net.features.denseblock1.denselayer1
+    layer.conv1.weight.data = layer.conv1.weight.data[:7].clone()
+    layer.conv2.weight.data = layer.conv2.weight.data[:, :7].clone()
+    for tensor in (layer.norm2.weight, layer.norm2.bias, layer.norm2.running_mean, layer.norm2.running_var):
+        assert tensor is not None
+        tensor.data = tensor.data[:7].clone()
+
+
+def test_what_counts_is_the_tensors_shapes() -> None:
+    plain, fast = nets(SMALL, "cpu", torch.float32)
+    x, y = images(SMALL, 6, torch.float32)
+    step(fast, x, y), step(plain, x, y)
+    for net in (plain, fast):
+        net.zero_grad()
+        prune(net)
+    assert reasons(fast.train()) == ["", ""]
+    assert_close(step(fast, x, y), step(plain, x, y), 1e-4)
+
+
+def test_weights_that_do_not_fit_together_are_an_error() -> None:
+    for net in nets(SMALL, "cpu", torch.float32):
+        net.eval().features.denseblock1.denselayer1.conv1.weight.data = torch.zeros(7, SMALL.stem_width, 1, 1)
+        with torch.no_grad(), pytest.raises(RuntimeError, match="running_mean should contain 7 elements not 16"):
+            net(torch.zeros(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("move", ["double", "channels_last", "half_and_back"])
+def test_tensors_that_are_changed_in_place(move: str) -> None:
+    """They stay the same objects."""
+    plain, fast = nets(SMALL, "cpu", torch.float32)
+    x, y = images(SMALL, 6, torch.float32)
+    for net in (fast, plain):
+        step(net, x, y)
+        net.zero_grad()
+        if move == "double":
+            net.double()
+        elif move == "channels_last":
+            net.to(memory_format=torch.channels_last)
+        else:
+            net.half().float()
+    x = x.double() if move == "double" else x
+    assert any(reasons(fast.train())) == (move == "double")
+    assert_close(step(fast, x, y), step(plain, x, y), 1e-4)
+
+
+def test_attributes_of_any_kind() -> None:
+    """What somebody writes down at a module may be such that Python cannot compare it."""
+    plain, fast = nets(SMALL, "cpu", torch.float32)
+    x, y = images(SMALL, 6, torch.float32)
+    for seen in (torch.zeros(2), torch.zeros(3), None):
+        fast.features.denseblock1.seen = seen  # type: ignore[assignment]
+        assert_close(step(fast, x, y), step(plain, x, y), 1e-4)
+        assert reasons(fast.train()) == ["", ""]
+
+
+def test_a_network_is_forgotten() -> None:
+    net = nets(SMALL, "cpu", torch.float32)[1]
+    net(torch.zeros(2, 3, 8, 8))
+    block = weakref.ref(net.features.denseblock1)
+    del net
+    gc.collect()
+    assert block() is None
 
 
 def test_hooks_everywhere_see_what_they_saw() -> None:

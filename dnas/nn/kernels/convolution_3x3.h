@@ -8,10 +8,14 @@
 //             0 e f g h      tile 1                            flat row of positions, and what the convolution makes of
 //             0              the end of the last               the zeros is not read.
 //   term 1    0 ...
+//
+// Of narrow images some lie abreast, a pixel of each behind the other: like one image as many times as wide, but that the
+// taps and the zeros are as many floats apart.
 #pragma once
 
 #include <algorithm>
 
+#include "abreast.h"
 #include "batch_norm.h"
 #include "convolution_1x1.h"
 #include "products.h"
@@ -20,15 +24,17 @@
 #include "winograd.h"
 
 struct Tiles {
-  Index images, height, width;
+  Index images, height, width;  // those abreast are one, of the width of all
+  Index apart;      // floats from a pixel to its neighbour: how many images lie abreast
   Index row;        // floats of one
   Index per_image;  // tiles
   Index together;   // tiles in a task
   Index tasks;
 
   // enough: positions of a task; what it works on is to stay in a core's own cache.
-  Tiles(const Team& team, Index images_, Index height_, Index width_, Index enough)
-      : images(images_), height(height_), width(width_), row(width_ + 1), per_image((height_ + TILE - 1) / TILE) {
+  Tiles(const Team& team, Index images_, Index height_, Index width_, Index abreast, Index enough)
+      : images(images_ / abreast), height(height_), width(width_ * abreast), apart(abreast), row(width + abreast),
+        per_image((height_ + TILE - 1) / TILE) {
     const Index most = std::max<Index>(1, std::min(enough / row, (count() + team.parts - 1) / team.parts));
     together = most;
     for (Index fewer = most; 2 * fewer > most; fewer--)
@@ -42,7 +48,7 @@ struct Tiles {
   // The positions that a convolution makes: from the first pixel's to behind the last one's.
   Index positions(Index task) const { return tiles_of(task) * row; }
   Index made() const { return rounded_up(together * row, PANEL); }
-  // Floats of one term of a channel: a zero before them, and room for a micro-kernel to look beyond.
+  // Floats of one term of a channel: zeros before them, and room for a micro-kernel to look beyond.
   Index size() const { return made() + PANEL; }
   // The first pixel of a task; those of the tasks follow one another.
   Index pixel_of(Index task) const { return pixel_of_tile(std::min(task * together, count())); }
@@ -83,7 +89,7 @@ INLINE void read_tiles_as(const Tiles& tiles, Index task, const Value& value, co
       V d[TERMS];
       UNROLL for (int i = 0; i < TERMS; i++)
         d[i] = i < first || i > last ? V{} : value(pixel + (i - 1) * width + w, width - w, V{});
-      use(d, position + w + 1);
+      use(d, position + w + tiles.apart);
     }
   });
 }
@@ -102,7 +108,9 @@ INLINE void read_tiles(const Tiles& tiles, Index task, const Value& value, const
 // The zeros around the tiles of a task in one term of a channel; what was written behind a row is overwritten.
 INLINE void write_margins(const Tiles& tiles, Index task, float* to) {
   const Index positions = tiles.positions(task);
-  for (Index p = 0; p < positions; p += tiles.row) to[p] = 0;
+  with_abreast(tiles.apart, [&](auto apart) {
+    for (Index p = 0; p < positions; p += tiles.row) std::memset(to + p, 0, apart * sizeof(float));
+  });
   std::memset(to + positions, 0, (tiles.size() - positions) * sizeof(float));
 }
 
@@ -181,10 +189,11 @@ inline void convolve_3x3(
               float* to = products + (g.row * TERMS + term) * made + q;
               if (g.first == 0 && term < TILE)
                 multiply_rows_taps<true>(
-                    g.padded, rows, of_term, count, TERMS * size, to, TERMS * made, from > 0,
+                    g.padded, rows, of_term, count, TERMS * size, tiles.apart, to, TERMS * made, from > 0,
                     {next.rows, next.at + term * made + q});
               else
-                multiply_rows_taps<false>(g.padded, rows, of_term, count, TERMS * size, to, TERMS * made, from > 0);
+                multiply_rows_taps<false>(
+                    g.padded, rows, of_term, count, TERMS * size, tiles.apart, to, TERMS * made, from > 0);
             }
       }
       const Index first = tiles.pixel_of(task), n = tiles.pixel_of(task + 1) - first;
@@ -277,8 +286,8 @@ inline Sums convolve_3x3_backward(
   team.split(tiles.tasks, 1, [&](int part, Index begin, Index end) {
     static thread_local Floats scratch;
     float* as_input = scratch.grow((dy_rows + out + MOST_ROWS) * of_channel + MOST_ROWS * TERMS * made + LANES);
-    float* as_output = as_input + out * of_channel + LANES - 1;  // its first pixels are aligned: they are read most
-    float* z = as_output + dy_rows * of_channel + 1;
+    float* as_output = as_input + out * of_channel + LANES - tiles.apart;  // its first pixels are aligned: they are read most
+    float* z = as_output + dy_rows * of_channel + tiles.apart;
     float* products = z + MOST_ROWS * of_channel;
     std::memset(as_output + out * of_channel, 0, (dy_rows - out) * of_channel * sizeof(float));
     float* own = dw + part * of_all;
@@ -302,7 +311,7 @@ inline Sums convolve_3x3_backward(
               }
             multiply_rows_taps<false>(
                 g.padded, weight.of(g) + term * out * 3 * g.padded, as_input + term * size + q, out, of_channel,
-                products + term * made + q, TERMS * made, false);
+                tiles.apart, products + term * made + q, TERMS * made, false);
           }
         for (Index r = 0; r < g.count; r++) {
           const Index c = g.first + r;
@@ -313,8 +322,8 @@ inline Sums convolve_3x3_backward(
         for (Index o = 0; o < dy_rows; o += rows)
           for (Index r = 0; r < g.count; r++)
             for (int term = 0; term < TERMS; term++) {
-              const Strip centres{as_output + o * of_channel + term * size + 1, of_channel, 0};
-              const Strip shifted{z + r * of_channel + term * size, 1, 0};
+              const Strip centres{as_output + o * of_channel + term * size + tiles.apart, of_channel, 0};
+              const Strip shifted{z + r * of_channel + term * size, tiles.apart, 0};
               float* found = own + ((g.first + r) * TERMS + term) * of_term + o * 3;
               if (rows == 4)
                 dots<4, 3>(centres, shifted, 1, positions, found);

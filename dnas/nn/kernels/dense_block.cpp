@@ -1,12 +1,13 @@
 // A dense block and the consumer after it, in one call each way. The algorithm, and the names, are those of
 // dnas/nn/dense_block.py; dnas/nn/kernels/cpu.py fills the structures below and calls the functions at the end.
 //
-// Read in this order: vectors.h (the machine), batch_norm.h, weights.h, products.h (the micro-kernels), winograd.h,
+// Read in this order: vectors.h (the machine), abreast.h, batch_norm.h, weights.h, products.h (the micro-kernels), winograd.h,
 // convolution_1x1.h, convolution_3x3.h, ends.h, and this.
 
 #include <memory>
 #include <vector>
 
+#include "abreast.h"
 #include "batch_norm.h"
 #include "convolution_1x1.h"
 #include "convolution_3x3.h"
@@ -89,8 +90,9 @@ class Work {
  public:
   // positions: of a task of a 3×3 convolution; see Tiles.
   Work(const Block& block, int threads, Index positions = 512)
-      : b(block), pixels(b.images * b.height * b.width), pitch(pitch_of(pixels)), team(threads, pixels, pixels * weights_of_a_layer()),
-        tiles(team, b.images, b.height, b.width, positions) {
+      : b(block), pixels(b.images * b.height * b.width), pitch(pitch_of(pixels)),
+        abreast(has_masks() ? 1 : abreast_of(b.images, b.width)), team(threads, pixels, pixels * weights_of_a_layer()),
+        tiles(team, b.images, b.height, b.width, abreast, positions) {
     starts.push_back(b.x_channels);
     inner.push_back(0);
     for (Index l = 0; l < b.layers; l++) {
@@ -102,7 +104,8 @@ class Work {
 
   Index channels() const { return starts.back(); }
   const Consumer& last() const { return b.consumers[b.layers]; }
-  Ending ending() const { return {static_cast<End>(b.end), b.images, b.height, b.width}; }
+  bool has_masks() const { return b.consumers[0].mask1 != nullptr; }  // whose pixels do not lie abreast
+  Ending ending() const { return {static_cast<End>(b.end), b.images, b.height, b.width, abreast}; }
   float* maps_of(float* maps, Index layer) const { return maps + (starts[layer] - b.x_channels) * pitch; }
   float* bottleneck_of(float* bottlenecks, Index layer) const {
     return bottlenecks + (inner[layer] - channels()) * pitch;
@@ -231,7 +234,7 @@ class Work {
   }
 
   const Block& b;
-  const Index pixels, pitch;
+  const Index pixels, pitch, abreast;
   const Team team;
   const Tiles tiles;
   std::vector<Index> starts;  // the first channel of each layer's maps; last: how many channels there are
@@ -247,7 +250,7 @@ void forward(const Block& b) {
   Floats x(b.x_channels * work.pitch);
   std::vector<Moments> moments(b.x_channels);
   copy_in(
-      work.team, b.x, b.x_layout, b.images, b.x_channels, b.height * b.width, x.data(), work.pitch,
+      work.team, b.x, b.x_layout, b.images, b.x_channels, b.height * b.width, work.abreast, x.data(), work.pitch,
       moments.data());
   work.put(moments, 0);
   work.run_layers(layers, x.data(), b.maps, b.bottlenecks, true);
@@ -268,7 +271,7 @@ class BackwardWork : Work {
   void run() {
     prepare(layers, true);
     Floats x(b.x_channels * pitch), dx(b.x_channels * pitch), dmaps((channels() - b.x_channels) * pitch);
-    copy_in(team, b.x, b.x_layout, b.images, b.x_channels, b.height * b.width, x.data(), pitch, nullptr);
+    copy_in(team, b.x, b.x_layout, b.images, b.x_channels, b.height * b.width, abreast, x.data(), pitch, nullptr);
     all = rows(x.data(), b.maps);
     gradients = rows(dx.data(), dmaps.data());
     begin();
@@ -283,7 +286,7 @@ class BackwardWork : Work {
     }
     const Backward norm(totals, b.mean, b.variance, b.eps, 0, b.x_channels, values());
     copy_out_gradient(
-        team, dx.data(), x.data(), pitch, norm, b.images, b.x_channels, b.height * b.width, b.dx, b.x_layout);
+        team, dx.data(), x.data(), pitch, norm, b.images, b.x_channels, b.height * b.width, abreast, b.dx, b.x_layout);
   }
 
  private:
@@ -384,8 +387,8 @@ void infer(const Block& b) {
     float* x = memory.grow(work.channels() * work.pitch);
     float* maps = x + b.x_channels * work.pitch;
     copy_in(
-        work.team, b.x + first * b.x_layout.of_image, b.x_layout, count, b.x_channels, b.height * b.width, x, work.pitch,
-        nullptr);
+        work.team, b.x + first * b.x_layout.of_image, b.x_layout, count, b.x_channels, b.height * b.width, work.abreast,
+        x, work.pitch, nullptr);
     work.run_layers(layers, x, maps, nullptr, false);
     const auto read = Work::read_only(Work::chosen(work.rows(x, maps), work.last()));
     end_block(

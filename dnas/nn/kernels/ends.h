@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "abreast.h"
 #include "batch_norm.h"
 #include "memory.h"
 #include "threads.h"
@@ -19,25 +20,30 @@ struct Images {
 constexpr Index LINE = 16;  // floats: channels that are done together, as they lie side by side where they come last
 
 // Images that are worth doing at once, so that small ones do not cost more than their pixels.
-inline Index at_once(Index pixels) { return std::max<Index>(1, 1024 / pixels); }
+inline Index at_once(Index pixels, Index abreast) {
+  return rounded_up(std::max<Index>(1, 1024 / pixels), abreast);
+}
 
-// to[c][n·pixels + p] = from[n][c][p], zeros behind the last; moments of each channel.
+// to[c][n·pixels + p] = from[n][c][p], or so many images abreast; zeros behind the last; moments of each channel.
 inline void copy_in(
-    const Team& team, const float* from, const Images& images, Index count, Index channels, Index pixels, float* to,
-    Index pitch, Moments* moments) {
-  const Index together = at_once(pixels);
+    const Team& team, const float* from, const Images& images, Index count, Index channels, Index pixels,
+    Index abreast, float* to, Index pitch, Moments* moments) {
+  const Index together = at_once(pixels, abreast);
+  const bool are_in_a_row = abreast == 1 && images.are_in_a_row(pixels);
   team.split(channels, LINE, [&](int, Index begin, Index end) {
     for (Index first = 0; first < count; first += together) {
       const Index last = std::min(first + together, count);
-      if (images.are_in_a_row(pixels))
+      if (are_in_a_row)
         for (Index c = begin; c < end; c++)
           std::memcpy(
               to + c * pitch + first * pixels, from + images.at(first, c), (last - first) * pixels * sizeof(float));
-      for (Index n = first; n < last && !images.are_in_a_row(pixels); n++)
+      for (Index n = first; n < last && !are_in_a_row; n += abreast)
         for (Index c = begin; c < end; c++) {
           const float* source = from + images.at(n, c);
           float* row = to + c * pitch + n * pixels;
-          if (images.of_pixel == 1)
+          if (abreast > 1)
+            put_abreast(source, images.of_image, images.of_pixel, pixels, abreast, row);
+          else if (images.of_pixel == 1)
             std::memcpy(row, source, pixels * sizeof(float));
           else
             for (Index p = 0; p < pixels; p++) row[p] = source[p * images.of_pixel];
@@ -54,14 +60,22 @@ inline void copy_in(
 // to[n][c][p] = dx, of each channel's G: see Totals.
 inline void copy_out_gradient(
     const Team& team, const float* gradient, const float* x, Index pitch, const Backward& norm, Index count,
-    Index channels, Index pixels, float* to, const Images& images) {
+    Index channels, Index pixels, Index abreast, float* to, const Images& images) {
   const auto copy = [&](Index c, Index first, Index n, Index step, float* target) {
     const float *g = gradient + c * pitch + first, *u = x + c * pitch + first;
     const float a = norm.of_gradient[c], b = norm.of_map[c], d = norm.constant[c];
     for (Index p = 0; p < n; p++) target[p * step] = g[p] * a + (u[p] * b + d);
   };
   team.split(channels, LINE, [&](int, Index begin, Index end) {
-    if (images.are_in_a_row(pixels))
+    static thread_local Floats scratch;
+    if (abreast > 1) {
+      float* dx = scratch.grow(abreast * pixels);
+      for (Index n = 0; n < count; n += abreast)
+        for (Index c = begin; c < end; c++) {
+          copy(c, n * pixels, abreast * pixels, 1, dx);
+          put_apart(dx, images.of_image, images.of_pixel, pixels, abreast, to + images.at(n, c));
+        }
+    } else if (images.are_in_a_row(pixels))
       for (Index c = begin; c < end; c++) copy(c, 0, count * pixels, 1, to + images.at(0, c));
     else
       for (Index n = 0; n < count; n++)
@@ -73,7 +87,7 @@ enum End : Index { POOL = 0, MEAN = 1, RELU = 2 };
 
 struct Ending {
   End end;
-  Index images, height, width;
+  Index images, height, width, abreast;
 
   Index pixels() const { return height * width; }
   Index made() const { return end == POOL ? (height / 2) * (width / 2) : end == MEAN ? 1 : pixels(); }
@@ -85,50 +99,83 @@ inline void activate(const float* x, float scale, float shift, Index n, float* z
   for (Index p = 0; p < n; p += LANES) store(z + p, relu(load(x + p) * a + b));
 }
 
-// What the last consumer makes of one channel z of some images, of a single one but for MEAN.
+// What the last consumer makes of one channel z of some images, all of them abreast but for MEAN; and so it gives it.
 inline void end_forward(const Ending& e, const float* z, float* rows, float* made) {
+  const Index abreast = e.abreast;
   if (e.end == RELU) {
-    std::memcpy(made, z, e.pixels() * sizeof(float));
+    std::memcpy(made, z, abreast * e.pixels() * sizeof(float));
   } else if (e.end == MEAN) {
-    for (Index n = 0; n < e.images; n++, z += e.pixels()) {
-      Accumulator total;
-      along(e.pixels(), [&](Index p, auto kind) { total.add(load_as<decltype(kind)>(z + p)); });
-      made[n] = total.total() / static_cast<float>(e.pixels());
+    for (Index n = 0; n < e.images; n += abreast, z += abreast * e.pixels()) {
+      if (abreast == 1) {
+        Accumulator total;
+        along(e.pixels(), [&](Index p, auto kind) { total.add(load_as<decltype(kind)>(z + p)); });
+        made[n] = total.total() / static_cast<float>(e.pixels());
+        continue;
+      }
+      with_abreast(abreast, [&](auto count) {
+        constexpr int A = decltype(count)::value;
+        float totals[A] = {};
+        for (Index p = 0; p < e.pixels(); p++)
+          UNROLL for (int a = 0; a < A; a++) totals[a] += z[p * A + a];
+        UNROLL for (int a = 0; a < A; a++) made[n + a] = totals[a] / static_cast<float>(e.pixels());
+      });
     }
   } else {
-    const Index width = e.width / 2;
-    for (Index h = 0; h < e.height / 2; h++, z += 2 * e.width, made += width) {
-      for (Index w = 0; w < 2 * width; w++) rows[w] = z[w] + z[w + e.width];
-      for (Index w = 0; w < width; w++) made[w] = 0.25f * (rows[2 * w] + rows[2 * w + 1]);
+    const Index width = e.width / 2, row = e.width * abreast;
+    for (Index h = 0; h < e.height / 2; h++, z += 2 * row, made += width * abreast) {
+      for (Index w = 0; w < 2 * width * abreast; w++) rows[w] = z[w] + z[w + row];
+      if (abreast == 1)
+        for (Index w = 0; w < width; w++) made[w] = 0.25f * (rows[2 * w] + rows[2 * w + 1]);
+      else
+        with_abreast(abreast, [&](auto count) {
+          constexpr int A = decltype(count)::value;
+          for (Index w = 0; w < width; w++)
+            UNROLL for (int a = 0; a < A; a++) made[w * A + a] = 0.25f * (rows[2 * w * A + a] + rows[(2 * w + 1) * A + a]);
+        });
     }
   }
 }
 
 // dz, from the gradient `from` of what end_forward made.
 inline void end_backward(const Ending& e, const float* from, float* dz) {
+  const Index abreast = e.abreast;
   if (e.end == RELU) {
-    std::memcpy(dz, from, e.pixels() * sizeof(float));
+    std::memcpy(dz, from, abreast * e.pixels() * sizeof(float));
   } else if (e.end == MEAN) {
-    for (Index n = 0; n < e.images; n++, dz += e.pixels())
-      std::fill(dz, dz + e.pixels(), from[n] / static_cast<float>(e.pixels()));
+    for (Index n = 0; n < e.images; n += abreast)
+      for (Index p = 0; p < e.pixels(); p++, dz += abreast)
+        for (Index a = 0; a < abreast; a++) dz[a] = from[n + a] / static_cast<float>(e.pixels());
   } else {
-    const Index width = e.width / 2, height = e.height / 2;
-    if (e.width % 2 || e.height % 2) std::memset(dz, 0, e.pixels() * sizeof(float));
-    for (Index h = 0; h < height; h++, dz += 2 * e.width, from += width) {
-      for (Index w = 0; w < width; w++) dz[2 * w] = dz[2 * w + 1] = 0.25f * from[w];
-      std::memcpy(dz + e.width, dz, 2 * width * sizeof(float));
+    const Index width = e.width / 2, height = e.height / 2, row = e.width * abreast;
+    if (e.width % 2 || e.height % 2) std::memset(dz, 0, e.height * row * sizeof(float));
+    for (Index h = 0; h < height; h++, dz += 2 * row, from += width * abreast) {
+      if (abreast == 1) {
+        for (Index w = 0; w < width; w++) dz[2 * w] = dz[2 * w + 1] = 0.25f * from[w];
+        std::memcpy(dz + row, dz, 2 * width * sizeof(float));
+        continue;
+      }
+      with_abreast(abreast, [&](auto count) {
+        constexpr int A = decltype(count)::value;
+        for (Index w = 0; w < width; w++) {
+          float quarter[A];
+          UNROLL for (int a = 0; a < A; a++) quarter[a] = 0.25f * from[w * A + a];
+          for (float* to : {dz + 2 * w * A, dz + (2 * w + 1) * A, dz + row + 2 * w * A, dz + row + (2 * w + 1) * A})
+            std::memcpy(to, quarter, sizeof quarter);
+        }
+      });
     }
   }
 }
 
 inline Index images_at_once(const Ending& e) {
-  return e.end == POOL && e.height % 2 ? 1 : std::min(e.images, at_once(e.pixels()));
+  return e.end == POOL && e.height % 2 ? e.abreast : std::min(e.images, at_once(e.pixels(), e.abreast));
 }
 
 // Some of the images as end_forward takes them. Those of even height lie one above the other like one: no 2×2 pixels are
 // of two images.
 inline Ending some_of(const Ending& e, Index images) {
-  return e.end == MEAN ? Ending{MEAN, images, e.height, e.width} : Ending{e.end, 1, images * e.height, e.width};
+  if (e.end == MEAN) return {MEAN, images, e.height, e.width, e.abreast};
+  return {e.end, e.abreast, images / e.abreast * e.height, e.width, e.abreast};
 }
 
 // out[c][n][...] of the channels x[c], where out has `all_images` of them.
@@ -136,15 +183,20 @@ inline void end_block(
     const Team& team, const Ending& e, const float* const* x, Index channels, const Affine& affine, Index all_images,
     float* out) {
   const Index made = e.made(), together = images_at_once(e);
+  const bool apart = e.abreast > 1 && made > 1;
   team.split(channels, 1, [&](int, Index begin, Index end) {
     static thread_local Floats scratch;
-    float* z = scratch.grow(together * e.pixels() + LANES + e.width);
+    float* z = scratch.grow(together * (e.pixels() + made) + LANES + e.width * e.abreast);
     float* rows = z + together * e.pixels() + LANES;
+    float* abreast = rows + e.width * e.abreast;
     for (Index c = begin; c < end; c++)
       for (Index n = 0; n < e.images; n += together) {
         const Index count = std::min(together, e.images - n);
+        float* to = out + (c * all_images + n) * made;
         activate(x[c] + n * e.pixels(), affine.scale[c], affine.shift[c], count * e.pixels(), z);
-        end_forward(some_of(e, count), z, rows, out + (c * all_images + n) * made);
+        end_forward(some_of(e, count), z, rows, apart ? abreast : to);
+        for (Index i = 0; apart && i < count; i += e.abreast)
+          put_apart(abreast + i * made, made, 1, made, e.abreast, to + i * made);
       }
   });
 }
@@ -154,15 +206,20 @@ inline Sums end_block_backward(
     const Team& team, const Ending& e, const float* gradient, const float* const* x, float* const* gradients,
     Index channels, const Affine& affine, const float* gamma, const float* mean) {
   const Index made = e.made(), together = images_at_once(e);
+  const bool apart = e.abreast > 1 && made > 1;
   Sums sums(channels);
   team.split(channels, 1, [&](int, Index begin, Index end) {
     static thread_local Floats scratch;
-    float* dz = scratch.grow(together * e.pixels() + LANES);
+    float* dz = scratch.grow(together * (e.pixels() + made) + LANES);
+    float* abreast = dz + together * e.pixels() + LANES;
     for (Index c = begin; c < end; c++) {
       const float scale = affine.scale[c], shift = affine.shift[c];
       for (Index n = 0; n < e.images; n += together) {
         const Index count = std::min(together, e.images - n);
-        end_backward(some_of(e, count), gradient + (c * e.images + n) * made, dz);
+        const float* of_made = gradient + (c * e.images + n) * made;
+        for (Index i = 0; apart && i < count; i += e.abreast)
+          put_abreast(of_made + i * made, made, 1, made, e.abreast, abreast + i * made);
+        end_backward(some_of(e, count), apart ? abreast : of_made, dz);
         const float* u = x[c] + n * e.pixels();
         float* g = gradients[c] + n * e.pixels();
         Accumulator sum_dz, sum_products;

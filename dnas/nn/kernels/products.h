@@ -36,11 +36,12 @@ __attribute__((noinline)) void multiply(const float* w, const float* z, Index co
   }
 }
 
-// out[r][p] = Σ_{i, tap} w[i][tap][r] · z[i][p + tap]: three taps along a row. Channels of z are `size` floats apart, rows of
-// out `pitch`; `onto` adds to what is there. FETCH: `ahead` has a row for each channel.
+// out[r][p] = Σ_{i, tap} w[i][tap][r] · z[i][p + tap·apart]: three taps along a row. Channels of z are `size` floats apart,
+// rows of out `pitch`; `onto` adds to what is there. FETCH: `ahead` has a row for each channel.
 template <int R, bool FETCH>
 __attribute__((noinline)) void multiply_taps(
-    const float* w, const float* z, Index channels, Index size, float* out, Index pitch, bool onto, Ahead ahead) {
+    const float* w, const float* z, Index channels, Index size, Index apart, float* out, Index pitch, bool onto,
+    Ahead ahead) {
   Vector low[R], high[R];
   UNROLL for (int r = 0; r < R; r++) {
     low[r] = onto ? load(out + r * pitch) : Vector{};
@@ -49,7 +50,7 @@ __attribute__((noinline)) void multiply_taps(
   for (Index i = 0; i < channels; i++, z += size) {
     if constexpr (FETCH) ahead.fetch(i);
     UNROLL for (int tap = 0; tap < 3; tap++) {
-      const Vector z0 = load(z + tap), z1 = load(z + tap + LANES);
+      const Vector z0 = load(z + tap * apart), z1 = load(z + tap * apart + LANES);
       UNROLL for (int r = 0; r < R; r++) {
         Vector factor = all(w[r]);
         KEEP(factor);
@@ -81,16 +82,16 @@ INLINE void multiply_rows(int rows, const float* w, const float* z, Index column
 
 template <bool FETCH>
 INLINE void multiply_rows_taps(
-    int rows, const float* w, const float* z, Index channels, Index size, float* out, Index pitch, bool onto,
-    Ahead ahead = {}) {
+    int rows, const float* w, const float* z, Index channels, Index size, Index apart, float* out, Index pitch,
+    bool onto, Ahead ahead = {}) {
   switch (rows) {
-    case 2: return multiply_taps<2, FETCH>(w, z, channels, size, out, pitch, onto, ahead);
-    case 4: return multiply_taps<4, FETCH>(w, z, channels, size, out, pitch, onto, ahead);
-    case 6: return multiply_taps<6, FETCH>(w, z, channels, size, out, pitch, onto, ahead);
+    case 2: return multiply_taps<2, FETCH>(w, z, channels, size, apart, out, pitch, onto, ahead);
+    case 4: return multiply_taps<4, FETCH>(w, z, channels, size, apart, out, pitch, onto, ahead);
+    case 6: return multiply_taps<6, FETCH>(w, z, channels, size, apart, out, pitch, onto, ahead);
 #if defined(__AVX512F__) || defined(__aarch64__)
-    case 8: return multiply_taps<8, FETCH>(w, z, channels, size, out, pitch, onto, ahead);
-    case 10: return multiply_taps<10, FETCH>(w, z, channels, size, out, pitch, onto, ahead);
-    default: return multiply_taps<12, FETCH>(w, z, channels, size, out, pitch, onto, ahead);
+    case 8: return multiply_taps<8, FETCH>(w, z, channels, size, apart, out, pitch, onto, ahead);
+    case 10: return multiply_taps<10, FETCH>(w, z, channels, size, apart, out, pitch, onto, ahead);
+    default: return multiply_taps<12, FETCH>(w, z, channels, size, apart, out, pitch, onto, ahead);
 #endif
   }
 }
