@@ -176,7 +176,7 @@ SHAPES = [
     # Narrow images, of which several lie abreast: 2, 4, 8 or 16 with vectors of 16.
     Shape((5, 3, 3), ((0,), (0, 1), (0, 1, 2)), (0, 0), "pool", 8, 8, 6, 0, "NHWC"),
     Shape((9, 4), ((0,), (0, 1)), (8,), "pool", 5, 4, 12, 0, "CNHW"),
-    Shape((3, 2, 4), ((0,), (1,), (0, 2)), (0, 3), "relu", 3, 3, 20, 0),
+    Shape((3, 2, 4), ((0,), (1,), (0, 2)), (0, 3), "relu", 3, 3, 120, 0),
     Shape((18, 4, 4), ((0,), (0, 1), (0, 1, 2)), (0, 0), "mean", 2, 2, 24, 0, "CNHW"),
     Shape((3, 2), ((0,), (0, 1)), (0,), "pool", 3, 2, 8, 0, "NHWC"),
     Shape((3, 2), ((0,), (0, 1)), (4,), "mean", 1, 1, 48, 0, "NHWC"),
@@ -463,9 +463,8 @@ def prune(net: DenseNet) -> None:
 def test_what_counts_is_the_tensors_shapes() -> None:
     plain, fast = nets(SMALL, "cpu", torch.float32)
     x, y = images(SMALL, 6, torch.float32)
-    step(fast, x, y), step(plain, x, y)
     for net in (plain, fast):
-        net.zero_grad()
+        net.train()(x)
         prune(net)
     assert reasons(fast.train()) == ["", ""]
     assert_close(step(fast, x, y), step(plain, x, y), 1e-4)
@@ -484,8 +483,7 @@ def test_tensors_that_are_changed_in_place(move: str) -> None:
     plain, fast = nets(SMALL, "cpu", torch.float32)
     x, y = images(SMALL, 6, torch.float32)
     for net in (fast, plain):
-        step(net, x, y)
-        net.zero_grad()
+        net.train()(x)
         if move == "double":
             net.double()
         elif move == "channels_last":
@@ -494,6 +492,16 @@ def test_tensors_that_are_changed_in_place(move: str) -> None:
             net.half().float()
     x = x.double() if move == "double" else x
     assert any(reasons(fast.train())) == (move == "double")
+    assert_close(step(fast, x, y), step(plain, x, y), 1e-4)
+
+
+def test_a_transition_may_be_replaced() -> None:
+    plain, fast = nets(SMALL, "cpu", torch.float32)
+    x, y = images(SMALL, 6, torch.float32)
+    for net in (plain, fast):
+        net.train()(x)
+        net.features.transition1 = copy.deepcopy(net.features.transition1)
+        torch.nn.init.constant_(net.features.transition1.norm.bias, 0.3)
     assert_close(step(fast, x, y), step(plain, x, y), 1e-4)
 
 
