@@ -35,6 +35,9 @@ class _Parts:
     def __init__(self, block: nn.Module, after: nn.Module) -> None:
         self.norms: list[nn.BatchNorm2d] = []
         self.weights: list[Tensor] = []
+        self.means: list[Tensor] = []
+        self.variances: list[Tensor] = []
+        self.counts: list[Tensor] = []
         self.has_bottleneck: list[bool] = []
         self._modules: list[nn.Module] = []
         self._look_at(block, of=DenseBlock)
@@ -60,8 +63,9 @@ class _Parts:
 
     def _add_layer(self, layer: nn.Module) -> None:
         self._look_at(layer, of=DenseLayer)
+        assert isinstance(layer, DenseLayer)
         inside = list(layer.children())
-        if len(inside) not in (3, 6):
+        if len(inside) != (6 if layer.bottleneck else 3):
             raise _Unfit("a layer of other parts")
         self.has_bottleneck.append(len(inside) == 6)
         for norm, relu, convolution in zip(inside[::3], inside[1::3], inside[2::3], strict=True):
@@ -85,6 +89,9 @@ class _Parts:
             raise _Unfit("a batch norm that counts in another way")
         self.norms.append(norm)
         self.weights.extend((weight, bias))
+        self.means.append(norm.running_mean)
+        self.variances.append(norm.running_var)
+        self.counts.append(count)
 
     def _add_convolution(self, convolution: nn.Module, kernel: int) -> None:
         self._look_at(convolution, of=nn.Conv2d)
@@ -112,21 +119,13 @@ class _Parts:
         if any((norm.training, norm.eps) != (self.training, self.eps) for norm in self.norms):
             raise _Unfit("batch norms of several modes")
         self.momentum = first.momentum if len({norm.momentum for norm in self.norms}) == 1 else None
-        weight = self.weights[0]
-        self.dtype, self.device = weight.dtype, weight.device
-        for tensor in self.weights:
-            if type(tensor) not in (Tensor, nn.Parameter) or (tensor.dtype, tensor.device) != (
-                weight.dtype,
-                weight.device,
-            ):
-                raise _Unfit("tensors of several kinds")
-        trainable = {tensor.requires_grad for tensor in self.weights}
+        tensors = [*self.weights, *self.means, *self.variances]
+        kinds = {(type(tensor), tensor.dtype, tensor.device) for tensor in tensors}
+        self.dtype, self.device = tensors[0].dtype, tensors[0].device
+        if not kinds <= {(kind, self.dtype, self.device) for kind in (Tensor, nn.Parameter)}:
+            raise _Unfit("tensors of several kinds")
+        trainable = {weight.requires_grad for weight in self.weights}
         self.any_trainable, self.all_trainable = True in trainable, trainable == {True}
-        statistics = [(norm.running_mean, norm.running_var, norm.num_batches_tracked) for norm in self.norms]
-        means, variances, counts = zip(*statistics, strict=True)
-        self.means: list[Tensor] = list(means)
-        self.variances: list[Tensor] = list(variances)
-        self.counts: list[Tensor] = list(counts)
 
     def _write_down(self, block: nn.Module, after: nn.Module) -> None:
         self._after = after
@@ -148,10 +147,7 @@ class _Parts:
         return [value for register in self._registers for value in register.values()]
 
     def _facts(self) -> list[tuple[Any, ...]]:
-        return [
-            (tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad)
-            for tensor in self._tensors
-        ]
+        return [(each.shape, each.stride(), each.dtype, each.device, each.requires_grad) for each in self._tensors]
 
     def are_unchanged(self, after: nn.Module) -> bool:
         """Whether every module's attributes, hooks, submodules and tensors, and what tensors are like, are still what
