@@ -105,7 +105,8 @@ class _Call:
         self.masks = [mask.transpose(0, 1).contiguous() for mask in masks]
         self.gradients = [torch.empty_like(weight) for weight in self.weights] if backward else []
         self.dx = torch.empty_like(self.x) if backward else self.x
-        self.consumers = _described(shape, self.weights, self.gradients, running, self.masks)
+        self.form = _form(shape)
+        self.consumers = _described(self.form, self.weights, self.gradients, running, self.masks)
         images, channels, height, width = x.shape
         self.block = _Block(
             images,
@@ -181,14 +182,13 @@ def _address(tensor: Tensor | None) -> int:
 
 
 def _described(
-    shape: BlockShape,
+    form: "_Form",
     weights: Sequence[Tensor],
     gradients: Sequence[Tensor],
     running: Running | None,
     masks: Sequence[Tensor],
 ) -> "array[int]":
     """The structures `Consumer` one after the other."""
-    form = _form(shape)
     words = form.words[:]
     for place, weight in zip(form.weights, weights, strict=True):
         words[place] = weight.data_ptr()
@@ -208,7 +208,7 @@ def _described(
 
 class _Form(NamedTuple):
     """The words of the structures `Consumer` of a block, 64 bits each, with what its shape says; 0 is null. And the
-    places of the addresses that differ from call to call."""
+    places of the addresses that differ from call to call. It must live as long as a call."""
 
     words: "array[int]"
     weights: list[int]  # in the order of execution
