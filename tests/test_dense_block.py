@@ -524,6 +524,17 @@ def test_a_network_is_forgotten() -> None:
     assert block() is None
 
 
+def test_lent_tensors_are_forgotten() -> None:
+    net = nets(SMALL, "cpu", torch.float32)[1].train()
+    lent = {name: tensor.detach().clone().requires_grad_() for name, tensor in net.named_parameters()}
+    alive = [weakref.ref(tensor) for tensor in lent.values()]
+    torch.func.functional_call(net, lent, (torch.zeros(2, 3, 8, 8),))
+    assert all(tensor() is not None for tensor in alive)
+    lent.clear()
+    gc.collect()
+    assert all(tensor() is None for tensor in alive)
+
+
 def test_hooks_everywhere_see_what_they_saw() -> None:
     net = nets(SMALL, "cpu", torch.float32)[1].train()
     seen: list[str] = []

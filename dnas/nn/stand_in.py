@@ -199,14 +199,17 @@ class _Parts:
         return shape
 
 
-# Of each block what it was found to be.
+# Of each block what it was found to be with its own parameters. Others, as `functional_call` lends them, are not kept:
+# whole graphs may hang on them.
 _KNOWN: "WeakKeyDictionary[nn.Module, _Parts]" = WeakKeyDictionary()
 
 
 def _parts(block: nn.Module, after: nn.Module) -> _Parts:
     known = _KNOWN.get(block)
     if known is None or type(block) is not DenseBlock or not known.are_unchanged(after):
-        known = _KNOWN[block] = _Parts(block, after)
+        known = _Parts(block, after)
+        if all(isinstance(weight, nn.Parameter) for weight in known.weights):
+            _KNOWN[block] = known
     return known
 
 

@@ -1,8 +1,8 @@
 // A dense block and the consumer after it, in one call each way. The algorithm, and the names, are those of
 // dnas/nn/dense_block.py; dnas/nn/kernels/cpu.py fills the structures below and calls the functions at the end.
 //
-// Read in this order: vectors.h (the machine), abreast.h, batch_norm.h, weights.h, products.h (the micro-kernels), winograd.h,
-// convolution_1x1.h, convolution_3x3.h, ends.h, and this.
+// Read in this order: vectors.h (the machine), abreast.h, batch_norm.h, weights.h, products.h (the micro-kernels),
+// winograd.h, convolution_1x1.h, convolution_3x3.h, ends.h, and this.
 
 #include <memory>
 #include <vector>
@@ -20,7 +20,7 @@ extern "C" {
 
 struct NormTensors {
   const float *gamma, *beta;
-  float *dgamma, *dbeta;         // null but for the backward pass
+  float *dgamma, *dbeta;   // null but for the backward pass
   float *mean, *variance;  // running; null in the backward pass, or where a step does not change them here
   std::int64_t* count;     // of the steps that they have seen; null in evaluation too
 };
