@@ -16,6 +16,23 @@ from dnas.nn.initialise import initialise
 from dnas.nn.recompute import recomputed
 
 
+class PointwiseConv(nn.Conv2d):
+    """1×1 convolution without bias: [N, in_channels, H, W] -> [N, out_channels, ⌈H / stride⌉, ⌈W / stride⌉].
+
+    A stride takes its pixels first and convolves them with stride 1, which is the same arithmetic. torch 2.15's own
+    backward pass of a strided 1×1 convolution writes beyond its memory (channels last, AVX2, 2 to 6 input channels).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=1, bias=False)
+        self.pixel_stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.pixel_stride > 1:
+            x = x[:, :, :: self.pixel_stride, :: self.pixel_stride]
+        return super().forward(x)
+
+
 class ResidualUnit(nn.Module):
     """x + branch(x), the branch BN-ReLU-Conv(3×3) twice, or with a bottleneck BN-ReLU-Conv 1×1, 3×3, 1×1.
 
@@ -39,20 +56,21 @@ class ResidualUnit(nn.Module):
     ) -> None:
         super().__init__()
         self.bottleneck, self.shares, self.survival = bottleneck, shares, survival
-        first = 1 if bottleneck else 3
         self.norm1 = nn.BatchNorm2d(in_channels)
         self.relu1 = nn.ReLU(inplace=True)
-        self.conv1 = nn.Conv2d(in_channels, width, first, stride=stride, padding=first // 2, bias=False)
+        self.conv1 = (
+            PointwiseConv(in_channels, width, stride)
+            if bottleneck
+            else nn.Conv2d(in_channels, width, 3, stride=stride, padding=1, bias=False)
+        )
         self.norm2 = nn.BatchNorm2d(width)
         self.relu2 = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(width, width if bottleneck else out_channels, 3, padding=1, bias=False)
         if bottleneck:
             self.norm3 = nn.BatchNorm2d(width)
             self.relu3 = nn.ReLU(inplace=True)
-            self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
-        self.shortcut = (
-            nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False) if projects else nn.Identity()
-        )
+            self.conv3 = PointwiseConv(width, out_channels)
+        self.shortcut = PointwiseConv(in_channels, out_channels, stride) if projects else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         active = self.relu1(self.norm1(x))
