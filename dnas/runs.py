@@ -29,7 +29,7 @@ from dnas.trainings import Executor, Outcome, Show, Trainings
 from dnas.wording import percent
 
 ARM = "listed"
-NOT_THE_NETWORKS = ("error", "input", "lost worker")  # reasons to fail that another call may not meet
+NOT_THE_NETWORKS = ("error", "input", "lost worker", "crash")  # reasons to fail that another call may not meet
 
 
 @dataclass(frozen=True)

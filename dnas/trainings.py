@@ -5,6 +5,7 @@ knows them all beforehand. The rest is the same, and is here.
 """
 
 import math
+import socket
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 from dnas.errors import InputError
 from dnas.executors.worker import Job, Message
 from dnas.files import DiskFull
-from dnas.inputs import DEFAULT_KERNELS, Means, Options
+from dnas.inputs import DEFAULT_KERNELS, Means, Options, versions
 from dnas.jobs import make_job
 from dnas.lease import Watch
 from dnas.study import StudyFolder, TrialRecord
@@ -22,6 +23,7 @@ from dnas.study import StudyFolder, TrialRecord
 SAME_ERRORS = 3  # so many identical errors in a row stop the search
 LOOK_SECONDS = 0.5  # between two looks for what takes too long
 LOST_WORKERS = 5  # so often a trial whose process died is gone on with before it has finished another epoch
+CRASHES = 2  # deaths by one signal such as SIGSEGV after which a trial fails: its network would crash again
 
 
 @dataclass
@@ -87,6 +89,7 @@ class Trainings:
         self.records, self.waiting = {}, deque()
         self._running: dict[str, _Running] = {}
         self._stuck: dict[str, tuple[int, int]] = {}  # key -> (epochs it had, losses since)
+        self._crashes: dict[str, list[str]] = {}  # key -> the text of each crash
         self._errors: list[str] = []
         self._kernels: str | None = None
         self._looked = -math.inf  # when what is overdue was looked for, by the executor's clock
@@ -221,7 +224,8 @@ class Trainings:
                 self._finish(record, values)
                 self._errors.clear()
             case "lost":
-                self._lose(record, values["text"], outcome, restarted=values.get("restarted", False))
+                restarted, crashed = values.get("restarted", False), values.get("crashed", False)
+                self._lose(record, values["text"], outcome, restarted=restarted, crashed=crashed)
             case "failed":
                 self._hear_failure(record, values["reason"], values["text"], outcome)
 
@@ -241,12 +245,26 @@ class Trainings:
         self._fail(record, reason, text)
         self._count_error(record, reason, text, outcome)
 
-    def _lose(self, record: TrialRecord, text: str, outcome: Outcome, *, restarted: bool = False) -> None:
-        """A worker died or froze: its trial goes on from the checkpoint, under its number.
+    def _lose(
+        self, record: TrialRecord, text: str, outcome: Outcome, *, restarted: bool = False, crashed: bool = False
+    ) -> None:
+        """Resume a trial whose worker died or froze from its checkpoint, under its number; fail one that died too often.
 
-        restarted: the executor has seen to that by itself.
+        restarted: the executor has restarted it by itself.
+        crashed: a signal such as SIGSEGV ended it. The second such death ends the trial, in whichever epochs they came.
         """
         key = self._key(record)
+        if crashed:
+            crashes = self._crashes.setdefault(key, [])
+            crashes.append(text)
+            if crashes.count(text) >= CRASHES:
+                if restarted:
+                    self.executor.kill(key)
+                where = "this machine" if record.host in (None, socket.gethostname()) else record.host
+                text = f"{text} {CRASHES} times; this network crashes torch {versions()['torch']} on {where}"
+                self._fail(record, "crash", text)
+                self._count_error(record, "crash", text, outcome)
+                return
         epochs, losses = self._stuck.get(key, (record.epochs, 0))
         losses = losses + 1 if epochs == record.epochs else 1
         self._stuck[key] = (record.epochs, losses)
@@ -265,7 +283,7 @@ class Trainings:
             self.waiting.appendleft(record)
 
     def _count_error(self, record: TrialRecord, reason: str, text: str, outcome: Outcome) -> None:
-        self._errors = [*self._errors, text] if reason in ("error", "input", "lost worker") else []
+        self._errors = [*self._errors, text] if reason in ("error", "input", "lost worker", "crash") else []
         if len(self._errors) >= SAME_ERRORS and len(set(self._errors[-SAME_ERRORS:])) == 1:
             outcome.stopped_by = (
                 f"{SAME_ERRORS} trials in a row failed alike: {text} (see {self._path(record) / 'traceback.txt'})"
@@ -306,4 +324,5 @@ class Trainings:
     def _leave(self, record: TrialRecord) -> None:
         self._running.pop(self._key(record), None)
         self._stuck.pop(self._key(record), None)
+        self._crashes.pop(self._key(record), None)
         self.show.ended(record)

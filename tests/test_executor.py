@@ -111,15 +111,17 @@ def test_a_killed_training_says_nothing_and_goes_on_from_its_checkpoint(
     assert read_lease(tmp_path / "killed") is None
 
 
-def test_a_process_that_dies_is_lost(executor: LocalExecutor, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("signal_name", "crashed"), [("SIGKILL", False), ("SIGSEGV", True), ("SIGABRT", True)])
+def test_a_process_that_dies_is_lost(executor: LocalExecutor, tmp_path: Path, signal_name: str, crashed: bool) -> None:
     executor.start(job(tmp_path))
     messages(executor, until=("epoch",))
     info = read_lease(tmp_path)
     assert info is not None
     assert info.attempt == 1
-    os.kill(info.pid, signal.SIGKILL)
+    os.kill(info.pid, signal.Signals[signal_name])
     key, message = messages(executor)[-1]
-    assert (key, message.kind, message.values["text"]) == ("a", "lost", "its process was ended by SIGKILL")
+    assert (key, message.kind, message.values["text"]) == ("a", "lost", f"its process was ended by {signal_name}")
+    assert message.values.get("crashed", False) == crashed
     assert executor.room(job(tmp_path))
 
 

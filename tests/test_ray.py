@@ -309,6 +309,17 @@ def test_a_worker_that_dies_again_and_again_is_given_up(
     assert record.losses == 4
 
 
+def test_a_network_that_crashes_its_process_fails_at_the_second_crash(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    on_ray(address, small(1, epochs=2, workers=1), tmp_path / "shared", body="tests.ray_bodies:crash")
+    (record,) = StudyFolder(Path("studies/s")).records()
+    assert record.state == "failed"
+    assert str(record.reason).startswith("crash: its process was ended by SIGABRT 2 times; this network crashes torch")
+    assert record.losses == 1
+
+
 def test_trials_share_a_gpu_and_stay_within_the_cluster(
     nodes: Nodes, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
 from dnas.arch import DenseNetSpec
 from dnas.errors import InputError
@@ -744,6 +745,33 @@ def test_a_worker_that_is_lost_without_progress_fails_at_last() -> None:
     assert records()[0].state == "failed"
     assert records()[0].reason == "lost worker: its process was ended by SIGKILL"
     assert records()[0].attempts == 5
+
+
+def test_a_crash_in_native_code_fails_the_trial_at_the_second_like_death() -> None:
+    """Two epochs apart, so that epochs in between do not hide it; another signal in between does not count."""
+    deaths = iter(["SIGSEGV", "SIGABRT", "SIGSEGV"])
+
+    def crash(job: Job, epoch: int) -> Message | None:
+        if epoch % 2 or (signal_name := next(deaths, None)) is None:
+            return None
+        return Message("lost", {"text": f"its process was ended by {signal_name}", "crashed": True})
+
+    run(1, crash, stopping="none")
+    (record,) = records()
+    assert record.state == "failed"
+    assert record.reason == (
+        f"crash: its process was ended by SIGSEGV 2 times; this network crashes torch {torch.__version__.split('+')[0]}"
+        " on this machine"
+    )
+    assert (record.attempts, record.losses) == (3, 2)
+
+
+def test_crashes_of_different_trials_stop_the_search_only_when_three_fail_in_a_row() -> None:
+    crash = Message("lost", {"text": "its process was ended by SIGSEGV", "crashed": True})
+    outcome = run(9, lambda job, epoch: crash)
+    assert outcome.stopped_by is not None
+    assert outcome.stopped_by.startswith("3 trials in a row failed alike: its process was ended by SIGSEGV 2 times")
+    assert [record.attempts for record in records()] == [2] * 3
 
 
 def test_what_comes_after_the_end_of_a_trial_in_one_batch_is_not_heard() -> None:

@@ -12,7 +12,7 @@ import torch
 
 from dnas.executors.forkserver import start_forkserver
 from dnas.executors.placement import Device, Ledger
-from dnas.executors.worker import Job, Message, last_word, run_in_process
+from dnas.executors.worker import Job, Message, lost, run_in_process
 
 
 @dataclass
@@ -75,7 +75,7 @@ class LocalExecutor:
             try:
                 message = self._running[key].pipe.recv()
             except (EOFError, ConnectionResetError):
-                message = Message("lost", {"text": last_word(self._running[key].process)})
+                message = lost(self._running[key].process)
             self._learn(key, message)
             messages.append((key, message))
             if message.ends:

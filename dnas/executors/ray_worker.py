@@ -22,7 +22,7 @@ from ray import tune
 
 from dnas import __version__
 from dnas.executors.forkserver import start_forkserver
-from dnas.executors.worker import Job, Message, last_word, run_body
+from dnas.executors.worker import Job, Message, lost, run_body
 from dnas.lease import Watch
 from dnas.shared import Shared
 
@@ -33,7 +33,11 @@ BODY = "dnas.executors.worker:run_job"
 
 
 class WorkerLost(RuntimeError):
-    """The training's process is gone or frozen."""
+    """The process of a training run is gone or frozen; `message` is the `lost` message to report."""
+
+    def __init__(self, message: Message) -> None:
+        super().__init__(message.values["text"])
+        self.message = message
 
 
 def carry(config: dict[str, Any]) -> None:
@@ -52,7 +56,7 @@ def carry(config: dict[str, Any]) -> None:
                     _pass_on(folder, pipe, process, fetched)
                 return
             except WorkerLost as error:  # its checkpoint is here; the loop counts, and ends what is lost too often
-                _tell([Message("lost", {"text": str(error), "restarted": True})], {})
+                _tell([Message("lost", error.message.values | {"restarted": True})], {})
                 fetched = (folder / "checkpoint.pt").exists()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -124,13 +128,13 @@ def _pass_on(folder: Path, pipe: Connection, process: BaseProcess, fetched: bool
     while True:
         if not pipe.poll(LOOK_SECONDS):
             if watch.silent(monotonic()):
-                raise WorkerLost("its worker gave no sign of life")
+                raise WorkerLost(Message("lost", {"text": "its worker gave no sign of life"}))
             message = None
         else:
             try:
                 message = pipe.recv()
             except (EOFError, ConnectionResetError):
-                raise WorkerLost(last_word(process)) from None
+                raise WorkerLost(lost(process)) from None
         if message is not None:
             if message.kind == "step":
                 said = [one for one in said if one.kind != "step"]

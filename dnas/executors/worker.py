@@ -73,9 +73,10 @@ class Message:
     epoch     a row of the curve; waits for the answer whether to go on
     done      at its end: the result
     failed    at its end: reason, one of `REASONS`, and text
-    lost      at its end: text; the training can go on from its checkpoint. Said by the worker itself where somebody
-              else is training in the same folder, and else by the executor, of a process that is gone. With `restarted`
-              it is no end: the executor has begun it again by itself.
+    lost      at its end: text; the training can resume from its checkpoint. Sent by the worker itself where another
+              process is training in the same folder, and else by the executor, for a process that is gone. With
+              `crashed` a signal such as SIGSEGV ended the process, as a fault in native code does. With `restarted` it
+              is no end: the executor has restarted it by itself.
 
     so_far: of an epoch, what `done` would say of this process were it the last: peak_memory_bytes.
     """
@@ -251,10 +252,14 @@ def run_body(body: str, job: Job, pipe: Connection) -> None:
     run_in_process(job, pipe, getattr(importlib.import_module(module), name))
 
 
-def last_word(process: BaseProcess) -> str:
-    """How a process that says nothing more came to its end."""
+CRASHES = {-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, -signal.SIGILL, -signal.SIGFPE}
+
+
+def lost(process: BaseProcess) -> Message:
+    """Return the `lost` message for a process that ended without a result."""
     process.join(5)
     code = process.exitcode
-    if code is not None and code < 0:
-        return f"its process was ended by {signal.Signals(-code).name}"
-    return f"its process ended with status {code}"
+    if code is None or code >= 0:
+        return Message("lost", {"text": f"its process ended with status {code}"})
+    text = f"its process was ended by {signal.Signals(-code).name}"
+    return Message("lost", {"text": text} | ({"crashed": True} if code in CRASHES else {}))

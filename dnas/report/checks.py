@@ -346,6 +346,7 @@ _FAILURES = {
     "out of memory": "even with recomputed activations and the device to itself; networks that need as much were not"
     " proposed again",
     "lost worker": "its process died or froze several times without finishing an epoch",
+    "crash": "a signal such as SIGSEGV ended its process twice: native code crashes on this network",
     "error": "an exception; its traceback.txt lies in the trial's folder",
 }
 
