@@ -1,6 +1,6 @@
 """`python -m dnas`, which `torchrun -m dnas` needs."""
 
-from dnas.cli import main
+from dnas.cli import entry_point
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(entry_point())

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -1155,5 +1156,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def entry_point() -> int:
+    """Run one command as a program. Once it is over, Ctrl-C no longer interrupts Python's own shutdown."""
+    try:
+        return main()
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(entry_point())

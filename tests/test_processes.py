@@ -187,3 +187,19 @@ def test_a_search_with_several_objectives_and_workers_survives_kills(
     study = StudyFolder(Path("studies/front"))
     assert account(study, trials=9, again=2) == []
     assert study.config()["objective"] == "val_error,params"
+
+
+def test_ctrl_c_while_python_shuts_down_prints_nothing() -> None:
+    code = """if True:
+        import atexit, sys, time
+        from dnas.cli import entry_point
+        atexit.register(lambda: (print("closing", flush=True), time.sleep(2)))
+        sys.argv = ["dnas", "spaces"]
+        sys.exit(entry_point())
+    """
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert any(line == "closing\n" for line in process.stdout)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate()[1] == ""
+    assert process.returncode == 0
