@@ -3,7 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -23,6 +23,13 @@ def plain_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"{module}.DEFAULT_KERNELS", "plain")
 
 
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "Scheduling":
+    """Distribute tests by `xdist_group`; a test that crashes its process fails once, and the others still run."""
+    from tests.scheduling import GroupScheduling
+
+    return GroupScheduling(config, log)
+
+
 LONGEST = ("test_ray", "test_worker", "test_processes", "test_ablation", "test_reproduce", "test_page")
 
 
@@ -33,6 +40,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 if TYPE_CHECKING:
+    from xdist.scheduler.protocol import Scheduling
+
     from tests.postgres import Server
 
 
