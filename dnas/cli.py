@@ -514,7 +514,7 @@ def _cost(args: argparse.Namespace) -> int:
 
         print(json.dumps({"network": args.name, **asdict(whole), "layers": [asdict(layer) for layer in layers]}))
         return 0
-    from dnas.wording import count, size
+    from dnas.formatting import count, size
 
     side, channels = spec.image_size, spec.in_channels
     print(f"{args.name}   {spec.title}, depth {spec.depth}, {side}×{side}×{channels} images, {spec.classes} classes")
@@ -551,7 +551,7 @@ def _spaces(args: argparse.Namespace) -> int:
 
 
 def _space_text(space: Any) -> str:
-    from dnas.wording import count, size
+    from dnas.formatting import count, size
 
     survey, points = space.survey(), space.size()
     lines = [f"{space.name}   {space.title}", ""]
@@ -719,11 +719,11 @@ def _worker(args: argparse.Namespace) -> int:
     from dnas.display import make_display
     from dnas.executors.forkserver import start_forkserver
     from dnas.executors.local import LocalExecutor
+    from dnas.formatting import several
     from dnas.hosts import COMPLETE, StoredStudy, Worker, begin, load_data, options_of, read_config, shared_of
     from dnas.inputs import default_workers
     from dnas.shared import Shared
     from dnas.train import list_devices
-    from dnas.wording import several
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as schedulers end a job: its work is given back
     display = make_display(args.quiet, args.verbose)
@@ -801,8 +801,8 @@ def _worker_options(args: argparse.Namespace, storage: Any) -> Any:
 
 
 def _pull(args: argparse.Namespace) -> int:
+    from dnas.formatting import several
     from dnas.hosts import StoredStudy, read_config, shared_of
-    from dnas.wording import several
 
     with _open_storage(args, lambda text: print(text, file=sys.stderr)) as storage:
         config = read_config(storage)
@@ -834,7 +834,7 @@ def _command_line(args: argparse.Namespace) -> str:
     """The command as it was given, without passwords."""
     import shlex
 
-    from dnas.wording import redact
+    from dnas.formatting import redact
 
     words = sys.argv[1:]
     if getattr(args, "storage", None):
@@ -846,8 +846,8 @@ def _command_line(args: argparse.Namespace) -> str:
 
 def _opening(options: Any, executor: Any) -> str:
     from dnas.data.catalog import data_info
+    from dnas.formatting import count, several
     from dnas.stopping import Ladder
-    from dnas.wording import count, several
 
     space, recipe = options.space, options.space.recipe
     size, survey = space.size(), space.survey()
@@ -879,9 +879,9 @@ def _opening(options: Any, executor: Any) -> str:
 def _closing(study: str, outcome: Any, wanted: int) -> str:
     from dnas.analysis.efficiency import pareto_front
     from dnas.display import state_counts
+    from dnas.formatting import count, percent, said, several
     from dnas.inputs import objectives_of
     from dnas.study import StudyFolder, read_study
-    from dnas.wording import count, percent, said, several
 
     folder = StudyFolder(Path("studies") / study)
     lines = [""]
@@ -932,8 +932,8 @@ def _eval(args: argparse.Namespace) -> int:
 
     from dnas.data import load_dataset
     from dnas.export import load_trained
+    from dnas.formatting import percent
     from dnas.train import check_device, evaluate
-    from dnas.wording import percent
 
     device = check_device(args.device)
     trained = load_trained(args.source, args.trial)
@@ -980,9 +980,9 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _replay(args: argparse.Namespace) -> int:
+    from dnas.formatting import percent, several
     from dnas.replay import replay, train_again
     from dnas.study import find_study
-    from dnas.wording import percent, several
 
     folder = find_study(args.study)
     if args.trial is not None:

@@ -10,8 +10,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from dnas.formatting import count, duration, percent, several
 from dnas.study import STATES, TrialRecord, rank
-from dnas.wording import count, duration, percent, several
 
 WITH_REASONS = ("failed", "infeasible")
 ROWS = 12  # of the live table: the running ones and the last that ended

@@ -24,15 +24,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dnas.errors import InputError
-from dnas.files import remove_torn
+from dnas.formatting import joined, several
 from dnas.history import ENDED, History, Trial
 from dnas.inputs import DEFAULTS, check_proposed, objectives_of, space_of
+from dnas.io import remove_torn
 from dnas.lease import EXPIRY_SECONDS, Lease, LeaseHeld, is_dead, read_lease
 from dnas.lease import NAME as LEASE
 from dnas.mirror import NAME as MIRROR
 from dnas.mirror import mirror_agrees, remove_mirror, sync_mirror
 from dnas.study import STATES, StudyFolder, TrialRecord, find_study, new_record
-from dnas.wording import joined, several
 
 if TYPE_CHECKING:
     from dnas.train import Epoch

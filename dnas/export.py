@@ -15,7 +15,7 @@ from torch import nn
 from dnas.arch import format_name
 from dnas.data import Dataset
 from dnas.errors import InputError
-from dnas.files import write_atomic
+from dnas.io import write_atomic
 from dnas.study import StudyFolder, find_study
 from dnas.train import Run, load_run
 

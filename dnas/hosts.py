@@ -34,9 +34,10 @@ from dnas.data import Dataset, load_dataset
 from dnas.errors import InputError
 from dnas.executors.postgres import PostgresExecutor
 from dnas.executors.worker import Job, Message
-from dnas.files import DiskFull, write_atomic
+from dnas.formatting import percent, redact, several
 from dnas.history import ENDED
 from dnas.inputs import Options, check_objectives, data_arguments_of, frozen_inputs, objectives_of, space_of
+from dnas.io import DiskFull, write_atomic
 from dnas.lease import LeaseLost, Watch
 from dnas.mirror import open_mirror
 from dnas.retrain import retrain_best
@@ -44,7 +45,6 @@ from dnas.search import Driver, Executor, Outcome, Show, check_fits
 from dnas.shared import Shared
 from dnas.storage import Beat, Stopped, Storage
 from dnas.study import StudyFolder, StudyHeld, TrialRecord
-from dnas.wording import percent, redact, several
 
 BEAT_SECONDS = 2.0
 CLAIM_SECONDS = 0.25  # between two looks for a job, where there is a free slot

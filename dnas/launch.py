@@ -21,7 +21,7 @@ from torch.distributed import TCPStore
 
 from dnas.errors import InputError
 from dnas.executors.forkserver import start_forkserver
-from dnas.wording import several
+from dnas.formatting import several
 
 LOST_PEER = 75  # the exit status of a process that ends because another is gone: it has nothing to say
 GRACE_SECONDS = (

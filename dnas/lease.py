@@ -29,7 +29,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from dnas.files import room_for
+from dnas.io import room_for
 
 NAME = "lease.json"
 BEAT_SECONDS = 2.0

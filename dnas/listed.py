@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dnas.errors import InputError, unknown
+from dnas.formatting import redact
 from dnas.inputs import TINY_IMAGE, Means, cores, default_threads, default_workers
-from dnas.wording import redact
 
 if TYPE_CHECKING:
     from dnas.runs import PlannedRun

@@ -20,11 +20,11 @@ from dnas.analysis.local_ablation import Estimate, Path, Trained, find_path, par
 from dnas.arch import parse_name
 from dnas.errors import InputError
 from dnas.evidence import over_line, read_evidence
+from dnas.formatting import count, said, several
 from dnas.inputs import data_arguments_of
 from dnas.listed import check_executor, command_line, means_of, train_listed
 from dnas.space import Space
 from dnas.study import StudyFolder, find_study, rank
-from dnas.wording import count, said, several
 
 if TYPE_CHECKING:
     from dnas.runs import PlannedRun  # which imports torch

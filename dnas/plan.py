@@ -12,12 +12,12 @@ import torch.nn.functional as F
 
 from dnas.arch import Spec, cost
 from dnas.data import load_dataset
+from dnas.formatting import count, duration, size
 from dnas.inputs import Options
 from dnas.nn import build
 from dnas.runs import PlannedRun
 from dnas.stopping import REDUCTION, brackets, rungs
 from dnas.train import check_device
-from dnas.wording import count, duration, size
 
 DRAWS = 200
 STEPS = 3

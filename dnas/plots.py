@@ -16,7 +16,7 @@ from dnas.analysis.reuse import Reuse, feature_reuse
 from dnas.analysis.weight_norms import NormHistory, gradient_norms, read_norms, weight_norms
 from dnas.arch import DenseNetSpec
 from dnas.errors import InputError
-from dnas.wording import duration, several
+from dnas.formatting import duration, several
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,11 +8,11 @@ from dnas.arch import spec_from_dict
 from dnas.data import Dataset
 from dnas.errors import InputError
 from dnas.executors.worker import Job
+from dnas.formatting import percent
 from dnas.inputs import git_commit, versions
 from dnas.jobs import make_job, take
 from dnas.study import TrialRecord, new_record
 from dnas.trainings import Outcome, Show, Trainings
-from dnas.wording import percent
 
 if TYPE_CHECKING:
     from dnas.search import Driver

@@ -19,6 +19,7 @@ from dnas.data import Dataset, load_dataset
 from dnas.errors import InputError
 from dnas.executors.local import LocalExecutor
 from dnas.executors.worker import Job
+from dnas.formatting import percent
 from dnas.inputs import LIST, Means, git_commit, versions
 from dnas.jobs import make_job, take
 from dnas.nn.kernels import check_kernels
@@ -26,7 +27,6 @@ from dnas.recipe import Recipe
 from dnas.study import StudyFolder, TrialRecord, new_record, now, read_study
 from dnas.train import list_devices
 from dnas.trainings import Executor, Outcome, Show, Trainings
-from dnas.wording import percent
 
 ARM = "listed"
 NOT_THE_NETWORKS = ("error", "input", "lost worker", "crash")  # reasons to fail that another call may not meet

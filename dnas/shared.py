@@ -11,8 +11,8 @@ from typing import Any
 import fsspec
 
 from dnas.errors import InputError
-from dnas.files import room_for, write_atomic
-from dnas.wording import redact
+from dnas.formatting import redact
+from dnas.io import room_for, write_atomic
 
 
 class Shared:

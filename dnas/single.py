@@ -24,15 +24,15 @@ from dnas.data import Dataset, load_dataset
 from dnas.data.catalog import data_info
 from dnas.distributed import ALONE, Group, is_loss_of_peer, is_started_by_torchrun, join_group
 from dnas.errors import InputError
-from dnas.files import write_atomic
+from dnas.formatting import count, duration, percent, several, size
 from dnas.inputs import DEFAULT_KERNELS, cores, default_threads, git_commit, versions
+from dnas.io import write_atomic
 from dnas.launch import LOST_PEER, launch
 from dnas.nn.choose import choose_kernels
 from dnas.nn.kernels import check_kernels
 from dnas.recipe import Recipe, make_recipe
 from dnas.step import check_cuda_graph
 from dnas.train import Diverged, Epoch, check_device, check_same_run, fit, is_out_of_memory
-from dnas.wording import count, duration, percent, several, size
 
 
 def spec_for_data(name: str, data: Dataset, recipe: Recipe) -> Spec:

@@ -27,7 +27,7 @@ import tomli_w
 
 from dnas.arch import Spec, format_name, spec_from_dict
 from dnas.errors import InputError, did_you_mean
-from dnas.files import room_for, write_atomic
+from dnas.io import room_for, write_atomic
 
 if TYPE_CHECKING:
     import pandas as pd

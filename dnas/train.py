@@ -30,7 +30,7 @@ from dnas.arch import DenseNetSpec, ResNetSpec, Spec, spec_from_dict
 from dnas.data import Dataset
 from dnas.distributed import ALONE, Group
 from dnas.errors import InputError
-from dnas.files import remove_torn, write_atomic
+from dnas.io import remove_torn, write_atomic
 from dnas.nn import build, use_kernels
 from dnas.nn.norms import GRADIENT_STEPS, GradientNorms, Norms, measure_norms
 from dnas.recipe import Recipe, learning_rate

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 from dnas.errors import InputError
 from dnas.executors.worker import Job, Message
-from dnas.files import DiskFull
 from dnas.inputs import DEFAULT_KERNELS, Means, Options, versions
+from dnas.io import DiskFull
 from dnas.jobs import make_job
 from dnas.lease import Watch
 from dnas.study import StudyFolder, TrialRecord

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from dnas import wording as words
+from dnas import formatting as words
 from dnas.analysis import (
     NormHistory,
     cost_by_part,

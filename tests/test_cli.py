@@ -17,10 +17,10 @@ from dnas.cli import EPILOGS, main
 from dnas.display import LiveTable, PlainLines
 from dnas.errors import InputError
 from dnas.executors.worker import Job, Message
+from dnas.formatting import duration
 from dnas.plan import _share_trained
 from dnas.study import StudyFolder, TrialRecord, find_study
 from dnas.train import load_run
-from dnas.wording import duration
 from tests.analytic import AnalyticExecutor, Trouble
 from tests.studies import make_study
 

@@ -20,7 +20,7 @@ from dnas.data.catalog import data_info
 from dnas.executors import local
 from dnas.executors.local import LocalExecutor
 from dnas.executors.worker import REASONS, Job, Message, limit_memory, run_job
-from dnas.files import DiskFull
+from dnas.io import DiskFull
 from dnas.lease import Lease, LeaseLost, read_lease
 from dnas.recipe import make_recipe
 from dnas.train import read_checkpoint

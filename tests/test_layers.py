@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "dnas"
 
 # Lowest first. A module imports from those at or above its own line only; `cli` stands last, but for `python -m`.
 ORDER = [
-    ["dnas", "dnas.errors", "dnas.wording", "dnas.files"],
+    ["dnas", "dnas.errors", "dnas.formatting", "dnas.io"],
     ["dnas.arch", "dnas.lease", "dnas.objectives", "dnas.shared", "dnas.storage"],
     ["dnas.nn", "dnas.data", "dnas.distributed"],
     ["dnas.recipe", "dnas.step", "dnas.stopping"],

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dnas import lease as leases
-from dnas.files import remove_torn
+from dnas.io import remove_torn
 from dnas.lease import Lease, LeaseHeld, LeaseInfo, LeaseLost, is_dead, process_start, read_lease
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dnas import wording as words
+from dnas import formatting as words
 from dnas.analysis import pareto_front, wilson_interval
 from dnas.arch import DenseNetSpec
 from dnas.errors import InputError

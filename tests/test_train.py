@@ -20,7 +20,7 @@ from dnas.arch import DenseNetSpec, parse_name
 from dnas.data import Dataset, load_dataset
 from dnas.data.catalog import data_info
 from dnas.errors import InputError
-from dnas.files import DiskFull, room_for, write_atomic
+from dnas.io import DiskFull, room_for, write_atomic
 from dnas.nn import build
 from dnas.nn.norms import GRADIENT_STEPS, GradientNorms, measure_norms
 from dnas.recipe import Recipe, learning_rate, make_recipe
@@ -380,7 +380,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     write_atomic(path, b"before")
     code = (
-        "import resource, pathlib, sys; from dnas.files import DiskFull, write_atomic\n"
+        "import resource, pathlib, sys; from dnas.io import DiskFull, write_atomic\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try: write_atomic(pathlib.Path(sys.argv[1]), b'x' * 5000)\n"
         "except DiskFull as error: print(error)"

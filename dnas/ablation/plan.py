@@ -11,12 +11,12 @@ from dnas.analysis.race import first_look
 from dnas.arch import format_name
 from dnas.data import load_dataset
 from dnas.errors import InputError
+from dnas.formatting import count, duration, joined, several, size
 from dnas.inputs import LIST, Means
 from dnas.plan import RECORD_BYTES, estimate_seconds, seconds_per_step
 from dnas.runs import PlannedRun
 from dnas.study import StudyFolder
 from dnas.train import list_devices
-from dnas.wording import count, duration, joined, several, size
 
 MOST_SEEDS = 20  # of `--seeds auto`
 ROUNDS = 5  # of timed steps, where training seconds are held equal

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dnas.ablation.plan import Plan, planned
 from dnas.ablation.read import read_values
 from dnas.analysis.race import first_look, undecided
+from dnas.formatting import duration, joined, several
 from dnas.runs import PlannedRun
 from dnas.study import StudyFolder
-from dnas.wording import duration, joined, several
 
 
 def train_rounds(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dnas.ablation.read import Ablation
 from dnas.analysis.effects import Comparison
 from dnas.display import state_counts
-from dnas.wording import joined, percent, several
+from dnas.formatting import joined, percent, several
 
 MEASURES = {"val_error": "validation error", "test_error": "test error"}
 

@@ -38,7 +38,7 @@ from dnas.analysis.effects import (
     deviation,
 )
 from dnas.errors import InputError
-from dnas.wording import several
+from dnas.formatting import several
 
 ENUMERATED = 14  # pairs whose ways are all counted; each of these is continued by random signs
 POINTS = 65  # at which the interval is looked for, before its ends are narrowed down

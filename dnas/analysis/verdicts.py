@@ -3,7 +3,7 @@
 import math
 
 from dnas.analysis.effects import Comparison, Effects
-from dnas.wording import joined, p_value, points, several
+from dnas.formatting import joined, p_value, points, several
 
 MEASURES = {"val_error": "validation error", "test_error": "test error"}
 CONCLUDED = ("fewer errors", "more errors")

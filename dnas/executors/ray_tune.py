@@ -33,7 +33,7 @@ from ray.tune.search import Searcher
 from dnas.errors import InputError
 from dnas.executors.ray_worker import BODY, CARRIED, carry, pack
 from dnas.executors.worker import Job, Message
-from dnas.files import write_atomic
+from dnas.io import write_atomic
 from dnas.shared import Shared
 from dnas.train import digest_of_weights, read_checkpoint
 

@@ -21,7 +21,7 @@ import torch
 from dnas.arch import spec_from_dict
 from dnas.data import load_dataset
 from dnas.errors import InputError
-from dnas.files import DiskFull, write_atomic
+from dnas.io import DiskFull, write_atomic
 from dnas.lease import Lease, LeaseHeld, LeaseLost
 from dnas.nn import build, kernels_here
 from dnas.recipe import Recipe

@@ -38,7 +38,7 @@ from dnas.figures.style import (
     error_axis,
     styled,
 )
-from dnas.wording import macs, p_value, params, percent, points, several
+from dnas.formatting import macs, p_value, params, percent, points, several
 
 VERDICTS = {"fewer errors": BLUE, "more errors": RED, "cannot tell": GREY, "too few seeds": GREY}
 LEVELS = (PURPLE, GREEN, ORANGE, BROWN, SKY, PINK)  # of the factor whose levels are lines

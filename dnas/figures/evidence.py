@@ -11,7 +11,7 @@ from dnas.analysis.fanova import REST, Axis, Fanova
 from dnas.analysis.local_ablation import Estimate, Path, Trained
 from dnas.errors import InputError
 from dnas.figures.style import AXES, BLUE, GREY, INK, ORANGE, QUIET, RED, axis_value, canvas, styled
-from dnas.wording import several
+from dnas.formatting import several
 
 PAIRS = 6  # of the bars
 MAP = "cividis"

@@ -18,7 +18,7 @@ from dnas.analysis.weight_norms import WeightNorms
 from dnas.errors import InputError
 from dnas.figures.style import BLUE, GREY, INK, QUIET, WIDTH, canvas, log_ticks, styled
 from dnas.figures.training import SIZES, name_rows
-from dnas.wording import percent, several
+from dnas.formatting import percent, several
 
 # From blue to red as in the paper, but in ColorBrewer's steps, which colour-blind readers can tell apart.
 REUSE_MAP = "RdYlBu_r"

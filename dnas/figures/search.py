@@ -32,7 +32,7 @@ from dnas.figures.style import (
     error_axis,
     styled,
 )
-from dnas.wording import duration
+from dnas.formatting import duration
 
 STATES = {
     "complete": BLUE,

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from dnas import wording as words
+from dnas import formatting as words
 from dnas.errors import InputError
 
 # seaborn's `colorblind`; one colour, one meaning, on every figure and on the page.

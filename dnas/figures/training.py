@@ -17,7 +17,7 @@ from dnas.analysis.efficiency import cost_by_part, part_of
 from dnas.arch import Spec, layer_costs
 from dnas.errors import InputError
 from dnas.figures.style import BLUE, COLOURS, GREY, KINDS, QUIET, UNFINISHED, canvas, error_axis, styled
-from dnas.wording import percent
+from dnas.formatting import percent
 
 
 def plot_learning_curves(curves: pd.DataFrame, best: int) -> Figure:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dnas import figures
-from dnas.files import write_atomic
+from dnas.io import write_atomic
 from dnas.report import compare, sections
 from dnas.report.checks import checks
 from dnas.report.drawings import PICTURES, draw_all, inline_svg

@@ -18,7 +18,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from dnas import figures
-from dnas import wording as words
+from dnas import formatting as words
 from dnas.ablation.read import Ablation, read_ablation
 from dnas.analysis.curves import learning_curves
 from dnas.analysis.effects import Comparison, Effects, seed_noise
@@ -26,7 +26,7 @@ from dnas.analysis.variants import cell_means, curve_bands, over_seeds
 from dnas.analysis.verdicts import MEASURES, answer, level, sentence
 from dnas.arch import format_name
 from dnas.errors import InputError
-from dnas.files import write_atomic
+from dnas.io import write_atomic
 from dnas.report.ablation_checks import checks
 from dnas.report.checklist import SOURCE, checklist, software, values_of
 from dnas.report.drawings import Picture, written

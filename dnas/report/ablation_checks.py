@@ -7,10 +7,10 @@ from typing import Any
 
 from dnas.ablation.read import Ablation
 from dnas.analysis.verdicts import level, needed, raced
+from dnas.formatting import joined, params, several
 from dnas.report.checklist import confounders
 from dnas.report.checks import Check
 from dnas.study import TrialRecord
-from dnas.wording import joined, params, several
 
 
 def checks(a: Ablation, records: Sequence[TrialRecord]) -> list[Check]:

@@ -7,9 +7,9 @@ from typing import Any
 
 from dnas.ablation.read import Ablation
 from dnas.analysis.verdicts import MEASURES
+from dnas.formatting import duration, joined, several
 from dnas.report.table import changed
 from dnas.study import TrialRecord
-from dnas.wording import duration, joined, several
 
 SOURCE = "https://jmlr.org/papers/v21/20-056.html"
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dnas import wording as words
+from dnas import formatting as words
 from dnas.analysis.control import ArmComparison, dominance
 from dnas.analysis.progress import fidelity
+from dnas.formatting import percent
 from dnas.report.study import NAMES, UNITS, Study, listed, objective_of, value
-from dnas.wording import percent
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ import pandas as pd
 from dnas import figures
 from dnas.analysis.progress import attainment, compare_distributions, distribution
 from dnas.errors import InputError
+from dnas.formatting import joined, several
 from dnas.report.drawings import Picture, written
 from dnas.report.study import NAMES, Drawn, Study, read_for_report, value
 from dnas.study import find_study
-from dnas.wording import joined, several
 
 
 def read_all(names: Sequence[str | Path]) -> list[Study]:

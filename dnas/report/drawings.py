@@ -15,7 +15,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from dnas import figures
-from dnas import wording as words
+from dnas import formatting as words
 from dnas.analysis import NormHistory, cost_by_part, read_norms, weight_norms
 from dnas.analysis.importance import importance
 from dnas.analysis.local_ablation import find_path, path_frame

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from dnas import wording as words
+from dnas import formatting as words
 from dnas.report.study import value
 
 TEMPLATES = Path(__file__).parent / "templates"

@@ -11,17 +11,17 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
-from dnas import wording as words
+from dnas import formatting as words
 from dnas.analysis import cost_by_part, wilson_interval
 from dnas.analysis.curves import error_curves
 from dnas.analysis.observations import observe
 from dnas.arch import DenseNetSpec, Spec
 from dnas.errors import InputError
+from dnas.formatting import size
 from dnas.report.drawings import histories
 from dnas.report.study import NAMES, UNITS, Study, listed, objective_of, value
 from dnas.space import parse_space
 from dnas.study import STATES, TrialRecord
-from dnas.wording import size
 
 FRONT_ROWS = 12  # of the table under the figure; pareto.csv has them all
 

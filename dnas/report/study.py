@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
-from dnas import wording as words
+from dnas import formatting as words
 from dnas.analysis import Front, NoiseFloor, learning_curves, noise_floor, pareto_front, published, within_reach
 from dnas.analysis.control import ArmComparison, compare_arms, decision_epoch, values_at
 from dnas.analysis.fanova import Fanova

@@ -14,7 +14,7 @@ from dnas.analysis.efficiency import Published, published_for
 from dnas.analysis.variants import over_seeds
 from dnas.analysis.verdicts import CONCLUDED, MEASURES, level, raced
 from dnas.arch import format_name
-from dnas.wording import macs, params, points, several
+from dnas.formatting import macs, params, points, several
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from dnas.arch import cost
+from dnas.formatting import count, duration, several, size
 from dnas.inputs import Means
 from dnas.listed import check_executor, command_line, means_of, train_listed
 from dnas.plan import RECORD_BYTES, estimate_seconds
@@ -11,7 +12,6 @@ from dnas.reproduce.targets import Plan, make_plan
 from dnas.runs import PlannedRun, check_same_runs
 from dnas.study import StudyFolder
 from dnas.train import list_devices
-from dnas.wording import count, duration, several, size
 
 
 def main_reproduce(args: argparse.Namespace) -> int:

@@ -13,10 +13,10 @@ from dnas.analysis.scaling import IsoError, Sized, Verdict, holm, iso_error, siz
 from dnas.arch import DenseNetSpec, cost, parse_name
 from dnas.errors import InputError
 from dnas.figures.paper import plot_families, plot_two_costs, plot_two_curves
+from dnas.formatting import count, joined, params, percent, several
 from dnas.reproduce.targets import Plan
 from dnas.runs import read_runs
 from dnas.study import StudyFolder
-from dnas.wording import count, joined, params, percent, several
 
 BC = "DenseNet-BC"
 SIMILAR = 0.01  # a point of error: closer ones are called similar

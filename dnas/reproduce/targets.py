@@ -8,8 +8,8 @@ from typing import Any
 from dnas.arch import Spec, parse_name
 from dnas.data.catalog import DataInfo, data_info
 from dnas.errors import InputError, unknown
+from dnas.formatting import several
 from dnas.recipe import Recipe, make_recipe
-from dnas.wording import several
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from dnas.files import write_atomic
+from dnas.io import write_atomic
 
 HERE = Path(__file__).parent
 SOURCE = "dense_block.cpp"
