@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from dnas.arch import DenseNetSpec, cost, format_name, parse_name
 from dnas.arch.densenet import evenly_spread
-from dnas.arch.sizes import residual, resize
+from dnas.arch.matching import residual, resize
 from dnas.errors import InputError
 
 

@@ -41,8 +41,8 @@ from dnas.ablation.design import (
 )
 from dnas.arch import FAMILIES, Spec, cost, format_name, parse_name
 from dnas.arch.families import Family, family_of
+from dnas.arch.matching import residual, resize
 from dnas.arch.names import stated_fields
-from dnas.arch.sizes import residual, resize
 from dnas.data.catalog import DataInfo, choose_augmentation, choose_image_size, data_info
 from dnas.definition import definition_files, is_ablation, read_toml
 from dnas.errors import InputError, did_you_mean, several_problems, unknown

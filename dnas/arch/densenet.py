@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 from typing import Any, Self
 
 from dnas.arch.layer import Layer, Source, after_imagenet_stem
-from dnas.arch.plain import check_real, check_stem, check_whole, digest_of, nearest_depths, read_fields, to_plain
+from dnas.arch.validation import check_real, check_stem, check_whole, digest_of, nearest_depths, read_fields, to_plain
 from dnas.errors import InputError
 
 CONNECTIVITIES = ("dense", "window:N", "log", "none")

@@ -22,7 +22,7 @@ from functools import cached_property
 from typing import Any, Self
 
 from dnas.arch.layer import Layer, Source, after_imagenet_stem, halved
-from dnas.arch.plain import check_real, check_stem, check_whole, digest_of, nearest_depths, read_fields, to_plain
+from dnas.arch.validation import check_real, check_stem, check_whole, digest_of, nearest_depths, read_fields, to_plain
 from dnas.errors import InputError
 
 FAMILY_NAME = "pre-activation ResNet"
