@@ -28,8 +28,8 @@ from dnas.formatting import count, duration, percent, several, size
 from dnas.inputs import DEFAULT_KERNELS, cores, default_threads, git_commit, versions
 from dnas.io import write_atomic
 from dnas.launch import LOST_PEER, launch
-from dnas.nn.choose import choose_kernels
 from dnas.nn.kernels import check_kernels
+from dnas.nn.kernels.autotune import choose_kernels
 from dnas.recipe import Recipe, make_recipe
 from dnas.step import check_cuda_graph
 from dnas.train import Diverged, Epoch, check_device, check_same_run, fit, is_out_of_memory

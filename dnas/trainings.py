@@ -180,7 +180,7 @@ class Trainings:
     def _measured_kernels(self, record: TrialRecord) -> str:
         if self.options.compile_net:
             return "plain"  # a compiler goes through the modules
-        from dnas.nn.choose import choose_kernels
+        from dnas.nn.kernels.autotune import choose_kernels
         from dnas.train import list_devices
 
         try:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from dnas.arch import parse_name
-from dnas.nn.dense_block import REF, BlockShape, Kernels
 from dnas.nn.kernels import triton_block
+from dnas.nn.kernels.dispatch import drawn_masks, why_plain
+from dnas.nn.kernels.reference import REF, BlockShape, Kernels
 from dnas.nn.kernels.triton_block import TRITON
-from dnas.nn.stand_in import drawn_masks, why_plain
 from tests.test_dense_block import images, nets, step
 
 DENSE = ((0,), (0, 1), (0, 1, 2))

@@ -27,13 +27,13 @@ from dnas.arch import DenseNetSpec, parse_name
 from dnas.distributed import SyncBatchNorm2d
 from dnas.errors import InputError
 from dnas.nn import DenseNet
-from dnas.nn.choose import _step_seconds, choose_kernels
-from dnas.nn.dense_block import REF, BlockShape, Kernels
 from dnas.nn.densenet import MEMORY
 from dnas.nn.kernels import load_kernels
+from dnas.nn.kernels.autotune import _step_seconds, choose_kernels
 from dnas.nn.kernels.cpu import CPU
+from dnas.nn.kernels.dispatch import why_plain
+from dnas.nn.kernels.reference import REF, BlockShape, Kernels
 from dnas.nn.layers import DenseBlock, DenseLayer, Transition
-from dnas.nn.stand_in import why_plain
 from tests.specs import specs
 from tests.test_recompute import step_bytes
 
@@ -711,8 +711,8 @@ def test_of_kernels_about_as_fast_the_same_are_chosen_every_time(
 ) -> None:
     """One round that the C++ does not clearly lose keeps it; after the first step of each, which does not count."""
     seconds = {"cpu": iter([9.0] + [1.0] * 5), "plain": iter([0.1, *plain])}
-    monkeypatch.setattr("dnas.nn.choose.why_not", lambda name: "")
-    monkeypatch.setattr("dnas.nn.choose._step_seconds", lambda net, x, y: next(seconds[net.kernels]))
+    monkeypatch.setattr("dnas.nn.kernels.autotune.why_not", lambda name: "")
+    monkeypatch.setattr("dnas.nn.kernels.autotune._step_seconds", lambda net, x, y: next(seconds[net.kernels]))
     assert choose_kernels(SMALL, "cpu", 8) == chosen
     assert not list(seconds["plain"]), "no more steps are timed than the choice needs"
 
@@ -725,7 +725,7 @@ def test_what_else_the_machine_does_is_not_counted(monkeypatch: pytest.MonkeyPat
         time.sleep(0.25)
         return F.cross_entropy(*args)
 
-    monkeypatch.setattr("dnas.nn.choose.F", SimpleNamespace(cross_entropy=held_up))
+    monkeypatch.setattr("dnas.nn.kernels.autotune.F", SimpleNamespace(cross_entropy=held_up))
     assert _step_seconds(net, torch.randn(2, 3, 8, 8), torch.tensor([0, 1])) < 0.2
 
 

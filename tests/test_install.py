@@ -19,8 +19,8 @@ def test_a_wheel_finds_its_spaces_from_anywhere(tmp_path: Path) -> None:
         names = archive.namelist()
     assert "dnas/shipped/search_spaces/cifar_bc.toml" in names
     assert "dnas/report/templates/report.html.j2" in names
-    sources = {f"dnas/nn/kernels/{path.name}" for path in ROOT.glob("dnas/nn/kernels/*.[ch]*")}
-    assert "dnas/nn/kernels/dense_block.cpp" in sources
+    sources = {f"dnas/nn/kernels/csrc/{path.name}" for path in ROOT.glob("dnas/nn/kernels/csrc/*")}
+    assert "dnas/nn/kernels/csrc/dense_block.cpp" in sources
     assert sources <= set(names), "what the kernels are built from"
     shipped = {name for name in names if name.startswith("dnas/shipped/studies/")}
     definitions = {f"dnas/shipped/studies/{path.name}" for path in ROOT.glob("studies/*.toml")}

@@ -15,10 +15,10 @@ import torch
 from dnas.arch import parse_name
 from dnas.errors import InputError
 from dnas.nn import DenseNet
-from dnas.nn.choose import choose_kernels
-from dnas.nn.dense_block import REF
 from dnas.nn.kernels import build
+from dnas.nn.kernels.autotune import choose_kernels
 from dnas.nn.kernels.cpu import CPU
+from dnas.nn.kernels.reference import REF
 from tests.test_dense_block import SEEDS, SHAPES, distance, run_kernels
 
 REPOSITORY = Path(__file__).resolve().parent.parent

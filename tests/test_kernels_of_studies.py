@@ -55,7 +55,7 @@ def test_auto_is_settled_once_by_the_first_network(monkeypatch: pytest.MonkeyPat
         asked.append((spec, device, batch))
         return "ref"
 
-    monkeypatch.setattr("dnas.nn.choose.choose_kernels", choose)
+    monkeypatch.setattr("dnas.nn.kernels.autotune.choose_kernels", choose)
     executor = run(3, kernels="auto")
     assert [job.kernels for job in executor.started] == ["ref"] * 3
     first = StudyFolder(Path("studies/s")).records()[0]
@@ -68,7 +68,7 @@ def test_auto_is_settled_once_by_the_first_network(monkeypatch: pytest.MonkeyPat
 def test_whoever_asks_for_nothing_gets_what_is_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dnas.trainings.DEFAULT_KERNELS", DEFAULT_KERNELS)
     monkeypatch.setattr("dnas.single.DEFAULT_KERNELS", DEFAULT_KERNELS)
-    monkeypatch.setattr("dnas.nn.choose.choose_kernels", lambda *args: "ref")
+    monkeypatch.setattr("dnas.nn.kernels.autotune.choose_kernels", lambda *args: "ref")
     monkeypatch.setattr("dnas.single.choose_kernels", lambda *args: "ref")
     assert [job.kernels for job in run(1).started] == ["ref"]
     assert [job.kernels for job in run(1, study="compiled", compile_net=True).started] == ["plain"]

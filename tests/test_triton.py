@@ -13,8 +13,8 @@ import torch
 
 from dnas.arch import parse_name
 from dnas.errors import InputError
-from dnas.nn.dense_block import BlockShape
 from dnas.nn.kernels import check_kernels
+from dnas.nn.kernels.reference import BlockShape
 from dnas.nn.kernels.triton_block import PIXELS, TRITON
 from tests.interpreted import CASES, errors, run, weights_of
 from tests.test_dense_block import images, nets, step
@@ -153,8 +153,8 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is n
 @pytest.mark.parametrize("case", CASES)
 def test_on_a_gpu(case: str) -> None:
     """bfloat16 keeps 8 bits; float32 errs by 1e-6 a product."""
-    from dnas.nn.dense_block import REF
-    from dnas.nn.stand_in import drawn_masks
+    from dnas.nn.kernels.dispatch import drawn_masks
+    from dnas.nn.kernels.reference import REF
 
     shape, (batch, height, width), recompute = CASES[case]
     torch.manual_seed(0)

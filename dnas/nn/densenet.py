@@ -5,7 +5,7 @@ state dicts can be exchanged. What differs from torchvision: the small stem, lay
 other than dense, and dropout after every convolution but the first (section 4.2; theirs follows the 3×3 only).
 
 Kernels other than `plain` run each block and the norm after it as one function that keeps no concatenation and no
-normalised copy (`dnas.nn.dense_block`): the same function of the same modules, to rounding. Transitions then pool
+normalised copy (`dnas.nn.kernels.reference`): the same function of the same modules, to rounding. Transitions then pool
 before their convolution: both are linear, so it is the same, and a quarter of the work. A block that they cannot stand
 in for (hooks inside, frozen weights, autocast ...; see `why_plain`) is left to its modules, by itself.
 
@@ -25,12 +25,12 @@ from torch import Tensor, nn
 
 from dnas.arch.densenet import DenseNetSpec
 from dnas.errors import InputError
-from dnas.nn.dense_block import Kernels, layout_of
-from dnas.nn.initialise import initialise
+from dnas.nn.init import initialise
 from dnas.nn.kernels import check_kernels, load_kernels
+from dnas.nn.kernels.dispatch import is_touched, is_traced_or_transformed, run_block
+from dnas.nn.kernels.reference import Kernels, layout_of
 from dnas.nn.layers import DenseBlock, Transition
 from dnas.nn.recompute import recomputed
-from dnas.nn.stand_in import is_touched, is_traced_or_transformed, run_block
 
 MEMORY = ("linear", "recompute")
 
@@ -104,7 +104,7 @@ class DenseNet(nn.Module):
         kernels = None
         if self._kernels != "plain" and not is_traced_or_transformed() and not is_touched(self.features):
             if self._kernels == "auto":
-                from dnas.nn.choose import choose_kernels  # which builds networks itself
+                from dnas.nn.kernels.autotune import choose_kernels  # which builds networks itself
 
                 self._kernels = choose_kernels(self.spec, x.device, len(x))
             kernels = load_kernels(self._kernels)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dnas.arch.resnet import ResNetSpec
-from dnas.nn.initialise import initialise
+from dnas.nn.init import initialise
 from dnas.nn.recompute import recomputed
 
 

@@ -1,12 +1,12 @@
-"""The kernels that can run dense blocks, by name; see `dnas.nn.dense_block.Kernels` for what they are."""
+"""The kernels that can run dense blocks, by name; see `dnas.nn.kernels.reference.Kernels` for what they are."""
 
 from dnas.errors import InputError
-from dnas.nn.dense_block import REF, Kernels
 from dnas.nn.kernels.build import CannotBuild, load_library
 from dnas.nn.kernels.cpu import CPU
+from dnas.nn.kernels.reference import REF, Kernels
 from dnas.nn.kernels.triton_block import TRITON, why_none
 
-# plain: the modules themselves; auto: what `dnas.nn.choose` measures to be the fastest.
+# plain: the modules themselves; auto: what `dnas.nn.kernels.autotune` measures to be the fastest.
 NAMES = ("plain", "ref", "cpu", "triton", "auto")
 _TABLE = {"plain": None, "ref": REF, "cpu": CPU, "triton": TRITON}
 

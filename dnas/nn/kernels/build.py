@@ -24,7 +24,7 @@ import torch
 
 from dnas.io import write_atomic
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent / "csrc"
 SOURCE = "dense_block.cpp"
 BASE_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-shared", "-pthread", "-fno-math-errno", "-fno-trapping-math"]
 COMPILERS = ("c++", "g++", "clang++")

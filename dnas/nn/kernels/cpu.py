@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dnas.nn.dense_block import BlockShape, Kernels, Running
 from dnas.nn.kernels.build import load_library
+from dnas.nn.kernels.reference import BlockShape, Kernels, Running
 
 ENDS = {"pool": 0, "mean": 1, "relu": 2}
 NORM_WORDS, CONVOLUTION_WORDS = 7, 6  # of a NormTensors; of a Weight and its mask

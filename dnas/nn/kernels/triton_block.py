@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dnas.nn.dense_block import BlockShape, Kernels
+from dnas.nn.kernels.reference import BlockShape, Kernels
 
 DTYPES = torch.float32, torch.bfloat16
 ALIGNED = 16  # values: Triton loads vectors from rows whose pitch is a multiple of it

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from dnas.nn.dense_block import BlockShape, DenseBlockFunction, Kernels, Running, layout_of
+from dnas.nn.kernels.reference import BlockShape, DenseBlockFunction, Kernels, Running, layout_of
 from dnas.nn.layers import DenseBlock, DenseLayer, Transition
 
 

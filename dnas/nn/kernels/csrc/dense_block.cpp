@@ -1,5 +1,5 @@
 // A dense block and the consumer after it, in one call each way. The algorithm, and the names, are those of
-// dnas/nn/dense_block.py; dnas/nn/kernels/cpu.py fills the structures below and calls the functions at the end.
+// dnas/nn/kernels/reference.py; dnas/nn/kernels/cpu.py fills the structures below and calls the functions at the end.
 //
 // Read in this order: vectors.h (the machine), abreast.h, batch_norm.h, weights.h, products.h (the micro-kernels),
 // winograd.h, convolution_1x1.h, convolution_3x3.h, ends.h, and this.

@@ -20,7 +20,7 @@ and when all of them have, the gradient of the map itself is
 batch norm's backward sums over consumers of sums that each makes anyway.
 
 Here are the algorithm in stock operations (`ref`, for any dtype and device) and the autograd function. Which modules it
-may stand in for is said by `dnas.nn.stand_in`. The kernels are a table: `dnas.nn.kernels` holds them.
+may stand in for is said by `dnas.nn.kernels.dispatch`. The kernels are a table: `dnas.nn.kernels` holds them.
 """
 
 from collections.abc import Callable, Sequence
