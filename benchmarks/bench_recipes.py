@@ -16,8 +16,8 @@ import torch
 from dnas.arch import cost, parse_name
 from dnas.data import load_dataset
 from dnas.data.catalog import data_info
-from dnas.recipe import make_recipe
-from dnas.train import fit
+from dnas.training.fit import fit
+from dnas.training.recipe import make_recipe
 
 CANDIDATES = {
     "steps, lr 0.1, wd 1e-4 (paper)": {"name": "paper"},

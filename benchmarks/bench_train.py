@@ -14,9 +14,10 @@ import torch
 
 from dnas.data import load_dataset
 from dnas.data.catalog import data_info
-from dnas.recipe import make_recipe
-from dnas.single import spec_for_data
-from dnas.train import check_device, fit
+from dnas.training.devices import check_device
+from dnas.training.fit import fit
+from dnas.training.recipe import make_recipe
+from dnas.training.single import spec_for_data
 
 
 def main() -> None:

@@ -43,7 +43,7 @@ def main() -> None:
     import torch
 
     from dnas.data import load_dataset
-    from dnas.train import fit
+    from dnas.training.fit import fit
 
     torch.set_num_threads(1)
     data = load_dataset("digits")

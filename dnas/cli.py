@@ -723,7 +723,7 @@ def _worker(args: argparse.Namespace) -> int:
     from dnas.hosts import COMPLETE, StoredStudy, Worker, begin, load_data, options_of, read_config, shared_of
     from dnas.inputs import default_workers
     from dnas.shared import Shared
-    from dnas.train import list_devices
+    from dnas.training.devices import list_devices
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as schedulers end a job: its work is given back
     display = make_display(args.quiet, args.verbose)
@@ -922,7 +922,7 @@ def _closing(study: str, outcome: Any, wanted: int) -> str:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from dnas.single import train_one
+    from dnas.training.single import train_one
 
     return train_one(args)
 
@@ -933,7 +933,8 @@ def _eval(args: argparse.Namespace) -> int:
     from dnas.data import load_dataset
     from dnas.export import load_trained
     from dnas.formatting import percent
-    from dnas.train import check_device, evaluate
+    from dnas.training.devices import check_device
+    from dnas.training.evaluate import evaluate
 
     device = check_device(args.device)
     trained = load_trained(args.source, args.trial)

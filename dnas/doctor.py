@@ -35,7 +35,7 @@ from dnas.mirror import mirror_agrees, remove_mirror, sync_mirror
 from dnas.study import STATES, StudyFolder, TrialRecord, find_study, new_record
 
 if TYPE_CHECKING:
-    from dnas.train import Epoch
+    from dnas.training.checkpoint import Epoch
 
 BAD_RECORD = (OSError, ValueError, TypeError, AttributeError)  # what reading a damaged record.json may raise
 BAD_EVENT = (KeyError, ValueError, TypeError, AttributeError, AssertionError, IndexError)  # taking an event in
@@ -390,7 +390,7 @@ class _Doctor:
     def _weights_digest(self, number: int, checkpoint: Mapping[str, Any] | None, epochs: int) -> str | None:
         if checkpoint is None or len(checkpoint["curve"]) != epochs:
             return None
-        from dnas.train import load_run, weights_digest
+        from dnas.training.checkpoint import load_run, weights_digest
 
         with suppress(RuntimeError, KeyError, TypeError, ValueError):
             return weights_digest(load_run(self.folder.trial_folder(number) / "checkpoint.pt").net)
@@ -428,7 +428,7 @@ class _Doctor:
             self._without_checkpoint(path)
 
     def _beside_checkpoint(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
-        from dnas.train import Epoch, load_run, write_curve, write_norms
+        from dnas.training.checkpoint import Epoch, load_run, write_curve, write_norms
 
         curve = [Epoch(**row) for row in checkpoint["curve"]]
         if (what := _differs(path / "curve.csv", _curve_text(curve))) is not None:
@@ -441,7 +441,7 @@ class _Doctor:
 
     def _without_checkpoint(self, path: Path) -> None:
         """A curve is in the log, too; norms are in no other place."""
-        from dnas.train import Epoch, write_curve
+        from dnas.training.checkpoint import Epoch, write_curve
 
         if (path / "curve.csv").exists() and not _is_curve(path / "curve.csv"):
             number = int(path.name) if path.parent.name == "trials" and path.name.isdecimal() else -1
@@ -531,7 +531,7 @@ def _content(path: Path) -> dict[str, Any] | None:
     """A checkpoint's content; None where there is none that can be read."""
     if not path.exists():
         return None
-    from dnas.train import read_checkpoint
+    from dnas.training.checkpoint import read_checkpoint
 
     try:
         content = read_checkpoint(path)
@@ -542,8 +542,8 @@ def _content(path: Path) -> dict[str, Any] | None:
 
 
 def _curve_text(curve: "list[Epoch]") -> bytes:
-    """curve.csv as `dnas.train` writes it."""
-    from dnas.train import write_curve
+    """curve.csv as `dnas.training.fit` writes it."""
+    from dnas.training.checkpoint import write_curve
 
     with tempfile.TemporaryDirectory() as folder:
         write_curve(Path(folder) / "curve.csv", curve)
@@ -558,7 +558,7 @@ def _differs(path: Path, wanted: bytes) -> str | None:
 
 def _is_curve(path: Path) -> bool:
     """Whether a curve.csv is whole: a row for each epoch, counted from 1, and every cell a number or empty."""
-    from dnas.train import Epoch
+    from dnas.training.checkpoint import Epoch
 
     try:
         content = path.read_bytes().decode()

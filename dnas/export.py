@@ -17,7 +17,7 @@ from dnas.data import Dataset
 from dnas.errors import InputError
 from dnas.io import write_atomic
 from dnas.study import StudyFolder, find_study
-from dnas.train import Run, load_run
+from dnas.training.checkpoint import Run, load_run
 
 
 @dataclass(frozen=True)

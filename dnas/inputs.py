@@ -15,9 +15,9 @@ from typing import Any
 from dnas import __version__
 from dnas.errors import InputError
 from dnas.objectives import PRICED
-from dnas.recipe import Recipe
 from dnas.space import Limits, Space, parse_space
 from dnas.study import StudyFolder, now
+from dnas.training.recipe import Recipe
 
 LIST = "list"  # the `kind` of a study whose trainings were listed: see dnas.runs
 DEFAULT_KERNELS = "auto"  # of a new study

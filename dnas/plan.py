@@ -17,7 +17,7 @@ from dnas.inputs import Options
 from dnas.nn import build
 from dnas.runs import PlannedRun
 from dnas.stopping import REDUCTION, brackets, rungs
-from dnas.train import check_device
+from dnas.training.devices import check_device
 
 DRAWS = 200
 STEPS = 3

@@ -179,7 +179,7 @@ def _causal(args: argparse.Namespace) -> "Figure":
     from dnas.data import load_dataset
     from dnas.export import load_trained
     from dnas.figures.inside import plot_causal
-    from dnas.train import check_device
+    from dnas.training.devices import check_device
 
     device = check_device(args.device)
     trained = load_trained(args.source, args.trial)

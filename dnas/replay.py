@@ -13,9 +13,11 @@ from dnas.errors import InputError
 from dnas.history import ENDED, History
 from dnas.inputs import DEFAULTS, data_arguments_of, objectives_of, space_of
 from dnas.proposals import Exhausted, Region, make_sampler, propose
-from dnas.recipe import Recipe
 from dnas.study import StudyFolder
-from dnas.train import Epoch, check_device, fit
+from dnas.training.checkpoint import Epoch
+from dnas.training.devices import check_device
+from dnas.training.fit import fit
+from dnas.training.recipe import Recipe
 
 
 @dataclass

@@ -23,9 +23,9 @@ from dnas.formatting import percent
 from dnas.inputs import LIST, Means, git_commit, versions
 from dnas.jobs import make_job, take
 from dnas.nn.kernels import check_kernels
-from dnas.recipe import Recipe
 from dnas.study import StudyFolder, TrialRecord, new_record, now, read_study
-from dnas.train import list_devices
+from dnas.training.devices import list_devices
+from dnas.training.recipe import Recipe
 from dnas.trainings import Executor, Outcome, Show, Trainings
 
 ARM = "listed"
@@ -36,7 +36,7 @@ NOT_THE_NETWORKS = ("error", "input", "lost worker", "crash")  # reasons to fail
 class PlannedRun:
     """One training. key: its name in the study; group: what it is compared as, such as a family or a variant.
 
-    seed: [study seed, number] of `dnas.train.stream_seed`; runs of one pair share chance as far as their networks let
+    seed: [study seed, number] of `dnas.training.fit.stream_seed`; runs of one pair share chance as far as their networks let
     them. data: where its data differ from the study's, as arguments of `load_dataset`.
     """
 

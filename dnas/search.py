@@ -25,10 +25,10 @@ from dnas.nn.kernels import check_kernels
 from dnas.proposals import Exhausted, Proposal, Region, make_sampler, propose
 from dnas.samplers.tpe import distributions_json
 from dnas.space import Space
-from dnas.step import check_cuda_graph
 from dnas.stopping import check_stopping
 from dnas.study import StudyFolder, TrialRecord, new_record
-from dnas.train import list_devices
+from dnas.training.devices import list_devices
+from dnas.training.step import check_cuda_graph
 from dnas.trainings import Executor, Outcome, Show, Trainings
 
 __all__ = ["Driver", "Executor", "Outcome", "Show", "check_fits", "search"]

@@ -18,7 +18,7 @@ from dnas.arch import FAMILIES, Cost, Spec, cost, format_name
 from dnas.arch.families import Family, family_of
 from dnas.data.catalog import data_info
 from dnas.errors import InputError, did_you_mean, several_problems, unknown
-from dnas.recipe import RECIPE_KEYS, RECIPES, Recipe, make_recipe
+from dnas.training.recipe import RECIPE_KEYS, RECIPES, Recipe, make_recipe
 
 __all__ = ["Choice", "Limits", "Space", "load_space", "parse_space", "shipped_folders", "space_files"]
 

@@ -45,7 +45,7 @@ class TrialRecord:
     """All that is known of one training; complete in itself.
 
     errors are fractions, losses nats, `seconds` the time spent in finished epochs, `peak_memory_bytes` as
-    `dnas.train.peak_memory_bytes`. `epochs` counts the finished ones, `epochs_planned` those of the recipe.
+    `dnas.training.devices.peak_memory_bytes`. `epochs` counts the finished ones, `epochs_planned` those of the recipe.
     """
 
     number: int
@@ -58,7 +58,7 @@ class TrialRecord:
     network: str = ""
     cost: dict[str, int] = field(default_factory=dict)  # params, macs, activation_bytes, batch
     objectives: dict[str, float] = field(default_factory=dict)
-    seed: list[int] = field(default_factory=list)  # [study seed, number]: see dnas.train.stream_seed
+    seed: list[int] = field(default_factory=list)  # [study seed, number]: see dnas.training.fit.stream_seed
     recipe: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)  # Dataset.describe()
     device: str = "cpu"

@@ -181,7 +181,7 @@ class Trainings:
         if self.options.compile_net:
             return "plain"  # a compiler goes through the modules
         from dnas.nn.kernels.autotune import choose_kernels
-        from dnas.train import list_devices
+        from dnas.training.devices import list_devices
 
         try:
             device = list_devices(self.options.device)[0]

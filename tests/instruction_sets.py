@@ -36,7 +36,7 @@ def smallest(space: Space) -> Spec:
 
 
 def train(spec: Spec, batch: int = 5) -> None:
-    """Run training steps and an evaluation on noise, as `dnas.train.fit` lays out memory."""
+    """Run training steps and an evaluation on noise, as `dnas.training.fit.fit` lays out memory."""
     torch.manual_seed(0)
     for kernels in ("plain", "cpu") if spec.family == "densenet" else ("plain",):
         net = build(spec).to(memory_format=torch.channels_last)

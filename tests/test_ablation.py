@@ -34,7 +34,8 @@ from dnas.inputs import Means
 from dnas.nn import build
 from dnas.runs import PlannedRun, train_runs
 from dnas.study import StudyFolder
-from dnas.train import stream_seed, weights_digest
+from dnas.training.checkpoint import weights_digest
+from dnas.training.fit import stream_seed
 from tests.analytic import AnalyticExecutor, Silent
 from tests.studies import equal_but_times
 

@@ -265,7 +265,7 @@ def study_spec() -> DenseNetSpec:
 def test_norms_are_read_from_a_checkpoint(tmp_path: Path) -> None:
     import torch
 
-    from dnas.train import CHECKPOINT_FORMAT
+    from dnas.training.checkpoint import CHECKPOINT_FORMAT
 
     spec = DenseNetSpec((2, 1), growth_rate=4)
     plain = plain_norms(spec, 3)

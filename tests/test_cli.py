@@ -20,7 +20,7 @@ from dnas.executors.worker import Job, Message
 from dnas.formatting import duration
 from dnas.plan import _share_trained
 from dnas.study import StudyFolder, TrialRecord, find_study
-from dnas.train import load_run
+from dnas.training.checkpoint import load_run
 from tests.analytic import AnalyticExecutor, Trouble
 from tests.studies import make_study
 

@@ -24,7 +24,6 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from dnas.arch import DenseNetSpec, parse_name
-from dnas.distributed import SyncBatchNorm2d
 from dnas.errors import InputError
 from dnas.nn import DenseNet
 from dnas.nn.densenet import MEMORY
@@ -34,6 +33,7 @@ from dnas.nn.kernels.cpu import CPU
 from dnas.nn.kernels.dispatch import why_plain
 from dnas.nn.kernels.reference import REF, BlockShape, Kernels
 from dnas.nn.layers import DenseBlock, DenseLayer, Transition
+from dnas.training.distributed import SyncBatchNorm2d
 from tests.specs import specs
 from tests.test_recompute import step_bytes
 

@@ -24,12 +24,13 @@ from dnas.arch import parse_name
 from dnas.cli import main
 from dnas.data import Dataset, load_dataset
 from dnas.data.catalog import data_info
-from dnas.distributed import ALONE, Group, SyncBatchNorm2d, is_loss_of_peer, join_group
 from dnas.errors import InputError
-from dnas.launch import LOST_PEER, launch
-from dnas.recipe import make_recipe
-from dnas.single import check_processes
-from dnas.train import Diverged, Epoch, fit, load_run
+from dnas.training.checkpoint import Epoch, load_run
+from dnas.training.distributed import ALONE, Group, SyncBatchNorm2d, is_loss_of_peer, join_group
+from dnas.training.fit import Diverged, fit
+from dnas.training.launch import LOST_PEER, launch
+from dnas.training.recipe import make_recipe
+from dnas.training.single import check_processes
 from tests.data_files import write_folder
 
 pytestmark = pytest.mark.xdist_group("distributed")  # its processes run once
@@ -316,7 +317,7 @@ def test_one_that_fails_ends_all(
     status: int,
     says: list[str],
 ) -> None:
-    monkeypatch.setattr("dnas.launch.GRACE_SECONDS", 0.3)
+    monkeypatch.setattr("dnas.training.launch.GRACE_SECONDS", 0.3)
     given = argparse.Namespace(dataset="digits", debug=False, how=how, rank=rank)
     began = time.monotonic()
     assert launch(fail, given, 2, "go on so.") == status

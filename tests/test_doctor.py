@@ -23,11 +23,12 @@ from dnas.errors import InputError
 from dnas.executors.worker import Job, Message
 from dnas.lease import Lease, read_lease
 from dnas.mirror import mirror_agrees
-from dnas.recipe import Recipe
 from dnas.search import search
 from dnas.space import load_space
 from dnas.study import StudyFolder, TrialRecord
-from dnas.train import fit, load_run, weights_digest
+from dnas.training.checkpoint import load_run, weights_digest
+from dnas.training.fit import fit
+from dnas.training.recipe import Recipe
 from tests.analytic import AnalyticExecutor, Silent, options
 
 COMPLETE, PAUSED, FAILED, RUNNING = 0, 2, 4, 9  # of the study that `interrupted` leaves

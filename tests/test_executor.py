@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 
-from dnas import train
 from dnas.arch import cost, parse_name
 from dnas.data.catalog import data_info
 from dnas.executors import local
@@ -22,8 +21,9 @@ from dnas.executors.local import LocalExecutor
 from dnas.executors.worker import REASONS, Job, Message, limit_memory, run_job
 from dnas.io import DiskFull
 from dnas.lease import Lease, LeaseLost, read_lease
-from dnas.recipe import make_recipe
-from dnas.train import read_checkpoint
+from dnas.training import fit as train
+from dnas.training.checkpoint import read_checkpoint
+from dnas.training.recipe import make_recipe
 
 SPEC = parse_name("densenet-bc:layers=2-1,k=4,dropout=0.2,channels=1,size=8")
 PATIENCE = 120.0  # seconds for a thing that takes a few: a machine can be busy

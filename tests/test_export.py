@@ -19,8 +19,9 @@ from dnas.data.catalog import data_info
 from dnas.errors import InputError
 from dnas.export import load_trained, write_network
 from dnas.nn import build
-from dnas.recipe import make_recipe
-from dnas.train import evaluate, fit
+from dnas.training.evaluate import evaluate
+from dnas.training.fit import fit
+from dnas.training.recipe import make_recipe
 from tests.data_files import noise, write_folder
 from tests.studies import make_study
 

@@ -16,7 +16,7 @@ from dnas.nn.kernels import why_not
 from dnas.search import search
 from dnas.space import load_space
 from dnas.study import StudyFolder, new_record
-from dnas.train import digest_of_weights, read_checkpoint
+from dnas.training.checkpoint import digest_of_weights, read_checkpoint
 from dnas.trainings import Trainings
 from tests.analytic import AnalyticExecutor, Silent
 
@@ -67,9 +67,9 @@ def test_auto_is_settled_once_by_the_first_network(monkeypatch: pytest.MonkeyPat
 
 def test_whoever_asks_for_nothing_gets_what_is_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dnas.trainings.DEFAULT_KERNELS", DEFAULT_KERNELS)
-    monkeypatch.setattr("dnas.single.DEFAULT_KERNELS", DEFAULT_KERNELS)
+    monkeypatch.setattr("dnas.training.single.DEFAULT_KERNELS", DEFAULT_KERNELS)
     monkeypatch.setattr("dnas.nn.kernels.autotune.choose_kernels", lambda *args: "ref")
-    monkeypatch.setattr("dnas.single.choose_kernels", lambda *args: "ref")
+    monkeypatch.setattr("dnas.training.single.choose_kernels", lambda *args: "ref")
     assert [job.kernels for job in run(1).started] == ["ref"]
     assert [job.kernels for job in run(1, study="compiled", compile_net=True).started] == ["plain"]
     command = ["train", "densenet:L=7,k=2", "--dataset", "digits", "--subset", "100", "--epochs", "1", "--out"]

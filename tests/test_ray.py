@@ -26,7 +26,7 @@ from dnas.proposals import DEFAULT_SAMPLER
 from dnas.search import Outcome, search
 from dnas.space import load_space
 from dnas.study import StudyFolder, TrialRecord
-from dnas.train import digest_of_weights, read_checkpoint
+from dnas.training.checkpoint import digest_of_weights, read_checkpoint
 from tests.analytic import Silent
 from tests.postgres import Server
 from tests.ray_nodes import PATIENCE, QUICK, ROOT, Nodes

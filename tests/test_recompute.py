@@ -16,8 +16,9 @@ from dnas.arch import Spec, parse_name
 from dnas.data import Dataset, load_dataset
 from dnas.data.catalog import data_info
 from dnas.nn import build, densenet
-from dnas.recipe import make_recipe
-from dnas.train import Epoch, fit, weights_digest
+from dnas.training.checkpoint import Epoch, weights_digest
+from dnas.training.fit import fit
+from dnas.training.recipe import make_recipe
 from tests.specs import any_specs
 
 BATCH = 5

@@ -22,10 +22,11 @@ from dnas.data.catalog import data_info
 from dnas.errors import InputError
 from dnas.figures import plot_causal, plot_reuse, title
 from dnas.nn import build
-from dnas.nn.norms import Norms, measure_norms, reading_weight
 from dnas.plots import _Estimate, figure5, observation_line, run_plot, run_verify
-from dnas.recipe import Recipe, make_recipe
-from dnas.train import evaluate, fit
+from dnas.training.evaluate import evaluate
+from dnas.training.fit import fit
+from dnas.training.norms import Norms, measure_norms, reading_weight
+from dnas.training.recipe import Recipe, make_recipe
 
 nan = math.nan
 

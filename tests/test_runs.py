@@ -17,9 +17,9 @@ from dnas.data.catalog import data_info
 from dnas.errors import InputError
 from dnas.executors.worker import Message
 from dnas.inputs import Means
-from dnas.recipe import make_recipe
 from dnas.runs import PlannedRun, read_runs, train_runs
 from dnas.study import StudyFolder, TrialRecord
+from dnas.training.recipe import make_recipe
 from dnas.trainings import Outcome
 from tests.analytic import AnalyticExecutor, Silent, Trouble, curve
 from tests.studies import equal_but_times

@@ -18,9 +18,9 @@ from dnas.data import load_dataset
 from dnas.data.catalog import data_info
 from dnas.errors import InputError
 from dnas.nn import build, use_kernels
-from dnas.recipe import make_recipe
-from dnas.step import GraphedStep, Step, check_cuda_graph, unchanged
-from dnas.train import _is_capturable, fit
+from dnas.training.fit import _is_capturable, fit
+from dnas.training.recipe import make_recipe
+from dnas.training.step import GraphedStep, Step, check_cuda_graph, unchanged
 
 NETWORKS = {
     "plain": ("densenet-bc:layers=2-1,k=4,dropout=0.2,channels=1,size=8", "plain"),

@@ -22,23 +22,12 @@ from dnas.data.catalog import data_info
 from dnas.errors import InputError
 from dnas.io import DiskFull, room_for, write_atomic
 from dnas.nn import build
-from dnas.nn.norms import GRADIENT_STEPS, GradientNorms, measure_norms
-from dnas.recipe import Recipe, learning_rate, make_recipe
-from dnas.train import (
-    Diverged,
-    Epoch,
-    check_device,
-    evaluate,
-    fit,
-    is_out_of_memory,
-    list_devices,
-    load_run,
-    measure_latency,
-    peak_memory_bytes,
-    read_checkpoint,
-    stream_seed,
-    weights_digest,
-)
+from dnas.training.checkpoint import Epoch, load_run, read_checkpoint, weights_digest
+from dnas.training.devices import check_device, is_out_of_memory, list_devices, peak_memory_bytes
+from dnas.training.evaluate import evaluate, measure_latency
+from dnas.training.fit import Diverged, fit, stream_seed
+from dnas.training.norms import GRADIENT_STEPS, GradientNorms, measure_norms
+from dnas.training.recipe import Recipe, learning_rate, make_recipe
 
 SPEC = parse_name("densenet-bc:layers=1-1,k=4,dropout=0.2,channels=1,size=8")
 
@@ -445,7 +434,7 @@ def test_peak_memory_is_in_bytes() -> None:
 
 AGAIN_AND_AGAIN = """
 import resource, torch
-from dnas.train import keep_memory
+from dnas.training.fit import keep_memory
 keep_memory()
 for _ in range(10):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

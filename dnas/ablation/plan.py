@@ -16,7 +16,7 @@ from dnas.inputs import LIST, Means
 from dnas.plan import RECORD_BYTES, estimate_seconds, seconds_per_step
 from dnas.runs import PlannedRun
 from dnas.study import StudyFolder
-from dnas.train import list_devices
+from dnas.training.devices import list_devices
 
 MOST_SEEDS = 20  # of `--seeds auto`
 ROUNDS = 5  # of timed steps, where training seconds are held equal

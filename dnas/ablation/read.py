@@ -12,9 +12,9 @@ from dnas.analysis.effects import Effects, compare_with_base, factorial_effects
 from dnas.analysis.race import race_with_base
 from dnas.arch import parse_name
 from dnas.errors import InputError
-from dnas.recipe import Recipe
 from dnas.runs import read_runs
 from dnas.study import StudyFolder, find_study
+from dnas.training.recipe import Recipe
 
 FACTORIALS = ("factorial", "fractional")
 

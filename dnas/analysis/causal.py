@@ -16,8 +16,9 @@ from dnas.analysis.reuse import LEVEL, BlockReuse, Reuse, block_shapes, matrices
 from dnas.arch import DenseNetSpec
 from dnas.data import Dataset
 from dnas.errors import InputError
-from dnas.nn.norms import reading_weight
-from dnas.train import digest_of_weights, evaluate
+from dnas.training.checkpoint import digest_of_weights
+from dnas.training.evaluate import evaluate
+from dnas.training.norms import reading_weight
 
 FIELDS = ("block", "source", "target", "error", "loss", "weights", "data", "images")
 DRAWS = 2000

@@ -17,7 +17,7 @@ from dnas.errors import InputError, unknown
 class NormHistory:
     """What a training wrote down: names [P] of the parameters, their sizes numel [P], and l2 [E + 1, P], row 0 before
     the first step; pairs [Q] of (source, consumer) layers and reuse [E + 1, Q]; l1 and gradient [E + 1, P], not a
-    number where they were not measured: all as `dnas.nn.norms.Norms`."""
+    number where they were not measured: all as `dnas.training.norms.Norms`."""
 
     names: tuple[str, ...]
     numel: np.ndarray
@@ -80,7 +80,7 @@ def weight_norms(history: NormHistory, kind: str = "rms") -> WeightNorms:
 
 def gradient_norms(history: NormHistory) -> WeightNorms:
     """√(Σ‖g‖² / n): the root-mean-square gradient of the loss by a layer's n weights, over the last steps of each epoch
-    (`dnas.nn.norms.Norms`); the column of epoch 0 is not a number. Section 5 of the paper, "Implicit Deep Supervision":
+    (`dnas.training.norms.Norms`); the column of epoch 0 is not a number. Section 5 of the paper, "Implicit Deep Supervision":
     were supervision implicit, the early layers' gradients would be no smaller than the late ones'."""
     text = "Its gradients were not measured: no epoch is finished, or dnas 0.1 trained it."
     return _by_layer(history, _WEIGHT, history.gradient, 2, "gradient", text)
@@ -132,7 +132,7 @@ def read_norms(path: Path | str) -> NormHistory:
         path = found[0]
     if path.suffix == ".npz":
         return _from_npz(path)
-    from dnas.train import read_checkpoint  # torch: only where a checkpoint must be read
+    from dnas.training.checkpoint import read_checkpoint
 
     content = read_checkpoint(path)
     norms = content["norms"]

@@ -35,7 +35,7 @@ from dnas.executors.ray_worker import BODY, CARRIED, carry, pack
 from dnas.executors.worker import Job, Message
 from dnas.io import write_atomic
 from dnas.shared import Shared
-from dnas.train import digest_of_weights, read_checkpoint
+from dnas.training.checkpoint import digest_of_weights, read_checkpoint
 
 CONNECT_SECONDS = 10.0
 CAPACITY_SECONDS = 2.0  # at most so often the cluster is asked for its size

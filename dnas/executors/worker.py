@@ -24,8 +24,10 @@ from dnas.errors import InputError
 from dnas.io import DiskFull, write_atomic
 from dnas.lease import Lease, LeaseHeld, LeaseLost
 from dnas.nn import build, kernels_here
-from dnas.recipe import Recipe
-from dnas.train import Diverged, evaluate, fit, is_out_of_memory, measure_latency, peak_memory_bytes
+from dnas.training.devices import is_out_of_memory, peak_memory_bytes
+from dnas.training.evaluate import evaluate, measure_latency
+from dnas.training.fit import Diverged, fit
+from dnas.training.recipe import Recipe
 
 STEP_SECONDS = 0.5  # at most so often a worker says how far its epoch is
 
@@ -35,7 +37,7 @@ class Job:
     """One training, in plain values. `final` trains on the validation part too, and then opens the test set.
 
     activation_bytes, params: the cost model's, at the recipe's batch; `placement` predicts the memory from them.
-    recompute: as `dnas.train.fit`'s. alone: nothing else runs on its device. attempt: how often it was started.
+    recompute: as `dnas.training.fit.fit`'s. alone: nothing else runs on its device. attempt: how often it was started.
     memory_limit_bytes: a cap on what the training may take: on a CPU on the growth of the process's address space from
     when the data are loaded, on CUDA on what the process allocates. Over it the training fails for want of memory.
     fingerprint: of the data set that the study was begun with; another host may hold another.

@@ -11,7 +11,7 @@ from dnas.plan import RECORD_BYTES, estimate_seconds
 from dnas.reproduce.targets import Plan, make_plan
 from dnas.runs import PlannedRun, check_same_runs
 from dnas.study import StudyFolder
-from dnas.train import list_devices
+from dnas.training.devices import list_devices
 
 
 def main_reproduce(args: argparse.Namespace) -> int:

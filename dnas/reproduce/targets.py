@@ -9,7 +9,7 @@ from dnas.arch import Spec, parse_name
 from dnas.data.catalog import DataInfo, data_info
 from dnas.errors import InputError, unknown
 from dnas.formatting import several
-from dnas.recipe import Recipe, make_recipe
+from dnas.training.recipe import Recipe, make_recipe
 
 
 @dataclass(frozen=True)

@@ -22,17 +22,19 @@ from dnas.arch import FAMILIES, Spec, cost, format_name, parse_name
 from dnas.arch.names import stated_fields
 from dnas.data import Dataset, load_dataset
 from dnas.data.catalog import data_info
-from dnas.distributed import ALONE, Group, is_loss_of_peer, is_started_by_torchrun, join_group
 from dnas.errors import InputError
 from dnas.formatting import count, duration, percent, several, size
 from dnas.inputs import DEFAULT_KERNELS, cores, default_threads, git_commit, versions
 from dnas.io import write_atomic
-from dnas.launch import LOST_PEER, launch
 from dnas.nn.kernels import check_kernels
 from dnas.nn.kernels.autotune import choose_kernels
-from dnas.recipe import Recipe, make_recipe
-from dnas.step import check_cuda_graph
-from dnas.train import Diverged, Epoch, check_device, check_same_run, fit, is_out_of_memory
+from dnas.training.checkpoint import Epoch, check_same_run
+from dnas.training.devices import check_device, is_out_of_memory
+from dnas.training.distributed import ALONE, Group, is_loss_of_peer, is_started_by_torchrun, join_group
+from dnas.training.fit import Diverged, fit
+from dnas.training.launch import LOST_PEER, launch
+from dnas.training.recipe import Recipe, make_recipe
+from dnas.training.step import check_cuda_graph
 
 
 def spec_for_data(name: str, data: Dataset, recipe: Recipe) -> Spec:

@@ -1,0 +1,1 @@
+"""Training of one network: recipe, steps, checkpoints, evaluation, several processes."""
