@@ -25,7 +25,7 @@ from dnas.executors.worker import Job, Message
 from dnas.inputs import Options
 from dnas.samplers.tpe import distributions
 from dnas.search import Driver
-from dnas.space import load_space
+from dnas.space.parse import load_space
 from dnas.study import StudyFolder, TrialRecord, read_study
 
 REPORTS = 10

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from dnas.objectives import hypervolume
+from dnas.space.objectives import hypervolume
 from dnas.stopping import STRATA, Ladder
 
 WORKERS = 4

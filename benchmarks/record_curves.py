@@ -17,7 +17,8 @@ from pathlib import Path
 
 from dnas.arch import DenseNetSpec
 from dnas.arch.names import format_name
-from dnas.space import Space, load_space
+from dnas.space.parse import load_space
+from dnas.space.space import Space
 
 CURVES = Path(__file__).resolve().parent / "data" / "digits_curves.csv"
 COLUMNS = ("number", "network", "params", "macs", "seed", "epoch", "val_error", "val_loss")

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from dnas.space import Choice
+from dnas.space.space import Choice
 
 OPERATIONS = (
     "none",

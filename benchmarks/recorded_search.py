@@ -13,7 +13,8 @@ from dnas.display import PlainLines
 from dnas.executors.worker import Job, Message
 from dnas.inputs import Options
 from dnas.search import Driver
-from dnas.space import Limits, Space, load_space
+from dnas.space.parse import load_space
+from dnas.space.space import Limits, Space
 from dnas.study import StudyFolder
 
 

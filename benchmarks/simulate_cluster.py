@@ -123,7 +123,7 @@ def simulate(workers: int, trials: int, sampler: str, seconds: float) -> dict[st
     from benchmarks.bench_driver import DATA
     from dnas.inputs import Options
     from dnas.search import Driver
-    from dnas.space import load_space
+    from dnas.space.parse import load_space
     from dnas.study import StudyFolder
     from tests.analytic import Silent
 

@@ -16,7 +16,7 @@ _HOMES = {
     "cost": "dnas.arch",
     "load_dataset": "dnas.data",
     "load_network": "dnas.export",
-    "load_space": "dnas.space",
+    "load_space": "dnas.space.parse",
     "parse_name": "dnas.arch",
     "read_study": "dnas.study",
 }

@@ -534,7 +534,7 @@ def _cost(args: argparse.Namespace) -> int:
 
 
 def _spaces(args: argparse.Namespace) -> int:
-    from dnas.space import load_space, space_files
+    from dnas.space.parse import load_space, space_files
 
     if args.action is None:
         files = space_files()
@@ -665,9 +665,9 @@ def _search_options(args: argparse.Namespace, folder: Any, begun: dict[str, Any]
     """The `Options` of a search. begun: study.toml of the study, {} of a new one; what the command leaves open is as
     there."""
     from dnas.inputs import Options, default_threads, default_workers, space_of
-    from dnas.objectives import read_objectives
     from dnas.proposals import DEFAULT_SAMPLER, check_sampler
-    from dnas.space import load_space
+    from dnas.space.objectives import read_objectives
+    from dnas.space.parse import load_space
     from dnas.stopping import check_stopping
 
     limits = {key: value for key, value in (("params", args.max_params), ("macs", args.max_macs)) if value is not None}
@@ -1012,7 +1012,7 @@ def _replay(args: argparse.Namespace) -> int:
 def _extend(args: argparse.Namespace) -> int:
     from dnas.extend import extend
     from dnas.inputs import space_of
-    from dnas.space import load_space
+    from dnas.space.parse import load_space
     from dnas.study import find_study
 
     folder = find_study(args.study)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dnas.errors import InputError, did_you_mean
-from dnas.space import shipped_folders
+from dnas.space.parse import shipped_folders
 from dnas.study import check_study_name
 
 # key of a definition: (the option's name in the parsed arguments, its type)

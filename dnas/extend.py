@@ -7,7 +7,7 @@ from typing import Any
 from dnas.errors import InputError
 from dnas.history import History, Trial
 from dnas.inputs import DEFAULTS, objectives_of, space_of
-from dnas.space import Choice, Limits, Space
+from dnas.space.space import Choice, Limits, Space
 from dnas.study import StudyFolder
 
 

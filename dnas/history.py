@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dnas.errors import InputError
-from dnas.objectives import TRAINED, WORST
 from dnas.samplers.problem import Told
+from dnas.space.objectives import TRAINED, WORST
 from dnas.stopping import Ladder
 
 ENDED = ("complete", "stopped", "infeasible", "failed")

@@ -14,8 +14,9 @@ from typing import Any
 
 from dnas import __version__
 from dnas.errors import InputError
-from dnas.objectives import PRICED
-from dnas.space import Limits, Space, parse_space
+from dnas.space.objectives import PRICED
+from dnas.space.parse import parse_space
+from dnas.space.space import Limits, Space
 from dnas.study import StudyFolder, now
 from dnas.training.recipe import Recipe
 

@@ -23,7 +23,7 @@ from dnas.evidence import over_line, read_evidence
 from dnas.formatting import count, said, several
 from dnas.inputs import data_arguments_of
 from dnas.listed import check_executor, command_line, means_of, train_listed
-from dnas.space import Space
+from dnas.space.space import Space
 from dnas.study import StudyFolder, find_study, rank
 
 if TYPE_CHECKING:

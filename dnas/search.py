@@ -24,7 +24,7 @@ from dnas.jobs import make_job, take
 from dnas.nn.kernels import check_kernels
 from dnas.proposals import Exhausted, Proposal, Region, make_sampler, propose
 from dnas.samplers.tpe import distributions_json
-from dnas.space import Space
+from dnas.space.space import Space
 from dnas.stopping import check_stopping
 from dnas.study import StudyFolder, TrialRecord, new_record
 from dnas.training.devices import list_devices

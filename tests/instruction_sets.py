@@ -12,7 +12,8 @@ import torch.nn.functional as F
 
 from dnas.arch import DenseNetSpec, ResNetSpec, Spec, cost
 from dnas.nn import build, use_kernels
-from dnas.space import Space, load_space
+from dnas.space.parse import load_space
+from dnas.space.space import Space
 
 STEPS = 5
 DRAWS = 100

@@ -26,7 +26,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import cli as ray_commands
 
 from dnas.cli import apply_definition_of, make_parser
-from dnas.space import space_files
+from dnas.space.parse import space_files
 from dnas.study import StudyFolder
 from tests import stubs
 from tests.ray_nodes import PATIENCE, QUICK, ROOT

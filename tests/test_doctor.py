@@ -24,7 +24,7 @@ from dnas.executors.worker import Job, Message
 from dnas.lease import Lease, read_lease
 from dnas.mirror import mirror_agrees
 from dnas.search import search
-from dnas.space import load_space
+from dnas.space.parse import load_space
 from dnas.study import StudyFolder, TrialRecord
 from dnas.training.checkpoint import load_run, weights_digest
 from dnas.training.fit import fit

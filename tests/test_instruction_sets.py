@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dnas.nn.resnet import PointwiseConv
-from dnas.space import space_files
+from dnas.space.parse import space_files
 
 MALLOC_DEBUG = [*Path("/lib").glob("*/libc_malloc_debug.so.0"), *Path("/usr/lib64").glob("libc_malloc_debug.so.0")]
 ROOT = Path(__file__).resolve().parent.parent

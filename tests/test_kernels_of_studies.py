@@ -14,7 +14,7 @@ from dnas.inputs import DEFAULT_KERNELS, Means, Options
 from dnas.nn import kernels_here
 from dnas.nn.kernels import why_not
 from dnas.search import search
-from dnas.space import load_space
+from dnas.space.parse import load_space
 from dnas.study import StudyFolder, new_record
 from dnas.training.checkpoint import digest_of_weights, read_checkpoint
 from dnas.trainings import Trainings

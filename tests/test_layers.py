@@ -10,10 +10,10 @@ PACKAGE = Path(__file__).resolve().parent.parent / "dnas"
 # Lowest first. A module imports from those at or above its own line only; `cli` stands last, but for `python -m`.
 ORDER = [
     ["dnas", "dnas.errors", "dnas.formatting", "dnas.io"],
-    ["dnas.arch", "dnas.lease", "dnas.objectives", "dnas.shared", "dnas.storage"],
+    ["dnas.arch", "dnas.lease", "dnas.space.objectives", "dnas.shared", "dnas.storage"],
     ["dnas.nn", "dnas.data", "dnas.training.distributed"],
     ["dnas.training.recipe", "dnas.training.step", "dnas.stopping"],
-    ["dnas.space"],
+    ["dnas.space.parse"],
     ["dnas.training.fit", "dnas.study"],
     ["dnas.samplers", "dnas.executors"],
     ["dnas.history"],

@@ -21,7 +21,7 @@ from dnas.errors import InputError
 from dnas.executors.worker import Job, Message
 from dnas.mirror import FINGERPRINT, Mirror, mirror_agrees, open_mirror, sync_mirror
 from dnas.search import search
-from dnas.space import load_space
+from dnas.space.parse import load_space
 from dnas.study import StudyFolder, TrialRecord
 from tests.analytic import AnalyticExecutor, Silent, options
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dnas.errors import InputError
-from dnas.objectives import crowding, hypervolume, nondominated_ranks, read_objectives
+from dnas.space.objectives import crowding, hypervolume, nondominated_ranks, read_objectives
 
 SMALL = st.integers(0, 5)
 

@@ -20,7 +20,8 @@ from dnas.evidence import read_evidence
 from dnas.figures import plot_path, title
 from dnas.inputs import LIST
 from dnas.path import path_of, read_trained, study_of_path
-from dnas.space import Space, parse_space
+from dnas.space.parse import parse_space
+from dnas.space.space import Space
 from dnas.study import StudyFolder, rank
 from tests.studies import SEARCHED_SPACE, add_search, search_error
 

@@ -16,7 +16,8 @@ from dnas.inputs import check_objectives
 from dnas.proposals import SAMPLERS, Exhausted, Proposal, Region, check_sampler, is_control, make_sampler, propose
 from dnas.samplers.problem import Problem, Told
 from dnas.samplers.tpe import distributions, frozen_trial
-from dnas.space import Space, load_space, parse_space
+from dnas.space.parse import load_space, parse_space
+from dnas.space.space import Space
 
 RARE = """# Nearly nothing is inside the limits
 dataset = "cifar10"

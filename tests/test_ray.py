@@ -24,7 +24,7 @@ from dnas.executors.ray_tune import RayExecutor, connect
 from dnas.inputs import Options
 from dnas.proposals import DEFAULT_SAMPLER
 from dnas.search import Outcome, search
-from dnas.space import load_space
+from dnas.space.parse import load_space
 from dnas.study import StudyFolder, TrialRecord
 from dnas.training.checkpoint import digest_of_weights, read_checkpoint
 from tests.analytic import Silent

@@ -11,7 +11,7 @@ from dnas.errors import InputError
 from dnas.extend import extend, settle
 from dnas.replay import replay
 from dnas.search import search
-from dnas.space import load_space, parse_space
+from dnas.space.parse import load_space, parse_space
 from dnas.study import StudyFolder
 from tests.analytic import Silent
 from tests.analytic import options as options_of

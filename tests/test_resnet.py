@@ -18,7 +18,8 @@ from dnas.arch import ResNetSpec, cost, layer_costs, parse_name, spec_from_dict
 from dnas.cli import main
 from dnas.errors import InputError
 from dnas.nn import build
-from dnas.space import Space, parse_space
+from dnas.space.parse import parse_space
+from dnas.space.space import Space
 from dnas.study import find_study
 from tests.specs import resnet_specs
 

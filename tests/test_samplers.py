@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dnas.objectives import hypervolume, nondominated_ranks
 from dnas.samplers.evolution import comparable, crossover, mutate, propose_nsga2
 from dnas.samplers.gp import Coding, Process, distances, expected_improvement, propose_gp, volume_improvement
 from dnas.samplers.gp import _fit as fit_hyperparameters
 from dnas.samplers.gp import _misfit as misfit
 from dnas.samplers.problem import Exhausted, Problem, Sampler, Told
 from dnas.samplers.simple import FLOAT_VALUES, Grid, propose_grid, propose_random
-from dnas.space import Choice
+from dnas.space.objectives import hypervolume, nondominated_ranks
+from dnas.space.space import Choice
 
 CHOICES = (
     Choice("width", "width", "int", 4, 40, 4),

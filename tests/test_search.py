@@ -19,7 +19,7 @@ from dnas.history import History
 from dnas.inputs import cores, default_threads, default_workers
 from dnas.lease import LeaseInfo
 from dnas.search import Outcome, search
-from dnas.space import load_space, parse_space
+from dnas.space.parse import load_space, parse_space
 from dnas.study import StudyFolder, TrialRecord, check_study_name, find_study, rank, read_study
 from tests.analytic import AnalyticExecutor, Silent, Trouble
 from tests.analytic import options as options_of

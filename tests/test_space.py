@@ -10,7 +10,8 @@ import pytest
 from dnas.arch import DenseNetSpec, cost
 from dnas.errors import InputError
 from dnas.samplers.tpe import distributions
-from dnas.space import Limits, load_space, parse_space, space_files
+from dnas.space.parse import load_space, parse_space, space_files
+from dnas.space.space import Limits
 
 GOOD = """# A space for this test
 dataset = "digits"

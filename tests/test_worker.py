@@ -22,7 +22,7 @@ from dnas.hosts import StoredStudy, Worker, begin, load_data, options_of, read_c
 from dnas.inputs import Options
 from dnas.search import search
 from dnas.shared import Shared
-from dnas.space import load_space
+from dnas.space.parse import load_space
 from dnas.storage import Storage
 from dnas.study import StudyFolder
 from tests.analytic import AnalyticExecutor, Silent

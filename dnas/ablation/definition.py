@@ -47,7 +47,7 @@ from dnas.data.catalog import DataInfo, choose_augmentation, choose_image_size, 
 from dnas.definition import definition_files, is_ablation, read_toml
 from dnas.errors import InputError, did_you_mean, several_problems, unknown
 from dnas.formatting import several
-from dnas.space import check_keys
+from dnas.space.parse import check_keys
 from dnas.study import check_study_name
 from dnas.training.recipe import RECIPE_KEYS, Recipe, make_recipe
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from dnas.errors import InputError
-from dnas.space import Choice
+from dnas.space.space import Choice
 
 TREES = 64
 RESAMPLED_TREES = 16  # of each forest of the bootstrap and of the nulls, which only spread round the one of `TREES`

@@ -12,7 +12,7 @@ from dnas.analysis.fanova import BOOTSTRAPS as FOREST_BOOTSTRAPS
 from dnas.analysis.fanova import ROUNDS, Axis, Fanova, fanova
 from dnas.errors import InputError
 from dnas.inputs import objectives_of, space_of
-from dnas.space import Space
+from dnas.space.space import Space
 from dnas.study import TrialRecord
 
 BEST_SHARE = 0.1  # of the trials: the region whose choices are compared with all

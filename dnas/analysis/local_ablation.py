@@ -20,7 +20,7 @@ from dnas.analysis.fanova import BOOTSTRAPS, RESAMPLED_TREES, Forest, check_enou
 from dnas.analysis.importance import Evidence
 from dnas.arch import Cost, Spec
 from dnas.errors import InputError
-from dnas.space import Choice, Space
+from dnas.space.space import Choice, Space
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from dnas.errors import InputError
 from dnas.formatting import size
 from dnas.report.drawings import histories
 from dnas.report.study import NAMES, UNITS, Study, listed, objective_of, value
-from dnas.space import parse_space
+from dnas.space.parse import parse_space
 from dnas.study import STATES, TrialRecord
 
 FRONT_ROWS = 12  # of the table under the figure; pareto.csv has them all

@@ -17,7 +17,7 @@ from dnas.analysis.fanova import Fanova
 from dnas.analysis.importance import Evidence, evidence
 from dnas.errors import InputError
 from dnas.inputs import objectives_of
-from dnas.objectives import TRAINED
+from dnas.space.objectives import TRAINED
 from dnas.study import StudyFolder, TrialRecord, find_study, rank, read_study
 
 # Of the forests that a page fits: a second or two in all.

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from dnas.objectives import crowding, nondominated_ranks
 from dnas.samplers.problem import Problem, Told
-from dnas.space import Choice
+from dnas.space.objectives import crowding, nondominated_ranks
+from dnas.space.space import Choice
 
 POPULATION = 20  # also the number of random trials before there are parents
 CROSSOVER = 0.9  # of the children; the others are mutants of one parent

@@ -18,10 +18,10 @@ from scipy.optimize import minimize
 from scipy.special import ndtr, ndtri
 from scipy.stats import rankdata
 
-from dnas.objectives import nondominated_ranks
 from dnas.samplers.evolution import comparable
 from dnas.samplers.problem import Problem, Told
-from dnas.space import Choice
+from dnas.space.objectives import nondominated_ranks
+from dnas.space.space import Choice
 
 STARTUP = 10  # random trials before there is a model
 POINTS = 200  # trials in the model at most: the best of them, and some of all the others

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dnas.space import Choice
+from dnas.space.space import Choice
 
 
 class Exhausted(Exception):

@@ -8,7 +8,7 @@ from typing import Any
 from dnas.arch import Cost, Spec
 from dnas.errors import InputError
 from dnas.samplers.problem import Exhausted
-from dnas.space import Space
+from dnas.space.space import Space
 
 PLAIN_DRAWS = 300  # uniform draws before a rare region is walked in; a hundredth of a second
 FIRST_STEPS, STEPS = 12, 4  # of a walk, for each choice: before its first draw, so that it forgets its start; then

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dnas.samplers.problem import Exhausted, Problem, Told
-from dnas.space import Choice
+from dnas.space.space import Choice
 
 FLOAT_VALUES = 5  # on the grid, of a float without a step
 REFUSALS = 200_000  # in a row, before a grid is called exhausted: several seconds of pricing

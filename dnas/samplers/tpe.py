@@ -21,7 +21,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from dnas.samplers.problem import Problem, Told
-from dnas.space import Choice
+from dnas.space.space import Choice
 
 STARTUP_TRIALS = 10
 CANDIDATES = 64  # twice and more optuna's 24: many are over a limit, or were tried

@@ -1,0 +1,1 @@
+"""Search spaces: choices, limits, objectives, and the TOML files that state them."""
