@@ -22,11 +22,12 @@ import optuna
 
 from dnas.arch import DenseNetSpec, cost
 from dnas.executors.worker import Job, Message
-from dnas.inputs import Options
 from dnas.samplers.tpe import distributions
 from dnas.search import Driver
 from dnas.space.parse import load_space
-from dnas.study import StudyFolder, TrialRecord, read_study
+from dnas.study.config import Options
+from dnas.study.folder import StudyFolder, read_study
+from dnas.study.record import TrialRecord
 
 REPORTS = 10
 DATA = {

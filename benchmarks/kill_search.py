@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from dnas.study import StudyFolder
+from dnas.study.folder import StudyFolder
 
 STUDY = Path("studies/digits_bc")
 

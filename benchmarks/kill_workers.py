@@ -23,7 +23,7 @@ from pathlib import Path
 
 from dnas.lease import read_lease
 from dnas.replay import replay, train_again
-from dnas.study import StudyFolder
+from dnas.study.folder import StudyFolder
 
 
 def command(trials: int, epochs: int) -> list[str]:

@@ -11,11 +11,11 @@ from benchmarks.recorded import CHOICES, Table, row_of
 from dnas.arch import Cost
 from dnas.display import PlainLines
 from dnas.executors.worker import Job, Message
-from dnas.inputs import Options
 from dnas.search import Driver
 from dnas.space.parse import load_space
 from dnas.space.space import Limits, Space
-from dnas.study import StudyFolder
+from dnas.study.config import Options
+from dnas.study.folder import StudyFolder
 
 
 @dataclass(frozen=True)

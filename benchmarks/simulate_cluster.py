@@ -121,10 +121,10 @@ class Simulated:
 
 def simulate(workers: int, trials: int, sampler: str, seconds: float) -> dict[str, Any]:
     from benchmarks.bench_driver import DATA
-    from dnas.inputs import Options
     from dnas.search import Driver
     from dnas.space.parse import load_space
-    from dnas.study import StudyFolder
+    from dnas.study.config import Options
+    from dnas.study.folder import StudyFolder
     from tests.analytic import Silent
 
     space = load_space("cifar_bc", epochs=EPOCHS)

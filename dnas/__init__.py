@@ -18,7 +18,7 @@ _HOMES = {
     "load_network": "dnas.export",
     "load_space": "dnas.space.parse",
     "parse_name": "dnas.arch",
-    "read_study": "dnas.study",
+    "read_study": "dnas.study.folder",
 }
 __all__ = ["__version__", *_HOMES]
 

@@ -606,7 +606,7 @@ def _data_arguments(args: argparse.Namespace, dataset: str, stem: str) -> dict[s
 
 
 def _search(args: argparse.Namespace) -> int:
-    from dnas.study import StudyFolder, check_study_name
+    from dnas.study.folder import StudyFolder, check_study_name
 
     apply_definition_of(args)
     folder = StudyFolder(Path("studies") / check_study_name(args.study or Path(args.space or "").stem or "none"))
@@ -649,8 +649,8 @@ def _search(args: argparse.Namespace) -> int:
 def apply_definition_of(args: argparse.Namespace) -> None:
     """Fills in what the study's definition says, and checks what can be checked without reading anything more."""
     from dnas.data.catalog import data_info
-    from dnas.definition import apply_definition
     from dnas.listed import check_executor
+    from dnas.study.definition import apply_definition
 
     apply_definition(args)
     if args.trials is None:
@@ -664,11 +664,11 @@ def apply_definition_of(args: argparse.Namespace) -> None:
 def _search_options(args: argparse.Namespace, folder: Any, begun: dict[str, Any]) -> Any:
     """The `Options` of a search. begun: study.toml of the study, {} of a new one; what the command leaves open is as
     there."""
-    from dnas.inputs import Options, default_threads, default_workers, space_of
     from dnas.proposals import DEFAULT_SAMPLER, check_sampler
     from dnas.space.objectives import read_objectives
     from dnas.space.parse import load_space
     from dnas.stopping import check_stopping
+    from dnas.study.config import Options, default_threads, default_workers, space_of
 
     limits = {key: value for key, value in (("params", args.max_params), ("macs", args.max_macs)) if value is not None}
     overrides = _overrides(args)
@@ -721,8 +721,8 @@ def _worker(args: argparse.Namespace) -> int:
     from dnas.executors.local import LocalExecutor
     from dnas.formatting import several
     from dnas.hosts import COMPLETE, StoredStudy, Worker, begin, load_data, options_of, read_config, shared_of
-    from dnas.inputs import default_workers
     from dnas.shared import Shared
+    from dnas.study.config import default_workers
     from dnas.training.devices import list_devices
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as schedulers end a job: its work is given back
@@ -771,9 +771,9 @@ def _worker_options(args: argparse.Namespace, storage: Any) -> Any:
 
     import tomli_w
 
-    from dnas.definition import apply_definition
     from dnas.hosts import COMPLETE
-    from dnas.inputs import check_same
+    from dnas.study.config import check_same
+    from dnas.study.definition import apply_definition
 
     found = storage.read()
     if found is None:
@@ -819,7 +819,7 @@ def _open_storage(args: argparse.Namespace, note: Any) -> Any:
     from contextlib import closing
 
     from dnas.storage import Storage
-    from dnas.study import check_study_name
+    from dnas.study.folder import check_study_name
 
     check_study_name(args.study)
     url = args.storage or os.environ.get("DNAS_STORAGE")
@@ -880,8 +880,8 @@ def _closing(study: str, outcome: Any, wanted: int) -> str:
     from dnas.analysis.efficiency import pareto_front
     from dnas.display import state_counts
     from dnas.formatting import count, percent, said, several
-    from dnas.inputs import objectives_of
-    from dnas.study import StudyFolder, read_study
+    from dnas.study.config import objectives_of
+    from dnas.study.folder import StudyFolder, read_study
 
     folder = StudyFolder(Path("studies") / study)
     lines = [""]
@@ -955,7 +955,7 @@ def _status(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from dnas.display import LiveTable, state_lines
-    from dnas.study import find_study
+    from dnas.study.folder import find_study
 
     folder = find_study(args.study)
     config, records = folder.config(), folder.records()
@@ -983,7 +983,7 @@ def _status(args: argparse.Namespace) -> int:
 def _replay(args: argparse.Namespace) -> int:
     from dnas.formatting import percent, several
     from dnas.replay import replay, train_again
-    from dnas.study import find_study
+    from dnas.study.folder import find_study
 
     folder = find_study(args.study)
     if args.trial is not None:
@@ -1011,9 +1011,9 @@ def _replay(args: argparse.Namespace) -> int:
 
 def _extend(args: argparse.Namespace) -> int:
     from dnas.extend import extend
-    from dnas.inputs import space_of
     from dnas.space.parse import load_space
-    from dnas.study import find_study
+    from dnas.study.config import space_of
+    from dnas.study.folder import find_study
 
     folder = find_study(args.study)
     config = folder.config()

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dnas.formatting import count, duration, percent, several
-from dnas.study import STATES, TrialRecord, rank
+from dnas.study.record import STATES, TrialRecord, rank
 
 WITH_REASONS = ("failed", "infeasible")
 ROWS = 12  # of the live table: the running ones and the last that ended

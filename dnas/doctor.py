@@ -26,13 +26,14 @@ from typing import TYPE_CHECKING, Any
 from dnas.errors import InputError
 from dnas.formatting import joined, several
 from dnas.history import ENDED, History, Trial
-from dnas.inputs import DEFAULTS, check_proposed, objectives_of, space_of
 from dnas.io import remove_torn
 from dnas.lease import EXPIRY_SECONDS, Lease, LeaseHeld, is_dead, read_lease
 from dnas.lease import NAME as LEASE
-from dnas.mirror import NAME as MIRROR
-from dnas.mirror import mirror_agrees, remove_mirror, sync_mirror
-from dnas.study import STATES, StudyFolder, TrialRecord, find_study, new_record
+from dnas.study.config import DEFAULTS, check_proposed, objectives_of, space_of
+from dnas.study.folder import StudyFolder, find_study
+from dnas.study.optuna_mirror import NAME as MIRROR
+from dnas.study.optuna_mirror import mirror_agrees, remove_mirror, sync_mirror
+from dnas.study.record import STATES, TrialRecord, new_record
 
 if TYPE_CHECKING:
     from dnas.training.checkpoint import Epoch

@@ -17,8 +17,9 @@ from dnas.analysis.fanova import BELIEVABLE, REST, Fanova
 from dnas.analysis.importance import CHOICES, SPEC, Evidence, evidence, importance
 from dnas.errors import InputError, unknown
 from dnas.formatting import joined, said, several
-from dnas.inputs import objectives_of
-from dnas.study import StudyFolder, TrialRecord, find_study
+from dnas.study.config import objectives_of
+from dnas.study.folder import StudyFolder, find_study
+from dnas.study.record import TrialRecord
 
 ALL, BEST = "all", "best tenth"
 FANOVA, PED = "fANOVA", "PED-ANOVA"

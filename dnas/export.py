@@ -16,7 +16,7 @@ from dnas.arch import format_name
 from dnas.data import Dataset
 from dnas.errors import InputError
 from dnas.io import write_atomic
-from dnas.study import StudyFolder, find_study
+from dnas.study.folder import StudyFolder, find_study
 from dnas.training.checkpoint import Run, load_run
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from dnas.errors import InputError
 from dnas.history import History, Trial
-from dnas.inputs import DEFAULTS, objectives_of, space_of
 from dnas.space.space import Choice, Limits, Space
-from dnas.study import StudyFolder
+from dnas.study.config import DEFAULTS, objectives_of, space_of
+from dnas.study.folder import StudyFolder
 
 
 def extend(folder: StudyFolder, wider: Space, limits: Mapping[str, float]) -> list[str]:

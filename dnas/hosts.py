@@ -36,15 +36,16 @@ from dnas.executors.postgres import PostgresExecutor
 from dnas.executors.worker import Job, Message
 from dnas.formatting import percent, redact, several
 from dnas.history import ENDED
-from dnas.inputs import Options, check_objectives, data_arguments_of, frozen_inputs, objectives_of, space_of
 from dnas.io import DiskFull, write_atomic
 from dnas.lease import LeaseLost, Watch
-from dnas.mirror import open_mirror
 from dnas.retrain import retrain_best
 from dnas.search import Driver, Executor, Outcome, Show, check_fits
 from dnas.shared import Shared
 from dnas.storage import Beat, Stopped, Storage
-from dnas.study import StudyFolder, StudyHeld, TrialRecord
+from dnas.study.config import Options, check_objectives, data_arguments_of, frozen_inputs, objectives_of, space_of
+from dnas.study.folder import StudyFolder, StudyHeld
+from dnas.study.optuna_mirror import open_mirror
+from dnas.study.record import TrialRecord
 
 BEAT_SECONDS = 2.0
 CLAIM_SECONDS = 0.25  # between two looks for a job, where there is a free slot

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from dnas.executors.worker import Job
-from dnas.inputs import Means, Options
-from dnas.study import TrialRecord
+from dnas.study.config import Means, Options
+from dnas.study.record import TrialRecord
 
 
 def make_job(

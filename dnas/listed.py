@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dnas.errors import InputError, unknown
 from dnas.formatting import redact
-from dnas.inputs import TINY_IMAGE, Means, cores, default_threads, default_workers
+from dnas.study.config import TINY_IMAGE, Means, cores, default_threads, default_workers
 
 if TYPE_CHECKING:
     from dnas.runs import PlannedRun

@@ -21,10 +21,11 @@ from dnas.arch import parse_name
 from dnas.errors import InputError
 from dnas.evidence import over_line, read_evidence
 from dnas.formatting import count, said, several
-from dnas.inputs import data_arguments_of
 from dnas.listed import check_executor, command_line, means_of, train_listed
 from dnas.space.space import Space
-from dnas.study import StudyFolder, find_study, rank
+from dnas.study.config import data_arguments_of
+from dnas.study.folder import StudyFolder, find_study
+from dnas.study.record import rank
 
 if TYPE_CHECKING:
     from dnas.runs import PlannedRun  # which imports torch

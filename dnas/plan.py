@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from dnas.arch import Spec, cost
 from dnas.data import load_dataset
 from dnas.formatting import count, duration, size
-from dnas.inputs import Options
 from dnas.nn import build
 from dnas.runs import PlannedRun
 from dnas.stopping import REDUCTION, brackets, rungs
+from dnas.study.config import Options
 from dnas.training.devices import check_device
 
 DRAWS = 200

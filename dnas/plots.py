@@ -57,7 +57,7 @@ def read_histories(sources: Sequence[str | Path], trial: int | None = None) -> l
 def _checkpoints(source: str | Path, trial: int | None) -> list[Path]:
     """A checkpoint itself; of a study that of its trial, and then those of the trial's complete final trainings."""
     from dnas.export import checkpoint_of
-    from dnas.study import StudyFolder
+    from dnas.study.folder import StudyFolder
 
     first = checkpoint_of(source, trial)
     folder = first.parent.parent.parent
@@ -133,7 +133,8 @@ def _weight_norms(args: argparse.Namespace) -> "Figure":
 
 def _weight_norms_of_all(args: argparse.Namespace) -> "Figure":
     from dnas.figures.inside import plot_weight_norms_of_trials
-    from dnas.study import find_study, rank
+    from dnas.study.folder import find_study
+    from dnas.study.record import rank
 
     if args.trial is not None:
         raise InputError("--all draws every trial of a study; leave --trial out.")

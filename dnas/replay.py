@@ -11,9 +11,9 @@ from dnas.arch import spec_from_dict
 from dnas.data import load_dataset
 from dnas.errors import InputError
 from dnas.history import ENDED, History
-from dnas.inputs import DEFAULTS, data_arguments_of, objectives_of, space_of
 from dnas.proposals import Exhausted, Region, make_sampler, propose
-from dnas.study import StudyFolder
+from dnas.study.config import DEFAULTS, data_arguments_of, objectives_of, space_of
+from dnas.study.folder import StudyFolder
 from dnas.training.checkpoint import Epoch
 from dnas.training.devices import check_device
 from dnas.training.fit import fit

@@ -9,9 +9,9 @@ from dnas.data import Dataset
 from dnas.errors import InputError
 from dnas.executors.worker import Job
 from dnas.formatting import percent
-from dnas.inputs import git_commit, versions
 from dnas.jobs import make_job, take
-from dnas.study import TrialRecord, new_record
+from dnas.study.provenance import git_commit, versions
+from dnas.study.record import TrialRecord, new_record
 from dnas.trainings import Outcome, Show, Trainings
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """Studies whose trainings are listed beforehand, not proposed: the figures of the paper, ablations.
 
-Such a study is a folder like any other (`dnas.study`), without an event log: nothing is decided between two trainings,
+Such a study is a folder like any other (`dnas.study.folder`), without an event log: nothing is decided between two trainings,
 so the list in study.toml and the records say everything. A run is known by its key. The same call again trains what is
 missing; one with more runs adds them; a run that is there and would be another now is refused.
 """
@@ -20,10 +20,12 @@ from dnas.errors import InputError
 from dnas.executors.local import LocalExecutor
 from dnas.executors.worker import Job
 from dnas.formatting import percent
-from dnas.inputs import LIST, Means, git_commit, versions
 from dnas.jobs import make_job, take
 from dnas.nn.kernels import check_kernels
-from dnas.study import StudyFolder, TrialRecord, new_record, now, read_study
+from dnas.study.config import LIST, Means
+from dnas.study.folder import StudyFolder, read_study
+from dnas.study.provenance import git_commit, versions
+from dnas.study.record import TrialRecord, new_record, now
 from dnas.training.devices import list_devices
 from dnas.training.recipe import Recipe
 from dnas.trainings import Executor, Outcome, Show, Trainings
@@ -106,7 +108,7 @@ def train_runs(
 def read_runs(study: str | Path) -> pd.DataFrame:
     """`read_study` of a study of this kind, with key, group, seed (the study seed), recipe and final (whether
     `test_error` is what was measured) of each run that has been begun."""
-    from dnas.study import find_study
+    from dnas.study.folder import find_study
 
     folder = find_study(study)
     config = folder.config()

@@ -19,14 +19,16 @@ from dnas.executors.local import LocalExecutor
 from dnas.executors.worker import Job
 from dnas.extend import settle
 from dnas.history import ENDED, History
-from dnas.inputs import Options, check_objectives, check_same, frozen_inputs, git_commit, versions
 from dnas.jobs import make_job, take
 from dnas.nn.kernels import check_kernels
 from dnas.proposals import Exhausted, Proposal, Region, make_sampler, propose
 from dnas.samplers.tpe import distributions_json
 from dnas.space.space import Space
 from dnas.stopping import check_stopping
-from dnas.study import StudyFolder, TrialRecord, new_record
+from dnas.study.config import Options, check_objectives, check_same, frozen_inputs
+from dnas.study.folder import StudyFolder
+from dnas.study.provenance import git_commit, versions
+from dnas.study.record import TrialRecord, new_record
 from dnas.training.devices import list_devices
 from dnas.training.step import check_cuda_graph
 from dnas.trainings import Executor, Outcome, Show, Trainings
@@ -40,8 +42,8 @@ def search(options: Options, show: Show, executor: Executor | None = None) -> Ou
     executor: processes of this host, unless given. `InputError` where the study on disk was made with other inputs.
     KeyboardInterrupt leaves it ready to go on.
     """
-    from dnas.mirror import open_mirror
     from dnas.retrain import retrain_best
+    from dnas.study.optuna_mirror import open_mirror
 
     folder = StudyFolder(Path("studies") / options.study)
     devices = list_devices(options.device) if executor is None else (options.device,)

@@ -14,11 +14,13 @@ from typing import Any, Protocol
 
 from dnas.errors import InputError
 from dnas.executors.worker import Job, Message
-from dnas.inputs import DEFAULT_KERNELS, Means, Options, versions
 from dnas.io import DiskFull
 from dnas.jobs import make_job
 from dnas.lease import Watch
-from dnas.study import StudyFolder, TrialRecord
+from dnas.study.config import DEFAULT_KERNELS, Means, Options
+from dnas.study.folder import StudyFolder
+from dnas.study.provenance import versions
+from dnas.study.record import TrialRecord
 
 SAME_ERRORS = 3  # so many identical errors in a row stop the search
 LOOK_SECONDS = 0.5  # between two looks for what takes too long

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from dnas.arch import DenseNetSpec, Spec, cost, format_name
-from dnas.inputs import LIST
-from dnas.study import StudyFolder
+from dnas.study.config import LIST
+from dnas.study.folder import StudyFolder
 from tests.studies import DATA, VERSIONS, add_trial, write_curve
 
 TEXT = """\

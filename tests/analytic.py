@@ -8,10 +8,10 @@ from typing import Any
 
 from dnas.arch import DenseNetSpec, cost
 from dnas.executors.worker import Job, Message
-from dnas.inputs import Options
 from dnas.space.parse import load_space
 from dnas.space.space import Space
-from dnas.study import TrialRecord
+from dnas.study.config import Options
+from dnas.study.record import TrialRecord
 
 Trouble = Callable[[Job, int], Message | None]  # what happens to a job before an epoch, if anything
 

@@ -12,7 +12,8 @@ import pandas as pd
 
 from dnas.arch import DenseNetSpec, cost
 from dnas.space.parse import parse_space
-from dnas.study import StudyFolder, TrialRecord, new_record
+from dnas.study.folder import StudyFolder
+from dnas.study.record import TrialRecord, new_record
 
 VERSIONS = {"python": "3.11.2", "torch": "2.11.0", "optuna": "5.0.0", "dnas": "0.1.0"}
 SPACE_TEXT = """\

@@ -30,10 +30,10 @@ from dnas.cli import main
 from dnas.data import load_dataset
 from dnas.errors import InputError
 from dnas.executors.worker import Job, Message
-from dnas.inputs import Means
 from dnas.nn import build
 from dnas.runs import PlannedRun, train_runs
-from dnas.study import StudyFolder
+from dnas.study.config import Means
+from dnas.study.folder import StudyFolder
 from dnas.training.checkpoint import weights_digest
 from dnas.training.fit import stream_seed
 from tests.analytic import AnalyticExecutor, Silent

@@ -28,7 +28,7 @@ from dnas.report.ablation import PICTURES
 from dnas.report.ablation_checks import checks
 from dnas.report.checklist import checklist
 from dnas.report.table import caption, latex, table_rows, to_csv, to_latex, to_markdown
-from dnas.study import StudyFolder
+from dnas.study.folder import StudyFolder
 from tests.ablations import TEXT, VARIANTS, make_ablation
 from tests.browser import Opened, chromium
 from tests.studies import make_study

@@ -40,7 +40,7 @@ from dnas.analysis.weight_norms import weight_sizes
 from dnas.arch import PRESETS, DenseNetSpec, Spec, cost, parse_name
 from dnas.errors import InputError
 from dnas.nn import build
-from dnas.study import read_study
+from dnas.study.folder import read_study
 from tests.specs import any_specs
 from tests.studies import make_study, plain_norms
 

@@ -19,7 +19,8 @@ from dnas.errors import InputError
 from dnas.executors.worker import Job, Message
 from dnas.formatting import duration
 from dnas.plan import _share_trained
-from dnas.study import StudyFolder, TrialRecord, find_study
+from dnas.study.folder import StudyFolder, find_study
+from dnas.study.record import TrialRecord
 from dnas.training.checkpoint import load_run
 from tests.analytic import AnalyticExecutor, Trouble
 from tests.studies import make_study

@@ -27,7 +27,7 @@ from ray.scripts.scripts import cli as ray_commands
 
 from dnas.cli import apply_definition_of, make_parser
 from dnas.space.parse import space_files
-from dnas.study import StudyFolder
+from dnas.study.folder import StudyFolder
 from tests import stubs
 from tests.ray_nodes import PATIENCE, QUICK, ROOT
 

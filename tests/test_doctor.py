@@ -22,10 +22,11 @@ from dnas.doctor import Finding, diagnose, main_doctor
 from dnas.errors import InputError
 from dnas.executors.worker import Job, Message
 from dnas.lease import Lease, read_lease
-from dnas.mirror import mirror_agrees
 from dnas.search import search
 from dnas.space.parse import load_space
-from dnas.study import StudyFolder, TrialRecord
+from dnas.study.folder import StudyFolder
+from dnas.study.optuna_mirror import mirror_agrees
+from dnas.study.record import TrialRecord
 from dnas.training.checkpoint import load_run, weights_digest
 from dnas.training.fit import fit
 from dnas.training.recipe import Recipe

@@ -24,7 +24,7 @@ from dnas.analysis import (
 from dnas.analysis.control import compare_arms
 from dnas.arch import PRESETS
 from dnas.errors import InputError
-from dnas.study import StudyFolder, read_study
+from dnas.study.folder import StudyFolder, read_study
 from tests.studies import make_study
 
 STATES = ["complete"] * 6 + ["stopped"] * 3 + ["failed"] + ["complete"] * 5 + ["running"]

@@ -14,8 +14,8 @@ from dnas.cli import main
 from dnas.errors import InputError
 from dnas.evidence import read_evidence
 from dnas.figures import plot_fanova, plot_interactions, title
-from dnas.inputs import LIST
-from dnas.study import StudyFolder
+from dnas.study.config import LIST
+from dnas.study.folder import StudyFolder
 from tests.studies import add_search, search_error
 
 AXES = (

@@ -10,12 +10,13 @@ from dnas.arch import DenseNetSpec, parse_name
 from dnas.cli import main
 from dnas.errors import InputError
 from dnas.executors.worker import Job, Message
-from dnas.inputs import DEFAULT_KERNELS, Means, Options
 from dnas.nn import kernels_here
 from dnas.nn.kernels import why_not
 from dnas.search import search
 from dnas.space.parse import load_space
-from dnas.study import StudyFolder, new_record
+from dnas.study.config import DEFAULT_KERNELS, Means, Options
+from dnas.study.folder import StudyFolder
+from dnas.study.record import new_record
 from dnas.training.checkpoint import digest_of_weights, read_checkpoint
 from dnas.trainings import Trainings
 from tests.analytic import AnalyticExecutor, Silent

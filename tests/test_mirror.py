@@ -16,13 +16,14 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from dnas import mirror
 from dnas.errors import InputError
 from dnas.executors.worker import Job, Message
-from dnas.mirror import FINGERPRINT, Mirror, mirror_agrees, open_mirror, sync_mirror
 from dnas.search import search
 from dnas.space.parse import load_space
-from dnas.study import StudyFolder, TrialRecord
+from dnas.study import optuna_mirror as mirror
+from dnas.study.folder import StudyFolder
+from dnas.study.optuna_mirror import FINGERPRINT, Mirror, mirror_agrees, open_mirror, sync_mirror
+from dnas.study.record import TrialRecord
 from tests.analytic import AnalyticExecutor, Silent, options
 
 
@@ -511,7 +512,7 @@ def test_the_end_does_not_wait_for_a_database_that_hangs(monkeypatch: pytest.Mon
 
 
 def test_nothing_of_optunas_databases_is_imported_before() -> None:
-    code = "import sys, dnas.mirror; print([m for m in ('optuna', 'sqlalchemy', 'torch') if m in sys.modules])"
+    code = "import sys, dnas.study.optuna_mirror; print([m for m in ('optuna', 'sqlalchemy', 'torch') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser
 
 from dnas.arch import DenseNetSpec
 from dnas.report import write_comparison, write_report
-from dnas.study import StudyFolder, read_study
+from dnas.study.folder import StudyFolder, read_study
 from tests.browser import Opened, chromium
 from tests.studies import add_trial, make_study
 

@@ -18,11 +18,12 @@ from dnas.cli import main
 from dnas.errors import InputError
 from dnas.evidence import read_evidence
 from dnas.figures import plot_path, title
-from dnas.inputs import LIST
 from dnas.path import path_of, read_trained, study_of_path
 from dnas.space.parse import parse_space
 from dnas.space.space import Space
-from dnas.study import StudyFolder, rank
+from dnas.study.config import LIST
+from dnas.study.folder import StudyFolder
+from dnas.study.record import rank
 from tests.studies import SEARCHED_SPACE, add_search, search_error
 
 SPACE = parse_space(SEARCHED_SPACE, "searched", "here")

@@ -15,7 +15,8 @@ import pytest
 from benchmarks.kill_search import SLOW_RENAME
 from benchmarks.kill_workers import account, kill_at_random
 from benchmarks.kill_workers import command as kill_command
-from dnas.study import StudyFolder, TrialRecord
+from dnas.study.folder import StudyFolder
+from dnas.study.record import TrialRecord
 
 COMMAND = [sys.executable, "-m", "dnas.cli", "search", "--space", "tiny", "--trials", "4", "--epochs", "4"]
 COMMAND += ["--stopping", "none"]

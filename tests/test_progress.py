@@ -17,7 +17,7 @@ from dnas.analysis.progress import (
     timeline,
 )
 from dnas.errors import InputError
-from dnas.study import TrialRecord
+from dnas.study.record import TrialRecord
 
 
 def record(number: int, state: str, error: float | None, arm: str = "sampler", **values: object) -> TrialRecord:

@@ -12,12 +12,12 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from dnas.arch import DenseNetSpec
 from dnas.errors import InputError
 from dnas.history import History
-from dnas.inputs import check_objectives
 from dnas.proposals import SAMPLERS, Exhausted, Proposal, Region, check_sampler, is_control, make_sampler, propose
 from dnas.samplers.problem import Problem, Told
 from dnas.samplers.tpe import distributions, frozen_trial
 from dnas.space.parse import load_space, parse_space
 from dnas.space.space import Space
+from dnas.study.config import check_objectives
 
 RARE = """# Nearly nothing is inside the limits
 dataset = "cifar10"

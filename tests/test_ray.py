@@ -21,11 +21,12 @@ from moto.server import ThreadedMotoServer
 from dnas.errors import InputError
 from dnas.executors import ray_tune
 from dnas.executors.ray_tune import RayExecutor, connect
-from dnas.inputs import Options
 from dnas.proposals import DEFAULT_SAMPLER
 from dnas.search import Outcome, search
 from dnas.space.parse import load_space
-from dnas.study import StudyFolder, TrialRecord
+from dnas.study.config import Options
+from dnas.study.folder import StudyFolder
+from dnas.study.record import TrialRecord
 from dnas.training.checkpoint import digest_of_weights, read_checkpoint
 from tests.analytic import Silent
 from tests.postgres import Server

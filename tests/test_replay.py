@@ -12,7 +12,7 @@ from dnas.extend import extend, settle
 from dnas.replay import replay
 from dnas.search import search
 from dnas.space.parse import load_space, parse_space
-from dnas.study import StudyFolder
+from dnas.study.folder import StudyFolder
 from tests.analytic import Silent
 from tests.analytic import options as options_of
 from tests.test_search import AnalyticExecutor, InTurn, essence, records

@@ -20,7 +20,7 @@ from dnas.analysis import pareto_front, wilson_interval
 from dnas.arch import DenseNetSpec
 from dnas.errors import InputError
 from dnas.report import PICTURES, inline_svg, watch_report, write_comparison, write_report
-from dnas.study import StudyFolder, read_study
+from dnas.study.folder import StudyFolder, read_study
 from tests.studies import add_trial, make_study
 
 pytestmark = pytest.mark.xdist_group("report")  # its pages are written once

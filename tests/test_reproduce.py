@@ -23,14 +23,14 @@ from dnas.cli import main
 from dnas.errors import InputError
 from dnas.executors.worker import Job, Message
 from dnas.figures import title
-from dnas.inputs import Means
 from dnas.listed import means_of
 from dnas.reproduce.command import describe_plan, planned
 from dnas.reproduce.page import write_page
 from dnas.reproduce.readings import Result, about_a_third, paired, read_result
 from dnas.reproduce.targets import BUDGETS, TARGETS, Budget, Plan, Target, make_plan
 from dnas.runs import train_runs
-from dnas.study import StudyFolder
+from dnas.study.config import Means
+from dnas.study.folder import StudyFolder
 from tests.analytic import AnalyticExecutor, Silent
 
 

@@ -20,7 +20,7 @@ from dnas.errors import InputError
 from dnas.nn import build
 from dnas.space.parse import parse_space
 from dnas.space.space import Space
-from dnas.study import find_study
+from dnas.study.folder import find_study
 from tests.specs import resnet_specs
 
 # name: (params without norms, params, macs), 32×32×3 images and 10 classes; worked out by hand in

@@ -16,9 +16,10 @@ from dnas.cli import main
 from dnas.data.catalog import data_info
 from dnas.errors import InputError
 from dnas.executors.worker import Message
-from dnas.inputs import Means
 from dnas.runs import PlannedRun, read_runs, train_runs
-from dnas.study import StudyFolder, TrialRecord
+from dnas.study.config import Means
+from dnas.study.folder import StudyFolder
+from dnas.study.record import TrialRecord
 from dnas.training.recipe import make_recipe
 from dnas.trainings import Outcome
 from tests.analytic import AnalyticExecutor, Silent, Trouble, curve

@@ -16,11 +16,12 @@ from dnas.arch import DenseNetSpec
 from dnas.errors import InputError
 from dnas.executors.worker import Job, Message
 from dnas.history import History
-from dnas.inputs import cores, default_threads, default_workers
 from dnas.lease import LeaseInfo
 from dnas.search import Outcome, search
 from dnas.space.parse import load_space, parse_space
-from dnas.study import StudyFolder, TrialRecord, check_study_name, find_study, rank, read_study
+from dnas.study.config import cores, default_threads, default_workers
+from dnas.study.folder import StudyFolder, check_study_name, find_study, read_study
+from dnas.study.record import TrialRecord, rank
 from tests.analytic import AnalyticExecutor, Silent, Trouble
 from tests.analytic import options as options_of
 from tests.data_files import noise, write_folder

@@ -19,12 +19,12 @@ from dnas.errors import InputError
 from dnas.executors.local import LocalExecutor
 from dnas.executors.worker import Job, Message
 from dnas.hosts import StoredStudy, Worker, begin, load_data, options_of, read_config, shared_of
-from dnas.inputs import Options
 from dnas.search import search
 from dnas.shared import Shared
 from dnas.space.parse import load_space
 from dnas.storage import Storage
-from dnas.study import StudyFolder
+from dnas.study.config import Options
+from dnas.study.folder import StudyFolder
 from tests.analytic import AnalyticExecutor, Silent
 from tests.postgres import PASSWORD, Server
 from tests.studies import equal_but_times, events_but_times
@@ -262,7 +262,7 @@ AHEAD = "import time; wall = time.time; time.time = lambda: wall() + 600"
 RUN_AHEAD = RUN.replace(
     "raise",
     """
-import datetime, dnas.study, dnas.lease
+import datetime, dnas.study.folder, dnas.lease
 class Ahead(datetime.datetime):
     @classmethod
     def now(cls, tz=None):

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from dnas.ablation.definition import AUTO, load_definition
 from dnas.errors import InputError
-from dnas.inputs import Means
 from dnas.listed import check_executor, command_line, means_of, train_listed
-from dnas.study import StudyFolder, check_study_name
+from dnas.study.config import Means
+from dnas.study.folder import StudyFolder, check_study_name
 
 if TYPE_CHECKING:
     from dnas.ablation.plan import Plan

@@ -44,11 +44,11 @@ from dnas.arch.families import Family, family_of
 from dnas.arch.matching import residual, resize
 from dnas.arch.names import stated_fields
 from dnas.data.catalog import DataInfo, choose_augmentation, choose_image_size, data_info
-from dnas.definition import definition_files, is_ablation, read_toml
 from dnas.errors import InputError, did_you_mean, several_problems, unknown
 from dnas.formatting import several
 from dnas.space.parse import check_keys
-from dnas.study import check_study_name
+from dnas.study.definition import definition_files, is_ablation, read_toml
+from dnas.study.folder import check_study_name
 from dnas.training.recipe import RECIPE_KEYS, Recipe, make_recipe
 
 EQUAL = ("nothing", "params", "macs", "seconds")

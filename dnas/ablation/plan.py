@@ -12,10 +12,10 @@ from dnas.arch import format_name
 from dnas.data import load_dataset
 from dnas.errors import InputError
 from dnas.formatting import count, duration, joined, several, size
-from dnas.inputs import LIST, Means
 from dnas.plan import RECORD_BYTES, estimate_seconds, seconds_per_step
 from dnas.runs import PlannedRun
-from dnas.study import StudyFolder
+from dnas.study.config import LIST, Means
+from dnas.study.folder import StudyFolder
 from dnas.training.devices import list_devices
 
 MOST_SEEDS = 20  # of `--seeds auto`

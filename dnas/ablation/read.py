@@ -13,7 +13,7 @@ from dnas.analysis.race import race_with_base
 from dnas.arch import parse_name
 from dnas.errors import InputError
 from dnas.runs import read_runs
-from dnas.study import StudyFolder, find_study
+from dnas.study.folder import StudyFolder, find_study
 from dnas.training.recipe import Recipe
 
 FACTORIALS = ("factorial", "fractional")

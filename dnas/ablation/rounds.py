@@ -11,7 +11,7 @@ from dnas.ablation.read import read_values
 from dnas.analysis.race import first_look, undecided
 from dnas.formatting import duration, joined, several
 from dnas.runs import PlannedRun
-from dnas.study import StudyFolder
+from dnas.study.folder import StudyFolder
 
 
 def train_rounds(

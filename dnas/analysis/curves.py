@@ -6,7 +6,7 @@ from io import BytesIO
 import numpy as np
 import pandas as pd
 
-from dnas.study import StudyFolder
+from dnas.study.folder import StudyFolder
 
 COLUMNS = [
     "number",

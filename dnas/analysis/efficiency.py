@@ -44,7 +44,7 @@ def pareto_front(frame: pd.DataFrame, objectives: Sequence[str] = ("params", "va
     """The non-dominated complete trials in `objectives` (columns, minimised), ascending in the first.
 
     One trial dominates another if it is no worse in each and strictly better in one; so of equal trials all stay.
-    frame: as `dnas.study.read_study` gives it. Trials without a finite value in each are left out.
+    frame: as `dnas.study.folder.read_study` gives it. Trials without a finite value in each are left out.
     """
     if frame.empty:
         return Front(frame.reindex(columns=["number", "network", *objectives]))

@@ -11,9 +11,9 @@ import pandas as pd
 from dnas.analysis.fanova import BOOTSTRAPS as FOREST_BOOTSTRAPS
 from dnas.analysis.fanova import ROUNDS, Axis, Fanova, fanova
 from dnas.errors import InputError
-from dnas.inputs import objectives_of, space_of
 from dnas.space.space import Space
-from dnas.study import TrialRecord
+from dnas.study.config import objectives_of, space_of
+from dnas.study.record import TrialRecord
 
 BEST_SHARE = 0.1  # of the trials: the region whose choices are compared with all
 LEAST_BEST = 4  # trials in it, at least

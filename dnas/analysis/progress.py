@@ -11,7 +11,7 @@ from scipy import stats
 
 from dnas.analysis.efficiency import Front
 from dnas.errors import InputError
-from dnas.study import TrialRecord
+from dnas.study.record import TrialRecord
 
 ENDED = ("complete", "stopped", "paused", "infeasible", "failed")
 BOOTSTRAPS = 2000

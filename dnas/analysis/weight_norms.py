@@ -158,7 +158,7 @@ def _from_npz(path: Path) -> NormHistory:
 
 def _sizes_beside(path: Path) -> dict[str, int]:
     """From the record in the same folder, whose spec settles every shape."""
-    from dnas.study import TrialRecord
+    from dnas.study.record import TrialRecord
 
     record = path.with_name("record.json")
     if not record.is_file():

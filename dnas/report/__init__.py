@@ -2,7 +2,7 @@
 
     reports/<study>/index.html              self-contained: styles, figures, numbers and scripts are inside
     reports/<study>/*.svg, *.png, *.pdf     each figure; *.csv the numbers behind it
-    reports/<study>/trials.csv              `dnas.study.read_study`; pareto.csv: the front's rows of it
+    reports/<study>/trials.csv              `dnas.study.folder.read_study`; pareto.csv: the front's rows of it
 
 Everything shown is read from the study's folder. Nothing here imports optuna, and torch only where the norms of the
 best network must be taken from its checkpoint.
@@ -19,7 +19,7 @@ from dnas.report.checks import checks
 from dnas.report.drawings import PICTURES, draw_all, inline_svg
 from dnas.report.pages import template
 from dnas.report.study import NAMES, read_for_report
-from dnas.study import find_study
+from dnas.study.folder import find_study
 
 __all__ = ["PICTURES", "inline_svg", "watch_report", "write_comparison", "write_report"]
 

@@ -44,7 +44,7 @@ from dnas.report.table import (
     to_markdown,
     written_cells,
 )
-from dnas.study import STATES, TrialRecord
+from dnas.study.record import STATES, TrialRecord
 
 
 @dataclass

@@ -10,7 +10,7 @@ from dnas.analysis.verdicts import level, needed, raced
 from dnas.formatting import joined, params, several
 from dnas.report.checklist import confounders
 from dnas.report.checks import Check
-from dnas.study import TrialRecord
+from dnas.study.record import TrialRecord
 
 
 def checks(a: Ablation, records: Sequence[TrialRecord]) -> list[Check]:

@@ -9,7 +9,7 @@ from dnas.ablation.read import Ablation
 from dnas.analysis.verdicts import MEASURES
 from dnas.formatting import duration, joined, several
 from dnas.report.table import changed
-from dnas.study import TrialRecord
+from dnas.study.record import TrialRecord
 
 SOURCE = "https://jmlr.org/papers/v21/20-056.html"
 

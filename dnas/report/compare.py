@@ -13,7 +13,7 @@ from dnas.errors import InputError
 from dnas.formatting import joined, several
 from dnas.report.drawings import Picture, written
 from dnas.report.study import NAMES, Drawn, Study, read_for_report, value
-from dnas.study import find_study
+from dnas.study.folder import find_study
 
 
 def read_all(names: Sequence[str | Path]) -> list[Study]:

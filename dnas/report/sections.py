@@ -21,7 +21,7 @@ from dnas.formatting import size
 from dnas.report.drawings import histories
 from dnas.report.study import NAMES, UNITS, Study, listed, objective_of, value
 from dnas.space.parse import parse_space
-from dnas.study import STATES, TrialRecord
+from dnas.study.record import STATES, TrialRecord
 
 FRONT_ROWS = 12  # of the table under the figure; pareto.csv has them all
 

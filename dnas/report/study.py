@@ -16,9 +16,10 @@ from dnas.analysis.control import ArmComparison, compare_arms, decision_epoch, v
 from dnas.analysis.fanova import Fanova
 from dnas.analysis.importance import Evidence, evidence
 from dnas.errors import InputError
-from dnas.inputs import objectives_of
 from dnas.space.objectives import TRAINED
-from dnas.study import StudyFolder, TrialRecord, find_study, rank, read_study
+from dnas.study.config import objectives_of
+from dnas.study.folder import StudyFolder, find_study, read_study
+from dnas.study.record import TrialRecord, rank
 
 # Of the forests that a page fits: a second or two in all.
 BOOTSTRAPS, ROUNDS = 30, 3

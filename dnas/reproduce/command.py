@@ -5,12 +5,12 @@ from pathlib import Path
 
 from dnas.arch import cost
 from dnas.formatting import count, duration, several, size
-from dnas.inputs import Means
 from dnas.listed import check_executor, command_line, means_of, train_listed
 from dnas.plan import RECORD_BYTES, estimate_seconds
 from dnas.reproduce.targets import Plan, make_plan
 from dnas.runs import PlannedRun, check_same_runs
-from dnas.study import StudyFolder
+from dnas.study.config import Means
+from dnas.study.folder import StudyFolder
 from dnas.training.devices import list_devices
 
 

@@ -14,11 +14,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dnas.figures import FORMATS, save, title
 from dnas.formatting import duration, percent, several
-from dnas.inputs import git_commit, versions
 from dnas.io import write_atomic
 from dnas.reproduce.readings import Result
 from dnas.reproduce.targets import Plan
-from dnas.study import StudyFolder
+from dnas.study.folder import StudyFolder
+from dnas.study.provenance import git_commit, versions
 
 TEMPLATES = Path(__file__).parent / "templates"
 CLASSES = {"holds": "holds", "does not hold": "not", "cannot tell": "unclear"}

@@ -16,7 +16,7 @@ from dnas.figures.paper import plot_families, plot_two_costs, plot_two_curves
 from dnas.formatting import count, joined, params, percent, several
 from dnas.reproduce.targets import Plan
 from dnas.runs import read_runs
-from dnas.study import StudyFolder
+from dnas.study.folder import StudyFolder
 
 BC = "DenseNet-BC"
 SIMILAR = 0.01  # a point of error: closer ones are called similar

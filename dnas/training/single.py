@@ -24,10 +24,11 @@ from dnas.data import Dataset, load_dataset
 from dnas.data.catalog import data_info
 from dnas.errors import InputError
 from dnas.formatting import count, duration, percent, several, size
-from dnas.inputs import DEFAULT_KERNELS, cores, default_threads, git_commit, versions
 from dnas.io import write_atomic
 from dnas.nn.kernels import check_kernels
 from dnas.nn.kernels.autotune import choose_kernels
+from dnas.study.config import DEFAULT_KERNELS, cores, default_threads
+from dnas.study.provenance import git_commit, versions
 from dnas.training.checkpoint import Epoch, check_same_run
 from dnas.training.devices import check_device, is_out_of_memory
 from dnas.training.distributed import ALONE, Group, is_loss_of_peer, is_started_by_torchrun, join_group

@@ -10,7 +10,7 @@ from typing import Any
 
 from dnas.errors import InputError, did_you_mean
 from dnas.space.parse import shipped_folders
-from dnas.study import check_study_name
+from dnas.study.folder import check_study_name
 
 # key of a definition: (the option's name in the parsed arguments, its type)
 KEYS: dict[str, tuple[str, type]] = {

@@ -33,8 +33,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dnas.errors import InputError
-from dnas.inputs import DEFAULTS, objectives_of
-from dnas.study import StudyFolder, TrialRecord
+from dnas.study.config import DEFAULTS, objectives_of
+from dnas.study.folder import StudyFolder
+from dnas.study.record import TrialRecord
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -1,23 +1,20 @@
-"""The inputs of a study: what the command says, what `study.toml` freezes of it, and whether a later command agrees."""
+"""The configuration of a study: what a command asks for, what `study.toml` freezes of it, and whether a later command agrees."""
 
 import dataclasses
 import os
-import platform
 import socket
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from dnas import __version__
 from dnas.errors import InputError
 from dnas.space.objectives import PRICED
 from dnas.space.parse import parse_space
 from dnas.space.space import Limits, Space
-from dnas.study import StudyFolder, now
+from dnas.study.folder import StudyFolder
+from dnas.study.provenance import git_commit, versions
+from dnas.study.record import now
 from dnas.training.recipe import Recipe
 
 LIST = "list"  # the `kind` of a study whose trainings were listed: see dnas.runs
@@ -216,35 +213,6 @@ def check_same(folder: StudyFolder, options: Options, data: Any = None) -> None:
 
 def _stated(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in values.items()) or "none"
-
-
-@cache
-def versions() -> dict[str, str]:
-    """The versions that a number may depend on."""
-    found = {name: metadata.version(name) for name in ("torch", "torchvision", "optuna", "numpy")}
-    return found | {
-        "dnas": __version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "system": platform.platform(),
-    }
-
-
-@cache
-def git_commit() -> str | None:
-    """The commit of the dnas that runs, with a `+` where files differ from it; None where it is not a checkout."""
-    here = Path(__file__).resolve().parent
-    if not (here.parent / ".git").exists():
-        return None
-    try:
-        run = ["git", "-C", str(here)]
-        head = subprocess.run([*run, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=5).stdout
-        dirty = subprocess.run(
-            [*run, "diff", "--quiet", "HEAD"], check=False, timeout=5, capture_output=True
-        ).returncode
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return head.strip() + ("+" if dirty else "")
 
 
 # --- what a command leaves open -----------------------------------------------------------------------------------

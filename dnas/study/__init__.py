@@ -1,0 +1,1 @@
+"""A study on disk: its frozen inputs, its event log, and one folder per trial."""

@@ -1,0 +1,38 @@
+"""Provenance of a result: library versions, machine and commit."""
+
+import platform
+import subprocess
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+from dnas import __version__
+
+
+@cache
+def versions() -> dict[str, str]:
+    """The versions that a number may depend on."""
+    found = {name: metadata.version(name) for name in ("torch", "torchvision", "optuna", "numpy")}
+    return found | {
+        "dnas": __version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "system": platform.platform(),
+    }
+
+
+@cache
+def git_commit() -> str | None:
+    """The commit of the dnas that runs, with a `+` where files differ from it; None where it is not a checkout."""
+    here = Path(__file__).resolve().parents[1]
+    if not (here.parent / ".git").exists():
+        return None
+    try:
+        run = ["git", "-C", str(here)]
+        head = subprocess.run([*run, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=5).stdout
+        dirty = subprocess.run(
+            [*run, "diff", "--quiet", "HEAD"], check=False, timeout=5, capture_output=True
+        ).returncode
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.strip() + ("+" if dirty else "")
