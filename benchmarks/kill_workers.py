@@ -21,7 +21,7 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
-from dnas.lease import read_lease
+from dnas.executors.lease import read_lease
 from dnas.replay import replay, train_again
 from dnas.study.folder import StudyFolder
 

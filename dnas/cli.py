@@ -719,9 +719,9 @@ def _worker(args: argparse.Namespace) -> int:
     from dnas.display import make_display
     from dnas.executors.forkserver import start_forkserver
     from dnas.executors.local import LocalExecutor
+    from dnas.executors.shared_storage import Shared
     from dnas.formatting import several
     from dnas.hosts import COMPLETE, StoredStudy, Worker, begin, load_data, options_of, read_config, shared_of
-    from dnas.shared import Shared
     from dnas.study.config import default_workers
     from dnas.training.devices import list_devices
 

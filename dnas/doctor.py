@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dnas.errors import InputError
+from dnas.executors.lease import EXPIRY_SECONDS, Lease, LeaseHeld, is_dead, read_lease
+from dnas.executors.lease import NAME as LEASE
 from dnas.formatting import joined, several
 from dnas.history import ENDED, History, Trial
 from dnas.io import remove_torn
-from dnas.lease import EXPIRY_SECONDS, Lease, LeaseHeld, is_dead, read_lease
-from dnas.lease import NAME as LEASE
 from dnas.study.config import DEFAULTS, check_proposed, objectives_of, space_of
 from dnas.study.folder import StudyFolder, find_study
 from dnas.study.optuna_mirror import NAME as MIRROR

@@ -32,15 +32,15 @@ import tomli_w
 
 from dnas.data import Dataset, load_dataset
 from dnas.errors import InputError
+from dnas.executors.lease import LeaseLost, Watch
 from dnas.executors.postgres import PostgresExecutor
+from dnas.executors.shared_storage import Shared
 from dnas.executors.worker import Job, Message
 from dnas.formatting import percent, redact, several
 from dnas.history import ENDED
 from dnas.io import DiskFull, write_atomic
-from dnas.lease import LeaseLost, Watch
 from dnas.retrain import retrain_best
 from dnas.search import Driver, Executor, Outcome, Show, check_fits
-from dnas.shared import Shared
 from dnas.storage import Beat, Stopped, Storage
 from dnas.study.config import Options, check_objectives, data_arguments_of, frozen_inputs, objectives_of, space_of
 from dnas.study.folder import StudyFolder, StudyHeld

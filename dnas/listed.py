@@ -13,8 +13,8 @@ from dnas.formatting import redact
 from dnas.study.config import TINY_IMAGE, Means, cores, default_threads, default_workers
 
 if TYPE_CHECKING:
+    from dnas.executors.protocol import Outcome
     from dnas.runs import PlannedRun
-    from dnas.trainings import Outcome
 
 EXECUTORS = ("local", "ray")
 RAY_OPTIONS = ("ray_address", "gpus_per_trial", "cpus_per_trial", "shared")

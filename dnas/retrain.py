@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 from dnas.arch import spec_from_dict
 from dnas.data import Dataset
 from dnas.errors import InputError
+from dnas.executors.job import make_job, take
+from dnas.executors.protocol import Outcome, Show
+from dnas.executors.runner import Trainings
 from dnas.executors.worker import Job
 from dnas.formatting import percent
-from dnas.jobs import make_job, take
 from dnas.study.provenance import git_commit, versions
 from dnas.study.record import TrialRecord, new_record
-from dnas.trainings import Outcome, Show, Trainings
 
 if TYPE_CHECKING:
     from dnas.search import Driver

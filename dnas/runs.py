@@ -17,10 +17,12 @@ import pandas as pd
 from dnas.arch import Spec, cost, format_name
 from dnas.data import Dataset, load_dataset
 from dnas.errors import InputError
+from dnas.executors.job import make_job, take
 from dnas.executors.local import LocalExecutor
+from dnas.executors.protocol import Executor, Outcome, Show
+from dnas.executors.runner import Trainings
 from dnas.executors.worker import Job
 from dnas.formatting import percent
-from dnas.jobs import make_job, take
 from dnas.nn.kernels import check_kernels
 from dnas.study.config import LIST, Means
 from dnas.study.folder import StudyFolder, read_study
@@ -28,7 +30,6 @@ from dnas.study.provenance import git_commit, versions
 from dnas.study.record import TrialRecord, new_record, now
 from dnas.training.devices import list_devices
 from dnas.training.recipe import Recipe
-from dnas.trainings import Executor, Outcome, Show, Trainings
 
 ARM = "listed"
 NOT_THE_NETWORKS = ("error", "input", "lost worker", "crash")  # reasons to fail that another call may not meet

@@ -15,11 +15,13 @@ from typing import Any
 
 from dnas.data import load_dataset
 from dnas.errors import InputError
+from dnas.executors.job import make_job, take
 from dnas.executors.local import LocalExecutor
+from dnas.executors.protocol import Executor, Outcome, Show
+from dnas.executors.runner import Trainings
 from dnas.executors.worker import Job
 from dnas.extend import settle
 from dnas.history import ENDED, History
-from dnas.jobs import make_job, take
 from dnas.nn.kernels import check_kernels
 from dnas.proposals import Exhausted, Proposal, Region, make_sampler, propose
 from dnas.samplers.tpe import distributions_json
@@ -31,7 +33,6 @@ from dnas.study.provenance import git_commit, versions
 from dnas.study.record import TrialRecord, new_record
 from dnas.training.devices import list_devices
 from dnas.training.step import check_cuda_graph
-from dnas.trainings import Executor, Outcome, Show, Trainings
 
 __all__ = ["Driver", "Executor", "Outcome", "Show", "check_fits", "search"]
 

@@ -36,8 +36,8 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from dnas.errors import InputError, did_you_mean
+from dnas.executors.lease import EXPIRY_SECONDS, LeaseLost
 from dnas.formatting import redact
-from dnas.lease import EXPIRY_SECONDS, LeaseLost
 
 SCHEMA = 1
 LONGEST_PAUSE = 2.0  # seconds between two attempts to reach a database

@@ -20,8 +20,8 @@ from dnas import doctor
 from dnas.data import load_dataset
 from dnas.doctor import Finding, diagnose, main_doctor
 from dnas.errors import InputError
+from dnas.executors.lease import Lease, read_lease
 from dnas.executors.worker import Job, Message
-from dnas.lease import Lease, read_lease
 from dnas.search import search
 from dnas.space.parse import load_space
 from dnas.study.folder import StudyFolder

@@ -17,10 +17,10 @@ import torch
 from dnas.arch import cost, parse_name
 from dnas.data.catalog import data_info
 from dnas.executors import local
+from dnas.executors.lease import Lease, LeaseLost, read_lease
 from dnas.executors.local import LocalExecutor
 from dnas.executors.worker import REASONS, Job, Message, limit_memory, run_job
 from dnas.io import DiskFull
-from dnas.lease import Lease, LeaseLost, read_lease
 from dnas.training import fit as train
 from dnas.training.checkpoint import read_checkpoint
 from dnas.training.recipe import make_recipe

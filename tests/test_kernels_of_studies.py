@@ -9,6 +9,7 @@ import pytest
 from dnas.arch import DenseNetSpec, parse_name
 from dnas.cli import main
 from dnas.errors import InputError
+from dnas.executors.runner import Trainings
 from dnas.executors.worker import Job, Message
 from dnas.nn import kernels_here
 from dnas.nn.kernels import why_not
@@ -18,7 +19,6 @@ from dnas.study.config import DEFAULT_KERNELS, Means, Options
 from dnas.study.folder import StudyFolder
 from dnas.study.record import new_record
 from dnas.training.checkpoint import digest_of_weights, read_checkpoint
-from dnas.trainings import Trainings
 from tests.analytic import AnalyticExecutor, Silent
 
 
@@ -67,7 +67,7 @@ def test_auto_is_settled_once_by_the_first_network(monkeypatch: pytest.MonkeyPat
 
 
 def test_whoever_asks_for_nothing_gets_what_is_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dnas.trainings.DEFAULT_KERNELS", DEFAULT_KERNELS)
+    monkeypatch.setattr("dnas.executors.runner.DEFAULT_KERNELS", DEFAULT_KERNELS)
     monkeypatch.setattr("dnas.training.single.DEFAULT_KERNELS", DEFAULT_KERNELS)
     monkeypatch.setattr("dnas.nn.kernels.autotune.choose_kernels", lambda *args: "ref")
     monkeypatch.setattr("dnas.training.single.choose_kernels", lambda *args: "ref")

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "dnas"
 # Lowest first. A module imports from those at or above its own line only; `cli` stands last, but for `python -m`.
 ORDER = [
     ["dnas", "dnas.errors", "dnas.formatting", "dnas.io"],
-    ["dnas.arch", "dnas.lease", "dnas.space.objectives", "dnas.shared", "dnas.storage"],
+    ["dnas.arch", "dnas.executors.lease", "dnas.space.objectives", "dnas.executors.shared_storage", "dnas.storage"],
     ["dnas.nn", "dnas.data", "dnas.training.distributed"],
     ["dnas.training.recipe", "dnas.training.step", "dnas.stopping"],
     ["dnas.space.parse"],
@@ -19,8 +19,8 @@ ORDER = [
     ["dnas.history"],
     ["dnas.proposals", "dnas.study.config"],
     ["dnas.extend", "dnas.study.optuna_mirror", "dnas.replay"],
-    ["dnas.jobs"],
-    ["dnas.trainings"],
+    ["dnas.executors.job"],
+    ["dnas.executors.runner"],
     ["dnas.retrain"],
     ["dnas.search", "dnas.runs"],
     ["dnas.hosts"],
@@ -57,7 +57,7 @@ HOMES = {
     "sklearn": {"dnas.data", "dnas.analysis"},
     "ray": {"dnas.executors"},
     "psycopg": {"dnas.storage"},
-    "fsspec": {"dnas.shared"},
+    "fsspec": {"dnas.executors.shared_storage"},
     "triton": {"dnas.nn"},
 }
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from dnas import lease as leases
+from dnas.executors import lease as leases
+from dnas.executors.lease import Lease, LeaseHeld, LeaseInfo, LeaseLost, is_dead, process_start, read_lease
 from dnas.io import remove_torn
-from dnas.lease import Lease, LeaseHeld, LeaseInfo, LeaseLost, is_dead, process_start, read_lease
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 60.0  # seconds for a thing that takes one: a machine can be busy
@@ -23,7 +23,7 @@ QUICK = {"beat_seconds": 0.1, "expiry_seconds": 2.0}
 # Takes the lease and says so; on each line of its input says whether it still has it; at the end gives it back.
 HOLDER = """
 import sys, pathlib
-from dnas.lease import Lease, LeaseLost
+from dnas.executors.lease import Lease, LeaseLost
 with Lease.take(pathlib.Path(sys.argv[1]), 3, 0.0, beat_seconds=0.1) as lease:
     print("held", flush=True)
     for line in sys.stdin:
@@ -38,7 +38,7 @@ print("released", flush=True)
 # Races for one folder after another with others of its kind, and keeps what it gets.
 RACER = """
 import sys, pathlib, time
-from dnas.lease import Lease, LeaseHeld
+from dnas.executors.lease import Lease, LeaseHeld
 folders, start = sys.argv[2:], pathlib.Path(sys.argv[1])
 print("ready", flush=True)
 while not start.exists():

@@ -15,13 +15,13 @@ from dnas.arch import parse_name
 from dnas.cli import main
 from dnas.data.catalog import data_info
 from dnas.errors import InputError
+from dnas.executors.protocol import Outcome
 from dnas.executors.worker import Message
 from dnas.runs import PlannedRun, read_runs, train_runs
 from dnas.study.config import Means
 from dnas.study.folder import StudyFolder
 from dnas.study.record import TrialRecord
 from dnas.training.recipe import make_recipe
-from dnas.trainings import Outcome
 from tests.analytic import AnalyticExecutor, Silent, Trouble, curve
 from tests.studies import equal_but_times
 

@@ -14,9 +14,9 @@ import torch
 
 from dnas.arch import DenseNetSpec
 from dnas.errors import InputError
+from dnas.executors.lease import LeaseInfo
 from dnas.executors.worker import Job, Message
 from dnas.history import History
-from dnas.lease import LeaseInfo
 from dnas.search import Outcome, search
 from dnas.space.parse import load_space, parse_space
 from dnas.study.config import cores, default_threads, default_workers
@@ -658,7 +658,7 @@ def test_the_seconds_before_an_interruption_count() -> None:
 
 def test_a_worker_without_a_heartbeat_is_ended_and_its_trial_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """The lease in the trial's folder stands still while the clock goes on: nobody trains there any more."""
-    monkeypatch.setattr("dnas.lease.EXPIRY_SECONDS", 10.0)
+    monkeypatch.setattr("dnas.executors.lease.EXPIRY_SECONDS", 10.0)
 
     class Frozen(AnalyticExecutor):
         def start(self, job: Job) -> None:
@@ -682,7 +682,7 @@ def test_a_worker_without_a_heartbeat_is_ended_and_its_trial_goes_on(monkeypatch
 
 
 def test_workers_that_always_freeze_stop_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dnas.lease.EXPIRY_SECONDS", 10.0)
+    monkeypatch.setattr("dnas.executors.lease.EXPIRY_SECONDS", 10.0)
 
     class Frozen(AnalyticExecutor):
         def start(self, job: Job) -> None:
@@ -942,7 +942,7 @@ def test_a_final_training_that_takes_too_long_is_ended() -> None:
 
 
 def test_a_final_training_whose_worker_froze_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dnas.lease.EXPIRY_SECONDS", 10.0)
+    monkeypatch.setattr("dnas.executors.lease.EXPIRY_SECONDS", 10.0)
     search(options(1), Silent(), Measuring())
 
     class Frozen(Measuring):

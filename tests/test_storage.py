@@ -12,8 +12,8 @@ import psycopg
 import pytest
 
 from dnas.errors import InputError
+from dnas.executors.lease import LeaseLost
 from dnas.executors.postgres import PostgresExecutor
-from dnas.lease import LeaseLost
 from dnas.storage import Address, Storage
 from tests.postgres import PASSWORD, Server
 

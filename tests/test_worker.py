@@ -17,10 +17,10 @@ import pytest
 from dnas.cli import main
 from dnas.errors import InputError
 from dnas.executors.local import LocalExecutor
+from dnas.executors.shared_storage import Shared
 from dnas.executors.worker import Job, Message
 from dnas.hosts import StoredStudy, Worker, begin, load_data, options_of, read_config, shared_of
 from dnas.search import search
-from dnas.shared import Shared
 from dnas.space.parse import load_space
 from dnas.storage import Storage
 from dnas.study.config import Options
@@ -262,7 +262,7 @@ AHEAD = "import time; wall = time.time; time.time = lambda: wall() + 600"
 RUN_AHEAD = RUN.replace(
     "raise",
     """
-import datetime, dnas.study.folder, dnas.lease
+import datetime, dnas.study.folder, dnas.executors.lease
 class Ahead(datetime.datetime):
     @classmethod
     def now(cls, tz=None):

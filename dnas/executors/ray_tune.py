@@ -32,9 +32,9 @@ from ray.tune.search import Searcher
 
 from dnas.errors import InputError
 from dnas.executors.ray_worker import BODY, CARRIED, carry, pack
+from dnas.executors.shared_storage import Shared
 from dnas.executors.worker import Job, Message
 from dnas.io import write_atomic
-from dnas.shared import Shared
 from dnas.training.checkpoint import digest_of_weights, read_checkpoint
 
 CONNECT_SECONDS = 10.0

@@ -21,8 +21,8 @@ import torch
 from dnas.arch import spec_from_dict
 from dnas.data import load_dataset
 from dnas.errors import InputError
+from dnas.executors.lease import Lease, LeaseHeld, LeaseLost
 from dnas.io import DiskFull, write_atomic
-from dnas.lease import Lease, LeaseHeld, LeaseLost
 from dnas.nn import build, kernels_here
 from dnas.training.devices import is_out_of_memory, peak_memory_bytes
 from dnas.training.evaluate import evaluate, measure_latency

@@ -1,7 +1,7 @@
-"""Carrying trainings through an executor: one loop, what workers say, and the policy for each way to fail.
+"""Run trials through an executor: event loop, message handling and failure policy.
 
-A search (`dnas.search.Driver`) proposes the next network from what was trained before; a list of runs (`dnas.runs`)
-knows them all beforehand. The rest is the same, and is here.
+A search proposes the next network from the results so far; a batch knows its runs beforehand. Everything else is shared
+and lives here.
 """
 
 import math
@@ -10,13 +10,14 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from dnas.errors import InputError
+from dnas.executors.job import make_job
+from dnas.executors.lease import Watch
+from dnas.executors.protocol import Executor, Outcome, Show
 from dnas.executors.worker import Job, Message
 from dnas.io import DiskFull
-from dnas.jobs import make_job
-from dnas.lease import Watch
 from dnas.study.config import DEFAULT_KERNELS, Means, Options
 from dnas.study.folder import StudyFolder
 from dnas.study.provenance import versions
@@ -26,44 +27,6 @@ SAME_ERRORS = 3  # so many identical errors in a row stop the search
 LOOK_SECONDS = 0.5  # between two looks for what takes too long
 LOST_WORKERS = 5  # so often a trial whose process died is gone on with before it has finished another epoch
 CRASHES = 2  # deaths by one signal such as SIGSEGV after which a trial fails: its network would crash again
-
-
-@dataclass
-class Outcome:
-    """How a search ended: `stopped_by` is None where it did what was asked, else why it did not."""
-
-    trials: int
-    exhausted: bool = False
-    stopped_by: str | None = None
-
-
-class Executor(Protocol):
-    """Carries trials and decides nothing; `dnas.executors.local.LocalExecutor` is one."""
-
-    @property
-    def running(self) -> list[str]: ...
-    @property
-    def workers(self) -> int: ...
-    @property
-    def queued(self) -> set[str]: ...
-    def room(self, job: Job) -> bool: ...
-    def start(self, job: Job) -> None: ...
-    def wait(self, timeout: float) -> list[tuple[str, Message]]: ...
-    def answer(self, key: str, go_on: bool) -> None: ...
-    def kill(self, key: str) -> None: ...
-    def clock(self) -> float: ...
-    def stop(self) -> None: ...
-
-
-class Show(Protocol):
-    """What the loop tells whoever watches."""
-
-    def opened(self, records: list[TrialRecord], wanted: int) -> None: ...
-    def began(self, record: TrialRecord) -> None: ...
-    def step(self, record: TrialRecord, done: int, total: int) -> None: ...
-    def epoch(self, record: TrialRecord, row: dict[str, Any]) -> None: ...
-    def ended(self, record: TrialRecord) -> None: ...
-    def note(self, text: str) -> None: ...
 
 
 @dataclass
