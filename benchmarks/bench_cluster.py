@@ -63,7 +63,7 @@ def cluster(nodes: int, slots: int) -> Iterator[str]:
 def through_dnas(address: str, trials: int, seconds: float, workers: int) -> tuple[float, list[float]]:
     """Seconds from the first ask to the last tell of a study, and the moments of the tells after the first ask."""
     from dnas.executors.ray_tune import RayExecutor
-    from dnas.search import search
+    from dnas.search.run import search
     from tests.analytic import Silent, options
 
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):

@@ -22,8 +22,8 @@ import optuna
 
 from dnas.arch import DenseNetSpec, cost
 from dnas.executors.worker import Job, Message
-from dnas.samplers.tpe import distributions
-from dnas.search import Driver
+from dnas.search.driver import Driver
+from dnas.search.samplers.tpe import distributions
 from dnas.space.parse import load_space
 from dnas.study.config import Options
 from dnas.study.folder import StudyFolder, read_study

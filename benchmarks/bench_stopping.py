@@ -1,4 +1,4 @@
-"""What early stopping saves, and what it loses: the rules of `dnas.stopping` on learning curves, on a simulated clock.
+"""What early stopping saves, and what it loses: the rules of `dnas.search.stopping` on learning curves, on a simulated clock.
 
     python benchmarks/bench_stopping.py > benchmarks/results/stopping.md
 
@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
+from dnas.search.stopping import STRATA, Ladder
 from dnas.space.objectives import hypervolume
-from dnas.stopping import STRATA, Ladder
 
 WORKERS = 4
 EPOCHS = 27

@@ -22,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dnas.executors.lease import read_lease
-from dnas.replay import replay, train_again
+from dnas.search.replay import replay, train_again
 from dnas.study.folder import StudyFolder
 
 

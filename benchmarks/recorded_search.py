@@ -11,7 +11,7 @@ from benchmarks.recorded import CHOICES, Table, row_of
 from dnas.arch import Cost
 from dnas.display import PlainLines
 from dnas.executors.worker import Job, Message
-from dnas.search import Driver
+from dnas.search.driver import Driver
 from dnas.space.parse import load_space
 from dnas.space.space import Limits, Space
 from dnas.study.config import Options

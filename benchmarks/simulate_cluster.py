@@ -121,7 +121,7 @@ class Simulated:
 
 def simulate(workers: int, trials: int, sampler: str, seconds: float) -> dict[str, Any]:
     from benchmarks.bench_driver import DATA
-    from dnas.search import Driver
+    from dnas.search.driver import Driver
     from dnas.space.parse import load_space
     from dnas.study.config import Options
     from dnas.study.folder import StudyFolder

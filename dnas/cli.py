@@ -628,7 +628,7 @@ def _search(args: argparse.Namespace) -> int:
 
         start_forkserver()
     from dnas.display import make_display
-    from dnas.search import search
+    from dnas.search.run import search
 
     display = make_display(args.quiet, args.verbose)
     if not args.quiet:
@@ -664,10 +664,10 @@ def apply_definition_of(args: argparse.Namespace) -> None:
 def _search_options(args: argparse.Namespace, folder: Any, begun: dict[str, Any]) -> Any:
     """The `Options` of a search. begun: study.toml of the study, {} of a new one; what the command leaves open is as
     there."""
-    from dnas.proposals import DEFAULT_SAMPLER, check_sampler
+    from dnas.search.proposals import DEFAULT_SAMPLER, check_sampler
+    from dnas.search.stopping import check_stopping
     from dnas.space.objectives import read_objectives
     from dnas.space.parse import load_space
-    from dnas.stopping import check_stopping
     from dnas.study.config import Options, default_threads, default_workers, space_of
 
     limits = {key: value for key, value in (("params", args.max_params), ("macs", args.max_macs)) if value is not None}
@@ -847,7 +847,7 @@ def _command_line(args: argparse.Namespace) -> str:
 def _opening(options: Any, executor: Any) -> str:
     from dnas.data.catalog import data_info
     from dnas.formatting import count, several
-    from dnas.stopping import Ladder
+    from dnas.search.stopping import Ladder
 
     space, recipe = options.space, options.space.recipe
     size, survey = space.size(), space.survey()
@@ -982,7 +982,7 @@ def _status(args: argparse.Namespace) -> int:
 
 def _replay(args: argparse.Namespace) -> int:
     from dnas.formatting import percent, several
-    from dnas.replay import replay, train_again
+    from dnas.search.replay import replay, train_again
     from dnas.study.folder import find_study
 
     folder = find_study(args.study)
@@ -1010,7 +1010,7 @@ def _replay(args: argparse.Namespace) -> int:
 
 
 def _extend(args: argparse.Namespace) -> int:
-    from dnas.extend import extend
+    from dnas.search.extend import extend
     from dnas.space.parse import load_space
     from dnas.study.config import space_of
     from dnas.study.folder import find_study
@@ -1035,7 +1035,7 @@ def _extend(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from dnas.doctor import main_doctor
+    from dnas.search.doctor import main_doctor
 
     return main_doctor(args)
 

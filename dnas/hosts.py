@@ -37,10 +37,10 @@ from dnas.executors.postgres import PostgresExecutor
 from dnas.executors.shared_storage import Shared
 from dnas.executors.worker import Job, Message
 from dnas.formatting import percent, redact, several
-from dnas.history import ENDED
 from dnas.io import DiskFull, write_atomic
-from dnas.retrain import retrain_best
-from dnas.search import Driver, Executor, Outcome, Show, check_fits
+from dnas.search.driver import Driver, Executor, Outcome, Show, check_fits
+from dnas.search.retrain import retrain_best
+from dnas.search.state import ENDED
 from dnas.storage import Beat, Stopped, Storage
 from dnas.study.config import Options, check_objectives, data_arguments_of, frozen_inputs, objectives_of, space_of
 from dnas.study.folder import StudyFolder, StudyHeld

@@ -15,7 +15,7 @@ from dnas.data import load_dataset
 from dnas.formatting import count, duration, size
 from dnas.nn import build
 from dnas.runs import PlannedRun
-from dnas.stopping import REDUCTION, brackets, rungs
+from dnas.search.stopping import REDUCTION, brackets, rungs
 from dnas.study.config import Options
 from dnas.training.devices import check_device
 

@@ -288,7 +288,7 @@ def trained_by_formula(
         def _result(self, row: dict[str, object], finished: bool) -> dict[str, object]:
             return super()._result(row, finished) | {"test_error": 0.125, "test_loss": 0.5}
 
-    monkeypatch.setattr("dnas.search.LocalExecutor", Formulas)
+    monkeypatch.setattr("dnas.search.run.LocalExecutor", Formulas)
     return used
 
 

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dnas import doctor
 from dnas.data import load_dataset
-from dnas.doctor import Finding, diagnose, main_doctor
 from dnas.errors import InputError
 from dnas.executors.lease import Lease, read_lease
 from dnas.executors.worker import Job, Message
-from dnas.search import search
+from dnas.search.doctor import Finding, diagnose, main_doctor
+from dnas.search.driver import doctor
+from dnas.search.run import search
 from dnas.space.parse import load_space
 from dnas.study.folder import StudyFolder
 from dnas.study.optuna_mirror import mirror_agrees
@@ -600,7 +600,7 @@ def test_a_study_of_dnas_0_1_is_left_alone() -> None:
 
 
 def test_a_record_from_before_the_space_was_widened_is_made_again() -> None:
-    extend = pytest.importorskip("dnas.extend").extend
+    extend = pytest.importorskip("dnas.search.extend").extend
     interrupted()
     whole = study().records()[COMPLETE]
     text = load_space("digits_bc").text.replace("[4, 16], step = 4", "[4, 24], step = 4")

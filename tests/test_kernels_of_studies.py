@@ -13,7 +13,7 @@ from dnas.executors.runner import Trainings
 from dnas.executors.worker import Job, Message
 from dnas.nn import kernels_here
 from dnas.nn.kernels import why_not
-from dnas.search import search
+from dnas.search.run import search
 from dnas.space.parse import load_space
 from dnas.study.config import DEFAULT_KERNELS, Means, Options
 from dnas.study.folder import StudyFolder

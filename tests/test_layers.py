@@ -12,20 +12,20 @@ ORDER = [
     ["dnas", "dnas.errors", "dnas.formatting", "dnas.io"],
     ["dnas.arch", "dnas.executors.lease", "dnas.space.objectives", "dnas.executors.shared_storage", "dnas.storage"],
     ["dnas.nn", "dnas.data", "dnas.training.distributed"],
-    ["dnas.training.recipe", "dnas.training.step", "dnas.stopping"],
+    ["dnas.training.recipe", "dnas.training.step", "dnas.search.stopping"],
     ["dnas.space.parse"],
     ["dnas.training.fit", "dnas.study.folder"],
-    ["dnas.samplers", "dnas.executors"],
-    ["dnas.history"],
-    ["dnas.proposals", "dnas.study.config"],
-    ["dnas.extend", "dnas.study.optuna_mirror", "dnas.replay"],
+    ["dnas.search.samplers", "dnas.executors"],
+    ["dnas.search.state"],
+    ["dnas.search.proposals", "dnas.study.config"],
+    ["dnas.search.extend", "dnas.study.optuna_mirror", "dnas.search.replay"],
     ["dnas.executors.job"],
     ["dnas.executors.runner"],
-    ["dnas.retrain"],
-    ["dnas.search", "dnas.runs"],
+    ["dnas.search.retrain"],
+    ["dnas.search.driver", "dnas.runs"],
     ["dnas.hosts"],
     ["dnas.training.launch"],
-    ["dnas.plan", "dnas.training.single", "dnas.export", "dnas.study.definition", "dnas.doctor"],
+    ["dnas.plan", "dnas.training.single", "dnas.export", "dnas.study.definition", "dnas.search.doctor"],
     ["dnas.analysis", "dnas.analysis.causal"],
     ["dnas.figures", "dnas.display"],
     ["dnas.evidence", "dnas.listed"],
@@ -44,14 +44,14 @@ HOMES = {
         "dnas.training.step",
         "dnas.training.fit",
         "dnas.executors",
-        "dnas.replay",
+        "dnas.search.replay",
         "dnas.training.launch",
         "dnas.plan",
         "dnas.training.single",
         "dnas.export",
         "dnas.analysis.causal",
     },
-    "optuna": {"dnas.samplers", "dnas.study.optuna_mirror"},
+    "optuna": {"dnas.search.samplers", "dnas.study.optuna_mirror"},
     "matplotlib": {"dnas.figures", "dnas.report", "dnas.plots", "dnas.reproduce"},
     "seaborn": {"dnas.figures"},
     "sklearn": {"dnas.data", "dnas.analysis"},
@@ -129,7 +129,7 @@ def test_a_search_imports_no_more_than_it_needs() -> None:
     search on the digits needs a file: each takes the driver a second or more."""
     code = """if True:
         import sys
-        import dnas.analysis.efficiency, dnas.search, dnas.nn
+        import dnas.analysis.efficiency, dnas.search.driver, dnas.nn
         from dnas.data import load_dataset
         load_dataset("digits")
         assert not {"torch._dynamo", "scipy.stats", "sklearn"} & set(sys.modules)

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from dnas.errors import InputError
 from dnas.executors.worker import Job, Message
-from dnas.search import search
+from dnas.search.run import search
 from dnas.space.parse import load_space
 from dnas.study import optuna_mirror as mirror
 from dnas.study.folder import StudyFolder

@@ -11,10 +11,19 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from dnas.arch import DenseNetSpec
 from dnas.errors import InputError
-from dnas.history import History
-from dnas.proposals import SAMPLERS, Exhausted, Proposal, Region, check_sampler, is_control, make_sampler, propose
-from dnas.samplers.problem import Problem, Told
-from dnas.samplers.tpe import distributions, frozen_trial
+from dnas.search.proposals import (
+    SAMPLERS,
+    Exhausted,
+    Proposal,
+    Region,
+    check_sampler,
+    is_control,
+    make_sampler,
+    propose,
+)
+from dnas.search.samplers.problem import Problem, Told
+from dnas.search.samplers.tpe import distributions, frozen_trial
+from dnas.search.state import History
 from dnas.space.parse import load_space, parse_space
 from dnas.space.space import Space
 from dnas.study.config import check_objectives
@@ -81,7 +90,7 @@ def test_a_space_of_which_next_to_nothing_fits_is_searched_all_the_same(sampler:
 
 def test_walks_into_a_rare_region_end_evenly_all_over_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a space small enough to list: 20 fresh walks for each point that fits, against even shares (chi-square)."""
-    monkeypatch.setattr("dnas.samplers.region.PLAIN_DRAWS", 0)
+    monkeypatch.setattr("dnas.search.samplers.feasible.PLAIN_DRAWS", 0)
     text = RARE.replace("[2, 128]", "[2, 4]").replace("[1, 64]", "[1, 20]").replace("[0.3, 1.0]", "[0.5, 0.5]")
     space = parse_space(text.replace("12_000", "1_300").replace("4_000_000", "700_000"), "r", "r")
     region = Region(space, ("val_error",))

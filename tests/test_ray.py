@@ -21,8 +21,9 @@ from moto.server import ThreadedMotoServer
 from dnas.errors import InputError
 from dnas.executors import ray_tune
 from dnas.executors.ray_tune import RayExecutor, connect
-from dnas.proposals import DEFAULT_SAMPLER
-from dnas.search import Outcome, search
+from dnas.search.driver import Outcome
+from dnas.search.proposals import DEFAULT_SAMPLER
+from dnas.search.run import search
 from dnas.space.parse import load_space
 from dnas.study.config import Options
 from dnas.study.folder import StudyFolder

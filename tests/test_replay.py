@@ -8,9 +8,9 @@ import pytest
 
 from dnas.cli import main
 from dnas.errors import InputError
-from dnas.extend import extend, settle
-from dnas.replay import replay
-from dnas.search import search
+from dnas.search.extend import extend, settle
+from dnas.search.replay import replay
+from dnas.search.run import search
 from dnas.space.parse import load_space, parse_space
 from dnas.study.folder import StudyFolder
 from tests.analytic import Silent

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dnas.samplers.evolution import comparable, crossover, mutate, propose_nsga2
-from dnas.samplers.gp import Coding, Process, distances, expected_improvement, propose_gp, volume_improvement
-from dnas.samplers.gp import _fit as fit_hyperparameters
-from dnas.samplers.gp import _misfit as misfit
-from dnas.samplers.problem import Exhausted, Problem, Sampler, Told
-from dnas.samplers.simple import FLOAT_VALUES, Grid, propose_grid, propose_random
+from dnas.search.samplers.gp import Coding, Process, distances, expected_improvement, propose_gp, volume_improvement
+from dnas.search.samplers.gp import _fit as fit_hyperparameters
+from dnas.search.samplers.gp import _misfit as misfit
+from dnas.search.samplers.nsga2 import comparable, crossover, mutate, propose_nsga2
+from dnas.search.samplers.problem import Exhausted, Problem, Sampler, Told
+from dnas.search.samplers.random_grid import FLOAT_VALUES, Grid, propose_grid, propose_random
 from dnas.space.objectives import hypervolume, nondominated_ranks
 from dnas.space.space import Choice
 

@@ -16,8 +16,9 @@ from dnas.arch import DenseNetSpec
 from dnas.errors import InputError
 from dnas.executors.lease import LeaseInfo
 from dnas.executors.worker import Job, Message
-from dnas.history import History
-from dnas.search import Outcome, search
+from dnas.search.driver import Outcome
+from dnas.search.run import search
+from dnas.search.state import History
 from dnas.space.parse import load_space, parse_space
 from dnas.study.config import cores, default_threads, default_workers
 from dnas.study.folder import StudyFolder, check_study_name, find_study, read_study

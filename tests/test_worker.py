@@ -20,7 +20,7 @@ from dnas.executors.local import LocalExecutor
 from dnas.executors.shared_storage import Shared
 from dnas.executors.worker import Job, Message
 from dnas.hosts import StoredStudy, Worker, begin, load_data, options_of, read_config, shared_of
-from dnas.search import search
+from dnas.search.run import search
 from dnas.space.parse import load_space
 from dnas.storage import Storage
 from dnas.study.config import Options

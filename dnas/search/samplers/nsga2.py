@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dnas.samplers.problem import Problem, Told
+from dnas.search.samplers.problem import Problem, Told
 from dnas.space.objectives import crowding, nondominated_ranks
 from dnas.space.space import Choice
 

@@ -20,7 +20,7 @@ from optuna.storages import InMemoryStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from dnas.samplers.problem import Problem, Told
+from dnas.search.samplers.problem import Problem, Told
 from dnas.space.space import Choice
 
 STARTUP_TRIALS = 10

@@ -27,8 +27,8 @@ from dnas.errors import InputError
 from dnas.executors.lease import EXPIRY_SECONDS, Lease, LeaseHeld, is_dead, read_lease
 from dnas.executors.lease import NAME as LEASE
 from dnas.formatting import joined, several
-from dnas.history import ENDED, History, Trial
 from dnas.io import remove_torn
+from dnas.search.state import ENDED, History, Trial
 from dnas.study.config import DEFAULTS, check_proposed, objectives_of, space_of
 from dnas.study.folder import StudyFolder, find_study
 from dnas.study.optuna_mirror import NAME as MIRROR
@@ -316,7 +316,7 @@ class _Doctor:
     def _remade(self, number: int, trial: Trial, old: TrialRecord | None) -> tuple[TrialRecord, list[str]]:
         """A trial's record as the log tells it, and what of it could not be recovered. What else an `old` record says
         is kept, if it is of this trial."""
-        from dnas.samplers.tpe import distributions_json
+        from dnas.search.samplers.tpe import distributions_json
 
         assert self.config is not None
         told, config = self.told[number], self.config

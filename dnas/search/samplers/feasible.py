@@ -7,7 +7,7 @@ from typing import Any
 
 from dnas.arch import Cost, Spec
 from dnas.errors import InputError
-from dnas.samplers.problem import Exhausted
+from dnas.search.samplers.problem import Exhausted
 from dnas.space.space import Space
 
 PLAIN_DRAWS = 300  # uniform draws before a rare region is walked in; a hundredth of a second

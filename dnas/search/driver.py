@@ -1,8 +1,8 @@
-"""The search loop: asks for networks, has an executor train them, decides who goes on, and keeps the record.
+"""The search loop: asks for networks, has an executor train them, decides which trials continue, and keeps the record.
 
-What the sampler and the stopping rule know is a fold of the event log (`dnas.history`), and a worker repeats the epochs
-of its checkpoint to the driver before it goes on: so a search that is killed anywhere and run again (with one worker)
-ends as if it had not been.
+The sampler and the stopping rule see a fold of the event log (`dnas.search.state`) and nothing else, and a worker repeats
+the epochs of its checkpoint to the driver before it resumes. A search that is killed anywhere and restarted (with one
+worker) therefore ends with the same result as an uninterrupted one.
 """
 
 import math
@@ -10,74 +10,21 @@ import socket
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from dnas.data import load_dataset
 from dnas.errors import InputError
 from dnas.executors.job import make_job, take
-from dnas.executors.local import LocalExecutor
 from dnas.executors.protocol import Executor, Outcome, Show
 from dnas.executors.runner import Trainings
 from dnas.executors.worker import Job
-from dnas.extend import settle
-from dnas.history import ENDED, History
-from dnas.nn.kernels import check_kernels
-from dnas.proposals import Exhausted, Proposal, Region, make_sampler, propose
-from dnas.samplers.tpe import distributions_json
+from dnas.search.proposals import Exhausted, Proposal, Region, make_sampler, propose
+from dnas.search.samplers.tpe import distributions_json
+from dnas.search.state import ENDED, History
 from dnas.space.space import Space
-from dnas.stopping import check_stopping
-from dnas.study.config import Options, check_objectives, check_same, frozen_inputs
+from dnas.study.config import Options
 from dnas.study.folder import StudyFolder
 from dnas.study.provenance import git_commit, versions
 from dnas.study.record import TrialRecord, new_record
-from dnas.training.devices import list_devices
-from dnas.training.step import check_cuda_graph
-
-__all__ = ["Driver", "Executor", "Outcome", "Show", "check_fits", "search"]
-
-
-def search(options: Options, show: Show, executor: Executor | None = None) -> Outcome:
-    """Begins a study or goes on with it, until `options.trials` networks have been trained; then retrains the best.
-
-    executor: processes of this host, unless given. `InputError` where the study on disk was made with other inputs.
-    KeyboardInterrupt leaves it ready to go on.
-    """
-    from dnas.retrain import retrain_best
-    from dnas.study.optuna_mirror import open_mirror
-
-    folder = StudyFolder(Path("studies") / options.study)
-    devices = list_devices(options.device) if executor is None else (options.device,)
-    if options.cuda_graph:
-        check_cuda_graph(devices[0], compiled=options.compile_net)
-    if options.kernels is not None:
-        check_kernels(options.kernels)  # before there is a folder
-    check_stopping(options.stopping, len(options.objectives) > 1)
-    if folder.exists:
-        settle(folder)
-        check_same(folder, options)  # before the data are read, which can take long
-    data = load_dataset(**options.data, progress=show.note)  # on the CPU: only workers train
-    space = options.space.for_data(data.channels, data.image_size, data.classes, augmented=data.augmentation != "none")
-    check_fits(space)
-    check_objectives(space, options.objectives)
-    folder.path.mkdir(parents=True, exist_ok=True)
-    with folder.lock():
-        if folder.exists:
-            check_same(folder, options, data)
-        else:
-            folder.create(frozen_inputs(options, space, data.describe(), devices[0].partition(":")[0]))
-        executor = executor or LocalExecutor(options.workers, devices)
-        driver = Driver(folder, options, space, data.describe(), show, executor)
-        try:
-            driver.open()
-            driver.freeze({"command": options.command, "trials": options.trials})
-            with open_mirror(folder, options.mirror, show.note):
-                outcome = driver.run()
-                if outcome.stopped_by is None and options.retrain:
-                    outcome.stopped_by = retrain_best(driver, data)
-        finally:
-            executor.stop()
-    return outcome
 
 
 def check_fits(space: Space) -> None:

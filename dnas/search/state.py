@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dnas.errors import InputError
-from dnas.samplers.problem import Told
+from dnas.search.samplers.problem import Told
+from dnas.search.stopping import Ladder
 from dnas.space.objectives import TRAINED, WORST
-from dnas.stopping import Ladder
 
 ENDED = ("complete", "stopped", "infeasible", "failed")
 SEVERITY = ("diverged", "timeout")  # failures that say something of the network: told as the worst

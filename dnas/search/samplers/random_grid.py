@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dnas.samplers.problem import Exhausted, Problem, Told
+from dnas.search.samplers.problem import Exhausted, Problem, Told
 from dnas.space.space import Choice
 
 FLOAT_VALUES = 5  # on the grid, of a float without a step

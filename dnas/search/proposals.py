@@ -15,9 +15,9 @@ from threadpoolctl import ThreadpoolController
 
 from dnas.arch import Spec
 from dnas.errors import InputError, did_you_mean
-from dnas.history import History
-from dnas.samplers.problem import Exhausted, Problem, Sampler, Told
-from dnas.samplers.region import Region
+from dnas.search.samplers.feasible import Region
+from dnas.search.samplers.problem import Exhausted, Problem, Sampler, Told
+from dnas.search.state import History
 
 __all__ = [
     "DEFAULT_SAMPLER",
@@ -40,9 +40,9 @@ _ARM_STREAM = 1  # the control arm draws from a stream of its own
 _HOMES = {
     "gp": ("gp", "propose_gp"),
     "tpe": ("tpe", "ProposeTPE"),
-    "nsga2": ("evolution", "propose_nsga2"),
-    "random": ("simple", "propose_random"),
-    "grid": ("simple", "propose_grid"),
+    "nsga2": ("nsga2", "propose_nsga2"),
+    "random": ("random_grid", "propose_random"),
+    "grid": ("random_grid", "propose_grid"),
 }
 SAMPLERS = tuple(_HOMES)
 
@@ -70,7 +70,7 @@ def check_sampler(name: str, objectives: tuple[str, ...]) -> str:
 
 def make_sampler(name: str) -> Sampler:
     module, member = _HOMES[name]
-    found = getattr(importlib.import_module(f"dnas.samplers.{module}"), member)
+    found = getattr(importlib.import_module(f"dnas.search.samplers.{module}"), member)
     sampler: Sampler = found() if isinstance(found, type) else found
     return sampler
 

@@ -18,8 +18,8 @@ from scipy.optimize import minimize
 from scipy.special import ndtr, ndtri
 from scipy.stats import rankdata
 
-from dnas.samplers.evolution import comparable
-from dnas.samplers.problem import Problem, Told
+from dnas.search.samplers.nsga2 import comparable
+from dnas.search.samplers.problem import Problem, Told
 from dnas.space.objectives import nondominated_ranks
 from dnas.space.space import Choice
 

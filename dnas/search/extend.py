@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dnas.errors import InputError
-from dnas.history import History, Trial
+from dnas.search.state import History, Trial
 from dnas.space.space import Choice, Limits, Space
 from dnas.study.config import DEFAULTS, objectives_of, space_of
 from dnas.study.folder import StudyFolder

@@ -10,8 +10,8 @@ from typing import Any
 from dnas.arch import spec_from_dict
 from dnas.data import load_dataset
 from dnas.errors import InputError
-from dnas.history import ENDED, History
-from dnas.proposals import Exhausted, Region, make_sampler, propose
+from dnas.search.proposals import Exhausted, Region, make_sampler, propose
+from dnas.search.state import ENDED, History
 from dnas.study.config import DEFAULTS, data_arguments_of, objectives_of, space_of
 from dnas.study.folder import StudyFolder
 from dnas.training.checkpoint import Epoch

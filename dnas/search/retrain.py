@@ -16,7 +16,7 @@ from dnas.study.provenance import git_commit, versions
 from dnas.study.record import TrialRecord, new_record
 
 if TYPE_CHECKING:
-    from dnas.search import Driver
+    from dnas.search.driver import Driver
 
 
 def retrain_best(driver: "Driver", data: Dataset) -> str | None:
