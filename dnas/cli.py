@@ -612,7 +612,7 @@ def _search(args: argparse.Namespace) -> int:
     folder = StudyFolder(Path("studies") / check_study_name(args.study or Path(args.space or "").stem or "none"))
     options = _search_options(args, folder, folder.config() if folder.exists else {})
     if args.dry_run:
-        from dnas.plan import plan
+        from dnas.batch.estimate import plan
 
         print(plan(options))
         return 0

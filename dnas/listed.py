@@ -13,8 +13,8 @@ from dnas.formatting import redact
 from dnas.study.config import TINY_IMAGE, Means, cores, default_threads, default_workers
 
 if TYPE_CHECKING:
+    from dnas.batch.runs import PlannedRun
     from dnas.executors.protocol import Outcome
-    from dnas.runs import PlannedRun
 
 EXECUTORS = ("local", "ray")
 RAY_OPTIONS = ("ray_address", "gpus_per_trial", "cpus_per_trial", "shared")
@@ -79,9 +79,9 @@ def train_listed(
     final: bool = False,
     about: Mapping[str, Any] | None = None,
 ) -> "Outcome":
-    """`dnas.runs.train_runs` by the executor that the command names, and shown as it asks."""
+    """`dnas.batch.runs.train_runs` by the executor that the command names, and shown as it asks."""
+    from dnas.batch.runs import train_runs
     from dnas.display import make_display
-    from dnas.runs import train_runs
 
     executor: Any = None
     if args.executor == "ray":

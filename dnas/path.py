@@ -28,7 +28,7 @@ from dnas.study.folder import StudyFolder, find_study
 from dnas.study.record import rank
 
 if TYPE_CHECKING:
-    from dnas.runs import PlannedRun  # which imports torch
+    from dnas.batch.runs import PlannedRun  # which imports torch
 
 
 def main_path(args: argparse.Namespace) -> int:
@@ -103,7 +103,7 @@ def planned(folder: StudyFolder, found: Evidence, path: Path, seeds: int) -> "li
     """Each network of the path from each seed. A seed has its own split of the data, and shares chance among the
     networks; the search's own seed and split, by which the best was chosen, are left out. A run's key names the
     network and the seed, so that another path of the study trains only what is new."""
-    from dnas.runs import PlannedRun
+    from dnas.batch.runs import PlannedRun
 
     config = folder.config()
     used = {config["seed"], config["data"]["split_seed"]}
@@ -149,7 +149,7 @@ def _plan(folder: StudyFolder, found: Evidence, path: Path, seeds: int) -> str:
 
 def read_trained(folder: StudyFolder, found: Evidence, path: Path, seeds: int) -> Trained:
     """What the trainings of `planned` came to."""
-    from dnas.runs import read_runs
+    from dnas.batch.runs import read_runs
 
     runs = planned(folder, found, path, seeds)
     frame = read_runs(StudyFolder(File("studies") / study_of_path(folder)).path)

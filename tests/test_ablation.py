@@ -26,12 +26,12 @@ from dnas.ablation.read import read_ablation
 from dnas.ablation.rounds import train_rounds
 from dnas.ablation.summary import describe_result
 from dnas.arch import DenseNetSpec, cost, format_name
+from dnas.batch.runs import PlannedRun, train_runs
 from dnas.cli import main
 from dnas.data import load_dataset
 from dnas.errors import InputError
 from dnas.executors.worker import Job, Message
 from dnas.nn import build
-from dnas.runs import PlannedRun, train_runs
 from dnas.study.config import Means
 from dnas.study.folder import StudyFolder
 from dnas.training.checkpoint import weights_digest

@@ -13,12 +13,12 @@ from PIL import Image
 from rich.console import Console
 
 from dnas.arch import cost, parse_name
+from dnas.batch.estimate import _share_trained
 from dnas.cli import EPILOGS, main
 from dnas.display import LiveTable, PlainLines
 from dnas.errors import InputError
 from dnas.executors.worker import Job, Message
 from dnas.formatting import duration
-from dnas.plan import _share_trained
 from dnas.study.folder import StudyFolder, find_study
 from dnas.study.record import TrialRecord
 from dnas.training.checkpoint import load_run
@@ -474,7 +474,7 @@ def test_the_live_table_shows_the_last_trials_and_marks_the_best() -> None:
 
 
 def test_the_plan_follows_the_steps_time(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("dnas.plan.seconds_per_step", lambda *_: 1.0)
+    monkeypatch.setattr("dnas.batch.estimate.seconds_per_step", lambda *_: 1.0)
     epoch = 21 + 144 / 64 / 3  # steps, and a third of the work for a validation image
     for extra, time in (
         ("--epochs 2 --workers 1", f"time      about {duration(8 * 2 * epoch)}\n"),

@@ -19,6 +19,7 @@ import pytest
 from dnas.analysis.efficiency import published_imagenet, published_table2
 from dnas.analysis.scaling import IsoError, holm
 from dnas.arch import cost, parse_name, spec_from_dict
+from dnas.batch.runs import train_runs
 from dnas.cli import main
 from dnas.errors import InputError
 from dnas.executors.worker import Job, Message
@@ -28,7 +29,6 @@ from dnas.reproduce.command import describe_plan, planned
 from dnas.reproduce.page import write_page
 from dnas.reproduce.readings import Result, about_a_third, paired, read_result
 from dnas.reproduce.targets import BUDGETS, TARGETS, Budget, Plan, Target, make_plan
-from dnas.runs import train_runs
 from dnas.study.config import Means
 from dnas.study.folder import StudyFolder
 from tests.analytic import AnalyticExecutor, Silent

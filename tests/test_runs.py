@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from dnas.arch import parse_name
+from dnas.batch.runs import PlannedRun, read_runs, train_runs
 from dnas.cli import main
 from dnas.data.catalog import data_info
 from dnas.errors import InputError
 from dnas.executors.protocol import Outcome
 from dnas.executors.worker import Message
-from dnas.runs import PlannedRun, read_runs, train_runs
 from dnas.study.config import Means
 from dnas.study.folder import StudyFolder
 from dnas.study.record import TrialRecord
@@ -211,7 +211,7 @@ SCRIPT = """
 import sys
 from tests.analytic import Silent
 from tests.test_runs import MEANS, planned
-from dnas.runs import train_runs
+from dnas.batch.runs import train_runs
 train_runs("s", "t", planned(1, epochs=6), MEANS, Silent(), final="final" in sys.argv)
 """
 

@@ -13,7 +13,7 @@ from dnas.study.folder import StudyFolder, check_study_name
 
 if TYPE_CHECKING:
     from dnas.ablation.plan import Plan
-    from dnas.runs import PlannedRun
+    from dnas.batch.runs import PlannedRun
 
 
 def main_ablate(args: argparse.Namespace) -> int:
@@ -29,7 +29,7 @@ def main_ablate(args: argparse.Namespace) -> int:
     )
     folder = StudyFolder(Path("studies") / check_study_name(args.study or definition.name))
     from dnas.ablation.plan import begun_ablation, describe_plan, make_plan  # they import torch
-    from dnas.runs import check_same_runs
+    from dnas.batch.runs import check_same_runs
 
     begun_ablation(folder, definition)
     side = max(variant.spec.image_size for variant in definition.variants)

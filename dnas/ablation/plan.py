@@ -9,11 +9,11 @@ from dnas.ablation.definition import AUTO, Definition, Variant, differences
 from dnas.analysis.effects import pairs_needed
 from dnas.analysis.race import first_look
 from dnas.arch import format_name
+from dnas.batch.estimate import RECORD_BYTES, estimate_seconds, seconds_per_step
+from dnas.batch.runs import PlannedRun
 from dnas.data import load_dataset
 from dnas.errors import InputError
 from dnas.formatting import count, duration, joined, several, size
-from dnas.plan import RECORD_BYTES, estimate_seconds, seconds_per_step
-from dnas.runs import PlannedRun
 from dnas.study.config import LIST, Means
 from dnas.study.folder import StudyFolder
 from dnas.training.devices import list_devices

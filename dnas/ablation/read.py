@@ -11,8 +11,8 @@ from dnas.ablation.definition import AUTO, Variant
 from dnas.analysis.effects import Effects, compare_with_base, factorial_effects
 from dnas.analysis.race import race_with_base
 from dnas.arch import parse_name
+from dnas.batch.runs import read_runs
 from dnas.errors import InputError
-from dnas.runs import read_runs
 from dnas.study.folder import StudyFolder, find_study
 from dnas.training.recipe import Recipe
 
@@ -21,7 +21,7 @@ FACTORIALS = ("factorial", "fractional")
 
 @dataclass(frozen=True)
 class Ablation:
-    """frame: a row a run (`dnas.runs.read_runs`). values: a row a seed and a column a variant, the base first: the
+    """frame: a row a run (`dnas.batch.runs.read_runs`). values: a row a seed and a column a variant, the base first: the
     measured error, NaN where there is none. effects: each variant against the base. factorial: main effects and
     interactions of a factorial design, else None: after `--seeds auto` too, since tests of them would not hold where
     the comparisons decide how many seeds there are."""

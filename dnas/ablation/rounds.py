@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from dnas.ablation.plan import Plan, planned
 from dnas.ablation.read import read_values
 from dnas.analysis.race import first_look, undecided
+from dnas.batch.runs import PlannedRun
 from dnas.formatting import duration, joined, several
-from dnas.runs import PlannedRun
 from dnas.study.folder import StudyFolder
 
 

@@ -2,7 +2,7 @@
 
 reports/<study>/index.html               self-contained, as the page of a search
 reports/<study>/*.svg, *.png, *.pdf      each figure; *.csv the numbers behind it
-reports/<study>/table.md, .csv, .tex     the table; runs.csv: `dnas.runs.read_runs`
+reports/<study>/table.md, .csv, .tex     the table; runs.csv: `dnas.batch.runs.read_runs`
 """
 
 import base64

@@ -4,11 +4,11 @@ import argparse
 from pathlib import Path
 
 from dnas.arch import cost
+from dnas.batch.estimate import RECORD_BYTES, estimate_seconds
+from dnas.batch.runs import PlannedRun, check_same_runs
 from dnas.formatting import count, duration, several, size
 from dnas.listed import check_executor, command_line, means_of, train_listed
-from dnas.plan import RECORD_BYTES, estimate_seconds
 from dnas.reproduce.targets import Plan, make_plan
-from dnas.runs import PlannedRun, check_same_runs
 from dnas.study.config import Means
 from dnas.study.folder import StudyFolder
 from dnas.training.devices import list_devices
@@ -57,7 +57,7 @@ def main_reproduce(args: argparse.Namespace) -> int:
 
 
 def planned(plan: Plan) -> list[PlannedRun]:
-    """The plan as `dnas.runs` trains it. All networks of a seed share its streams of chance."""
+    """The plan as `dnas.batch.runs` trains it. All networks of a seed share its streams of chance."""
     return [PlannedRun(run.key, run.group, run.spec, plan.recipe, (run.seed, 0)) for run in plan.runs]
 
 

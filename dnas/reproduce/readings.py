@@ -11,11 +11,11 @@ from scipy import stats
 from dnas.analysis.efficiency import published, published_imagenet, published_table1, published_table2
 from dnas.analysis.scaling import IsoError, Sized, Verdict, holm, iso_error, sized
 from dnas.arch import DenseNetSpec, cost, parse_name
+from dnas.batch.runs import read_runs
 from dnas.errors import InputError
 from dnas.figures.paper import plot_families, plot_two_costs, plot_two_curves
 from dnas.formatting import count, joined, params, percent, several
 from dnas.reproduce.targets import Plan
-from dnas.runs import read_runs
 from dnas.study.folder import StudyFolder
 
 BC = "DenseNet-BC"

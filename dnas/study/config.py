@@ -17,7 +17,7 @@ from dnas.study.provenance import git_commit, versions
 from dnas.study.record import now
 from dnas.training.recipe import Recipe
 
-LIST = "list"  # the `kind` of a study whose trainings were listed: see dnas.runs
+LIST = "list"  # the `kind` of a study whose trainings were listed: see dnas.batch.runs
 DEFAULT_KERNELS = "auto"  # of a new study
 DEFAULTS: dict[str, Any] = {"objective": "val_error", "sampler": "tpe", "control": 0.0}  # of studies before 0.2
 

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 
 from dnas.arch import Spec, cost
+from dnas.batch.runs import PlannedRun
 from dnas.data import load_dataset
 from dnas.formatting import count, duration, size
 from dnas.nn import build
-from dnas.runs import PlannedRun
 from dnas.search.stopping import REDUCTION, brackets, rungs
 from dnas.study.config import Options
 from dnas.training.devices import check_device

@@ -1,0 +1,1 @@
+"""Batches: lists of training runs that are known beforehand."""
