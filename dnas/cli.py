@@ -716,12 +716,13 @@ def _search_options(args: argparse.Namespace, folder: Any, begun: dict[str, Any]
 def _worker(args: argparse.Namespace) -> int:
     import signal
 
+    from dnas.cluster.study import StoredStudy, begin, load_data, options_of, read_config, shared_of
+    from dnas.cluster.worker import COMPLETE, Worker
     from dnas.display import make_display
     from dnas.executors.forkserver import start_forkserver
     from dnas.executors.local import LocalExecutor
     from dnas.executors.shared_storage import Shared
     from dnas.formatting import several
-    from dnas.hosts import COMPLETE, StoredStudy, Worker, begin, load_data, options_of, read_config, shared_of
     from dnas.study.config import default_workers
     from dnas.training.devices import list_devices
 
@@ -771,7 +772,7 @@ def _worker_options(args: argparse.Namespace, storage: Any) -> Any:
 
     import tomli_w
 
-    from dnas.hosts import COMPLETE
+    from dnas.cluster.worker import COMPLETE
     from dnas.study.config import check_same
     from dnas.study.definition import apply_definition
 
@@ -801,8 +802,8 @@ def _worker_options(args: argparse.Namespace, storage: Any) -> Any:
 
 
 def _pull(args: argparse.Namespace) -> int:
+    from dnas.cluster.study import StoredStudy, read_config, shared_of
     from dnas.formatting import several
-    from dnas.hosts import StoredStudy, read_config, shared_of
 
     with _open_storage(args, lambda text: print(text, file=sys.stderr)) as storage:
         config = read_config(storage)
@@ -818,7 +819,7 @@ def _open_storage(args: argparse.Namespace, note: Any) -> Any:
     """The database of `--storage` or $DNAS_STORAGE, for a `with`; `--shared` becomes absolute."""
     from contextlib import closing
 
-    from dnas.storage import Storage
+    from dnas.cluster.database import Storage
     from dnas.study.folder import check_study_name
 
     check_study_name(args.study)
@@ -838,7 +839,7 @@ def _command_line(args: argparse.Namespace) -> str:
 
     words = sys.argv[1:]
     if getattr(args, "storage", None):
-        from dnas.storage import Address
+        from dnas.cluster.address import Address
 
         words = [word.replace(args.storage, str(Address(args.storage))) for word in words]
     return redact(shlex.join(["dnas", *words]))

@@ -10,7 +10,13 @@ PACKAGE = Path(__file__).resolve().parent.parent / "dnas"
 # Lowest first. A module imports from those at or above its own line only; `cli` stands last, but for `python -m`.
 ORDER = [
     ["dnas", "dnas.errors", "dnas.formatting", "dnas.io"],
-    ["dnas.arch", "dnas.executors.lease", "dnas.space.objectives", "dnas.executors.shared_storage", "dnas.storage"],
+    [
+        "dnas.arch",
+        "dnas.executors.lease",
+        "dnas.space.objectives",
+        "dnas.executors.shared_storage",
+        "dnas.cluster.database",
+    ],
     ["dnas.nn", "dnas.data", "dnas.training.distributed"],
     ["dnas.training.recipe", "dnas.training.step", "dnas.search.stopping"],
     ["dnas.space.parse"],
@@ -23,7 +29,7 @@ ORDER = [
     ["dnas.executors.runner"],
     ["dnas.search.retrain"],
     ["dnas.search.driver", "dnas.batch.runs"],
-    ["dnas.hosts"],
+    ["dnas.cluster.worker"],
     ["dnas.training.launch"],
     ["dnas.batch.estimate", "dnas.training.single", "dnas.export", "dnas.study.definition", "dnas.search.doctor"],
     ["dnas.analysis", "dnas.analysis.causal"],
@@ -56,7 +62,7 @@ HOMES = {
     "seaborn": {"dnas.figures"},
     "sklearn": {"dnas.data", "dnas.analysis"},
     "ray": {"dnas.executors"},
-    "psycopg": {"dnas.storage"},
+    "psycopg": {"dnas.cluster.database"},
     "fsspec": {"dnas.executors.shared_storage"},
     "triton": {"dnas.nn"},
 }

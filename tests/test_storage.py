@@ -11,10 +11,11 @@ from urllib.parse import quote
 import psycopg
 import pytest
 
+from dnas.cluster.address import Address
+from dnas.cluster.database import Storage
+from dnas.cluster.executor import PostgresExecutor
 from dnas.errors import InputError
 from dnas.executors.lease import LeaseLost
-from dnas.executors.postgres import PostgresExecutor
-from dnas.storage import Address, Storage
 from tests.postgres import PASSWORD, Server
 
 JOB = {"spec": {"k": 1}, "recipe": {"epochs": 3}, "seed": [0, 0], "final": False, "recompute": False}

@@ -15,14 +15,15 @@ from typing import Any, Self
 import pytest
 
 from dnas.cli import main
+from dnas.cluster.database import Storage
+from dnas.cluster.study import StoredStudy, begin, load_data, options_of, read_config, shared_of
+from dnas.cluster.worker import Worker
 from dnas.errors import InputError
 from dnas.executors.local import LocalExecutor
 from dnas.executors.shared_storage import Shared
 from dnas.executors.worker import Job, Message
-from dnas.hosts import StoredStudy, Worker, begin, load_data, options_of, read_config, shared_of
 from dnas.search.run import search
 from dnas.space.parse import load_space
-from dnas.storage import Storage
 from dnas.study.config import Options
 from dnas.study.folder import StudyFolder
 from tests.analytic import AnalyticExecutor, Silent

@@ -1,27 +1,6 @@
-"""A study in a PostgreSQL database: what several hosts without a common scheduler agree on.
-
-    dnas_studies    name, id, config (study.toml's text), done: NULL, `complete`, or why it was stopped; when a
-                    worker was heard last, and since when some worker is heard without a break
-    dnas_events     the lines of events.jsonl, by `seq`
-    dnas_records    the records' texts, by their path in the study's folder
-    dnas_jobs       the trainings in progress: queued, claimed by a worker until `expires`, or ended
-    dnas_messages   what workers said and the proposer has not handled yet
-    dnas_leases     who proposes, until when
-    dnas_hosts      the workers that live, and how many trainings each takes
-    dnas_files      the checkpoints in the shared folder, by (key, planned epochs, epoch)
-    dnas_results    where in the shared folder the files of a training that ended lie
-
-Time is the database's alone (`clock_timestamp()`): no host's clock is asked. A lease that ran out in a break (the
-database was down, or recovered, or no host could reach it) is not a dead one: its holder gets as long again. A server's
-own start time would not do: a long recovery, or a standby that takes over, would not count as a break.
-
-What the proposer writes, it writes in a transaction that holds its lease's row; what a worker says of a training, in
-one that holds the job's row: so whoever lost either can write nothing any more. Every operation may be repeated: where
-a connection dies in its COMMIT, nobody knows whether it happened.
-"""
+"""A study in a PostgreSQL database: what several hosts without a common scheduler agree on."""
 
 import json
-import re
 import socket
 import threading
 import time
@@ -30,52 +9,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
-from urllib.parse import quote, unquote
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict
 
+from dnas.cluster.address import Address
+from dnas.cluster.tables import LIVE, SCHEMA, TABLES
 from dnas.errors import InputError, did_you_mean
 from dnas.executors.lease import EXPIRY_SECONDS, LeaseLost
-from dnas.formatting import redact
 
-SCHEMA = 1
 LONGEST_PAUSE = 2.0  # seconds between two attempts to reach a database
 STARTING_SECONDS = 60.0  # so long a database may say that it is starting up
-CONNECTION = {  # a network that is gone is noticed in about ten seconds, not in two hours
-    "connect_timeout": "5",
-    "keepalives_idle": "5",
-    "keepalives_interval": "2",
-    "keepalives_count": "3",
-    "tcp_user_timeout": "10000",
-}
-FORM = "postgresql://USER@HOST:PORT/DATABASE"
-LIVE = "expires > clock_timestamp()"
-TABLES = """
-CREATE TABLE dnas_schema (version int NOT NULL);
-CREATE TABLE dnas_studies (
-    name text PRIMARY KEY, id text NOT NULL, config text NOT NULL, done text,
-    seen timestamptz NOT NULL, resumed timestamptz NOT NULL);
-CREATE TABLE dnas_events (study text, seq int, line text NOT NULL, PRIMARY KEY (study, seq));
-CREATE TABLE dnas_records (study text, path text, body text NOT NULL, PRIMARY KEY (study, path));
-CREATE TABLE dnas_jobs (
-    study text, key text, id bigserial, attempt int NOT NULL, job text NOT NULL, state text NOT NULL,
-    owner text, host text, expires timestamptz, answered int, go_on boolean, PRIMARY KEY (study, key));
-CREATE TABLE dnas_messages (
-    id bigserial PRIMARY KEY, nonce text UNIQUE, study text NOT NULL, key text NOT NULL, attempt int NOT NULL,
-    kind text NOT NULL, body text NOT NULL);
-CREATE INDEX dnas_messages_study ON dnas_messages (study, id);
-CREATE TABLE dnas_leases (
-    study text, role text, owner text NOT NULL, host text NOT NULL, expires timestamptz NOT NULL,
-    PRIMARY KEY (study, role));
-CREATE TABLE dnas_hosts (
-    study text, owner text, host text NOT NULL, slots int NOT NULL, expires timestamptz NOT NULL,
-    PRIMARY KEY (study, owner));
-CREATE TABLE dnas_files (
-    study text, key text, planned int, epoch int, name text NOT NULL, error double precision,
-    PRIMARY KEY (study, key, planned, epoch));
-CREATE TABLE dnas_results (study text, key text, name text NOT NULL, PRIMARY KEY (study, key));
-"""
 
 T = TypeVar("T")
 Cursor = psycopg.Cursor[Any]
@@ -83,57 +26,6 @@ Cursor = psycopg.Cursor[Any]
 
 class Stopped(RuntimeError):
     """This process is about to end, and waits for no database any more."""
-
-
-# --- the address --------------------------------------------------------------------------------------------------
-
-
-class Address:
-    """Where a database is. libpq never sees the password in it, so it can't quote it; `str` has none.
-
-    A password may hold any character, escaped (`%40`) or as it is: up to the last @ all of it is the password.
-    """
-
-    def __init__(self, url: str) -> None:
-        match = re.fullmatch(r"(postgres(?:ql)?://)(?:(.*)@)?([^@]*)", url.strip(), re.DOTALL)
-        if match is None:
-            raise InputError(f"a storage is {FORM}, but got something else (not shown: it may hold a password).")
-        scheme, user_info, rest = match.groups()
-        user, colon, word = (user_info or "").partition(":")
-        head, _, query = rest.partition("?")
-        kept = []
-        secrets = {"password": _unescaped(word)} if colon else {}
-        for pair in filter(None, query.split("&")):
-            name, _, value = pair.partition("=")
-            if "password" in name.lower():
-                secrets[name.lower()] = _unescaped(value)
-            else:
-                kept.append(pair)
-        plain = f"{scheme}{f'{user}@' if user else ''}{head}{'?' if kept else ''}{'&'.join(kept)}"
-        try:
-            facts = {key: str(value) for key, value in conninfo_to_dict(plain).items()}
-            ports = facts.get("port", "5432").split(",")
-        except psycopg.ProgrammingError:
-            ports = [""]
-        if not all(port.isdigit() or not port for port in ports) or ports == [""]:
-            raise InputError(f"a storage is {FORM}, but what was given can't be read as that (it may hold a password).")
-        self.arguments = CONNECTION | facts | secrets
-        self.secrets = {form for word in secrets.values() if word for form in (word, quote(word), quote(word, safe=""))}
-        self._shown = f"{scheme}{user}{':***' if colon else ''}{'@' if user_info else ''}{head}"
-
-    def __str__(self) -> str:
-        return self._shown
-
-    def clean(self, text: object) -> str:
-        """`text`, in one line, without the password."""
-        found = redact("; ".join(line.strip() for line in str(text).splitlines() if line.strip()))
-        for secret in sorted(self.secrets, key=len, reverse=True):
-            found = found.replace(secret, "***") if len(secret) > 2 else found
-        return found
-
-
-def _unescaped(word: str) -> str:
-    return word if re.search(r"%(?![0-9A-Fa-f]{2})", word) else unquote(word)
 
 
 # --- one study ----------------------------------------------------------------------------------------------------

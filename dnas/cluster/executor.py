@@ -3,15 +3,15 @@
 import time
 from dataclasses import asdict
 
+from dnas.cluster.database import Said, Storage
 from dnas.executors.worker import Job, Message
-from dnas.storage import Said, Storage
 
 SHORTEST_LOOK, LONGEST_LOOK = 0.01, 0.1  # seconds between two looks for messages
 LOOK_FOR_DEAD = 1.0  # seconds between two looks for workers that vanished, and between two counts of the living
 
 
 class PostgresExecutor:
-    """The proposer's side: queues jobs, reads what workers say, answers. `dnas.hosts` is the workers' side.
+    """The proposer's side: queues jobs, reads what workers say, answers. `dnas.cluster.worker` is the workers' side.
 
     A message stays in the database until it is handled, so that whoever proposes next hears it. Jobs that are there
     when the study is opened are adopted. Raises `LeaseLost` as soon as another host proposes.
