@@ -2,7 +2,7 @@
 
     python benchmarks/bench_ablation_stats.py > benchmarks/results/ablation_stats.md
 
-All of `dnas.analysis.effects` and `dnas.analysis.race` on simulated differences, of fixed seeds. Prints Markdown.
+All of `dnas.analysis.paired` and `dnas.analysis.sequential` on simulated differences, of fixed seeds. Prints Markdown.
 """
 
 import argparse
@@ -16,8 +16,8 @@ import numpy as np
 import scipy
 from scipy import special, stats
 
-from dnas.analysis import race
-from dnas.analysis.effects import bootstrap_interval, detectable_difference, sign_flip_p, t_interval
+from dnas.analysis import sequential as race
+from dnas.analysis.paired import bootstrap_interval, detectable_difference, sign_flip_p, t_interval
 from dnas.analysis.scaling import holm
 
 Shape = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]

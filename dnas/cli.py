@@ -1056,7 +1056,7 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _importance(args: argparse.Namespace) -> int:
-    from dnas.evidence import main_importance
+    from dnas.analysis.evidence import main_importance
 
     return main_importance(args)
 

@@ -14,12 +14,12 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from dnas.analysis.ablation_path import Estimate, Path, Trained, find_path, params_of, path_frame
+from dnas.analysis.evidence import over_line, read_evidence
 from dnas.analysis.fanova import BELIEVABLE, BOOTSTRAPS
 from dnas.analysis.importance import Evidence
-from dnas.analysis.local_ablation import Estimate, Path, Trained, find_path, params_of, path_frame
 from dnas.arch import parse_name
 from dnas.errors import InputError
-from dnas.evidence import over_line, read_evidence
 from dnas.formatting import count, said, several
 from dnas.listed import check_executor, command_line, means_of, train_listed
 from dnas.space.space import Space

@@ -17,8 +17,8 @@ from playwright.sync_api import Browser
 
 from dnas.ablation.read import read_ablation
 from dnas.analysis import verdicts
-from dnas.analysis.effects import Comparison, Effects
 from dnas.analysis.efficiency import published_for
+from dnas.analysis.paired import Comparison, Effects
 from dnas.analysis.variants import cell_means, curve_bands, over_seeds
 from dnas.arch import parse_name
 from dnas.cli import main

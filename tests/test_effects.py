@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dnas.analysis.effects import (
+from dnas.analysis.paired import (
     Effects,
     bootstrap_interval,
     compare_with_base,

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dnas import figures
-from dnas.analysis.effects import Effects, SeedNoise, compare_with_base, factorial_effects
+from dnas.analysis.paired import Effects, SeedNoise, compare_with_base, factorial_effects
 from dnas.analysis.variants import cell_means
 from dnas.errors import InputError
 from dnas.figures.style import BLUE, GREY, INK, RED

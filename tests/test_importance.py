@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dnas.analysis.evidence import read_evidence
 from dnas.analysis.fanova import CELLS, REST, Axis, Fanova, Forest, fanova
 from dnas.analysis.importance import SPEC, evidence
 from dnas.cli import main
 from dnas.errors import InputError
-from dnas.evidence import read_evidence
 from dnas.figures import plot_fanova, plot_interactions, title
 from dnas.study.config import LIST
 from dnas.study.folder import StudyFolder

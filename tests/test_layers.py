@@ -34,7 +34,7 @@ ORDER = [
     ["dnas.batch.estimate", "dnas.training.single", "dnas.export", "dnas.study.definition", "dnas.search.doctor"],
     ["dnas.analysis", "dnas.analysis.causal"],
     ["dnas.figures", "dnas.display"],
-    ["dnas.evidence", "dnas.listed"],
+    ["dnas.analysis.evidence", "dnas.listed"],
     ["dnas.path", "dnas.ablation"],
     ["dnas.report", "dnas.plots"],
     ["dnas.reproduce"],

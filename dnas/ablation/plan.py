@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dnas.ablation.definition import AUTO, Definition, Variant, differences
-from dnas.analysis.effects import pairs_needed
-from dnas.analysis.race import first_look
+from dnas.analysis.paired import pairs_needed
+from dnas.analysis.sequential import first_look
 from dnas.arch import format_name
 from dnas.batch.estimate import RECORD_BYTES, estimate_seconds, seconds_per_step
 from dnas.batch.runs import PlannedRun

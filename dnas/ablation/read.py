@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from dnas.ablation.definition import AUTO, Variant
-from dnas.analysis.effects import Effects, compare_with_base, factorial_effects
-from dnas.analysis.race import race_with_base
+from dnas.analysis.paired import Effects, compare_with_base, factorial_effects
+from dnas.analysis.sequential import race_with_base
 from dnas.arch import parse_name
 from dnas.batch.runs import read_runs
 from dnas.errors import InputError

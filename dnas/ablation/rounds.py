@@ -1,4 +1,4 @@
-"""`--seeds auto`: seeds are added to a comparison only while it is undecided (`dnas.analysis.race`).
+"""`--seeds auto`: seeds are added to a comparison only while it is undecided (`dnas.analysis.sequential`).
 
 Which runs a seed gets follows from the results of the seeds before it, so that going on is the same as not having been
 interrupted, and nothing else need be kept.
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from dnas.ablation.plan import Plan, planned
 from dnas.ablation.read import read_values
-from dnas.analysis.race import first_look, undecided
+from dnas.analysis.sequential import first_look, undecided
 from dnas.batch.runs import PlannedRun
 from dnas.formatting import duration, joined, several
 from dnas.study.folder import StudyFolder

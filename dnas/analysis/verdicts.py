@@ -1,8 +1,8 @@
-"""What may be concluded from a comparison, and what not, in a sentence; `dnas.analysis.effects` has the numbers."""
+"""What may be concluded from a comparison, and what not, in a sentence; `dnas.analysis.paired` has the numbers."""
 
 import math
 
-from dnas.analysis.effects import Comparison, Effects
+from dnas.analysis.paired import Comparison, Effects
 from dnas.formatting import joined, p_value, points, several
 
 MEASURES = {"val_error": "validation error", "test_error": "test error"}
@@ -74,7 +74,7 @@ def _numbers(found: Comparison, effects: Effects) -> str:
 
 
 def raced(effects: Effects) -> bool:
-    """Whether seeds were added while comparisons were undecided: `dnas.analysis.race`."""
+    """Whether seeds were added while comparisons were undecided: `dnas.analysis.sequential`."""
     return any(found.race_interval is not None for found in effects.comparisons)
 
 

@@ -18,7 +18,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import Bbox
 
-from dnas.analysis.effects import Comparison, Effects, SeedNoise
+from dnas.analysis.paired import Comparison, Effects, SeedNoise
 from dnas.analysis.verdicts import level, raced, short
 from dnas.errors import InputError
 from dnas.figures.style import (

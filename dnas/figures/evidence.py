@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dnas.analysis.ablation_path import Estimate, Path, Trained
 from dnas.analysis.fanova import REST, Axis, Fanova
-from dnas.analysis.local_ablation import Estimate, Path, Trained
 from dnas.errors import InputError
 from dnas.figures.style import AXES, BLUE, GREY, INK, ORANGE, QUIET, RED, axis_value, canvas, styled
 from dnas.formatting import several

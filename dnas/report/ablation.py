@@ -21,7 +21,7 @@ from dnas import figures
 from dnas import formatting as words
 from dnas.ablation.read import Ablation, read_ablation
 from dnas.analysis.curves import learning_curves
-from dnas.analysis.effects import Comparison, Effects, seed_noise
+from dnas.analysis.paired import Comparison, Effects, seed_noise
 from dnas.analysis.variants import cell_means, curve_bands, over_seeds
 from dnas.analysis.verdicts import MEASURES, answer, level, sentence
 from dnas.arch import format_name

@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from dnas import figures
 from dnas import formatting as words
 from dnas.analysis import NormHistory, cost_by_part, read_norms, weight_norms
+from dnas.analysis.ablation_path import find_path, path_frame
 from dnas.analysis.importance import importance
-from dnas.analysis.local_ablation import find_path, path_frame
 from dnas.analysis.progress import best_so_far, distribution, fidelity, timeline
 from dnas.analysis.reuse import feature_reuse
 from dnas.analysis.weight_norms import gradient_norms

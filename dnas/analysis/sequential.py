@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from dnas.analysis.effects import (
+from dnas.analysis.paired import (
     TIE,
     UNBOUNDED,
     Effects,
