@@ -42,7 +42,7 @@ def figure5(
     final trainings, which are the same network from other seeds. epoch: None is each one's last; the observations are
     of the last always.
     """
-    from dnas.figures.inside import plot_reuse
+    from dnas.figures.network import plot_reuse
 
     histories = read_histories(sources, trial)
     reuse = feature_reuse(histories, epoch=epoch, normalise=normalise)
@@ -132,7 +132,7 @@ def _weight_norms(args: argparse.Namespace) -> "Figure":
 
 
 def _weight_norms_of_all(args: argparse.Namespace) -> "Figure":
-    from dnas.figures.inside import plot_weight_norms_of_trials
+    from dnas.figures.network import plot_weight_norms_of_trials
     from dnas.study.folder import find_study
     from dnas.study.record import rank
 
@@ -158,7 +158,7 @@ def _weight_norms_of_all(args: argparse.Namespace) -> "Figure":
 
 
 def _gradients(args: argparse.Namespace) -> "Figure":
-    from dnas.figures.inside import plot_gradients
+    from dnas.figures.network import plot_gradients
 
     (history,) = _one(args)
     return plot_gradients(gradient_norms(history))
@@ -179,7 +179,7 @@ def _causal(args: argparse.Namespace) -> "Figure":
     from dnas.analysis.reuse import check_same_pairs
     from dnas.data import load_dataset
     from dnas.export import load_trained
-    from dnas.figures.inside import plot_causal
+    from dnas.figures.network import plot_causal
     from dnas.training.devices import check_device
 
     device = check_device(args.device)

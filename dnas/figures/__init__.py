@@ -12,8 +12,8 @@ from dnas.figures.ablation import (
     plot_variants,
 )
 from dnas.figures.efficiency import plot_control, plot_error_against_cost
-from dnas.figures.evidence import plot_fanova, plot_interactions, plot_path
-from dnas.figures.inside import plot_causal, plot_gradients, plot_reuse, plot_weight_norms_of_trials
+from dnas.figures.importance import plot_fanova, plot_interactions, plot_path
+from dnas.figures.network import plot_causal, plot_gradients, plot_reuse, plot_weight_norms_of_trials
 from dnas.figures.search import (
     plot_attainment,
     plot_best_so_far,
