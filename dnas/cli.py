@@ -1062,7 +1062,7 @@ def _importance(args: argparse.Namespace) -> int:
 
 
 def _path(args: argparse.Namespace) -> int:
-    from dnas.path import main_path
+    from dnas.ablation.path import main_path
 
     return main_path(args)
 

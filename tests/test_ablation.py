@@ -19,11 +19,11 @@ import pandas as pd
 import pytest
 import torch
 
-from dnas.ablation.definition import Definition, ablation_files, load_definition, parse_definition
+from dnas.ablation.auto_seeds import train_rounds
 from dnas.ablation.design import best_fraction, factorial, one_at_a_time, read_generators
+from dnas.ablation.parse import Definition, ablation_files, load_definition, parse_definition
 from dnas.ablation.plan import can_conclude, frozen_table, make_plan, planned
-from dnas.ablation.read import read_ablation
-from dnas.ablation.rounds import train_rounds
+from dnas.ablation.results import read_ablation
 from dnas.ablation.summary import describe_result
 from dnas.arch import DenseNetSpec, cost, format_name
 from dnas.batch.runs import PlannedRun, train_runs

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from playwright.sync_api import Browser
 
-from dnas.ablation.read import read_ablation
+from dnas.ablation.results import read_ablation
 from dnas.analysis import verdicts
 from dnas.analysis.efficiency import published_for
 from dnas.analysis.paired import Comparison, Effects

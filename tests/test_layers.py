@@ -35,7 +35,7 @@ ORDER = [
     ["dnas.analysis", "dnas.analysis.causal"],
     ["dnas.figures", "dnas.display"],
     ["dnas.analysis.evidence", "dnas.listed"],
-    ["dnas.path", "dnas.ablation"],
+    ["dnas.ablation.path", "dnas.ablation"],
     ["dnas.report", "dnas.plots"],
     ["dnas.reproduce"],
     ["dnas.cli"],

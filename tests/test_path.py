@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dnas.ablation.path import path_of, read_trained, study_of_path
 from dnas.analysis.ablation_path import Trained, find_path, greedy_path, params_of
 from dnas.analysis.evidence import read_evidence
 from dnas.arch import DenseNetSpec
 from dnas.cli import main
 from dnas.errors import InputError
 from dnas.figures import plot_path, title
-from dnas.path import path_of, read_trained, study_of_path
 from dnas.space.parse import parse_space
 from dnas.space.space import Space
 from dnas.study.config import LIST

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dnas.ablation.definition import AUTO, load_definition
+from dnas.ablation.parse import AUTO, load_definition
 from dnas.errors import InputError
 from dnas.listed import check_executor, command_line, means_of, train_listed
 from dnas.study.config import Means
@@ -54,7 +54,7 @@ def main_ablate(args: argparse.Namespace) -> int:
             f" The same command goes on from there:\n  {command_line()}"
         )
         return 130
-    from dnas.ablation.read import read_ablation
+    from dnas.ablation.results import read_ablation
     from dnas.ablation.summary import describe_result
 
     if stopped_by:
@@ -89,6 +89,6 @@ def _train(plan: "Plan", folder: StudyFolder, means: Means, args: argparse.Names
 
     if not plan.auto:
         return train(plan.runs)
-    from dnas.ablation.rounds import train_rounds
+    from dnas.ablation.auto_seeds import train_rounds
 
     return train_rounds(plan, folder, train, args.budget, _say(args))

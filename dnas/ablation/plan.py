@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from dnas.ablation.definition import AUTO, Definition, Variant, differences
+from dnas.ablation.parse import AUTO, Definition, Variant, differences
 from dnas.analysis.paired import pairs_needed
 from dnas.analysis.sequential import first_look
 from dnas.arch import format_name

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from dnas.ablation.read import Ablation
+from dnas.ablation.results import Ablation
 from dnas.analysis.paired import Comparison
 from dnas.display import state_counts
 from dnas.formatting import joined, percent, several

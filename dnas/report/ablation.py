@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from dnas import figures
 from dnas import formatting as words
-from dnas.ablation.read import Ablation, read_ablation
+from dnas.ablation.results import Ablation, read_ablation
 from dnas.analysis.curves import learning_curves
 from dnas.analysis.paired import Comparison, Effects, seed_noise
 from dnas.analysis.variants import cell_means, curve_bands, over_seeds

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from dnas.ablation.read import Ablation
+from dnas.ablation.results import Ablation
 from dnas.analysis.verdicts import level, needed, raced
 from dnas.formatting import joined, params, several
 from dnas.report.checklist import confounders

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dnas.ablation.read import Ablation
+from dnas.ablation.results import Ablation
 from dnas.analysis.verdicts import MEASURES
 from dnas.formatting import duration, joined, several
 from dnas.report.table import changed

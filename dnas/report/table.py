@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from dnas.ablation.definition import Variant
-from dnas.ablation.read import Ablation
+from dnas.ablation.parse import Variant
+from dnas.ablation.results import Ablation
 from dnas.analysis.efficiency import Published, published_for
 from dnas.analysis.variants import over_seeds
 from dnas.analysis.verdicts import CONCLUDED, MEASURES, level, raced

@@ -1,6 +1,6 @@
 """Study definitions: `studies/<name>.toml` gives the defaults of `dnas search --study <name>`.
 
-A file there with a `base` is another kind, an ablation's: see `dnas.ablation.definition`.
+A file there with a `base` is another kind, an ablation's: see `dnas.ablation.parse`.
 """
 
 import argparse

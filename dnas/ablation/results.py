@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dnas.ablation.definition import AUTO, Variant
+from dnas.ablation.parse import AUTO, Variant
 from dnas.analysis.paired import Effects, compare_with_base, factorial_effects
 from dnas.analysis.sequential import race_with_base
 from dnas.arch import parse_name

@@ -7,7 +7,7 @@ interrupted, and nothing else need be kept.
 from collections.abc import Callable, Sequence
 
 from dnas.ablation.plan import Plan, planned
-from dnas.ablation.read import read_values
+from dnas.ablation.results import read_values
 from dnas.analysis.sequential import first_look, undecided
 from dnas.batch.runs import PlannedRun
 from dnas.formatting import duration, joined, several
