@@ -1088,7 +1088,7 @@ def _plot(args: argparse.Namespace) -> int:
         print(f"{draw_of_ablation(args.figure, args.source, args.out)}\nwritten to {args.out}")
         return 0
     if args.figure in STUDY_FIGURES:
-        from dnas.report.drawings import draw_one
+        from dnas.report.figures import draw_one
 
         print(f"{draw_one(args.figure, args.source, args.out)}\nwritten to {args.out}")
         return 0

@@ -25,9 +25,9 @@ from dnas.cli import main
 from dnas.errors import InputError
 from dnas.report import watch_report, write_comparison, write_report
 from dnas.report.ablation import PICTURES
-from dnas.report.ablation_checks import checks
-from dnas.report.checklist import checklist
-from dnas.report.table import caption, latex, table_rows, to_csv, to_latex, to_markdown
+from dnas.report.ablation_validity import checks
+from dnas.report.nas_checklist import checklist
+from dnas.report.tables import caption, latex, table_rows, to_csv, to_latex, to_markdown
 from dnas.study.folder import StudyFolder
 from tests.ablations import TEXT, VARIANTS, make_ablation
 from tests.browser import Opened, chromium

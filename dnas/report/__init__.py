@@ -15,10 +15,10 @@ from pathlib import Path
 from dnas import figures
 from dnas.io import write_atomic
 from dnas.report import compare, sections
-from dnas.report.checks import checks
-from dnas.report.drawings import PICTURES, draw_all, inline_svg
-from dnas.report.pages import template
-from dnas.report.study import NAMES, read_for_report
+from dnas.report.data import NAMES, read_for_report
+from dnas.report.figures import PICTURES, draw_all, inline_svg
+from dnas.report.templating import template
+from dnas.report.validity import checks
 from dnas.study.folder import find_study
 
 __all__ = ["PICTURES", "inline_svg", "watch_report", "write_comparison", "write_report"]

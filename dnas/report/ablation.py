@@ -27,13 +27,12 @@ from dnas.analysis.verdicts import MEASURES, answer, level, sentence
 from dnas.arch import format_name
 from dnas.errors import InputError
 from dnas.io import write_atomic
-from dnas.report.ablation_checks import checks
-from dnas.report.checklist import SOURCE, checklist, software, values_of
-from dnas.report.drawings import Picture, written
-from dnas.report.pages import template
+from dnas.report.ablation_validity import checks
+from dnas.report.data import Drawn
+from dnas.report.figures import Picture, written
+from dnas.report.nas_checklist import SOURCE, checklist, software, values_of
 from dnas.report.sections import LOG_LETTERS, facts_of_study, shared_words, sparklines, without
-from dnas.report.study import Drawn
-from dnas.report.table import (
+from dnas.report.tables import (
     NUMERIC,
     Row,
     caption,
@@ -44,6 +43,7 @@ from dnas.report.table import (
     to_markdown,
     written_cells,
 )
+from dnas.report.templating import template
 from dnas.study.record import STATES, TrialRecord
 
 

@@ -11,8 +11,8 @@ from dnas import figures
 from dnas.analysis.progress import attainment, compare_distributions, distribution
 from dnas.errors import InputError
 from dnas.formatting import joined, several
-from dnas.report.drawings import Picture, written
-from dnas.report.study import NAMES, Drawn, Study, read_for_report, value
+from dnas.report.data import NAMES, Drawn, Study, read_for_report, value
+from dnas.report.figures import Picture, written
 from dnas.study.folder import find_study
 
 

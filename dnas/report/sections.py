@@ -18,8 +18,8 @@ from dnas.analysis.observations import observe
 from dnas.arch import DenseNetSpec, Spec
 from dnas.errors import InputError
 from dnas.formatting import size
-from dnas.report.drawings import histories
-from dnas.report.study import NAMES, UNITS, Study, listed, objective_of, value
+from dnas.report.data import NAMES, UNITS, Study, listed, objective_of, value
+from dnas.report.figures import histories
 from dnas.space.parse import parse_space
 from dnas.study.record import STATES, TrialRecord
 

@@ -8,8 +8,8 @@ from typing import Any
 from dnas.ablation.results import Ablation
 from dnas.analysis.verdicts import level, needed, raced
 from dnas.formatting import joined, params, several
-from dnas.report.checklist import confounders
-from dnas.report.checks import Check
+from dnas.report.nas_checklist import confounders
+from dnas.report.validity import Check
 from dnas.study.record import TrialRecord
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from dnas import formatting as words
-from dnas.report.study import value
+from dnas.report.data import value
 
 TEMPLATES = Path(__file__).parent / "templates"
 

@@ -8,7 +8,7 @@ from typing import Any
 from dnas.ablation.results import Ablation
 from dnas.analysis.verdicts import MEASURES
 from dnas.formatting import duration, joined, several
-from dnas.report.table import changed
+from dnas.report.tables import changed
 from dnas.study.record import TrialRecord
 
 SOURCE = "https://jmlr.org/papers/v21/20-056.html"

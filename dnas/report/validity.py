@@ -11,7 +11,7 @@ from dnas import formatting as words
 from dnas.analysis.control import ArmComparison, dominance
 from dnas.analysis.progress import fidelity
 from dnas.formatting import percent
-from dnas.report.study import NAMES, UNITS, Study, listed, objective_of, value
+from dnas.report.data import NAMES, UNITS, Study, listed, objective_of, value
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from dnas.analysis.reuse import feature_reuse
 from dnas.analysis.weight_norms import gradient_norms
 from dnas.arch import DenseNetSpec, layer_costs
 from dnas.errors import InputError
-from dnas.report.study import BOOTSTRAPS, NAMES, ROUNDS, Drawn, Study, listed, read_for_report
+from dnas.report.data import BOOTSTRAPS, NAMES, ROUNDS, Drawn, Study, listed, read_for_report
 from dnas.study.record import TrialRecord
 
 __all__ = ["PICTURES", "Picture", "draw_all", "inline_svg"]
