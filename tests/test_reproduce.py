@@ -27,7 +27,7 @@ from dnas.figures import title
 from dnas.listed import means_of
 from dnas.reproduce.command import describe_plan, planned
 from dnas.reproduce.page import write_page
-from dnas.reproduce.readings import Result, about_a_third, paired, read_result
+from dnas.reproduce.results import Result, about_a_third, paired, read_result
 from dnas.reproduce.targets import BUDGETS, TARGETS, Budget, Plan, Target, make_plan
 from dnas.study.config import Means
 from dnas.study.folder import StudyFolder

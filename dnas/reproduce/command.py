@@ -40,7 +40,7 @@ def main_reproduce(args: argparse.Namespace) -> int:
             )
             return 130
     from dnas.reproduce.page import write_page
-    from dnas.reproduce.readings import read_result
+    from dnas.reproduce.results import read_result
 
     if stopped_by:
         print(f"stopped: {stopped_by}")

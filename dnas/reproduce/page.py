@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from dnas.figures import FORMATS, save, title
 from dnas.formatting import duration, percent, several
 from dnas.io import write_atomic
-from dnas.reproduce.readings import Result
+from dnas.reproduce.results import Result
 from dnas.reproduce.targets import Plan
 from dnas.study.folder import StudyFolder
 from dnas.study.provenance import git_commit, versions
