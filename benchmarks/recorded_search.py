@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.recorded import CHOICES, Table, row_of
 from dnas.arch import Cost
-from dnas.display import PlainLines
+from dnas.cli.display import PlainLines
 from dnas.executors.worker import Job, Message
 from dnas.search.driver import Driver
 from dnas.space.parse import load_space

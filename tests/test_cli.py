@@ -15,7 +15,7 @@ from rich.console import Console
 from dnas.arch import cost, parse_name
 from dnas.batch.estimate import _share_trained
 from dnas.cli import EPILOGS, main
-from dnas.display import LiveTable, PlainLines
+from dnas.cli.display import LiveTable, PlainLines
 from dnas.errors import InputError
 from dnas.executors.worker import Job, Message
 from dnas.formatting import duration
@@ -407,7 +407,7 @@ def shown(number: int, state: str, epochs: int, **rest: object) -> TrialRecord:
 
 def test_the_time_left_counts_only_what_is_trained_now(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr("dnas.display.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("dnas.cli.display.time.monotonic", lambda: clock[0])
     lines = PlainLines()
     begun = [shown(0, "complete", 10), shown(1, "running", 4)]
     lines.opened(begun, wanted=4)

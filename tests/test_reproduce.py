@@ -21,10 +21,10 @@ from dnas.analysis.scaling import IsoError, holm
 from dnas.arch import cost, parse_name, spec_from_dict
 from dnas.batch.runs import train_runs
 from dnas.cli import main
+from dnas.cli.listed import means_of
 from dnas.errors import InputError
 from dnas.executors.worker import Job, Message
 from dnas.figures import title
-from dnas.listed import means_of
 from dnas.reproduce.command import describe_plan, planned
 from dnas.reproduce.page import write_page
 from dnas.reproduce.results import Result, about_a_third, paired, read_result
@@ -144,7 +144,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(capsys: pytest.CaptureFixt
 
 def test_a_plan_tells_what_is_there_and_what_a_machine_does_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny images on CPUs: a training a core."""
-    monkeypatch.setattr("dnas.listed.cores", lambda: 7)
+    monkeypatch.setattr("dnas.cli.listed.cores", lambda: 7)
     plan = make_plan("fig4-right", "smoke")
     asked = Namespace(workers=None, threads=None, device="cpu", timeout=None, kernels=None)
     means = means_of(asked, {"name": "digits"}, 8)

@@ -17,12 +17,12 @@ from dnas.analysis import NormHistory, Observation, feature_reuse, observe
 from dnas.analysis.causal import CausalReuse, causal_reuse, correlate, with_fewer_images
 from dnas.analysis.observations import effective_share
 from dnas.arch import DenseNetSpec, parse_name
+from dnas.cli.plots import _Estimate, figure5, observation_line, run_plot, run_verify
 from dnas.data import Dataset, load_dataset
 from dnas.data.catalog import data_info
 from dnas.errors import InputError
 from dnas.figures import plot_causal, plot_reuse, title
 from dnas.nn import build
-from dnas.plots import _Estimate, figure5, observation_line, run_plot, run_verify
 from dnas.training.evaluate import evaluate
 from dnas.training.fit import fit
 from dnas.training.norms import Norms, measure_norms, reading_weight

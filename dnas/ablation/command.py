@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dnas.ablation.parse import AUTO, load_definition
+from dnas.cli.listed import check_executor, command_line, means_of, train_listed
 from dnas.errors import InputError
-from dnas.listed import check_executor, command_line, means_of, train_listed
 from dnas.study.config import Means
 from dnas.study.folder import StudyFolder, check_study_name
 

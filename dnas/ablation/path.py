@@ -19,9 +19,9 @@ from dnas.analysis.evidence import over_line, read_evidence
 from dnas.analysis.fanova import BELIEVABLE, BOOTSTRAPS
 from dnas.analysis.importance import Evidence
 from dnas.arch import parse_name
+from dnas.cli.listed import check_executor, command_line, means_of, train_listed
 from dnas.errors import InputError
 from dnas.formatting import count, said, several
-from dnas.listed import check_executor, command_line, means_of, train_listed
 from dnas.space.space import Space
 from dnas.study.config import data_arguments_of
 from dnas.study.folder import StudyFolder, find_study

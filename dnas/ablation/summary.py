@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from dnas.ablation.results import Ablation
 from dnas.analysis.paired import Comparison
-from dnas.display import state_counts
+from dnas.cli.display import state_counts
 from dnas.formatting import joined, percent, several
 
 MEASURES = {"val_error": "validation error", "test_error": "test error"}

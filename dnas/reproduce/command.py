@@ -6,8 +6,8 @@ from pathlib import Path
 from dnas.arch import cost
 from dnas.batch.estimate import RECORD_BYTES, estimate_seconds
 from dnas.batch.runs import PlannedRun, check_same_runs
+from dnas.cli.listed import check_executor, command_line, means_of, train_listed
 from dnas.formatting import count, duration, several, size
-from dnas.listed import check_executor, command_line, means_of, train_listed
 from dnas.reproduce.targets import Plan, make_plan
 from dnas.study.config import Means
 from dnas.study.folder import StudyFolder

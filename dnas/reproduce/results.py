@@ -450,7 +450,7 @@ def error_verdict(loss: Paired) -> Verdict:
 
 
 def _fig5(plan: Plan, folder: StudyFolder, done: pd.DataFrame) -> Result:
-    from dnas.plots import figure5
+    from dnas.cli.plots import figure5
 
     found = figure5([folder.trial_folder(int(number)) / "checkpoint.pt" for number in done["number"]])
     findings = tuple(

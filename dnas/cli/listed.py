@@ -81,7 +81,7 @@ def train_listed(
 ) -> "Outcome":
     """`dnas.batch.runs.train_runs` by the executor that the command names, and shown as it asks."""
     from dnas.batch.runs import train_runs
-    from dnas.display import make_display
+    from dnas.cli.display import make_display
 
     executor: Any = None
     if args.executor == "ray":

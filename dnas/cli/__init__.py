@@ -618,7 +618,7 @@ def _search(args: argparse.Namespace) -> int:
         return 0
     executor = None
     if args.executor == "ray":
-        from dnas.listed import on_ray
+        from dnas.cli.listed import on_ray
 
         side = args.image_size or options.space.fixed.get("image_size", 32)
         executor, changes = on_ray(args, options.study, side)
@@ -627,7 +627,7 @@ def _search(args: argparse.Namespace) -> int:
         from dnas.executors.forkserver import start_forkserver
 
         start_forkserver()
-    from dnas.display import make_display
+    from dnas.cli.display import make_display
     from dnas.search.run import search
 
     display = make_display(args.quiet, args.verbose)
@@ -648,8 +648,8 @@ def _search(args: argparse.Namespace) -> int:
 
 def apply_definition_of(args: argparse.Namespace) -> None:
     """Fills in what the study's definition says, and checks what can be checked without reading anything more."""
+    from dnas.cli.listed import check_executor
     from dnas.data.catalog import data_info
-    from dnas.listed import check_executor
     from dnas.study.definition import apply_definition
 
     apply_definition(args)
@@ -716,9 +716,9 @@ def _search_options(args: argparse.Namespace, folder: Any, begun: dict[str, Any]
 def _worker(args: argparse.Namespace) -> int:
     import signal
 
+    from dnas.cli.display import make_display
     from dnas.cluster.study import StoredStudy, begin, load_data, options_of, read_config, shared_of
     from dnas.cluster.worker import COMPLETE, Worker
-    from dnas.display import make_display
     from dnas.executors.forkserver import start_forkserver
     from dnas.executors.local import LocalExecutor
     from dnas.executors.shared_storage import Shared
@@ -879,7 +879,7 @@ def _opening(options: Any, executor: Any) -> str:
 
 def _closing(study: str, outcome: Any, wanted: int) -> str:
     from dnas.analysis.efficiency import pareto_front
-    from dnas.display import state_counts
+    from dnas.cli.display import state_counts
     from dnas.formatting import count, percent, said, several
     from dnas.study.config import objectives_of
     from dnas.study.folder import StudyFolder, read_study
@@ -955,7 +955,7 @@ def _eval(args: argparse.Namespace) -> int:
 def _status(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from dnas.display import LiveTable, state_lines
+    from dnas.cli.display import LiveTable, state_lines
     from dnas.study.folder import find_study
 
     folder = find_study(args.study)
@@ -1080,7 +1080,7 @@ def _ablate(args: argparse.Namespace) -> int:
 
 
 def _plot(args: argparse.Namespace) -> int:
-    from dnas.plots import run_plot
+    from dnas.cli.plots import run_plot
 
     if args.figure in ABLATION_FIGURES:
         from dnas.report.ablation import draw_one as draw_of_ablation
@@ -1096,7 +1096,7 @@ def _plot(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from dnas.plots import run_verify
+    from dnas.cli.plots import run_verify
 
     return run_verify(args)
 
