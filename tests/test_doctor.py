@@ -21,7 +21,7 @@ from dnas.errors import InputError
 from dnas.executors.lease import Lease, read_lease
 from dnas.executors.worker import Job, Message
 from dnas.search.doctor import Finding, diagnose, main_doctor
-from dnas.search.driver import doctor
+from dnas.search import doctor
 from dnas.search.run import search
 from dnas.space.parse import load_space
 from dnas.study.folder import StudyFolder
