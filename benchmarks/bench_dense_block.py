@@ -193,7 +193,7 @@ def saved_bytes(net: nn.Module, x: Tensor, y: Tensor) -> int:
 
 def live_bytes(net: nn.Module, x: Tensor, y: Tensor) -> int:
     """What a step keeps, where the network itself has hooks on saved tensors (recomputation): new storages alive."""
-    from tests.test_recompute import step_bytes
+    from tests.nn.test_recompute import step_bytes
 
     return step_bytes(net, x, y)[0]
 

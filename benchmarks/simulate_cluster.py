@@ -125,7 +125,7 @@ def simulate(workers: int, trials: int, sampler: str, seconds: float) -> dict[st
     from dnas.space.parse import load_space
     from dnas.study.config import Options
     from dnas.study.folder import StudyFolder
-    from tests.analytic import Silent
+    from tests.support.analytic import Silent
 
     space = load_space("cifar_bc", epochs=EPOCHS)
     space = space.for_data(3, 32, 10, augmented=True)

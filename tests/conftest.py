@@ -25,12 +25,12 @@ def plain_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "Scheduling":
     """Distribute tests by `xdist_group`; a test that crashes its process fails once, and the others still run."""
-    from tests.scheduling import GroupScheduling
+    from tests.support.scheduling import GroupScheduling
 
     return GroupScheduling(config, log)
 
 
-LONGEST = ("test_ray", "test_worker", "test_processes", "test_ablation", "test_reproduce", "test_page")
+LONGEST = ("test_ray_tune", "test_worker", "test_processes", "test_ablation", "test_reproduce", "test_page")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -42,13 +42,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 if TYPE_CHECKING:
     from xdist.scheduler.protocol import Scheduling
 
-    from tests.postgres import Server
+    from tests.support.postgres import Server
 
 
 @pytest.fixture(scope="session")
 def server() -> "Iterator[Server]":
     """A PostgreSQL of the test run's own."""
-    from tests.postgres import Server
+    from tests.support.postgres import Server
 
     running = Server()
     yield running

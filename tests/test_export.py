@@ -22,8 +22,8 @@ from dnas.nn import build
 from dnas.training.evaluate import evaluate
 from dnas.training.fit import fit
 from dnas.training.recipe import make_recipe
-from tests.data_files import noise, write_folder
-from tests.studies import make_study
+from tests.support.data_files import noise, write_folder
+from tests.support.studies import make_study
 
 NAME = "densenet-bc:layers=2-1,k=4,channels=1,size=8"
 

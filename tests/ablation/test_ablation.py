@@ -1,0 +1,774 @@
+"""Ablations: the file, the designs, runs in pairs, and a study that is killed, or gets more seeds."""
+
+import dataclasses
+import itertools
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from dnas.ablation.auto_seeds import train_rounds
+from dnas.ablation.design import best_fraction, factorial, one_at_a_time, read_generators
+from dnas.ablation.parse import Definition, ablation_files, load_definition, parse_definition
+from dnas.ablation.plan import can_conclude, frozen_table, make_plan, planned
+from dnas.ablation.results import read_ablation
+from dnas.ablation.summary import describe_result
+from dnas.arch import DenseNetSpec, cost, format_name
+from dnas.batch.runs import PlannedRun, train_runs
+from dnas.cli import main
+from dnas.data import load_dataset
+from dnas.errors import InputError
+from dnas.executors.worker import Job, Message
+from dnas.nn import build
+from dnas.study.config import Means
+from dnas.study.folder import StudyFolder
+from dnas.training.checkpoint import weights_digest
+from dnas.training.fit import stream_seed
+from tests.support.analytic import AnalyticExecutor, Silent
+from tests.support.studies import equal_but_times
+
+ROOT = Path(__file__).resolve().parents[2]
+MEANS = Means({"name": "digits", "data_root": None})
+TEXT = """\
+# A small one, for the tests.
+question = "Does it help?"
+dataset = "digits"
+design = "factorial"
+seeds = 3
+
+[base]
+name = "plain"
+network = "densenet:L=10,k=3,stem_channels=4"
+
+[data]
+subset = 200
+
+[factors]
+bottleneck = [0, 4]
+compression = [1.0, 0.5]
+
+[names]
+B = { bottleneck = 4 }
+C = { compression = 0.5 }
+
+[recipe]
+epochs = 2
+"""
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def define(*changes: tuple[str, str], **overrides: Any) -> Definition:
+    """The small study, with parts of its text replaced."""
+    text = TEXT
+    for before, after in changes:
+        assert before in text
+        text = text.replace(before, after)
+    return parse_definition(tomllib.loads(text), text, "small", "small.toml", **overrides)
+
+
+def networks(definition: Definition) -> dict[str, str]:
+    return {
+        variant.name: format_name(variant.spec).removesuffix(",channels=1,size=8") for variant in definition.variants
+    }
+
+
+# --- the file -----------------------------------------------------------------------------------------------------
+
+
+def test_what_the_base_states_is_held() -> None:
+    # L = 10 is 2 layers a block without a bottleneck, and 1 with one
+    assert networks(define()) == {
+        "plain": "densenet:L=10,k=3,stem_channels=4",
+        "B": "densenet-b:L=10,k=3,stem_channels=4",
+        "C": "densenet-c:L=10,k=3,stem_channels=4",
+        "bottleneck=4 compression=0.5": "densenet-bc:L=10,k=3,stem_channels=4",
+    }
+    held = define(("densenet:L=10", "densenet:layers=2-2-2"))
+    assert networks(held)["B"] == "densenet-b:L=16,k=3,stem_channels=4"
+    fields = define(
+        (
+            'network = "densenet:L=10,k=3,stem_channels=4"',
+            "depth = 10\ngrowth_rate = 3\nbottleneck = 0\ncompression = 1.0\nstem_channels = 4",
+        )
+    )
+    assert networks(fields) == networks(define())
+
+
+def test_the_changes_are_those_of_the_whole_run() -> None:
+    variants = {variant.name: variant for variant in define().variants}
+    assert variants["plain"].changed == {}
+    assert variants["B"].changed == {"block_layers": [1, 1, 1], "bottleneck": 4}
+    assert variants["C"].changed == {"compression": 0.5}
+    more = define(
+        ("bottleneck = [0, 4]", 'recipe.weight_decay = [1e-4, 1e-3]\ndata.augmentation = ["crop", "none"]'),
+        ("B = { bottleneck = 4 }\n", ""),
+    )
+    last = more.variants[-1]
+    assert last.changed == {"compression": 0.5, "recipe.weight_decay": 1e-3, "data.augmentation": "none"}
+    assert last.recipe.weight_decay == 1e-3
+    assert last.data == {"subset": 200, "image_size": 8, "augmentation": "none"}
+
+
+def test_without_augmentation_all_variants_have_the_dropout_of_the_recipe_at_the_base() -> None:
+    one = define(
+        ("subset = 200", 'augmentation = "none"'), ("epochs = 2", "epochs = 2\ndropout_without_augmentation = 0.2")
+    )
+    assert {variant.spec.dropout for variant in one.variants} == {0.2}  # type: ignore[union-attr]
+    both = define(
+        ("bottleneck = [0, 4]", 'data.augmentation = ["crop", "none"]'),
+        ("B = { bottleneck = 4 }\n", ""),
+        ("epochs = 2", "epochs = 2\ndropout_without_augmentation = 0.2"),
+    )
+    assert {variant.spec.dropout for variant in both.variants} == {0.0}  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ([("question =", "qestion =")], "qestion: there is no such key. Did you mean question?"),
+        ([('"digits"', '"digit"')], "dataset: no data set 'digit'"),
+        ([('"factorial"', '"factorials"')], "design: no design 'factorials'.* Did you mean factorial?"),
+        ([("seeds = 3", "seeds = 1")], "seeds: `seeds >= 2` must hold, but got seeds=1: 1 pair can't say"),
+        ([("seeds = 3", "seeds = 0")], "`seeds >= 2` must hold, but got seeds=0"),
+        ([("seeds = 3", "seeds = [4]")], "`seeds >= 2` must hold, but got 1 seed"),
+        ([("seeds = 3", "seeds = [4, 4]")], "a seed is named twice"),
+        ([("seeds = 3", "seeds = 3\nalpha = 1.5")], "alpha: `0 < alpha < 1` must hold, but got 1.5"),
+        ([("seeds = 3", "seeds = 3\ntolerance = -1")], "tolerance: `0 <= tolerance < 1` must hold, but got -1"),
+        ([("L=10", "L=11")], r"\[base\] network: a DenseNet of depth 11 does not exist"),
+        ([("[data]\n", "[data]\nsubsets = 2\n")], r"\[data\] subsets: there is no such key"),
+        ([("epochs = 2", "epochs = 0")], r"\[recipe\] `epochs >= 1` must hold"),
+        ([("[0, 4]", "[0, -1]")], r"\[factors\] bottleneck = -1: `bottleneck >= 0` must hold, but got bottleneck=-1"),
+        (
+            [("bottleneck = [0, 4]", "depth = [10, 12]"), ("B = { bottleneck = 4 }\n", "")],
+            r"\[factors\] depth = 12: a DenseNet of depth 12 does not exist: .* the nearest depths are 10 and 13",
+        ),
+        ([("[0, 4]", "[2, 4]")], r"bottleneck: its levels \[2, 4\] leave out the base's own, 0; add it, or state one"),
+        ([("[0, 4]", "[0]")], "bottleneck: expected a list of at least two levels"),
+        ([("[0, 4]", "[0, 4, 4]")], "bottleneck: it names a level twice"),
+        ([("bottleneck = [0, 4]", "botleneck = [0, 4]")], "botleneck: DenseNetSpec has no such field. Did you mean bo"),
+        ([("bottleneck = [0, 4]", "image_size = [8, 16]")], "image_size: the data set settles it; it is data.image_s"),
+        ([("bottleneck = [0, 4]", "data.split_seed = [0, 1]")], "each pair has a split of its own"),
+        (
+            [
+                ("L=10,k=3", "layers=2,k=3"),
+                ("bottleneck = [0, 4]", "dropout = [0.0, 0.2]"),
+                ("B = { bottleneck = 4 }\n", ""),
+            ],
+            r"compression: nothing uses it: at \[1.0, 0.5\] the runs are the same, since a network of one block has",
+        ),
+        (
+            [("bottleneck = [0, 4]", "recipe.warmup = [0.0, 0.1]"), ("epochs = 2", 'name = "paper"\nepochs = 2')],
+            "recipe.warmup: nothing uses it: .* since the schedule is steps",
+        ),
+        (
+            [("[1.0, 0.5]", "[1.0, 0.5, 0.49]"), ("k=3,stem_channels=4", "k=1,stem_channels=1")],
+            "transition 1 would keep",
+        ),
+        (
+            [
+                ('"factorial"', '"one-at-a-time"'),
+                ("bottleneck = [0, 4]", 'connectivity = ["dense", "window:2", "window:9"]'),
+                ("B = { bottleneck = 4 }\n", ""),
+            ],
+            "variants plain and connectivity=window:9 are the same run",
+        ),
+        ([('"factorial"', '"fractional"')], "at least 3 factors, but got 2"),
+        ([("B = { bottleneck = 4 }", "B = { bottleneck = 3 }")], r"\[names\] B: no variant of the design has bottlene"),
+        (
+            [("seeds = 3", 'seeds = 3\nequal = "params"'), ("bottleneck = [0, 4]", "growth_rate = [3, 4]")],
+            r"growth_rate: with equal = \"params\" it is solved for in each variant",
+        ),
+        (
+            [("seeds = 3", 'seeds = 3\nequal = "params"\ntolerance = 0.0001')],
+            r"variant B: equal params within 0.01% can't be reached: the nearest network, densenet-b:L=10,k=\d.*, has"
+            r" [\d,]+, \d+\.\d% (more|fewer) than the base's",
+        ),
+        (
+            [("seeds = 3", 'seeds = 3\nequal = "seconds"'), ("bottleneck = [0, 4]", "recipe.epochs = [2, 4]")],
+            'recipe.epochs: with equal = "seconds" it is solved for',
+        ),
+    ],
+)
+def test_a_bad_file_is_told_so(changes: list[tuple[str, str]], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        define(*changes)
+
+
+def test_every_problem_is_named_at_once() -> None:
+    with pytest.raises(InputError) as error:
+        define(("seeds = 3", "seeds = 1\nalpha = 2"), ("epochs = 2", "epochs = 0"), ("subset", "subsets"))
+    lines = str(error.value).splitlines()
+    assert lines[0] == "small.toml has 4 problems:"
+    parts = ("alpha: ", "seeds: ", "[data] subsets: ", "[recipe] ")
+    for line, part in zip(lines[1:], parts, strict=True):
+        assert line.startswith("  " + part)
+
+
+LIST = (
+    ('"factorial"', '"list"'),
+    ("[factors]\nbottleneck = [0, 4]\ncompression = [1.0, 0.5]\n", ""),
+    (TEXT[TEXT.index("[names]") : TEXT.index("[recipe]")], ""),
+)
+
+
+def with_variants(*variants: str) -> tuple[tuple[str, str], ...]:
+    return (*LIST, ("epochs = 2\n", "epochs = 2\n" + "".join(f"[[variants]]\n{text}\n" for text in variants)))
+
+
+def test_a_list_of_variants() -> None:
+    found = define(
+        *with_variants('name = "B"\nbottleneck = 4', 'name = "slow"\nrecipe.learning_rate = 0.01\ndepth = 13')
+    )
+    assert networks(found) == {
+        "plain": "densenet:L=10,k=3,stem_channels=4",
+        "B": "densenet-b:L=10,k=3,stem_channels=4",
+        "slow": "densenet:L=13,k=3,stem_channels=4",
+    }
+    assert found.variants[2].levels == {"recipe.learning_rate": 0.01, "depth": 13}
+    for variants, words in (
+        (("bottleneck = 4",), r"\[\[variants\]\] 1: it needs a name"),
+        (('name = "plain"\nbottleneck = 4',), "two variants called 'plain'"),
+        (('name = "B"',), "B: it changes nothing"),
+        (('name = "B"\nbottleneck = 0',), "variants plain and B are the same run"),
+        (('name = "B"\nbottleneck = 4', 'name = "b"\nbottleneck = 4'), "variants B and b are the same run"),
+        (('name = "B"\nbottleneck = -4',), r"\[\[variants\]\] B: `bottleneck >= 0` must hold"),
+        ((), "at least one table"),
+    ):
+        with pytest.raises(InputError, match=words):
+            define(*with_variants(*variants))
+
+
+# --- designs ------------------------------------------------------------------------------------------------------
+
+LEVELS = {"a": (0, 1), "b": (0, 1, 2)}
+
+
+def test_one_at_a_time_and_factorial_by_hand() -> None:
+    assert list(one_at_a_time(LEVELS)) == [
+        {"a": 0, "b": 0},
+        {"a": 1, "b": 0},
+        {"a": 0, "b": 1},
+        {"a": 0, "b": 2},
+    ]
+    cells = [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2)]
+    assert list(factorial(LEVELS)) == [{"a": a, "b": b} for a, b in cells]
+
+
+def words(*texts: str) -> list[frozenset[str]]:
+    return [frozenset(text) for text in texts]
+
+
+def test_the_half_of_four_factors_is_the_textbooks() -> None:
+    """2^(4-1): I = ABCD, of resolution IV; interactions of two factors in three pairs."""
+    fraction = best_fraction("ABCD", 1)
+    assert list(fraction.words) == words("ABCD")
+    assert fraction.resolution == 4
+    assert fraction.cells == 8
+    assert fraction.aliases(frozenset("AB")) == (frozenset("CD"),)
+    assert fraction.relation() == "I = A × B × C × D"
+    assert fraction.confounded() == [
+        "A = B × C × D",
+        "B = A × C × D",
+        "C = A × B × D",
+        "D = A × B × C",
+        "A × B = C × D",
+        "A × C = B × D",
+        "A × D = B × C",
+    ]
+    cells = list(fraction.combinations(dict.fromkeys("ABCD", (0, 1))))
+    assert cells[0] == {"A": 0, "B": 0, "C": 0, "D": 0}
+    assert len({tuple(cell.values()) for cell in cells}) == 8
+    assert all(sum(cell.values()) % 2 == 0 for cell in cells)  # ABCD = +1: an even number of changes
+    for one, other in itertools.combinations("ABCD", 2):  # every pair of factors sees all four combinations twice
+        seen = [(cell[one], cell[other]) for cell in cells]
+        assert {pair: seen.count(pair) for pair in seen} == {(0, 0): 2, (0, 1): 2, (1, 0): 2, (1, 1): 2}
+
+
+@pytest.mark.parametrize(
+    ("factors", "halvings", "resolution"),
+    [("ABC", 1, 3), ("ABCDE", 1, 5), ("ABCDE", 2, 3), ("ABCDEF", 2, 4), ("ABCDEFG", 4, 3), ("ABCDEFG", 3, 4)],
+)
+def test_fractions_reach_the_resolutions_of_the_tables(factors: str, halvings: int, resolution: int) -> None:
+    """Box, Hunter and Hunter 1978, table 12.15."""
+    assert best_fraction(factors, halvings).resolution == resolution
+
+
+def test_of_equal_resolutions_the_least_aberration_is_chosen() -> None:
+    """2^(7-2), of resolution IV, can have one word of four letters (Fries and Hunter 1980)."""
+    assert [len(word) for word in best_fraction("ABCDEFG", 2).words] == [4, 5, 5]
+
+
+def test_generators_are_read_and_judged() -> None:
+    fraction = read_generators("ABCDE", ["D = A * B", "E = A × C"])
+    assert list(fraction.words) == words("ABD", "ACE", "BCDE")
+    assert fraction.resolution == 3
+    for texts, said in (
+        (["D = A * X"], "must read `FACTOR = FACTOR"),
+        (["D A"], "must read `FACTOR = FACTOR"),
+        (["D = A * D"], "names a factor twice"),
+        (["D = A", "E = A * B"], "imply I = A × D, so that main effects can't be told apart: resolution 2"),
+        (["D = A * B", "D = A * C"], "D has a generator already"),
+        (["D = A * B", "E = A * D"], "the generator of E names D"),
+        ([], "name at least one"),
+    ):
+        with pytest.raises(InputError) as error:
+            read_generators("ABCDE", texts)
+        assert said in str(error.value)
+    with pytest.raises(InputError, match="4 variants can't tell 4 main effects apart; the smallest fraction is 1/2, 8"):
+        best_fraction("ABCD", 2)
+
+
+FRACTIONAL = (
+    ('"factorial"', '"fractional"'),
+    ("bottleneck = [0, 4]", 'bottleneck = [0, 4]\nconnectivity = ["dense", "log"]\ndropout = [0.0, 0.2]'),
+    (TEXT[TEXT.index("[names]") : TEXT.index("[recipe]")], ""),
+)
+
+
+def test_a_fractional_study_has_half_the_variants_and_says_what_is_confounded() -> None:
+    found = define(*FRACTIONAL)
+    assert len(found.variants) == 8
+    assert found.variants[0].name == "plain"
+    table = frozen_table(plan_of(found))
+    assert table["resolution"] == 4
+    assert "bottleneck × connectivity = dropout × compression" in table["aliases"]
+    with pytest.raises(InputError, match="needs two levels of each factor, but dropout has 3; keep two of them"):
+        define(
+            *FRACTIONAL[:1], ("bottleneck = [0, 4]", "bottleneck = [0, 4]\ndropout = [0.0, 0.1, 0.2]"), *FRACTIONAL[2:]
+        )
+    with pytest.raises(InputError, match=r"fraction: expected one of 1/2, 1/4, 1/8 as text, but got 0.5"):
+        define(*FRACTIONAL, ("seeds = 3", "seeds = 3\nfraction = 0.5"))
+
+
+# --- equal sizes --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("measure", ["params", "macs"])
+def test_variants_are_of_the_bases_size(measure: str) -> None:
+    found = define(("seeds = 3", f'seeds = 3\nequal = "{measure}"\ntolerance = 0.06'), ("k=3", "k=8"))
+    target = getattr(cost(found.base.spec), measure)
+    for variant in found.variants:
+        share = getattr(cost(variant.spec), measure) / target - 1
+        assert variant.residual == pytest.approx(share)
+        assert abs(share) <= 0.06
+    assert found.base.spec == define(("k=3", "k=8")).base.spec
+    assert [v.spec.bottleneck for v in found.variants] == [0, 4, 0, 4]
+
+
+def plan_of(definition: Definition, **changes: Any) -> Any:
+    return make_plan(definition, StudyFolder(Path("studies") / definition.name), MEANS, **changes)
+
+
+def test_equal_seconds_gives_a_slower_variant_fewer_epochs_once_in_a_studys_life(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slow = {"plain": 1.0, "B": 2.0, "C": 0.6, "bottleneck=4 compression=0.5": 40.0}
+    definition = define(("seeds = 3", 'seeds = 3\nequal = "seconds"'), ("epochs = 2", "epochs = 9"))
+    by_spec = {variant.spec: slow[variant.name] for variant in definition.variants}
+    monkeypatch.setattr("dnas.ablation.plan.seconds_per_step", lambda spec, *_: by_spec[spec])
+    plan = plan_of(definition)
+    # 9 epochs of the base: 4.5 of B's, 15 of C's, 0.2 of the last's, which gets one
+    assert [variant.recipe.epochs for variant in plan.definition.variants] == [9, 4, 15, 1]
+    misses = [variant.residual for variant in plan.definition.variants]
+    assert misses == pytest.approx([0.0, 8 / 9 - 1, 0.0, 40 / 9 - 1])
+    train(plan)
+    by_spec = {variant.spec: 1.0 for variant in definition.variants}  # another machine, or another hour
+    again = plan_of(definition)
+    assert again.definition.variants == plan.definition.variants
+
+
+# --- pairs --------------------------------------------------------------------------------------------------------
+
+
+def train(plan: Any, executor: AnalyticExecutor | None = None) -> AnalyticExecutor:
+    executor = executor or AnalyticExecutor()
+    about = {"ablation": frozen_table(plan)}
+    train_runs(plan.study, "t", plan.runs, MEANS, Silent(), executor, final=plan.final, about=about)
+    return executor
+
+
+def test_the_runs_of_a_seed_share_split_order_augmentation_and_stream() -> None:
+    executor = train(plan_of(define(("bottleneck = [0, 4]", "dropout = [0.0, 0.2]"), ("B = { bott", "# B = { bott"))))
+    seen: dict[int, list[list[torch.Tensor]]] = {}
+    for job in executor.started:
+        data = load_dataset(**job.data)
+        generator = torch.Generator().manual_seed(stream_seed(*job.seed, "data"))
+        x, y = zip(*data.train_batches(64, generator), strict=True)
+        stream = torch.tensor(stream_seed(*job.seed, "initialisation"))
+        seen.setdefault(job.data["split_seed"], []).append([data.val_index, torch.cat(x), torch.cat(y), stream])
+    assert {seed: len(some) for seed, some in seen.items()} == {0: 4, 1: 4, 2: 4}
+    for first, *others in seen.values():
+        for other in others:
+            assert all(torch.equal(one, two) for one, two in zip(first, other, strict=True))
+    for (one, *_), (two, *_) in itertools.combinations(seen.values(), 2):
+        assert not any(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    plain, dropout = (job for job in executor.started[:4] if job.spec["compression"] == 1.0)
+    weights = []
+    for job in (plain, dropout):  # networks of one shape begin alike
+        torch.manual_seed(stream_seed(*job.seed, "initialisation"))
+        weights.append(weights_digest(build(DenseNetSpec.from_dict(job.spec))))
+    assert weights[0] == weights[1]
+
+
+def test_runs_come_seed_by_seed() -> None:
+    assert [run.key for run in planned(define().variants[:2], [0, 3])] == ["plain/s0", "B/s0", "plain/s3", "B/s3"]
+
+
+# --- the command --------------------------------------------------------------------------------------------------
+
+
+def write(*changes: tuple[str, str], name: str = "small") -> Path:
+    text = TEXT
+    for before, after in changes:
+        text = text.replace(before, after)
+    path = Path(f"{name}.toml")
+    path.write_text(text)
+    return path
+
+
+def test_a_dry_run_says_all_before_the_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    write()
+    assert main(["ablate", "small.toml", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    for words in (
+        "small   A small one, for the tests.",
+        "question  Does it help?",
+        "factorial of bottleneck (0, 4) and compression (1.0, 0.5); nothing held equal",
+        "densenet-b:L=10,k=3,stem_channels=4",
+        "digits: 180 images; recipe fast, 2 epochs of batch 64; measured on validation data",
+        "runs      12: 4 variants from 3 seeds",
+        "time      about",
+        "can tell  NOTHING: 3 comparisons with 3 pairs can't reach 0.05, the least p being 0.75; 7 pairs can",
+        "nothing was trained",
+    ):
+        assert words in said
+    assert not Path("studies").exists()
+    assert main(["ablate", "small.toml", "--dry-run", "--seeds", "7", "--final", "--epochs", "5"]) == 0
+    said = capsys.readouterr().out
+    assert "3 comparisons with 7 pairs: p can fall to 0.047" in said
+    assert "5 epochs of batch 64; trained on validation data too, measured on the test set" in said
+
+
+def test_before_the_runs_it_is_said_whether_they_can_conclude() -> None:
+    """m · 2^(1-n) <= alpha: one comparison takes 6 pairs at 5%, three take 7."""
+    one = define(*with_variants('name = "B"\nbottleneck = 4'))
+    assert can_conclude(plan_of(one)).endswith("the least p being 0.25; 6 pairs can: --seeds 6")
+    assert "1 comparison with 6 pairs: p can fall to 0.031" in can_conclude(
+        plan_of(dataclasses.replace(one, seeds=tuple(range(6))))
+    )
+    assert can_conclude(plan_of(define(seeds=6))).startswith("NOTHING: 3 comparisons with 6 pairs can't reach 0.05")
+    assert "(7 pairs suffice)" in can_conclude(plan_of(define(seeds=7)))
+
+
+def test_bad_input_ends_with_status_2_and_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    write()
+    write(("[base]", "[bas]"), name="none")
+    for arguments, words in (
+        (["small.toml", "--seeds", "1"], "`seeds >= 2` must hold, but got seeds=1"),
+        (["small.toml", "--seeds", "many"], "--seeds is a number of seeds, or auto"),
+        (["small.toml", "--max-seeds", "9"], "--max-seeds goes with --seeds auto"),
+        (["small.toml", "--budget", "9"], "--budget goes with --seeds auto"),
+        (["small.toml", "--executor", "rai"], "no executor 'rai'"),
+        (["small.toml", "--cpus-per-trial", "2"], "--cpus-per-trial is for --executor ray"),
+        (["small.toml", "--study", "a/b"], "a study's name is letters"),
+        (["gone.toml"], "no study file gone.toml"),
+        (["digits_bottleneck"], "no ablation 'digits_bottleneck'.* Did you mean digits_bottleneck_compression"),
+        (["tiny_demo"], "is no ablation's.*`dnas search --study tiny_demo`"),
+        (["none.toml"], "is no ablation's"),
+    ):
+        assert main(["ablate", *arguments]) == 2, arguments
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert re.search(words, error), error
+    assert main(["search", "--study", "bottleneck_compression", "--trials", "2"]) == 2
+    assert "defines an ablation, not a search: `dnas ablate bottleneck_compression`" in capsys.readouterr().err
+
+
+def records(study: str = "small") -> list[dict[str, Any]]:
+    return equal_but_times(StudyFolder(Path("studies") / study).records())
+
+
+def test_more_seeds_later_are_only_more_runs() -> None:
+    train(plan_of(define()))
+    before = records()
+    assert len(before) == 12
+    executor = train(plan_of(define(seeds=5)))
+    assert {job.seed for job in executor.started} == {(3, 0), (4, 0)}
+    assert records()[:12] == before
+    assert StudyFolder(Path("studies/small")).config()["ablation"]["seeds"] == [0, 1, 2, 3, 4]
+    assert train(plan_of(define(), asked=False)).started == []  # the file says 3; the study has 5
+    train(plan_of(define(seeds=9)))
+    assert read_ablation("small").earlier == (3, 5)
+    assert "seeds were added after results of 3 and 5: p holds for" in describe_result(read_ablation("small"))
+    StudyFolder(Path("studies/small")).path.rename("studies/grown")
+    train(plan_of(define(seeds=9)))
+    assert read_ablation("small").earlier == ()
+    assert [row["params"] for row in records()] == [row["params"] for row in records("grown")]
+
+
+def test_a_study_that_is_there_is_not_changed() -> None:
+    train(plan_of(define()))
+    for changes, words in (
+        ([("epochs = 2", "epochs = 3")], "another recipe: epochs=2 .now epochs=3"),
+        ([("seeds = 3", "seeds = 3\nalpha = 0.1")], "begun with alpha 0.05 .now 0.1."),
+        ([('name = "plain"', 'name = "base"')], "begun with base plain .now base."),
+        ([("B = {", "bottled = {")], "has a variant that its file no longer has: B; what was run must be reported"),
+        ([("seeds = 3", 'seeds = "auto"')], "begun with seeds: 3 seeds .now auto."),
+    ):
+        with pytest.raises(InputError, match=words):
+            train(plan_of(define(*changes)))
+    wider = define(("[1.0, 0.5]", "[1.0, 0.5, 0.25]"))
+    assert len(train(plan_of(wider)).started) == 6  # two more variants
+    config = StudyFolder(Path("studies/small")).config()
+    del config["ablation"]
+    StudyFolder(Path("studies/small")).write_config(config)
+    with pytest.raises(InputError, match="is there already, and is no ablation"):
+        plan_of(define())
+
+
+# --- results ------------------------------------------------------------------------------------------------------
+
+
+def by_group(errors: Callable[[str, int], float | None]) -> AnalyticExecutor:
+    """Trainings that end with `errors(variant, seed)`; None diverges."""
+    definition = define()
+    names = {variant.spec.digest: variant.name for variant in definition.variants}
+
+    class Planted(AnalyticExecutor):
+        def start(self, job: Job) -> None:
+            super().start(job)
+            error = errors(names[DenseNetSpec.from_dict(job.spec).digest], job.seed[0])
+            if error is None:
+                self.jobs[job.key] = deque([Message("failed", {"reason": "diverged", "text": "nan"})])
+            for message in self.jobs[job.key]:
+                row = message.values.get("row", message.values)
+                row["val_error"] = error
+
+    return Planted()
+
+
+EFFECTS = {"plain": 0.0, "B": -0.02, "C": 0.03, "bottleneck=4 compression=0.5": 0.0}
+
+
+def test_what_was_planted_is_read(capsys: pytest.CaptureFixture[str]) -> None:
+    train(plan_of(define(seeds=8)), by_group(lambda name, seed: 0.1 + 0.01 * seed + EFFECTS[name] + 1e-4 * seed))
+    found = read_ablation("small")
+    assert (found.name, found.base, found.design, found.equal) == ("small", "plain", "factorial", "nothing")
+    assert list(found.values.columns) == list(EFFECTS)
+    assert found.values.index.tolist() == list(range(8))
+    assert found.values.loc[2, "C"] == pytest.approx(0.1502)
+    definition = define()
+    for variant, defined in zip(found.variants, definition.variants, strict=True):
+        kept = {key: value for key, value in defined.data.items() if value is not None}
+        changed = {key: tuple(value) if isinstance(value, list) else value for key, value in defined.changed.items()}
+        assert variant == dataclasses.replace(defined, data=kept, changed=changed)
+    assert {one.name: round(one.mean, 6) for one in found.effects.comparisons} == {
+        name: effect for name, effect in EFFECTS.items() if name != "plain"
+    }
+    assert [one.verdict for one in found.effects.comparisons] == ["fewer errors", "more errors", "cannot tell"]
+    assert found.factorial is not None
+    # B alone -0.02, beside C -0.03: -0.025; C alone +0.03, beside B +0.02: 0.025; the difference -0.01
+    assert {one.name: round(one.mean, 6) for one in found.factorial.comparisons} == {
+        "bottleneck: 4 against 0": -0.025,
+        "compression: 0.5 against 1.0": 0.025,
+        "bottleneck × compression": -0.01,
+    }
+    said = describe_result(found)
+    assert re.search(r"base      plain: 13\.54% validation error, mean of 8 seeds", said)
+    assert re.search(r"B +-2\.00 .* fewer errors", said)
+    assert said.endswith("stored    studies/small/\nnext      dnas report small")
+
+
+def test_what_failed_is_told_and_not_dropped() -> None:
+    lost = by_group(lambda name, seed: None if (name, seed) == ("B", 1) else 0.1 + EFFECTS[name])
+    train(plan_of(define(seeds=3)), lost)
+    found = read_ablation("small")
+    assert found.effects.left_out == {"B": (1,)}
+    said = describe_result(found)
+    assert "no value  B: of seed 1" in said
+    assert "nothing can be concluded: 3 comparisons with 2 pairs, and 7 are needed at 0.05; --seeds 7 adds them" in said
+
+
+def race(most: int = 10, left: int = 10**6, budget: float | None = None) -> tuple[str | None, list[str]]:
+    """`--seeds auto` with B 2 points better at each seed, C's sign turning and the last level with the base; Ctrl-C
+    before training number `left` is started."""
+    plan = plan_of(define(seeds="auto"), most=most)
+    started: list[str] = []
+    signs = {"plain": 0.0, "B": -0.02, "C": 0.03, "bottleneck=4 compression=0.5": 0.0}
+
+    def error(name: str, seed: int) -> float:
+        if len(started) >= left:
+            raise KeyboardInterrupt
+        started.append(f"{name}/s{seed}")
+        return 0.1 + 0.001 * seed + signs[name] * ((-1) ** seed if name == "C" else 1)
+
+    def train_some(runs: Sequence[PlannedRun]) -> str | None:
+        about = {"ablation": frozen_table(plan)}
+        return train_runs("small", "t", runs, MEANS, Silent(), by_group(error), about=about).stopped_by
+
+    return train_rounds(plan, StudyFolder(Path("studies/small")), train_some, budget, lambda text: None), started
+
+
+def test_seeds_go_to_what_is_undecided() -> None:
+    """Of 3 comparisons at 5% and at most 10 pairs the first look is at 8: 128·(0.05/3)·0.8^1.5 = 1.5 ways, and 0.6 at
+    7. There all of B's signs are alike, so that it is decided; the others get all 10, with the base."""
+    stopped_by, started = race()
+    assert stopped_by is None
+    pairs = {name: sum(key.startswith(name + "/") for key in started) for name in EFFECTS}
+    assert pairs == {"plain": 10, "B": 8, "C": 10, "bottleneck=4 compression=0.5": 10}
+    found = read_ablation("small")
+    assert [one.verdict for one in found.effects.comparisons] == ["fewer errors", "cannot tell", "cannot tell"]
+    assert found.effects.left_out == {}
+    assert found.factorial is None
+    assert found.config["ablation"]["seeds"] == "auto"
+    assert found.config["ablation"]["most"] == 10
+    whole = records()
+    StudyFolder(Path("studies/small")).path.rename("studies/whole")
+    for left in (3, 31, 2, 0):  # interrupted in the first round, in the second, and before anything
+        with pytest.raises(KeyboardInterrupt):
+            race(left=left)
+    assert race()[0] is None
+    now = records()
+    for row in (*whole, *now):
+        row.pop("attempts")
+    assert now == whole
+    assert race()[1] == []  # all is there
+
+
+def test_a_budget_ends_the_race_between_two_seeds() -> None:
+    stopped_by, started = race(budget=60)  # of seconds; an epoch takes one, a training two
+    assert stopped_by == "1 min 04 s of training, and --budget is 1 min 00 s; open: C and bottleneck=4 compression=0.5"
+    assert len(started) == 32
+    assert len(race(budget=10**6)[1]) == 6
+
+
+def test_the_most_seeds_of_a_race_are_part_of_it() -> None:
+    race()
+    assert plan_of(define(), asked=False).seeds == tuple(range(10))
+    with pytest.raises(InputError, match=r"begun with --max-seeds 10 .now 12., which its stopping rule depends on"):
+        plan_of(define(seeds="auto"), most=12)
+    with pytest.raises(InputError, match=r"begun with seeds: auto .now 3 seeds."):
+        plan_of(define())
+    with pytest.raises(InputError, match=r"m·2.*allow 7 seeds or more"):
+        plan_of(dataclasses.replace(define(seeds="auto"), name="other"), most=4)
+
+
+def test_a_study_of_another_kind_is_no_ablation() -> None:
+    with pytest.raises(InputError, match="no study 'small'"):
+        read_ablation("small")
+    train_runs("small", "t", plan_of(define()).runs, MEANS, Silent(), AnalyticExecutor())
+    with pytest.raises(InputError, match="study small is no ablation"):
+        read_ablation("small")
+
+
+# --- real trainings -----------------------------------------------------------------------------------------------
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
+COMMAND = [sys.executable, "-m", "dnas", "ablate", "small.toml", "--seeds", "2", "--epochs", "3", "-q"]
+PATIENCE = 180.0  # seconds for a thing that takes about ten: a machine can be busy
+
+
+def epochs_done(folder: Path) -> int:
+    """Epochs whose checkpoints are written, over all trainings."""
+    rows = 0
+    for path in folder.glob("studies/small/trials/*/curve.csv"):
+        rows += max(0, len(path.read_text().splitlines()) - 1)
+    return rows
+
+
+def test_a_study_killed_at_random_moments_ends_as_one_that_was_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGKILL to the whole tree, driver and workers, five times."""
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    rng = random.Random(6)
+    for folder in (alone, killed):
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        write()
+    done = subprocess.run(COMMAND, cwd=alone, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    assert "nothing can be concluded: 3 comparisons with 2 pairs" in done.stdout
+    assert done.stdout.endswith("next      dnas report small\n")
+    for _ in range(5):
+        before, more = epochs_done(killed), rng.randint(1, 4)
+        process = subprocess.Popen(
+            COMMAND,
+            cwd=killed,
+            env=ENVIRONMENT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        began = time.monotonic()
+        while epochs_done(killed) < before + more:
+            assert process.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() - began < PATIENCE
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.1))
+        os.killpg(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    done = subprocess.run(COMMAND, cwd=killed, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+
+    def essence(folder: Path) -> tuple[Any, ...]:
+        found = read_ablation(folder / "studies/small")
+        rows = equal_but_times(found.folder.records())
+        for row in rows:
+            assert row.pop("attempts") >= 1
+        return rows, found.frame.drop(columns=["seconds", "peak_memory_bytes"]), found.values, found.effects
+
+    one, other = essence(alone), essence(killed)
+    assert one[0] == other[0]
+    assert {row["state"] for row in one[0]} == {"complete"}
+    assert len({row["weights_digest"] for row in one[0]}) == 8
+    pd.testing.assert_frame_equal(one[1], other[1])
+    pd.testing.assert_frame_equal(one[2], other[2])
+    assert one[3] == other[3]
+
+
+# --- what ships ---------------------------------------------------------------------------------------------------
+
+SHIPPED = (
+    "bottleneck_compression",
+    "growth_rate",
+    "depth_vs_width",
+    "connectivity",
+    "dropout",
+    "transition_compression",
+)
+
+
+def test_the_shipped_ablations_are_valid_and_each_has_a_small_one() -> None:
+    names = {path.stem for path in (ROOT / "studies").glob("*.toml")} & set(ablation_files())
+    assert names == {*SHIPPED, *(f"digits_{name}" for name in SHIPPED)}
+    for name in sorted(names):
+        definition = load_definition(name)
+        assert definition.dataset == ("digits" if name.startswith("digits_") else "cifar10")
+        assert can_be_told(definition), name
+        lines = definition.text.splitlines()
+        assert lines[1].startswith(f"# Run:     dnas ablate {name}")
+        assert lines[2].startswith("# Time:    ")
+        assert lines[3].startswith("# Expect:  ")
+        if definition.equal == "params":
+            assert max(abs(variant.residual or 0) for variant in definition.variants) <= 0.01
+
+
+def can_be_told(definition: Definition) -> bool:
+    return (len(definition.variants) - 1) * 2.0 ** (1 - len(definition.seeds)) <= definition.alpha

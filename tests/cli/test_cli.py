@@ -1,0 +1,535 @@
+"""The command line: answers at once, refuses in one line, prints what it should."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from dnas.arch import cost, parse_name
+from dnas.batch.estimate import _share_trained
+from dnas.cli import EPILOGS, main
+from dnas.cli.display import LiveTable, PlainLines
+from dnas.errors import InputError
+from dnas.executors.worker import Job, Message
+from dnas.formatting import duration
+from dnas.study.folder import StudyFolder, find_study
+from dnas.study.record import TrialRecord
+from dnas.training.checkpoint import load_run
+from tests.support.analytic import AnalyticExecutor, Trouble
+from tests.support.studies import make_study
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DNAS_CACHE", str(tmp_path / "cache"))
+
+
+def refusal(capsys: pytest.CaptureFixture[str], command: str) -> str:
+    """The one line that a refused command prints; it must exit with 2."""
+    try:
+        status = main(command.split())
+    except SystemExit as error:
+        status = error.code  # type: ignore[assignment]
+    printed = capsys.readouterr()
+    assert status == 2, printed
+    assert printed.err.startswith("dnas"), printed
+    assert "Traceback" not in printed.err
+    return printed.err
+
+
+def images(folder: Path, classes: int, each: int = 4, size: int = 8) -> None:
+    rng = np.random.default_rng(0)
+    for label in range(classes):
+        (folder / f"c{label}").mkdir(parents=True)
+        for number in range(each):
+            pixels = rng.integers(0, 255, (size, size), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"c{label}" / f"{number}.png")
+
+
+def test_help_imports_neither_torch_nor_optuna() -> None:
+    for arguments in (["--help"], ["search", "--help"], ["ablate", "--help"], ["cost", "densenet121"], ["spaces"]):
+        code = f"import sys; from dnas.cli import main\ntry: main({arguments})\nexcept SystemExit: pass\n"
+        code += "bad = {'torch', 'optuna', 'numpy', 'pandas', 'matplotlib'} & set(sys.modules); assert not bad, bad"
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_every_help_ends_with_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, epilog in EPILOGS.items():
+        command = [name, "--help"] if name != "plot" else ["plot", "weight-norms", "--help"]
+        with pytest.raises(SystemExit) as done:
+            main(command)
+        assert done.value.code == 0
+        assert capsys.readouterr().out.rstrip().endswith(epilog.rstrip())
+
+
+def test_cost_prints_the_golden_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cost", "densenet_bc_100_12"]) == 0
+    out = capsys.readouterr().out
+    assert "769,162" in out
+    assert "287,929,692" in out
+    assert main(["cost", "densenet-bc:L=100,k=12,theta=0.5", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["params"] == 769_162
+    assert found["macs"] == 287_929_692
+    assert sum(layer["params"] for layer in found["layers"]) == 769_162
+    assert sum(layer["activation_bytes"] for layer in found["layers"]) == found["activation_bytes"]
+    assert main(["cost", "densenet_40_12", "--layers"]) == 0
+    assert "denseblock3.denselayer12" in capsys.readouterr().out
+    assert main(["cost", "densenet_40_12", "--batch", "7", "--json"]) == 0
+    price = cost(parse_name("densenet_40_12"), batch=7)
+    assert json.loads(capsys.readouterr().out)["activation_bytes"] == price.activation_bytes
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "macs"),
+    [
+        ("densenet_40_12", 1_019_722, 264_812_928),
+        ("densenet_100_12", 6_979_642, 1_769_516_448),
+        ("densenet_100_24", 27_249_082, 6_889_347_744),
+        ("densenet_bc_40_12", 176_122, 72_365_352),
+        ("densenet_bc_100_12", 769_162, 287_929_692),
+        ("densenet_bc_250_24", 15_324_406, 5_418_785_724),
+        ("densenet_bc_190_40", 25_624_430, 9_301_945_740),
+        ("densenet121", 7_978_856, None),
+        ("densenet169", 14_149_480, None),
+        ("densenet201", 20_013_928, None),
+        ("densenet161", 28_681_000, None),
+    ],
+)
+def test_the_golden_table_from_the_command_line(
+    capsys: pytest.CaptureFixture[str], name: str, params: int, macs: int | None
+) -> None:
+    assert main(["cost", name, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["params"] == params
+    assert macs is None or found["macs"] == macs
+
+
+def test_spaces_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["spaces"]) == 0
+    out = capsys.readouterr().out
+    assert "cifar_bc" in out
+    assert "DenseNet-BC for 32×32 images" in out
+    assert main(["spaces", "show", "tiny"]) == 0
+    out = capsys.readouterr().out
+    assert "growth_rate" in out
+    assert "12 networks" in out
+    assert "338 to 2.2 k" in out
+    assert main(["spaces", "show", "digits_bc"]) == 0
+    assert "limit 60.0 k" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("serach --space tiny", "no command 'serach'; there are"),
+        ("search --space tiny --trials 0", "a whole number of at least 1 is needed, but got 0"),
+        ("search --space tiny --trials -3", "a whole number of at least 1 is needed, but got -3"),
+        ("search --space tiny --trials x", "a whole number of at least 1 is needed, but got 'x'"),
+        ("search --space tiny --trials 2.5", "a whole number of at least 1 is needed, but got '2.5'"),
+        ("search --space tiny --trials 1 --workers 0", "at least 1 is needed, but got 0"),
+        ("search --space tiny", "needs --trials N"),
+        ("search --trials 3", "needs --space NAME"),
+        ("search --space tinny --trials 1", "no search space 'tinny'; there are"),
+        ("search --space tiny --trials 1 --dataset cifar11", "no data set 'cifar11'"),
+        ("search --space tiny --trials 1 --study a/b", "(no `/`, no `..`), but got 'a/b'"),
+        ("search --space tiny --trials 1 --study ..", "(no `/`, no `..`), but got '..'"),
+        (
+            "search --space tiny --trials 1 --max-params 3",
+            "nothing in the space meets params <= 3; the smallest has 338",
+        ),
+        (
+            "search --space tiny --trials 1 --objective val_eror",
+            "must name some of val_error, val_loss, params, macs, activation_bytes, latency, but got 'val_eror'."
+            " Did you mean val_error",
+        ),
+        (
+            "search --space tiny --trials 1 --max-macs 3",
+            "nothing in the space meets macs <= 3; the smallest has",
+        ),
+        ("search --space tiny --trials 1 --max-macs 0", "a positive number is needed, but got '0'"),
+        ("search --space tiny --trials 1 --learning-rate inf", "a positive number is needed, but got 'inf'"),
+        ("search --space tiny --trials 1 --stopping ahsa", "--stopping must be one of asha, hyperband, median, none"),
+        ("search --space tiny --trials 1 --recipe papr", "no recipe 'papr'"),
+        ("search --space tiny --trials 1 --subset 3", "subset must lie between 20"),
+        ("search --space tiny --trials 1 --dataset folder:/nowhere", "/nowhere"),
+        ("search --space none.toml --trials 1", "no space file none.toml."),
+        ("cost densenet_40_13", "Did you mean densenet_40_12"),
+        ("cost densenet-bc:L=43,k=12", "the nearest depths are 40 and 46."),
+        ("train densenet122 --dataset digits", "no network 'densenet122'"),
+        ("train densenet-bc:L=10,k=4 --dataset digit", "no data set 'digit'"),
+        ("train densenet-bc:L=10,k=4,classes=7 --dataset digits --epochs 1", "states classes=7, but Digits has 10."),
+        ("train densenet-bc:L=10,k=4 --dataset digits --device cuda:99", "--device cuda:99"),
+        ("eval nothing.pt", "no checkpoint at nothing.pt."),
+        ("status nothing", "no study 'nothing'; there are none yet."),
+        ("report nothing", "no study 'nothing'"),
+        ("export nothing -o x.onnx", "no study 'nothing'"),
+        ("plot weight-norms nothing -o x.svg", "no study 'nothing'"),
+        ("plot reuse nothing -o x.svg", "no study 'nothing'"),
+        ("plot reuse nothing -o x.gif", "saved as .svg, .png, .pdf"),
+        ("plot weight-norms nothing --all -o x.svg", "no study 'nothing'"),
+        ("verify nothing", "no study 'nothing'"),
+        ("spaces show", "needs a space's name"),
+        ("cost", "arguments are required: NAME"),
+    ],
+)
+def test_bad_input_is_one_clear_line(capsys: pytest.CaptureFixture[str], command: str, message: str) -> None:
+    printed = refusal(capsys, command)
+    assert message in printed
+    assert printed.count("\n") == 1
+    assert not Path("studies").exists(), "a refused command leaves nothing behind"
+
+
+def test_several_mistakes_of_a_space_file_are_all_named(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.toml").write_text('dataset = "digits"\n[choose]\ngrowth = { int = [1, 2] }\n[limits]\nparams = "1M"\n')
+    printed = refusal(capsys, "search --space mine.toml --trials 1")
+    assert "mine.toml has 2 problems:\n  [choose] growth: DenseNetSpec has no such field" in printed
+    assert '\n  [limits] params: expected a positive number, got "1M".' in printed
+
+
+def test_bad_folders_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("empty").mkdir()
+    images(Path("one/train"), classes=1)
+    images(Path("broken/train"), classes=2)
+    Path("broken/train/c1/0.png").write_bytes(b"not an image")
+    train = "train densenet-bc:L=10,k=4 --epochs 1 --dataset folder:"
+    assert "train" in refusal(capsys, train + "empty")
+    assert "c0" in refusal(capsys, train + "one") or "one class" in refusal(capsys, train + "one")
+    assert "broken/train/c1/0.png" in refusal(capsys, train + "broken")
+
+
+def test_a_folder_trains_at_the_first_try(capsys: pytest.CaptureFixture[str]) -> None:
+    images(Path("grey/train"), classes=3, each=8, size=28)
+    images(Path("grey/test"), classes=3, each=2, size=28)
+    command = "train densenet-bc:layers=1-1,k=2 --dataset folder:grey --epochs 1 --batch-size 4 --out run"
+    assert main(command.split()) == 0
+    out = capsys.readouterr().out
+    network = next(line for line in out.splitlines() if line.startswith("densenet-bc:"))
+    assert "channels=1" in network
+    assert "classes=3" in network
+    assert "size=" not in network  # 28 pixels become the small stem's 32, the grammar's default
+    assert main(["eval", "run", "--part", "test", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 6
+    assert main(command.split()) == 0  # again: nothing is left to train
+    assert "(before)" in capsys.readouterr().out
+    assert "another run" in refusal(capsys, command.replace("--epochs 1", "--epochs 2"))
+
+
+def test_without_augmentation_the_papers_recipe_drops_out(capsys: pytest.CaptureFixture[str]) -> None:
+    images(Path("grey/train"), classes=2, each=8)
+    command = "train densenet-bc:layers=1,k=2{} --dataset folder:grey --image-size 8 --recipe paper --epochs 1 --out {}"
+    main([*command.format("", "a").split(), "--augment", "none"])
+    assert "dropout=0.2" in capsys.readouterr().out
+    main(command.format("", "b").split())
+    assert "dropout" not in capsys.readouterr().out
+    main([*command.format(",dropout=0.1", "c").split(), "--augment", "none"])
+    assert "dropout=0.1" in capsys.readouterr().out
+
+
+def test_a_refused_training_leaves_the_runs_facts_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    command = "train densenet-bc:layers=1,k=2 --dataset digits --subset 100 --epochs 1 --batch-size 32 --seed 3"
+    assert main(command.split()) == 0
+    folder = Path("studies/runs/digits-densenet-bc-layers-1-k-2-s3")
+    before = (folder / "run.json").read_text()
+    run = load_run(folder / "checkpoint.pt")
+    assert (run.seed, run.recipe.batch_size, run.recipe.epochs) == ((3, 0), 32, 1)
+    assert json.loads(before)["seed"] == 3
+    assert f"{folder} is of another" in refusal(capsys, command + " --learning-rate 0.1").replace("/checkpoint.pt", "")
+    assert (folder / "run.json").read_text() == before
+
+
+def test_a_network_named_with_a_size_gets_images_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    command = "train densenet-bc:layers=1,k=2,size=12 --dataset digits --subset 100 --epochs 1 --out run"
+    assert main(command.split()) == 0
+    assert load_run(Path("run/checkpoint.pt")).data["image_size"] == 12
+    refused = refusal(capsys, command.replace("--out run", "--out other --image-size 16"))
+    assert "states image_size=12, but Digits has 16." in refused
+
+
+def test_a_training_that_diverges_fails_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    command = "train densenet-bc:layers=1,k=2 --dataset digits --epochs 2 --learning-rate 1e30 --out run"
+    assert main(command.split()) == 1
+    assert "dnas: diverged: the training loss is" in capsys.readouterr().err
+
+
+def test_debug_shows_where_a_mistake_was_found() -> None:
+    with pytest.raises(InputError, match="Did you mean densenet_40_12"):
+        main(["--debug", "cost", "densenet_40_13"])
+
+
+def test_threads_wait_without_spinning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    main(["spaces"])
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+# searches, their trainings formulas: what real ones do is in test_processes
+
+
+def trained_by_formula(
+    monkeypatch: pytest.MonkeyPatch, trouble: Trouble = lambda job, epoch: None
+) -> list[AnalyticExecutor]:
+    """Puts formulas in the place of worker processes, for every search that follows; the executors they used."""
+    used: list[AnalyticExecutor] = []
+
+    class Formulas(AnalyticExecutor):
+        def __init__(self, workers: int, devices: tuple[str, ...]) -> None:
+            super().__init__(trouble)
+            used.append(self)
+
+        def _result(self, row: dict[str, object], finished: bool) -> dict[str, object]:
+            return super()._result(row, finished) | {"test_error": 0.125, "test_loss": 0.5}
+
+    monkeypatch.setattr("dnas.search.run.LocalExecutor", Formulas)
+    return used
+
+
+def test_every_option_of_a_search_reaches_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    used = trained_by_formula(monkeypatch)
+    command = (
+        "search --space tiny --study mine --trials 3 --epochs 9 --seed 5 --split-seed 3 --subset 200 --threads 1"
+        " --objective val_loss --stopping none --learning-rate 0.05 --batch-size 32 --max-macs 1_000_000"
+        " --max-params 2_000 --augment none --retrain-best 1 --retrain-seeds 2 --workers 2"
+    )
+    assert main(command.split()) == 0
+    out = capsys.readouterr().out
+    config = StudyFolder(Path("studies/mine")).config()
+    assert (config["seed"], config["objective"], config["stopping"], config["trials"]) == (5, "val_loss", "none", 3)
+    assert config["limits"] == {"params": 2_000, "macs": 1_000_000}
+    recipe = config["recipe"]
+    assert (recipe["epochs"], recipe["batch_size"], recipe["learning_rate"]) == (9, 32, 0.05)
+    data = config["data"]
+    assert (data["split_seed"], data["subset"], data["augmentation"]) == (3, 200, "none")
+    assert sorted(job.key for job in used[0].started if job.final)[0].endswith("-6")
+    assert len([job for job in used[0].started if job.final]) == 2
+    best = find_study("mine").best()[0]
+    for line in (
+        "limits   params ≤ 2.0 k, macs ≤ 1.00 M",
+        "200 images of it",
+        "9 epochs of batch 32; early stopping none",
+        "val_loss by Gaussian process, seed 5; 3 trials, 2 at once (1 thread each); studies/mine/",
+        f"\nbest      #{best.number}  {100 * best.val_error:.2f}% validation error",
+        "\ntrials    3 complete\nstored    studies/mine/\nnext      dnas report mine",
+        "seed 7: 12.50% test error",
+    ):
+        assert line in out, line
+    assert out.count("\ntrial  #") == 3
+
+
+def test_a_quiet_search_says_only_its_result(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained_by_formula(monkeypatch)
+    assert main(["search", "--space", "tiny", "--trials", "50", "-q"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("\nthe space holds no further network inside its limits: all 12 were tried.\nbest      #")
+    assert "trial  #" not in out
+    assert main(["search", "--space", "tiny", "--trials", "12", "-q"]) == 0
+    assert "no further network" not in capsys.readouterr().out, "all that were asked for were tried"
+
+
+def test_a_search_whose_trials_all_fail_alike_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def trouble(job: Job, epoch: int) -> Message:
+        return Message("failed", {"reason": "error", "text": "KeyError: 'x'"})
+
+    trained_by_formula(monkeypatch, trouble)
+    assert main(["search", "--space", "tiny", "--trials", "9"]) == 1
+    out = capsys.readouterr().out
+    assert "stopped: 3 trials in a row failed alike: KeyError: 'x' (see studies/tiny/trials/2/traceback.txt)" in out
+    assert "trials    3 failed" in out
+
+
+def test_a_definition_reaches_the_search_and_the_command_line_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = trained_by_formula(monkeypatch)
+    Path("studies").mkdir()
+    Path("studies/mine.toml").write_text(
+        'space = "tiny"\ntrials = 2\nepochs = 5\nseed = 4\nsubset = 300\nretrain_best = 1\nretrain_seeds = 2\n'
+        'objective = "val_loss"\nstopping = "none"\nrecipe = "paper"\ndataset = "digits"\n'
+    )
+    assert main(["search", "--study", "mine", "--subset", "200"]) == 0
+    config = StudyFolder(Path("studies/mine")).config()
+    found = [config[key] for key in ("trials", "seed", "objective", "stopping")]
+    assert found == [2, 4, "val_loss", "none"]
+    assert (config["recipe"]["name"], config["recipe"]["epochs"], config["data"]["subset"]) == ("paper", 5, 200)
+    assert len([job for job in used[0].started if job.final]) == 2
+
+
+def test_status_counts_what_became_of_the_trials(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fails = lambda job, epoch: (  # noqa: E731
+        Message("failed", {"reason": "diverged", "text": "nan"}) if job.key == "1" and not job.final else None
+    )
+    trained_by_formula(monkeypatch, fails)
+    options = "--study mine --subset 200 --trials 6 --retrain-best 1 -q"
+    main(["search", "--space", "digits_bc", *options.split()])
+    capsys.readouterr()
+    assert main(["status", "mine"]) == 0
+    out = capsys.readouterr().out
+    states = [record.state for record in StudyFolder(Path("studies/mine")).records()]
+    best = find_study("mine").best()[0]
+    assert f"\n{states.count('complete')} complete, {states.count('paused')} paused, 1 failed (1 diverged); " in out
+    assert f"\nbest  #{best.number}  {100 * best.val_error:.2f}%" in out
+    assert "6 of 6 trials" in out
+    assert f"retrained {best.number}-1: 12.50% test error" in out
+    assert "diverged: nan" in out
+
+
+# what a search shows
+
+
+def shown(number: int, state: str, epochs: int, **rest: object) -> TrialRecord:
+    error = {"complete": 0.1 + 0.01 * number}.get(state)
+    return TrialRecord(
+        number,
+        state=state,
+        cost={"params": 1000 + number, "macs": 10_000},
+        epochs=epochs,
+        epochs_planned=10,
+        val_error=error,
+        objectives={} if error is None else {"val_error": error},
+        network=f"network-{number}",
+        **rest,  # type: ignore[arg-type]
+    )
+
+
+def test_the_time_left_counts_only_what_is_trained_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("dnas.cli.display.time.monotonic", lambda: clock[0])
+    lines = PlainLines()
+    begun = [shown(0, "complete", 10), shown(1, "running", 4)]
+    lines.opened(begun, wanted=4)
+    assert lines.progress.left() is None
+    lines.began(begun[1])
+    for epoch in (3, 4):  # a resumed worker repeats what it had trained
+        begun[1].epochs = epoch
+        lines.epoch(begun[1], {})
+    assert lines.progress.left() is None
+    clock[0] = 6.0
+    for epoch in (5, 6):
+        begun[1].epochs = epoch
+        lines.epoch(begun[1], {})
+    # two epochs in six seconds: four are left of this trial, and ten of each of the two that are yet to begin
+    assert lines.progress.left() == pytest.approx(3.0 * (4 + 2 * 10))
+    assert lines.progress.footer() == "best  #0  10.00%  (1.0 k params)      1 of 4 trials      about 1 min 12 s left"
+
+
+def test_plain_lines_say_as_much_as_was_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    record = shown(1, "complete", 10, seconds=2.5)
+    said = {}
+    for name, lines in (("quiet", PlainLines(quiet=True)), ("plain", PlainLines()), ("more", PlainLines(verbose=True))):
+        with lines:
+            lines.opened([], wanted=1)
+            lines.began(record)
+            lines.step(record, 1, 2)
+            lines.epoch(record, {})
+            lines.ended(record)
+            lines.ended(shown(2, "failed", 0, reason="diverged: nan"))
+            lines.note("a note")
+        said[name] = capsys.readouterr().out.splitlines()
+    assert said["quiet"] == []
+    assert said["plain"] == [
+        "trial  #1  complete  11.00%  1.0 k params  10/10 epochs  2.5 s  network-1",
+        "trial  #2  failed  –  1.0 k params  0/10 epochs  0.0 s  network-2  (diverged: nan)",
+        "a note",
+    ]
+    assert said["more"] == ["began  #1  network-1", "epoch  #1  10/10  11.00%", *said["plain"]]
+
+
+def test_the_live_table_shows_the_last_trials_and_marks_the_best() -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=160, color_system="standard")
+    table = LiveTable(console)
+    records = [shown(number, "complete", 10) for number in range(20)] + [shown(20, "running", 4)]
+    with table:
+        table.opened(records[:20], wanted=30)
+        table.began(records[20])
+        table.step(records[20], 1, 2)
+        table.note("a note")
+        screen.truncate(0)
+        console.print(table._render())
+        live = screen.getvalue()
+        table.ended(records[20])
+    assert "network-20" in live
+    assert "━━━━━───────" in live  # 4.5 of 10 epochs
+    assert "network-9" in live
+    assert "network-8" not in live, "twelve rows"
+    assert "20 of 30 trials" in live
+    end = screen.getvalue()
+    best = next(line for line in end.splitlines()[::-1] if "network-0" in line)
+    assert "\x1b[1;32m" in best
+    assert "network-1 " in end
+
+
+def test_the_plan_follows_the_steps_time(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("dnas.batch.estimate.seconds_per_step", lambda *_: 1.0)
+    epoch = 21 + 144 / 64 / 3  # steps, and a third of the work for a validation image
+    for extra, time in (
+        ("--epochs 2 --workers 1", f"time      about {duration(8 * 2 * epoch)}\n"),
+        ("--epochs 2 --workers 4", f"time      about {duration(2 * 2 * epoch)}\n"),
+        (
+            "--epochs 27 --workers 1",
+            f"about {duration(8 * 7 * epoch)} with early stopping, at most {duration(8 * 27 * epoch)}\n",
+        ),
+        ("--epochs 27 --workers 1 --stopping none", f"time      about {duration(8 * 27 * epoch)}\n"),
+    ):
+        assert main(f"search --space tiny --trials 8 --dry-run {extra}".split()) == 0
+        out = capsys.readouterr().out
+        assert time in out
+        assert "338 to 2.2 k params" in out
+    assert _share_trained("asha", 27) == pytest.approx((3 + 6 / 3 + 18 / 9) / 27)
+    options = "--trials 8 --dry-run --max-params 1_000 --batch-size 32"
+    assert main(["search", "--space", "tiny", *options.split()]) == 0
+    out = capsys.readouterr().out
+    assert "338 to 984 params" in out
+    assert "2 epochs of batch 32" in out
+
+
+def test_dry_run_prints_the_plan_and_trains_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["search", "--space", "tiny", "--trials", "8", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    for word in ("networks  8 of tiny", "1,294 training and 144 validation", "time      about", "disk      about"):
+        assert word in out
+    assert not Path("studies").exists()
+
+
+def test_a_definition_gives_the_defaults_of_its_study(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("studies").mkdir()
+    Path("studies/mine.toml").write_text('space = "tiny"\ntrials = 3\nepochs = 5\n')
+    assert main(["search", "--study", "mine", "--dry-run"]) == 0
+    assert "networks  3 of tiny" in capsys.readouterr().out
+    assert main(["search", "--study", "mine", "--trials", "4", "--dry-run"]) == 0
+    assert "networks  4 of tiny" in capsys.readouterr().out
+    Path("studies/mine.toml").write_text('space = "tiny"\ntrials = "3"\nepoch = 5\n')
+    Path("studies/mine.toml").write_text('space = "tiny"\ntrials = 3\nepochs = 5\nseed = 0\n')
+    assert main(["search", "--study", "mine", "--dry-run"]) == 0
+    assert "training  5 epochs" in capsys.readouterr().out
+    Path("studies/mine.toml").write_text("trials = 0\nseed = -1\nstopping = 1\n")
+    printed = refusal(capsys, "search --study mine")
+    assert "trials: expected a positive number, but got 0." in printed
+    assert "seed: expected a positive number, but got -1." in printed
+    assert "stopping: expected text, but got 1." in printed
+    Path("studies/mine.toml").write_text('space = "tiny"\ntrials = "3"\nepoch = 5\n')
+    printed = refusal(capsys, "search --study mine")
+    assert "epoch: a study definition has no such key. Did you mean epochs?" in printed
+    assert "trials: expected a whole number, but got '3'." in printed
+
+
+def test_the_epochs_of_a_study_that_exists_are_kept_unless_named(capsys: pytest.CaptureFixture[str]) -> None:
+    make_study(Path("studies/tiny"), ["complete"], epochs=5)
+    assert main(["search", "--space", "tiny", "--trials", "4", "--dry-run"]) == 0
+    assert "training  5 epochs" in capsys.readouterr().out
+    assert main(["search", "--space", "tiny", "--trials", "4", "--epochs", "7", "--dry-run"]) == 0
+    assert "training  7 epochs" in capsys.readouterr().out

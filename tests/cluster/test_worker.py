@@ -1,0 +1,544 @@
+"""Several hosts on one PostgreSQL: real trainings, real processes in folders of their own, real kills."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from dnas.cli import main
+from dnas.cluster.database import Storage
+from dnas.cluster.study import StoredStudy, begin, load_data, options_of, read_config, shared_of
+from dnas.cluster.worker import Worker
+from dnas.errors import InputError
+from dnas.executors.local import LocalExecutor
+from dnas.executors.shared_storage import Shared
+from dnas.executors.worker import Job, Message
+from dnas.search.run import search
+from dnas.space.parse import load_space
+from dnas.study.config import Options
+from dnas.study.folder import StudyFolder
+from tests.support.analytic import AnalyticExecutor, Silent
+from tests.support.postgres import PASSWORD, Server
+from tests.support.studies import equal_but_times, events_but_times
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 150.0  # seconds for a thing that takes about ten: a machine can be busy
+DATA = {"name": "digits", "data_root": None, "subset": 200, "split_seed": 0, "augmentation": "auto"}
+
+
+@pytest.fixture
+def url(server: Server) -> str:
+    return server.database(f"d{uuid.uuid4().hex}")
+
+
+class Quiet(Silent):
+    """A display that shows nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+class Formulas(AnalyticExecutor):
+    """Trainings that are formulas, at a pace; each waits for its answer as real ones do."""
+
+    def __init__(self, pause: float = 0.0, **changes: Any) -> None:
+        super().__init__(**changes)
+        self.pause = pause
+
+    def wait(self, timeout: float) -> list[tuple[str, Message]]:
+        if all(key in self.asked for key in self.running):
+            time.sleep(min(timeout, 0.005))
+            return []
+        time.sleep(self.pause)
+        return super().wait(timeout)
+
+
+class Host:
+    """A worker in a thread, with a study folder and a connection of its own."""
+
+    def __init__(self, url: str, shared: Path, path: Path, executor: Any, slots: int = 1, expiry: float = 4.0) -> None:
+        self.show = Quiet()
+        self.storage = Storage(url, "s", self.show.note, expiry_seconds=expiry)
+        config = read_config(self.storage)
+        options = options_of(config, own())
+        self.folder = StoredStudy(path / "s", self.storage, shared_of(config, str(shared)), self.show.note)
+        data = load_data(config, options, self.show.note)
+        self.executor = executor
+        self.worker = Worker(self.folder, options, data, self.show, executor, slots, beat_seconds=0.3)
+        self.done: str | None = None
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        try:
+            self.done = self.worker.run()
+        except BaseException as error:
+            self.error = error
+
+    def start(self) -> "Host":
+        self.thread.start()
+        return self
+
+    @property
+    def alive(self) -> bool:
+        return self.thread.is_alive()
+
+    def end(self) -> str:
+        return f"{self.error!r}"
+
+    def join(self) -> str | None:
+        self.thread.join(PATIENCE)
+        if self.error is not None:
+            raise self.error
+        assert not self.thread.is_alive()
+        return self.done
+
+
+def own(**changes: Any) -> Options:
+    values: dict[str, Any] = {"space": load_space("digits_bc", epochs=4), "study": "s", "trials": 8, "data": DATA}
+    return Options(**values | {"mirror": "none"} | changes)
+
+
+def begun(url: str, shared: Path, options: Options) -> None:
+    storage = Storage(url, "s")
+    begin(storage, Shared(shared), options, "cpu", print)
+    storage.close()
+
+
+def exactly_once(folder: StudyFolder, trials: int) -> None:
+    """Every trial has one ask, one tell, and each of its epochs once; its record agrees."""
+    events = folder.events()
+    asked = [event["number"] for event in events if event["event"] == "ask"]
+    assert asked == list(range(trials))
+    assert Counter(event["number"] for event in events if event["event"] == "tell") == Counter(range(trials))
+    epochs = [(event["number"], event["epoch"]) for event in events if event["event"] == "report"]
+    assert len(epochs) == len(set(epochs))
+    records = folder.records()
+    assert [record.number for record in records] == list(range(trials))
+    assert {record.state for record in records} == {"complete"}
+    assert set(epochs) == {(r.number, epoch) for r in records for epoch in range(1, r.epochs_planned + 1)}
+
+
+# --- hosts in threads ---------------------------------------------------------------------------------------------
+
+
+def test_a_worker_on_postgresql_makes_the_records_of_a_local_search(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = own(stopping="asha", space=load_space("tiny", epochs=9), retrain=1)
+    search(options, Silent(), LocalExecutor())
+    begun(url, tmp_path / "shared", options)
+    host = Host(url, tmp_path / "shared", tmp_path / "far", LocalExecutor()).start()
+    assert host.join() == "complete"
+    here, far = StudyFolder(tmp_path / "studies" / "s"), StudyFolder(tmp_path / "far" / "s")
+    assert equal_but_times(far.records()) == equal_but_times(here.records())
+    assert events_but_times(far.events()) == events_but_times(here.events())
+    finals = [equal_but_times(record for _, record in study.retrained()) for study in (far, here)]
+    assert finals[0] == finals[1]
+    assert finals[0][0]["test_error"] is not None
+    assert {record.state for record in far.records()} == {"complete", "paused"}, "early stopping had its say"
+    for number in range(8):
+        for name in ("norms.npz", "checkpoint.pt"):
+            assert (far.trial_folder(number) / name).exists()
+        assert len(far.curve(far.trial_folder(number))) == far.records()[number].epochs
+    put = sorted(path.name for path in (tmp_path / "shared/s/records").iterdir())
+    final = f"{far.best()[0].number}-1"
+    assert put == sorted([f"{final}-9.json", *(f"{r.number}-9.json" for r in far.records() if r.state == "complete")])
+    assert (far.path / "retrain" / final / "checkpoint.pt").exists()
+    left = {path.parent.name for path in (tmp_path / "shared/s/checkpoints").rglob("*.pt")}
+    assert left == {str(r.number) for r in far.records() if r.state == "paused"}, "only what a promotion needs"
+
+
+def test_a_database_killed_in_the_middle_loses_nothing_and_repeats_nothing(
+    server: Server, url: str, tmp_path: Path
+) -> None:
+    begun(url, tmp_path / "shared", own(trials=6, stopping="none", space=load_space("tiny", epochs=4)))
+    hosts = [Host(url, tmp_path / "shared", tmp_path / name, Counting()).start() for name in "ab"]
+    for reports in (3, 12):
+        wait_until(lambda reports=reports: reported(hosts) >= reports, hosts)  # type: ignore[misc]
+        server.kill()
+        time.sleep(1.5)
+        server.start()
+    assert [host.join() for host in hosts] == ["complete", "complete"]
+    (proposer,) = (host for host in hosts if host.worker.outcome is not None)
+    exactly_once(proposer.folder, 6)
+    started = Counter(key for host in hosts for key in host.executor.started)
+    assert started == Counter(str(number) for number in range(6)), "nothing was begun twice"
+    assert not any("lost" in str(event) for event in proposer.folder.events())
+    notes = [note.split(" (")[0] for host in hosts for note in host.show.notes]
+    assert notes.count("the database does not answer; waiting") >= 2
+    assert "the database is back" in notes
+    assert not any(word in note for host in hosts for note in host.show.notes for word in (PASSWORD, "s3cret"))
+
+
+class Counting(LocalExecutor):
+    """Real trainings; counts what it begins."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.started: list[str] = []
+
+    def start(self, job: Job) -> None:
+        self.started.append(job.key)
+        super().start(job)
+
+
+def reported(hosts: list[Host]) -> int:
+    """The epochs in the logs of the hosts' folders."""
+    logs = [host.folder.events() for host in hosts]
+    return max(sum(event["event"] == "report" for event in log) for log in logs)
+
+
+def wait_until(ripe: Callable[[], bool], nodes: "Iterable[Node | Host]" = ()) -> None:
+    began = time.monotonic()
+    while not ripe():
+        for node in nodes:
+            assert node.alive, node.end()
+        assert time.monotonic() - began < PATIENCE
+        time.sleep(0.15)  # a look at the database is a new connection: it costs the others their processor
+
+
+def test_a_proposer_that_lost_its_lease_trains_on_and_nothing_is_begun_again(
+    server: Server, url: str, tmp_path: Path
+) -> None:
+    begun(url, tmp_path / "shared", own(trials=12, stopping="none"))
+    hosts = [Host(url, tmp_path / "shared", tmp_path / name, Formulas(0.02), slots=2).start() for name in "ab"]
+    for reports in (6, 18):
+        wait_until(lambda reports=reports: reported(hosts) >= reports, hosts)  # type: ignore[misc]
+        holder = server.sql("SELECT owner FROM dnas_leases", url.rpartition("/")[2])[0][0]
+        other = next(host for host in hosts if host.storage.owner != holder)
+        server.sql(f"UPDATE dnas_leases SET owner = '{other.storage.owner}'", url.rpartition("/")[2])
+    assert [host.join() for host in hosts] == ["complete", "complete"]
+    (last,) = (host for host in hosts if host.worker.outcome is not None)
+    assert [host for host in hosts if "another host proposes now; this one goes on training" in host.show.notes]
+    exactly_once(last.folder, 12)
+    started = Counter(job.key for host in hosts for job in host.executor.started)
+    assert started == Counter(str(number) for number in range(12))
+    assert all(host.executor.started for host in hosts), "both trained"
+
+
+def test_a_shared_folder_that_is_away_is_waited_for(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun(url, tmp_path / "shared", own(trials=1, stopping="none", space=load_space("tiny", epochs=2)))
+    host = Host(url, tmp_path / "shared", tmp_path / "a", LocalExecutor())
+    left, real = [5], Shared.put
+
+    def put(self: Shared, name: str, source: Path) -> None:
+        if left[0]:
+            left[0] -= 1
+            raise OSError("the network is away")
+        real(self, name, source)
+
+    monkeypatch.setattr(Shared, "put", put)
+    assert host.start().join() == "complete"
+    exactly_once(host.folder, 1)
+    assert [note for note in host.show.notes if "waiting" in note] == [
+        f"{tmp_path / 'shared'} can't be used; waiting (the network is away)"
+    ]
+
+
+# --- hosts as processes -------------------------------------------------------------------------------------------
+
+# The command line, but who vanished is missed after six seconds.
+RUN = """
+import sys
+from dnas import cli, hosts, storage
+storage.EXPIRY_SECONDS, hosts.BEAT_SECONDS = 6.0, 0.4
+raise SystemExit(cli.main(sys.argv[1:]))
+"""
+# A clock that is ten minutes ahead: in every process of the host, and wherever dnas asks for the date. (Compiled
+# packages crash where `datetime.datetime` itself is another class.)
+AHEAD = "import time; wall = time.time; time.time = lambda: wall() + 600"
+RUN_AHEAD = RUN.replace(
+    "raise",
+    """
+import datetime, dnas.study.folder, dnas.executors.lease
+class Ahead(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return super().now(tz) + datetime.timedelta(seconds=600)
+for name, module in list(sys.modules.items()):
+    if name.startswith("dnas.") and hasattr(module, "datetime"):
+        module.datetime = Ahead
+raise""",
+)
+
+
+class Node:
+    """`dnas worker s` as a process group of its own, in a folder of its own."""
+
+    def __init__(self, folder: Path, url: str, *arguments: str, run: str = RUN, **environment: str) -> None:
+        folder.mkdir(exist_ok=True)
+        self.folder = folder
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "DNAS_STORAGE": url} | environment
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", run, "worker", "s", "--workers", "1", *arguments],
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def signal(self, number: int) -> None:
+        os.killpg(self.process.pid, number)
+
+    def end(self) -> str:
+        out, _ = self.process.communicate(timeout=PATIENCE)
+        return out
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    @property
+    def log(self) -> bytes:
+        path = self.folder / "studies/s/events.jsonl"
+        return path.read_bytes() if path.exists() else b""
+
+
+@pytest.fixture
+def nodes() -> Iterator[list[Node]]:
+    started: list[Node] = []
+    yield started
+    for node in started:
+        if node.process.poll() is None:
+            node.signal(signal.SIGKILL)
+            node.process.wait()
+
+
+def rows(server: Server, url: str, query: str) -> list[Any]:
+    return server.sql(query, url.rpartition("/")[2])
+
+
+def is_begun(server: Server, url: str) -> bool:
+    there = rows(server, url, "SELECT 1 FROM pg_tables WHERE tablename = 'dnas_studies'")
+    return bool(there and rows(server, url, "SELECT 1 FROM dnas_studies"))
+
+
+def claimed_by(server: Server, url: str) -> list[str]:
+    """The workers that are in the middle of a training."""
+    query = "SELECT DISTINCT owner FROM dnas_jobs WHERE state = 'claimed' AND answered BETWEEN 1 AND 60 ORDER BY 1"
+    return [owner for (owner,) in rows(server, url, query)]
+
+
+def proposer(server: Server, url: str) -> str | None:
+    found = rows(server, url, "SELECT owner FROM dnas_leases")
+    return found[0][0] if found else None
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An S3 of the test's own; the URL of a folder in it."""
+    from moto.server import ThreadedMotoServer
+
+    for name, value in (("ACCESS_KEY_ID", "me"), ("SECRET_ACCESS_KEY", "hush"), ("DEFAULT_REGION", "us-east-1")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    moto.start()
+    host, port = moto.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+    s3fs.S3FileSystem().mkdir("bucket")
+    yield "s3://bucket/dnas"
+    s3fs.S3FileSystem.clear_instance_cache()
+    moto.stop()
+
+
+def test_nodes_with_private_folders_share_a_database_and_s3(
+    server: Server,
+    url: str,
+    s3: str,
+    nodes: list[Node],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The first, whose clock is ten minutes ahead, begins and proposes, and is ended with Ctrl-C; the second, which
+    knows no more than the database, goes on."""
+    ahead = tmp_path / "ahead"
+    ahead.mkdir()
+    (ahead / "sitecustomize.py").write_text(AHEAD)
+    study = ("--space", "tiny", "--trials", "6", "--epochs", "6", "--stopping", "none", "--shared", s3)
+    wrong = {"PYTHONPATH": f"{ahead}{os.pathsep}{ROOT}"}
+    nodes.append(Node(tmp_path / "a", url, *study, "--storage", url, run=RUN_AHEAD, **wrong))
+    wait_until(lambda: is_begun(server, url), nodes)
+    nodes.append(Node(tmp_path / "b", url))
+    wait_until(lambda: len(claimed_by(server, url)) == 2, nodes)
+    first, second = nodes
+    first.signal(signal.SIGINT)
+    said = first.end()
+    assert first.process.returncode == 130
+    (living,) = rows(server, url, "SELECT owner FROM dnas_hosts")  # what it held is given back at once
+    holders = rows(
+        server, url, "SELECT owner FROM dnas_jobs WHERE state = 'claimed' UNION SELECT owner FROM dnas_leases"
+    )
+    assert set(holders) <= {living}
+    assert "every finished epoch is in s3://bucket/dnas" in said
+    assert "The same command joins it again" in said
+    out = second.end()
+    assert second.process.returncode == 0, out
+    assert "best      #" in out
+    here = StudyFolder(second.folder / "studies/s")
+    exactly_once(here, 6)
+    assert not any(record.losses for record in here.records()), "what was given back is not lost"
+    (now,) = rows(server, url, "SELECT extract(epoch FROM clock_timestamp())")[0]
+    moments = [event["time"] for event in here.events()] + [r.ended for r in here.records()]
+    assert max(map(seconds, moments)) <= float(now) + 1
+    assert min(map(seconds, moments)) >= float(now) - PATIENCE
+    import s3fs
+
+    files = s3fs.S3FileSystem()
+    assert sorted(files.ls("bucket/dnas/s/records")) == [f"bucket/dnas/s/records/{n}-6.json" for n in range(6)]
+    assert not files.exists("bucket/dnas/s/checkpoints")
+    assert not Shared(s3).create("s/records/0-6.json", b"another"), "a record is put once"
+    assert files.cat("bucket/dnas/s/records/0-6.json") == (here.trial_folder(0) / "record.json").read_bytes()
+
+    third = tmp_path / "c"
+    third.mkdir()
+    monkeypatch.chdir(third)
+    assert main(["pull", "s", "--storage", url]) == 0
+    for path in sorted(here.path.rglob("*")):
+        if path.is_file() and path.name not in ("lock", "study.db"):
+            assert (third / "studies/s" / path.relative_to(here.path)).read_bytes() == path.read_bytes()
+    assert main(["replay", "s"]) == 0
+    assert main(["eval", "s", "--trial", "0"]) == 0
+    assert main(["search", "--study", "s", "--trials", "9"]) == 2
+    assert "study s lives in a database, and this is a copy" in capsys.readouterr().err
+
+    for text in (said, out, *map(str, rows(server, url, "SELECT config FROM dnas_studies"))):
+        assert PASSWORD not in text
+        assert "s3cret" not in text
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or b"s3cret" not in path.read_bytes()
+
+
+def seconds(moment: str | None) -> float:
+    from datetime import datetime
+
+    assert moment is not None
+    return datetime.fromisoformat(moment).timestamp()
+
+
+def test_a_frozen_host_writes_nothing_more_and_a_killed_one_is_replaced(
+    server: Server, url: str, nodes: list[Node], tmp_path: Path
+) -> None:
+    shared = tmp_path / "shared"
+    # long enough that both are found in the first half of a training, and that there is work left for who wakes
+    begun(url, shared, own(trials=4, stopping="none", space=load_space("tiny", epochs=120)))
+    nodes += [Node(tmp_path / name, url) for name in "ab"]
+    wait_until(lambda: len(claimed_by(server, url)) == 2, nodes)
+    before = proposer(server, url)
+    held_by = {node: (node.folder / "studies/s/lock").exists() for node in nodes}  # who proposes has opened the folder
+    frozen, other = sorted(nodes, key=lambda node: not held_by[node])
+    frozen.signal(signal.SIGSTOP)
+    wait_until(lambda: b"gave no sign of life" in other.log, nodes)
+    assert proposer(server, url) != before
+    (lost,) = {
+        event["number"] for event in StudyFolder(other.folder / "studies/s").events() if event["event"] == "again"
+    }
+    log, held = frozen.log, files_of(shared, lost, before)
+    frozen.signal(signal.SIGCONT)
+    wait_until(lambda: before in claimed_by(server, url), nodes)  # it trains again, what the other proposes
+    assert frozen.log == log
+    assert files_of(shared, lost, before) <= held, "of the training that it lost, it shares nothing more"
+    other.signal(signal.SIGKILL)  # the proposer now, in the middle of its training
+    out = frozen.end()
+    assert frozen.process.returncode == 0, out
+    assert "another host proposes now; this one goes on training" in out
+    here = StudyFolder(frozen.folder / "studies/s")
+    exactly_once(here, 4)
+    assert 1 <= sum(record.losses for record in here.records()) <= 2
+    assert not list((shared / "s/checkpoints").rglob("*.pt"))
+
+
+def files_of(shared: Path, key: int, owner: str | None) -> set[str]:
+    """What a worker's first attempt at a trial has left in the shared folder."""
+    return {str(path) for path in (shared / "s").glob(f"*/{key}/*1-{str(owner)[:8]}*")}
+
+
+# --- bad input ----------------------------------------------------------------------------------------------------
+
+
+def test_what_a_worker_can_not_use_is_one_line(
+    server: Server, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DNAS_STORAGE", raising=False)
+    (tmp_path / "file").write_text("")
+    new = ["--space", "tiny", "--trials", "2"]
+    at = ["--storage", url]
+
+    def refused(*words: str) -> str:
+        assert main(["worker", "s", *words]) == 2
+        text = capsys.readouterr()
+        assert text.err.count("\n") == 1
+        assert "s3cret" not in text.err + text.out
+        return text.err
+
+    assert "which database?" in refused(*new)
+    assert "no study 's' in postgresql://owner:***@" in refused(*at)
+    assert "`dnas worker` needs --trials N" in refused(*at, "--space", "tiny")
+    assert "a new study needs --shared" in refused(*at, *new)
+    assert "this host can't write to " in refused(*at, *new, "--shared", str(tmp_path / "file" / "x"))
+    stranger = refused(*new, "--storage", url.replace("owner", "other"))
+    assert "can't be reached: " in stranger
+    assert "password authentication failed" in stranger
+    assert "; check host, user, password and database." in stranger
+    begun(url, tmp_path / "shared", own(space=load_space("tiny", epochs=2)))
+    assert "is not the shared folder of study s" in refused(*at, "--shared", str(tmp_path / "elsewhere"))
+    assert "was begun with another seed 0 (now 5)" in refused(*at, "--seed", "5")
+    assert "was begun with subset 200, but got 100" in refused(*at, "--subset", "100")
+    assert "is running with 8 trials of 2 epochs; raise them when it is done" in refused(*at, "--trials", "9")
+    assert main(["pull", "other", *at]) == 2
+    assert "no study 'other' in" in capsys.readouterr().err
+    (tmp_path / "studies/s").mkdir(parents=True)
+    (tmp_path / "studies/s/study.toml").write_text('name = "s"\n')
+    assert main(["pull", "s", *at]) == 2
+    assert "is another study than the s in" in capsys.readouterr().err
+
+
+def test_other_data_are_refused_at_the_start(url: str, tmp_path: Path) -> None:
+    begun(url, tmp_path / "shared", own())
+    storage = Storage(url, "s")
+    config = read_config(storage)
+    config["data"]["fingerprint"] = "0" * 64
+    with pytest.raises(InputError, match="on this host has other files than study s was begun with"):
+        load_data(config, options_of(config, own()), print)
+    storage.close()
+
+
+def test_a_study_that_is_done_goes_on_with_more_trials_and_epochs(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun(url, tmp_path / "shared", own(trials=3, stopping="none"))
+    Host(url, tmp_path / "shared", tmp_path / "a", Formulas()).start().join()
+    storage = Storage(url, "s")
+    config = read_config(storage)
+    config["trials"], config["recipe"]["epochs"] = 5, 6
+    import tomli_w
+
+    storage.reopen(tomli_w.dumps(config))
+    storage.close()
+    host = Host(url, tmp_path / "shared", tmp_path / "b", Formulas()).start()
+    assert host.join() == "complete"
+    assert [(r.state, r.epochs, len(r.earlier)) for r in host.folder.records()] == [
+        *[("complete", 6, 1)] * 3,
+        *[("complete", 6, 0)] * 2,
+    ]
+    put = sorted(path.name for path in (tmp_path / "shared/s/records").iterdir())
+    assert put == ["0-4.json", "0-6.json", "1-4.json", "1-6.json", "2-4.json", "2-6.json", "3-6.json", "4-6.json"]

@@ -1,0 +1,190 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from dnas.data import load_dataset
+from dnas.data.augment import mirror, padding, shift
+from dnas.errors import InputError
+from tests.support.data_files import write_folder
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DNAS_CACHE", str(tmp_path / "cache"))
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def epoch(data, batch_size=16, seed=0):
+    batches = list(data.train_batches(batch_size, seeded(seed)))
+    return torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
+
+
+def test_shift_cuts_each_window_out_of_the_zero_padded_image():
+    images = torch.randn(20, 3, 9, 9, generator=seeded())
+    offsets = torch.randint(0, 5, (20, 2), generator=seeded(1))
+    got = shift(images, 2, offsets)
+    for image, (top, left), window in zip(images, offsets.tolist(), got, strict=True):
+        padded = np.pad(image.numpy(), ((0, 0), (2, 2), (2, 2)))
+        np.testing.assert_array_equal(window.numpy(), padded[:, top : top + 9, left : left + 9])
+
+
+def test_mirror_turns_the_marked_images_left_to_right():
+    images = torch.randn(4, 1, 3, 5, generator=seeded())
+    got = mirror(images, torch.tensor([True, False, True, False]))
+    assert torch.equal(got[0], images[0].flip(2))
+    assert torch.equal(got[1], images[1])
+
+
+def test_padding_is_in_proportion():
+    assert [padding(size) for size in (4, 8, 32, 64, 224)] == [1, 1, 4, 8, 28]
+
+
+@pytest.mark.parametrize("augmentation", ["none", "crop", "crop+flip"])
+def test_an_epoch_shows_every_training_image_once_with_its_label(tmp_path, augmentation):
+    write_folder(tmp_path / "set", "train", ["a", "b"], 60, 16)
+    data = load_dataset(f"folder:{tmp_path / 'set'}", image_size=16, augmentation=augmentation)
+    originals = torch.cat([x for x, _ in data.batches("train")])
+    labels = torch.cat([y for _, y in data.batches("train")])
+    flips = [False, True] if augmentation == "crop+flip" else [False]
+    corners = [(i, j) for i in range(5) for j in range(5)] if augmentation != "none" else [(2, 2)]
+    views = {}  # every allowed view, built the slow way
+    for n, image in enumerate(originals.numpy()):
+        padded = np.pad(image, ((0, 0), (2, 2), (2, 2)))
+        for top, left in corners:
+            for flip in flips:
+                view = padded[:, top : top + 16, left : left + 16]
+                views[(view[:, :, ::-1] if flip else view).tobytes()] = (n, top, left, flip)
+    x, y = epoch(data)
+    found = [views[image.numpy().tobytes()] for image in x]  # a KeyError: not a window of any training image
+    index = [n for n, *_ in found]
+    assert sorted(index) == list(range(data.train_size))
+    assert index != sorted(index)
+    assert torch.equal(y, labels[index])
+    for axis in (1, 2):  # every shift comes up, the largest ones too
+        assert {view[axis] for view in found} == {corner[axis - 1] for corner in corners}
+    if augmentation == "crop+flip":
+        assert 0.3 < np.mean([flip for *_, flip in found]) < 0.7
+
+
+def test_batches_follow_the_generator_and_nothing_else():
+    data = load_dataset("digits", subset=100)
+    generator = seeded(7)
+    first = list(data.train_batches(32, generator))
+    state = generator.get_state()
+    second = list(data.train_batches(32, generator))
+    assert not torch.equal(first[0][0], second[0][0])
+    torch.manual_seed(99)
+    generator.set_state(state)
+    again = list(data.train_batches(32, generator))
+    assert all(torch.equal(a, b) for one, two in zip(second, again, strict=True) for a, b in zip(one, two, strict=True))
+    # The order is the same for every augmentation, and so is what the epoch takes from the generator.
+    plain, generator = replace(data, augmentation="none"), seeded(7)
+    assert torch.equal(torch.cat([y for _, y in plain.train_batches(32, generator)]), torch.cat([y for _, y in first]))
+    assert torch.equal(generator.get_state(), state)
+
+
+@pytest.mark.parametrize(("batch_size", "sizes"), [(45, [45, 45]), (89, [89]), (88, [88, 2]), (500, [90])])
+def test_a_last_batch_of_one_image_is_left_out(batch_size, sizes):
+    data = load_dataset("digits", subset=100)
+    assert data.train_size == 90
+    assert [len(y) for _, y in data.train_batches(batch_size, seeded())] == sizes
+    assert data.steps_per_epoch(batch_size) == len(sizes)
+    with pytest.raises(InputError, match="batch_size must be at least 1, not 0"):
+        data.train_batches(0, seeded())
+
+
+def test_parts_come_in_order_and_whole():
+    data = load_dataset("digits", subset=101)
+    for part, index in (("train", data.train_index), ("val", data.val_index)):
+        x, y = (torch.cat(tensors) for tensors in zip(*data.batches(part, 7), strict=True))
+        assert (x.dtype, y.dtype) == (torch.float32, torch.int64)
+        assert torch.equal(y, data.labels[index])
+        expected = (data.pixels.images[index].float() / 255 - data.mean[0]) / data.std[0]
+        torch.testing.assert_close(x, expected)
+    with pytest.raises(InputError, match="no part 'valid'"):
+        data.batches("valid")
+
+
+def test_a_constant_channel_divides_by_something(tmp_path):
+    from PIL import Image
+
+    for i, path in enumerate(write_folder(tmp_path, "train", ["a", "b"], 4, 8)):
+        Image.new("RGB", (8, 8), (10 * i, 7, 0)).save(path)
+    data = load_dataset(f"folder:{tmp_path}", image_size=8)
+    x = torch.cat([x for x, _ in data.batches("train")])
+    assert x.isfinite().all()
+    assert abs(x[:, 1:]).max() < 1e-4
+
+
+@pytest.fixture
+def stream(tmp_path):
+    write_folder(tmp_path / "set", "train", ["a", "b"], 12, 110)
+    return load_dataset(f"folder:{tmp_path / 'set'}", image_size=100)
+
+
+def test_a_stream_is_the_same_for_any_number_of_workers(stream):
+    assert stream.augmentation == "resized-crop+flip"
+    before = torch.get_rng_state()
+    alone, two = (epoch(replace(stream, workers=n), 5) for n in (0, 2))
+    assert torch.equal(alone[0], two[0])
+    assert torch.equal(alone[1], two[1])
+    assert torch.equal(torch.get_rng_state(), before)
+    # An image's crop does not depend on its batch either.
+    assert torch.equal(epoch(replace(stream, workers=0), 11)[0], alone[0])
+    assert not torch.equal(epoch(replace(stream, workers=0), 5, seed=1)[0], alone[0])
+
+
+def test_a_stream_is_cut_anew_in_every_epoch(stream):
+    generator = seeded()
+    views = []
+    for _ in range(2):
+        batches = list(replace(stream, workers=0).train_batches(22, generator))
+        order = torch.argsort(torch.cat([y for _, y in batches]), stable=True)
+        views.append(torch.cat([x for x, _ in batches])[order])
+    same = (views[0][:, None] == views[1][None]).flatten(2).all(2)
+    assert not same.any()
+
+
+def test_alike_images_are_cut_differently(tmp_path):
+    paths = write_folder(tmp_path / "set", "train", ["a", "b"], 8, 110)
+    for path in paths[1:]:
+        path.write_bytes(paths[0].read_bytes())
+    data = replace(load_dataset(f"folder:{tmp_path / 'set'}", image_size=100), workers=0)
+    x, _ = epoch(data)
+    assert len({image.numpy().tobytes() for image in x}) == data.train_size
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_file_that_breaks_later_is_named_in_one_line(stream, workers, tmp_path):
+    broken = tmp_path / "set" / "train" / stream.pixels.source.paths[stream.train_index[3]]
+    broken.write_bytes(b"no image any more")
+    with pytest.raises(InputError) as caught:
+        list(replace(stream, workers=workers).train_batches(8, seeded()))
+    assert str(caught.value).startswith(f"cannot read the image {broken} (")
+    assert "\n" not in str(caught.value)
+
+
+def test_cropping_a_stream_keeps_to_windows_of_the_centre_crop(stream):
+    data = replace(stream, augmentation="crop", workers=0)
+    x, _ = epoch(data)
+    centre = torch.cat([x for x, _ in data.batches("train")])
+    pad = padding(100)
+    inner = centre[:, :, 40:60, 40:60]  # visible whatever the shift
+    hits = 0
+    for image in x:
+        windows = image.unfold(1, 20, 1).unfold(2, 20, 1)[:, 40 - pad : 41 + pad, 40 - pad : 41 + pad]
+        equal = (windows[None] == inner[:, :, None, None]).all(1).all(-1).all(-1)
+        hits += int(equal.sum() == 1)
+    assert hits == data.train_size
+
+
+def test_stored_images_can_be_streamed_larger():
+    data = load_dataset("digits", image_size=100, subset=20)
+    assert data.augmentation == "crop"
+    assert [tuple(x.shape) for x, _ in data.train_batches(10, seeded())] == [(10, 1, 100, 100)]
+    assert sum(len(y) for _, y in data.batches("test")) == 359

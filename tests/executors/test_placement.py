@@ -1,0 +1,173 @@
+"""Which device a training goes to: arithmetic, with GPUs that are numbers."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from dnas.arch import cost, parse_name
+from dnas.executors.placement import (
+    CONTEXT_BYTES,
+    MARGIN,
+    MEMORY_SHARE,
+    WORKSPACE_BYTES,
+    Device,
+    Ledger,
+    Load,
+    correction,
+    kept_bytes,
+    place,
+    tensor_bytes,
+    training_bytes,
+)
+from dnas.executors.worker import Job
+from dnas.nn import build
+from tests.nn.test_recompute import step_bytes
+
+GIB = 2**30
+ONE, TWO = Device("cuda:0", 10 * GIB), Device("cuda:1", 10 * GIB)
+CPU = Device("cpu")
+
+
+def job(key: str = "a", gib: float = 1.0, **changes: Any) -> Job:
+    """A training that keeps `gib` GiB of activations in float32."""
+    return Job(key, "", {}, {"batch_size": 64}, {}, (0, 0), activation_bytes=int(gib * GIB), **changes)
+
+
+def loads(*gib: float, alone: bool = False) -> list[Load]:
+    return [Load(int(size * GIB), alone) for size in gib]
+
+
+@pytest.mark.parametrize(
+    ("load", "running", "where"),
+    [
+        (Load(4 * GIB), {}, "cuda:0"),
+        (Load(4 * GIB), {"cuda:0": loads(1)}, "cuda:1"),  # the least loaded
+        (Load(4 * GIB), {"cuda:0": loads(3), "cuda:1": loads(2)}, "cuda:1"),
+        (Load(1 * GIB), {"cuda:0": loads(4), "cuda:1": loads(1, 1)}, "cuda:0"),  # fewer trainings come before bytes
+        (Load(4 * GIB), {"cuda:0": loads(5), "cuda:1": loads(6)}, "cuda:0"),
+        (Load(4 * GIB), {"cuda:0": loads(6), "cuda:1": loads(6)}, None),
+        (Load(5 * GIB, alone=True), {"cuda:0": loads(1)}, "cuda:1"),
+        (Load(5 * GIB, alone=True), {"cuda:0": loads(1), "cuda:1": loads(1)}, None),
+        (Load(1 * GIB), {"cuda:0": loads(1, alone=True), "cuda:1": loads(1, alone=True)}, None),
+        (Load(50 * GIB), {"cuda:0": loads(1)}, "cuda:1"),  # too large for all: it may try, alone
+        (Load(50 * GIB), {"cuda:0": loads(1), "cuda:1": loads(1)}, None),
+        (Load(1 * GIB), {"cuda:0": loads(50), "cuda:1": loads(50)}, None),
+    ],
+)
+def test_the_device_of_one_more_training(load: Load, running: dict[str, list[Load]], where: str | None) -> None:
+    assert place(load, [ONE, TWO], running) == where
+
+
+def test_predictions_fill_no_more_than_the_stated_share() -> None:
+    room = int(MEMORY_SHARE * 10 * GIB)
+    assert place(Load(room - GIB), [ONE], {"cuda:0": loads(1)}) == "cuda:0"
+    assert place(Load(room - GIB + 1), [ONE], {"cuda:0": loads(1)}) is None
+
+
+def test_a_training_too_large_for_all_waits_for_the_largest() -> None:
+    small, large = Device("cuda:0", 10 * GIB), Device("cuda:1", 40 * GIB)
+    assert place(Load(50 * GIB), [small, large], {}) == "cuda:1"
+    assert place(Load(50 * GIB), [small, large], {"cuda:1": loads(1)}) is None
+    assert place(Load(20 * GIB), [small, large], {"cuda:1": loads(30)}) is None
+    assert place(Load(20 * GIB), [small, large], {}) == "cuda:1"
+
+
+def test_on_a_cpu_only_the_number_of_workers_counts() -> None:
+    ledger = Ledger((CPU,), workers=3)
+    for key in "abc":
+        assert ledger.pick(job(key, gib=1000)) == "cpu"
+        assert ledger.begin(job(key, gib=1000)) == "cpu"
+    assert ledger.pick(job("d")) is None
+    ledger.end("b")
+    assert ledger.pick(job("d")) == "cpu"
+    assert ledger.pick(job("d", alone=True)) is None
+    ledger.end("a")
+    ledger.end("c")
+    assert ledger.pick(job("d", alone=True)) == "cpu"
+    ledger.begin(job("d", alone=True))
+    assert ledger.pick(job("e")) is None
+
+
+def test_trainings_share_gpus_while_they_fit() -> None:
+    ledger = Ledger((ONE, TWO), workers=100)
+    keys: list[str] = []
+    while (name := ledger.pick(job(str(len(keys)), gib=4))) is not None:
+        assert ledger.begin(job(str(len(keys)), gib=4)) == name
+        keys.append(name)
+    each = CONTEXT_BYTES + training_bytes(job(gib=4))
+    assert keys.count("cuda:0") == keys.count("cuda:1") == int(MEMORY_SHARE * 10 * GIB // each) == 2
+    assert keys[:2] == ["cuda:0", "cuda:1"]
+    assert ledger.begin(job("more", gib=4)) == "cuda:0"  # whoever does not ask is not refused
+
+
+def test_workers_are_the_most_over_all_gpus() -> None:
+    ledger = Ledger((ONE, TWO), workers=3)
+    for key in "abc":
+        ledger.begin(job(key, gib=0.1))
+    assert ledger.pick(job("d", gib=0.1)) is None
+
+
+def test_measured_peaks_correct_what_is_predicted() -> None:
+    ledger = Ledger((ONE,), workers=9)
+    ledger.begin(job("a", gib=4))
+    before = ledger.load(job("b", gib=4)).bytes
+    ledger.resident_bytes = GIB
+    assert ledger.load(job("b", gib=4)).bytes == before + GIB
+    ledger.measure("a", GIB + 2 * training_bytes(job(gib=4)))  # twice what was predicted, the data set apart
+    assert ledger.measured == [(training_bytes(job(gib=4)), 2 * training_bytes(job(gib=4)))]
+    assert ledger.load(job("b", gib=4)).bytes == before + GIB + int((2 * MARGIN - 1) * training_bytes(job(gib=4)))
+    assert ledger.pick(job("b", gib=4)) is None
+
+
+def test_the_peak_of_a_cpu_process_says_nothing_of_gpus() -> None:
+    ledger = Ledger((CPU,), workers=9)
+    ledger.begin(job("a"))
+    ledger.measure("a", 100 * GIB)
+    assert ledger.measured == []
+
+
+def test_the_worst_ratio_counts_and_few_of_them_only_raise() -> None:
+    assert correction([]) == 1
+    assert correction([(100, 50)]) == 1
+    assert correction([(100, 50), (100, 40), (100, 60)]) == pytest.approx(0.6 * MARGIN)
+    assert correction([(100, 150)]) == pytest.approx(1.5 * MARGIN)
+    assert correction([(100, 50), (100, 150), (100, 60)]) == pytest.approx(1.5 * MARGIN)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "densenet_40_12",
+        "densenet_bc_40_12",
+        "densenet-bc:L=100,k=12",
+        "densenet121:size=64",
+        "densenet-bc:L=40,k=12,dropout=0.2,connect=log",
+        "densenet-bc:L=40,k=12,connect=window:2",
+        "densenet-bc:layers=3-3-3,k=32,size=16",
+    ],
+)
+def test_predictions_are_a_little_more_than_the_tensors_of_a_step(name: str, recompute: bool) -> None:
+    """On a CPU in bf16, where every tensor can be counted; there is no workspace."""
+    spec, batch = parse_name(name), 4
+    price = cost(spec, batch)
+    sizes = {"activation_bytes": price.activation_bytes, "params": price.params}
+    training = Job("a", "", spec.to_dict(), {"batch_size": batch}, {}, (0, 0), recompute=recompute, **sizes)
+    predicted = tensor_bytes(training)
+    net: Any = build(spec).to(memory_format=torch.channels_last)
+    net.recompute = recompute
+    x, y = torch.randn(batch, 3, spec.image_size, spec.image_size), torch.zeros(batch, dtype=torch.long)
+    weights_and_momentum = 2 * 4 * price.params
+    peak = step_bytes(net, x, y, autocast=True)[1] + weights_and_momentum
+    assert peak <= predicted <= 1.5 * peak
+
+
+def test_recomputation_is_predicted_from_the_spec() -> None:
+    spec = parse_name("densenet_bc_100_12")
+    activations = cost(spec, 64).activation_bytes
+    plain = Job("a", "", spec.to_dict(), {"batch_size": 64}, {}, (0, 0), activation_bytes=activations)
+    again = Job("a", "", spec.to_dict(), {"batch_size": 64}, {}, (0, 0), activation_bytes=activations, recompute=True)
+    assert kept_bytes(plain) == activations
+    assert kept_bytes(again) < 0.15 * activations
+    assert training_bytes(again) > WORKSPACE_BYTES

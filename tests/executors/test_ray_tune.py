@@ -1,0 +1,421 @@
+"""Studies on a real Ray cluster of several nodes, each in a private folder; nodes and drivers are killed."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+import ray
+from moto.server import ThreadedMotoServer
+
+from dnas.errors import InputError
+from dnas.executors import ray_tune
+from dnas.executors.ray_tune import RayExecutor, connect
+from dnas.search.driver import Outcome
+from dnas.search.proposals import DEFAULT_SAMPLER
+from dnas.search.run import search
+from dnas.space.parse import load_space
+from dnas.study.config import Options
+from dnas.study.folder import StudyFolder
+from dnas.study.record import TrialRecord
+from dnas.training.checkpoint import digest_of_weights, read_checkpoint
+from tests.support.analytic import Silent
+from tests.support.postgres import Server
+from tests.support.ray_nodes import PATIENCE, QUICK, ROOT, Nodes
+from tests.support.studies import equal_but_times, events_but_times
+
+ENVIRONMENT = os.environ | QUICK | {"PYTHONPATH": str(ROOT)}
+
+
+pytestmark = pytest.mark.xdist_group("ray")  # one cluster for all
+
+
+def small(trials: int, epochs: int, study: str = "s", **changes: Any) -> Options:
+    space = load_space("digits_bc", epochs=epochs)
+    data = {"name": "digits", "subset": 100}
+    changes = {"sampler": DEFAULT_SAMPLER, "mirror": "none"} | changes
+    return Options(space=space, study=study, trials=trials, data=data, **changes)
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[dict[str, str]]:
+    """The environment in which s3:// is a server of this test."""
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    names = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+    yield names | {"AWS_DEFAULT_REGION": "us-east-1"}
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def nodes(s3: dict[str, str]) -> Iterator[Nodes]:
+    made = Nodes(**s3)
+    made.add("one")
+    made.add("two")
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def address(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The cluster's address, with both nodes there, and nobody connected before or after."""
+    for name, value in QUICK.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    wait_until(lambda: connect(nodes.address) is not None)
+    wait_until(lambda: sum(node.get("CPU", 0) for node in ray_tune._nodes()) >= 2)
+    ray.shutdown()
+    yield nodes.address
+    ray.shutdown()
+
+
+def wait_until(ripe: Callable[[], bool], what: str = "it") -> None:
+    began = time.monotonic()
+    while True:
+        try:
+            if ripe():
+                return
+        except InputError:
+            pass
+        assert time.monotonic() - began < PATIENCE, f"{what} did not come"
+        time.sleep(0.05)
+
+
+def on_ray(address: str, options: Options, shared: Path | str, **changes: Any) -> Outcome:
+    return search(options, Silent(), RayExecutor(options.study, address, shared=shared, **changes))
+
+
+def test_a_study_is_the_same_wherever_it_is_trained(
+    address: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thirty trials one at a time, with pauses and promotions, by processes of this machine, on Ray, and by a worker on
+    PostgreSQL in a folder of its own: records and log are equal but for times and hosts."""
+    options = small(30, epochs=8, workers=1)
+    monkeypatch.chdir(tmp_path)
+    search(replace(options, study="local"), Silent())
+    on_ray(address, replace(options, study="ray"), tmp_path / "shared")
+    far = tmp_path / "far"
+    far.mkdir()
+    worker = [
+        sys.executable,
+        "-m",
+        "dnas.cli",
+        "worker",
+        "s",
+        "--space",
+        "digits_bc",
+        "--trials",
+        "30",
+        "--epochs",
+        "8",
+    ]
+    worker += ["--subset", "100", "--workers", "1", "--shared", str(tmp_path / "files"), "--mirror", "none"]
+    worker += ["--kernels", "plain"]  # as in this process: see conftest.py
+    storage = {"DNAS_STORAGE": server.database("same")}
+    subprocess.run(worker, cwd=far, env=ENVIRONMENT | storage, check=True, capture_output=True, timeout=3 * PATIENCE)
+    local = StudyFolder(Path("studies/local"))
+    assert {"pause", "promote"} <= {event["event"] for event in local.events()}
+    for other in (StudyFolder(Path("studies/ray")), StudyFolder(far / "studies/s")):
+        pairs = zip(equal_but_times(other.records()), equal_but_times(local.records()), strict=True)
+        differing = [{key: (a[key], b[key]) for key in a if a[key] != b[key]} for a, b in pairs]
+        assert differing == [{}] * 30
+        assert events_but_times(other.events()) == events_but_times(local.events())
+        for record in other.records():
+            for name in ("checkpoint.pt", "curve.csv", "norms.npz"):
+                assert (other.trial_folder(record.number) / name).exists()
+    assert not list((tmp_path / "shared").rglob("checkpoint.pt")), "what was fetched is cleared from the storage"
+
+
+def test_what_tune_keeps_does_not_grow(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At each epoch the storage holds a trial's last checkpoint, and the one before for a moment; and Tune, which would
+    write the state of all its trials each time, has not done so again."""
+    monkeypatch.chdir(tmp_path)
+    shared = tmp_path / "shared"
+    checkpoints, states = [], set()
+
+    class Watching(Silent):
+        def epoch(self, record: TrialRecord, row: dict[str, Any]) -> None:
+            kept: dict[Path, int] = {}
+            for path in shared.rglob("checkpoint_*"):
+                kept[path.parent] = kept.get(path.parent, 0) + 1
+            checkpoints.append(max(kept.values(), default=0))
+            states.update(path.stat().st_mtime_ns for path in shared.rglob("experiment_state*"))
+
+    options = small(3, epochs=6, workers=1, stopping="none")
+    search(options, Watching(), RayExecutor("s", address, shared=shared))
+    assert len(checkpoints) == 18
+    assert 1 <= max(checkpoints) <= 2
+    assert len(states) <= 1
+
+
+def test_nodes_that_share_nothing_but_an_object_store(
+    address: str, s3: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    boto3.client("s3").create_bucket(Bucket="dnas")
+    options = small(4, epochs=7, workers=2)
+    on_ray(address, options, "s3://dnas/checkpoints")
+    records = StudyFolder(Path("studies/s")).records()
+    assert {record.state for record in records} <= {"complete", "paused"}
+    for record in records:
+        folder = Path("studies/s/trials") / str(record.number)
+        assert digest_of_weights(read_checkpoint(folder / "checkpoint.pt")["weights"]) == record.weights_digest
+        assert len((folder / "curve.csv").read_text().splitlines()) == 1 + record.epochs
+    left = boto3.client("s3").list_objects_v2(Bucket="dnas").get("Contents", [])
+    assert [one["Key"] for one in left if one["Size"]] == []
+
+
+# --- kills ----------------------------------------------------------------------------------------------------------
+
+
+def command(address: str, shared: str, *more: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "dnas.cli", "search", "--space", "digits_bc", "--study", "s", "--subset", "300"),
+        *("--executor", "ray", "--ray-address", address, "--shared", shared, "--stopping", "none", *more),
+    ]
+
+
+def events(folder: Path) -> list[dict[str, Any]]:
+    return StudyFolder(folder / "studies" / "s").events()
+
+
+def finished(folder: Path, trials: int, epochs: int) -> list[TrialRecord]:
+    """The records of a study in which every trial is complete exactly once, and no epoch was decided twice."""
+    records = StudyFolder(folder / "studies" / "s").records()
+    assert [(r.number, r.state, r.epochs) for r in records] == [(n, "complete", epochs) for n in range(trials)]
+    told = [event["number"] for event in events(folder) if event["event"] == "tell"]
+    assert sorted(told) == list(range(trials))
+    reports = [(event["number"], event["epoch"]) for event in events(folder) if event["event"] == "report"]
+    assert sorted(reports) == [(n, epoch) for n in range(trials) for epoch in range(1, epochs + 1)]
+    return records
+
+
+def was_kept(folder: Path, number: int, epochs: int) -> bool:
+    """Whether a trial's first epochs were trained once: their seconds are those that were told of at first."""
+    rows = (folder / "studies/s/trials" / str(number) / "curve.csv").read_text().splitlines()[1:]
+    told = {e["epoch"]: e["seconds"] for e in events(folder) if e["event"] == "report" and e["number"] == number}
+    return [float(row.rsplit(",", 1)[1]) for row in rows[:epochs]] == [told[n] for n in range(1, epochs + 1)]
+
+
+def test_a_killed_node_costs_no_trial(address: str, nodes: Nodes, tmp_path: Path) -> None:
+    """The node that trains is killed in the middle of a trial; the trial goes on on another, from its last epoch."""
+    epochs = 40
+    process = subprocess.Popen(
+        command(address, str(tmp_path / "shared"), "--trials", "2", "--epochs", str(epochs), "--workers", "2"),
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        reached = lambda: {e["number"] for e in events(tmp_path) if e["event"] == "report" and e["epoch"] >= 3}  # noqa: E731
+        wait_until(lambda: len(reached()) == 2, "epoch 3 of both trials")
+        nodes.kill("one")
+        nodes.add("three")
+        out, _ = process.communicate(timeout=2 * PATIENCE)
+    finally:
+        process.kill()
+    assert process.returncode == 0, out.decode()
+    records = finished(tmp_path, 2, epochs)
+    assert sum(record.losses for record in records) >= 1
+    assert all(was_kept(tmp_path, record.number, 2) for record in records)
+    again = [event for event in events(tmp_path) if event["event"] == "again"]
+    assert all("lost worker" in event["reason"] for event in again)
+    assert again
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    local = command(address, "", "--trials", "2", "--epochs", str(epochs), "--workers", "1")
+    for option in ("--executor", "--ray-address", "--shared"):
+        del local[local.index(option) : local.index(option) + 2]
+    subprocess.run(local, cwd=alone, env=ENVIRONMENT, check=True, capture_output=True, timeout=2 * PATIENCE)
+    expected = {r.digest: r.weights_digest for r in finished(alone, 2, epochs)}
+    shared_networks = [r for r in records if r.digest in expected]
+    assert shared_networks, "the first network is the same whatever the order of events"
+    assert all(expected[r.digest] == r.weights_digest for r in shared_networks if r.seed == [0, r.number])
+
+
+def test_a_killed_driver_goes_on_from_the_storage(address: str, tmp_path: Path) -> None:
+    trials, epochs = 3, 6
+    run = command(address, str(tmp_path / "shared"), "--trials", str(trials), "--epochs", str(epochs), "--workers", "1")
+    process = subprocess.Popen(run, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_until(lambda: any(e["event"] == "report" and e["number"] == 1 and e["epoch"] == 3 for e in events(tmp_path)))
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "studies/s/trials/1/checkpoint.pt").exists(), "it is in the storage alone"
+    done = subprocess.run(run, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=2 * PATIENCE)
+    assert done.returncode == 0, done.stderr
+    records = finished(tmp_path, trials, epochs)
+    assert was_kept(tmp_path, 1, 2), "the first epochs were not trained again"
+    assert records[1].attempts == 2
+
+
+def test_an_interrupt_is_heard(address: str, tmp_path: Path) -> None:
+    run = command(address, str(tmp_path / "shared"), "--trials", "50", "--epochs", "3")
+    process = subprocess.Popen(run, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    wait_until(lambda: any(event["event"] == "report" for event in events(tmp_path)))
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130
+    assert "The same command goes on from there" in out.decode()
+
+
+# --- failures -------------------------------------------------------------------------------------------------------
+
+
+def test_a_trial_that_takes_too_long_is_ended(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = small(3, epochs=400, workers=2, timeout=3.0, stopping="none")
+    study = threading.Thread(target=on_ray, args=(address, options, tmp_path / "shared"), daemon=True)
+    study.start()
+    study.join(2 * PATIENCE)
+    assert not study.is_alive(), "two places: the third begins when one of the others is gone"
+    records = StudyFolder(Path("studies/s")).records()
+    assert [record.state for record in records] == ["failed"] * 3
+    assert all(str(record.reason).startswith("timeout: ") for record in records)
+
+
+def test_a_failure_on_a_node_is_told_with_its_traceback(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = on_ray(address, small(9, epochs=2, workers=1), tmp_path / "shared", body="tests.support.ray_bodies:fail")
+    records = StudyFolder(Path("studies/s")).records()
+    assert [record.state for record in records] == ["failed"] * 3
+    assert records[0].reason == "error: ValueError: no good"
+    assert "no good" in Path("studies/s/trials/0/traceback.txt").read_text()
+    assert outcome.stopped_by is not None
+    assert outcome.stopped_by.startswith("3 trials in a row failed alike")
+
+
+def test_a_worker_that_dies_again_and_again_is_given_up(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    on_ray(address, small(1, epochs=2, workers=1), tmp_path / "shared", body="tests.support.ray_bodies:die")
+    (record,) = StudyFolder(Path("studies/s")).records()
+    assert record.state == "failed"
+    assert record.reason == "lost worker: its process was ended by SIGKILL"
+    assert record.losses == 4
+
+
+def test_a_network_that_crashes_its_process_fails_at_the_second_crash(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    on_ray(address, small(1, epochs=2, workers=1), tmp_path / "shared", body="tests.support.ray_bodies:crash")
+    (record,) = StudyFolder(Path("studies/s")).records()
+    assert record.state == "failed"
+    assert str(record.reason).startswith("crash: its process was ended by SIGABRT 2 times; this network crashes torch")
+    assert record.losses == 1
+
+
+def test_trials_share_a_gpu_and_stay_within_the_cluster(
+    nodes: Nodes, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The GPU is Ray's alone, by its word: what is placed sleeps."""
+    monkeypatch.chdir(tmp_path)
+    nodes.add("gpu", cpus=4, gpus=1)
+    try:
+        connect(address)
+        wait_until(lambda: any(node.get("GPU") for node in ray_tune._nodes()))
+        executor = RayExecutor(
+            "s", address, gpus=0.5, cpus=1, shared=tmp_path / "shared", body="tests.support.ray_bodies:nap"
+        )
+        assert executor.workers == 2
+        search(small(4, epochs=1, stopping="none", workers=9, device="cuda"), Silent(), executor)
+        spans = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("studies/s/trials/*/curve.csv"))]
+        assert len(spans) == 4
+        assert {span["gpu"] for span in spans} == {"0"}
+        most = max(sum(one["from"] <= moment["from"] < one["to"] for one in spans) for moment in spans)
+        assert most == 2
+        with pytest.raises(InputError, match=r"no node of the cluster has 2 GPUs for a trial: the most is 1"):
+            RayExecutor("s", address, gpus=2, shared=tmp_path / "shared")
+    finally:
+        nodes.kill("gpu")
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------
+
+
+def test_more_than_any_node_has_is_said_at_once(address: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no node of the cluster has 64 CPUs for a trial: the most is \d+; give a"):
+        RayExecutor("s", address, cpus=64, shared=tmp_path)
+
+
+def test_another_version_of_ray_is_one_line(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = ray.__version__
+    monkeypatch.setattr(ray, "__version__", "2.0.0")
+    with pytest.raises(InputError, match=rf"the cluster has Ray {here}, Python .*, this machine Ray 2\.0\.0, Python"):
+        RayExecutor("s", address, shared=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:1", "no Ray answers at 127.0.0.1:1: Connection refused"),
+        ("nowhere.invalid:6379", "no Ray answers at nowhere.invalid:6379: "),
+        ("here", "--ray-address needs host:port or auto, but got 'here'"),
+        ("ray://127.0.0.1:10001", "dnas runs on a node of the cluster, not through Ray's client"),
+    ],
+)
+def test_an_address_without_ray_is_one_line(address: str, message: str, tmp_path: Path) -> None:
+    began = time.monotonic()
+    with pytest.raises(InputError) as caught:
+        RayExecutor("s", address, shared=tmp_path)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - began < 10
+
+
+def test_something_else_than_ray_is_one_line() -> None:
+    """A server that says nothing, and one that speaks another protocol."""
+    for answer in (b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            done = threading.Event()
+
+            def serve(server: socket.socket = server, answer: bytes = answer, done: threading.Event = done) -> None:
+                line, _ = server.accept()
+                with line:
+                    if answer:
+                        line.sendall(answer)
+                    done.wait(PATIENCE)
+
+            threading.Thread(target=serve, daemon=True).start()
+            began = time.monotonic()
+            try:
+                with pytest.raises(InputError, match="no Ray"):  # said before Ray's own client tries: for minutes
+                    ray_tune._check_answers(f"127.0.0.1:{server.getsockname()[1]}")
+            finally:
+                done.set()
+            assert time.monotonic() - began < 10
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"this host can't write to .*file"):
+        RayExecutor("s", "127.0.0.1:1", shared=tmp_path / "file")
+
+
+def test_options_of_ray_need_ray(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "dnas.cli", "search", "--space", "tiny", "--trials", "1", "--gpus-per-trial", "0.5"],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 2
+    assert run.stderr == "dnas: --gpus-per-trial is for --executor ray, but the executor is local.\n"

@@ -1,0 +1,61 @@
+"""Networks train without touching memory that is not theirs, whatever instructions the processor has."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dnas.nn.resnet import PointwiseConv
+from dnas.space.parse import space_files
+
+MALLOC_DEBUG = [*Path("/lib").glob("*/libc_malloc_debug.so.0"), *Path("/usr/lib64").glob("libc_malloc_debug.so.0")]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run_with(instructions: str | None, *what: str) -> None:
+    """Train in a child process with glibc's checks of the heap, limited to an instruction set (None: the machine's)."""
+    environment = dict(os.environ)
+    if instructions is not None:
+        environment["ONEDNN_MAX_CPU_ISA"] = instructions
+    if MALLOC_DEBUG:
+        environment |= {"LD_PRELOAD": str(MALLOC_DEBUG[0]), "MALLOC_CHECK_": "3", "MALLOC_PERTURB_": "165"}
+    command = [sys.executable, "-m", "tests.support.instruction_sets", *what]
+    # A process whose heap is broken may also hang: in its own abort handler.
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, f"status {done.returncode}: {done.stderr[-2000:]}"
+
+
+@pytest.mark.parametrize("instructions", ["SSE41", "AVX2", None])
+def test_narrow_networks_train_within_their_memory(instructions: str | None) -> None:
+    run_with(instructions, "narrow")
+
+
+@pytest.mark.parametrize("instructions", ["SSE41", "AVX2", None])
+def test_the_smallest_network_of_every_shipped_space_trains(instructions: str | None) -> None:
+    run_with(instructions, *space_files())
+
+
+@pytest.mark.parametrize("size", [7, 8])
+@pytest.mark.parametrize("channels", [(16, 32), (3, 5)])
+def test_a_pointwise_convolution_equals_torchs_strided_convolution(size: int, channels: tuple[int, int]) -> None:
+    """In float64, where no vectorised kernel reorders the sum over channels: equal bit for bit, gradients too."""
+    torch.manual_seed(0)
+    x = torch.randn(2, channels[0], size, size, dtype=torch.float64)
+    weight = torch.randn(channels[1], channels[0], 1, 1, dtype=torch.float64)
+
+    def run(conv: nn.Conv2d, x: Tensor) -> list[Tensor]:
+        leaf = x.clone().requires_grad_()
+        conv.weight = nn.Parameter(weight.clone())
+        y = conv(leaf)
+        y.square().sum().backward()
+        assert leaf.grad is not None
+        assert conv.weight.grad is not None
+        return [y.detach(), leaf.grad, conv.weight.grad]
+
+    theirs = run(nn.Conv2d(*channels, 1, stride=2, bias=False), x)
+    for ours, expected in zip(run(PointwiseConv(*channels, stride=2), x), theirs, strict=True):
+        assert torch.equal(ours, expected)

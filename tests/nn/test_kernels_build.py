@@ -1,0 +1,222 @@
+"""The C++ kernels are built when they are first needed, by whoever comes first, and never half."""
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from dnas.arch import parse_name
+from dnas.errors import InputError
+from dnas.nn import DenseNet
+from dnas.nn.kernels import build
+from dnas.nn.kernels.autotune import choose_kernels
+from dnas.nn.kernels.cpu import CPU
+from dnas.nn.kernels.reference import REF
+from tests.nn.test_dense_block import SEEDS, SHAPES, distance, run_kernels
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SPEC = "densenet-bc:layers=2-1,k=3,size=8"
+needs_compiler = pytest.mark.skipif(not any(map(shutil.which, build.COMPILERS)), reason="no C++ compiler here")
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty cache, and a process that has not loaded the kernels yet."""
+    monkeypatch.setenv("DNAS_KERNELS", str(tmp_path / "kernels"))
+    monkeypatch.setattr(build, "BASE_FLAGS", ["-O0" if flag == "-O3" else flag for flag in build.BASE_FLAGS])
+    build.load_library.cache_clear()
+    yield tmp_path / "kernels"
+    build.load_library.cache_clear()
+
+
+def counting_compiler(folder: Path) -> tuple[Path, Path]:
+    """A compiler that also writes a line a call to a file."""
+    compiler, calls = folder / "counting-c++", folder / "calls"
+    real = next(filter(None, map(shutil.which, build.COMPILERS)))
+    compiler.write_text(f'#!/bin/sh\ncase "$1" in --version) ;; *) echo call >> {calls};; esac\nexec {real} "$@"\n')
+    compiler.chmod(0o755)
+    return compiler, calls
+
+
+@needs_compiler
+def test_built_once_and_again_when_it_is_damaged(fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler, calls = counting_compiler(tmp_path)
+    monkeypatch.setenv("CXX", str(compiler))
+    command = [*build.find_compiler(), *build.BASE_FLAGS, *build.processor_flags()]
+    path = build.library_in(fresh, command)
+    assert build.library_in(fresh, command) == path
+    assert calls.read_text().count("call") == 1
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert not build.is_whole(path)
+    assert build.is_whole(build.library_in(fresh, command))
+    path.with_suffix(".sha256").unlink()
+    assert build.is_whole(build.library_in(fresh, command))
+    assert calls.read_text().count("call") == 3
+    assert sorted(p.suffix for p in fresh.iterdir()) == [".lock", ".sha256", ".so"]
+
+
+def test_the_name_says_all_that_matters() -> None:
+    names = {build.library_name(["c++", *flags]) for flags in ([], ["-mavx2"], ["-mavx2", "-mavx512f"])}
+    assert len(names) == 3
+
+
+@needs_compiler
+def test_of_two_processes_one_builds(tmp_path: Path) -> None:
+    compiler, calls = counting_compiler(tmp_path)
+    program = (
+        "from dnas.nn.kernels import build; from pathlib import Path;"
+        f"print(build.library_in(Path({str(tmp_path / 'kernels')!r}),"
+        f" [{str(compiler)!r}, '-O0', *[f for f in build.BASE_FLAGS if f != '-O3']]))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    both = [
+        subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=120)[0] for process in both]
+    assert said[0] == said[1]
+    assert Path(said[0].strip()).is_file()
+    assert calls.read_text().count("call") == 1
+
+
+def test_vectors_that_this_processor_has() -> None:
+    assert build.vector_flags({"sse2", "avx", "fma"}) == []
+    assert build.vector_flags({"avx2", "fma"}) == ["-mavx2", "-mfma"]
+    assert build.vector_flags({"avx2", "fma", "avx512f"}) == ["-mavx2", "-mfma"]
+    every = {"avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl"}
+    assert set(build.vector_flags(every)) == {f"-m{feature}" for feature in every}
+
+
+def test_without_a_compiler(fresh: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(fresh))
+    with pytest.raises(InputError, match=r"plain, ref, (triton, )?auto, but not cpu: there is no C\+\+ compiler"):
+        DenseNet(parse_name(SPEC), kernels="cpu")
+    with caplog.at_level(logging.WARNING):
+        assert choose_kernels(parse_name(SPEC), "cpu", 4) == "plain"
+    assert len(caplog.records) == 1
+    assert "there is no C++ compiler here" in caplog.text
+
+
+def test_a_compiler_that_fails(
+    fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    compiler = tmp_path / "broken-c++"
+    compiler.write_text("#!/bin/sh\necho 'fatal error: vectors are out of stock' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    with caplog.at_level(logging.WARNING), pytest.raises(InputError, match=r"but not cpu: the compiler .*broken-c"):
+        DenseNet(parse_name(SPEC), kernels="cpu")
+    assert "vectors are out of stock" in caplog.text
+    assert choose_kernels(parse_name(SPEC), "cpu", 4) == "plain"
+    assert not list(fresh.glob("*.so*[0-9]")), "nothing half is left"
+
+
+@needs_compiler
+def test_a_cache_that_cannot_be_written_to(fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    fresh.write_text("a file, where the folder should be")  # root may write to a folder that is read-only
+    path = build.library_in(fresh, [*build.find_compiler(), *build.BASE_FLAGS])
+    assert path.is_file()
+    assert path.parent.name.startswith("dnas-kernels-")
+
+
+def sanitizers() -> list[str]:
+    """The run-time libraries of gcc's sanitizers; empty where there are none."""
+    if not shutil.which("g++"):
+        return []
+    found = [
+        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    return found if all(Path(path).is_absolute() for path in found) else []
+
+
+SANITIZED = """
+import torch
+from dnas.nn.kernels import build
+build.BASE_FLAGS = ["-O1" if flag == "-O3" else flag for flag in build.BASE_FLAGS]
+from tests.nn.test_dense_block import CPU, SHAPES, run_kernels
+torch.set_num_threads(2)
+for number in range(len(SHAPES)):
+    run_kernels(CPU, number, torch.float32, number % 2 == 0, 3)
+print("clean")
+"""
+
+
+@pytest.mark.skipif(not sanitizers(), reason="gcc's sanitizers are not installed")
+def test_clean_under_the_sanitizers(tmp_path: Path) -> None:
+    environment = os.environ | {
+        "PYTHONPATH": str(REPOSITORY),
+        "DNAS_KERNELS": str(tmp_path),
+        "CXX": "g++ -fsanitize=address,undefined -fno-sanitize-recover=undefined -g",
+        "LD_PRELOAD": " ".join(sanitizers()),
+        "ASAN_OPTIONS": "detect_leaks=0",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SANITIZED], env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout.strip() == "clean", done.stderr[-3000:]
+
+
+@needs_compiler
+@pytest.mark.parametrize("flags", [[], ["-mavx2", "-mfma"]])
+def test_other_processors_code_is_the_same_function(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]
+) -> None:
+    if not set(flags) <= set(build.processor_flags()):
+        pytest.skip("this processor cannot run it")
+    monkeypatch.setattr(build, "processor_flags", lambda: flags)
+    for number in range(len(SHAPES)):
+        errors = []
+        for seed in SEEDS:
+            truth = run_kernels(REF, number, torch.float64, False, seed)
+            errors.append(distance(run_kernels(CPU, number, torch.float32, False, seed), truth))
+        assert min(errors) < 2e-5
+
+
+def built_driver(folder: Path, compiler: str, *flags: str) -> Path:
+    """tests/support/run_blocks.cpp as a program."""
+    program = folder / "run_blocks"
+    base = [flag for flag in build.BASE_FLAGS if flag not in ("-shared", "-fPIC", "-O3")]
+    source = REPOSITORY / "tests" / "support" / "run_blocks.cpp"
+    subprocess.run([compiler, *base, *flags, f"-I{build.HERE}", str(source), "-o", str(program)], check=True)
+    return program
+
+
+def printed(*command: str | Path) -> list[tuple[str, torch.Tensor]]:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [line.split() for line in done.stdout.splitlines()]
+    return [(name, torch.tensor([float(value) for value in values])) for name, *values in rows]
+
+
+@needs_compiler
+@pytest.mark.skipif(not shutil.which("valgrind"), reason="valgrind is not installed")
+def test_clean_under_valgrind(tmp_path: Path) -> None:
+    """With AVX2 where the processor has it: valgrind knows no longer vectors."""
+    flags = [flag for flag in build.processor_flags() if flag in ("-mavx2", "-mfma")]
+    program = built_driver(tmp_path, build.find_compiler()[0], "-g", "-O1", *flags)
+    assert len(printed("valgrind", "--quiet", "--error-exitcode=9", program)) == 156
+
+
+ARM = "aarch64-linux-gnu-g++", "qemu-aarch64"
+
+
+@pytest.mark.skipif(not all(map(shutil.which, ARM)), reason=f"{' and '.join(ARM)} are not installed")
+def test_an_arm_processor_makes_the_same(tmp_path: Path) -> None:
+    compiler, emulator = ARM
+    program = built_driver(tmp_path, compiler, "-O2", "-static")
+    there = printed(emulator, program)
+    here = printed(built_driver(tmp_path, build.find_compiler()[0], "-O2", *build.processor_flags()))
+    assert len(here) == 156
+    for (name, values), (_, others) in zip(here, there, strict=True):
+        assert (values - others).abs().max() <= 1e-3 * values.abs().max(), name

@@ -1,0 +1,193 @@
+"""The page in a real browser: it asks for nothing, fits a phone, sorts, filters, tells values, saves its figures."""
+
+import io
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser
+
+from dnas.arch import DenseNetSpec
+from dnas.report import write_comparison, write_report
+from dnas.study.folder import StudyFolder, read_study
+from tests.support.browser import Opened, chromium
+from tests.support.studies import add_trial, make_study
+
+pytestmark = pytest.mark.xdist_group("page")  # one browser and one page for all
+
+STATES = ["complete", "complete", "stopped", "failed", "complete", "paused", "complete", "complete"] * 3
+MANY = 5_000
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
+    return make_study(tmp_path_factory.mktemp("studies") / "whole", STATES)
+
+
+@pytest.fixture(scope="module")
+def path(study: StudyFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page alone, as it comes by mail."""
+    page = write_report(study.path, study.path.parent / "report")
+    return Path(shutil.copy(page, tmp_path_factory.mktemp("mail")))
+
+
+@pytest.mark.parametrize(("width", "dark"), [(390, False), (1440, False), (1440, True)])
+def test_it_asks_for_nothing_and_fits(browser: Browser, path: Path, width: int, dark: bool) -> None:
+    opened = Opened(browser, path, width, dark)
+    assert opened.errors == []
+    assert opened.requests == [path.absolute().as_uri()]
+    assert opened.overflow() <= 0
+    paper = opened.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert paper == ("rgb(22, 22, 24)" if dark else "rgb(255, 255, 255)")
+
+
+def numbers(opened: Opened) -> list[int]:
+    rows = opened.page.locator("#table tbody tr[id]:visible")
+    return [int(name.removeprefix("trial-")) for name in rows.evaluate_all("rows => rows.map(row => row.id)")]
+
+
+def test_the_table_sorts_both_ways_with_the_unknown_last(browser: Browser, path: Path, study: StudyFolder) -> None:
+    opened = Opened(browser, path)
+    errors = read_study(study.path).set_index("number")["val_error"].astype(float)
+    for ascending in (True, False):
+        opened.page.get_by_role("button", name="val error").click()
+        shown = errors[numbers(opened)]
+        known = shown.dropna()
+        assert known.tolist() == sorted(known, reverse=not ascending)
+        assert shown.isna().sum() > 0
+        assert shown.tail(shown.isna().sum()).isna().all()
+
+
+def test_the_table_filters_by_words_state_and_front(browser: Browser, path: Path, study: StudyFolder) -> None:
+    opened = Opened(browser, path)
+    frame = read_study(study.path)
+    opened.page.select_option("#state", "complete")
+    assert numbers(opened) == frame[frame["state"] == "complete"]["number"].tolist()
+    assert opened.page.locator("#shown").inner_text() == f"{STATES.count('complete')} shown"
+    opened.page.check("#front")
+    fronted = pd.read_csv(study.path.parent / "report" / "pareto.csv")["number"]
+    assert sorted(numbers(opened)) == sorted(fronted)
+    opened.page.uncheck("#front")
+    opened.page.select_option("#state", "")
+    opened.page.fill("#find", "diverged")
+    assert numbers(opened) == frame[frame["state"] == "failed"]["number"].tolist()
+
+
+def test_a_click_opens_a_trial_and_its_curve(browser: Browser, path: Path, study: StudyFolder) -> None:
+    opened = Opened(browser, path)
+    button = opened.page.locator("#trial-1 .open")
+    button.click()
+    detail = opened.page.locator("#trial-1 + tr.detail")
+    record = study.records()[1]
+    assert record.network in detail.inner_text()
+    assert str(record.params["growth_rate"]) in detail.inner_text()
+    assert f"epoch {record.epochs}" in detail.locator("svg").inner_html()
+    assert button.get_attribute("aria-expanded") == "true"
+    button.click()
+    assert detail.count() == 0
+
+
+def test_a_failed_trial_shows_its_log_as_text(browser: Browser, tmp_path: Path) -> None:
+    study = make_study(tmp_path / "s", ["complete", "failed"])
+    (study.trial_folder(1) / "traceback.txt").write_text("RuntimeError: </script><b>broken</b>")
+    opened = Opened(browser, write_report(study.path, tmp_path / "out"))
+    opened.page.locator("#trial-1 .open").click()
+    assert opened.page.locator("tr.detail pre").inner_text() == "RuntimeError: </script><b>broken</b>"
+    assert opened.errors == []
+
+
+def test_a_mark_tells_its_trial(browser: Browser, path: Path, study: StudyFolder) -> None:
+    opened = Opened(browser, path)
+    marks = opened.page.locator("#figure-error_against_params use[data-t]")
+    shown = [record for record in study.records() if record.state in ("complete", "stopped", "paused")]
+    assert marks.count() == len(shown)
+    best = study.best()[0]
+    texts = marks.evaluate_all("marks => marks.map(mark => mark.dataset.t)")
+    (index,) = [i for i, text in enumerate(texts) if text.startswith(f"#{best.number} ")]
+    assert best.network in texts[index]
+    # Each text is at its own mark: further to the right is the larger network.
+    sizes = {f"#{record.number}": record.cost["params"] for record in shown}
+    places = marks.evaluate_all("marks => marks.map(mark => Number(mark.getAttribute('x')))")
+    by_place = [sizes[text.split()[0]] for _, text in sorted(zip(places, texts, strict=True))]
+    assert by_place == sorted(by_place)
+    marks.nth(index).scroll_into_view_if_needed()
+    box = marks.nth(index).bounding_box()
+    assert box is not None
+    opened.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    assert opened.page.locator("#tip").inner_text().startswith("#")
+
+
+def test_figures_are_saved_from_the_page_alone(browser: Browser, path: Path, study: StudyFolder) -> None:
+    opened = Opened(browser, path)
+    links = opened.page.locator("#figure-error_against_params .save a")
+    saved = {}
+    for index in range(4):
+        with opened.page.expect_download() as download:
+            links.nth(index).click()
+        saved[download.value.suggested_filename.rpartition(".")[2]] = Path(download.value.path()).read_bytes()
+    assert saved["pdf"].startswith(b"%PDF")
+    assert b"<svg" in saved["svg"][:200]
+    assert b"data-t" not in saved["svg"]
+    picture = np.asarray(Image.open(io.BytesIO(saved["png"])).convert("L"))
+    assert picture.std() > 5  # there is something on it
+    table = pd.read_csv(io.BytesIO(saved["csv"]))
+    known = read_study(study.path).set_index("number")["params"]
+    assert (table.set_index("number")["params"] == known[table["number"]]).all()
+
+
+def test_a_comparison_opens_as_well(browser: Browser, study: StudyFolder, tmp_path: Path) -> None:
+    other = make_study(tmp_path / "other", STATES[:9], seed=1)
+    opened = Opened(browser, write_comparison([study.path, other.path], tmp_path / "out"), 390)
+    assert opened.errors == []
+    assert opened.overflow() <= 0
+    assert "a complete trial of whole beats one of other" in opened.page.inner_text("main")
+
+
+def test_five_thousand_trials_open_within_three_seconds(browser: Browser, tmp_path: Path) -> None:
+    study = make_study(tmp_path / "large", ["complete"] * 3, epochs=2)
+    spec, rng = DenseNetSpec((1, 1, 1), growth_rate=4, in_channels=1, image_size=8), np.random.default_rng(0)
+    for number in range(3, MANY):
+        add_trial(study, number, spec, "complete" if number % 3 else "stopped", 4, rng=rng)
+    page = write_report(study.path, tmp_path / "out")
+    assert page.stat().st_size < 10_000_000
+    opened = Opened(browser, page)
+    assert opened.seconds() < 3
+    shown = opened.page.locator("#shown")
+    assert shown.inner_text() == f"200 of {MANY} shown"
+    assert numbers(opened) == list(range(200))
+    opened.page.locator("#table thead button").first.click()
+    assert numbers(opened) == list(range(MANY - 1, MANY - 201, -1)), "sorted are all, not those that are there"
+    opened.page.select_option("#state", "stopped")
+    stopped = [number for number in range(3, MANY) if number % 3 == 0]
+    assert shown.inner_text() == f"200 of {len(stopped)} shown"
+    opened.page.evaluate("location.hash = 'trial-3'")
+    assert opened.page.locator("#trial-3").is_visible()
+    opened.page.locator("#all").click()
+    assert numbers(opened) == stopped[::-1]
+    assert shown.inner_text() == f"{len(stopped)} shown"
+    assert not opened.page.locator("#all").is_visible()
+
+
+def test_a_curve_without_numbers_is_no_trouble(browser: Browser, tmp_path: Path) -> None:
+    study = make_study(tmp_path / "s", ["complete"] * 3 + ["failed"])
+    rows = study.curve(study.trial_folder(0)).head(4)
+    for number, lost in ((3, range(4)), (1, range(2, 4))):
+        curve = rows.copy()
+        curve.loc[list(lost), ["train_loss", "val_loss", "val_error", "train_error"]] = np.nan
+        curve.to_csv(study.trial_folder(number) / "curve.csv", index=False)
+    opened = Opened(browser, write_report(study.path, tmp_path / "out"))
+    assert opened.errors == []
+    opened.page.locator("#trial-3 .open").click()
+    assert opened.page.locator("tr.detail svg").count() == 0
+    opened.page.locator("#trial-1 .open").click()
+    assert "epoch 2" in opened.page.locator("tr.detail svg").inner_html()

@@ -1,0 +1,615 @@
+"""`dnas doctor`: each damage is made by hand, mended, and the search then ends as one that was never damaged."""
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dnas.data import load_dataset
+from dnas.errors import InputError
+from dnas.executors.lease import Lease, read_lease
+from dnas.executors.worker import Job, Message
+from dnas.search import doctor
+from dnas.search.doctor import Finding, diagnose, main_doctor
+from dnas.search.run import search
+from dnas.space.parse import load_space
+from dnas.study.folder import StudyFolder
+from dnas.study.optuna_mirror import mirror_agrees
+from dnas.study.record import TrialRecord
+from dnas.training.checkpoint import load_run, weights_digest
+from dnas.training.fit import fit
+from dnas.training.recipe import Recipe
+from tests.support.analytic import AnalyticExecutor, Silent, options
+
+COMPLETE, PAUSED, FAILED, RUNNING = 0, 2, 4, 9  # of the study that `interrupted` leaves
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def trouble(job: Job, epoch: int) -> Message | None:
+    if epoch == 2 and int(job.key) == FAILED:
+        return Message("failed", {"reason": "diverged", "text": "the training loss is nan"})
+    return None
+
+
+class Interrupting(AnalyticExecutor):
+    """Ends the driver, as Ctrl-C does, in the middle of trial `RUNNING`."""
+
+    def wait(self, timeout: float) -> list[tuple[str, Message]]:
+        if self.last.get(str(RUNNING), {}).get("epoch") == 2:
+            raise KeyboardInterrupt
+        return super().wait(timeout)
+
+
+def interrupted() -> StudyFolder:
+    """A study of ten trials with each state, whose last one was interrupted after two epochs."""
+    with pytest.raises(KeyboardInterrupt):
+        search(options(14), Silent(), Interrupting(trouble))
+    states = {record.number: record.state for record in study().records()}
+    assert [states[n] for n in (COMPLETE, PAUSED, FAILED, RUNNING)] == ["complete", "paused", "failed", "running"]
+    assert max(states) == RUNNING
+    return study()
+
+
+def study() -> StudyFolder:
+    return StudyFolder(Path("studies/s"))
+
+
+def go_on() -> list[dict[str, Any]]:
+    """What the search ends with."""
+    search(options(14, mirror="none"), Silent(), AnalyticExecutor(trouble))
+    names = ("number", "state", "arm", "params", "digest", "val_error", "val_loss", "objectives", "epochs", "seed")
+    names += ("weights_digest", "history_digest", "recipe", "distributions", "cost", "network", "seconds", "data")
+    return [{name: getattr(record, name) for name in names} for record in study().records()]
+
+
+def rewrite(number: int, **changes: Any) -> None:
+    path = study().trial_folder(number) / "record.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def record_file(number: int) -> Path:
+    return study().trial_folder(number) / "record.json"
+
+
+def log() -> Path:
+    return study().path / "events.jsonl"
+
+
+def sql(statement: str) -> None:
+    connection = sqlite3.connect(study().path / "study.db")
+    with connection:
+        connection.execute(statement)
+    connection.close()
+
+
+def dead_process() -> int:
+    done = subprocess.Popen([sys.executable, "-c", "pass"])
+    done.wait()
+    return done.pid
+
+
+def dead_lease(number: int, **changes: Any) -> None:
+    """A lease as a killed worker leaves it."""
+    lease = Lease.take(study().trial_folder(number), 1)
+    content = json.loads(lease.path.read_text())
+    lease.release()
+    lease.path.write_text(json.dumps(content | {"pid": dead_process()} | changes))
+
+
+def curve_text(number: int, epochs: int) -> str:
+    names = ["epoch", "train_loss", "train_error", "val_loss", "val_error", "learning_rate", "seconds"]
+    events = [e for e in study().events() if e["event"] == "report" and e["number"] == number][:epochs]
+    return "".join(",".join(map(str, row)) + "\r\n" for row in [names, *([e[name] for name in names] for e in events)])
+
+
+def write(path: Path, content: str | bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+# what is not as it was: fields that only the damaged record held; and of a failed training, its record counts no epochs
+LOST: dict[str, set[str]] = {
+    "record of a complete trial": {"weights_digest"},
+    "record of a paused trial": {"weights_digest"},
+    "record of a failed trial": {"seconds"},
+    "missing folder": {"seconds"},
+    "an older record": {"weights_digest"},
+    "fewer epochs": {"weights_digest"},
+}
+
+# name: what does the damage, and what is said and done about it
+Damage = tuple[Callable[[], object], list[tuple[str, str, str]]]
+DAMAGES: dict[str, Damage] = {
+    "torn line": (
+        lambda: log().open("ab").write(b'{"time": "20'),
+        [("events.jsonl", "its last line is torn", "cut off (12 bytes)")],
+    ),
+    "leftovers": (
+        lambda: [write(study().path / name, "x") for name in (".study.toml.17", "trials/9/.record.json.17")],
+        [
+            ("", "1 file of interrupted writes (.study.toml.17)", "removed"),
+            ("trials/9", "1 file of interrupted writes (.record.json.17)", "removed"),
+        ],
+    ),
+    "record of a running trial": (
+        lambda: write(record_file(RUNNING), "{"),
+        [
+            (
+                "trials/9/record.json",
+                "is damaged",
+                "made again from the log; peak memory, versions, commit and host could",
+            )
+        ],
+    ),
+    "record of a complete trial": (
+        lambda: write(record_file(COMPLETE), b"\xff\x00"),
+        [("trials/0/record.json", "is damaged", "versions, commit, host and weights digest could not be recovered")],
+    ),
+    "record of a paused trial": (
+        lambda: write(record_file(PAUSED), "[]"),
+        [("trials/2/record.json", "is damaged", "commit, host, its reason and weights digest could not be recovered")],
+    ),
+    "record of a failed trial": (
+        lambda: write(record_file(FAILED), '{"number": 4, "state": "odd"}'),
+        [("trials/4/record.json", "is damaged", "made again from the log")],
+    ),
+    "missing record": (
+        lambda: record_file(RUNNING).unlink(),
+        [("trials/9/record.json", "is missing", "made again from the log")],
+    ),
+    "missing folder": (
+        lambda: shutil.rmtree(study().trial_folder(FAILED)),
+        [("trials/4/record.json", "is missing", "made again from the log")],
+    ),
+    "an older record": (
+        lambda: rewrite(COMPLETE, state="running", epochs=0, val_error=None, val_loss=None, objectives={}, ended=None),
+        [("trials/0/record.json", "says running after epoch 0, the log complete after epoch 12", "made again")],
+    ),
+    "epochs that the log does not know": (
+        lambda: rewrite(RUNNING, epochs=7, val_error=0.1),
+        [("trials/9/record.json", "says running after epoch 7, the log running after epoch 2", "made again")],
+    ),
+    "an end before the end": (
+        lambda: rewrite(RUNNING, state="complete", epochs=2, objectives={"val_error": 0.1}),
+        [("trials/9/record.json", "says complete after epoch 2, the log running after epoch 2", "made again")],
+    ),
+    "fewer epochs": (
+        lambda: rewrite(COMPLETE, epochs=11, weights_digest=None),
+        [("trials/0/record.json", "says complete after epoch 11, the log complete after epoch 12", "made again")],
+    ),
+    "another error": (
+        lambda: rewrite(COMPLETE, val_error=0.0),
+        [("trials/0/record.json", "says a validation error of 0.0, the log 0.", "made again")],
+    ),
+    "other objectives": (
+        lambda: rewrite(COMPLETE, objectives={"val_error": 0.0}),
+        [("trials/0/record.json", "says {'val_error': 0.0}, the log {'val_error': 0.", "made again")],
+    ),
+    "other epochs": (
+        lambda: rewrite(RUNNING, epochs_planned=99),
+        [("trials/9/record.json", "is of 99 epochs, the log of 12", "made again")],
+    ),
+    "another trial's record": (
+        lambda: shutil.copy(record_file(COMPLETE), record_file(RUNNING)),
+        [("trials/9/record.json", "is of another network than the log asks for", "made again")],
+    ),
+    "a stray trial": (
+        lambda: shutil.copytree(study().trial_folder(COMPLETE), study().trial_folder(10)),
+        [("trials/10", "the log asks for no such trial", "moved to studies/s/lost/trials/10; no search can go on")],
+    ),
+    "a stray folder": (
+        lambda: write(study().path / "trials/007/record.json", "{}"),
+        [("trials/007", "the log asks for no such trial", "moved to studies/s/lost/trials/007")],
+    ),
+    "a dead lease": (
+        lambda: dead_lease(RUNNING),
+        [("trials/9/lease.json", "which is gone", "removed; the next `dnas search` goes on with its training")],
+    ),
+    "a torn lease": (
+        lambda: write(study().trial_folder(RUNNING) / "lease.json", "{"),
+        [("trials/9/lease.json", "is held by nobody knows whom, which is gone", "removed")],
+    ),
+    "a lease of another host": (
+        lambda: dead_lease(RUNNING, host="elsewhere"),
+        [("trials/9/lease.json", "on elsewhere, since", "removed")],
+    ),
+    "a row of the mirror": (
+        lambda: sql("UPDATE trial_values SET value = 0.5 WHERE trial_id = 1"),
+        [("study.db", "does not say what the records say", "made again")],
+    ),
+    "a mirror of nothing": (
+        lambda: write(study().path / "study.db", "text"),
+        [("study.db", "does not say what the records say", "made again")],
+    ),
+    "a mirror that is behind": (
+        lambda: sql("DELETE FROM trials WHERE number = 9"),
+        [("study.db", "does not say what the records say", "made again")],
+    ),
+    "a torn curve": (
+        lambda: write(study().trial_folder(COMPLETE) / "curve.csv", curve_text(COMPLETE, 12)[:-30]),
+        [("trials/0/curve.csv", "is damaged", "written again from the log")],
+    ),
+    "a curve that nothing tells of": (
+        lambda: write(study().path / "retrain/0-1/curve.csv", "epoch"),
+        [("retrain/0-1/curve.csv", "is damaged", "moved to studies/s/lost/retrain/0-1/curve.csv")],
+    ),
+    "torn norms": (
+        lambda: write(study().trial_folder(COMPLETE) / "norms.npz", b"PK"),
+        [("trials/0/norms.npz", "is damaged", "moved to studies/s/lost/trials/0/norms.npz; no other copy is there")],
+    ),
+    "a torn checkpoint": (
+        lambda: write(study().trial_folder(RUNNING) / "checkpoint.pt", b"PK"),
+        [("trials/9/checkpoint.pt", "is damaged", "its training begins again")],
+    ),
+    "a torn checkpoint of a complete trial": (
+        lambda: write(study().trial_folder(COMPLETE) / "checkpoint.pt", b"PK"),
+        [("trials/0/checkpoint.pt", "is damaged", "the weights are lost, the results in record.json stand")],
+    ),
+    "a torn record of a final training": (
+        lambda: write(study().path / "retrain/0-1/record.json", "{"),
+        [("retrain/0-1/record.json", "is damaged", "the next `dnas search --retrain-best` makes it again")],
+    ),
+}
+
+
+def content_of(path: Path) -> dict[str, bytes]:
+    return {
+        str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file() and p.name != "lock"
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """An interrupted study, and what its search ends with."""
+    folder, before = tmp_path_factory.mktemp("whole"), Path.cwd()
+    os.chdir(folder)
+    try:
+        interrupted()
+        shutil.copytree("studies/s", "kept")
+        return folder / "kept", go_on()
+    finally:
+        os.chdir(before)
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damage_is_found_and_mended_and_the_search_ends_as_ever(
+    name: str, whole: tuple[Path, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "EXPIRY_SECONDS", 0.05)
+    shutil.copytree(whole[0], "studies/s")
+    damage, wanted = DAMAGES[name]
+    damage()
+    before = content_of(study().path)
+
+    found = diagnose(study(), mend=False)
+    assert content_of(study().path) == before, "a dry run only looks"
+    # A record that is mended, or a trial that is moved, changes what the mirror is to say.
+    said = [finding for finding in found if name.startswith(("a row", "a mirror")) or not finding.where.endswith(".db")]
+    assert [(f.where, f.mended) for f in said] == [
+        (str(study().path / where) if where else "studies/s", "") for where, _, _ in wanted
+    ]
+    for finding, (_, what, _) in zip(said, wanted, strict=True):
+        assert what in finding.what
+
+    mended = diagnose(study(), mend=True)
+    said = [finding for finding in mended if len(mended) == len(wanted) or not finding.where.endswith(".db")]
+    for finding, (_, what, done) in zip(said, wanted, strict=True):
+        assert what in finding.what
+        assert done in finding.mended
+    assert diagnose(study(), mend=True) == [], "a second run finds nothing"
+    assert mirror_agrees(study())
+    after = content_of(study().path)
+    kept = {content for path, content in after.items()}
+    for path, content in before.items():
+        leftover = Path(path).name.startswith(".") or path.endswith(("lease.json", "study.db", "events.jsonl"))
+        replaced = path.endswith("curve.csv")
+        assert leftover or replaced or content in kept, f"{path} is kept somewhere"
+    assert after["events.jsonl"] == (whole[0] / "events.jsonl").read_bytes()
+    ended = go_on()
+    for record, other in zip(ended, whole[1], strict=True):
+        lost = LOST.get(name, set()) if record["number"] in (COMPLETE, PAUSED, FAILED) else set()
+        for key in set(record) - lost:
+            assert record[key] == other[key], (record["number"], key)
+
+
+def test_nothing_is_found_where_nothing_is_damaged(capsys: pytest.CaptureFixture[str]) -> None:
+    interrupted()
+    assert diagnose(study(), mend=True) == []
+    assert doctor_command() == 0
+    assert capsys.readouterr().out == "ok\n1 interrupted trial; the next `dnas search` goes on from there\n"
+    search(options(14), Silent(), AnalyticExecutor(trouble))
+    assert diagnose(study(), mend=True) == []
+    search(options(15, load_space("digits_bc", epochs=24)), Silent(), AnalyticExecutor(trouble))
+    assert diagnose(study(), mend=True) == [], "after more epochs"
+
+
+def doctor_command(dry_run: bool = False) -> int:
+    return main_doctor(argparse.Namespace(study="s", dry_run=dry_run))
+
+
+def test_what_a_kill_leaves_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before each of a driver's writes, what a kill there would leave is looked at."""
+    seen: list[str] = []
+    states: set[tuple[str, str]] = set()
+    append, write_record = StudyFolder.append, StudyFolder.write_record
+
+    def look(what: str, state: str = "") -> None:
+        shutil.rmtree("studies/killed", ignore_errors=True)
+        shutil.copytree("studies/s", "studies/killed")
+        found = diagnose(StudyFolder(Path("studies/killed")), mend=False)
+        # Between an ask and its record there is none: that both the doctor and the search make.
+        assert [finding.what for finding in found] in ([], ["is missing"]), (what, state)
+        seen.extend(finding.what for finding in found)
+        states.add((what, state))
+
+    def appended(self: StudyFolder, event: Any) -> None:
+        look(event["event"], event.get("state", ""))
+        append(self, event)
+
+    def written(self: StudyFolder, record: TrialRecord, folder: Path | None = None) -> None:
+        look("record", record.state)
+        write_record(self, record, folder)
+
+    monkeypatch.setattr(StudyFolder, "append", appended)
+    monkeypatch.setattr(StudyFolder, "write_record", written)
+    for trials, space in ((10, load_space("digits_bc")), (11, load_space("digits_bc", epochs=24))):
+        search(options(trials, space, mirror="none"), Silent(), AnalyticExecutor(trouble))
+    assert len(seen) == 11
+    assert states >= {("tell", "complete"), ("tell", "failed"), ("pause", ""), ("extend", ""), ("record", "running")}
+    assert states >= {("promote", ""), ("record", "paused"), ("record", "complete"), ("report", ""), ("ask", "")}
+
+
+def test_a_record_after_more_epochs_is_made_again() -> None:
+    search(options(5), Silent(), AnalyticExecutor())
+    search(options(5, load_space("digits_bc", epochs=24)), Silent(), AnalyticExecutor())
+    whole = study().records()[COMPLETE]
+    write(record_file(COMPLETE), "{")
+    assert diagnose(study(), mend=True)[0].what == "is damaged"
+    again = study().records()[COMPLETE]
+    assert (again.state, again.epochs, again.epochs_planned, again.val_error) == ("complete", 24, 24, whole.val_error)
+    assert again.recipe == whole.recipe
+    assert [e["val_error"] for e in again.earlier] == [e["val_error"] for e in whole.earlier]
+    assert [e["epochs"] for e in again.earlier] == [12]
+
+
+def test_a_record_keeps_what_only_it_says() -> None:
+    interrupted()
+    whole = study().records()[COMPLETE]
+    rewrite(COMPLETE, epochs=11, peak_memory_bytes=4711, host="there", attempts=3)
+    assert diagnose(study(), mend=True)[0].where == str(record_file(COMPLETE))
+    again = study().records()[COMPLETE]
+    assert (again.peak_memory_bytes, again.host, again.attempts) == (4711, "there", 3)
+    assert (again.epochs, again.versions, again.started) == (12, whole.versions, whole.started)
+
+
+def test_the_mean_test_error_comes_from_the_final_trainings() -> None:
+    class Measuring(AnalyticExecutor):
+        def _result(self, row: dict[str, Any], finished: bool) -> dict[str, Any]:
+            return super()._result(row, finished) | {"test_error": 0.125, "test_loss": 0.5}
+
+    search(options(2, retrain=1, retrain_seeds=2), Silent(), Measuring())
+    best = study().best(1)[0]
+    assert best.test_error == 0.125
+    write(record_file(best.number), "{")
+    assert diagnose(study(), mend=True)[0].mended
+    assert study().records()[best.number].test_error == 0.125
+
+
+# checkpoints
+
+
+def trained(number: int, epochs: int = 2) -> Path:
+    """The trial's folder after two real epochs."""
+    record, folder = study().records()[number], study().trial_folder(number)
+    fit(
+        record.network_spec,
+        load_dataset("digits", subset=200),
+        Recipe.from_dict(record.recipe),
+        seed=(record.seed[0], record.seed[1]),
+        folder=folder,
+        report=lambda epoch: epoch.epoch < epochs,
+    )
+    assert diagnose(study(), mend=True) == []
+    return folder
+
+
+@pytest.mark.parametrize("how", ["missing", "torn", "older", "empty"])
+@pytest.mark.parametrize("name", ["curve.csv", "norms.npz"])
+def test_curve_and_norms_are_written_again_from_the_checkpoint(
+    name: str, how: str, whole: tuple[Path, list[dict[str, Any]]]
+) -> None:
+    shutil.copytree(whole[0], "studies/s")
+    folder = trained(RUNNING, epochs=1)
+    older = (folder / name).read_bytes()
+    trained(RUNNING)
+    good = (folder / name).read_bytes()
+    match how:
+        case "missing":
+            (folder / name).unlink()
+        case "torn":
+            (folder / name).write_bytes(good[: len(good) * 2 // 3])
+        case "older":
+            (folder / name).write_bytes(older)
+        case "empty":
+            (folder / name).write_bytes(b"")
+    [finding] = diagnose(study(), mend=True)
+    assert finding.where == str(folder / name)
+    assert finding.mended == "written again from the checkpoint"
+    if name == "curve.csv":
+        assert (folder / name).read_bytes() == good
+    else:
+        with np.load(folder / name) as file:
+            assert file["l2"].shape[0] == 3
+    assert diagnose(study(), mend=True) == []
+
+
+def test_a_checkpoint_of_another_training_is_set_aside(whole: tuple[Path, list[dict[str, Any]]]) -> None:
+    shutil.copytree(whole[0], "studies/s")
+    folder = trained(RUNNING, epochs=1)
+    content = (folder / "checkpoint.pt").read_bytes()
+    (study().trial_folder(COMPLETE) / "checkpoint.pt").write_bytes(content)
+    [finding] = diagnose(study(), mend=True)
+    assert finding.what == "is of another training"
+    assert (study().path / "lost/trials/0/checkpoint.pt").read_bytes() == content
+    assert diagnose(study(), mend=True) == []
+
+
+def test_a_damaged_checkpoint_lets_the_training_begin_again(whole: tuple[Path, list[dict[str, Any]]]) -> None:
+    shutil.copytree(whole[0], "studies/s")
+    folder = trained(RUNNING)
+    digest = weights_digest(load_run(folder / "checkpoint.pt").net)
+    content = bytearray((folder / "checkpoint.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "checkpoint.pt").write_bytes(content)
+    [finding] = diagnose(study(), mend=True)
+    assert finding.mended == "moved to studies/s/lost/trials/9/checkpoint.pt; its training begins again"
+    trained(RUNNING)
+    assert weights_digest(load_run(folder / "checkpoint.pt").net) == digest
+
+
+def test_the_weights_digest_comes_from_the_checkpoint() -> None:
+    """Of a trial whose log tells of the epochs that its checkpoint has."""
+    search(options(1, load_space("digits_bc", epochs=2)), Silent(), AnalyticExecutor())
+    folder = trained(0)
+    digest = weights_digest(load_run(folder / "checkpoint.pt").net)
+    write(record_file(0), "{")
+    config = study().config()
+    study().write_config(
+        config | {"data": config["data"] | {"mean": [0.0]}}
+    )  # the checkpoint is nearer to the training
+    diagnose(study(), mend=True)
+    assert study().records()[0].weights_digest == digest
+    assert study().records()[0].data == load_dataset("digits", subset=200).describe()
+
+
+# what cannot be mended
+
+
+def check_unmended(capsys: pytest.CaptureFixture[str], where: str, what: str) -> None:
+    before = content_of(study().path)
+    [finding] = diagnose(study(), mend=True)
+    assert finding.where == f"studies/s/{where}"
+    assert what in finding.what
+    assert finding.mended == ""
+    assert content_of(study().path) == before
+    assert doctor_command() == 1
+    assert what in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("line", [b"{\n", b"\xff\xfe\n", b"17\n", b"{}\n"])
+def test_a_line_in_the_middle_of_the_log_is_not_guessed(line: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    interrupted()
+    lines = log().read_bytes().splitlines(keepends=True)
+    log().write_bytes(b"".join([*lines[:40], line, *lines[41:]]))
+    check_unmended(capsys, "events.jsonl", "line 41 cannot be read, and what it said cannot be known")
+
+
+@pytest.mark.parametrize("number", [0, 1, 3])
+@pytest.mark.parametrize("copies", [0, 2])
+def test_an_ask_that_is_missing_or_there_twice_is_noticed(
+    number: int, copies: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupted()
+    lines = log().read_bytes().splitlines(keepends=True)
+    place = next(i for i, line in enumerate(lines) if b'"ask"' in line and json.loads(line)["number"] == number)
+    log().write_bytes(b"".join([*lines[:place], *[lines[place]] * copies, *lines[place + 1 :]]))
+    check_unmended(capsys, "events.jsonl", "does not follow from those before it")
+
+
+@pytest.mark.parametrize("how", ["missing", "empty"])
+def test_trials_without_a_log_are_left_where_they_are(how: str, capsys: pytest.CaptureFixture[str]) -> None:
+    interrupted()
+    log().unlink() if how == "missing" else log().write_bytes(b"")
+    check_unmended(capsys, "events.jsonl", "no search can go on from their records alone")
+
+
+@pytest.mark.parametrize("text", ["seed = = 3", "\x00", "", 'name = "s"'])
+def test_a_damaged_study_toml_is_said(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    interrupted()
+    (study().path / "study.toml").write_text(text)
+    check_unmended(capsys, "study.toml", "nothing else holds what it says")
+
+
+def test_a_study_toml_without_a_space_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    interrupted()
+    config = study().config()
+    study().write_config(config | {"space": {"name": "digits_bc", "title": "x"}})
+    check_unmended(capsys, "study.toml", "is damaged ('text' is missing); nothing else holds what it says")
+
+
+def test_a_live_worker_without_a_driver_is_said() -> None:
+    interrupted()
+    with Lease.take(study().trial_folder(RUNNING), 1):
+        [finding] = diagnose(study(), mend=True)
+        assert f"process {os.getpid()} on {socket.gethostname()}" in finding.what
+        assert "still trains it" in finding.what
+        assert finding.mended == ""
+        assert read_lease(study().trial_folder(RUNNING)) is not None
+
+
+# the command
+
+
+def test_a_running_study_is_not_mended_but_can_be_looked_at(capsys: pytest.CaptureFixture[str]) -> None:
+    interrupted()
+    rewrite(RUNNING, epochs=7)  # as its driver may be about to write
+    write(study().trial_folder(RUNNING) / ".record.json.17", "x")
+    with study().lock():
+        with pytest.raises(InputError, match="is being run by another process"):
+            doctor_command()
+        assert doctor_command(dry_run=True) == 0
+        assert capsys.readouterr().out == "study s is running; only what it does not write to is looked at\nok\n"
+        write(record_file(COMPLETE), "{")
+        assert doctor_command(dry_run=True) == 1
+    assert "trials/0/record.json: is damaged" in capsys.readouterr().out
+
+
+def test_the_command_says_what_it_did(capsys: pytest.CaptureFixture[str]) -> None:
+    interrupted()
+    with log().open("ab") as file:
+        file.write(b"{")
+    assert doctor_command(dry_run=True) == 1
+    assert capsys.readouterr().out.splitlines()[0] == "studies/s/events.jsonl: its last line is torn"
+    assert doctor_command() == 0
+    assert capsys.readouterr().out.splitlines()[0] == "studies/s/events.jsonl: its last line is torn; cut off (1 bytes)"
+    assert str(Finding("a", "b")) == "b: a"
+
+
+def test_a_study_of_dnas_0_1_is_left_alone() -> None:
+    """Its log says less, and no search goes on with it."""
+    interrupted()
+    events = [{k: v for k, v in event.items() if k != "cost"} for event in study().events()]
+    log().write_text("".join(json.dumps(event) + "\n" for event in events))
+    rewrite(COMPLETE, epochs=11)
+    assert diagnose(study(), mend=True) == []
+
+
+def test_a_record_from_before_the_space_was_widened_is_made_again() -> None:
+    extend = pytest.importorskip("dnas.search.extend").extend
+    interrupted()
+    whole = study().records()[COMPLETE]
+    text = load_space("digits_bc").text.replace("[4, 16], step = 4", "[4, 24], step = 4")
+    Path("wider.toml").write_text(text)
+    wider = load_space("wider.toml")
+    extend(study(), wider, wider.limits.stated())
+    assert mirror_agrees(study()), "the study is the same, whatever its space is called"
+    write(record_file(COMPLETE), "{")
+    assert diagnose(study(), mend=True)[0].mended
+    again = study().records()[COMPLETE]
+    assert (again.distributions, again.digest) == (whole.distributions, whole.digest)
+    assert dataclasses.replace(again, weights_digest=whole.weights_digest).val_error == whole.val_error

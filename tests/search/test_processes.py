@@ -1,0 +1,206 @@
+"""The real thing: `dnas search` as a process with its workers, killed with SIGKILL at awkward moments."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+
+from benchmarks.kill_search import SLOW_RENAME
+from benchmarks.kill_workers import account, kill_at_random
+from benchmarks.kill_workers import command as kill_command
+from dnas.study.folder import StudyFolder
+from dnas.study.record import TrialRecord
+
+COMMAND = [sys.executable, "-m", "dnas.cli", "search", "--space", "tiny", "--trials", "4", "--epochs", "4"]
+COMMAND += ["--stopping", "none"]
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
+PATIENCE = 120.0  # seconds for a thing that takes about five: a machine can be busy
+
+
+def essence(folder: Path) -> list[tuple[object, ...]]:
+    records: list[TrialRecord] = StudyFolder(folder / "studies" / "tiny").records()
+    return [(r.number, r.state, r.digest, r.val_error, r.val_loss, r.epochs, r.weights_digest) for r in records]
+
+
+def run(folder: Path) -> str:
+    done = subprocess.run(COMMAND, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def kill_when(folder: Path, ripe: Callable[[Path], bool], slow: Path | None = None) -> None:
+    """Starts the command, and kills its driver, and nothing else, as soon as `ripe(study)`."""
+    environment = ENVIRONMENT | ({"PYTHONPATH": f"{slow}{os.pathsep}{ROOT}"} if slow else {})
+    process = subprocess.Popen(
+        COMMAND, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    began = time.monotonic()
+    while not ripe(folder / "studies" / "tiny"):
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() - began < PATIENCE
+        time.sleep(0.0005)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+
+
+def events(study: Path) -> tuple[dict[str, object], ...]:
+    log = study / "events.jsonl"
+    return _events(study, log.stat().st_size if log.exists() else 0)
+
+
+@lru_cache(1)
+def _events(study: Path, size: int) -> tuple[dict[str, object], ...]:
+    """Read only where something is new: who waits for it looks often, and the command needs the processor more."""
+    return tuple(StudyFolder(study).events())
+
+
+def test_a_killed_search_equals_one_that_was_left_alone(tmp_path: Path) -> None:
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    alone.mkdir()
+    killed.mkdir()
+    run(alone)
+
+    def after_an_ask(study: Path) -> bool:
+        return any(event["event"] == "ask" for event in events(study))
+
+    def inside_an_epoch(study: Path) -> bool:
+        return any(event["event"] == "report" for event in events(study))
+
+    def while_a_checkpoint_is_written(study: Path) -> bool:
+        return any(study.glob("trials/*/.checkpoint.pt.*"))
+
+    def before_a_tell(study: Path) -> bool:
+        return any(
+            event["event"] == "report" and event["number"] == 2 and event["epoch"] == 4 for event in events(study)
+        )
+
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    (slow / "sitecustomize.py").write_text(SLOW_RENAME)
+    kill_when(killed, after_an_ask)
+    kill_when(killed, inside_an_epoch)
+    kill_when(killed, while_a_checkpoint_is_written, slow)
+    assert list(killed.rglob(".checkpoint.pt.*")), "the kill met the checkpoint"
+    kill_when(killed, before_a_tell)
+    out = run(killed)
+    assert "best      #" in out
+    assert essence(killed) == essence(alone)
+    assert len(essence(killed)) == 4
+    assert {row[1] for row in essence(killed)} == {"complete"}
+    asked = [event["number"] for event in events(killed / "studies" / "tiny") if event["event"] == "ask"]
+    assert asked == [0, 1, 2, 3]
+    assert not list(killed.rglob(".*.[0-9]*")), "what the kills tore is cleared away"
+
+
+def test_ctrl_c_says_how_to_go_on_and_the_command_then_does(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        COMMAND,
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    study = tmp_path / "studies" / "tiny"
+    began = time.monotonic()
+    while not any(event["event"] == "report" for event in events(study)):
+        assert time.monotonic() - began < PATIENCE
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the driver and its workers
+    out, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130
+    assert "every finished epoch is saved in studies/tiny" in out
+    assert "dnas search --space tiny --trials 4" in out
+    assert "Traceback" not in errors
+    assert {row[1] for row in essence(tmp_path)} >= {"running"}
+    run(tmp_path)
+    assert {row[1] for row in essence(tmp_path)} == {"complete"}
+
+
+def test_a_killed_worker_is_replaced_and_its_trial_goes_on(tmp_path: Path) -> None:
+    process = subprocess.Popen(COMMAND, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+    study = tmp_path / "studies" / "tiny"
+    began = time.monotonic()
+    while not any(event["event"] == "report" for event in events(study)):
+        assert time.monotonic() - began < PATIENCE
+        time.sleep(0.001)
+    for pid in descendants(process.pid):
+        if b"forkserver" not in Path(f"/proc/{pid}/cmdline").read_bytes() or children(pid) == []:
+            os.kill(pid, signal.SIGKILL)
+    out, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0
+    assert "its process was ended by SIGKILL; going on from its checkpoint" in out
+    records = StudyFolder(study).records()
+    assert [record.state for record in records] == ["complete"] * 4
+    assert max(record.attempts for record in records) == 2
+
+
+def children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in tasks.read_text().split()] if tasks.exists() else []
+
+
+def descendants(pid: int) -> list[int]:
+    found = []
+    for child in children(pid):
+        found += [child, *descendants(child)]
+    return [pid for pid in found if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def test_a_diverging_recipe_is_recorded_by_real_workers(tmp_path: Path) -> None:
+    command = [*COMMAND[:-4], "--learning-rate", "1e30", "--trials", "2"]
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    assert "2 failed" in done.stdout
+    record = json.loads((tmp_path / "studies/tiny/trials/0/record.json").read_text())
+    assert record["reason"].startswith("diverged: the training loss is ")
+
+
+def test_a_real_retraining_measures_on_the_test_set(tmp_path: Path) -> None:
+    command = [*COMMAND[:6], "--trials", "1", "--epochs", "1", "--retrain-best", "1"]
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    assert "% test error, 1 seed\n" in done.stdout
+    record = json.loads((tmp_path / "studies/tiny/retrain/0-1/record.json").read_text())
+    assert record["val_error"] is None
+    assert record["data"]["val_size"] == 0
+    assert round(record["test_error"] * 359) == pytest.approx(record["test_error"] * 359)
+
+
+def test_a_search_with_several_objectives_and_workers_survives_kills(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five SIGKILLs at random, of workers, of the driver alone and of all; every trial is accounted for, and some are
+    trained again. benchmarks/kill_workers.py does the same a hundred times."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    met = kill_at_random(tmp_path, kill_command(trials=9, epochs=9), kills=5, seed=3, pause=(0.3, 2.0))
+    assert met
+    monkeypatch.chdir(tmp_path)
+    study = StudyFolder(Path("studies/front"))
+    assert account(study, trials=9, again=2) == []
+    assert study.config()["objective"] == "val_error,params"
+
+
+def test_ctrl_c_while_python_shuts_down_prints_nothing() -> None:
+    code = """if True:
+        import atexit, sys, time
+        from dnas.cli import entry_point
+        atexit.register(lambda: (print("closing", flush=True), time.sleep(2)))
+        sys.argv = ["dnas", "spaces"]
+        sys.exit(entry_point())
+    """
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert any(line == "closing\n" for line in process.stdout)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate()[1] == ""
+    assert process.returncode == 0

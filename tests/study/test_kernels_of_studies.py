@@ -1,0 +1,148 @@
+"""Which kernels run a study's dense blocks: asked for, settled once, written down, kept."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dnas.arch import DenseNetSpec, parse_name
+from dnas.cli import main
+from dnas.errors import InputError
+from dnas.executors.runner import Trainings
+from dnas.executors.worker import Job, Message
+from dnas.nn import kernels_here
+from dnas.nn.kernels import why_not
+from dnas.search.run import search
+from dnas.space.parse import load_space
+from dnas.study.config import DEFAULT_KERNELS, Means, Options
+from dnas.study.folder import StudyFolder
+from dnas.study.record import new_record
+from dnas.training.checkpoint import digest_of_weights, read_checkpoint
+from tests.support.analytic import AnalyticExecutor, Silent
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def run(trials: int, **changes: Any) -> AnalyticExecutor:
+    executor = AnalyticExecutor()
+    options = {"space": load_space("digits_bc"), "data": {"name": "digits"}, "mirror": "none", "stopping": "none"}
+    search(Options(**(options | {"study": "s", "trials": trials} | changes)), Silent(), executor)
+    return executor
+
+
+def frozen() -> str:
+    return str(StudyFolder(Path("studies/s")).config()["kernels"])
+
+
+def test_a_study_keeps_its_kernels_and_every_record_says_them() -> None:
+    executor = run(2, kernels="ref")
+    assert [job.kernels for job in executor.started] == ["ref", "ref"]
+    assert frozen() == "ref"
+    assert [job.kernels for job in run(3).started] == ["ref"], "as it was begun, where nothing is said"
+    assert [job.kernels for job in run(4, kernels="auto").started] == ["ref"]
+    assert [record.kernels for record in StudyFolder(Path("studies/s")).records()] == ["ref"] * 4
+    with pytest.raises(InputError, match=r"begun with the kernels ref \(now plain\)"):
+        run(5, kernels="plain")
+
+
+def test_auto_is_settled_once_by_the_first_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[DenseNetSpec, str, int]] = []
+
+    def choose(spec: DenseNetSpec, device: str, batch: int) -> str:
+        asked.append((spec, device, batch))
+        return "ref"
+
+    monkeypatch.setattr("dnas.nn.kernels.autotune.choose_kernels", choose)
+    executor = run(3, kernels="auto")
+    assert [job.kernels for job in executor.started] == ["ref"] * 3
+    first = StudyFolder(Path("studies/s")).records()[0]
+    assert asked == [(first.network_spec, "cpu", first.recipe["batch_size"])]
+    run(4, kernels="auto")
+    assert len(asked) == 1
+    assert frozen() == "ref"
+
+
+def test_whoever_asks_for_nothing_gets_what_is_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dnas.executors.runner.DEFAULT_KERNELS", DEFAULT_KERNELS)
+    monkeypatch.setattr("dnas.training.single.DEFAULT_KERNELS", DEFAULT_KERNELS)
+    monkeypatch.setattr("dnas.nn.kernels.autotune.choose_kernels", lambda *args: "ref")
+    monkeypatch.setattr("dnas.training.single.choose_kernels", lambda *args: "ref")
+    assert [job.kernels for job in run(1).started] == ["ref"]
+    assert [job.kernels for job in run(1, study="compiled", compile_net=True).started] == ["plain"]
+    command = ["train", "densenet:L=7,k=2", "--dataset", "digits", "--subset", "100", "--epochs", "1", "--out"]
+    assert main([*command, "eager"]) == 0
+    assert json.loads(Path("eager/run.json").read_text())["kernels"] == "ref"
+
+
+def test_a_record_says_what_ran_where_a_host_has_no_compiler() -> None:
+    class Bare(AnalyticExecutor):
+        def start(self, job: Job) -> None:
+            super().start(job)
+            self.jobs[job.key].appendleft(Message("started", {"device": "cpu", "kernels": "plain"}))
+
+    options = {"space": load_space("digits_bc"), "data": {"name": "digits"}, "mirror": "none", "kernels": "ref"}
+    search(Options(study="s", trials=2, **options), Silent(), Bare())  # type: ignore[arg-type]
+    assert frozen() == "ref"
+    assert [record.kernels for record in StudyFolder(Path("studies/s")).records()] == ["plain"] * 2
+
+
+def test_a_worker_says_which_kernels_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dnas.nn.why_not", lambda name: "there is no compiler" if name == "cpu" else "")
+    assert [kernels_here(name) for name in ("plain", "ref", "cpu")] == ["plain", "ref", "plain"]
+
+
+def test_residual_networks_have_no_such_kernels() -> None:
+    trainings = Trainings()
+    trainings.options = Means({"name": "digits"}, kernels="auto")
+    record = new_record(0, "first", {}, parse_name("resnet:L=8,width=4"), recipe={"batch_size": 64})
+    assert trainings._measured_kernels(record) == "plain"
+
+
+def test_a_trial_that_began_before_there_was_a_choice_goes_on_as_it_was() -> None:
+    """Its record says nothing of kernels, and its study neither."""
+    run(2)
+    folder = StudyFolder(Path("studies/s"))
+    config = folder.config()
+    del config["kernels"]
+    folder.write_config(config)
+    for record in folder.records():
+        path = folder.trial_folder(record.number) / "record.json"
+        values = json.loads(path.read_text())
+        del values["kernels"]
+        path.write_text(json.dumps(values))
+    with pytest.raises(InputError, match=r"kernels plain \(now ref\)"):
+        run(3, kernels="ref")
+    assert [job.kernels for job in run(3, kernels="auto").started] == ["plain"]
+
+
+def test_unknown_kernels_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["search", "--space", "digits_bc", "--trials", "1", "--kernels", "fast"]) == 2
+    assert main(["train", "densenet:L=7,k=2", "--dataset", "digits", "--kernels", "fast"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("kernels must be one of plain, ref, cpu") == 2
+    assert error.count("\n") == 2
+    assert not Path("studies").exists(), "there is nothing to go on with"
+
+
+@pytest.mark.parametrize("kernels", ["ref", "cpu"])
+def test_a_real_training_is_the_same_bit_for_bit(kernels: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if why_not(kernels):
+        pytest.skip(why_not(kernels))
+    command = ["train", "densenet-bc:L=10,k=4", "--dataset", "digits", "--subset", "200", "--augment", "none"]
+    command += ["--epochs", "2", "--threads", "1", "--kernels"]
+
+    def digest(name: str) -> str:
+        return digest_of_weights(read_checkpoint(Path(name, "checkpoint.pt"))["weights"])
+
+    assert main([*command, kernels, "--out", "whole"]) == 0
+    assert main([*command, kernels, "--out", "again"]) == 0
+    assert digest("whole") == digest("again")
+    assert json.loads(Path("whole/run.json").read_text())["kernels"] == kernels
+    assert main([*command, "plain", "--out", "whole"]) == 2
+    assert f"begun with the kernels {kernels} (now plain)" in capsys.readouterr().err
+    assert main([*command, "plain", "--out", "plain"]) == 0
+    assert digest("plain") != digest("whole"), "other kernels round otherwise: these were used"

@@ -1,0 +1,549 @@
+"""The mirror in optuna's schema: after each pass it equals one made from nothing, and says what the records say."""
+
+import dataclasses
+import json
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import FrozenTrial, TrialState
+
+from dnas.errors import InputError
+from dnas.executors.worker import Job, Message
+from dnas.search.run import search
+from dnas.space.parse import load_space
+from dnas.study import optuna_mirror as mirror
+from dnas.study.folder import StudyFolder
+from dnas.study.optuna_mirror import FINGERPRINT, Mirror, mirror_agrees, open_mirror, sync_mirror
+from dnas.study.record import TrialRecord
+from tests.support.analytic import AnalyticExecutor, Silent, options
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def opened() -> Iterator[Mirror]:
+    """The mirror of the study `s`, open as long as the test."""
+    search(options(0, mirror="none"), Silent(), AnalyticExecutor())
+    found = Mirror(study(), None)
+    yield found
+    found.close()
+
+
+def study(name: str = "s") -> StudyFolder:
+    return StudyFolder(Path("studies") / name)
+
+
+def trials(url: str = "sqlite:///studies/s/study.db", name: str = "s") -> list[FrozenTrial]:
+    """A mirror's trials as optuna gives them, whatever their ids: as dashboards read them, without its cache."""
+    storage = optuna.storages.RDBStorage(url)
+    found = storage.get_all_trials(storage.get_study_id_from_name(name))
+    storage.remove_session()
+    storage.engine.dispose()
+    for trial in found:
+        trial._trial_id = -1
+    return found
+
+
+def check_law(shared: str = "sqlite:///studies/s/study.db") -> None:
+    """The mirror equals one that is made from nothing."""
+    Path("nothing.db").unlink(missing_ok=True)
+    sync_mirror(study(), "sqlite:///nothing.db")
+    assert trials(shared) == trials("sqlite:///nothing.db")
+    assert [trial.number for trial in trials(shared)] == [record.number for record in study().records()]
+
+
+def tables() -> dict[str, int]:
+    """Rows in each table of the study's own mirror."""
+    with sqlite3.connect("studies/s/study.db") as connection:
+        names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        return {name: connection.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in names}
+
+
+class Watched(AnalyticExecutor):
+    """Brings the mirror up to date, and checks the law, before some of its messages; keeps what states it saw."""
+
+    def __init__(self, opened: Mirror, every: int = 1, **rest: Any) -> None:
+        super().__init__(**rest)
+        self.opened, self.every, self.count = opened, every, 0
+        self.states: dict[int, list[str]] = {}
+
+    def wait(self, timeout: float) -> list[tuple[str, Message]]:
+        self.count += 1
+        if self.count % self.every == 0:
+            self.opened.sync()
+            assert self.opened.agrees()
+            for record in study().records():
+                seen = self.states.setdefault(record.number, [])
+                if not seen or seen[-1] != record.state:
+                    seen.append(record.state)
+        [(key, message)] = super().wait(timeout)
+        if key in self.jobs:
+            self.jobs[key] = self.jobs.pop(key)  # in turn
+        return [(key, message)]
+
+
+def trouble(job: Job, epoch: int) -> Message | None:
+    """Every fifth diverges; of those after it some do not fit."""
+    number = int(job.key)
+    if epoch == 2 and number % 5 == 4:
+        return Message("failed", {"reason": "diverged", "text": "the training loss is nan"})
+    if epoch == 1 and number % 7 == 5:
+        return Message("failed", {"reason": "out of memory", "text": "9 GiB"})
+    return None
+
+
+def test_after_each_pass_it_equals_one_made_from_nothing(opened: Mirror) -> None:
+    short = Watched(opened, every=5, trouble=trouble)
+    search(options(16, workers=3, mirror="none"), Silent(), short)
+    opened.sync()
+    check_law()
+    assert any(seen[i : i + 2] == ["paused", "running"] for seen in short.states.values() for i in range(len(seen)))
+    assert {record.state for record in study().records()} == {"complete", "paused", "failed", "infeasible"}
+    before = trials()
+    long = Watched(opened, every=20, trouble=trouble)
+    search(options(18, load_space("digits_bc", epochs=24), workers=2, mirror="none"), Silent(), long)
+    assert any(seen[0] == "running" and before[n].state == TrialState.COMPLETE for n, seen in long.states.items()), (
+        "complete ones begin again"
+    )
+    opened.sync()
+    check_law()
+    rows = tables()
+    sync_mirror(study())
+    assert tables() == rows
+    shutil.copy("studies/s/study.db", "grown.db")
+    Path("studies/s/study.db").unlink()
+    sync_mirror(study())
+    assert tables() == rows, "no row is left of what a trial was before"
+
+
+def test_with_several_objectives_too(opened: Mirror) -> None:
+    shutil.rmtree("studies/s")
+    watched: list[Mirror] = []
+
+    class Later(Watched):
+        def wait(self, timeout: float) -> list[tuple[str, Message]]:
+            if not watched:
+                watched.append(Mirror(study(), None))
+                self.opened = watched[0]
+            return super().wait(timeout)
+
+    chosen = options(12, objectives=("val_error", "params"), workers=2, mirror="none")
+    search(chosen, Silent(), Later(opened, every=7, trouble=trouble))
+    watched[0].sync()
+    watched[0].close()
+    check_law()
+    found = optuna.load_study(study_name="s", storage="sqlite:///studies/s/study.db")
+    assert found.metric_names == ["val_error", "params"]
+    assert len(found.directions) == 2
+    for record, trial in zip(study().records(), found.trials, strict=True):
+        assert trial.intermediate_values == {}, "optuna knows none with several objectives"
+        if record.state == "complete":
+            assert trial.values == [record.val_error, record.cost["params"]]
+    assert found.best_trials
+
+
+def test_it_says_what_the_records_say() -> None:
+    search(options(14), Silent(), AnalyticExecutor(trouble))
+    found = optuna.load_study(study_name="s", storage="sqlite:///studies/s/study.db")
+    records = study().records()
+    assert found.metric_names == ["val_error"]
+    assert found.direction == optuna.study.StudyDirection.MINIMIZE
+    states = {"complete": "COMPLETE", "paused": "PRUNED", "failed": "FAIL", "infeasible": "FAIL"}
+    assert {record.state for record in records} == set(states)
+    for record, trial in zip(records, found.trials, strict=True):
+        assert trial.number == record.number
+        assert trial.params == record.params
+        assert list(trial.params) == list(record.params)
+        assert {n: optuna.distributions.distribution_to_json(d) for n, d in trial.distributions.items()} == (
+            record.distributions
+        )
+        assert trial.state.name == states[record.state]
+        assert trial.values == ([record.val_error] if record.state in ("complete", "paused") else None)
+        assert list(trial.intermediate_values) == list(range(1, record.epochs + 1))
+        wanted = {name: getattr(record, name) for name in ("network", "digest", "epochs", "seconds", "arm", "state")}
+        wanted |= {"params": record.cost["params"], "macs": record.cost["macs"]}
+        wanted |= {name: getattr(record, name) for name in ("val_error", "reason") if getattr(record, name) is not None}
+        assert trial.user_attrs == wanted
+        assert trial.datetime_start is not None
+        assert trial.datetime_complete is not None
+    assert "diverged: the training loss is nan" in [trial.user_attrs.get("reason") for trial in found.trials]
+    best = study().best(1)[0]
+    assert found.best_trial.number == best.number
+    assert found.best_value == best.val_error
+    assert found.best_params == best.params
+
+
+def test_a_running_trial_shows_its_epochs(opened: Mirror) -> None:
+    class Stopping(AnalyticExecutor):
+        def wait(self, timeout: float) -> list[tuple[str, Message]]:
+            if self.seconds == 5:
+                raise KeyboardInterrupt
+            return super().wait(timeout)
+
+    with pytest.raises(KeyboardInterrupt):
+        search(options(1, mirror="none"), Silent(), Stopping())
+    opened.sync()
+    [trial] = trials()
+    assert trial.state == TrialState.RUNNING
+    assert list(trial.intermediate_values) == [1, 2, 3, 4, 5]
+    assert (trial.user_attrs["epochs"], trial.user_attrs["seconds"]) == (5, 5.0)
+    assert trial.user_attrs["val_error"] == trial.intermediate_values[5]
+    assert study().records()[0].epochs == 0, "its record is older"
+    search(options(1, mirror="none"), Silent(), AnalyticExecutor())
+    with pytest.raises(KeyboardInterrupt):
+        search(options(1, load_space("digits_bc", epochs=24), mirror="none"), Silent(), Stopping())
+    opened.sync()
+    [trial] = trials()
+    assert trial.state == TrialState.RUNNING
+    assert list(trial.intermediate_values) == [1, 2, 3, 4, 5], "more epochs begin anew"
+
+
+def test_only_what_changed_is_read_and_written(opened: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+    search(options(6, mirror="none"), Silent(), AnalyticExecutor())
+    assert opened.sync() == 6
+    read: list[str] = []
+    whole = TrialRecord.from_json
+    monkeypatch.setattr(TrialRecord, "from_json", lambda text: (read.append(text), whole(text))[1])
+    assert opened.sync() == 0
+    assert read == []
+    record = whole((study().trial_folder(2) / "record.json").read_text())
+    study().write_record(dataclasses.replace(record, seconds=99.0))
+    assert opened.sync() == 1
+    assert len(read) == 1
+    assert trials()[2].user_attrs["seconds"] == 99.0
+    study().write_record(dataclasses.replace(record, seconds=99.0))
+    assert opened.sync() == 0, "the same again"
+    check_law()
+    assert sync_mirror(study()) == 0, "another process knows what is there by its fingerprints"
+
+
+def test_a_trial_without_a_readable_record_waits_for_it(opened: Mirror) -> None:
+    search(options(6, mirror="none"), Silent(), AnalyticExecutor())
+    opened.sync()
+    whole = study().records()[2]
+    path = study().trial_folder(2) / "record.json"
+    path.write_text("{")
+    opened.sync()
+    assert [trial.number for trial in trials()] == [0, 1, 3, 4, 5]
+    study().write_record(whole)
+    opened.sync()
+    check_law()
+    with sqlite3.connect("studies/s/study.db") as connection:
+        numbers = connection.execute("SELECT number FROM trials ORDER BY trial_id").fetchall()
+    assert numbers == [(n,) for n in range(6)], "optuna takes the place in the list for the number"
+
+
+def test_rows_that_are_not_ours_go_and_others_attributes_stay() -> None:
+    search(options(5, mirror="none"), Silent(), AnalyticExecutor())
+    url = "sqlite:///shared.db"
+    sync_mirror(study(), url)
+    loaded = optuna.load_study(study_name="s", storage=url)
+    loaded.ask().suggest_int("growth_rate", 4, 16, step=4)
+    with sqlite3.connect("shared.db") as connection:
+        connection.execute("UPDATE trials SET number = 1 WHERE number = 3")
+        connection.execute("INSERT INTO trial_system_attributes (trial_id, key, value_json) VALUES (1, 'note', '1')")
+    record = study().records()[0]
+    study().write_record(dataclasses.replace(record, seconds=99.0))
+    sync_mirror(study(), url)
+    found = trials(url)
+    assert found[0].system_attrs.pop("note") == 1
+    sync_mirror(study(), "sqlite:///nothing.db")
+    assert found == trials("sqlite:///nothing.db")
+
+
+def test_several_studies_share_a_database() -> None:
+    url = "sqlite:///shared.db"
+    for name in ("a", "b"):
+        search(dataclasses.replace(options(3), study=name, mirror=url), Silent(), AnalyticExecutor())
+        assert not (study(name).path / "study.db").exists()
+    assert sorted(optuna.get_all_study_names(url)) == ["a", "b"]
+    for name in ("a", "b"):
+        assert [t.values for t in trials(url, name)] == [[r.val_error] for r in study(name).records()]
+
+
+# at opening
+
+
+def refused(url: str, seed: int = 0) -> str:
+    executor = AnalyticExecutor()
+    with pytest.raises(InputError) as error:
+        search(options(2, seed=seed, mirror=url), Silent(), executor)
+    assert executor.started == [], "before anything is trained"
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("nonsense", "--mirror must be the URL of a storage, such as sqlite:///<file> or"),
+        ("sqlite:///a{b.db", "--mirror must be the URL of a storage"),
+        ("oracular://me@here/x", "oracular://me@here/x names a kind of database that SQLAlchemy does not know"),
+        ("sqlite:////no/such/folder/x.db", "x.db cannot be reached: unable to open database file; start it, or give"),
+        ("mysql+nodriver://me@here/x", "names a kind of database that SQLAlchemy does not know"),
+    ],
+)
+def test_a_storage_that_cannot_be_used_is_refused(url: str, message: str) -> None:
+    assert message in refused(url)
+
+
+def test_a_missing_driver_is_named_and_no_password_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)  # as if it were not installed
+    message = refused("postgresql+psycopg://me:sesame@127.0.0.1:1/x")
+    assert message == (
+        "--mirror postgresql+psycopg://me:***@127.0.0.1:1/x needs a package that is not installed:"
+        " pip install 'psycopg[binary]'."
+    )
+    assert "//127.0.0.1:1/x?password=*** needs" in refused("postgresql+psycopg://127.0.0.1:1/x?password=sesame")
+
+
+def test_a_database_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+    monkeypatch.setattr(mirror, "OPENING_SECONDS", 0.2)
+    monkeypatch.setattr(mirror, "_named_storage", lambda url: ended.wait(30))
+    began = time.monotonic()
+    message = refused("postgresql://me:sesame@here/x")
+    ended.set()
+    assert time.monotonic() - began < 10
+    assert "postgresql://me:***@here/x has not answered for 0 s" in message
+
+
+def test_another_study_of_this_name_is_refused() -> None:
+    url = "sqlite:///shared.db"
+    search(options(2, mirror=url), Silent(), AnalyticExecutor())
+    before = trials(url)
+    shutil.rmtree("studies/s")
+    assert "holds another study called s (of the space digits_bc, seed 0, begun 20" in refused(url, seed=1)
+    assert trials(url) == before
+    shutil.rmtree("studies/s")
+    optuna.delete_study(study_name="s", storage=url)
+    optuna.create_study(study_name="s", storage=url, direction="minimize")
+    assert "holds another study called s (not made by dnas); name another database" in refused(url)
+
+
+@pytest.mark.parametrize("damage", ["text", "torn", "empty", "tables", "name", "identity", "pages"])
+def test_an_own_mirror_that_is_damaged_or_anothers_is_made_again(damage: str) -> None:
+    search(options(12), Silent(), AnalyticExecutor())
+    path = Path("studies/s/study.db")
+    content = path.read_bytes()
+    assert mirror_agrees(study())
+    match damage:
+        case "text":
+            path.write_text("not a database\n" * 100)
+        case "torn":
+            path.write_bytes(content[: len(content) // 2])
+        case "empty":
+            path.write_bytes(b"")
+        case "pages":
+            path.write_bytes(content[:8192] + b"\xff" * 16384 + content[24576:])
+        case "tables" | "name" | "identity":
+            with sqlite3.connect(path) as connection:
+                connection.execute(
+                    {
+                        "tables": "DROP TABLE study_user_attributes",
+                        "name": "UPDATE studies SET study_name = 'other'",
+                        "identity": "UPDATE study_user_attributes SET value_json = '{}'",
+                    }[damage]
+                )
+            connection.close()
+    damaged = path.read_bytes()
+    assert not mirror_agrees(study())
+    assert path.read_bytes() == damaged, "it only looks"
+    show = Silent()
+    search(options(12), show, AnalyticExecutor())
+    assert show.notes == []
+    assert mirror_agrees(study())
+    check_law()
+    assert optuna.get_all_study_names("sqlite:///studies/s/study.db") == ["s"]
+
+
+def test_a_locked_mirror_is_not_taken_for_a_damaged_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    search(options(3), Silent(), AnalyticExecutor())
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *a, **k: connect(*a, **(k | {"timeout": 0.01})))
+    inode = Path("studies/s/study.db").stat().st_ino
+    other = connect("studies/s/study.db", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    show = Silent()
+    search(options(5), show, AnalyticExecutor())
+    other.close()
+    assert show.notes == [
+        "the mirror in studies/s/study.db is behind (database is locked); the search needs none, and it is tried again"
+    ]
+    assert Path("studies/s/study.db").stat().st_ino == inode
+    sync_mirror(study())
+    check_law()
+
+
+def test_none_is_no_mirror() -> None:
+    search(options(2, mirror="none"), Silent(), AnalyticExecutor())
+    assert not Path("studies/s/study.db").exists()
+
+
+# while a search runs
+
+
+def test_it_is_kept_while_the_search_runs_and_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror, "EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(mirror, "SHARE", 1.0)
+    search(options(3, mirror="none"), Silent(), AnalyticExecutor())
+    with open_mirror(study(), None, lambda text: None):
+        assert soon(lambda: Path("studies/s/study.db").exists() and len(trials()) == 3)
+        search(options(4, mirror="none"), Silent(), AnalyticExecutor())
+        assert soon(lambda: len(trials()) == 4)
+        Path("studies/s/study.db").unlink()
+        assert soon(lambda: Path("studies/s/study.db").exists() and len(trials()) == 4), "it is made again"
+        monkeypatch.setattr(mirror, "EVERY_SECONDS", 60.0)
+        time.sleep(0.1)
+        search(options(5, mirror="none"), Silent(), AnalyticExecutor())
+    assert len(trials()) == 5, "the last pass"
+    assert not [thread for thread in threading.enumerate() if thread.name == "mirror"]
+
+
+def test_what_is_written_during_the_last_pass_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    search(options(1, mirror="none"), Silent(), AnalyticExecutor())
+    seen, go_on = threading.Event(), threading.Event()
+    sync = Mirror.sync
+
+    def held(self: Mirror) -> int:
+        found = sync(self)
+        seen.set()
+        go_on.wait(30)
+        return found
+
+    monkeypatch.setattr(Mirror, "sync", held)
+    with open_mirror(study(), None, lambda text: None):
+        assert seen.wait(30)
+        search(options(2, mirror="none"), Silent(), AnalyticExecutor())
+        threading.Timer(0.2, go_on.set).start()  # the end comes before
+    assert len(trials()) == 2
+
+
+def soon(ripe: Any) -> bool:
+    began = time.monotonic()
+    while time.monotonic() - began < 30:
+        try:
+            if ripe():
+                return True
+        except Exception:  # not whole yet
+            pass
+        time.sleep(0.01)
+    return False
+
+
+def test_an_interrupted_search_leaves_it_up_to_date() -> None:
+    class Stopping(AnalyticExecutor):
+        def wait(self, timeout: float) -> list[tuple[str, Message]]:
+            if self.seconds == 20:
+                raise KeyboardInterrupt
+            return super().wait(timeout)
+
+    with pytest.raises(KeyboardInterrupt):
+        search(options(5), Silent(), Stopping())
+    assert [trial.state.name for trial in trials()] == ["COMPLETE", "PRUNED", "RUNNING"]
+    check_law()
+
+
+@pytest.mark.parametrize("url", [None, "sqlite:///shared.db"])
+def test_later_trouble_is_said_once_and_tried_again(url: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror, "EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(mirror, "SHARE", 1.0)
+    search(options(3, mirror="none"), Silent(), AnalyticExecutor())
+    notes: list[str] = []
+    tried: list[int] = []
+    write = Mirror._write
+
+    def full(self: Mirror, *rest: Any) -> None:
+        tried.append(1)
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(Mirror, "_write", full)
+    with open_mirror(study(), url, notes.append):
+        assert soon(lambda: len(tried) > 3)
+        assert notes == [
+            f"the mirror in {url or 'studies/s/study.db'} is behind (database or disk is full);"
+            " the search needs none, and it is tried again"
+        ]
+        monkeypatch.setattr(Mirror, "_write", write)
+    check_law(url or "sqlite:///studies/s/study.db")
+    assert len(notes) == 1
+
+
+def test_it_takes_a_small_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    search(options(3, mirror="none"), Silent(), AnalyticExecutor())
+    monkeypatch.setattr(mirror, "EVERY_SECONDS", 0.0)
+    spent: list[float] = []
+
+    def slow(self: Mirror) -> int:
+        time.sleep(0.05)
+        spent.append(0.05)
+        return 0
+
+    monkeypatch.setattr(Mirror, "sync", slow)
+    began = time.monotonic()
+    with open_mirror(study(), None, lambda text: None):
+        time.sleep(2.5)
+    assert 1 < len(spent) <= 2 + (time.monotonic() - began) * mirror.SHARE / 0.05
+
+
+def test_the_end_does_not_wait_for_a_database_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    search(options(2, mirror="none"), Silent(), AnalyticExecutor())
+    ended, notes = threading.Event(), list[str]()
+    monkeypatch.setattr(mirror, "CLOSING_SECONDS", 0.1)
+    monkeypatch.setattr(Mirror, "sync", lambda self: ended.wait(30))
+    began = time.monotonic()
+    with open_mirror(study(), None, notes.append):
+        pass
+    assert time.monotonic() - began < 10
+    ended.set()
+    assert "there was no time left for its last entries" in notes[0]
+
+
+def test_nothing_of_optunas_databases_is_imported_before() -> None:
+    code = "import sys, dnas.study.optuna_mirror; print([m for m in ('optuna', 'sqlalchemy', 'torch') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_fingerprint_covers_all_that_a_row_says(opened: Mirror) -> None:
+    search(options(2, mirror="none"), Silent(), AnalyticExecutor())
+    opened.sync()
+    record = study().records()[1]
+    log = Path("studies/s/events.jsonl")
+    seen = {trials()[1].system_attrs[FINGERPRINT]}
+    changes: list[dict[str, Any]] = [
+        {"state": "stopped"},
+        {"objectives": {"val_error": 0.5}},
+        {"params": record.params | {"growth_rate": 4 if record.params["growth_rate"] != 4 else 8}},
+        {"network": "another"},
+        {"started": "2026-01-02T03:04:05+00:00"},
+        {"ended": "2027-01-02T03:04:05+00:00"},
+        {
+            "distributions": record.distributions
+            | {"growth_rate": record.distributions["growth_rate"].replace("16", "20")}
+        },
+    ]
+    for change in changes:
+        study().write_record(dataclasses.replace(record, **change))
+        assert opened.sync() == 1, change
+        seen.add(trials()[1].system_attrs[FINGERPRINT])
+    study().write_record(record)
+    opened.sync()
+    last = [json.loads(line) for line in log.read_text().splitlines() if '"report"' in line][-1]
+    study().append({key: value for key, value in last.items() if key != "time"} | {"epoch": 13})
+    assert opened.sync() == 1
+    seen.add(trials()[1].system_attrs[FINGERPRINT])
+    assert len(seen) == 2 + len(changes)
+    check_law()
