@@ -10,7 +10,7 @@ run on one yet.
 Every variant trains the same network on the same random images, weights float32, under autocast to bfloat16, and takes
 turns; a figure is the median over rounds of the mean of `STEPS` steps, its range behind it. The peak is the most that
 tensors held while a variant was made and took its first steps, a graph's own memory included, beyond what was held
-before it. "CUDA graph" is the whole step as one graph (`dnas.training.step.GraphedStep`), "reduce-overhead" torch.compile's own
+before it. "CUDA graph" is the whole step as one graph (`GraphedStep`), "reduce-overhead" torch.compile's own
 graphs, of forward and backward.
 """
 

@@ -1,4 +1,4 @@
-"""What early stopping saves, and what it loses: the rules of `dnas.search.stopping` on learning curves, on a simulated clock.
+"""Savings and losses of early stopping: the rules of `dnas.search.stopping` on learning curves, on a simulated clock.
 
     python benchmarks/bench_stopping.py > benchmarks/results/stopping.md
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "dnas"
 
-# The modules at the top of the package, and its packages, lowest first. One imports only from its own line or from lines
-# above it, also inside functions.
+# The modules at the top of the package, and its packages, lowest first. Each imports only from its own line or from
+# lines above it, also inside functions.
 ORDER = [
     ["dnas", "dnas.errors", "dnas.formatting", "dnas.io"],
     ["dnas.arch"],

@@ -21,7 +21,7 @@ FACTORIALS = ("factorial", "fractional")
 
 @dataclass(frozen=True)
 class Ablation:
-    """frame: a row a run (`dnas.batch.runs.read_runs`). values: a row a seed and a column a variant, the base first: the
+    """frame: a row a run (`read_runs`). values: a row a seed and a column a variant, the base first: the
     measured error, NaN where there is none. effects: each variant against the base. factorial: main effects and
     interactions of a factorial design, else None: after `--seeds auto` too, since tests of them would not hold where
     the comparisons decide how many seeds there are."""

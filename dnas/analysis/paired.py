@@ -52,7 +52,7 @@ class Comparison:
     detectable: the smallest mean difference that so many pairs of this sd find with 80% power beside the study's other
         comparisons; infinite where they can find none, nan where the sd is 0 or unknown.
     aliases: terms that the design can't tell from this one (fractional designs).
-    race_interval: where seeds were added until the comparison was decided (`dnas.analysis.sequential`), the interval that
+    race_interval: where seeds were added until the comparison was decided (`sequential`), the interval that
         holds in spite of that, at 1 - α over all comparisons together; else None.
     """
 

@@ -1,6 +1,6 @@
 """Studies whose trainings are listed beforehand, not proposed: the figures of the paper, ablations.
 
-Such a study is a folder like any other (`dnas.study.folder`), without an event log: nothing is decided between two trainings,
+Such a study is a folder like any other, without an event log: nothing is decided between two trainings,
 so the list in study.toml and the records say everything. A run is known by its key. The same call again trains what is
 missing; one with more runs adds them; a run that is there and would be another now is refused.
 """
@@ -39,7 +39,7 @@ NOT_THE_NETWORKS = ("error", "input", "lost worker", "crash")  # reasons to fail
 class PlannedRun:
     """One training. key: its name in the study; group: what it is compared as, such as a family or a variant.
 
-    seed: [study seed, number] of `dnas.training.fit.stream_seed`; runs of one pair share chance as far as their networks let
+    seed: [study seed, number] of `fit.stream_seed`; runs of one pair share chance as far as their networks let
     them. data: where its data differ from the study's, as arguments of `load_dataset`.
     """
 

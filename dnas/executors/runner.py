@@ -213,7 +213,7 @@ class Trainings:
     def _lose(
         self, record: TrialRecord, text: str, outcome: Outcome, *, restarted: bool = False, crashed: bool = False
     ) -> None:
-        """Resume a trial whose worker died or froze from its checkpoint, under its number; fail one that died too often.
+        """Resume a trial whose worker died or froze from its checkpoint; fail one that died too often.
 
         restarted: the executor has restarted it by itself.
         crashed: a signal such as SIGSEGV ended it. The second such death ends the trial, in whichever epochs they came.

@@ -1,6 +1,6 @@
 """The search loop: asks for networks, has an executor train them, decides which trials continue, and keeps the record.
 
-The sampler and the stopping rule see a fold of the event log (`dnas.search.state`) and nothing else, and a worker repeats
+The sampler and the stopping rule see a fold of the event log (`state`) and nothing else, and a worker repeats
 the epochs of its checkpoint to the driver before it resumes. A search that is killed anywhere and restarted (with one
 worker) therefore ends with the same result as an uninterrupted one.
 """

@@ -1,4 +1,4 @@
-"""The configuration of a study: what a command asks for, what `study.toml` freezes of it, and whether a later command agrees."""
+"""The configuration of a study: a command's inputs, what `study.toml` freezes, and the check of later commands."""
 
 import dataclasses
 import os

@@ -83,7 +83,7 @@ def fit(
     """Trains `spec` from `seed = (study seed, trial number)`, or goes on from `folder`'s checkpoint where it has one.
 
     folder: gets checkpoint.pt, curve.csv and norms.npz, each replaced after every epoch; None keeps nothing.
-    cuda_graph: on one GPU, each step is one CUDA graph (`dnas.training.step.GraphedStep`): the same run to rounding. Where the
+    cuda_graph: on one GPU, each step is one CUDA graph (`GraphedStep`): the same run to rounding. Where the
         network cannot be captured the log says why, and its steps are launched one kernel at a time. It has not been
         run on a GPU yet.
     kernels: what runs a DenseNet's dense blocks (`dnas.nn.DenseNet`). Where this machine has not got them the log says

@@ -512,7 +512,8 @@ def test_the_end_does_not_wait_for_a_database_that_hangs(monkeypatch: pytest.Mon
 
 
 def test_nothing_of_optunas_databases_is_imported_before() -> None:
-    code = "import sys, dnas.study.optuna_mirror; print([m for m in ('optuna', 'sqlalchemy', 'torch') if m in sys.modules])"
+    heavy = "('optuna', 'sqlalchemy', 'torch')"
+    code = f"import sys, dnas.study.optuna_mirror; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

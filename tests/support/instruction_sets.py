@@ -1,4 +1,4 @@
-"""Train narrow networks in this process, for `test_instruction_sets.py`: `python -m tests.support.instruction_sets WHAT ...`.
+"""Train narrow networks in this process: `python -m tests.support.instruction_sets WHAT ...`.
 
 WHAT is `narrow`, or the names of shipped spaces. A fault in native code ends the process by a signal.
 """

@@ -7,7 +7,7 @@ the other, so that what a layer makes is contiguous, and every row begins aligne
 maps have a buffer like it in float32. A product of float32 is made of three in TF32, which leaves an error of about
 1e-6. Tile sizes depend on sizes alone, never on a measurement: equal inputs give equal bits.
 
-A CUDA graph may hold the launches (`dnas.training.step`): what a first call makes, compiled kernels and tables of channels, no
+A CUDA graph may hold the launches (`step`): what a first call makes, compiled kernels and tables of channels, no
 later one makes again. A graph reads the tables where they lay when it was captured; the caches below hold those of more
 networks than one training runs.
 
