@@ -80,7 +80,7 @@ def weight_norms(history: NormHistory, kind: str = "rms") -> WeightNorms:
 
 def gradient_norms(history: NormHistory) -> WeightNorms:
     """√(Σ‖g‖² / n): the root-mean-square gradient of the loss by a layer's n weights, over the last steps of each epoch
-    (`training.norms.Norms`); the column of epoch 0 is not a number. Section 5 of the paper, "Implicit Deep Supervision":
+    (`Norms`); the column of epoch 0 is not a number. Section 5 of the paper, "Implicit Deep Supervision":
     were supervision implicit, the early layers' gradients would be no smaller than the late ones'."""
     text = "Its gradients were not measured: no epoch is finished, or dnas 0.1 trained it."
     return _by_layer(history, _WEIGHT, history.gradient, 2, "gradient", text)
