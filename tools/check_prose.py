@@ -20,7 +20,7 @@ PATTERNS = {
     "go on": r"\b(go|goes|going|gone|went) on\b",
     "again": r"\b(made|make|makes|begun|begins|begin|began|trained|worked out|written|drawn|read) again\b",
     "heed": r"\b(heeds?|heeded|hears?)\b",
-    "trainings": r"\btrainings\b|\ba training\b(?! (run|part|set|step|epoch|image|loss|error|batch|job|process|curve|data))",
+    "trainings": r"\btrainings\b|\ba training\b(?! (run|part|set|step|epoch|image|loss|error|batch|job|curve))",
     "gives": r"\bgives\b",
     "carry": r"\b(carry|carries|carried|carrying) (trials|jobs|runs|trainings|one|them)\b",
     "a row a": r"\b(a|one) (row|line|process|column|point|file|folder|page|figure|value) (a|an|each)\b",
