@@ -65,6 +65,35 @@ def optuna_tpe(table: Table, run: int, measure: Measure) -> None:
     )
 
 
+def optuna_tpe_with_rejection(table: Table, run: int, measure: Measure) -> None:
+    """Optuna's TPE through its public interface alone: a proposal that was tried before is failed and redrawn."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=run))
+    tried: set[int] = set()
+    while True:
+        trial = study.ask()
+        params = {choice.name: trial.suggest_categorical(choice.name, OPERATIONS) for choice in CHOICES}
+        if row_of(params) in tried:
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            continue
+        tried.add(row_of(params))
+        study.tell(trial, measure(params))
+
+
+def optuna_gp(table: Table, run: int, measure: Measure) -> None:
+    """Optuna's Gaussian process with its defaults."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(sampler=optuna.samplers.GPSampler(seed=run))
+    study.optimize(
+        lambda trial: measure({choice.name: trial.suggest_categorical(choice.name, OPERATIONS) for choice in CHOICES}),
+        n_trials=EVALUATIONS,
+    )
+
+
 def evolution(population: int, sample: int) -> Callable[[Table, int, Measure], None]:
     """Regularised evolution (Real et al. 2019, algorithm 1): the best of a sample is mutated in one edge, and the
     oldest of the population dies."""
@@ -116,6 +145,8 @@ METHODS: dict[str, tuple[str, Callable[[Table, int, Measure], None]]] = {
     "nsga2": ("dnas `nsga2`", ours("nsga2")),
     "random": ("random search (dnas `random`)", ours("random")),
     "optuna": ("Optuna's TPE, its defaults", optuna_tpe),
+    "optuna_rejection": ("Optuna's TPE, its defaults, repeats redrawn", optuna_tpe_with_rejection),
+    "optuna_gp": ("Optuna's GPSampler, its defaults", optuna_gp),
     "rea": ("regularised evolution, population 20, sample 5", evolution(20, 5)),
     "rea_10_3": ("regularised evolution, population 10, sample 3", evolution(10, 3)),
     "rea_50_10": ("regularised evolution, population 50, sample 10", evolution(50, 10)),
