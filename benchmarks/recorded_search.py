@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.recorded import CHOICES, Table, row_of
 from dnas.arch import Cost
+from dnas.arch.families import FAMILIES
 from dnas.cli.display import PlainLines
 from dnas.executors.worker import Job, Message
 from dnas.search.driver import Driver
@@ -95,8 +96,9 @@ class Recorded:
 def search_recorded(table: Table, sampler: str, run: int, evaluations: int, measure: Callable[[int], float]) -> None:
     """A whole search by dnas, one worker: proposals, event log, records and all. `run` is the study's seed."""
     recipe = load_space("cifar_bc", epochs=1).recipe
-    space = RecordedSpace(table.name, table.name, "", "cifar10", {}, CHOICES, Limits(), recipe, (), table)
-    options = Options(space, "recorded", evaluations, {}, seed=run, sampler=sampler, stopping="none")
+    family = FAMILIES["densenet"]
+    space = RecordedSpace(table.name, table.name, "", family, "cifar10", {}, CHOICES, Limits(), recipe, (), table)
+    options = Options(space, "recorded", evaluations, {}, seed=run, sampler=sampler, stopping="none", kernels="plain")
     with tempfile.TemporaryDirectory() as place:
         folder = StudyFolder(Path(place))
         folder.create({"name": "recorded", "recipe": recipe.to_dict()})
