@@ -43,7 +43,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dnas.arch import DenseNetSpec, cost, layer_costs, parse_name
 from dnas.nn import DenseNet
-from dnas.nn.kernels import why_not
+from dnas.nn.kernels import unavailable_reason
 
 NETWORKS = {  # name: (spec, batch)
     "BC(100,12)": ("densenet_bc_100_12", 64),
@@ -431,7 +431,7 @@ def main() -> None:
         if args.peak:
             print_peak(spec, batch, chosen[0])
             return
-        if reason := why_not("cpu"):
+        if reason := unavailable_reason("cpu"):
             sys.exit(f"there are no kernels `cpu` here: {reason}")
         kept[network] = measured(network, spec, batch, threads, args.rounds, chosen)
         print(table(network, kept[network]), flush=True)

@@ -14,6 +14,7 @@ import torch
 
 from dnas.data import load_dataset
 from dnas.data.catalog import data_info
+from dnas.nn import resolve_kernels
 from dnas.training.devices import check_device
 from dnas.training.fit import fit
 from dnas.training.recipe import make_recipe
@@ -44,7 +45,7 @@ def main() -> None:
         device=device,
         compile_net=args.compile,
         cuda_graph=args.cuda_graph,
-        kernels=args.kernels,
+        kernels=resolve_kernels(args.kernels, spec, device, recipe.batch_size, args.compile),
         report=lambda epoch: seconds.append(epoch.seconds) or len(seconds) < args.epochs,  # type: ignore[func-returns-value]
     )
     counted = seconds[1:] or seconds

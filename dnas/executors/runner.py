@@ -143,16 +143,15 @@ class Trainings:
         return self._kernels
 
     def _measured_kernels(self, record: TrialRecord) -> str:
-        if self.options.compile_net:
-            return "plain"  # a compiler goes through the modules
-        from dnas.nn.kernels.autotune import choose_kernels
+        from dnas.nn import resolve_kernels
         from dnas.training.devices import list_devices
 
         try:
             device = list_devices(self.options.device)[0]
         except InputError:
             return "plain"  # the cluster's nodes have one, this machine has none to measure on
-        return choose_kernels(record.network_spec, device, record.recipe["batch_size"])
+        batch_size, compile_net = record.recipe["batch_size"], self.options.compile_net
+        return resolve_kernels("auto", record.network_spec, device, batch_size, compile_net)
 
     def _check_kernels(self) -> None:
         """Reads the study's kernels; one that was begun before there was a choice has `plain`. `InputError` where

@@ -23,7 +23,7 @@ from dnas.data import load_dataset
 from dnas.errors import InputError
 from dnas.executors.lease import Lease, LeaseHeld, LeaseLost
 from dnas.io import DiskFull, write_atomic
-from dnas.nn import build, kernels_here
+from dnas.nn import build, kernels_or_plain
 from dnas.training.devices import is_out_of_memory, peak_memory_bytes
 from dnas.training.evaluate import evaluate, measure_latency
 from dnas.training.fit import Diverged, fit
@@ -142,7 +142,7 @@ def _train(job: Job, lease: Lease, say: Callable[[Message], None], ask: Callable
     latency = None
     if job.measure_latency:  # of a network of its own: `fit` begins its random streams anew
         latency = measure_latency(build(spec), spec, job.device, job.threads)
-    kernels = kernels_here(job.kernels)
+    kernels = kernels_or_plain(job.kernels)
     started = {"device": job.device, "latency": latency, "resident_bytes": resident, "kernels": kernels}
     say(Message("started", started))
     last_said = monotonic()

@@ -1,14 +1,16 @@
-"""torch modules, one file a family."""
+"""PyTorch modules of all network families, one file per family."""
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
 
-from dnas.arch import Spec
+from dnas.arch import DenseNetSpec, Spec
 from dnas.nn.densenet import DenseNet
-from dnas.nn.kernels import why_not
+from dnas.nn.kernels import unavailable_reason
+from dnas.nn.kernels.autotune import fastest_kernels
 from dnas.nn.resnet import ResNet
 
 log = logging.getLogger(__name__)
@@ -17,26 +19,46 @@ FAMILIES: dict[str, Callable[[Any], nn.Module]] = {"densenet": DenseNet, "resnet
 
 
 def build(spec: Spec) -> nn.Module:
-    """The network that `spec` describes, freshly initialised from torch's global generator.
+    """Build the network that `spec` describes, initialised from torch's global generator.
 
-    It maps images [N, in_channels, image_size, image_size] to logits [N, classes].
+    The network maps images [N, in_channels, image_size, image_size] to logits [N, classes].
     """
     return FAMILIES[spec.family](spec)
 
 
+def resolve_kernels(name: str, spec: Spec, device: str, batch_size: int, compile_net: bool = False) -> str:
+    """Settle which kernels run a network, once, before training starts.
+
+    Args:
+        name: Requested kernels. `auto` selects the fastest for this network, device and batch size by measurement; any
+            other name is returned as it is.
+        spec: The network to train. Only DenseNets have a choice; for other families `auto` is `plain`.
+        device: Device that trains the network.
+        batch_size: Images per training step.
+        compile_net: torch.compile traces the modules, so `auto` is `plain`.
+    """
+    if name != "auto":
+        return name
+    if compile_net or not isinstance(spec, DenseNetSpec):
+        return "plain"
+    return fastest_kernels(partial(DenseNet, spec), spec, device, batch_size)
+
+
 def use_kernels(net: nn.Module, name: str) -> None:
-    """Lets the kernels `name` run the dense blocks of `net`, or those that this machine has in their place; other
-    families have none."""
+    """Run the dense blocks of `net` by the kernels `name`, or by its modules where this machine lacks these kernels.
+
+    Networks of other families have no dense blocks and are left unchanged.
+    """
     if isinstance(net, DenseNet):
-        net.kernels = kernels_here(name)
+        net.kernels = kernels_or_plain(name)
 
 
-def kernels_here(name: str) -> str:
-    """`name`; `plain` where this machine cannot run them, and the log says why."""
-    if reason := why_not(name):
+def kernels_or_plain(name: str) -> str:
+    """Return `name`, or log a warning and return `plain` if this machine cannot run these kernels."""
+    if reason := unavailable_reason(name):
         log.warning("dense blocks run on the plain path, not by the kernels %s: %s", name, reason)
         return "plain"
     return name
 
 
-__all__ = ["FAMILIES", "DenseNet", "ResNet", "build", "kernels_here", "use_kernels"]
+__all__ = ["FAMILIES", "DenseNet", "ResNet", "build", "kernels_or_plain", "resolve_kernels", "use_kernels"]

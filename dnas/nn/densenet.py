@@ -38,8 +38,8 @@ MEMORY = ("linear", "recompute")
 class DenseNet(nn.Module):
     """The network of a `DenseNetSpec`: images [N, C, H, W] -> logits [N, classes].
 
-    kernels: what runs the dense blocks: `plain` (the modules), `ref`, `cpu`, or `auto`, which takes at the first batch
-        what it measures to be the fastest. `InputError` where this machine cannot.
+    kernels: what runs the dense blocks: `plain` (the modules), `ref`, `cpu` or `triton`. `InputError` where this
+        machine cannot, and for `auto`, which `dnas.nn.resolve_kernels` settles.
     memory: `recompute` makes training steps trade time for memory; see above. On the plain path a module's forward
         hooks then run twice a step. A compiled network takes no notice of it. `recompute` says the same as a bool.
 
@@ -77,6 +77,8 @@ class DenseNet(nn.Module):
 
     @kernels.setter
     def kernels(self, name: str) -> None:
+        if name == "auto":
+            raise InputError("A network cannot measure its own kernels 'auto'; call dnas.nn.resolve_kernels first.")
         check_kernels(name)
         self._kernels = name
 
@@ -103,10 +105,6 @@ class DenseNet(nn.Module):
         again = self.recompute and self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
         kernels = None
         if self._kernels != "plain" and not is_traced_or_transformed() and not is_touched(self.features):
-            if self._kernels == "auto":
-                from dnas.nn.kernels.autotune import choose_kernels  # which builds networks itself
-
-                self._kernels = choose_kernels(self.spec, x.device, len(x))
             kernels = load_kernels(self._kernels)
         if kernels is None and not again:
             return self._classified(self.features(x))

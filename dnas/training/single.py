@@ -25,8 +25,8 @@ from dnas.data.catalog import data_info
 from dnas.errors import InputError
 from dnas.formatting import count, duration, percent, several, size
 from dnas.io import write_atomic
+from dnas.nn import resolve_kernels
 from dnas.nn.kernels import check_kernels
-from dnas.nn.kernels.autotune import choose_kernels
 from dnas.study.config import DEFAULT_KERNELS, cores, default_threads
 from dnas.study.provenance import git_commit, versions
 from dnas.training.checkpoint import Epoch, check_same_run
@@ -99,7 +99,7 @@ def train_one(args: argparse.Namespace) -> int:
     if count == 1:
         return _train(args, device, folder, go_on, ALONE)
     if not is_started_by_torchrun():
-        return launch(train_one, args, count, go_on)
+        return launch(train_one, args, count, go_on, args.debug)
     try:
         group = join_group(device)
         status = _train(args, device, folder, go_on, group)
@@ -137,10 +137,7 @@ def _kernels(asked: str | None, compiled: bool, spec: Spec, recipe: Recipe, devi
         )
     if begun is not None:
         return str(begun)
-    asked = asked or DEFAULT_KERNELS
-    if asked != "auto":
-        return asked
-    return "plain" if compiled else choose_kernels(spec, device, recipe.batch_size)
+    return resolve_kernels(asked or DEFAULT_KERNELS, spec, device, recipe.batch_size, compiled)
 
 
 def _train(args: argparse.Namespace, device: str, folder: Path, go_on: str, group: Group) -> int:

@@ -25,12 +25,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dnas.arch import DenseNetSpec, parse_name
 from dnas.errors import InputError
-from dnas.nn import DenseNet
+from dnas.nn import DenseNet, resolve_kernels
 from dnas.nn.densenet import MEMORY
 from dnas.nn.kernels import load_kernels
-from dnas.nn.kernels.autotune import _step_seconds, choose_kernels
+from dnas.nn.kernels.autotune import _step_seconds
 from dnas.nn.kernels.cpu import CPU
-from dnas.nn.kernels.dispatch import why_plain
+from dnas.nn.kernels.dispatch import fallback_reason
 from dnas.nn.kernels.reference import REF, BlockShape, Kernels
 from dnas.nn.layers import DenseBlock, DenseLayer, Transition
 from dnas.training.distributed import SyncBatchNorm2d
@@ -311,8 +311,8 @@ def reasons(net: DenseNet, kernels: str = "cpu") -> list[str]:
     found = load_kernels(kernels)
     assert found is not None
     return [
-        why_plain(found, features.denseblock1, features.transition1, x),
-        why_plain(found, features.denseblock2, features.norm5, z),
+        fallback_reason(found, features.denseblock1, features.transition1, x),
+        fallback_reason(found, features.denseblock2, features.norm5, z),
     ]
 
 
@@ -711,9 +711,9 @@ def test_of_kernels_about_as_fast_the_same_are_chosen_every_time(
 ) -> None:
     """One round that the C++ does not clearly lose keeps it; after the first step of each, which does not count."""
     seconds = {"cpu": iter([9.0] + [1.0] * 5), "plain": iter([0.1, *plain])}
-    monkeypatch.setattr("dnas.nn.kernels.autotune.why_not", lambda name: "")
+    monkeypatch.setattr("dnas.nn.kernels.autotune.unavailable_reason", lambda name: "")
     monkeypatch.setattr("dnas.nn.kernels.autotune._step_seconds", lambda net, x, y: next(seconds[net.kernels]))
-    assert choose_kernels(SMALL, "cpu", 8) == chosen
+    assert resolve_kernels("auto", SMALL, "cpu", 8) == chosen
     assert not list(seconds["plain"]), "no more steps are timed than the choice needs"
 
 
@@ -732,9 +732,18 @@ def test_what_else_the_machine_does_is_not_counted(monkeypatch: pytest.MonkeyPat
 def test_auto_takes_what_is_fastest_and_leaves_the_stream_alone() -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    chosen = choose_kernels(SMALL, "cpu", 8)
-    assert chosen in ("plain", "cpu")
+    assert resolve_kernels("auto", SMALL, "cpu", 8) in ("plain", "cpu")
     assert torch.equal(torch.get_rng_state(), before)
-    net = DenseNet(SMALL, kernels="auto")
-    net(torch.randn(3, 3, 8, 8))
-    assert net.kernels in ("plain", "cpu")
+
+
+def test_only_auto_is_measured_and_only_for_eager_densenets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dnas.nn.fastest_kernels", lambda *args: "measured")
+    assert resolve_kernels("auto", SMALL, "cpu", 8) == "measured"
+    assert resolve_kernels("ref", SMALL, "cpu", 8) == "ref"
+    assert resolve_kernels("auto", SMALL, "cpu", 8, compile_net=True) == "plain"
+    assert resolve_kernels("auto", parse_name("resnet:L=8,width=4"), "cpu", 8) == "plain"
+
+
+def test_a_network_refuses_unresolved_kernels() -> None:
+    with pytest.raises(InputError, match=r"cannot measure its own kernels 'auto'; call dnas\.nn\.resolve_kernels"):
+        DenseNet(SMALL, kernels="auto")

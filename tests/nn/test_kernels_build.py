@@ -14,9 +14,8 @@ import torch
 
 from dnas.arch import parse_name
 from dnas.errors import InputError
-from dnas.nn import DenseNet
+from dnas.nn import DenseNet, resolve_kernels
 from dnas.nn.kernels import build
-from dnas.nn.kernels.autotune import choose_kernels
 from dnas.nn.kernels.cpu import CPU
 from dnas.nn.kernels.reference import REF
 from tests.nn.test_dense_block import SEEDS, SHAPES, distance, run_kernels
@@ -101,7 +100,7 @@ def test_without_a_compiler(fresh: Path, monkeypatch: pytest.MonkeyPatch, caplog
     with pytest.raises(InputError, match=r"plain, ref, (triton, )?auto, but not cpu: there is no C\+\+ compiler"):
         DenseNet(parse_name(SPEC), kernels="cpu")
     with caplog.at_level(logging.WARNING):
-        assert choose_kernels(parse_name(SPEC), "cpu", 4) == "plain"
+        assert resolve_kernels("auto", parse_name(SPEC), "cpu", 4) == "plain"
     assert len(caplog.records) == 1
     assert "there is no C++ compiler here" in caplog.text
 
@@ -116,7 +115,7 @@ def test_a_compiler_that_fails(
     with caplog.at_level(logging.WARNING), pytest.raises(InputError, match=r"but not cpu: the compiler .*broken-c"):
         DenseNet(parse_name(SPEC), kernels="cpu")
     assert "vectors are out of stock" in caplog.text
-    assert choose_kernels(parse_name(SPEC), "cpu", 4) == "plain"
+    assert resolve_kernels("auto", parse_name(SPEC), "cpu", 4) == "plain"
     assert not list(fresh.glob("*.so*[0-9]")), "nothing half is left"
 
 

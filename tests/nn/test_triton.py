@@ -125,7 +125,7 @@ def test_without_a_device_they_are_refused() -> None:
     with pytest.raises(InputError, match=r"this machine runs the kernels plain, .*but not triton: .+\.$"):
         check_kernels("triton")
     shape = BlockShape((2, 1), ((0,), (0, 1)), (0,), "pool", 0.0, 1e-5)
-    assert "not for torch.float32 on cpu" in TRITON.why_not(torch.randn(1, 2, 4, 4), weights_of(shape))
+    assert "not for torch.float32 on cpu" in TRITON.unsupported_reason(torch.randn(1, 2, 4, 4), weights_of(shape))
 
 
 @needs_triton

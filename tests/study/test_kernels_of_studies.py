@@ -11,8 +11,8 @@ from dnas.cli import main
 from dnas.errors import InputError
 from dnas.executors.runner import Trainings
 from dnas.executors.worker import Job, Message
-from dnas.nn import kernels_here
-from dnas.nn.kernels import why_not
+from dnas.nn import kernels_or_plain
+from dnas.nn.kernels import unavailable_reason
 from dnas.search.run import search
 from dnas.space.parse import load_space
 from dnas.study.config import DEFAULT_KERNELS, Means, Options
@@ -52,11 +52,11 @@ def test_a_study_keeps_its_kernels_and_every_record_says_them() -> None:
 def test_auto_is_settled_once_by_the_first_network(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[DenseNetSpec, str, int]] = []
 
-    def choose(spec: DenseNetSpec, device: str, batch: int) -> str:
+    def choose(make_net: object, spec: DenseNetSpec, device: str, batch: int) -> str:
         asked.append((spec, device, batch))
         return "ref"
 
-    monkeypatch.setattr("dnas.nn.kernels.autotune.choose_kernels", choose)
+    monkeypatch.setattr("dnas.nn.fastest_kernels", choose)
     executor = run(3, kernels="auto")
     assert [job.kernels for job in executor.started] == ["ref"] * 3
     first = StudyFolder(Path("studies/s")).records()[0]
@@ -69,8 +69,7 @@ def test_auto_is_settled_once_by_the_first_network(monkeypatch: pytest.MonkeyPat
 def test_whoever_asks_for_nothing_gets_what_is_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dnas.executors.runner.DEFAULT_KERNELS", DEFAULT_KERNELS)
     monkeypatch.setattr("dnas.training.single.DEFAULT_KERNELS", DEFAULT_KERNELS)
-    monkeypatch.setattr("dnas.nn.kernels.autotune.choose_kernels", lambda *args: "ref")
-    monkeypatch.setattr("dnas.training.single.choose_kernels", lambda *args: "ref")
+    monkeypatch.setattr("dnas.nn.fastest_kernels", lambda *args: "ref")
     assert [job.kernels for job in run(1).started] == ["ref"]
     assert [job.kernels for job in run(1, study="compiled", compile_net=True).started] == ["plain"]
     command = ["train", "densenet:L=7,k=2", "--dataset", "digits", "--subset", "100", "--epochs", "1", "--out"]
@@ -91,8 +90,8 @@ def test_a_record_says_what_ran_where_a_host_has_no_compiler() -> None:
 
 
 def test_a_worker_says_which_kernels_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dnas.nn.why_not", lambda name: "there is no compiler" if name == "cpu" else "")
-    assert [kernels_here(name) for name in ("plain", "ref", "cpu")] == ["plain", "ref", "plain"]
+    monkeypatch.setattr("dnas.nn.unavailable_reason", lambda name: "there is no compiler" if name == "cpu" else "")
+    assert [kernels_or_plain(name) for name in ("plain", "ref", "cpu")] == ["plain", "ref", "plain"]
 
 
 def test_residual_networks_have_no_such_kernels() -> None:
@@ -130,8 +129,8 @@ def test_unknown_kernels_are_one_line(capsys: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.parametrize("kernels", ["ref", "cpu"])
 def test_a_real_training_is_the_same_bit_for_bit(kernels: str, capsys: pytest.CaptureFixture[str]) -> None:
-    if why_not(kernels):
-        pytest.skip(why_not(kernels))
+    if unavailable_reason(kernels):
+        pytest.skip(unavailable_reason(kernels))
     command = ["train", "densenet-bc:L=10,k=4", "--dataset", "digits", "--subset", "200", "--augment", "none"]
     command += ["--epochs", "2", "--threads", "1", "--kernels"]
 

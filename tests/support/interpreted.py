@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dnas.arch import parse_name
 from dnas.nn.kernels import triton_block
-from dnas.nn.kernels.dispatch import drawn_masks, why_plain
+from dnas.nn.kernels.dispatch import drawn_masks, fallback_reason
 from dnas.nn.kernels.reference import REF, BlockShape, Kernels
 from dnas.nn.kernels.triton_block import TRITON
 from tests.nn.test_dense_block import images, nets, step
@@ -117,9 +117,9 @@ def reasons_under_autocast() -> list[str]:
     block, after, x = net.features.denseblock1, net.features.transition1, torch.zeros(2, net.spec.stem_width, 8, 8)
     with torch.autocast("cpu", torch.bfloat16):
         return [
-            why_plain(TRITON, block, after, x.bfloat16()),
-            why_plain(TRITON, block, after, x),
-            why_plain(REF, block, after, x.bfloat16()),
+            fallback_reason(TRITON, block, after, x.bfloat16()),
+            fallback_reason(TRITON, block, after, x),
+            fallback_reason(REF, block, after, x.bfloat16()),
         ]
 
 
@@ -128,7 +128,7 @@ if __name__ == "__main__":
     triton_block.TILES = 1  # two tiles are added up in two rounds
     found: dict[str, Any] = {name: block_errors(name) for name in CASES} | {"imported early": early}
     dtypes = torch.float32, torch.float64
-    found["why not"] = [TRITON.why_not(torch.zeros(1, 1, 2, 2, dtype=dtype), []) for dtype in dtypes]
+    found["why not"] = [TRITON.unsupported_reason(torch.zeros(1, 1, 2, 2, dtype=dtype), []) for dtype in dtypes]
     found["under autocast"] = reasons_under_autocast()
     found["far from zero"] = far_from_zero_errors()
     found["network"] = network_errors("densenet-bc:layers=1-1,k=3,size=8,dropout=0.2", "recompute")

@@ -77,13 +77,13 @@ def _infer(
     return out
 
 
-def _why_not(x: Tensor, weights: Sequence[Tensor]) -> str:
+def _unsupported_reason(x: Tensor, weights: Sequence[Tensor]) -> str:
     if x.dtype != torch.float32 or x.device.type != "cpu":
         return f"kernels `cpu` are for float32 on the CPU, and not for {x.dtype} on {x.device.type}"
     return ""
 
 
-CPU = Kernels(_forward, _backward, _infer, _why_not, updates=True)
+CPU = Kernels(_forward, _backward, _infer, _unsupported_reason, updates=True)
 
 
 class _Call:

@@ -2,7 +2,7 @@
 
 `run_block` looks at a block's modules as they are at that moment, and runs them by kernels where the result is the same
 function: the same outputs, gradients, running statistics and random numbers drawn. All else, hooks and frozen weights
-and transformations, is for the modules; `why_plain` names the reason.
+and transformations, is for the modules; `fallback_reason` names the reason.
 """
 
 import operator
@@ -242,7 +242,7 @@ def run_block(
     return output
 
 
-def why_plain(kernels: Kernels, block: DenseBlock, after: nn.Module, x: Tensor) -> str:
+def fallback_reason(kernels: Kernels, block: DenseBlock, after: nn.Module, x: Tensor) -> str:
     """Why `run_block` leaves a block to its modules; empty where it does not."""
     try:
         parts = _parts(block, after)
@@ -283,7 +283,7 @@ def _check(parts: _Parts, kernels: Kernels, x: Tensor) -> None:
             raise _Unfit("gradients in evaluation mode")
     if parts.training and x.numel() == x.shape[1]:
         raise _Unfit("one value a channel")
-    if reason := kernels.why_not(x, parts.weights):
+    if reason := kernels.unsupported_reason(x, parts.weights):
         raise _Unfit(reason)
 
 

@@ -105,7 +105,7 @@ class Kernels(NamedTuple):
     forward(shape, x, weights, masks, recompute) -> output, statistics, kept
     backward(shape, x, weights, masks, statistics, kept, gradient) -> the gradient of x, the gradients of weights
     infer(shape, x, weights, means, variances) -> output; of each batch norm the running mean and variance
-    why_not(x, weights) -> why they cannot run these tensors; empty where they can
+    unsupported_reason(x, weights) -> why they cannot run these tensors; empty where they can
     mixed: whether they do what autocast does, with x in its type and weights in float32
     updates: whether forward, given a `Running` as its last argument, brings the running statistics up to date
     """
@@ -113,7 +113,7 @@ class Kernels(NamedTuple):
     forward: Callable[..., tuple[Tensor, Tensor, tuple[Tensor, ...]]]
     backward: Callable[..., tuple[Tensor, list[Tensor]]]
     infer: Callable[..., Tensor]
-    why_not: Callable[..., str]
+    unsupported_reason: Callable[..., str]
     mixed: bool = False
     updates: bool = False
 

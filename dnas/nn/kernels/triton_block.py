@@ -37,7 +37,7 @@ PRODUCT = {"num_warps": 8, "num_stages": 2}
 PROGRAMS = 512  # at least, where there are as many tiles: several for each of a GPU's multiprocessors
 
 
-def why_none() -> str:
+def unavailable_reason() -> str:
     """Why this machine cannot run them, in one line; empty where it can."""
     if find_spec("triton") is None:
         return "the package triton is not installed (it comes with PyTorch for CUDA on Linux)"
@@ -46,10 +46,10 @@ def why_none() -> str:
     return ""
 
 
-def _why_not(x: Tensor, weights: Sequence[Tensor]) -> str:
+def _unsupported_reason(x: Tensor, weights: Sequence[Tensor]) -> str:
     if x.dtype not in DTYPES or x.device.type != ("cpu" if _interprets() else "cuda"):
         return f"kernels `triton` are for float32 and bfloat16 on CUDA, and not for {x.dtype} on {x.device.type}"
-    return why_none()
+    return unavailable_reason()
 
 
 def _interprets() -> bool:
@@ -145,7 +145,7 @@ def _infer(
         return call.end(_Rows(maps, *next(running)), every[-1], last)
 
 
-TRITON = Kernels(_forward, _backward, _infer, _why_not, mixed=True)
+TRITON = Kernels(_forward, _backward, _infer, _unsupported_reason, mixed=True)
 
 
 class _Rows(NamedTuple):
