@@ -624,7 +624,7 @@ def _search(args: argparse.Namespace) -> int:
         executor, changes = on_ray(args, options.study, side)
         options = dataclasses.replace(options, **changes)
     else:
-        from dnas.executors.forkserver import start_forkserver
+        from dnas.training.forkserver import start_forkserver
 
         start_forkserver()
     from dnas.cli.display import make_display
@@ -719,12 +719,12 @@ def _worker(args: argparse.Namespace) -> int:
     from dnas.cli.display import make_display
     from dnas.cluster.study import StoredStudy, begin, load_data, options_of, read_config, shared_of
     from dnas.cluster.worker import COMPLETE, Worker
-    from dnas.executors.forkserver import start_forkserver
     from dnas.executors.local import LocalExecutor
     from dnas.executors.shared_storage import Shared
     from dnas.formatting import several
     from dnas.study.config import default_workers
     from dnas.training.devices import list_devices
+    from dnas.training.forkserver import start_forkserver
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as schedulers end a job: its work is given back
     display = make_display(args.quiet, args.verbose)

@@ -10,9 +10,9 @@ from time import monotonic
 
 import torch
 
-from dnas.executors.forkserver import start_forkserver
 from dnas.executors.placement import Device, Ledger
 from dnas.executors.worker import Job, Message, lost, run_in_process
+from dnas.training.forkserver import start_forkserver
 
 
 @dataclass

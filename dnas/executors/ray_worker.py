@@ -21,10 +21,10 @@ from typing import Any
 from ray import tune
 
 from dnas import __version__
-from dnas.executors.forkserver import start_forkserver
 from dnas.executors.lease import Watch
 from dnas.executors.shared_storage import Shared
 from dnas.executors.worker import Job, Message, lost, run_body
+from dnas.training.forkserver import start_forkserver
 
 CARRIED = ("checkpoint.pt", "curve.csv", "norms.npz")  # of a trial's folder
 STEP_SECONDS = 5.0  # at most so often Ray hears how far an epoch is

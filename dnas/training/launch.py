@@ -1,9 +1,9 @@
-"""`--gpus N`: this command again in N processes of this host, as torchrun would start them, and an eye on them.
+"""`--gpus N`: run a command in N processes of this host, as torchrun would, and watch them.
 
-Not torch.distributed.run: it ends with a page about the processes that failed, and starts each by importing torch.
+torch.distributed.run is not used: after a failure it prints a page about each process, and it starts every process by
+importing torch.
 """
 
-import argparse
 import os
 import signal
 import sys
@@ -15,116 +15,131 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess, parent_process
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from rich.console import Console
 from torch.distributed import TCPStore
 
 from dnas.errors import InputError
-from dnas.executors.forkserver import start_forkserver
 from dnas.formatting import several
+from dnas.training.forkserver import start_forkserver
 
-LOST_PEER = 75  # the exit status of a process that ends because another is gone: it has nothing to say
-GRACE_SECONDS = (
-    5.0  # for what the first process may have to say of the same trouble, and to leave the terminal in order
-)
+LOST_PEER = 75  # exit status of a process that ends because another one is gone; it prints nothing
+# Seconds for the process of rank 0 to report the same failure, and to leave the terminal in order.
+GRACE_SECONDS = 5.0
 
-Command = Callable[[argparse.Namespace], int]
+Command = Callable[[Any], int]
 
 
-def launch(command: Command, args: argparse.Namespace, count: int, go_on: str) -> int:
-    """Runs `command(args)` in `count` processes, and gives the exit status: 0 where all gave 0, else that of the one
-    that failed by itself. When one ends otherwise the others are ended too. All see torchrun's environment variables.
+def launch(command: Command, config: Any, count: int, resume_hint: str, debug: bool = False) -> int:
+    """Run `command(config)` in `count` processes that see torchrun's environment variables.
 
-    command: a function that processes can import; the one of rank 0 has the terminal, the others are not heard unless
-        they are the cause of the end.
-    go_on: the sentence that tells how to go on, for a process that was killed and for Ctrl-C.
+    The process of rank 0 owns the terminal. The output of the others is discarded, except the standard error of the
+    process that caused a failure. When one process fails, the others are ended.
+
+    Args:
+        command: A function that processes can import; returns an exit status.
+        config: Its argument, which must be picklable.
+        count: Number of processes.
+        resume_hint: Sentence on how to resume, printed after Ctrl-C and for a process that was killed.
+        debug: Let an `InputError` end a process with a traceback instead of one line.
+
+    Returns:
+        The exit status: 0 if every process returned 0, else the status of the process that failed by itself.
     """
     context = start_forkserver()
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(minutes=5))
     with TemporaryDirectory(prefix="dnas-") as folder:
-        words = [Path(folder) / str(rank) for rank in range(count)]
+        error_files = [Path(folder) / str(rank) for rank in range(count)]
         processes = [
-            context.Process(target=_run, args=(command, args, rank, count, store.port, str(words[rank])))
+            context.Process(target=_run, args=(command, config, rank, count, store.port, str(error_files[rank]), debug))
             for rank in range(count)
         ]
-        before = signal.signal(signal.SIGINT, _interrupt_once)
+        handler = signal.signal(signal.SIGINT, _interrupt_once)
         try:
             for process in processes:
                 process.start()
-            ended = _watch(processes)
+            statuses = _wait_for_end(processes)
         except KeyboardInterrupt:
             _end(processes)
-            print(f"\nstopped; {go_on}")
+            print(f"\nstopped; {resume_hint}")
             return 130
         finally:
             _end(processes)
-            signal.signal(signal.SIGINT, before)
-        return _verdict(ended, words, go_on)
+            signal.signal(signal.SIGINT, handler)
+        return _exit_status(statuses, error_files, resume_hint)
 
 
 def _interrupt_once(*_: object) -> None:
-    """Ctrl-C, but a second one does not break off the tidying up: Python would wait for the processes at its end."""
+    """Handle Ctrl-C once. A second one must not interrupt the cleanup: Python would wait for the processes at exit."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
-def _watch(processes: Sequence[BaseProcess]) -> dict[int, int]:
-    """Waits for all, or for the first that fails. The exit status by rank of those that ended by themselves, the first
-    one first."""
-    ended: dict[int, int] = {}
+def _wait_for_end(processes: Sequence[BaseProcess]) -> dict[int, int]:
+    """Wait for all processes, or for the first failure.
+
+    Returns the exit status by rank of the processes that ended by themselves, in the order in which they ended.
+    """
+    statuses: dict[int, int] = {}
     deadline = float("inf")
-    while len(ended) < len(processes) and time.monotonic() < deadline:
-        alive = [process.sentinel for rank, process in enumerate(processes) if rank not in ended]
-        wait(alive, None if deadline == float("inf") else max(0.0, deadline - time.monotonic()))
+    while len(statuses) < len(processes) and time.monotonic() < deadline:
+        sentinels = [process.sentinel for rank, process in enumerate(processes) if rank not in statuses]
+        wait(sentinels, None if deadline == float("inf") else max(0.0, deadline - time.monotonic()))
         for rank, process in enumerate(processes):
-            if rank not in ended and process.exitcode is not None:
-                ended[rank] = process.exitcode
-        if any(ended.values()):
-            if 0 in ended:
+            if rank not in statuses and process.exitcode is not None:
+                statuses[rank] = process.exitcode
+        if any(statuses.values()):
+            if 0 in statuses:
                 break
             deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
-    return ended
+    return statuses
 
 
 def _end(processes: Sequence[BaseProcess]) -> None:
-    """Ends those that run, hard where they do not listen: a collective that waits for a dead process never does."""
+    """Terminate the running processes, and kill those that do not react.
+
+    A process inside a collective operation with a dead peer never reacts to SIGTERM.
+    """
     deadline = time.monotonic() + GRACE_SECONDS
     started = [process for process in processes if process.pid is not None]
-    hung = False
+    killed = False
     for process in started:
         process.terminate()
     for process in started:
         process.join(max(0.0, deadline - time.monotonic()))
     for process in started:
         if process.is_alive():
-            hung = True
+            killed = True
             process.kill()
             process.join()
-    if hung and sys.stdout.isatty():
+    if killed and sys.stdout.isatty():
         Console().show_cursor()
 
 
-def _verdict(ended: dict[int, int], words: list[Path], go_on: str) -> int:
-    failed = {rank: status for rank, status in ended.items() if status}
+def _exit_status(statuses: dict[int, int], error_files: list[Path], resume_hint: str) -> int:
+    """Return the exit status of the whole command, and print the failure unless rank 0 has printed it."""
+    failed = {rank: status for rank, status in statuses.items() if status}
     if not failed:
         return 0
     for rank, status in failed.items():
         if status < 0:
             name = signal.Signals(-status).name
-            print(f"dnas: the process of rank {rank} was ended by {name}; {go_on}", file=sys.stderr)
+            print(f"dnas: the process of rank {rank} was ended by {name}; {resume_hint}", file=sys.stderr)
             return 1
     if failed.get(0, LOST_PEER) != LOST_PEER:
-        return failed[0]  # it has said why
+        return failed[0]  # rank 0 has printed the reason
     for rank, status in failed.items():
         if status != LOST_PEER:
-            print(words[rank].read_text(errors="replace"), end="", file=sys.stderr)
+            print(error_files[rank].read_text(errors="replace"), end="", file=sys.stderr)
             return status
-    print(f"dnas: the {several(len(words), 'process', 'processes')} lost one another; {go_on}", file=sys.stderr)
+    count = several(len(error_files), "process", "processes")
+    print(f"dnas: the {count} lost contact with one another; {resume_hint}", file=sys.stderr)
     return 1
 
 
-def _run(command: Command, args: argparse.Namespace, rank: int, count: int, port: int, words: str) -> None:
-    """What a process does. It hears no Ctrl-C: the command that launched it does, and ends it."""
+def _run(command: Command, config: Any, rank: int, count: int, port: int, error_file: str, debug: bool) -> None:
+    """Run the command in one process. Ctrl-C is ignored here: the launching command handles it and ends the process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _end_with_parent()
     os.environ.update(
@@ -135,23 +150,23 @@ def _run(command: Command, args: argparse.Namespace, rank: int, count: int, port
         LOCAL_WORLD_SIZE=str(count),
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
-        TORCHELASTIC_USE_AGENT_STORE="True",  # the launching command holds it
+        TORCHELASTIC_USE_AGENT_STORE="True",  # the launching command holds the store
         TORCHELASTIC_RESTART_COUNT="0",
     )
-    if sys.platform == "linux":  # a host whose own name leads nowhere can be left out
+    if sys.platform == "linux":  # works on a host whose own name does not resolve
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     if rank == 0:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(LOST_PEER))  # leaves the terminal in order
     else:
-        nowhere, own = os.open(os.devnull, os.O_WRONLY), os.open(words, os.O_WRONLY | os.O_CREAT, 0o600)
+        null, errors = os.open(os.devnull, os.O_WRONLY), os.open(error_file, os.O_WRONLY | os.O_CREAT, 0o600)
         sys.stdout.flush()
         sys.stderr.flush()
-        os.dup2(nowhere, 1)
-        os.dup2(own, 2)
+        os.dup2(null, 1)
+        os.dup2(errors, 2)
     try:
-        status = command(args)
+        status = command(config)
     except InputError as error:
-        if args.debug:
+        if debug:
             raise
         print(f"dnas: {error}", file=sys.stderr)
         status = 2
@@ -159,6 +174,7 @@ def _run(command: Command, args: argparse.Namespace, rank: int, count: int, port
 
 
 def _end_with_parent() -> None:
+    """End this process as soon as the launching command ends."""
     parent = parent_process()
     assert parent is not None
 

@@ -164,7 +164,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], dict
     """What each process found, by (processes, rank). One training is begun by two of them, gone on with by this process
     alone, and ended by three."""
     folder = tmp_path_factory.mktemp("runs")
-    given = argparse.Namespace(dataset="digits", debug=False, folder=folder)
+    given = argparse.Namespace(dataset="digits", folder=folder)
     assert launch(all_trainings, given, 2, "") == 0
     assert len(load_run(folder / "run/checkpoint.pt").curve) == 1
     train("bottleneck", epochs=3, folder=folder / "run", report=lambda epoch: epoch.epoch < 2)
@@ -318,7 +318,7 @@ def test_one_that_fails_ends_all(
     says: list[str],
 ) -> None:
     monkeypatch.setattr("dnas.training.launch.GRACE_SECONDS", 0.3)
-    given = argparse.Namespace(dataset="digits", debug=False, how=how, rank=rank)
+    given = argparse.Namespace(dataset="digits", how=how, rank=rank)
     began = time.monotonic()
     assert launch(fail, given, 2, "go on so.") == status
     assert time.monotonic() - began < PATIENCE / 4

@@ -1,0 +1,20 @@
+"""The server that training processes are forked from: it has imported torch and has run nothing else.
+
+This module does not import torch. The command line starts the server first, so that the server imports torch while the
+driver does the same.
+"""
+
+import multiprocessing
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
+
+# torch's optimisers import torch._dynamo, so every training process needs it.
+PRELOAD = ["dnas.executors.worker", "torch._dynamo"]
+
+
+def start_forkserver() -> ForkServerContext:
+    """Start the server if it is not running, and return the context whose processes are forked from it."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    forkserver.ensure_running()
+    return context
