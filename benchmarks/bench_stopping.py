@@ -25,7 +25,7 @@ import numpy as np
 from scipy import stats
 
 from dnas.search.stopping import STRATA, Ladder
-from dnas.space.objectives import hypervolume
+from dnas.space.pareto import hypervolume
 
 WORKERS = 4
 EPOCHS = 27

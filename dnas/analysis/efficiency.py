@@ -12,7 +12,7 @@ import pandas as pd
 
 from dnas.arch import DenseNetSpec, LayerCost, Spec, cost, layer_costs, parse_name
 from dnas.errors import InputError
-from dnas.space.objectives import nondominated_ranks
+from dnas.space.pareto import nondominated_ranks
 
 Z95 = 1.959963984540054  # two-sided 95% of a normal distribution
 

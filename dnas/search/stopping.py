@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dnas.errors import InputError, did_you_mean
-from dnas.space.objectives import nondominated_ranks
+from dnas.space.pareto import nondominated_ranks
 
 STOPPINGS = ("asha", "hyperband", "median", "none")
 REDUCTION = 3  # one in three goes on past a rung

@@ -15,7 +15,7 @@ from dnas.search.samplers.gp import _misfit as misfit
 from dnas.search.samplers.nsga2 import comparable, crossover, mutate, propose_nsga2
 from dnas.search.samplers.problem import Exhausted, Problem, Sampler, Told
 from dnas.search.samplers.random_grid import FLOAT_VALUES, Grid, propose_grid, propose_random
-from dnas.space.objectives import hypervolume, nondominated_ranks
+from dnas.space.pareto import hypervolume, nondominated_ranks
 from dnas.space.space import Choice
 
 CHOICES = (

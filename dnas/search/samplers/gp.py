@@ -20,7 +20,7 @@ from scipy.stats import rankdata
 
 from dnas.search.samplers.nsga2 import comparable
 from dnas.search.samplers.problem import Problem, Told
-from dnas.space.objectives import nondominated_ranks
+from dnas.space.pareto import nondominated_ranks
 from dnas.space.space import Choice
 
 STARTUP = 10  # random trials before there is a model

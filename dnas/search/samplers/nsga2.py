@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dnas.search.samplers.problem import Problem, Told
-from dnas.space.objectives import crowding, nondominated_ranks
+from dnas.space.pareto import crowding, nondominated_ranks
 from dnas.space.space import Choice
 
 POPULATION = 20  # also the number of random trials before there are parents
