@@ -1,7 +1,7 @@
 """The objectives of a search. All of them are minimised.
 
-Training measures val_error and val_loss. The cost model returns params, macs and activation_bytes (at the recipe's batch
-size) before training. Latency is measured on the device before training.
+Training measures val_error and val_loss. The cost model returns params, macs and activation_bytes (for one batch of the
+recipe) before training. Latency is measured on the device before training.
 """
 
 from dnas.errors import InputError, did_you_mean
