@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-ablation test lint bench clean
+.PHONY: help demo demo-ablation test test-slow lint bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,8 +22,15 @@ demo-ablation: .venv/installed ## a real ablation on handwritten digits: 4 varia
 	$(BIN)/dnas ablate digits_bottleneck_compression
 	$(BIN)/dnas report digits_bottleneck_compression
 
-test: .venv/installed ## the whole test suite
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
+# More options for pytest: make test PYTEST_OPTIONS="--durations=40 -k replay"
+PYTEST_OPTIONS ?=
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
+
+test: .venv/installed ## all tests but the slow ones: 5 minutes on 2 cores
+	$(PYTEST) -m "not slow" $(PYTEST_OPTIONS)
+
+test-slow: .venv/installed ## the slow tests: sanitizers, emulators, real clusters, repeated kills
+	$(PYTEST) -m slow $(PYTEST_OPTIONS)
 
 lint: .venv/installed ## ruff and mypy
 	$(BIN)/ruff check .

@@ -1,11 +1,14 @@
-"""One quiet thread for every test process: the suite shares few cores, and spinning threads would eat them."""
+"""Settings of every test process: one quiet thread, time limits that grow with the load, scheduling in groups."""
 
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from tests.support.patience import patience
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -21,6 +24,27 @@ def plain_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     said here is of this process alone: the commands that tests start choose as a user's do."""
     for module in ("dnas.executors.runner", "dnas.training.single"):
         monkeypatch.setattr(f"{module}.DEFAULT_KERNELS", "plain")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--cpu-times FILE`, which appends the CPU seconds of each test to a file."""
+    parser.addoption("--cpu-times", type=Path, metavar="FILE", help="append the CPU seconds of each test to FILE")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Measure CPU times where `--cpu-times` asks for them."""
+    if path := config.getoption("--cpu-times"):
+        from tests.support.cpu_times import CpuTimes
+
+        config.pluginmanager.register(CpuTimes(path))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Raise the time limit of a test on a busy machine, before pytest-timeout reads it."""
+    limit = item.config.getoption("timeout", None) or float(item.config.getini("timeout"))
+    item.add_marker(pytest.mark.timeout(patience(limit)))
+    return (yield)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "Scheduling":

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dnas import figures
+from dnas.figures import style
 from dnas.io import write_atomic
 from dnas.report import compare, sections
 from dnas.report.data import NAMES, read_for_report
@@ -60,7 +60,7 @@ def write_report(study: str | Path, out: Path | None = None, refresh: float | No
         shared=", ".join(sorted(sections.shared_words([record.network for record in s.records]))),
         again=sections.again(s),
         figures=s.drawn,
-        colours=figures.COLOURS,
+        colours=style.COLOURS,
         refresh=refresh,
     )
     write_atomic(s.out / "index.html", page)
@@ -83,7 +83,7 @@ def write_comparison(names: Sequence[str | Path], out: Path | None = None) -> Pa
         cautions=compare.cautions(studies),
         commands=[s.config["command"] for s in studies if s.config.get("command")],
         figures=compare.draw(studies, out),
-        colours=figures.COLOURS,
+        colours=style.COLOURS,
         refresh=None,
     )
     write_atomic(out / "index.html", page)

@@ -26,6 +26,7 @@ from dnas.analysis.variants import cell_means, curve_bands, over_seeds
 from dnas.analysis.verdicts import MEASURES, answer, level, sentence
 from dnas.arch import format_name
 from dnas.errors import InputError
+from dnas.figures import style
 from dnas.io import write_atomic
 from dnas.report.ablation_validity import checks
 from dnas.report.data import Drawn
@@ -95,7 +96,7 @@ def write_ablation(study: str | Path, out: Path | None = None, refresh: float | 
         measure=MEASURES[a.effects.measure].replace("validation", "val"),
         again=_again(page),
         figures=page.drawn,
-        colours=figures.COLOURS,
+        colours=style.COLOURS,
         refresh=refresh,
     )
     write_atomic(out / "index.html", text)

@@ -692,6 +692,7 @@ def epochs_done(folder: Path) -> int:
     return rows
 
 
+@pytest.mark.slow
 def test_a_study_killed_at_random_moments_ends_as_one_that_was_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

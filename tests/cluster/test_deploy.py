@@ -387,6 +387,7 @@ def nobody_answers(port: int) -> bool:
         return line.connect_ex(("127.0.0.1", port)) != 0
 
 
+@pytest.mark.slow
 def test_a_slurm_job_searches_on_all_its_nodes(tmp_path: Path, stub: Path) -> None:
     process, port = slurm_ray(
         tmp_path, stub, 3, "--space", "tiny", "--trials", "2", "--epochs", "1", "--mirror", "none"

@@ -34,6 +34,7 @@ def test_narrow_networks_train_within_their_memory(instructions: str | None) -> 
     run_with(instructions, "narrow")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("instructions", ["SSE41", "AVX2", None])
 def test_the_smallest_network_of_every_shipped_space_trains(instructions: str | None) -> None:
     run_with(instructions, *space_files())

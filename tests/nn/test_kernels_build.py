@@ -151,6 +151,7 @@ print("clean")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sanitizers(), reason="gcc's sanitizers are not installed")
 def test_clean_under_the_sanitizers(tmp_path: Path) -> None:
     environment = os.environ | {
@@ -198,6 +199,7 @@ def printed(*command: str | Path) -> list[tuple[str, torch.Tensor]]:
     return [(name, torch.tensor([float(value) for value in values])) for name, *values in rows]
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.skipif(not shutil.which("valgrind"), reason="valgrind is not installed")
 def test_clean_under_valgrind(tmp_path: Path) -> None:
@@ -210,6 +212,7 @@ def test_clean_under_valgrind(tmp_path: Path) -> None:
 ARM = "aarch64-linux-gnu-g++", "qemu-aarch64"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not all(map(shutil.which, ARM)), reason=f"{' and '.join(ARM)} are not installed")
 def test_an_arm_processor_makes_the_same(tmp_path: Path) -> None:
     compiler, emulator = ARM

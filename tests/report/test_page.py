@@ -153,6 +153,7 @@ def test_a_comparison_opens_as_well(browser: Browser, study: StudyFolder, tmp_pa
     assert "a complete trial of whole beats one of other" in opened.page.inner_text("main")
 
 
+@pytest.mark.slow
 def test_five_thousand_trials_open_within_three_seconds(browser: Browser, tmp_path: Path) -> None:
     study = make_study(tmp_path / "large", ["complete"] * 3, epochs=2)
     spec, rng = DenseNetSpec((1, 1, 1), growth_rate=4, in_channels=1, image_size=8), np.random.default_rng(0)

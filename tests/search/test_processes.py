@@ -62,6 +62,7 @@ def _events(study: Path, size: int) -> tuple[dict[str, object], ...]:
     return tuple(StudyFolder(study).events())
 
 
+@pytest.mark.slow
 def test_a_killed_search_equals_one_that_was_left_alone(tmp_path: Path) -> None:
     alone, killed = tmp_path / "alone", tmp_path / "killed"
     alone.mkdir()
@@ -176,6 +177,7 @@ def test_a_real_retraining_measures_on_the_test_set(tmp_path: Path) -> None:
     assert round(record["test_error"] * 359) == pytest.approx(record["test_error"] * 359)
 
 
+@pytest.mark.slow
 def test_a_search_with_several_objectives_and_workers_survives_kills(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

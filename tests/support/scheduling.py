@@ -1,15 +1,33 @@
 """Distribution of the tests over pytest-xdist's processes."""
 
+import re
+from functools import cache
+from pathlib import Path
+
 from xdist.scheduler import LoadGroupScheduling
 from xdist.workermanage import WorkerController
 
+GROUP = re.compile(r"^pytestmark = pytest\.mark\.xdist_group\(\"([^\"]+)\"\)", re.MULTILINE)
+
+
+@cache
+def group_of(file: Path) -> str | None:
+    """Return the name of the group that all tests of a file belong to, as its `pytestmark` states it."""
+    match = GROUP.search(file.read_text())
+    return match[1] if match else None
+
 
 class GroupScheduling(LoadGroupScheduling):
-    """`--dist loadgroup` that survives a crashed process.
+    """`--dist loadgroup` that survives a crashed process, and groups under every version of pytest.
 
     xdist 3.8 puts a test that crashed its process back into the queue, where it crashes one process after another,
-    until none is left and the run hangs.
+    until none is left and the run hangs. And it marks a test's group in `item._nodeid`, which pytest 9.2 no longer
+    reads: each test would be a group of its own, and each process would start its own Ray cluster.
     """
+
+    def _split_scope(self, nodeid: str) -> str:
+        """Return the group of a test; a test without one is its own group."""
+        return group_of(self.config.rootpath / nodeid.split("::")[0]) or nodeid
 
     def remove_node(self, node: WorkerController) -> str | None:
         """Take a process out, return the test that crashed it, and give its other tests to the other processes."""

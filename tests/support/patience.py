@@ -1,0 +1,38 @@
+"""Waiting that adapts to a busy machine: it becomes slow there, and not red."""
+
+import os
+import time
+from collections.abc import Callable
+
+
+def patience(seconds: float) -> float:
+    """Return `seconds` on a quiet machine, and as many times more as there are runnable processes per core."""
+    return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
+def wait_until(
+    condition: Callable[[], object],
+    description: str,
+    *,
+    seconds: float = 120.0,
+    pause: float = 0.01,
+    check: Callable[[], None] = lambda: None,
+) -> None:
+    """Wait until `condition` returns a true value.
+
+    Args:
+        condition: Called until it is true.
+        description: Of the condition, for the message of a failed test.
+        seconds: How long to wait on a quiet machine.
+        pause: Seconds between two calls.
+        check: Called before each pause. Raises if waiting has become pointless, such as for a process that ended.
+
+    Raises:
+        AssertionError: The condition is still false after `patience(seconds)`.
+    """
+    began = time.monotonic()
+    while not condition():
+        check()
+        waited = time.monotonic() - began
+        assert waited < patience(seconds), f"after {waited:.0f} s still not so: {description}"
+        time.sleep(pause)
