@@ -2,7 +2,8 @@
 
     python benchmarks/bench_ablation_stats.py > benchmarks/results/ablation_stats.md
 
-All of `dnas.analysis.paired` and `dnas.analysis.sequential` on simulated differences, of fixed seeds. Prints Markdown.
+Runs `dnas.analysis.intervals`, `dnas.analysis.paired` and `dnas.analysis.sequential` on simulated differences with fixed
+seeds. Prints Markdown.
 """
 
 import argparse
@@ -17,8 +18,8 @@ import scipy
 from scipy import special, stats
 
 from dnas.analysis import sequential as race
-from dnas.analysis.paired import bootstrap_interval, detectable_difference, sign_flip_p, t_interval
-from dnas.analysis.scaling import holm
+from dnas.analysis.intervals import bootstrap_interval, holm, sign_flip_p, t_interval
+from dnas.analysis.paired import detectable_difference
 
 Shape = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 SHAPES: dict[str, Shape] = {

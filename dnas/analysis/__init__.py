@@ -11,10 +11,9 @@ from dnas.analysis.efficiency import (
     noise_floor,
     pareto_front,
     published,
-    standard_error,
-    wilson_interval,
     within_reach,
 )
+from dnas.analysis.intervals import standard_error, wilson_interval
 from dnas.analysis.weight_norms import NormHistory, WeightNorms, gradient_norms, read_norms, weight_norms
 
 if TYPE_CHECKING:

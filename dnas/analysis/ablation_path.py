@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from dnas.analysis.fanova import BOOTSTRAPS, RESAMPLED_TREES, Forest, check_enough
 from dnas.analysis.importance import Evidence
+from dnas.analysis.intervals import percentile_interval, t_half_width
 from dnas.arch import Cost, Spec
 from dnas.errors import InputError
 from dnas.space.space import Choice, Space
@@ -98,7 +98,7 @@ def _of_seeds(values: "pd.Series[Any]") -> Estimate:
     mean = float(known.mean())
     if len(known) < 2:
         return Estimate(mean, float("nan"), float("nan"))
-    half = float(stats.t.ppf(0.975, len(known) - 1) * known.std(ddof=1) / np.sqrt(len(known)))
+    half = t_half_width(float(known.std(ddof=1)), len(known))
     return Estimate(mean, mean - half, mean + half)
 
 
@@ -233,7 +233,7 @@ def _digest_of(space: Space) -> Any:
 
 
 def _estimates(own: np.ndarray, samples: np.ndarray) -> tuple[Estimate, ...]:
-    low, high = np.quantile(samples, (0.025, 0.975), axis=0)
+    low, high = percentile_interval(samples)
     return tuple(Estimate(float(v), float(min(v, a)), float(max(v, b))) for v, a, b in zip(own, low, high, strict=True))
 
 

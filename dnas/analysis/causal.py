@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor, nn
 
-from dnas.analysis.reuse import LEVEL, BlockReuse, Reuse, block_shapes, matrices
+from dnas.analysis.intervals import spearman
+from dnas.analysis.reuse import BlockReuse, Reuse, block_shapes, matrices
 from dnas.arch import DenseNetSpec
 from dnas.data import Dataset
 from dnas.errors import InputError
@@ -21,6 +21,7 @@ from dnas.training.evaluate import evaluate
 from dnas.training.norms import reading_weight
 
 FIELDS = ("block", "source", "target", "error", "loss", "weights", "data", "images")
+LEVEL = 0.95
 DRAWS = 2000
 
 
@@ -132,15 +133,9 @@ def correlate(causal: CausalReuse, weights: Reuse, what: str = "error_gained") -
     if len(x) < 3 or len(set(x)) < 2 or len(set(y)) < 2:
         return RankCorrelation(math.nan, math.nan, math.nan, len(x))
     rng = np.random.default_rng(0)
-    draws = [_spearman(x[i], y[i]) for i in rng.integers(len(x), size=(DRAWS, len(x)))]
+    draws = [spearman(x[i], y[i]) for i in rng.integers(len(x), size=(DRAWS, len(x)))]
     low, high = np.nanpercentile(draws, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
-    return RankCorrelation(_spearman(x, y), float(low), float(high), len(x))
-
-
-def _spearman(x: np.ndarray, y: np.ndarray) -> float:
-    x, y = stats.rankdata(x), stats.rankdata(y)
-    spread = x.std() * y.std()
-    return float(((x - x.mean()) * (y - y.mean())).mean() / spread) if spread else math.nan
+    return RankCorrelation(spearman(x, y), float(low), float(high), len(x))
 
 
 def _read(cache: Path | None, key: dict[str, str]) -> dict[tuple[str, str], tuple[float, float]]:

@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from dnas.analysis.intervals import welch_interval
+
 # Of a two-sided test at 5% that is to find a difference four times in five: the normal quantiles 0.975 and 0.8.
 _QUANTILES = 1.959963984540054 + 0.8416212335729143
 EXACT_UP_TO = 20_000  # ways to deal the values to the arms, all of which are then counted
@@ -96,19 +98,10 @@ def compare_arms(values: Mapping[int, float], arms: Mapping[int, str], objective
         p = _mann_whitney_p(sampler, control)
         best = (expected_best(sampler, draws), expected_best(control, draws))
     if draws > 1 and (np.ptp(sampler) > 0 or np.ptp(control) > 0):
-        interval = _welch_interval(sampler, control)
+        interval = welch_interval(sampler, control)
     return ArmComparison(
         objective, epoch, parts["sampler"], parts["control"], difference, interval, beats, p, draws, best
     )
-
-
-def _welch_interval(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
-    """95% for the difference of the means; by hand, for scipy warns where one arm's values are all equal."""
-    parts = [values.var(ddof=1) / len(values) for values in (first, second)]
-    freedom = sum(parts) ** 2 / sum(v**2 / (len(x) - 1) for v, x in zip(parts, (first, second), strict=True))
-    half = stats.t.ppf(0.975, freedom) * math.sqrt(sum(parts))
-    centre = first.mean() - second.mean()
-    return float(centre - half), float(centre + half)
 
 
 def _mann_whitney_p(first: np.ndarray, second: np.ndarray) -> float:

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dnas.analysis.intervals import standard_error, wilson_interval
 from dnas.arch import DenseNetSpec, LayerCost, Spec, cost, layer_costs, parse_name
 from dnas.errors import InputError
 from dnas.space.pareto import nondominated_ranks
-
-Z95 = 1.959963984540054  # two-sided 95% of a normal distribution
 
 
 @dataclass(frozen=True)
@@ -58,31 +57,10 @@ def pareto_front(frame: pd.DataFrame, objectives: Sequence[str] = ("params", "va
     return Front(ordered[nondominated_ranks(ordered[[*objectives]].to_numpy(float)) == 0])
 
 
-def standard_error(error: float, size: int) -> float:
-    """The binomial standard error √(p(1 - p)/n) of an error `p` (fraction) measured on `n` images."""
-    _check(error, size)
-    return math.sqrt(error * (1 - error) / size)
-
-
-def wilson_interval(error: float, size: int, z: float = Z95) -> tuple[float, float]:
-    """Wilson's score interval (1927) of an error (fraction) on `size` images; 95% unless `z` says otherwise."""
-    _check(error, size)
-    centre = (error + z**2 / (2 * size)) / (1 + z**2 / size)
-    half = z / (1 + z**2 / size) * math.sqrt(error * (1 - error) / size + z**2 / (4 * size**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def noise_floor(error: float, size: int) -> NoiseFloor:
     """How far chance in the choice of `size` validation images moves `error` (fraction)."""
     low, high = wilson_interval(error, size)
     return NoiseFloor(error, size, standard_error(error, size), low, high)
-
-
-def _check(error: float, size: int) -> None:
-    if not 0 <= error <= 1:
-        raise InputError(f"`0 <= error <= 1` must hold (a fraction, no percentage), but got error={error!r}.")
-    if size < 1:
-        raise InputError(f"`size >= 1` must hold (images that were classified), but got size={size!r}.")
 
 
 # The columns of Table 2 for each data set: without augmentation, with it.

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dnas.analysis.intervals import percentile_interval
 from dnas.errors import InputError
 from dnas.space.space import Choice
 
@@ -293,7 +294,7 @@ def fanova(
     for _ in range(bootstraps):
         drawn = rng.integers(len(values), size=len(values))
         samples.append(_row(again(cells[drawn], values[drawn]).shares))
-    low, high = np.quantile(samples, (0.025, 0.975), axis=0)
+    low, high = percentile_interval(samples)
     share = _row(forest.shares)
     null = np.append(_nulls(forest, cells, again, rounds, rng), np.nan)
     names = [axis.name for axis in axes]

@@ -10,6 +10,7 @@ import pandas as pd
 
 from dnas.analysis.fanova import BOOTSTRAPS as FOREST_BOOTSTRAPS
 from dnas.analysis.fanova import ROUNDS, Axis, Fanova, fanova
+from dnas.analysis.intervals import percentile_interval
 from dnas.errors import InputError
 from dnas.space.space import Space
 from dnas.study.config import objectives_of, space_of
@@ -168,7 +169,7 @@ def importance(
         drawn = rng.integers(len(values), size=len(values))
         samples.append(_shares([code[drawn] for code in codes], values[drawn], best, rng))
         nulls.append(_shares(codes, rng.permutation(values), best, rng))
-    low, high = np.quantile(samples, (0.025, 0.975), axis=0)
+    low, high = percentile_interval(samples)
     found = pd.DataFrame({"choice": varied, "share": shares, "low": low, "high": high, "null": np.mean(nulls, axis=0)})
     return found.sort_values("share", ascending=False, kind="stable").reset_index(drop=True)
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import stats
 
+from dnas.analysis.intervals import spearman
 from dnas.analysis.reuse import block_shapes, check_same_pairs, matrices
 from dnas.analysis.weight_norms import NormHistory
 
@@ -143,9 +143,7 @@ def _late(blocks: list[np.ndarray]) -> _Sample:
     ranked = column[depth]
 
     def value(chosen: list[np.ndarray]) -> float:
-        x, y = stats.rankdata(depth[chosen[0]]), stats.rankdata(ranked[chosen[0]])
-        spread = x.std() * y.std()
-        return float(((x - x.mean()) * (y - y.mean())).mean() / spread) if spread else float("nan")
+        return spearman(depth[chosen[0]], ranked[chosen[0]])
 
     return _Sample((len(depth),), value)
 

@@ -13,7 +13,6 @@ With n pairs no sign-flip p is below 2^(1-n), so m comparisons conclude nothing 
 """
 
 import dataclasses
-import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -22,20 +21,15 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from scipy import special, stats
+from scipy import special
 
-from dnas.analysis.scaling import holm
+from dnas.analysis.intervals import bootstrap_interval, deviation, holm, sign_flip_p, t_interval, t_quantile
 from dnas.errors import InputError, unknown
 
 Kind = Literal["variant", "main effect", "interaction"]
 Verdict = Literal["fewer errors", "more errors", "cannot tell", "too few seeds"]
 
 POWER = 0.8
-EXACT_UP_TO = 20  # pairs, of which all 2^n signs are counted
-DRAWS = 99_999  # of signs, for more pairs
-RESAMPLES = 9_999  # of the bootstrap
-TIE = 1e-9  # of Σ|d|: sums this near are equal but for rounding
-UNBOUNDED = (-math.inf, math.inf)
 
 
 @dataclass(frozen=True)
@@ -191,66 +185,6 @@ def together(*parts: Effects) -> tuple[Effects, ...]:
 # --- one comparison ---------------------------------------------------------------------------------------------------
 
 
-def sign_flip_p(differences: Sequence[float] | np.ndarray) -> float:
-    """Exact two-sided p of a symmetric distribution about 0: the share of the 2^n ways to choose the signs of
-    d_1 .. d_n in which |Σ ±d_i| is at least as large as it is (Fisher 1935, "The Design of Experiments", section 21).
-
-    For more than `EXACT_UP_TO` pairs (1 + b) / (1 + `DRAWS`), b of the random signs (fixed seed) being as extreme: the
-    own signs are one of them, so that it is a valid p too (Phipson and Smyth 2010). Sums that are equal but for
-    rounding count as equal. 1 without a pair. Zeros are as likely + as -: they stay, and tie.
-    """
-    d = np.asarray(differences, dtype=float)
-    if not len(d):
-        return 1.0
-    least = abs(d.sum()) - TIE * np.abs(d).sum()
-    if len(d) > EXACT_UP_TO:
-        flips = np.random.default_rng(0).integers(0, 2, (DRAWS, len(d)), dtype=np.int8)
-        return float((1 + np.count_nonzero(np.abs(flips @ (2 * d) - d.sum()) >= least)) / (1 + DRAWS))
-    sums = d[:1]  # the first sign is fixed: all signs turned round give the same |sum|
-    for value in d[1:]:
-        sums = np.concatenate([sums + value, sums - value])
-    return float(np.mean(np.abs(sums) >= least))
-
-
-def t_interval(differences: Sequence[float] | np.ndarray, alpha: float = 0.05) -> tuple[float, float]:
-    """Student's for the mean, at 1 - α: exact for normal differences. Unbounded with fewer than two; a point where all
-    are equal."""
-    d = np.asarray(differences, dtype=float)
-    if len(d) < 2:
-        return UNBOUNDED
-    half = float(stats.t.ppf(1 - alpha / 2, len(d) - 1)) * deviation(d) / math.sqrt(len(d))
-    return float(d.mean()) - half, float(d.mean()) + half
-
-
-def bootstrap_interval(differences: Sequence[float] | np.ndarray, alpha: float = 0.05) -> tuple[float, float]:
-    """Equal-tailed bootstrap-t for the mean (Efron and Tibshirani 1993, "An Introduction to the Bootstrap", 12.5):
-    mean - q_(1-α/2)·se to mean - q_(α/2)·se, q being quantiles of (mean* - mean) / se* over resamples of the pairs.
-
-    Studentized because n is small: at 95% and n = 5 to 8 it covered 91% to 96% for normal, heavy-tailed, skewed and
-    rounded differences, where percentile and BCa intervals covered 77% to 92%, and t, as good for symmetric ones, 88%
-    to 90% for skewed ones (benchmarks/results/ablation_stats.md). Resamples of one value alone have se* = 0 and stand
-    at ±∞; where they reach a quantile, as with few pairs of errors on few images, too little varies to resample, and
-    the interval is Student's. Unbounded with fewer than two pairs; a point where all are equal.
-    """
-    d = np.asarray(differences, dtype=float)
-    if len(d) < 2 or deviation(d) == 0:
-        return t_interval(d, alpha)
-    shares = _resamples(len(d))
-    centred = d - d.mean()
-    means = shares @ centred
-    variances = np.maximum(shares @ centred**2 - means**2, 0.0)
-    scale = np.abs(centred).max()
-    one_value = variances <= (TIE * scale) ** 2 + 1e-14 * scale**2
-    means[np.abs(means) <= TIE * scale] = 0.0
-    errors = np.sqrt(np.where(one_value, 1.0, variances) / (len(d) - 1))
-    pivots = np.where(one_value & (means != 0), np.copysign(math.inf, means), means / errors)
-    low, high = np.quantile(pivots, [alpha / 2, 1 - alpha / 2], method="inverted_cdf")
-    if not (math.isfinite(low) and math.isfinite(high)):
-        return t_interval(d, alpha)
-    error = deviation(d) / math.sqrt(len(d))
-    return float(d.mean() - high * error), float(d.mean() - low * error)
-
-
 def detectable_difference(
     sd: float, pairs: int, comparisons: int = 1, alpha: float = 0.05, power: float = POWER
 ) -> float:
@@ -267,7 +201,7 @@ def detectable_difference(
     level = _level(pairs, alpha / max(1, comparisons))
     if level == 0:
         return math.inf
-    critical = stats.t.ppf(1 - level / 2, pairs - 1)
+    critical = t_quantile(pairs - 1, level)
     return float(special.nctdtrinc(pairs - 1, 1 - power, critical)) * sd / math.sqrt(pairs)
 
 
@@ -276,18 +210,6 @@ def _level(pairs: int, alpha: float) -> float:
     signs = 2.0 ** (pairs - 1)
     rejected = math.floor(signs * alpha * (1 + 1e-12))
     return (rejected - 0.5) / signs if rejected else 0.0
-
-
-def deviation(d: np.ndarray) -> float:
-    """With n - 1; 0 where all are equal but for rounding."""
-    spread = float(d.std(ddof=1)) if len(d) > 1 else math.nan
-    return 0.0 if spread <= TIE * float(np.abs(d).max(initial=0.0)) else spread
-
-
-@functools.lru_cache(maxsize=32)
-def _resamples(n: int) -> np.ndarray:
-    """[RESAMPLES, n]: the share that each value has in a resample. Of a fixed seed."""
-    return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), RESAMPLES) / n
 
 
 # --- what the seed alone does -----------------------------------------------------------------------------------------
@@ -314,7 +236,7 @@ def seed_noise(errors: Sequence[float] | pd.Series, pairs: int, alpha: float = 0
     if len(known) < 2 or pairs < 1:
         return SeedNoise(math.nan, math.nan, math.nan, len(known), pairs)
     sd = deviation(known)
-    quantile = float(stats.t.ppf(1 - alpha / 2, len(known) - 1))
+    quantile = t_quantile(len(known) - 1, alpha)
     return SeedNoise(sd, sd * math.sqrt(2), quantile * sd * math.sqrt(2 / pairs), len(known), pairs)
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from dnas.analysis.efficiency import Front
+from dnas.analysis.intervals import percentile_interval
 from dnas.errors import InputError
 from dnas.study.record import TrialRecord
 
@@ -68,7 +69,7 @@ def distribution(errors: Sequence[float], seed: int = 0) -> Distribution:
     weights = np.unique(values, return_counts=True)[1] / len(values)
     counts = np.random.default_rng(seed).multinomial(len(values), weights, size=BOOTSTRAPS)
     shares = counts.cumsum(axis=1) / len(values)
-    low, high = np.quantile(shares, (0.025, 0.975), axis=0)
+    low, high = percentile_interval(shares)
     return Distribution(grid, share, low, high, len(values))
 
 

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
+from dnas.analysis.intervals import t_quantile
 from dnas.analysis.weight_norms import NormHistory
 from dnas.errors import InputError, unknown
 
 NORMALISATIONS = ("column", "block", "none")
-LEVEL = 0.95  # of intervals
 
 
 @dataclass(frozen=True)
@@ -124,13 +123,13 @@ def _unclear(values: np.ndarray, null: np.ndarray) -> np.ndarray:
     if len(values) > 1:
         change = values - null
         mean, error = change.mean(axis=0), change.std(axis=0, ddof=1) / np.sqrt(len(change))
-        reach = stats.t.ppf((1 + LEVEL) / 2, len(change) - 1) * error
+        reach = t_quantile(len(change) - 1) * error
         return connected & (np.abs(mean) <= reach)
     several = connected & (connected.sum(axis=0) > 1)
     cells = null[0][several]
     if len(cells) < 2:
         return connected
-    reach = stats.t.ppf((1 + LEVEL) / 2, len(cells) - 1) * cells.std(ddof=1)
+    reach = t_quantile(len(cells) - 1) * cells.std(ddof=1)
     # The only source of a column is its greatest, whatever training did.
     return connected & (~several | (np.abs(values[0] - cells.mean()) <= reach))
 

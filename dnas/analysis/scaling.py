@@ -12,10 +12,9 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 from scipy.optimize import isotonic_regression
 
-from dnas.analysis.efficiency import wilson_interval
+from dnas.analysis.intervals import t_half_width, wilson_interval
 from dnas.errors import InputError
 
 Verdict = Literal["holds", "does not hold", "cannot tell"]
@@ -65,8 +64,8 @@ def _sized(group: str, network: str, cost: float, errors: dict[int, float], imag
     values = np.array(list(errors.values()))
     mean = float(values.mean())
     if len(values) > 1:
-        spread = max(values.std(ddof=1), 1 / (images * math.sqrt(12)) if images else 0.0)
-        half = float(stats.t.ppf(0.975, len(values) - 1) * spread / math.sqrt(len(values)))
+        spread = max(float(values.std(ddof=1)), 1 / (images * math.sqrt(12)) if images else 0.0)
+        half = t_half_width(spread, len(values))
         return Sized(group, network, cost, errors, mean, max(0.0, mean - half), min(1.0, mean + half), "t")
     if images:
         low, high = wilson_interval(mean, images)
@@ -233,17 +232,6 @@ def iso_error(
     return IsoError(
         first, second, cost, math.exp(value), low, high, p, span, _nearest(fits, first, second, span, value)
     )
-
-
-def holm(p: Sequence[float | None]) -> list[float | None]:
-    """p-values adjusted for their number by Holm's step-down method (1979); those that are None stay and count not."""
-    known = sorted((value, index) for index, value in enumerate(p) if value is not None)
-    found: list[float | None] = [None] * len(p)
-    least = 0.0
-    for rank, (value, index) in enumerate(known):
-        least = max(least, min(1.0, (len(known) - rank) * value))
-        found[index] = least
-    return found
 
 
 def _nearest(

@@ -27,16 +27,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from dnas.analysis.paired import (
-    TIE,
-    UNBOUNDED,
-    Effects,
-    Verdict,
-    check_values,
-    compare_with_base,
-    detectable_difference,
-    deviation,
-)
+from dnas.analysis.intervals import TIE, UNBOUNDED, deviation
+from dnas.analysis.paired import Effects, Verdict, check_values, compare_with_base, detectable_difference
 from dnas.errors import InputError
 from dnas.formatting import several
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+
+from dnas.analysis.intervals import t_half_width
 
 
 def over_seeds(values: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
@@ -22,7 +23,7 @@ def _mean(some: np.ndarray, alpha: float) -> dict[str, Any]:
     if n == 0:
         return {"n": 0} | dict.fromkeys(("mean", "sd", "low", "high", "least", "most"), math.nan)
     mean, sd = float(some.mean()), float(some.std(ddof=1)) if n > 1 else math.nan
-    half = float(stats.t.ppf(1 - alpha / 2, n - 1)) * sd / math.sqrt(n) if n > 1 else math.nan
+    half = t_half_width(sd, n, alpha) if n > 1 else math.nan
     ends = {"low": mean - half, "high": mean + half, "least": float(some.min()), "most": float(some.max())}
     return {"n": n, "mean": mean, "sd": sd, **ends}
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy import stats
 
 from dnas.analysis.efficiency import published, published_imagenet, published_table1, published_table2
-from dnas.analysis.scaling import IsoError, Sized, Verdict, holm, iso_error, sized
+from dnas.analysis.intervals import holm, t_half_width
+from dnas.analysis.scaling import IsoError, Sized, Verdict, iso_error, sized
 from dnas.arch import DenseNetSpec, cost, parse_name
 from dnas.batch.runs import read_runs
 from dnas.errors import InputError
@@ -434,8 +434,8 @@ def paired(table: pd.DataFrame, first: str, second: str, step: float = 0.0) -> P
     mean, pairs = float(differences.mean()), len(differences)
     if pairs < 2:
         return Paired(mean, None, pairs)
-    spread = max(differences.std(ddof=1), step / math.sqrt(6))
-    half = float(stats.t.ppf(0.975, pairs - 1) * spread / math.sqrt(pairs))
+    spread = max(float(differences.std(ddof=1)), step / math.sqrt(6))
+    half = t_half_width(spread, pairs)
     return Paired(mean, (mean - half, mean + half), pairs)
 
 

@@ -71,13 +71,6 @@ def test_a_front_needs_its_columns() -> None:
         pareto_front(pd.DataFrame({"number": [1], "state": ["complete"]}))
 
 
-def test_the_wilson_interval_has_its_golden_values() -> None:
-    # Newcombe 1998, table I: 81 of 263, 15 of 148, 0 of 20.
-    assert wilson_interval(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    assert wilson_interval(15 / 148, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
-    assert wilson_interval(0.0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
-
-
 def test_the_noise_floor_is_binomial() -> None:
     floor = noise_floor(0.06, 5000)
     assert floor.standard_error == standard_error(0.06, 5000) == pytest.approx(math.sqrt(0.06 * 0.94 / 5000))

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from dnas.analysis.efficiency import wilson_interval
+from dnas.analysis.intervals import wilson_interval
 from dnas.analysis.scaling import (
     Fit,
     IsoError,

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dnas.analysis.paired import t_interval
+from dnas.analysis.intervals import t_interval
 from dnas.analysis.sequential import ENUMERATED, Race, first_look, race_with_base, run_race, spent, stop, undecided
 from dnas.errors import InputError
 

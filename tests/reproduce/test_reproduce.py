@@ -17,7 +17,8 @@ import pandas as pd
 import pytest
 
 from dnas.analysis.efficiency import published_imagenet, published_table2
-from dnas.analysis.scaling import IsoError, holm
+from dnas.analysis.intervals import holm
+from dnas.analysis.scaling import IsoError
 from dnas.arch import cost, parse_name, spec_from_dict
 from dnas.batch.runs import train_runs
 from dnas.cli import main
