@@ -2,8 +2,8 @@
 
     python benchmarks/bench_ablation_stats.py > benchmarks/results/ablation_stats.md
 
-Runs `dnas.analysis.intervals`, `dnas.analysis.paired` and `dnas.analysis.sequential` on simulated differences with fixed
-seeds. Prints Markdown.
+Runs `dnas.analysis.intervals`, `dnas.analysis.paired` and `dnas.analysis.sequential` on simulated differences with
+fixed seeds. Prints Markdown.
 """
 
 import argparse
