@@ -1,24 +1,24 @@
-# One virtual environment, .venv, made by the first target that needs it.
+# The first target that needs the virtual environment, .venv, creates it.
 PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-ablation test test-slow lint bench clean
 
-help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .venv/installed: pyproject.toml constraints.txt
-	@echo "installing dnas and what it needs into .venv (torch is large: some minutes)"
+	@echo "installing dnas and its dependencies into .venv (torch is large: this takes some minutes)"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: .venv/installed ## a real search on handwritten digits, and its report
+demo: .venv/installed ## search 20 networks on handwritten digits, and write the report
 	$(BIN)/dnas search --space digits_bc --trials 20
 	$(BIN)/dnas report digits_bc
 
-demo-ablation: .venv/installed ## a real ablation on handwritten digits: 4 variants, 7 seeds, and its report
+demo-ablation: .venv/installed ## run an ablation on handwritten digits (4 variants, 7 seeds), and write the report
 	$(BIN)/dnas ablate digits_bottleneck_compression
 	$(BIN)/dnas report digits_bottleneck_compression
 
@@ -26,20 +26,21 @@ demo-ablation: .venv/installed ## a real ablation on handwritten digits: 4 varia
 PYTEST_OPTIONS ?=
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
-test: .venv/installed ## all tests but the slow ones: 5 minutes on 2 cores
+test: .venv/installed ## run all tests but the slow ones: 5 minutes on 2 cores
 	$(PYTEST) -m "not slow" $(PYTEST_OPTIONS)
 
-test-slow: .venv/installed ## the slow tests: sanitizers, emulators, real clusters, repeated kills
+test-slow: .venv/installed ## run the slow tests: sanitizers, emulators, real clusters, repeated kills
 	$(PYTEST) -m slow $(PYTEST_OPTIONS)
 
-lint: .venv/installed ## ruff and mypy
+lint: .venv/installed ## run ruff and mypy, and check the English of the prose
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python tools/check_prose.py
 
-bench: .venv/installed ## what runs without data of its own; see benchmarks/README.md
+bench: .venv/installed ## run the benchmarks that need no data; see benchmarks/README.md
 	$(BIN)/python benchmarks/bench_cost.py
 	$(BIN)/python benchmarks/bench_dense_block.py
 
-clean: ## remove .venv and caches; studies and reports stay
+clean: ## remove .venv and caches; keep studies and reports
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,76 @@
+"""The Markdown files: every link and path in them resolves, and dnas accepts every command line in them."""
+
+import pkgutil
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from dnas.cli import make_parser
+
+ROOT = Path(__file__).resolve().parent.parent
+GUIDES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
+DOCUMENTS = [*GUIDES, *sorted(ROOT.glob("benchmarks/**/*.md")), *sorted(ROOT.glob("reports/README.md"))]
+FOLDERS = "dnas|tests|docs|tools|benchmarks|deploy"
+
+
+def without_blocks(text: str) -> str:
+    return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def headings_of(path: Path) -> set[str]:
+    """The anchors of a file's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", without_blocks(path.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name)
+def test_relative_links_resolve(path: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", without_blocks(path.read_text())):
+        if "://" in link:
+            continue
+        file, _, anchor = link.partition("#")
+        target = path.parent / file if file else path
+        assert target.exists(), f"no file {link}"
+        assert not anchor or anchor in headings_of(target), f"no heading {link}"
+
+
+@pytest.mark.parametrize("path", GUIDES, ids=name)
+def test_named_files_exist(path: Path) -> None:
+    paths = re.findall(rf"(?<![\w/.@:~-])(?:{FOLDERS})/[\w./*-]*[\w*/]", path.read_text())
+    missing = [named for named in paths if not list(ROOT.glob(named.rstrip("/")))]
+    assert not missing
+
+
+@pytest.mark.parametrize("path", GUIDES, ids=name)
+def test_named_python_objects_exist(path: Path) -> None:
+    for dotted in re.findall(r"`(dnas(?:\.\w+)+)`", path.read_text()):
+        pkgutil.resolve_name(dotted)
+
+
+def command_lines(path: Path) -> list[str]:
+    """The dnas commands in a file's shell blocks, without prompts, comments and redirections."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
+    lines = [line for block in blocks for line in re.sub(r"\\\n\s*", "", block).splitlines()]
+    commands = [part.strip() for line in lines for part in line.partition(" #")[0].split("&&")]
+    return [command for command in commands if command.startswith("dnas ")]
+
+
+COMMANDS = [(name(path), command) for path in GUIDES for command in command_lines(path)]
+
+
+def test_the_guides_contain_commands() -> None:
+    assert {"README.md", "docs/search.md", "docs/ablations.md"} <= {file for file, _ in COMMANDS}
+
+
+@pytest.mark.parametrize(("file", "command"), COMMANDS)
+def test_commands_are_accepted(file: str, command: str) -> None:
+    try:
+        make_parser().parse_args(shlex.split(command)[1:])
+    except SystemExit:
+        pytest.fail(f"{file}: dnas does not accept: {command}")
