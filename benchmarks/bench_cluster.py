@@ -64,11 +64,11 @@ def through_dnas(address: str, trials: int, seconds: float, workers: int) -> tup
     """Seconds from the first ask to the last tell of a study, and the moments of the tells after the first ask."""
     from dnas.executors.ray_tune import RayExecutor
     from dnas.search.run import search
-    from tests.support.analytic import Silent, options
+    from tests.support.analytic import Silent, search_config
 
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         executor = RayExecutor("s", address, shared=Path(folder, "shared"), body="benchmarks.bench_cluster:sleep")
-        chosen = options(trials, sampler="random", stopping="none", workers=workers, mirror="none")
+        chosen = search_config(trials, sampler="random", stopping="none", workers=workers, mirror="none")
         chosen = _with_recipe(chosen, epochs=1, learning_rate=seconds)
         told: list[float] = []
         began: list[float] = []

@@ -25,7 +25,7 @@ from dnas.executors.worker import Job, Message
 from dnas.search.driver import Driver
 from dnas.search.samplers.tpe import distributions
 from dnas.space.parse import load_space
-from dnas.study.config import Options
+from dnas.study.config import RunConfig, SearchConfig
 from dnas.study.folder import StudyFolder, read_study
 from dnas.study.record import TrialRecord
 
@@ -132,10 +132,10 @@ def ours(sampler: str, trials: int) -> list[float]:
     """Seconds of each trial."""
     folder, watch = StudyFolder(Path("studies") / sampler), Watch()
     space = load_space("cifar_bc", epochs=REPORTS)
-    options = Options(space, sampler, trials, DATA, sampler=sampler, stopping="none")
+    config = SearchConfig(space, sampler, trials, RunConfig(DATA), sampler=sampler, stopping="none")
     folder.path.mkdir(parents=True)
     folder.create({"name": sampler, "recipe": space.recipe.to_dict()})
-    driver = Driver(folder, options, space, DATA, watch, Formula())
+    driver = Driver(folder, config, space, DATA, watch, Formula())
     driver.open()
     watch.ends = [time.perf_counter()]
     driver.run()

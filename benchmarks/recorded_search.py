@@ -15,7 +15,7 @@ from dnas.executors.worker import Job, Message
 from dnas.search.driver import Driver
 from dnas.space.parse import load_space
 from dnas.space.space import Limits, Space
-from dnas.study.config import Options
+from dnas.study.config import RunConfig, SearchConfig
 from dnas.study.folder import StudyFolder
 
 
@@ -98,10 +98,11 @@ def search_recorded(table: Table, sampler: str, run: int, evaluations: int, meas
     recipe = load_space("cifar_bc", epochs=1).recipe
     family = FAMILIES["densenet"]
     space = RecordedSpace(table.name, table.name, "", family, "cifar10", {}, CHOICES, Limits(), recipe, (), table)
-    options = Options(space, "recorded", evaluations, {}, seed=run, sampler=sampler, stopping="none", kernels="plain")
+    settings = RunConfig({}, kernels="plain")
+    config = SearchConfig(space, "recorded", evaluations, settings, seed=run, sampler=sampler, stopping="none")
     with tempfile.TemporaryDirectory() as place:
         folder = StudyFolder(Path(place))
         folder.create({"name": "recorded", "recipe": recipe.to_dict()})
-        driver = Driver(folder, options, space, {}, PlainLines(quiet=True), Recorded(measure))
+        driver = Driver(folder, config, space, {}, PlainLines(quiet=True), Recorded(measure))
         driver.open()
         driver.run()

@@ -123,7 +123,7 @@ def simulate(workers: int, trials: int, sampler: str, seconds: float) -> dict[st
     from benchmarks.bench_driver import DATA
     from dnas.search.driver import Driver
     from dnas.space.parse import load_space
-    from dnas.study.config import Options
+    from dnas.study.config import RunConfig, SearchConfig
     from dnas.study.folder import StudyFolder
     from tests.support.analytic import Silent
 
@@ -133,12 +133,11 @@ def simulate(workers: int, trials: int, sampler: str, seconds: float) -> dict[st
     executor = Simulated(workers, seconds, mean)
     with tempfile.TemporaryDirectory() as place, contextlib.chdir(place):
         folder = StudyFolder(Path("studies/s"))
-        options = Options(
-            space=space, study="s", trials=trials, data={"name": "cifar10"}, sampler=sampler, workers=workers
-        )
+        run = RunConfig({"name": "cifar10"}, workers=workers)
+        config = SearchConfig(space, "s", trials, run, sampler=sampler)
         folder.path.mkdir(parents=True)
         folder.create({"name": "s", "trials": trials})
-        driver = Driver(folder, options, space, DATA, Silent(), executor)
+        driver = Driver(folder, config, space, DATA, Silent(), executor)
         driver.open()
         began = time.process_time()
         driver.run()

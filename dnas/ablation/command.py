@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from dnas.ablation.parse import AUTO, load_definition
 from dnas.cli.listed import check_executor, command_line, means_of, train_listed
 from dnas.errors import InputError
-from dnas.study.config import Means
+from dnas.study.config import RunConfig
 from dnas.study.folder import StudyFolder, check_study_name
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _seeds(text: str | None) -> int | str | None:
         raise InputError(f"--seeds is a number of seeds, or auto, but got {text!r}.") from None
 
 
-def _train(plan: "Plan", folder: StudyFolder, means: Means, args: argparse.Namespace) -> str | None:
+def _train(plan: "Plan", folder: StudyFolder, means: RunConfig, args: argparse.Namespace) -> str | None:
     """Trains what is missing; why it stopped early, if it did."""
     from dnas.ablation.plan import frozen_table
 

@@ -14,7 +14,7 @@ from dnas.batch.runs import PlannedRun
 from dnas.data import load_dataset
 from dnas.errors import InputError
 from dnas.formatting import count, duration, joined, several, size
-from dnas.study.config import LIST, Means
+from dnas.study.config import LIST, RunConfig
 from dnas.study.folder import StudyFolder
 from dnas.training.devices import list_devices
 
@@ -65,7 +65,7 @@ def planned(variants: Sequence[Variant], seeds: Sequence[int]) -> list[PlannedRu
 def make_plan(
     definition: Definition,
     folder: StudyFolder,
-    means: Means,
+    means: RunConfig,
     *,
     final: bool = False,
     most: int | None = None,
@@ -145,7 +145,7 @@ def begun_ablation(folder: StudyFolder, definition: Definition) -> dict[str, Any
 
 
 def _equal_seconds(
-    definition: Definition, images: Mapping[int | None, int], means: Means, begun: Mapping[str, Any]
+    definition: Definition, images: Mapping[int | None, int], means: RunConfig, begun: Mapping[str, Any]
 ) -> Definition:
     """Each variant with the epochs that take as long as the base's: those of the study that is there, else solved."""
     frozen = {row["name"]: row for row in begun.get("variants", [])}
@@ -168,7 +168,7 @@ def _equal_seconds(
     return dataclasses.replace(definition, variants=tuple(found))
 
 
-def _epoch_seconds(variants: Sequence[Variant], images: Mapping[int | None, int], means: Means) -> dict[str, float]:
+def _epoch_seconds(variants: Sequence[Variant], images: Mapping[int | None, int], means: RunConfig) -> dict[str, float]:
     """Variant -> seconds of an epoch. Timed in turns, and the fastest turn counts: what else runs here slows all."""
     device = list_devices(means.device)[0]
     turns = [
@@ -225,7 +225,7 @@ def _plain(value: Any) -> Any:
 # --- in words -----------------------------------------------------------------------------------------------------
 
 
-def describe_plan(plan: Plan, folder: StudyFolder, means: Means) -> str:
+def describe_plan(plan: Plan, folder: StudyFolder, means: RunConfig) -> str:
     """The plan in some lines. Times a few steps."""
     definition, runs = plan.definition, plan.runs
     variants, recipe = definition.variants, definition.base.recipe

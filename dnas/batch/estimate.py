@@ -16,7 +16,7 @@ from dnas.data import load_dataset
 from dnas.formatting import count, duration, size
 from dnas.nn import build
 from dnas.search.stopping import REDUCTION, brackets, rungs
-from dnas.study.config import Options
+from dnas.study.config import SearchConfig
 from dnas.training.devices import check_device
 
 DRAWS = 200
@@ -27,23 +27,23 @@ MOST_MACS = 2e10  # of a step that is timed for a list's estimate: what costs mo
 VALIDATION_SHARE = 1 / 27  # of an epoch's time: a ninth as many images, at a third of the work
 
 
-def plan(options: Options) -> str:
+def plan(config: SearchConfig) -> str:
     """The plan in a few lines: networks, cost, time, disk. Loads the data, and times the median network's step."""
-    device = check_device(options.device)
-    data = load_dataset(**options.data)
-    space = options.space.for_data(data.channels, data.image_size, data.classes, augmented=data.augmentation != "none")
-    rng = random.Random(options.seed)
+    device = check_device(config.run.device)
+    data = load_dataset(**config.run.data)
+    space = config.space.for_data(data.channels, data.image_size, data.classes, augmented=data.augmentation != "none")
+    rng = random.Random(config.seed)
     drawn = (space.feasible(space.random_point(rng)) for _ in range(50 * DRAWS))
     specs = [spec for spec, _ in zip((spec for spec in drawn if spec is not None), range(DRAWS), strict=False)]
     prices = [cost(spec, space.recipe.batch_size) for spec in specs]
     macs = median(price.macs for price in prices)
     typical = min(specs, key=lambda spec: abs(cost(spec).macs - macs))
-    recipe, trials = space.recipe, options.trials
-    step = seconds_per_step(typical, recipe.batch_size, device, options.threads)
+    recipe, trials = space.recipe, config.trials
+    step = seconds_per_step(typical, recipe.batch_size, device, config.run.threads)
     # A validation image takes a forward pass, a third of a training image's work.
     epoch = step * (data.steps_per_epoch(recipe.batch_size) + data.val_size / recipe.batch_size / 3)
-    most = trials * recipe.epochs * epoch / options.workers
-    share = _share_trained(options.stopping, recipe.epochs)
+    most = trials * recipe.epochs * epoch / config.run.workers
+    share = _share_trained(config.stopping, recipe.epochs)
     low, high = min(price.params for price in prices), max(price.params for price in prices)
     checkpoint = 2 * 4 * median(price.params for price in prices)
     opened = max(price.activation_bytes for price in prices)
@@ -55,12 +55,12 @@ def plan(options: Options) -> str:
             f"data      {data.title}: {data.train_size:,} training and {data.val_size:,} validation images of"
             f" {data.image_size}×{data.image_size}",
             f"training  {recipe.epochs} epochs of batch {recipe.batch_size}, recipe {recipe.name}",
-            f"memory    up to {size(opened)} of activations a step, in each of {options.workers} workers",
+            f"memory    up to {size(opened)} of activations a step, in each of {config.run.workers} workers",
             f"time      about {duration(share * most)} with early stopping, at most {duration(most)}"
             if share < 1
             else f"time      about {duration(most)}",
             f"          (from {STEPS} timed steps of the median network, {1000 * step:.0f} ms each on {device})",
-            f"disk      about {size(trials * (checkpoint + RECORD_BYTES))} in studies/{options.study}/",
+            f"disk      about {size(trials * (checkpoint + RECORD_BYTES))} in studies/{config.study}/",
             "nothing was trained; leave out --dry-run to begin",
         )
     )

@@ -8,7 +8,7 @@ missing; one with more runs adds them; a run that is there and would be another 
 import socket
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from dnas.executors.runner import Trainings
 from dnas.executors.worker import Job
 from dnas.formatting import percent
 from dnas.nn.kernels import check_kernels
-from dnas.study.config import LIST, Means
+from dnas.study.config import LIST, RunConfig
 from dnas.study.folder import StudyFolder, read_study
 from dnas.study.provenance import git_commit, versions
 from dnas.study.record import TrialRecord, new_record, now
@@ -67,7 +67,7 @@ def train_runs(
     study: str,
     title: str,
     runs: Sequence[PlannedRun],
-    means: Means,
+    run_config: RunConfig,
     show: Show,
     executor: Executor | None = None,
     *,
@@ -83,22 +83,22 @@ def train_runs(
     network is trained again.
     """
     check_runs(study, runs)
-    if means.kernels is not None:
-        check_kernels(means.kernels)  # before there is a folder
+    if run_config.kernels is not None:
+        check_kernels(run_config.kernels)  # before there is a folder
     folder = StudyFolder(Path("studies") / study)
-    devices = list_devices(means.device) if executor is None else (means.device,)
+    devices = list_devices(run_config.device) if executor is None else (run_config.device,)
     if folder.exists:
         check_same_runs(folder, runs, final)  # before the data are read, which can take long
-    facts = _describe(runs, means, final, show)
+    facts = _describe(runs, run_config, final, show)
     folder.path.mkdir(parents=True, exist_ok=True)
     with folder.lock():
-        config = _config(folder, title, runs, means, facts, final, devices[0].partition(":")[0], command)
+        config = _config(folder, title, runs, run_config, facts, final, devices[0].partition(":")[0], command)
         config |= about or {}
         if not folder.exists or folder.config() != config:
             folder.write_config(config)
         numbers = {row["key"]: number for number, row in enumerate(config["runs"])}
-        executor = executor or LocalExecutor(means.workers, devices)
-        driver = ListDriver(folder, means, {numbers[run.key]: run for run in runs}, facts, show, executor, final)
+        executor = executor or LocalExecutor(run_config.workers, devices)
+        driver = ListDriver(folder, run_config, {numbers[run.key]: run for run in runs}, facts, show, executor, final)
         try:
             driver.open()
             return driver.run()
@@ -164,12 +164,12 @@ def _said(value: Any) -> str:
     return ", ".join(f"{key}={one}" for key, one in value.items()) if isinstance(value, dict) else str(value)
 
 
-def _describe(runs: Iterable[PlannedRun], means: Means, final: bool, show: Show) -> dict[str, dict[str, Any]]:
+def _describe(runs: Iterable[PlannedRun], run_config: RunConfig, final: bool, show: Show) -> dict[str, dict[str, Any]]:
     """Key of a run -> `Dataset.describe()` of what it trains on."""
     found: dict[str, dict[str, Any]] = {}
     read: dict[str, Dataset] = {}
     for run in runs:
-        arguments = means.data | dict(run.data)
+        arguments = run_config.data | dict(run.data)
         name = repr(sorted(arguments.items()))
         if name not in read:
             data = load_dataset(**arguments, progress=show.note)
@@ -191,7 +191,7 @@ def _config(
     folder: StudyFolder,
     title: str,
     runs: Sequence[PlannedRun],
-    means: Means,
+    run_config: RunConfig,
     facts: Mapping[str, Mapping[str, Any]],
     final: bool,
     device: str,
@@ -199,7 +199,7 @@ def _config(
 ) -> dict[str, Any]:
     """What study.toml is to hold: of a study that is there, its own with the runs that are new."""
     data = {key: value for key, value in facts[runs[0].key].items() if value is not None}
-    data |= {"source": means.data["name"], "root": str(means.data.get("data_root") or "")}
+    data |= {"source": run_config.data["name"], "root": str(run_config.data.get("data_root") or "")}
     if folder.exists:
         config = folder.config()
         for name in ("fingerprint", "split_seed", "subset", "image_size"):
@@ -223,7 +223,7 @@ def _config(
         "sampler": LIST,
         "stopping": "none",
         "device": device,
-        "threads": means.threads,
+        "threads": run_config.threads,
         "host": socket.gethostname(),
         **({"commit": git_commit()} if git_commit() else {}),
         "space": {"name": LIST, "title": title, "text": ""},
@@ -241,7 +241,7 @@ class ListDriver(Trainings):
     def __init__(
         self,
         folder: StudyFolder,
-        options: Means,
+        run_config: RunConfig,
         runs: Mapping[int, PlannedRun],
         facts: Mapping[str, Mapping[str, Any]],
         show: Show,
@@ -249,7 +249,7 @@ class ListDriver(Trainings):
         final: bool = False,
     ) -> None:
         super().__init__()
-        self.folder, self.options, self.show, self.executor = folder, options, show, executor
+        self.folder, self.run_config, self.show, self.executor = folder, run_config, show, executor
         self.runs, self.facts, self.final = runs, facts, final
         self._planned: deque[int] = deque()
         self._seconds: dict[int, dict[int, float]] = {}  # number -> epoch -> what it took
@@ -302,9 +302,9 @@ class ListDriver(Trainings):
         return record
 
     def _job(self, record: TrialRecord) -> Job:
-        means = Means(**{**vars(self.options), "data": self.options.data | dict(self.runs[record.number].data)})
+        run_config = replace(self.run_config, data=self.run_config.data | dict(self.runs[record.number].data))
         folder = self.folder.trial_folder(record.number)
-        return make_job(means, record, folder, str(record.number), final=self.final)
+        return make_job(run_config, record, folder, str(record.number), final=self.final)
 
     def _on_epoch(self, record: TrialRecord, row: dict[str, Any]) -> bool:
         times = self._seconds.setdefault(record.number, {})

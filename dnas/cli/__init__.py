@@ -622,7 +622,7 @@ def _search(args: argparse.Namespace) -> int:
 
         side = args.image_size or options.space.fixed.get("image_size", 32)
         executor, changes = on_ray(args, options.study, side)
-        options = dataclasses.replace(options, **changes)
+        options = dataclasses.replace(options, run=dataclasses.replace(options.run, **changes))
     else:
         from dnas.training.forkserver import start_forkserver
 
@@ -662,13 +662,14 @@ def apply_definition_of(args: argparse.Namespace) -> None:
 
 
 def _search_options(args: argparse.Namespace, folder: Any, begun: dict[str, Any]) -> Any:
-    """The `Options` of a search. begun: study.toml of the study, {} of a new one; what the command leaves open is as
-    there."""
+    """The `SearchConfig` of a command. begun: study.toml of the study, {} of a new one; what the command leaves open is
+    as there."""
     from dnas.search.proposals import DEFAULT_SAMPLER, check_sampler
     from dnas.search.stopping import check_stopping
     from dnas.space.objectives import read_objectives
     from dnas.space.parse import load_space
-    from dnas.study.config import Options, default_threads, default_workers, space_of
+    from dnas.study.config import RunConfig, SearchConfig, space_of
+    from dnas.training.defaults import default_threads, default_workers
 
     limits = {key: value for key, value in (("params", args.max_params), ("macs", args.max_macs)) if value is not None}
     overrides = _overrides(args)
@@ -689,24 +690,26 @@ def _search_options(args: argparse.Namespace, folder: Any, begun: dict[str, Any]
     check_stopping(stopping, len(objectives) > 1)
     workers = args.workers or default_workers()
     side = args.image_size or space.fixed.get("image_size", 32)
-    return Options(
+    return SearchConfig(
         space=space,
         study=folder.name,
         trials=args.trials,
-        data=_data_arguments(args, space.dataset, str(space.fixed.get("stem", "small"))),
+        run=RunConfig(
+            data=_data_arguments(args, space.dataset, str(space.fixed.get("stem", "small"))),
+            workers=workers,
+            threads=args.threads or default_threads(workers, side),
+            device=args.device,
+            timeout=args.timeout,
+            compile_net=args.compile,
+            cuda_graph=args.cuda_graph,
+            kernels=args.kernels,
+        ),
         seed=begun.get("seed", 0) if args.seed is None else args.seed,
         objectives=objectives,
         sampler=sampler,
         control=begun.get("control", 0.0) if args.control is None else float(args.control),
         stopping=stopping,
-        timeout=args.timeout,
         mirror=args.mirror,
-        workers=workers,
-        threads=args.threads or default_threads(workers, side),
-        device=args.device,
-        compile_net=args.compile,
-        cuda_graph=args.cuda_graph,
-        kernels=args.kernels,
         retrain=args.retrain_best,
         retrain_seeds=args.retrain_seeds,
         command=_command_line(args),
@@ -722,7 +725,7 @@ def _worker(args: argparse.Namespace) -> int:
     from dnas.executors.local import LocalExecutor
     from dnas.executors.shared_storage import Shared
     from dnas.formatting import several
-    from dnas.study.config import default_workers
+    from dnas.training.defaults import default_workers
     from dnas.training.devices import list_devices
     from dnas.training.forkserver import start_forkserver
 
@@ -744,7 +747,7 @@ def _worker(args: argparse.Namespace) -> int:
         data = load_data(config, options, display.note)
         slots = args.workers or default_workers()
         if not args.quiet:
-            print(_opening(dataclasses.replace(options, workers=slots), None))
+            print(_opening(dataclasses.replace(options, run=dataclasses.replace(options.run, workers=slots)), None))
         worker = Worker(folder, options, data, display, LocalExecutor(slots, devices), slots)
         try:
             done = worker.run()
@@ -857,7 +860,7 @@ def _opening(options: Any, executor: Any) -> str:
     every = Ladder(options.stopping, recipe.epochs, several=len(options.objectives) > 1).rungs
     stops = "·".join(str(rung) for rung in (*every, recipe.epochs)) if len(every) < 6 else f"{every[0]} to {every[-1]}"
     stopping = f"{options.stopping} after {stops} epochs" if every else "none"
-    at_once = options.workers if executor is None else min(options.workers, executor.workers)
+    at_once = options.run.workers if executor is None else min(options.run.workers, executor.workers)
     names = {"gp": "Gaussian process", "tpe": "TPE", "nsga2": "NSGA-II"}
     control = f", {100 * options.control:.0f}% random control" if options.control else ""
     return "\n".join(
@@ -866,12 +869,12 @@ def _opening(options: Any, executor: Any) -> str:
             f"space    {f'{size:,} networks' if size is not None else 'endless'}, {count(low)} to {count(high)} params",
             f"limits   {limits}",
             f"data     {data_info(space.dataset).title}"
-            + (f", {options.data['subset']:,} images of it" if options.data["subset"] else ""),
+            + (f", {options.run.data['subset']:,} images of it" if options.run.data["subset"] else ""),
             f"train    recipe {recipe.name}, {several(recipe.epochs, 'epoch')} of batch {recipe.batch_size};"
             f" early stopping {stopping}",
             f"search   {', '.join(options.objectives)} by {names.get(options.sampler, options.sampler)}, seed"
             f" {options.seed}{control}; {options.trials} trials, {at_once} at once"
-            f" ({options.threads} thread{'s' * (options.threads > 1)} each); studies/{options.study}/",
+            f" ({options.run.threads} thread{'s' * (options.run.threads > 1)} each); studies/{options.study}/",
             "",
         )
     )

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from dnas.errors import InputError, unknown
 from dnas.formatting import redact
-from dnas.study.config import TINY_IMAGE, Means, cores, default_threads, default_workers
+from dnas.study.config import RunConfig
+from dnas.training.defaults import TINY_IMAGE, cores, default_threads, default_workers
 
 if TYPE_CHECKING:
     from dnas.batch.runs import PlannedRun
@@ -30,12 +31,12 @@ def check_executor(args: argparse.Namespace) -> None:
         raise InputError(f"--{given[0].replace('_', '-')} is for --executor ray, but the executor is {args.executor}.")
 
 
-def means_of(args: argparse.Namespace, data: dict[str, Any], side: int) -> Means:
+def means_of(args: argparse.Namespace, data: dict[str, Any], side: int) -> RunConfig:
     """What the command leaves open, filled in: on CPUs a training of tiny images takes one thread, and each core has
     one. data: arguments of `load_dataset`; side: of the images, pixels."""
     tiny_on_cpu = side <= TINY_IMAGE and args.device in ("auto", "cpu")
     workers = args.workers or (cores() if tiny_on_cpu else default_workers())
-    return Means(
+    return RunConfig(
         data=data,
         workers=workers,
         threads=args.threads or default_threads(workers, side),
@@ -74,7 +75,7 @@ def train_listed(
     study: str,
     title: str,
     runs: "Sequence[PlannedRun]",
-    means: Means,
+    means: RunConfig,
     *,
     final: bool = False,
     about: Mapping[str, Any] | None = None,

@@ -18,7 +18,7 @@ from dnas.formatting import redact
 from dnas.io import write_atomic
 from dnas.search.driver import check_fits
 from dnas.search.state import ENDED
-from dnas.study.config import Options, check_objectives, data_arguments_of, frozen_inputs, objectives_of, space_of
+from dnas.study.config import SearchConfig, check_objectives, data_arguments_of, frozen_inputs, objectives_of, space_of
 from dnas.study.folder import StudyFolder
 from dnas.study.record import TrialRecord
 
@@ -121,9 +121,9 @@ class StoredStudy(StudyFolder):
             write_atomic(mark, name)
 
 
-def begin(storage: Storage, shared: Shared, options: Options, device: str, note: Callable[[str], None]) -> None:
+def begin(storage: Storage, shared: Shared, options: SearchConfig, device: str, note: Callable[[str], None]) -> None:
     """Begins the study in the database, unless another host has by now."""
-    data = load_dataset(**options.data, progress=note)
+    data = load_dataset(**options.run.data, progress=note)
     space = options.space.for_data(data.channels, data.image_size, data.classes, augmented=data.augmentation != "none")
     check_fits(space)
     check_objectives(space, options.objectives)
@@ -161,30 +161,33 @@ def shared_of(config: Mapping[str, Any], given: str | None) -> Shared:
     return shared
 
 
-def options_of(config: Mapping[str, Any], own: Options) -> Options:
+def options_of(config: Mapping[str, Any], own: SearchConfig) -> SearchConfig:
     """The study as it was begun, on this host. own: what is the host's (data root, device, timeout, mirror)."""
     return replace(
         own,
+        run=replace(
+            own.run,
+            data=data_arguments_of(config) | {"data_root": own.run.data["data_root"]},
+            workers=ANY_NUMBER,
+            threads=config["threads"],
+        ),
         space=space_of(config),
         study=config["name"],
         trials=config["trials"],
-        data=data_arguments_of(config) | {"data_root": own.data["data_root"]},
         seed=config["seed"],
         objectives=objectives_of(config),
         sampler=config["sampler"],
         control=config["control"],
         stopping=config["stopping"],
-        workers=ANY_NUMBER,
-        threads=config["threads"],
         retrain=config["retrain"]["best"],
         retrain_seeds=config["retrain"]["seeds"],
         command=config["command"],
     )
 
 
-def load_data(config: Mapping[str, Any], options: Options, note: Callable[[str], None]) -> Dataset:
+def load_data(config: Mapping[str, Any], options: SearchConfig, note: Callable[[str], None]) -> Dataset:
     """This host's copy of the study's data; `InputError` where it is another."""
-    data = load_dataset(**options.data, progress=note)
+    data = load_dataset(**options.run.data, progress=note)
     if data.fingerprint != config["data"]["fingerprint"]:
         raise InputError(
             f"{data.title} on this host has other files than study {config['name']} was begun with (fingerprint"

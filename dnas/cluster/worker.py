@@ -22,7 +22,7 @@ from dnas.formatting import percent, several
 from dnas.io import DiskFull
 from dnas.search.driver import Driver, Executor, Outcome, Show
 from dnas.search.retrain import retrain_best
-from dnas.study.config import Options
+from dnas.study.config import SearchConfig
 from dnas.study.folder import StudyHeld
 from dnas.study.optuna_mirror import open_mirror
 
@@ -74,7 +74,7 @@ class Worker:
     def __init__(
         self,
         folder: StoredStudy,
-        options: Options,
+        options: SearchConfig,
         data: Dataset,
         show: Display,
         executor: Executor,
@@ -173,7 +173,7 @@ class Worker:
 
     def _take(self, key: str, attempt: int, plain: dict[str, Any]) -> None:
         folder = self._scratch / f"{key}-{attempt}"
-        data = plain["data"] | {"data_root": self.options.data["data_root"]}
+        data = plain["data"] | {"data_root": self.options.run.data["data_root"]}
         job = Job(**plain | {"folder": str(folder), "data": data, "seed": tuple(plain["seed"])})
         carried = _Carried(job, attempt, time.monotonic(), Watch(folder, time.monotonic()))
         self._carried[key] = carried

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from dnas.executors.worker import Job
-from dnas.study.config import Means, Options
+from dnas.study.config import RunConfig
 from dnas.study.record import TrialRecord
 
 
 def make_job(
-    options: Means | Options,
+    run_config: RunConfig,
     record: TrialRecord,
     folder: Path,
     key: str,
@@ -23,12 +23,12 @@ def make_job(
         folder=str(folder),
         spec=record.spec,
         recipe=record.recipe,
-        data=options.data,
+        data=run_config.data,
         seed=(record.seed[0], record.seed[1]),
-        device=options.device,
-        threads=options.threads,
-        compile_net=options.compile_net,
-        cuda_graph=options.cuda_graph,
+        device=run_config.device,
+        threads=run_config.threads,
+        compile_net=run_config.compile_net,
+        cuda_graph=run_config.cuda_graph,
         kernels=record.kernels or "plain",
         final=final,
         activation_bytes=record.cost.get("activation_bytes", 0),

@@ -18,10 +18,11 @@ from dnas.executors.lease import Watch
 from dnas.executors.protocol import Executor, Outcome, Show
 from dnas.executors.worker import Job, Message
 from dnas.io import DiskFull
-from dnas.study.config import DEFAULT_KERNELS, Means, Options
+from dnas.study.config import RunConfig
 from dnas.study.folder import StudyFolder
 from dnas.study.provenance import versions
 from dnas.study.record import TrialRecord
+from dnas.training.defaults import DEFAULT_KERNELS
 
 SAME_ERRORS = 3  # so many identical errors in a row stop the search
 LOOK_SECONDS = 0.5  # between two looks for what takes too long
@@ -44,7 +45,7 @@ class Trainings:
     a result means."""
 
     folder: StudyFolder
-    options: Means | Options
+    run_config: RunConfig
     show: Show
     executor: Executor
     records: dict[int, TrialRecord]  # where a training is not known by its trial's number, its key and `_record` differ
@@ -88,7 +89,7 @@ class Trainings:
         return self.folder.trial_folder(record.number)
 
     def _job(self, record: TrialRecord) -> Job:
-        return make_job(self.options, record, self._path(record), self._key(record))
+        return make_job(self.run_config, record, self._path(record), self._key(record))
 
     def _on_started(self, record: TrialRecord, values: Mapping[str, Any]) -> None:
         """Takes in what a worker found out before it began to train."""
@@ -120,12 +121,12 @@ class Trainings:
         return outcome
 
     def _most(self) -> int:
-        return min(self.options.workers, self.executor.workers)
+        return min(self.run_config.workers, self.executor.workers)
 
     def _start(self, record: TrialRecord) -> None:
         record.started = record.started or self.folder.now()
         record.attempts += 1
-        record.threads = self.options.threads
+        record.threads = self.run_config.threads
         record.kernels = record.kernels or self._settled_kernels(record)
         self._write(record)
         clock = self.executor.clock()
@@ -137,7 +138,7 @@ class Trainings:
         """The study's kernels. `auto` is settled by the first training, on its network, and written into study.toml:
         what goes on later must be the same bit for bit."""
         if self._kernels is None:
-            asked = self.options.kernels or DEFAULT_KERNELS
+            asked = self.run_config.kernels or DEFAULT_KERNELS
             self._kernels = self._measured_kernels(record) if asked == "auto" else asked
             self.folder.write_config(self.folder.config() | {"kernels": self._kernels})
         return self._kernels
@@ -147,16 +148,16 @@ class Trainings:
         from dnas.training.devices import list_devices
 
         try:
-            device = list_devices(self.options.device)[0]
+            device = list_devices(self.run_config.device)[0]
         except InputError:
             return "plain"  # the cluster's nodes have one, this machine has none to measure on
-        batch_size, compile_net = record.recipe["batch_size"], self.options.compile_net
+        batch_size, compile_net = record.recipe["batch_size"], self.run_config.compile_net
         return resolve_kernels("auto", record.network_spec, device, batch_size, compile_net)
 
     def _check_kernels(self) -> None:
         """Reads the study's kernels; one that was begun before there was a choice has `plain`. `InputError` where
         others are asked for, or those that there are not, or that this machine cannot run."""
-        asked = self.options.kernels
+        asked = self.run_config.kernels
         if asked is not None:
             from dnas.nn.kernels import check_kernels
 
@@ -261,7 +262,7 @@ class Trainings:
         self._looked = clock
         begun = set(self.executor.running) - self.executor.queued
         for key, running in list(self._running.items()):
-            record, limit = self._record(key), self.options.timeout
+            record, limit = self._record(key), self.run_config.timeout
             if key not in begun:
                 continue
             spent = running.before + clock - running.since

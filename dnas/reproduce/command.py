@@ -9,7 +9,7 @@ from dnas.batch.runs import PlannedRun, check_same_runs
 from dnas.cli.listed import check_executor, command_line, means_of, train_listed
 from dnas.formatting import count, duration, several, size
 from dnas.reproduce.targets import Plan, make_plan
-from dnas.study.config import Means
+from dnas.study.config import RunConfig
 from dnas.study.folder import StudyFolder
 from dnas.training.devices import list_devices
 
@@ -64,7 +64,7 @@ def planned(plan: Plan) -> list[PlannedRun]:
 # --- the plan in words --------------------------------------------------------------------------------------------
 
 
-def describe_plan(plan: Plan, folder: StudyFolder, means: Means, out: Path) -> str:
+def describe_plan(plan: Plan, folder: StudyFolder, means: RunConfig, out: Path) -> str:
     """The plan in some lines: networks with their costs, time, disk. Times a few steps."""
     target, budget = plan.target, plan.budget
     lines = [target.title, f"claim     {target.claim}"]

@@ -21,7 +21,7 @@ from dnas.search.proposals import Exhausted, Proposal, Region, make_sampler, pro
 from dnas.search.samplers.tpe import distributions_json
 from dnas.search.state import ENDED, History
 from dnas.space.space import Space
-from dnas.study.config import Options
+from dnas.study.config import SearchConfig
 from dnas.study.folder import StudyFolder
 from dnas.study.provenance import git_commit, versions
 from dnas.study.record import TrialRecord, new_record
@@ -39,7 +39,7 @@ class Driver(Trainings):
     """The one owner of a study while it runs. data: `Dataset.describe()`."""
 
     folder: StudyFolder
-    options: Options
+    config: SearchConfig
     space: Space
     data: Mapping[str, Any]
     show: Show
@@ -47,10 +47,11 @@ class Driver(Trainings):
 
     def __post_init__(self) -> None:
         super().__init__()
-        options = self.options
-        self.history = History(options.objectives, options.stopping, self.space.recipe.epochs)
-        self.region = Region(self.space, options.objectives)
-        self.sampler = make_sampler(options.sampler)
+        config = self.config
+        self.run_config = config.run
+        self.history = History(config.objectives, config.stopping, self.space.recipe.epochs)
+        self.region = Region(self.space, config.objectives)
+        self.sampler = make_sampler(config.sampler)
 
     # --- opening ----------------------------------------------------------------------------------------------
 
@@ -84,7 +85,7 @@ class Driver(Trainings):
             self._extend_records(event)
         self.freeze({"recipe": self.space.recipe.to_dict()})
         self.waiting = deque(record for _, record in sorted(self.records.items()) if record.state == "running")
-        self.show.opened([self.records[number] for number in sorted(self.records)], self.options.trials)
+        self.show.opened([self.records[number] for number in sorted(self.records)], self.config.trials)
 
     def _reconcile(self, number: int, record: TrialRecord) -> None:
         """Brings a record and the events about it together, whichever of the two a kill left behind."""
@@ -148,7 +149,7 @@ class Driver(Trainings):
             record.state, record.ended, record.reason = "running", None, None
             self.folder.write_record(record)
             return record
-        if outcome.exhausted or len(self.history.trials) >= self.options.trials:
+        if outcome.exhausted or len(self.history.trials) >= self.config.trials:
             return None
         try:
             return self._ask()
@@ -157,8 +158,8 @@ class Driver(Trainings):
             return None
 
     def _ask(self) -> TrialRecord:
-        options, number, seen = self.options, len(self.history.trials), self.history.digest
-        proposal = propose(self.region, self.history, self.sampler, options.control, options.seed)
+        config, number, seen = self.config, len(self.history.trials), self.history.digest
+        proposal = propose(self.region, self.history, self.sampler, config.control, config.seed)
         price = self.space.cost(proposal.spec)
         epochs = self.space.recipe.epochs
         self.emit(
@@ -186,7 +187,7 @@ class Driver(Trainings):
             network=self.space.name_of(proposal.spec),
             distributions=distributions_json(self.space.choices),
             cost=asdict(price),
-            seed=[self.options.seed, number],
+            seed=[self.config.seed, number],
             recipe=self.space.recipe.to_dict() | {"epochs": epochs},
             data=dict(self.data),
             epochs_planned=epochs,
@@ -202,8 +203,8 @@ class Driver(Trainings):
 
     def _job(self, record: TrialRecord) -> Job:
         folder = self.folder.trial_folder(record.number)
-        timed = "latency" in self.options.objectives and self.history.trials[record.number].latency is None
-        return make_job(self.options, record, folder, str(record.number), latency=timed)
+        timed = "latency" in self.config.objectives and self.history.trials[record.number].latency is None
+        return make_job(self.run_config, record, folder, str(record.number), latency=timed)
 
     def _on_started(self, record: TrialRecord, values: Mapping[str, Any]) -> None:
         if values.get("latency") is not None and record.latency is None:
@@ -241,7 +242,7 @@ class Driver(Trainings):
             "val_error": record.val_error,
             "val_loss": record.val_loss,
         }
-        record.objectives = {name: found[name] for name in self.options.objectives}
+        record.objectives = {name: found[name] for name in self.config.objectives}
         assert all(map(math.isfinite, record.objectives.values())), "a diverged run ends as failed"
         self._end(record)
 

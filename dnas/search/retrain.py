@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def retrain_best(driver: "Driver", data: Dataset) -> str | None:
-    """Trains the best `options.retrain` again, from `options.retrain_seeds` seeds each; what is done stays. Why it
+    """Trains the best `config.retrain` again, from `config.retrain_seeds` seeds each; what is done stays. Why it
     stopped early, if it did."""
     if not data.test_size:
         raise InputError(
@@ -34,12 +34,17 @@ class FinalTrainings(Trainings):
 
     def __init__(self, driver: "Driver", data: Dataset) -> None:
         super().__init__()
-        self.driver, self.folder, self.options, self.executor = driver, driver.folder, driver.options, driver.executor
+        self.driver, self.folder, self.run_config, self.executor = (
+            driver,
+            driver.folder,
+            driver.run_config,
+            driver.executor,
+        )
         self.show = _Notes(driver.show)
         self._finals: dict[str, TrialRecord] = {}
-        for winner in self.folder.best(driver.options.retrain):
-            for offset in range(1, driver.options.retrain_seeds + 1):
-                seed = driver.options.seed + offset
+        for winner in self.folder.best(driver.config.retrain):
+            for offset in range(1, driver.config.retrain_seeds + 1):
+                seed = driver.config.seed + offset
                 record = _opened(data, winner, seed, self.folder.path / "retrain" / f"{winner.number}-{seed}")
                 if record.state == "running":
                     self._finals[self._key(record)] = record
@@ -56,7 +61,7 @@ class FinalTrainings(Trainings):
         return self.folder.path / "retrain" / self._key(record)
 
     def _job(self, record: TrialRecord) -> Job:
-        return make_job(self.options, record, self._path(record), self._key(record), final=True)
+        return make_job(self.run_config, record, self._path(record), self._key(record), final=True)
 
     def _next(self, outcome: Outcome) -> TrialRecord | None:
         return self.waiting.popleft() if self.waiting else None

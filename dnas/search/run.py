@@ -9,14 +9,14 @@ from dnas.nn.kernels import check_kernels
 from dnas.search.driver import Driver, check_fits
 from dnas.search.extend import settle
 from dnas.search.stopping import check_stopping
-from dnas.study.config import Options, check_objectives, check_same, frozen_inputs
+from dnas.study.config import SearchConfig, check_objectives, check_same, frozen_inputs
 from dnas.study.folder import StudyFolder
 from dnas.training.devices import list_devices
 from dnas.training.step import check_cuda_graph
 
 
-def search(options: Options, show: Show, executor: Executor | None = None) -> Outcome:
-    """Begins a study or goes on with it, until `options.trials` networks have been trained; then retrains the best.
+def search(config: SearchConfig, show: Show, executor: Executor | None = None) -> Outcome:
+    """Begins a study or goes on with it, until `config.trials` networks have been trained; then retrains the best.
 
     executor: processes of this host, unless given. `InputError` where the study on disk was made with other inputs.
     KeyboardInterrupt leaves it ready to go on.
@@ -24,34 +24,34 @@ def search(options: Options, show: Show, executor: Executor | None = None) -> Ou
     from dnas.search.retrain import retrain_best
     from dnas.study.optuna_mirror import open_mirror
 
-    folder = StudyFolder(Path("studies") / options.study)
-    devices = list_devices(options.device) if executor is None else (options.device,)
-    if options.cuda_graph:
-        check_cuda_graph(devices[0], compiled=options.compile_net)
-    if options.kernels is not None:
-        check_kernels(options.kernels)  # before there is a folder
-    check_stopping(options.stopping, len(options.objectives) > 1)
+    folder = StudyFolder(Path("studies") / config.study)
+    devices = list_devices(config.run.device) if executor is None else (config.run.device,)
+    if config.run.cuda_graph:
+        check_cuda_graph(devices[0], compiled=config.run.compile_net)
+    if config.run.kernels is not None:
+        check_kernels(config.run.kernels)  # before there is a folder
+    check_stopping(config.stopping, len(config.objectives) > 1)
     if folder.exists:
         settle(folder)
-        check_same(folder, options)  # before the data are read, which can take long
-    data = load_dataset(**options.data, progress=show.note)  # on the CPU: only workers train
-    space = options.space.for_data(data.channels, data.image_size, data.classes, augmented=data.augmentation != "none")
+        check_same(folder, config)  # before the data are read, which can take long
+    data = load_dataset(**config.run.data, progress=show.note)  # on the CPU: only workers train
+    space = config.space.for_data(data.channels, data.image_size, data.classes, augmented=data.augmentation != "none")
     check_fits(space)
-    check_objectives(space, options.objectives)
+    check_objectives(space, config.objectives)
     folder.path.mkdir(parents=True, exist_ok=True)
     with folder.lock():
         if folder.exists:
-            check_same(folder, options, data)
+            check_same(folder, config, data)
         else:
-            folder.create(frozen_inputs(options, space, data.describe(), devices[0].partition(":")[0]))
-        executor = executor or LocalExecutor(options.workers, devices)
-        driver = Driver(folder, options, space, data.describe(), show, executor)
+            folder.create(frozen_inputs(config, space, data.describe(), devices[0].partition(":")[0]))
+        executor = executor or LocalExecutor(config.run.workers, devices)
+        driver = Driver(folder, config, space, data.describe(), show, executor)
         try:
             driver.open()
-            driver.freeze({"command": options.command, "trials": options.trials})
-            with open_mirror(folder, options.mirror, show.note):
+            driver.freeze({"command": config.command, "trials": config.trials})
+            with open_mirror(folder, config.mirror, show.note):
                 outcome = driver.run()
-                if outcome.stopped_by is None and options.retrain:
+                if outcome.stopped_by is None and config.retrain:
                     outcome.stopped_by = retrain_best(driver, data)
         finally:
             executor.stop()

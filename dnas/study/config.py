@@ -1,7 +1,6 @@
 """The configuration of a study: a command's inputs, what `study.toml` freezes, and the check of later commands."""
 
 import dataclasses
-import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,15 +17,19 @@ from dnas.study.record import now
 from dnas.training.recipe import Recipe
 
 LIST = "list"  # the `kind` of a study whose trainings were listed: see dnas.batch.runs
-DEFAULT_KERNELS = "auto"  # of a new study
 DEFAULTS: dict[str, Any] = {"objective": "val_error", "sampler": "tpe", "control": 0.0}  # of studies before 0.2
 
 
 @dataclass(frozen=True)
-class Means:
-    """How trainings are carried out, whatever is trained. `data` are arguments of `load_dataset`; `timeout` the most
-    seconds that one training may take; `kernels` what runs the dense blocks, a name of
-    `dnas.nn.kernels`; None is the study's, and of a new one `DEFAULT_KERNELS`."""
+class RunConfig:
+    """Settings that say how trials are trained, whatever is trained.
+
+    data: arguments of `load_dataset`.
+    workers: training runs at a time.
+    threads: CPU threads of each run.
+    timeout: time limit per run in seconds; None for no limit.
+    kernels: a name of `dnas.nn.kernels`, or `auto`; None for the study's kernels (`DEFAULT_KERNELS` for a new study).
+    """
 
     data: dict[str, Any]
     workers: int = 1
@@ -39,46 +42,45 @@ class Means:
 
 
 @dataclass(frozen=True)
-class Options:
-    """What the command says of a search. `data` are arguments of `load_dataset`; `retrain` is K of the best; `timeout`
-    the most seconds that one training may take; `mirror` the storage (a URL of optuna's) that mirrors the study."""
+class SearchConfig:
+    """Settings of a search.
+
+    trials: total number of trials to start.
+    control: fraction of proposals drawn at random as a control group.
+    retrain: number of best trials to retrain on all training data, each from `retrain_seeds` seeds.
+    mirror: storage URL of the Optuna database that mirrors the study, or `none`; None for the default file.
+    command: the command line, for `study.toml`.
+    """
 
     space: Space
     study: str
     trials: int
-    data: dict[str, Any]
+    run: RunConfig
     seed: int = 0
     objectives: tuple[str, ...] = ("val_error",)
     sampler: str = "tpe"
     control: float = 0.0
     stopping: str = "asha"
-    workers: int = 1
-    threads: int = 1
-    device: str = "cpu"
-    timeout: float | None = None
-    compile_net: bool = False
-    cuda_graph: bool = False
-    kernels: str | None = None
     retrain: int = 0
     retrain_seeds: int = 1
     mirror: str | None = None
     command: str = ""
 
 
-def frozen_inputs(options: Options, space: Space, data: Mapping[str, Any], device: str) -> dict[str, Any]:
+def frozen_inputs(search: SearchConfig, space: Space, data: Mapping[str, Any], device: str) -> dict[str, Any]:
     """What `study.toml` holds. data: `Dataset.describe()`."""
     config: dict[str, Any] = {
-        "name": options.study,
+        "name": search.study,
         "created": now(),
-        "command": options.command,
-        "trials": options.trials,
-        "seed": options.seed,
-        "objective": ",".join(options.objectives),
-        "sampler": options.sampler,
-        "control": options.control,
-        "stopping": options.stopping,
+        "command": search.command,
+        "trials": search.trials,
+        "seed": search.seed,
+        "objective": ",".join(search.objectives),
+        "sampler": search.sampler,
+        "control": search.control,
+        "stopping": search.stopping,
         "device": device,
-        "threads": options.threads,
+        "threads": search.run.threads,
         "host": socket.gethostname(),
         "commit": git_commit(),
         "space": {"name": space.name, "title": space.title, "text": space.text},
@@ -87,7 +89,7 @@ def frozen_inputs(options: Options, space: Space, data: Mapping[str, Any], devic
         "data": dict(data),
         "versions": versions(),
     }
-    config["data"] |= {"source": options.data["name"], "root": str(options.data.get("data_root") or "")}
+    config["data"] |= {"source": search.run.data["name"], "root": str(search.run.data.get("data_root") or "")}
     return _without_none(config)
 
 
@@ -166,22 +168,22 @@ def check_objectives(space: Space, objectives: tuple[str, ...]) -> None:
             )
 
 
-def check_same(folder: StudyFolder, options: Options, data: Any = None) -> None:
+def check_same(folder: StudyFolder, search: SearchConfig, data: Any = None) -> None:
     """`InputError` where the study was begun with other inputs; of the recipe, the epochs may grow.
 
     data: its `Dataset`; without it, what can be told without it is checked.
     """
-    config, space = DEFAULTS | folder.config(), options.space
+    config, space = DEFAULTS | folder.config(), search.space
     check_proposed(config)
     then, here = config["recipe"], space.recipe.to_dict()
     keys = [key for key in then if key != "epochs" and then[key] != here.get(key)]
     pairs: list[tuple[str, Any, Any]] = [
         ("limits", _stated(config["limits"]), _stated(space.limits.stated())),
-        ("objective", config["objective"], ",".join(options.objectives)),
-        ("seed", config["seed"], options.seed),
-        ("sampler", config["sampler"], options.sampler),
-        ("control", config["control"], options.control),
-        ("stopping", config["stopping"], options.stopping),
+        ("objective", config["objective"], ",".join(search.objectives)),
+        ("seed", config["seed"], search.seed),
+        ("sampler", config["sampler"], search.sampler),
+        ("control", config["control"], search.control),
+        ("stopping", config["stopping"], search.stopping),
         ("recipe", _stated({key: then[key] for key in keys}), _stated({key: here.get(key) for key in keys})),
     ]
     if config["space"]["name"] != space.name:
@@ -213,24 +215,3 @@ def check_same(folder: StudyFolder, options: Options, data: Any = None) -> None:
 
 def _stated(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in values.items()) or "none"
-
-
-# --- what a command leaves open -----------------------------------------------------------------------------------
-
-
-TINY_IMAGE = 16  # pixels: on so small maps a second thread costs more in waiting than it gains
-
-
-def default_threads(workers: int, image_size: int) -> int:
-    """CPU threads of each training: the cores, shared out among the workers; one for tiny images."""
-    return 1 if image_size <= TINY_IMAGE else max(1, cores() // workers)
-
-
-def default_workers() -> int:
-    """One on a small machine; on a larger one a worker for each four cores."""
-    return max(1, cores() // 4)
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

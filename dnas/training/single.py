@@ -27,9 +27,9 @@ from dnas.formatting import count, duration, percent, several, size
 from dnas.io import write_atomic
 from dnas.nn import resolve_kernels
 from dnas.nn.kernels import check_kernels
-from dnas.study.config import DEFAULT_KERNELS, cores, default_threads
 from dnas.study.provenance import git_commit, versions
 from dnas.training.checkpoint import Epoch, check_same_run
+from dnas.training.defaults import DEFAULT_KERNELS, cores, default_threads
 from dnas.training.devices import check_device, is_out_of_memory
 from dnas.training.distributed import ALONE, Group, is_loss_of_peer, is_started_by_torchrun, join_group
 from dnas.training.fit import Diverged, fit

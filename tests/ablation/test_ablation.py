@@ -32,7 +32,7 @@ from dnas.data import load_dataset
 from dnas.errors import InputError
 from dnas.executors.worker import Job, Message
 from dnas.nn import build
-from dnas.study.config import Means
+from dnas.study.config import RunConfig
 from dnas.study.folder import StudyFolder
 from dnas.training.checkpoint import weights_digest
 from dnas.training.fit import stream_seed
@@ -40,7 +40,7 @@ from tests.support.analytic import AnalyticExecutor, Silent
 from tests.support.studies import equal_but_times
 
 ROOT = Path(__file__).resolve().parents[2]
-MEANS = Means({"name": "digits", "data_root": None})
+MEANS = RunConfig({"name": "digits", "data_root": None})
 TEXT = """\
 # A small one, for the tests.
 question = "Does it help?"

@@ -18,7 +18,7 @@ from dnas.data.catalog import data_info
 from dnas.errors import InputError
 from dnas.executors.protocol import Outcome
 from dnas.executors.worker import Message
-from dnas.study.config import Means
+from dnas.study.config import RunConfig
 from dnas.study.folder import StudyFolder
 from dnas.study.record import TrialRecord
 from dnas.training.recipe import make_recipe
@@ -26,7 +26,7 @@ from tests.support.analytic import AnalyticExecutor, Silent, Trouble, curve
 from tests.support.studies import equal_but_times
 
 RECIPE = make_recipe("fast", data_info("digits"), epochs=3)
-MEANS = Means({"name": "digits", "subset": 200})
+RUN_CONFIG = RunConfig({"name": "digits", "subset": 200})
 NETWORKS = {"plain": "densenet:L=7,k=4", "bc": "densenet-bc:L=10,k=4"}
 
 
@@ -50,7 +50,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def train(runs: list[PlannedRun], executor: AnalyticExecutor | None = None, **changes: Any) -> Outcome:
-    return train_runs("s", "Two networks", runs, MEANS, Silent(), executor or AnalyticExecutor(), **changes)
+    return train_runs("s", "Two networks", runs, RUN_CONFIG, Silent(), executor or AnalyticExecutor(), **changes)
 
 
 def records() -> list[TrialRecord]:
@@ -175,7 +175,7 @@ def test_what_cannot_be_is_refused_in_a_line(runs: list[PlannedRun], words: str)
 def test_other_data_and_another_kind_of_study_are_refused() -> None:
     train(planned())
     with pytest.raises(InputError, match="begun with other data: subset 200"):
-        train_runs("s", "", planned(), Means({"name": "digits", "subset": 300}), Silent(), AnalyticExecutor())
+        train_runs("s", "", planned(), RunConfig({"name": "digits", "subset": 300}), Silent(), AnalyticExecutor())
     with pytest.raises(InputError, match="begun to measure on the validation part"):
         train(planned(), final=True)
     text = Path("studies/s/study.toml").read_text()
@@ -210,9 +210,9 @@ def test_the_commands_of_a_study_know_it(capsys: pytest.CaptureFixture[str]) -> 
 SCRIPT = """
 import sys
 from tests.support.analytic import Silent
-from tests.batch.test_runs import MEANS, planned
+from tests.batch.test_runs import RUN_CONFIG, planned
 from dnas.batch.runs import train_runs
-train_runs("s", "t", planned(1, epochs=6), MEANS, Silent(), final="final" in sys.argv)
+train_runs("s", "t", planned(1, epochs=6), RUN_CONFIG, Silent(), final="final" in sys.argv)
 """
 
 

@@ -24,9 +24,9 @@ from dnas.executors.shared_storage import Shared
 from dnas.executors.worker import Job, Message
 from dnas.search.run import search
 from dnas.space.parse import load_space
-from dnas.study.config import Options
+from dnas.study.config import SearchConfig
 from dnas.study.folder import StudyFolder
-from tests.support.analytic import AnalyticExecutor, Silent
+from tests.support.analytic import AnalyticExecutor, Silent, search_config
 from tests.support.postgres import PASSWORD, Server
 from tests.support.studies import equal_but_times, events_but_times
 
@@ -105,12 +105,12 @@ class Host:
         return self.done
 
 
-def own(**changes: Any) -> Options:
-    values: dict[str, Any] = {"space": load_space("digits_bc", epochs=4), "study": "s", "trials": 8, "data": DATA}
-    return Options(**values | {"mirror": "none"} | changes)
+def own(**changes: Any) -> SearchConfig:
+    values: dict[str, Any] = {"space": load_space("digits_bc", epochs=4), "trials": 8, "data": DATA}
+    return search_config(**values | {"mirror": "none"} | changes)
 
 
-def begun(url: str, shared: Path, options: Options) -> None:
+def begun(url: str, shared: Path, options: SearchConfig) -> None:
     storage = Storage(url, "s")
     begin(storage, Shared(shared), options, "cpu", print)
     storage.close()

@@ -25,11 +25,11 @@ from dnas.search.driver import Outcome
 from dnas.search.proposals import DEFAULT_SAMPLER
 from dnas.search.run import search
 from dnas.space.parse import load_space
-from dnas.study.config import Options
+from dnas.study.config import SearchConfig
 from dnas.study.folder import StudyFolder
 from dnas.study.record import TrialRecord
 from dnas.training.checkpoint import digest_of_weights, read_checkpoint
-from tests.support.analytic import Silent
+from tests.support.analytic import Silent, search_config
 from tests.support.postgres import Server
 from tests.support.ray_nodes import PATIENCE, QUICK, ROOT, Nodes
 from tests.support.studies import equal_but_times, events_but_times
@@ -40,11 +40,11 @@ ENVIRONMENT = os.environ | QUICK | {"PYTHONPATH": str(ROOT)}
 pytestmark = pytest.mark.xdist_group("ray")  # one cluster for all
 
 
-def small(trials: int, epochs: int, study: str = "s", **changes: Any) -> Options:
+def small(trials: int, epochs: int, study: str = "s", **changes: Any) -> SearchConfig:
     space = load_space("digits_bc", epochs=epochs)
     data = {"name": "digits", "subset": 100}
     changes = {"sampler": DEFAULT_SAMPLER, "mirror": "none"} | changes
-    return Options(space=space, study=study, trials=trials, data=data, **changes)
+    return search_config(trials, space, study=study, data=data, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def wait_until(ripe: Callable[[], bool], what: str = "it") -> None:
         time.sleep(0.05)
 
 
-def on_ray(address: str, options: Options, shared: Path | str, **changes: Any) -> Outcome:
+def on_ray(address: str, options: SearchConfig, shared: Path | str, **changes: Any) -> Outcome:
     return search(options, Silent(), RayExecutor(options.study, address, shared=shared, **changes))
 
 

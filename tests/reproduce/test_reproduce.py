@@ -30,7 +30,7 @@ from dnas.reproduce.command import describe_plan, planned
 from dnas.reproduce.page import write_page
 from dnas.reproduce.results import Result, about_a_third, paired, read_result
 from dnas.reproduce.targets import BUDGETS, TARGETS, Budget, Plan, Target, make_plan
-from dnas.study.config import Means
+from dnas.study.config import RunConfig
 from dnas.study.folder import StudyFolder
 from tests.support.analytic import AnalyticExecutor, Silent
 
@@ -152,7 +152,7 @@ def test_a_plan_tells_what_is_there_and_what_a_machine_does_at_once(monkeypatch:
     assert (means.workers, means.threads) == (7, 1)
     folder = StudyFolder(Path("studies") / plan.study)
     assert "are there" not in describe_plan(plan, folder, means, Path("out"))
-    train_runs(plan.study, "t", planned(plan)[:2], Means({"name": "digits"}), Silent(), Planted(plan, {}))
+    train_runs(plan.study, "t", planned(plan)[:2], RunConfig({"name": "digits"}), Silent(), Planted(plan, {}))
     assert "runs      6: 2 networks from 3 seeds; 2 are there" in describe_plan(plan, folder, means, Path("out"))
 
 
@@ -195,7 +195,7 @@ class Planted(AnalyticExecutor):
 def read(target: str, less: dict[str, float], noise: float = 0.002, seeds: int = 3) -> tuple[Plan, Result]:
     plan = make_plan(target, "smoke", seeds)
     executor = Planted(plan, less, noise)
-    train_runs(plan.study, "t", planned(plan), Means({"name": "digits"}), Silent(), executor)
+    train_runs(plan.study, "t", planned(plan), RunConfig({"name": "digits"}), Silent(), executor)
     return plan, read_result(plan, StudyFolder(Path("studies") / plan.study))
 
 
@@ -298,7 +298,7 @@ def test_table1_needs_no_training(capsys: pytest.CaptureFixture[str], tmp_path: 
 def test_runs_that_did_not_finish_are_said_to_be_missing() -> None:
     plan = make_plan("fig4-middle", "smoke")
     executor = Planted(plan, {"DenseNet-BC": 3.0})
-    train_runs(plan.study, "t", planned(plan)[:9], Means({"name": "digits"}), Silent(), executor)
+    train_runs(plan.study, "t", planned(plan)[:9], RunConfig({"name": "digits"}), Silent(), executor)
     result = read_result(plan, StudyFolder(Path("studies") / plan.study))
     assert any("9 runs of 18 did not finish" in note for note in result.notes)
 
@@ -306,11 +306,11 @@ def test_runs_that_did_not_finish_are_said_to_be_missing() -> None:
 def test_without_a_complete_run_or_without_the_other_family_nothing_is_drawn() -> None:
     plan = make_plan("fig4-middle", "smoke")
     failing = AnalyticExecutor(lambda job, epoch: Message("failed", {"reason": "diverged", "text": "nan"}))
-    train_runs(plan.study, "t", planned(plan)[:2], Means({"name": "digits"}), Silent(), _no_curves(failing))
+    train_runs(plan.study, "t", planned(plan)[:2], RunConfig({"name": "digits"}), Silent(), _no_curves(failing))
     with pytest.raises(InputError, match="no run of reproduce_fig4-middle_smoke is complete"):
         read_result(plan, StudyFolder(Path("studies") / plan.study))
     left = make_plan("fig4-left", "smoke")
-    train_runs(left.study, "t", planned(left)[:3], Means({"name": "digits"}), Silent(), Planted(left, {}))
+    train_runs(left.study, "t", planned(left)[:3], RunConfig({"name": "digits"}), Silent(), Planted(left, {}))
     with pytest.raises(InputError, match="needs runs of DenseNet-BC and of another family"):
         read_result(left, StudyFolder(Path("studies") / left.study))
 

@@ -30,7 +30,7 @@ from dnas.study.record import TrialRecord
 from dnas.training.checkpoint import load_run, weights_digest
 from dnas.training.fit import fit
 from dnas.training.recipe import Recipe
-from tests.support.analytic import AnalyticExecutor, Silent, options
+from tests.support.analytic import AnalyticExecutor, Silent, search_config
 
 COMPLETE, PAUSED, FAILED, RUNNING = 0, 2, 4, 9  # of the study that `interrupted` leaves
 
@@ -58,7 +58,7 @@ class Interrupting(AnalyticExecutor):
 def interrupted() -> StudyFolder:
     """A study of ten trials with each state, whose last one was interrupted after two epochs."""
     with pytest.raises(KeyboardInterrupt):
-        search(options(14), Silent(), Interrupting(trouble))
+        search(search_config(14), Silent(), Interrupting(trouble))
     states = {record.number: record.state for record in study().records()}
     assert [states[n] for n in (COMPLETE, PAUSED, FAILED, RUNNING)] == ["complete", "paused", "failed", "running"]
     assert max(states) == RUNNING
@@ -71,7 +71,7 @@ def study() -> StudyFolder:
 
 def go_on() -> list[dict[str, Any]]:
     """What the search ends with."""
-    search(options(14, mirror="none"), Silent(), AnalyticExecutor(trouble))
+    search(search_config(14, mirror="none"), Silent(), AnalyticExecutor(trouble))
     names = ("number", "state", "arm", "params", "digest", "val_error", "val_loss", "objectives", "epochs", "seed")
     names += ("weights_digest", "history_digest", "recipe", "distributions", "cost", "network", "seconds", "data")
     return [{name: getattr(record, name) for name in names} for record in study().records()]
@@ -332,9 +332,9 @@ def test_nothing_is_found_where_nothing_is_damaged(capsys: pytest.CaptureFixture
     assert diagnose(study(), mend=True) == []
     assert doctor_command() == 0
     assert capsys.readouterr().out == "ok\n1 interrupted trial; the next `dnas search` goes on from there\n"
-    search(options(14), Silent(), AnalyticExecutor(trouble))
+    search(search_config(14), Silent(), AnalyticExecutor(trouble))
     assert diagnose(study(), mend=True) == []
-    search(options(15, load_space("digits_bc", epochs=24)), Silent(), AnalyticExecutor(trouble))
+    search(search_config(15, load_space("digits_bc", epochs=24)), Silent(), AnalyticExecutor(trouble))
     assert diagnose(study(), mend=True) == [], "after more epochs"
 
 
@@ -368,15 +368,15 @@ def test_what_a_kill_leaves_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(StudyFolder, "append", appended)
     monkeypatch.setattr(StudyFolder, "write_record", written)
     for trials, space in ((10, load_space("digits_bc")), (11, load_space("digits_bc", epochs=24))):
-        search(options(trials, space, mirror="none"), Silent(), AnalyticExecutor(trouble))
+        search(search_config(trials, space, mirror="none"), Silent(), AnalyticExecutor(trouble))
     assert len(seen) == 11
     assert states >= {("tell", "complete"), ("tell", "failed"), ("pause", ""), ("extend", ""), ("record", "running")}
     assert states >= {("promote", ""), ("record", "paused"), ("record", "complete"), ("report", ""), ("ask", "")}
 
 
 def test_a_record_after_more_epochs_is_made_again() -> None:
-    search(options(5), Silent(), AnalyticExecutor())
-    search(options(5, load_space("digits_bc", epochs=24)), Silent(), AnalyticExecutor())
+    search(search_config(5), Silent(), AnalyticExecutor())
+    search(search_config(5, load_space("digits_bc", epochs=24)), Silent(), AnalyticExecutor())
     whole = study().records()[COMPLETE]
     write(record_file(COMPLETE), "{")
     assert diagnose(study(), mend=True)[0].what == "is damaged"
@@ -402,7 +402,7 @@ def test_the_mean_test_error_comes_from_the_final_trainings() -> None:
         def _result(self, row: dict[str, Any], finished: bool) -> dict[str, Any]:
             return super()._result(row, finished) | {"test_error": 0.125, "test_loss": 0.5}
 
-    search(options(2, retrain=1, retrain_seeds=2), Silent(), Measuring())
+    search(search_config(2, retrain=1, retrain_seeds=2), Silent(), Measuring())
     best = study().best(1)[0]
     assert best.test_error == 0.125
     write(record_file(best.number), "{")
@@ -484,7 +484,7 @@ def test_a_damaged_checkpoint_lets_the_training_begin_again(whole: tuple[Path, l
 
 def test_the_weights_digest_comes_from_the_checkpoint() -> None:
     """Of a trial whose log tells of the epochs that its checkpoint has."""
-    search(options(1, load_space("digits_bc", epochs=2)), Silent(), AnalyticExecutor())
+    search(search_config(1, load_space("digits_bc", epochs=2)), Silent(), AnalyticExecutor())
     folder = trained(0)
     digest = weights_digest(load_run(folder / "checkpoint.pt").net)
     write(record_file(0), "{")

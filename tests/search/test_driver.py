@@ -20,11 +20,10 @@ from dnas.search.driver import Outcome
 from dnas.search.run import search
 from dnas.search.state import History
 from dnas.space.parse import load_space, parse_space
-from dnas.study.config import cores, default_threads, default_workers
 from dnas.study.folder import StudyFolder, check_study_name, find_study, read_study
 from dnas.study.record import TrialRecord, rank
-from tests.support.analytic import AnalyticExecutor, Silent, Trouble
-from tests.support.analytic import options as options_of
+from tests.support.analytic import AnalyticExecutor, Silent, Trouble, changed
+from tests.support.analytic import search_config as config_of
 from tests.support.data_files import noise, write_folder
 
 TIGHT = """# Few of these are inside the limits
@@ -41,7 +40,7 @@ epochs = 9
 """
 
 
-options = functools.partial(options_of, mirror="none")  # which has its own tests, and takes a third of a second
+search_config = functools.partial(config_of, mirror="none")  # which has its own tests, and takes a third of a second
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +49,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(trials: int, trouble: Trouble = lambda job, epoch: None, **changes: object) -> Outcome:
-    return search(options(trials, **changes), Silent(), AnalyticExecutor(trouble))
+    return search(search_config(trials, **changes), Silent(), AnalyticExecutor(trouble))
 
 
 def records() -> list[TrialRecord]:
@@ -105,7 +104,7 @@ def test_the_same_command_does_nothing_more_and_a_larger_n_goes_on() -> None:
     run(5)
     before = essence(records())
     executor = AnalyticExecutor()
-    search(options(5), Silent(), executor)
+    search(search_config(5), Silent(), executor)
     assert executor.started == []
     assert essence(records()) == before
     run(8)
@@ -147,7 +146,7 @@ def run_interrupted(trials: int, pace: int = 1, **changes: object) -> int:
     for times, left in enumerate(itertools.cycle((2, 15, 7, 1, 20, 11, 3, 18))):
         executor = Interrupting(pace * left)
         try:
-            search(options(trials, **changes), Silent(), executor)
+            search(search_config(trials, **changes), Silent(), executor)
         except KeyboardInterrupt:
             assert executor.running == [], "no worker outlives its driver"
         else:
@@ -185,7 +184,7 @@ def test_what_a_kill_leaves_between_two_writes_is_mended() -> None:
     for path in folder.trial_folder(5).iterdir():
         path.unlink()
     show = Silent()
-    search(options(6, stopping="none"), show, AnalyticExecutor())
+    search(search_config(6, stopping="none"), show, AnalyticExecutor())
     assert show.notes == ["mended events.jsonl: its last line was torn (14 bytes cut)"]
     assert essence(records()) == whole
     assert events() == before
@@ -253,7 +252,7 @@ def test_the_seed_reaches_the_sampler_and_the_trainings() -> None:
     first = [record.digest for record in records()]
     Path("studies/s").rename("studies/first")
     executor = AnalyticExecutor()
-    search(options(3, seed=7), Silent(), executor)
+    search(search_config(3, seed=7), Silent(), executor)
     assert [job.seed for job in executor.started] == [(7, 0), (7, 1), (7, 2)]
     assert [record.digest for record in records()][:1] == first[:1]
     assert not set(first[1:]) & {record.digest for record in records()}
@@ -275,11 +274,11 @@ def test_the_objective_is_what_is_minimised() -> None:
                     error = message.values["val_error"]
                     message.values.update(val_error=1 - error, val_loss=error)
 
-    search(options(13, workers=2), Silent(), InTurn())
+    search(search_config(13, workers=2), Silent(), InTurn())
     whole = [(r.state, r.epochs, r.digest, r.val_error, r.history_digest, *r.objectives.values()) for r in records()]
     best = [record.number for record in find_study("s").best(13)]
     Path("studies/s").rename("studies/error")
-    search(options(13, objectives=("val_loss",), workers=2), Silent(), Exchanged())
+    search(search_config(13, objectives=("val_loss",), workers=2), Silent(), Exchanged())
     assert [
         (r.state, r.epochs, r.digest, r.val_loss, r.history_digest, *r.objectives.values()) for r in records()
     ] == whole
@@ -311,7 +310,7 @@ def test_more_workers_train_the_same_number_once_each() -> None:
             super().start(job)
             at_once.append(len(self.running))
 
-    search(options(15, workers=3), Silent(), Counting())
+    search(search_config(15, workers=3), Silent(), Counting())
     assert max(at_once) == 3
     assert len({record.digest for record in records()}) == 15
     assert {record.state for record in records()} <= {"complete", "paused"}
@@ -344,7 +343,7 @@ def test_a_study_that_exists_refuses_other_inputs(changes: dict[str, object], me
     run(2)
     before = essence(records())
     with pytest.raises(InputError) as error:
-        search(dataclasses.replace(options(2), **changes), Silent(), AnalyticExecutor())  # type: ignore[arg-type]
+        search(changed(search_config(2), **changes), Silent(), AnalyticExecutor())
     assert message in str(error.value)
     assert essence(records()) == before
 
@@ -362,10 +361,10 @@ def test_images_that_changed_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("DNAS_CACHE", str(tmp_path / "cache"))
     for folder in ("one", "two"):
         write_folder(Path(folder), "train", ["a", "b"], 10, 8, channels=1)
-    of_one = dataclasses.replace(options(1), data={"name": "folder:one"})
+    of_one = changed(search_config(1), data={"name": "folder:one"})
     search(of_one, Silent(), AnalyticExecutor())
     with pytest.raises(InputError, match=r"another data set .*one.* \(now .*two.*\)"):
-        search(dataclasses.replace(of_one, data={"name": "folder:two"}), Silent(), AnalyticExecutor())
+        search(changed(of_one, data={"name": "folder:two"}), Silent(), AnalyticExecutor())
     noise(4711, 8, channels=1).save("one/train/a/000.png")
     with pytest.raises(InputError, match=r"another data set as its files were then \(now as its files are\)"):
         search(of_one, Silent(), AnalyticExecutor())
@@ -380,7 +379,7 @@ def test_more_epochs_train_the_survivors_again_and_record_it() -> None:
         (find_study("s").trial_folder(record.number) / "checkpoint.pt").write_bytes(b"of twelve epochs")
     find_study("s").write_record(dataclasses.replace(before[0], test_error=0.5))  # as a final training leaves it
     executor = AnalyticExecutor()
-    search(options(9, load_space("digits_bc", epochs=24)), Silent(), executor)
+    search(search_config(9, load_space("digits_bc", epochs=24)), Silent(), executor)
     after = records()
     assert events()[: len(log) + 1] == [*log, {"event": "extend", "epochs": 24, "trials": survivors}]
     again = {number: [] for number in survivors}  # type: ignore[var-annotated]
@@ -404,7 +403,7 @@ def test_more_epochs_train_the_survivors_again_and_record_it() -> None:
             assert record.epochs_planned == 12
     assert find_study("s").config()["recipe"]["epochs"] == 24
     again_executor = AnalyticExecutor()
-    search(options(9, load_space("digits_bc", epochs=24)), Silent(), again_executor)
+    search(search_config(9, load_space("digits_bc", epochs=24)), Silent(), again_executor)
     assert again_executor.started == []
     assert records() == after
     with pytest.raises(InputError, match="a study's epochs only grow; got --epochs 12"):
@@ -430,9 +429,9 @@ def test_more_epochs_interrupted_anywhere_equal_those_that_were_not() -> None:
     Path("studies/s").rename("studies/whole")
     Path("studies/copy").rename("studies/s")
     with pytest.raises(KeyboardInterrupt):
-        search(options(6, longer), Silent(), Interrupting(5))
+        search(search_config(6, longer), Silent(), Interrupting(5))
     with pytest.raises(KeyboardInterrupt):
-        search(options(6, longer), Silent(), Interrupting(30))
+        search(search_config(6, longer), Silent(), Interrupting(30))
     run(6, space=longer)
     assert essence(records()) == whole
     assert events() == log
@@ -462,7 +461,7 @@ def test_more_epochs_stand_in_the_study_even_if_a_kill_came_before_they_were_wri
 
 def test_a_paused_trial_goes_on_from_where_it_was_when_others_turn_out_worse() -> None:
     executor = AnalyticExecutor()
-    search(options(20, sampler="random", seed=1), Silent(), executor)
+    search(search_config(20, sampler="random", seed=1), Silent(), executor)
     promoted = {event["number"] for event in events() if event["event"] == "promote"}
     assert promoted
     for number in promoted:
@@ -522,7 +521,7 @@ def test_a_trial_is_not_promoted_before_its_worker_has_ended(seed: int) -> None:
             self.jobs = {key: self.jobs[key] for key in sorted(keys, key=stopping)}
             return super().wait(timeout)
 
-    search(options(20, workers=4, sampler="random", seed=seed), Silent(), Late())
+    search(search_config(20, workers=4, sampler="random", seed=seed), Silent(), Late())
     assert {record.state for record in records()} == {"complete", "paused"}
     last: dict[object, object] = {}
     for event in events():
@@ -569,7 +568,7 @@ def test_a_latency_is_measured_once_and_kept() -> None:
             self.jobs[job.key].appendleft(Message("started", {"device": "cpu", "latency": seconds}))
 
     executor = Timing()
-    search(options(9, objectives=("val_error", "latency")), Silent(), executor)
+    search(search_config(9, objectives=("val_error", "latency")), Silent(), executor)
     assert [record.latency for record in records()] == [0.001 * (1 + record.number) for record in records()]
     complete = [record for record in records() if record.state == "complete"]
     assert all(record.objectives["latency"] == record.latency for record in complete)
@@ -605,7 +604,7 @@ def test_a_full_memory_is_met_by_recomputing_the_activations() -> None:
     Path("studies/s").rename("studies/roomy")
     full = failing("out of memory", "tried to allocate 9 GiB", when=5)
     executor = AnalyticExecutor(lambda job, epoch: None if job.recompute else full(job, epoch))
-    search(options(3, stopping="none"), Silent(), executor)
+    search(search_config(3, stopping="none"), Silent(), executor)
     assert [row[:-1] for row in essence(records())] == whole
     assert [(job.key, job.recompute, job.alone) for job in executor.started] == [
         (key, again, again) for key in "012" for again in (False, True)
@@ -629,9 +628,9 @@ def test_a_recomputation_survives_an_interruption() -> None:
     executor = Interrupting(8)
     executor.trouble = trouble
     with pytest.raises(KeyboardInterrupt):
-        search(options(1), Silent(), executor)
+        search(search_config(1), Silent(), executor)
     again = AnalyticExecutor(trouble)
-    search(options(1), Silent(), again)
+    search(search_config(1), Silent(), again)
     assert [(job.recompute, job.alone) for job in again.started] == [(True, True)]
 
 
@@ -652,7 +651,7 @@ def test_a_training_that_takes_too_long_is_ended_and_told_as_the_worst() -> None
 
 def test_the_seconds_before_an_interruption_count() -> None:
     with pytest.raises(KeyboardInterrupt):
-        search(options(1, timeout=6.5, stopping="none"), Silent(), Interrupting(6))
+        search(search_config(1, timeout=6.5, stopping="none"), Silent(), Interrupting(6))
     run(1, timeout=6.5, stopping="none")
     assert records()[0].state == "failed"
 
@@ -676,7 +675,7 @@ def test_a_worker_without_a_heartbeat_is_ended_and_its_trial_goes_on(monkeypatch
             return [] if len(self.started) == 1 else super().wait(timeout)
 
     executor, show = Frozen(), Silent()
-    search(options(1), show, executor)
+    search(search_config(1), show, executor)
     assert len(executor.started) == 2
     assert show.notes == ["trial 0: its worker gave no sign of life; going on from its checkpoint"]
     assert [(record.state, record.losses) for record in records()] == [("complete", 1)]
@@ -696,7 +695,7 @@ def test_workers_that_always_freeze_stop_the_search(monkeypatch: pytest.MonkeyPa
             assert self.seconds < 10_000
             return []
 
-    outcome = search(options(9), Silent(), Frozen())
+    outcome = search(search_config(9), Silent(), Frozen())
     assert outcome.stopped_by is not None
     assert outcome.stopped_by.startswith("3 trials in a row failed alike: its worker gave no sign of life")
     assert [record.state for record in records()] == ["failed"] * 3
@@ -784,7 +783,7 @@ def test_what_comes_after_the_end_of_a_trial_in_one_batch_is_not_heard() -> None
             lost = Message("lost", {"text": "gone", "restarted": True})
             return [(key, lost) for key in self.running for _ in range(9)]
 
-    search(options(1), Silent(), Bursting())
+    search(search_config(1), Silent(), Bursting())
     assert records()[0].state == "failed"
     assert records()[0].losses == 4
     assert [event["event"] for event in events()].count("tell") == 1
@@ -813,7 +812,7 @@ class Measuring(AnalyticExecutor):
 
 def test_retraining_opens_the_test_set_only_for_the_best() -> None:
     executor = Measuring()
-    search(options(6, retrain=2, retrain_seeds=2), Silent(), executor)
+    search(search_config(6, retrain=2, retrain_seeds=2), Silent(), executor)
     final = [job for job in executor.started if job.final]
     best = [record.number for record in find_study("s").best(2)]
     assert sorted(job.key for job in final) == sorted(f"{number}-{seed}" for number in best for seed in (1, 2))
@@ -825,14 +824,14 @@ def test_retraining_opens_the_test_set_only_for_the_best() -> None:
         assert (record.test_error, record.test_loss, record.state) == (0.125 * record.seed[0], 0.5, "complete")
         assert record.data["val_size"] == 0, "it trains on the validation images too"
     again = Measuring()
-    search(options(6, retrain=2, retrain_seeds=2), Silent(), again)
+    search(search_config(6, retrain=2, retrain_seeds=2), Silent(), again)
     assert again.started == []
 
 
 def test_after_more_epochs_the_best_are_retrained_anew() -> None:
-    search(options(2, retrain=1), Silent(), Measuring())
+    search(search_config(2, retrain=1), Silent(), Measuring())
     executor = Measuring()
-    search(options(2, load_space("digits_bc", epochs=24), retrain=1), Silent(), executor)
+    search(search_config(2, load_space("digits_bc", epochs=24), retrain=1), Silent(), executor)
     final = [job for job in executor.started if job.final]
     assert [job.recipe["epochs"] for job in final] == [24]
     assert [record.epochs for _, record in find_study("s").retrained()] == [24]
@@ -849,7 +848,7 @@ def test_a_lost_or_failed_retraining_goes_on_or_says_so() -> None:
             return Message("failed", {"reason": "diverged", "text": "nan"})
         return None
 
-    search(options(1, retrain=1, retrain_seeds=2), Silent(), Measuring(trouble))
+    search(search_config(1, retrain=1, retrain_seeds=2), Silent(), Measuring(trouble))
     found = [record for _, record in find_study("s").retrained()]
     assert [(r.state, r.attempts, r.test_error) for r in found] == [("complete", 2, 0.125), ("failed", 1, None)]
     assert found[1].reason == "diverged: nan"
@@ -867,24 +866,24 @@ def test_a_kill_before_the_mean_test_error_is_written_loses_nothing(monkeypatch:
     with monkeypatch.context() as patch:
         patch.setattr(StudyFolder, "write_record", killed)
         with pytest.raises(KeyboardInterrupt):
-            search(options(1, retrain=1), Silent(), Measuring())
+            search(search_config(1, retrain=1), Silent(), Measuring())
     assert [record.state for _, record in find_study("s").retrained()] == ["complete"]
     again = Measuring()
-    search(options(1, retrain=1), Silent(), again)
+    search(search_config(1, retrain=1), Silent(), again)
     assert again.started == []
     assert records()[0].test_error == 0.125
 
 
 def test_final_trainings_of_fewer_epochs_are_not_in_the_mean() -> None:
-    search(options(1, retrain=1, retrain_seeds=2), Silent(), Measuring())
+    search(search_config(1, retrain=1, retrain_seeds=2), Silent(), Measuring())
     assert records()[0].test_error == 0.1875
-    search(options(1, load_space("digits_bc", epochs=24), retrain=1), Silent(), Measuring())
+    search(search_config(1, load_space("digits_bc", epochs=24), retrain=1), Silent(), Measuring())
     assert records()[0].test_error == 0.125
 
 
 def test_a_kill_while_a_final_training_is_cleared_away_leaves_none_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint of fewer epochs without its record would be gone on with, and be refused as another run's."""
-    search(options(1, retrain=1), Silent(), Measuring())
+    search(search_config(1, retrain=1), Silent(), Measuring())
     folder = find_study("s").path / "retrain" / "0-1"
     longer = load_space("digits_bc", epochs=24)
     iterdir, unlink = Path.iterdir, Path.unlink
@@ -899,8 +898,8 @@ def test_a_kill_while_a_final_training_is_cleared_away_leaves_none_of_it(monkeyp
         patch.setattr(Path, "iterdir", lambda path: iter(sorted(iterdir(path), reverse=True)))
         patch.setattr(Path, "unlink", killed)
         with pytest.raises(KeyboardInterrupt):
-            search(options(1, longer, retrain=1), Silent(), Measuring())
-    search(options(1, longer, retrain=1), Silent(), Measuring())
+            search(search_config(1, longer, retrain=1), Silent(), Measuring())
+    search(search_config(1, longer, retrain=1), Silent(), Measuring())
     assert not (folder / "checkpoint.pt").exists()
     assert [record.epochs for _, record in find_study("s").retrained()] == [24]
 
@@ -909,7 +908,7 @@ def test_a_driver_that_is_started_often_does_not_use_up_the_patience_with_worker
     """Only a lost worker counts, not an end of the driver, which a long final training may see a few times."""
     for left in (17, 5, 5):  # the first trains the trial, too
         with pytest.raises(KeyboardInterrupt):
-            search(options(1, retrain=1), Silent(), Interrupting(left))
+            search(search_config(1, retrain=1), Silent(), Interrupting(left))
     lost: list[str] = []
 
     def once(job: Job, epoch: int) -> Message | None:
@@ -918,7 +917,7 @@ def test_a_driver_that_is_started_often_does_not_use_up_the_patience_with_worker
             return Message("lost", {"text": "its process was ended by SIGKILL"})
         return None
 
-    search(options(1, retrain=1), Silent(), Measuring(once))
+    search(search_config(1, retrain=1), Silent(), Measuring(once))
     [(_, record)] = find_study("s").retrained()
     assert (record.state, record.losses) == ("complete", 1)
     assert record.attempts > 3
@@ -928,15 +927,15 @@ def test_a_final_training_whose_worker_is_always_lost_fails_at_last() -> None:
     def always(job: Job, epoch: int) -> Message | None:
         return Message("lost", {"text": "its process was ended by SIGKILL"}) if job.final else None
 
-    search(options(1, retrain=1), Silent(), Measuring(always))
+    search(search_config(1, retrain=1), Silent(), Measuring(always))
     [(_, record)] = find_study("s").retrained()
     assert (record.state, record.attempts) == ("failed", 5)
 
 
 def test_a_final_training_that_takes_too_long_is_ended() -> None:
     """By a simulated clock, a second an epoch: the network itself is trained first, without the limit."""
-    search(options(1), Silent(), Measuring())
-    search(options(1, retrain=1, timeout=6.5), Silent(), Measuring())
+    search(search_config(1), Silent(), Measuring())
+    search(search_config(1, retrain=1, timeout=6.5), Silent(), Measuring())
     [(_, record)] = find_study("s").retrained()
     assert (record.state, record.test_error) == ("failed", None)
     assert record.reason == "timeout: 7 s of training, more than --timeout 6.5 allows"
@@ -944,7 +943,7 @@ def test_a_final_training_that_takes_too_long_is_ended() -> None:
 
 def test_a_final_training_whose_worker_froze_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dnas.executors.lease.EXPIRY_SECONDS", 10.0)
-    search(options(1), Silent(), Measuring())
+    search(search_config(1), Silent(), Measuring())
 
     class Frozen(Measuring):
         def start(self, job: Job) -> None:
@@ -962,7 +961,7 @@ def test_a_final_training_whose_worker_froze_goes_on(monkeypatch: pytest.MonkeyP
             return [] if len(self.started) == 1 else super().wait(timeout)
 
     executor, show = Frozen(), Silent()
-    search(options(1, retrain=1), show, executor)
+    search(search_config(1, retrain=1), show, executor)
     assert [job.key for job in executor.started] == ["0-1", "0-1"]
     assert "trial 0-1: its worker gave no sign of life; going on from its checkpoint" in show.notes
     [(_, record)] = find_study("s").retrained()
@@ -974,7 +973,7 @@ def test_final_trainings_that_fail_alike_stop_the_search() -> None:
         return Message("failed", {"reason": "error", "text": "KeyError: 'x'"}) if job.final else None
 
     executor = Measuring(trouble)
-    outcome = search(options(1, retrain=1, retrain_seeds=9), Silent(), executor)
+    outcome = search(search_config(1, retrain=1, retrain_seeds=9), Silent(), executor)
     assert outcome.stopped_by is not None
     assert "3 trials in a row failed alike: KeyError: 'x'" in outcome.stopped_by
     assert sum(job.final for job in executor.started) == 3
@@ -983,7 +982,7 @@ def test_final_trainings_that_fail_alike_stop_the_search() -> None:
 def test_without_a_test_set_there_is_no_retraining(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DNAS_CACHE", str(tmp_path / "cache"))
     write_folder(Path("pictures"), "train", ["a", "b"], 10, 8, channels=1)
-    of_folder = dataclasses.replace(options(1, retrain=1), data={"name": "folder:pictures"})
+    of_folder = changed(search_config(1, retrain=1), data={"name": "folder:pictures"})
     executor = AnalyticExecutor()
     with pytest.raises(InputError, match=r"has no held-out test set.*put class folders under test/"):
         search(of_folder, Silent(), executor)
@@ -1007,13 +1006,6 @@ def test_the_best_is_the_smaller_of_equals_and_always_complete() -> None:
     found = [record(0, 0.2, 10), record(1, 0.1, 30), record(2, 0.1, 20), record(3, 0.1, 20), record(4, 0.3, 5)]
     found.append(record(5, 0.01, 1, "stopped"))
     assert [r.number for r in rank(found)] == [2, 3, 1, 0, 4]
-
-
-def test_cores_are_shared_among_the_workers() -> None:
-    assert default_threads(1, 32) == cores()
-    assert default_threads(2 * cores(), 32) == 1
-    assert default_threads(1, 16) == 1
-    assert default_workers() == max(1, cores() // 4)
 
 
 @pytest.mark.parametrize("name", ["a/b", "../x", "a..b", "", ".hidden", "a b"])

@@ -15,7 +15,7 @@ from dnas.space.parse import load_space, parse_space
 from dnas.study.folder import StudyFolder
 from tests.search.test_driver import AnalyticExecutor, InTurn, essence, records
 from tests.support.analytic import Silent
-from tests.support.analytic import options as options_of
+from tests.support.analytic import search_config as config_of
 
 SMALL = """# A small space
 dataset = "digits"
@@ -33,7 +33,7 @@ WIDER = SMALL.replace("[4, 8]", "[4, 16]").replace("[fixed]\nbottleneck = 4\n", 
 WIDER = WIDER.replace("20_000", "60_000").replace("[limits]", "bottleneck = { of = [0, 2, 4] }\n[limits]")
 
 
-options = functools.partial(options_of, mirror="none")  # which has its own tests, and takes a third of a second
+search_config = functools.partial(config_of, mirror="none")  # which has its own tests, and takes a third of a second
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,7 @@ def study() -> StudyFolder:
 
 @pytest.mark.parametrize("sampler", ["gp", "tpe", "nsga2", "random", "grid"])
 def test_every_decision_is_made_again(sampler: str) -> None:
-    search(options(18, sampler=sampler, control=0.2), Silent(), AnalyticExecutor())
+    search(search_config(18, sampler=sampler, control=0.2), Silent(), AnalyticExecutor())
     found = replay(study())
     assert found.differences == []
     assert found.proposals == 18
@@ -56,7 +56,7 @@ def test_every_decision_is_made_again(sampler: str) -> None:
 
 @pytest.mark.parametrize("stopping", ["asha", "hyperband", "none"])
 def test_with_several_objectives_and_workers_too(stopping: str) -> None:
-    wanted = options(16, objectives=("val_error", "params"), workers=3, stopping=stopping, control=0.2)
+    wanted = search_config(16, objectives=("val_error", "params"), workers=3, stopping=stopping, control=0.2)
     search(wanted, Silent(), InTurn())
     found = replay(study())
     assert found.differences == []
@@ -64,8 +64,8 @@ def test_with_several_objectives_and_workers_too(stopping: str) -> None:
 
 
 def test_the_median_rule_and_more_epochs_too() -> None:
-    search(options(9, stopping="median"), Silent(), AnalyticExecutor())
-    search(options(11, load_space("digits_bc", epochs=24), stopping="median"), Silent(), AnalyticExecutor())
+    search(search_config(9, stopping="median"), Silent(), AnalyticExecutor())
+    search(search_config(11, load_space("digits_bc", epochs=24), stopping="median"), Silent(), AnalyticExecutor())
     assert replay(study()).differences == []
 
 
@@ -74,7 +74,7 @@ def test_rungs_and_more_epochs_too(stopping: str) -> None:
     """Of 9 epochs the rung is 3; of 24 they are 3 and 8. The last command goes on after the epochs were raised."""
     for trials, epochs in ((24, 9), (40, 24), (44, 24)):
         space = load_space("digits_bc", epochs=epochs)
-        search(options(trials, space, stopping=stopping, workers=3, sampler="random", seed=1), Silent(), InTurn())
+        search(search_config(trials, space, stopping=stopping, workers=3, sampler="random", seed=1), Silent(), InTurn())
     events = study().events()
     raised = next(place for place, event in enumerate(events) if event["event"] == "extend")
     for part, rungs in ((events[:raised], {3}), (events[raised:], {3, 8})):
@@ -98,7 +98,7 @@ def change(number: int, kind: str, **values: object) -> None:
 
 
 def test_what_was_changed_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    search(options(8), Silent(), AnalyticExecutor())
+    search(search_config(8), Silent(), AnalyticExecutor())
     assert main(["replay", "s"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("8 proposals and ")
@@ -149,7 +149,7 @@ def test_a_trial_is_trained_again_and_its_curve_compared(capsys: pytest.CaptureF
 
 
 def begun(trials: int = 6) -> None:
-    search(options(trials, parse_space(SMALL, "small", "small")), Silent(), AnalyticExecutor())
+    search(search_config(trials, parse_space(SMALL, "small", "small")), Silent(), AnalyticExecutor())
 
 
 def test_a_wider_space_keeps_what_was_trained_and_goes_on() -> None:
@@ -164,7 +164,7 @@ def test_a_wider_space_keeps_what_was_trained_and_goes_on() -> None:
     ]
     assert essence(records()) == before
     wider = parse_space(WIDER, "wider", "wider")
-    search(options(30, wider), Silent(), AnalyticExecutor())
+    search(search_config(30, wider), Silent(), AnalyticExecutor())
     after = essence(records())
     assert [row[:3] for row in after[:6]] == [(n, *row[1:3]) for n, row in enumerate(before)] or len(after) == 30
     assert [row[4] for row in after[:6]] == [row[4] for row in before], "the networks of old stay"
@@ -195,7 +195,7 @@ def test_a_proposal_whose_record_a_kill_prevented_survives_a_wider_space() -> No
     for file in study().trial_folder(5).iterdir():
         file.unlink()
     extend(study(), parse_space(WIDER, "wider", "wider"), {"params": 60_000})
-    search(options(6, parse_space(WIDER, "wider", "wider")), Silent(), AnalyticExecutor())
+    search(search_config(6, parse_space(WIDER, "wider", "wider")), Silent(), AnalyticExecutor())
     assert records()[5].network_spec == before.network_spec
     assert records()[5].params == before.params | {"bottleneck": 4}
     assert replay(study()).differences == []
@@ -222,7 +222,7 @@ def test_a_space_that_is_no_wider_is_refused(text: str, limits: int, message: st
 
 
 def test_the_command_extends_and_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
-    search(options(2), Silent(), AnalyticExecutor())
+    search(search_config(2), Silent(), AnalyticExecutor())
     assert main(["extend", "s"]) == 2
     assert "`dnas extend` needs what is to be wider" in capsys.readouterr().err
     assert main(["extend", "s", "--max-params", "70_000"]) == 0

@@ -14,12 +14,14 @@ from dnas.executors.worker import Job, Message
 from dnas.nn import kernels_or_plain
 from dnas.nn.kernels import unavailable_reason
 from dnas.search.run import search
-from dnas.space.parse import load_space
-from dnas.study.config import DEFAULT_KERNELS, Means, Options
+from dnas.study.config import RunConfig
 from dnas.study.folder import StudyFolder
 from dnas.study.record import new_record
 from dnas.training.checkpoint import digest_of_weights, read_checkpoint
-from tests.support.analytic import AnalyticExecutor, Silent
+from dnas.training.defaults import DEFAULT_KERNELS
+from tests.support.analytic import AnalyticExecutor, Silent, search_config
+
+CHANGES: dict[str, Any] = {"data": {"name": "digits"}, "mirror": "none"}
 
 
 @pytest.fixture(autouse=True)
@@ -29,8 +31,7 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def run(trials: int, **changes: Any) -> AnalyticExecutor:
     executor = AnalyticExecutor()
-    options = {"space": load_space("digits_bc"), "data": {"name": "digits"}, "mirror": "none", "stopping": "none"}
-    search(Options(**(options | {"study": "s", "trials": trials} | changes)), Silent(), executor)
+    search(search_config(trials, **CHANGES | {"stopping": "none"} | changes), Silent(), executor)
     return executor
 
 
@@ -83,8 +84,7 @@ def test_a_record_says_what_ran_where_a_host_has_no_compiler() -> None:
             super().start(job)
             self.jobs[job.key].appendleft(Message("started", {"device": "cpu", "kernels": "plain"}))
 
-    options = {"space": load_space("digits_bc"), "data": {"name": "digits"}, "mirror": "none", "kernels": "ref"}
-    search(Options(study="s", trials=2, **options), Silent(), Bare())  # type: ignore[arg-type]
+    search(search_config(2, kernels="ref", **CHANGES), Silent(), Bare())
     assert frozen() == "ref"
     assert [record.kernels for record in StudyFolder(Path("studies/s")).records()] == ["plain"] * 2
 
@@ -96,7 +96,7 @@ def test_a_worker_says_which_kernels_it_has(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_residual_networks_have_no_such_kernels() -> None:
     trainings = Trainings()
-    trainings.options = Means({"name": "digits"}, kernels="auto")
+    trainings.run_config = RunConfig({"name": "digits"}, kernels="auto")
     record = new_record(0, "first", {}, parse_name("resnet:L=8,width=4"), recipe={"batch_size": 64})
     assert trainings._measured_kernels(record) == "plain"
 

@@ -24,7 +24,7 @@ from dnas.study import optuna_mirror as mirror
 from dnas.study.folder import StudyFolder
 from dnas.study.optuna_mirror import FINGERPRINT, Mirror, mirror_agrees, open_mirror, sync_mirror
 from dnas.study.record import TrialRecord
-from tests.support.analytic import AnalyticExecutor, Silent, options
+from tests.support.analytic import AnalyticExecutor, Silent, search_config
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def opened() -> Iterator[Mirror]:
     """The mirror of the study `s`, open as long as the test."""
-    search(options(0, mirror="none"), Silent(), AnalyticExecutor())
+    search(search_config(0, mirror="none"), Silent(), AnalyticExecutor())
     found = Mirror(study(), None)
     yield found
     found.close()
@@ -106,14 +106,14 @@ def trouble(job: Job, epoch: int) -> Message | None:
 
 def test_after_each_pass_it_equals_one_made_from_nothing(opened: Mirror) -> None:
     short = Watched(opened, every=5, trouble=trouble)
-    search(options(16, workers=3, mirror="none"), Silent(), short)
+    search(search_config(16, workers=3, mirror="none"), Silent(), short)
     opened.sync()
     check_law()
     assert any(seen[i : i + 2] == ["paused", "running"] for seen in short.states.values() for i in range(len(seen)))
     assert {record.state for record in study().records()} == {"complete", "paused", "failed", "infeasible"}
     before = trials()
     long = Watched(opened, every=20, trouble=trouble)
-    search(options(18, load_space("digits_bc", epochs=24), workers=2, mirror="none"), Silent(), long)
+    search(search_config(18, load_space("digits_bc", epochs=24), workers=2, mirror="none"), Silent(), long)
     assert any(seen[0] == "running" and before[n].state == TrialState.COMPLETE for n, seen in long.states.items()), (
         "complete ones begin again"
     )
@@ -139,7 +139,7 @@ def test_with_several_objectives_too(opened: Mirror) -> None:
                 self.opened = watched[0]
             return super().wait(timeout)
 
-    chosen = options(12, objectives=("val_error", "params"), workers=2, mirror="none")
+    chosen = search_config(12, objectives=("val_error", "params"), workers=2, mirror="none")
     search(chosen, Silent(), Later(opened, every=7, trouble=trouble))
     watched[0].sync()
     watched[0].close()
@@ -155,7 +155,7 @@ def test_with_several_objectives_too(opened: Mirror) -> None:
 
 
 def test_it_says_what_the_records_say() -> None:
-    search(options(14), Silent(), AnalyticExecutor(trouble))
+    search(search_config(14), Silent(), AnalyticExecutor(trouble))
     found = optuna.load_study(study_name="s", storage="sqlite:///studies/s/study.db")
     records = study().records()
     assert found.metric_names == ["val_error"]
@@ -193,7 +193,7 @@ def test_a_running_trial_shows_its_epochs(opened: Mirror) -> None:
             return super().wait(timeout)
 
     with pytest.raises(KeyboardInterrupt):
-        search(options(1, mirror="none"), Silent(), Stopping())
+        search(search_config(1, mirror="none"), Silent(), Stopping())
     opened.sync()
     [trial] = trials()
     assert trial.state == TrialState.RUNNING
@@ -201,9 +201,9 @@ def test_a_running_trial_shows_its_epochs(opened: Mirror) -> None:
     assert (trial.user_attrs["epochs"], trial.user_attrs["seconds"]) == (5, 5.0)
     assert trial.user_attrs["val_error"] == trial.intermediate_values[5]
     assert study().records()[0].epochs == 0, "its record is older"
-    search(options(1, mirror="none"), Silent(), AnalyticExecutor())
+    search(search_config(1, mirror="none"), Silent(), AnalyticExecutor())
     with pytest.raises(KeyboardInterrupt):
-        search(options(1, load_space("digits_bc", epochs=24), mirror="none"), Silent(), Stopping())
+        search(search_config(1, load_space("digits_bc", epochs=24), mirror="none"), Silent(), Stopping())
     opened.sync()
     [trial] = trials()
     assert trial.state == TrialState.RUNNING
@@ -211,7 +211,7 @@ def test_a_running_trial_shows_its_epochs(opened: Mirror) -> None:
 
 
 def test_only_what_changed_is_read_and_written(opened: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
-    search(options(6, mirror="none"), Silent(), AnalyticExecutor())
+    search(search_config(6, mirror="none"), Silent(), AnalyticExecutor())
     assert opened.sync() == 6
     read: list[str] = []
     whole = TrialRecord.from_json
@@ -230,7 +230,7 @@ def test_only_what_changed_is_read_and_written(opened: Mirror, monkeypatch: pyte
 
 
 def test_a_trial_without_a_readable_record_waits_for_it(opened: Mirror) -> None:
-    search(options(6, mirror="none"), Silent(), AnalyticExecutor())
+    search(search_config(6, mirror="none"), Silent(), AnalyticExecutor())
     opened.sync()
     whole = study().records()[2]
     path = study().trial_folder(2) / "record.json"
@@ -246,7 +246,7 @@ def test_a_trial_without_a_readable_record_waits_for_it(opened: Mirror) -> None:
 
 
 def test_rows_that_are_not_ours_go_and_others_attributes_stay() -> None:
-    search(options(5, mirror="none"), Silent(), AnalyticExecutor())
+    search(search_config(5, mirror="none"), Silent(), AnalyticExecutor())
     url = "sqlite:///shared.db"
     sync_mirror(study(), url)
     loaded = optuna.load_study(study_name="s", storage=url)
@@ -266,7 +266,7 @@ def test_rows_that_are_not_ours_go_and_others_attributes_stay() -> None:
 def test_several_studies_share_a_database() -> None:
     url = "sqlite:///shared.db"
     for name in ("a", "b"):
-        search(dataclasses.replace(options(3), study=name, mirror=url), Silent(), AnalyticExecutor())
+        search(dataclasses.replace(search_config(3), study=name, mirror=url), Silent(), AnalyticExecutor())
         assert not (study(name).path / "study.db").exists()
     assert sorted(optuna.get_all_study_names(url)) == ["a", "b"]
     for name in ("a", "b"):
@@ -279,7 +279,7 @@ def test_several_studies_share_a_database() -> None:
 def refused(url: str, seed: int = 0) -> str:
     executor = AnalyticExecutor()
     with pytest.raises(InputError) as error:
-        search(options(2, seed=seed, mirror=url), Silent(), executor)
+        search(search_config(2, seed=seed, mirror=url), Silent(), executor)
     assert executor.started == [], "before anything is trained"
     assert "\n" not in str(error.value)
     return str(error.value)
@@ -322,7 +322,7 @@ def test_a_database_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPat
 
 def test_another_study_of_this_name_is_refused() -> None:
     url = "sqlite:///shared.db"
-    search(options(2, mirror=url), Silent(), AnalyticExecutor())
+    search(search_config(2, mirror=url), Silent(), AnalyticExecutor())
     before = trials(url)
     shutil.rmtree("studies/s")
     assert "holds another study called s (of the space digits_bc, seed 0, begun 20" in refused(url, seed=1)
@@ -335,7 +335,7 @@ def test_another_study_of_this_name_is_refused() -> None:
 
 @pytest.mark.parametrize("damage", ["text", "torn", "empty", "tables", "name", "identity", "pages"])
 def test_an_own_mirror_that_is_damaged_or_anothers_is_made_again(damage: str) -> None:
-    search(options(12), Silent(), AnalyticExecutor())
+    search(search_config(12), Silent(), AnalyticExecutor())
     path = Path("studies/s/study.db")
     content = path.read_bytes()
     assert mirror_agrees(study())
@@ -362,7 +362,7 @@ def test_an_own_mirror_that_is_damaged_or_anothers_is_made_again(damage: str) ->
     assert not mirror_agrees(study())
     assert path.read_bytes() == damaged, "it only looks"
     show = Silent()
-    search(options(12), show, AnalyticExecutor())
+    search(search_config(12), show, AnalyticExecutor())
     assert show.notes == []
     assert mirror_agrees(study())
     check_law()
@@ -370,14 +370,14 @@ def test_an_own_mirror_that_is_damaged_or_anothers_is_made_again(damage: str) ->
 
 
 def test_a_locked_mirror_is_not_taken_for_a_damaged_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    search(options(3), Silent(), AnalyticExecutor())
+    search(search_config(3), Silent(), AnalyticExecutor())
     connect = sqlite3.connect
     monkeypatch.setattr(sqlite3, "connect", lambda *a, **k: connect(*a, **(k | {"timeout": 0.01})))
     inode = Path("studies/s/study.db").stat().st_ino
     other = connect("studies/s/study.db", isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
     show = Silent()
-    search(options(5), show, AnalyticExecutor())
+    search(search_config(5), show, AnalyticExecutor())
     other.close()
     assert show.notes == [
         "the mirror in studies/s/study.db is behind (database is locked); the search needs none, and it is tried again"
@@ -388,7 +388,7 @@ def test_a_locked_mirror_is_not_taken_for_a_damaged_one(monkeypatch: pytest.Monk
 
 
 def test_none_is_no_mirror() -> None:
-    search(options(2, mirror="none"), Silent(), AnalyticExecutor())
+    search(search_config(2, mirror="none"), Silent(), AnalyticExecutor())
     assert not Path("studies/s/study.db").exists()
 
 
@@ -398,22 +398,22 @@ def test_none_is_no_mirror() -> None:
 def test_it_is_kept_while_the_search_runs_and_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mirror, "EVERY_SECONDS", 0.01)
     monkeypatch.setattr(mirror, "SHARE", 1.0)
-    search(options(3, mirror="none"), Silent(), AnalyticExecutor())
+    search(search_config(3, mirror="none"), Silent(), AnalyticExecutor())
     with open_mirror(study(), None, lambda text: None):
         assert soon(lambda: Path("studies/s/study.db").exists() and len(trials()) == 3)
-        search(options(4, mirror="none"), Silent(), AnalyticExecutor())
+        search(search_config(4, mirror="none"), Silent(), AnalyticExecutor())
         assert soon(lambda: len(trials()) == 4)
         Path("studies/s/study.db").unlink()
         assert soon(lambda: Path("studies/s/study.db").exists() and len(trials()) == 4), "it is made again"
         monkeypatch.setattr(mirror, "EVERY_SECONDS", 60.0)
         time.sleep(0.1)
-        search(options(5, mirror="none"), Silent(), AnalyticExecutor())
+        search(search_config(5, mirror="none"), Silent(), AnalyticExecutor())
     assert len(trials()) == 5, "the last pass"
     assert not [thread for thread in threading.enumerate() if thread.name == "mirror"]
 
 
 def test_what_is_written_during_the_last_pass_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    search(options(1, mirror="none"), Silent(), AnalyticExecutor())
+    search(search_config(1, mirror="none"), Silent(), AnalyticExecutor())
     seen, go_on = threading.Event(), threading.Event()
     sync = Mirror.sync
 
@@ -426,7 +426,7 @@ def test_what_is_written_during_the_last_pass_is_not_missed(monkeypatch: pytest.
     monkeypatch.setattr(Mirror, "sync", held)
     with open_mirror(study(), None, lambda text: None):
         assert seen.wait(30)
-        search(options(2, mirror="none"), Silent(), AnalyticExecutor())
+        search(search_config(2, mirror="none"), Silent(), AnalyticExecutor())
         threading.Timer(0.2, go_on.set).start()  # the end comes before
     assert len(trials()) == 2
 
@@ -451,7 +451,7 @@ def test_an_interrupted_search_leaves_it_up_to_date() -> None:
             return super().wait(timeout)
 
     with pytest.raises(KeyboardInterrupt):
-        search(options(5), Silent(), Stopping())
+        search(search_config(5), Silent(), Stopping())
     assert [trial.state.name for trial in trials()] == ["COMPLETE", "PRUNED", "RUNNING"]
     check_law()
 
@@ -460,7 +460,7 @@ def test_an_interrupted_search_leaves_it_up_to_date() -> None:
 def test_later_trouble_is_said_once_and_tried_again(url: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mirror, "EVERY_SECONDS", 0.01)
     monkeypatch.setattr(mirror, "SHARE", 1.0)
-    search(options(3, mirror="none"), Silent(), AnalyticExecutor())
+    search(search_config(3, mirror="none"), Silent(), AnalyticExecutor())
     notes: list[str] = []
     tried: list[int] = []
     write = Mirror._write
@@ -482,7 +482,7 @@ def test_later_trouble_is_said_once_and_tried_again(url: str | None, monkeypatch
 
 
 def test_it_takes_a_small_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    search(options(3, mirror="none"), Silent(), AnalyticExecutor())
+    search(search_config(3, mirror="none"), Silent(), AnalyticExecutor())
     monkeypatch.setattr(mirror, "EVERY_SECONDS", 0.0)
     spent: list[float] = []
 
@@ -499,7 +499,7 @@ def test_it_takes_a_small_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_end_does_not_wait_for_a_database_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    search(options(2, mirror="none"), Silent(), AnalyticExecutor())
+    search(search_config(2, mirror="none"), Silent(), AnalyticExecutor())
     ended, notes = threading.Event(), list[str]()
     monkeypatch.setattr(mirror, "CLOSING_SECONDS", 0.1)
     monkeypatch.setattr(Mirror, "sync", lambda self: ended.wait(30))
@@ -519,7 +519,7 @@ def test_nothing_of_optunas_databases_is_imported_before() -> None:
 
 
 def test_a_fingerprint_covers_all_that_a_row_says(opened: Mirror) -> None:
-    search(options(2, mirror="none"), Silent(), AnalyticExecutor())
+    search(search_config(2, mirror="none"), Silent(), AnalyticExecutor())
     opened.sync()
     record = study().records()[1]
     log = Path("studies/s/events.jsonl")

@@ -1,5 +1,6 @@
 """An executor whose trainings are formulas: what the search does with curves, failures and deaths, in milliseconds."""
 
+import dataclasses
 import math
 import sys
 from collections import deque
@@ -10,7 +11,7 @@ from dnas.arch import DenseNetSpec, cost
 from dnas.executors.worker import Job, Message
 from dnas.space.parse import load_space
 from dnas.space.space import Space
-from dnas.study.config import Options
+from dnas.study.config import RunConfig, SearchConfig
 from dnas.study.record import TrialRecord
 
 Trouble = Callable[[Job, int], Message | None]  # what happens to a job before an epoch, if anything
@@ -123,6 +124,13 @@ class Silent:
         self.notes.append(text)
 
 
-def options(trials: int, space: Space | None = None, **changes: Any) -> Options:
-    space = space or load_space("digits_bc")
-    return Options(space=space, study="s", trials=trials, data={"name": "digits", "subset": 200}, **changes)
+def search_config(trials: int, space: Space | None = None, **changes: Any) -> SearchConfig:
+    """A search of 200 digits. changes: fields of `SearchConfig`, and of its `RunConfig`."""
+    run = RunConfig({"name": "digits", "subset": 200})
+    return changed(SearchConfig(space or load_space("digits_bc"), "s", trials, run), **changes)
+
+
+def changed(config: SearchConfig, **changes: Any) -> SearchConfig:
+    """Replace fields of `config`, and of its `RunConfig`."""
+    of_run = {name: changes.pop(name) for name in list(changes) if name in RunConfig.__dataclass_fields__}
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, **of_run), **changes)
