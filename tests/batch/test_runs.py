@@ -23,6 +23,7 @@ from dnas.study.folder import StudyFolder
 from dnas.study.record import TrialRecord
 from dnas.training.recipe import make_recipe
 from tests.support.analytic import AnalyticExecutor, Silent, Trouble, curve
+from tests.support.patience import patience
 from tests.support.studies import equal_but_times
 
 RECIPE = make_recipe("fast", data_info("digits"), epochs=3)
@@ -228,7 +229,7 @@ def test_killed_and_gone_on_with_it_ends_as_if_it_had_not_been() -> None:
     StudyFolder(Path("studies/s")).path.rename("studies/whole")
     process = start()
     checkpoint = Path("studies/s/trials/1/checkpoint.pt")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + patience(60)
     while not checkpoint.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)

@@ -29,6 +29,7 @@ from dnas.cli import apply_definition_of, make_parser
 from dnas.space.parse import space_files
 from dnas.study.folder import StudyFolder
 from tests.support import stubs
+from tests.support.patience import patience
 from tests.support.ray_nodes import PATIENCE, QUICK, ROOT
 
 DEPLOY = ROOT / "deploy"
@@ -357,7 +358,13 @@ def slurm_ray(tmp_path: Path, stub: Path, nodes: int, *options: str, **more: str
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     slurm = {"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": f"host[1-{nodes}]", "SLURM_JOB_NUM_NODES": str(nodes)}
-    ours = {"HEAD_IP": "127.0.0.1", "RAY_PORT": str(port), "CPUS": "1", "GPUS": "0", "WAIT_SECONDS": f"{PATIENCE:.0f}"}
+    ours = {
+        "HEAD_IP": "127.0.0.1",
+        "RAY_PORT": str(port),
+        "CPUS": "1",
+        "GPUS": "0",
+        "WAIT_SECONDS": f"{patience(PATIENCE):.0f}",
+    }
     quick = {key: value for key, value in QUICK.items() if key != "RAY_AUTH_MODE"}
     process = subprocess.Popen(
         [DEPLOY / "slurm-ray.sh", "--study", "s", *options],
@@ -378,7 +385,7 @@ def wait_until(ripe: Callable[[], Any], process: subprocess.Popen[str]) -> None:
     began = time.monotonic()
     while not ripe():
         assert process.poll() is None, process.stdout.read() if process.stdout else ""
-        assert time.monotonic() - began < PATIENCE
+        assert time.monotonic() - began < patience(PATIENCE)
         time.sleep(0.1)
 
 
@@ -392,7 +399,7 @@ def test_a_slurm_job_searches_on_all_its_nodes(tmp_path: Path, stub: Path) -> No
     process, port = slurm_ray(
         tmp_path, stub, 3, "--space", "tiny", "--trials", "2", "--epochs", "1", "--mirror", "none"
     )
-    out, _ = process.communicate(timeout=2 * PATIENCE)
+    out, _ = process.communicate(timeout=patience(2 * PATIENCE))
     assert process.returncode == 0, out
     assert "3 of 3 nodes are there" in out
     assert "2 trials, 3 at once" in out
@@ -411,7 +418,7 @@ def test_a_slurm_job_that_meets_its_time_limit_is_queued_again(tmp_path: Path, s
     process, port = slurm_ray(tmp_path, stub, 1, "--trials", "9", STUB_FAKE="1", STUB_SECONDS="60")
     wait_until(lambda: any(line.startswith("dnas ") for line in log_of(stub)), process)
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=PATIENCE)
+    out, _ = process.communicate(timeout=patience(PATIENCE))
     assert process.returncode == 130, out
     search = (
         f"dnas search --study s --trials 9 --executor ray --ray-address 127.0.0.1:{port} --shared {tmp_path}/shared"
@@ -425,7 +432,7 @@ def test_a_slurm_job_that_is_cancelled_is_not_queued_again(tmp_path: Path, stub:
     process, port = slurm_ray(tmp_path, stub, 1, STUB_FAKE="1", STUB_SECONDS="60")
     wait_until(lambda: any(line.startswith("dnas ") for line in log_of(stub)), process)
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=PATIENCE)
+    out, _ = process.communicate(timeout=patience(PATIENCE))
     assert process.returncode == 130, out
     assert not any("requeue" in line for line in log_of(stub))
     assert nobody_answers(port)
@@ -433,7 +440,7 @@ def test_a_slurm_job_that_is_cancelled_is_not_queued_again(tmp_path: Path, stub:
 
 def test_a_slurm_job_without_a_head_ends_at_once(tmp_path: Path, stub: Path) -> None:
     process, _ = slurm_ray(tmp_path, stub, 2, STUB_FAKE="1", STUB_NO_RAY="1")
-    out, _ = process.communicate(timeout=PATIENCE / 2)
+    out, _ = process.communicate(timeout=patience(PATIENCE / 2))
     assert process.returncode == 1
     assert "Ray's head did not start on host1" in out
     assert not any(line.startswith("dnas ") for line in log_of(stub))
@@ -457,7 +464,7 @@ def array(tmp_path: Path, stub: Path, *options: str, mode: int | None = 0o600, *
 
 def test_a_task_of_the_array_is_a_worker(tmp_path: Path, stub: Path) -> None:
     process = array(tmp_path, stub, "c", "--space", "cifar_bc", "--trials", "200")
-    out, _ = process.communicate(timeout=PATIENCE)
+    out, _ = process.communicate(timeout=patience(PATIENCE))
     assert process.returncode == 0, out
     said = f"dnas worker c --shared {tmp_path}/shared --space cifar_bc --trials 200"
     assert log_of(stub) == [f"{said} DNAS_STORAGE=postgresql://me:secret@db/dnas"], "no password among the words"
@@ -466,7 +473,7 @@ def test_a_task_of_the_array_is_a_worker(tmp_path: Path, stub: Path) -> None:
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o606])
 def test_a_password_that_others_can_read_is_refused(mode: int, tmp_path: Path, stub: Path) -> None:
     process = array(tmp_path, stub, "c", mode=mode)
-    out, _ = process.communicate(timeout=PATIENCE)
+    out, _ = process.communicate(timeout=patience(PATIENCE))
     assert process.returncode == 2
     assert "can be read by others; chmod 600" in out
     assert log_of(stub) == []
@@ -474,10 +481,10 @@ def test_a_password_that_others_can_read_is_refused(mode: int, tmp_path: Path, s
 
 def test_an_array_without_its_file_or_study_is_refused(tmp_path: Path, stub: Path) -> None:
     process = array(tmp_path, stub, "c", mode=None)
-    assert "is not there: it holds one line" in process.communicate(timeout=PATIENCE)[0]
+    assert "is not there: it holds one line" in process.communicate(timeout=patience(PATIENCE))[0]
     assert process.returncode == 2
     process = array(tmp_path, stub)
-    assert process.communicate(timeout=PATIENCE)[0].startswith("usage: ")
+    assert process.communicate(timeout=patience(PATIENCE))[0].startswith("usage: ")
     assert process.returncode == 2
     assert log_of(stub) == []
 
@@ -487,7 +494,7 @@ def test_a_task_that_meets_its_time_limit_is_queued_again(tmp_path: Path, stub: 
     process = array(tmp_path, stub, "c", STUB_SECONDS="60")
     wait_until(lambda: log_of(stub), process)
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=PATIENCE)
+    out, _ = process.communicate(timeout=patience(PATIENCE))
     assert process.returncode == 130, out
     assert log_of(stub)[-1] == "scontrol requeue 70_3"
 

@@ -27,11 +27,12 @@ from dnas.space.parse import load_space
 from dnas.study.config import SearchConfig
 from dnas.study.folder import StudyFolder
 from tests.support.analytic import AnalyticExecutor, Silent, search_config
+from tests.support.patience import patience
 from tests.support.postgres import PASSWORD, Server
 from tests.support.studies import equal_but_times, events_but_times
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 150.0  # seconds for a thing that takes about ten: a machine can be busy
+PATIENCE = 150.0  # seconds for a thing that takes about ten
 DATA = {"name": "digits", "data_root": None, "subset": 200, "split_seed": 0, "augmentation": "auto"}
 
 
@@ -98,7 +99,7 @@ class Host:
         return f"{self.error!r}"
 
     def join(self) -> str | None:
-        self.thread.join(PATIENCE)
+        self.thread.join(patience(PATIENCE))
         if self.error is not None:
             raise self.error
         assert not self.thread.is_alive()
@@ -206,7 +207,7 @@ def wait_until(ripe: Callable[[], bool], nodes: "Iterable[Node | Host]" = ()) ->
     while not ripe():
         for node in nodes:
             assert node.alive, node.end()
-        assert time.monotonic() - began < PATIENCE
+        assert time.monotonic() - began < patience(PATIENCE)
         time.sleep(0.15)  # a look at the database is a new connection: it costs the others their processor
 
 
@@ -296,7 +297,7 @@ class Node:
         os.killpg(self.process.pid, number)
 
     def end(self) -> str:
-        out, _ = self.process.communicate(timeout=PATIENCE)
+        out, _ = self.process.communicate(timeout=patience(PATIENCE))
         return out
 
     @property
@@ -399,7 +400,7 @@ def test_nodes_with_private_folders_share_a_database_and_s3(
     (now,) = rows(server, url, "SELECT extract(epoch FROM clock_timestamp())")[0]
     moments = [event["time"] for event in here.events()] + [r.ended for r in here.records()]
     assert max(map(seconds, moments)) <= float(now) + 1
-    assert min(map(seconds, moments)) >= float(now) - PATIENCE
+    assert min(map(seconds, moments)) >= float(now) - patience(PATIENCE)
     import s3fs
 
     files = s3fs.S3FileSystem()

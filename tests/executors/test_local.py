@@ -24,9 +24,10 @@ from dnas.io import DiskFull
 from dnas.training import fit as train
 from dnas.training.checkpoint import read_checkpoint
 from dnas.training.recipe import make_recipe
+from tests.support.patience import patience
 
 SPEC = parse_name("densenet-bc:layers=2-1,k=4,dropout=0.2,channels=1,size=8")
-PATIENCE = 120.0  # seconds for a thing that takes a few: a machine can be busy
+PATIENCE = 120.0  # seconds for a thing that takes a few
 
 
 def job(folder: Path, key: str = "a", name: str | None = None, **changes: Any) -> Job:
@@ -55,7 +56,7 @@ def messages(executor: LocalExecutor, until: tuple[str, ...] = ("done", "failed"
     """Says yes to every epoch; all that came until one of the kinds `until`."""
     came: list[tuple[str, Message]] = []
     began = time.monotonic()
-    while time.monotonic() - began < PATIENCE:
+    while time.monotonic() - began < patience(PATIENCE):
         for key, message in executor.wait(1.0):
             came.append((key, message))
             if message.kind == "epoch" and "epoch" not in until:

@@ -30,6 +30,7 @@ from dnas.study.folder import StudyFolder
 from dnas.study.record import TrialRecord
 from dnas.training.checkpoint import digest_of_weights, read_checkpoint
 from tests.support.analytic import Silent, search_config
+from tests.support.patience import patience
 from tests.support.postgres import Server
 from tests.support.ray_nodes import PATIENCE, QUICK, ROOT, Nodes
 from tests.support.studies import equal_but_times, events_but_times
@@ -88,7 +89,7 @@ def wait_until(ripe: Callable[[], bool], what: str = "it") -> None:
                 return
         except InputError:
             pass
-        assert time.monotonic() - began < PATIENCE, f"{what} did not come"
+        assert time.monotonic() - began < patience(PATIENCE), f"{what} did not come"
         time.sleep(0.05)
 
 
@@ -123,7 +124,9 @@ def test_a_study_is_the_same_wherever_it_is_trained(
     worker += ["--subset", "100", "--workers", "1", "--shared", str(tmp_path / "files"), "--mirror", "none"]
     worker += ["--kernels", "plain"]  # as in this process: see conftest.py
     storage = {"DNAS_STORAGE": server.database("same")}
-    subprocess.run(worker, cwd=far, env=ENVIRONMENT | storage, check=True, capture_output=True, timeout=3 * PATIENCE)
+    subprocess.run(
+        worker, cwd=far, env=ENVIRONMENT | storage, check=True, capture_output=True, timeout=patience(3 * PATIENCE)
+    )
     local = StudyFolder(Path("studies/local"))
     assert {"pause", "promote"} <= {event["event"] for event in local.events()}
     for other in (StudyFolder(Path("studies/ray")), StudyFolder(far / "studies/s")):
@@ -225,7 +228,7 @@ def test_a_killed_node_costs_no_trial(address: str, nodes: Nodes, tmp_path: Path
         wait_until(lambda: len(reached()) == 2, "epoch 3 of both trials")
         nodes.kill("one")
         nodes.add("three")
-        out, _ = process.communicate(timeout=2 * PATIENCE)
+        out, _ = process.communicate(timeout=patience(2 * PATIENCE))
     finally:
         process.kill()
     assert process.returncode == 0, out.decode()
@@ -240,7 +243,7 @@ def test_a_killed_node_costs_no_trial(address: str, nodes: Nodes, tmp_path: Path
     local = command(address, "", "--trials", "2", "--epochs", str(epochs), "--workers", "1")
     for option in ("--executor", "--ray-address", "--shared"):
         del local[local.index(option) : local.index(option) + 2]
-    subprocess.run(local, cwd=alone, env=ENVIRONMENT, check=True, capture_output=True, timeout=2 * PATIENCE)
+    subprocess.run(local, cwd=alone, env=ENVIRONMENT, check=True, capture_output=True, timeout=patience(2 * PATIENCE))
     expected = {r.digest: r.weights_digest for r in finished(alone, 2, epochs)}
     shared_networks = [r for r in records if r.digest in expected]
     assert shared_networks, "the first network is the same whatever the order of events"
@@ -255,7 +258,9 @@ def test_a_killed_driver_goes_on_from_the_storage(address: str, tmp_path: Path) 
     process.kill()
     process.wait()
     assert not (tmp_path / "studies/s/trials/1/checkpoint.pt").exists(), "it is in the storage alone"
-    done = subprocess.run(run, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=2 * PATIENCE)
+    done = subprocess.run(
+        run, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=patience(2 * PATIENCE)
+    )
     assert done.returncode == 0, done.stderr
     records = finished(tmp_path, trials, epochs)
     assert was_kept(tmp_path, 1, 2), "the first epochs were not trained again"
@@ -267,7 +272,7 @@ def test_an_interrupt_is_heard(address: str, tmp_path: Path) -> None:
     process = subprocess.Popen(run, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     wait_until(lambda: any(event["event"] == "report" for event in events(tmp_path)))
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=PATIENCE)
+    out, _ = process.communicate(timeout=patience(PATIENCE))
     assert process.returncode == 130
     assert "The same command goes on from there" in out.decode()
 
@@ -280,7 +285,7 @@ def test_a_trial_that_takes_too_long_is_ended(address: str, tmp_path: Path, monk
     options = small(3, epochs=400, workers=2, timeout=3.0, stopping="none")
     study = threading.Thread(target=on_ray, args=(address, options, tmp_path / "shared"), daemon=True)
     study.start()
-    study.join(2 * PATIENCE)
+    study.join(patience(2 * PATIENCE))
     assert not study.is_alive(), "two places: the third begins when one of the others is gone"
     records = StudyFolder(Path("studies/s")).records()
     assert [record.state for record in records] == ["failed"] * 3
@@ -377,7 +382,7 @@ def test_an_address_without_ray_is_one_line(address: str, message: str, tmp_path
         RayExecutor("s", address, shared=tmp_path)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < patience(10)
 
 
 def test_something_else_than_ray_is_one_line() -> None:
@@ -391,7 +396,7 @@ def test_something_else_than_ray_is_one_line() -> None:
                 with line:
                     if answer:
                         line.sendall(answer)
-                    done.wait(PATIENCE)
+                    done.wait(patience(PATIENCE))
 
             threading.Thread(target=serve, daemon=True).start()
             began = time.monotonic()
@@ -400,7 +405,7 @@ def test_something_else_than_ray_is_one_line() -> None:
                     ray_tune._check_answers(f"127.0.0.1:{server.getsockname()[1]}")
             finally:
                 done.set()
-            assert time.monotonic() - began < 10
+            assert time.monotonic() - began < patience(10)
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dnas.nn.resnet import PointwiseConv
 from dnas.space.parse import space_files
+from tests.support.patience import patience
 
 MALLOC_DEBUG = [*Path("/lib").glob("*/libc_malloc_debug.so.0"), *Path("/usr/lib64").glob("libc_malloc_debug.so.0")]
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +26,7 @@ def run_with(instructions: str | None, *what: str) -> None:
         environment |= {"LD_PRELOAD": str(MALLOC_DEBUG[0]), "MALLOC_CHECK_": "3", "MALLOC_PERTURB_": "165"}
     command = [sys.executable, "-m", "tests.support.instruction_sets", *what]
     # A process whose heap is broken may also hang: in its own abort handler.
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=patience(400))
     assert done.returncode == 0, f"status {done.returncode}: {done.stderr[-2000:]}"
 
 

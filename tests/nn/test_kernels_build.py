@@ -19,6 +19,7 @@ from dnas.nn.kernels import build
 from dnas.nn.kernels.cpu import CPU
 from dnas.nn.kernels.reference import REF
 from tests.nn.test_dense_block import SEEDS, SHAPES, distance, run_kernels
+from tests.support.patience import patience
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SPEC = "densenet-bc:layers=2-1,k=3,size=8"
@@ -80,7 +81,7 @@ def test_of_two_processes_one_builds(tmp_path: Path) -> None:
         subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    said = [process.communicate(timeout=120)[0] for process in both]
+    said = [process.communicate(timeout=patience(120))[0] for process in both]
     assert said[0] == said[1]
     assert Path(said[0].strip()).is_file()
     assert calls.read_text().count("call") == 1
@@ -162,7 +163,12 @@ def test_clean_under_the_sanitizers(tmp_path: Path) -> None:
         "ASAN_OPTIONS": "detect_leaks=0",
     }
     done = subprocess.run(
-        [sys.executable, "-c", SANITIZED], env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", SANITIZED],
+        env=environment,
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=patience(300),
     )
     assert done.stdout.strip() == "clean", done.stderr[-3000:]
 
@@ -193,7 +199,7 @@ def built_driver(folder: Path, compiler: str, *flags: str) -> Path:
 
 
 def printed(*command: str | Path) -> list[tuple[str, torch.Tensor]]:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=patience(300))
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [line.split() for line in done.stdout.splitlines()]
     return [(name, torch.tensor([float(value) for value in values])) for name, *values in rows]

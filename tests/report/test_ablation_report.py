@@ -32,6 +32,7 @@ from dnas.study.folder import StudyFolder
 from tests.report.test_report import Page
 from tests.support.ablations import TEXT, VARIANTS, make_ablation
 from tests.support.browser import Opened, chromium
+from tests.support.patience import patience
 from tests.support.studies import make_study
 
 pytestmark = pytest.mark.xdist_group("ablation report")  # its page is written once
@@ -545,14 +546,14 @@ def test_a_watched_ablation_is_written_again_until_it_is_over(
     notes: list[str] = []
     watching = threading.Thread(target=watch_report, args=(study.path, tmp_path / "out", notes.append), daemon=True)
     watching.start()
-    until = time.monotonic() + 20
+    until = time.monotonic() + patience(20)
     while not notes and time.monotonic() < until:
         time.sleep(0.05)
     assert "marked running" in (tmp_path / "out" / "index.html").read_text()
     record = study.records()[1]
     record.state, record.val_error, record.objectives = "complete", 0.05, {"val_error": 0.05}
     study.write_record(record)
-    watching.join(20)
+    watching.join(patience(20))
     assert not watching.is_alive()
     text = (tmp_path / "out" / "index.html").read_text()
     assert "marked running" not in text

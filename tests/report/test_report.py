@@ -21,6 +21,7 @@ from dnas.arch import DenseNetSpec
 from dnas.errors import InputError
 from dnas.report import PICTURES, inline_svg, watch_report, write_comparison, write_report
 from dnas.study.folder import StudyFolder, read_study
+from tests.support.patience import patience
 from tests.support.studies import add_trial, make_study
 
 pytestmark = pytest.mark.xdist_group("report")  # its pages are written once
@@ -578,14 +579,14 @@ def test_a_watched_page_is_renewed_until_the_search_is_over(tmp_path: Path, monk
     assert 'http-equiv="refresh"' in page.read_text()
     study.write_record(dataclasses.replace(study.records()[1], state="failed", reason="error: x"))
     (study.path / "events.jsonl").open("a").write('{"event": "tell", "number": 1}\n')
-    watcher.join(30)
+    watcher.join(patience(30))
     assert not watcher.is_alive()
     assert "1 trial of 2 failed" in Page(page).text
     assert 'http-equiv="refresh"' not in page.read_text()
 
 
 def wait_for(met: Callable[[], bool]) -> None:
-    until = time.monotonic() + 30
+    until = time.monotonic() + patience(30)
     while not met():
         assert time.monotonic() < until
         time.sleep(0.02)

@@ -33,6 +33,7 @@ from dnas.reproduce.targets import BUDGETS, TARGETS, Budget, Plan, Target, make_
 from dnas.study.config import RunConfig
 from dnas.study.folder import StudyFolder
 from tests.support.analytic import AnalyticExecutor, Silent
+from tests.support.patience import patience
 
 
 @pytest.fixture(autouse=True)
@@ -399,7 +400,7 @@ def test_a_real_run_that_was_killed_ends_as_if_it_had_not_been() -> None:
     Path("reports").rename("pages")
     process = start("--workers", "2")
     study = Path("studies/reproduce_fig4-left_tiny")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + patience(60)
     while len(list(study.glob("trials/*/checkpoint.pt"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)

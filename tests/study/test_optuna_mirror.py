@@ -25,6 +25,7 @@ from dnas.study.folder import StudyFolder
 from dnas.study.optuna_mirror import FINGERPRINT, Mirror, mirror_agrees, open_mirror, sync_mirror
 from dnas.study.record import TrialRecord
 from tests.support.analytic import AnalyticExecutor, Silent, search_config
+from tests.support.patience import patience
 
 
 @pytest.fixture(autouse=True)
@@ -312,11 +313,11 @@ def test_a_missing_driver_is_named_and_no_password_is_shown(monkeypatch: pytest.
 def test_a_database_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = threading.Event()
     monkeypatch.setattr(mirror, "OPENING_SECONDS", 0.2)
-    monkeypatch.setattr(mirror, "_named_storage", lambda url: ended.wait(30))
+    monkeypatch.setattr(mirror, "_named_storage", lambda url: ended.wait(patience(30)))
     began = time.monotonic()
     message = refused("postgresql://me:sesame@here/x")
     ended.set()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < patience(10)
     assert "postgresql://me:***@here/x has not answered for 0 s" in message
 
 
@@ -433,7 +434,7 @@ def test_what_is_written_during_the_last_pass_is_not_missed(monkeypatch: pytest.
 
 def soon(ripe: Any) -> bool:
     began = time.monotonic()
-    while time.monotonic() - began < 30:
+    while time.monotonic() - began < patience(30):
         try:
             if ripe():
                 return True
@@ -502,11 +503,11 @@ def test_the_end_does_not_wait_for_a_database_that_hangs(monkeypatch: pytest.Mon
     search(search_config(2, mirror="none"), Silent(), AnalyticExecutor())
     ended, notes = threading.Event(), list[str]()
     monkeypatch.setattr(mirror, "CLOSING_SECONDS", 0.1)
-    monkeypatch.setattr(Mirror, "sync", lambda self: ended.wait(30))
+    monkeypatch.setattr(Mirror, "sync", lambda self: ended.wait(patience(30)))
     began = time.monotonic()
     with open_mirror(study(), None, notes.append):
         pass
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < patience(10)
     ended.set()
     assert "there was no time left for its last entries" in notes[0]
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from tests.support.patience import patience
+
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -35,6 +37,7 @@ class Opened:
         self.context = browser.new_context(
             viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light", accept_downloads=True
         )
+        self.context.set_default_timeout(1000 * patience(30))
         self.page: Page = self.context.new_page()
         self.inner = self.context.new_cdp_session(self.page)
         self.inner.send("Performance.enable", {"timeDomain": "threadTicks"})

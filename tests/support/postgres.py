@@ -13,6 +13,8 @@ from pathlib import Path
 
 import psycopg
 
+from tests.support.patience import patience
+
 PASSWORD = "s3cret:w/th@signs"  # in a URL it may be escaped, or not
 
 
@@ -79,14 +81,14 @@ class Server:
                 return
             except psycopg.OperationalError:
                 assert self.process.poll() is None, (self.folder / "log").read_text()
-                assert time.monotonic() - began < 60
+                assert time.monotonic() - began < patience(60)
                 time.sleep(0.05)
 
     def kill(self) -> None:
         """Ends it without a word, as a crash would: SIGQUIT is its immediate shutdown, without a checkpoint."""
         assert self.process is not None
         self.process.send_signal(signal.SIGQUIT)
-        self.process.wait(30)
+        self.process.wait(patience(30))
 
     def close(self) -> None:
         if self.process is not None and self.process.poll() is None:

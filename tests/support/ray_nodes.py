@@ -10,8 +10,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.support.patience import patience
+
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 90.0  # seconds for a thing that takes about five: a machine can be busy
+PATIENCE = 90.0  # seconds for a thing that takes about five
 QUICK = {  # a node that is gone is seen after some seconds, not half a minute
     "RAY_AUTH_MODE": "disabled",
     "RAY_health_check_initial_delay_ms": "1000",
@@ -63,7 +65,7 @@ class Nodes:
 
     def _wait(self) -> None:
         began = time.monotonic()
-        while time.monotonic() - began < PATIENCE:
+        while time.monotonic() - began < patience(PATIENCE):
             host, port = self.address.split(":")
             try:
                 socket.create_connection((host, int(port)), timeout=1).close()

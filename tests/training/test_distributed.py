@@ -32,6 +32,7 @@ from dnas.training.launch import LOST_PEER, launch
 from dnas.training.recipe import make_recipe
 from dnas.training.single import check_processes
 from tests.support.data_files import write_folder
+from tests.support.patience import patience
 
 pytestmark = pytest.mark.xdist_group("distributed")  # its processes run once
 
@@ -321,7 +322,7 @@ def test_one_that_fails_ends_all(
     given = argparse.Namespace(dataset="digits", how=how, rank=rank)
     began = time.monotonic()
     assert launch(fail, given, 2, "go on so.") == status
-    assert time.monotonic() - began < PATIENCE / 4
+    assert time.monotonic() - began < patience(PATIENCE / 4)
     printed = capsys.readouterr()
     assert printed.out == ""
     assert all(text in printed.err for text in says), printed.err
@@ -346,7 +347,7 @@ def wait_for_epochs(epochs: int) -> str:
     """The curve as it is when it has so many."""
     began, curve = time.monotonic(), Path("run/curve.csv")
     while not curve.exists() or len(curve.read_text().splitlines()) <= epochs:
-        assert time.monotonic() - began < PATIENCE
+        assert time.monotonic() - began < patience(PATIENCE)
         time.sleep(0.005)
     return curve.read_text()
 
@@ -368,7 +369,7 @@ def test_interrupted_and_killed_the_same_command_goes_on(
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to all
     time.sleep(0.1)  # or the two would be one
     os.killpg(process.pid, signal.SIGINT)
-    out, errors = process.communicate(timeout=PATIENCE)
+    out, errors = process.communicate(timeout=patience(PATIENCE))
     # The second may come when Python itself is ending, and does not catch it any more: a shell says 130 for both.
     assert process.returncode in (130, -signal.SIGINT)
     assert errors == ""
