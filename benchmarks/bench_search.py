@@ -28,6 +28,7 @@ import numpy as np
 from benchmarks.recorded import CHOICES, OPERATIONS, TABLES, Table, load_table, params_of, row_of
 
 RUNS, EVALUATIONS = 30, 200
+REDRAWS = 20
 AT = (50, 100, 200)  # evaluations, or mean trainings' time, at which regret is given
 RESULTS = Path(__file__).parent / "results" / "search.md"
 FIGURE = Path(__file__).parent.parent / "docs" / "images" / "search_regret.png"
@@ -66,19 +67,26 @@ def optuna_tpe(table: Table, run: int, measure: Measure) -> None:
 
 
 def optuna_tpe_with_rejection(table: Table, run: int, measure: Measure) -> None:
-    """Optuna's TPE through its public interface alone: a proposal that was tried before is failed and redrawn."""
+    """Optuna's TPE through its public interface alone: a proposal that was tried before is failed and redrawn, and
+    after `REDRAWS` of them replaced by a random one. Without that end it stalls: it redraws the same few networks."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=run))
+    rng = np.random.default_rng(run)
     tried: set[int] = set()
+    redraws = 0
     while True:
+        if redraws > REDRAWS:
+            study.enqueue_trial({choice.name: str(rng.choice(OPERATIONS)) for choice in CHOICES})
         trial = study.ask()
         params = {choice.name: trial.suggest_categorical(choice.name, OPERATIONS) for choice in CHOICES}
         if row_of(params) in tried:
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            redraws += 1
             continue
         tried.add(row_of(params))
+        redraws = 0
         study.tell(trial, measure(params))
 
 
