@@ -720,10 +720,11 @@ def _worker(args: argparse.Namespace) -> int:
     import signal
 
     from dnas.cli.display import make_display
-    from dnas.cluster.study import StoredStudy, begin, load_data, options_of, read_config, shared_of
+    from dnas.cluster import queries
+    from dnas.cluster.study import StoredStudy, create_study, load_data, options_of, read_config, shared_of
     from dnas.cluster.worker import COMPLETE, Worker
     from dnas.executors.local import LocalExecutor
-    from dnas.executors.shared_storage import Shared
+    from dnas.executors.shared_storage import SharedStorage
     from dnas.formatting import several
     from dnas.training.defaults import default_workers
     from dnas.training.devices import list_devices
@@ -731,19 +732,19 @@ def _worker(args: argparse.Namespace) -> int:
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as schedulers end a job: its work is given back
     display = make_display(args.quiet, args.verbose)
-    with _open_storage(args, display.note) as storage:
+    with _open_database(args, display.note) as database:
         devices = list_devices(args.device)
-        own = _worker_options(args, storage)
-        if storage.read() is None:
+        own = _worker_options(args, database)
+        if queries.read_study(database) is None:
             if args.shared is None:
                 raise InputError("a new study needs --shared, a folder that all hosts see, or a URL such as s3://...")
-            shared = Shared(args.shared)
+            shared = SharedStorage(args.shared)
             shared.check()
-            begin(storage, shared, own, devices[0].partition(":")[0], display.note)
-        config = read_config(storage)
+            create_study(database, shared, own, devices[0].partition(":")[0], display.note)
+        config = read_config(database)
         start_forkserver()
         options = options_of(config, own)
-        folder = StoredStudy(Path("studies", args.study), storage, shared_of(config, args.shared), display.note)
+        folder = StoredStudy(Path("studies", args.study), database, shared_of(config, args.shared), display.note)
         data = load_data(config, options, display.note)
         slots = args.workers or default_workers()
         if not args.quiet:
@@ -767,7 +768,7 @@ def _worker(args: argparse.Namespace) -> int:
     return 0 if done == COMPLETE else 1
 
 
-def _worker_options(args: argparse.Namespace, storage: Any) -> Any:
+def _worker_options(args: argparse.Namespace, database: Any) -> Any:
     """What this host's command says. All of it counts for a new study; of one that is there it must agree with how that
     was begun, and more trials or epochs let one that is done go on."""
     import tomllib
@@ -775,15 +776,16 @@ def _worker_options(args: argparse.Namespace, storage: Any) -> Any:
 
     import tomli_w
 
+    from dnas.cluster import queries
     from dnas.cluster.worker import COMPLETE
     from dnas.study.config import check_same
     from dnas.study.definition import apply_definition
 
-    found = storage.read()
+    found = queries.read_study(database)
     if found is None:
         apply_definition(args)
         if args.space is None:
-            raise storage.missing()
+            raise queries.missing_study(database)
         apply_definition_of(args)
         return _search_options(args, SimpleNamespace(name=args.study), {})
     config, done = tomllib.loads(found[1]), found[2]
@@ -800,7 +802,7 @@ def _worker_options(args: argparse.Namespace, storage: Any) -> Any:
             " raise them when it is done."
         )
     if done is not None and (config | more != config or done != COMPLETE):
-        storage.reopen(tomli_w.dumps(config | more, multiline_strings=True))
+        queries.reopen_study(database, tomli_w.dumps(config | more, multiline_strings=True))
     return options
 
 
@@ -808,9 +810,9 @@ def _pull(args: argparse.Namespace) -> int:
     from dnas.cluster.study import StoredStudy, read_config, shared_of
     from dnas.formatting import several
 
-    with _open_storage(args, lambda text: print(text, file=sys.stderr)) as storage:
-        config = read_config(storage)
-        folder = StoredStudy(Path("studies", args.study), storage, shared_of(config, args.shared), storage.note)
+    with _open_database(args, lambda text: print(text, file=sys.stderr)) as database:
+        config = read_config(database)
+        folder = StoredStudy(Path("studies", args.study), database, shared_of(config, args.shared), database.note)
         folder.path.mkdir(parents=True, exist_ok=True)
         with folder.lock():
             folder.pull()
@@ -818,11 +820,11 @@ def _pull(args: argparse.Namespace) -> int:
     return 0
 
 
-def _open_storage(args: argparse.Namespace, note: Any) -> Any:
+def _open_database(args: argparse.Namespace, note: Any) -> Any:
     """The database of `--storage` or $DNAS_STORAGE, for a `with`; `--shared` becomes absolute."""
     from contextlib import closing
 
-    from dnas.cluster.database import Storage
+    from dnas.cluster.database import Database
     from dnas.study.folder import check_study_name
 
     check_study_name(args.study)
@@ -831,7 +833,7 @@ def _open_storage(args: argparse.Namespace, note: Any) -> Any:
         raise InputError("which database? Give --storage postgresql://USER@HOST/DATABASE, or set $DNAS_STORAGE.")
     if args.shared is not None and "://" not in args.shared:
         args.shared = os.path.normpath(Path(args.shared).expanduser().absolute())
-    return closing(Storage(url, args.study, note))
+    return closing(Database(url, args.study, note))
 
 
 def _command_line(args: argparse.Namespace) -> str:

@@ -9,7 +9,7 @@ from psycopg.conninfo import conninfo_to_dict
 from dnas.errors import InputError
 from dnas.formatting import redact
 
-CONNECTION = {  # a network that is gone is noticed in about ten seconds, not in two hours
+CONNECTION = {  # detect a lost network within about 10 seconds instead of two hours
     "connect_timeout": "5",
     "keepalives_idle": "5",
     "keepalives_interval": "2",
@@ -19,52 +19,55 @@ CONNECTION = {  # a network that is gone is noticed in about ten seconds, not in
 FORM = "postgresql://USER@HOST:PORT/DATABASE"
 
 
-# --- the address --------------------------------------------------------------------------------------------------
-
-
 class Address:
-    """Where a database is. libpq never sees the password in it, so it can't quote it; `str` has none.
+    """Address of a database. `str` omits the password, and libpq receives it separately, so that no error quotes it.
 
-    A password may hold any character, escaped (`%40`) or as it is: up to the last @ all of it is the password.
+    A password may contain any character, escaped (`%40`) or not. It ends at the last @ of the address.
     """
 
     def __init__(self, url: str) -> None:
         match = re.fullmatch(r"(postgres(?:ql)?://)(?:(.*)@)?([^@]*)", url.strip(), re.DOTALL)
         if match is None:
-            raise InputError(f"a storage is {FORM}, but got something else (not shown: it may hold a password).")
+            raise InputError(f"--storage needs {FORM}, but got something else (not shown: it may contain a password).")
         scheme, user_info, rest = match.groups()
-        user, colon, word = (user_info or "").partition(":")
+        user, colon, password = (user_info or "").partition(":")
         head, _, query = rest.partition("?")
-        kept = []
-        secrets = {"password": _unescaped(word)} if colon else {}
+        options = []
+        secrets = {"password": _unescaped(password)} if colon else {}
         for pair in filter(None, query.split("&")):
             name, _, value = pair.partition("=")
             if "password" in name.lower():
                 secrets[name.lower()] = _unescaped(value)
             else:
-                kept.append(pair)
-        plain = f"{scheme}{f'{user}@' if user else ''}{head}{'?' if kept else ''}{'&'.join(kept)}"
+                options.append(pair)
+        plain = f"{scheme}{f'{user}@' if user else ''}{head}{'?' if options else ''}{'&'.join(options)}"
         try:
-            facts = {key: str(value) for key, value in conninfo_to_dict(plain).items()}
-            ports = facts.get("port", "5432").split(",")
+            arguments = {key: str(value) for key, value in conninfo_to_dict(plain).items()}
+            ports = arguments.get("port", "5432").split(",")
         except psycopg.ProgrammingError:
             ports = [""]
         if not all(port.isdigit() or not port for port in ports) or ports == [""]:
-            raise InputError(f"a storage is {FORM}, but what was given can't be read as that (it may hold a password).")
-        self.arguments = CONNECTION | facts | secrets
-        self.secrets = {form for word in secrets.values() if word for form in (word, quote(word), quote(word, safe=""))}
+            raise InputError(
+                f"--storage needs {FORM}, but the given text is not a valid address (not shown: it may contain a"
+                " password)."
+            )
+        self.arguments = CONNECTION | arguments | secrets
+        self.secrets = {
+            form for secret in secrets.values() if secret for form in (secret, quote(secret), quote(secret, safe=""))
+        }
         self._shown = f"{scheme}{user}{':***' if colon else ''}{'@' if user_info else ''}{head}"
 
     def __str__(self) -> str:
         return self._shown
 
     def clean(self, text: object) -> str:
-        """`text`, in one line, without the password."""
-        found = redact("; ".join(line.strip() for line in str(text).splitlines() if line.strip()))
+        """Return `text` in one line and without the password."""
+        line = redact("; ".join(part.strip() for part in str(text).splitlines() if part.strip()))
         for secret in sorted(self.secrets, key=len, reverse=True):
-            found = found.replace(secret, "***") if len(secret) > 2 else found
-        return found
+            line = line.replace(secret, "***") if len(secret) > 2 else line
+        return line
 
 
-def _unescaped(word: str) -> str:
-    return word if re.search(r"%(?![0-9A-Fa-f]{2})", word) else unquote(word)
+def _unescaped(text: str) -> str:
+    """Decode `text` unless it contains a % that does not begin an escape sequence."""
+    return text if re.search(r"%(?![0-9A-Fa-f]{2})", text) else unquote(text)

@@ -1,30 +1,35 @@
-"""Trials on workers that share nothing but a database and a shared folder: jobs are rows, messages too."""
+"""Executor of the proposer: trials run on workers that share only a database and a shared storage.
+
+Jobs and messages are rows of the database. `dnas.cluster.worker` is the other side.
+"""
 
 import time
 from dataclasses import asdict
 
-from dnas.cluster.database import Said, Storage
+from dnas.cluster import proposer
+from dnas.cluster.database import Database
+from dnas.cluster.proposer import StoredMessage
 from dnas.executors.worker import Job, Message
 
-SHORTEST_LOOK, LONGEST_LOOK = 0.01, 0.1  # seconds between two looks for messages
-LOOK_FOR_DEAD = 1.0  # seconds between two looks for workers that vanished, and between two counts of the living
+MIN_POLL_SECONDS, MAX_POLL_SECONDS = 0.01, 0.1  # shortest and longest pause between two reads of the messages
+WORKER_CHECK_SECONDS = 1.0  # interval of the searches for dead workers and of the counts of living ones
 
 
 class PostgresExecutor:
-    """The proposer's side: queues jobs, reads what workers say, answers. `dnas.cluster.worker` is the workers' side.
+    """Queues jobs, reads the workers' messages and answers them.
 
-    A message stays in the database until it is handled, so that whoever proposes next hears it. Jobs that are there
-    when the study is opened are adopted. Raises `LeaseLost` as soon as another host proposes.
+    A message stays in the database until it has been handled, so that the next proposer receives it as well. Jobs that
+    exist when the study is opened are adopted. Every method that writes raises `LeaseLost` once another host proposes.
     """
 
-    def __init__(self, storage: Storage) -> None:
-        self.storage = storage
+    def __init__(self, database: Database) -> None:
+        self.database = database
         self._running: dict[str, int] = {}  # key -> attempt
-        self._asking: dict[str, Said] = {}
-        self._handed: set[int] = set()  # messages that the driver has, and handles before it comes again
-        self._over: set[str] = set()  # keys whose end it has
+        self._unanswered: dict[str, StoredMessage] = {}  # key -> the epoch that waits for an answer
+        self._delivered: set[int] = set()  # messages that the loop handles before it calls `wait` again
+        self._ended: set[str] = set()  # keys of the jobs whose last message was delivered
         self._counted, self._slots = -float("inf"), 1
-        self._looked = -float("inf")
+        self._checked = -float("inf")
         self._clock = 0.0
 
     @property
@@ -33,89 +38,93 @@ class PostgresExecutor:
 
     @property
     def workers(self) -> int:
-        """The trainings that all living workers take at once; at least one: a job may wait for a worker. And never
-        fewer than are under way: a new proposer adopts them all, for one that nobody answers holds its worker's slot
-        while a dead worker's training waits for it."""
-        if time.monotonic() - self._counted >= LOOK_FOR_DEAD:
-            self._slots = max(1, self.storage.slots(), self.storage.under_way())
+        """Number of jobs that all living workers can run at once; at least 1, since a job may wait for a worker.
+
+        Never fewer than there are unfinished jobs, so that a new proposer adopts all of them. A job that is not adopted
+        gets no answers and blocks its worker's slot, possibly while the job of a dead worker waits for that slot.
+        """
+        if time.monotonic() - self._counted >= WORKER_CHECK_SECONDS:
+            self._slots = max(1, proposer.count_slots(self.database), proposer.count_jobs(self.database))
             self._counted = time.monotonic()
         return self._slots
 
     @property
     def queued(self) -> set[str]:
-        """The jobs that no worker has claimed."""
-        return self.storage.queued() & set(self._running)
+        """Keys of the jobs that no worker has claimed."""
+        return proposer.queued_keys(self.database) & set(self._running)
 
     def clock(self) -> float:
-        self._clock = max(self._clock, self.storage.clock())
+        self._clock = max(self._clock, self.database.clock())
         return self._clock
 
     def room(self, job: Job) -> bool:
         return True
 
     def start(self, job: Job) -> None:
-        """Queues `job`, or adopts the same training where it is queued or under way."""
-        plain = asdict(job) | {"folder": "", "data": job.data | {"data_root": None}}
-        self._running[job.key] = self.storage.start_job(job.key, job.attempt, plain, afresh=job.key in self._over)
-        self._over.discard(job.key)
-        self._asking.pop(job.key, None)
+        """Queue `job`, or adopt the existing job if it trains the same network in the same way."""
+        values = asdict(job) | {"folder": "", "data": job.data | {"data_root": None}}
+        ended = job.key in self._ended
+        self._running[job.key] = proposer.queue_job(self.database, job.key, job.attempt, values, replace=ended)
+        self._ended.discard(job.key)
+        self._unanswered.pop(job.key, None)
 
     def wait(self, timeout: float) -> list[tuple[str, Message]]:
-        self._forget_handled()
-        end, pause = time.monotonic() + timeout, SHORTEST_LOOK
+        self._delete_delivered()
+        end, pause = time.monotonic() + timeout, MIN_POLL_SECONDS
         while True:
-            found = self._messages() or self._dead()
+            messages = self._new_messages() or self._losses()
             left = end - time.monotonic()
-            if found or left <= 0:
-                return found
+            if messages or left <= 0:
+                return messages
             time.sleep(min(pause, left))
-            pause = min(LONGEST_LOOK, 2 * pause)
+            pause = min(MAX_POLL_SECONDS, 2 * pause)
 
-    def _forget_handled(self) -> None:
-        if self._handed:
-            self.storage.heard(self._handed)
-            self._handed.clear()
-        if self._over:
-            self.storage.drop_jobs(self._over)
-            self._over.clear()
+    def _delete_delivered(self) -> None:
+        if self._delivered:
+            proposer.delete_messages(self.database, self._delivered)
+            self._delivered.clear()
+        if self._ended:
+            proposer.delete_jobs(self.database, self._ended)
+            self._ended.clear()
 
-    def _messages(self) -> list[tuple[str, Message]]:
-        found = []
-        for said in self.storage.said():
-            if self._running.get(said.key) != said.attempt or said.key in self._asking:
-                continue  # of a job that is not adopted yet, or after a question without an answer: it waits
-            found.append((said.key, Message(said.kind, said.values)))
-            if said.kind == "epoch":
-                self._asking[said.key] = said
+    def _new_messages(self) -> list[tuple[str, Message]]:
+        messages = []
+        for stored in proposer.read_messages(self.database):
+            if self._running.get(stored.key) != stored.attempt or stored.key in self._unanswered:
+                continue  # its job has not been adopted yet, or an earlier epoch of the job waits for its answer
+            message = Message(stored.kind, stored.values)
+            messages.append((stored.key, message))
+            if stored.kind == "epoch":
+                self._unanswered[stored.key] = stored
             else:
-                self._handed.add(said.id)
-            if found[-1][1].ends:
-                del self._running[said.key]
-                self._over.add(said.key)
-        return found
+                self._delivered.add(stored.id)
+            if message.ends:
+                del self._running[stored.key]
+                self._ended.add(stored.key)
+        return messages
 
-    def _dead(self) -> list[tuple[str, Message]]:
-        if time.monotonic() - self._looked < LOOK_FOR_DEAD:
+    def _losses(self) -> list[tuple[str, Message]]:
+        """Return a `lost` message for each job of a worker that has died."""
+        if time.monotonic() - self._checked < WORKER_CHECK_SECONDS:
             return []
-        self._looked = time.monotonic()
-        found = []
-        for key, attempt, host in self.storage.expire():
+        self._checked = time.monotonic()
+        messages = []
+        for key, attempt, host in proposer.expire_jobs(self.database):
             if self._running.get(key) == attempt:
                 del self._running[key]
-                self._asking.pop(key, None)
-                found.append((key, Message("lost", {"text": f"its worker on {host} gave no sign of life"})))
-        return found
+                self._unanswered.pop(key, None)
+                messages.append((key, Message("lost", {"text": f"no heartbeat from its worker on {host}"})))
+        return messages
 
     def answer(self, key: str, go_on: bool) -> None:
-        said = self._asking.pop(key)
-        self.storage.answer(key, said.attempt, said.values["epoch"], go_on, said.id)
+        proposer.answer_epoch(self.database, self._unanswered.pop(key), go_on)
 
     def kill(self, key: str) -> None:
-        """Ends one job, wherever it runs: its worker sees at its next heartbeat that it is gone."""
+        """End one job. Its worker stops it at the next heartbeat."""
         del self._running[key]
-        self._asking.pop(key, None)
-        self.storage.drop_jobs([key])
+        self._unanswered.pop(key, None)
+        proposer.delete_jobs(self.database, [key])
 
     def stop(self) -> None:
-        """Nothing is ended: whoever proposes next adopts the jobs."""
+        """Leave all jobs running, to be adopted by the next proposer."""
         self._running.clear()

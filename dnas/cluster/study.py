@@ -1,4 +1,4 @@
-"""A shared study: its folder, its configuration, and its data, as kept in the database and the shared folder."""
+"""A study shared by several hosts: its local folder, and its configuration and data from the database."""
 
 import json
 import tomllib
@@ -10,10 +10,11 @@ from typing import Any
 
 import tomli_w
 
-from dnas.cluster.database import Storage
+from dnas.cluster import proposer, queries
+from dnas.cluster.database import Database
 from dnas.data import Dataset, load_dataset
 from dnas.errors import InputError
-from dnas.executors.shared_storage import Shared
+from dnas.executors.shared_storage import SharedStorage, first_line
 from dnas.formatting import redact
 from dnas.io import write_atomic
 from dnas.search.driver import check_fits
@@ -23,106 +24,116 @@ from dnas.study.folder import StudyFolder
 from dnas.study.record import TrialRecord
 
 FILES = ("checkpoint.pt", "curve.csv", "norms.npz", "traceback.txt")
-ANY_NUMBER = 10**6  # of trainings at once: as many as the workers take
+UNLIMITED = 10**6  # trials at once: as many as the workers take
 
 
 # --- the study ----------------------------------------------------------------------------------------------------
 
 
 class StoredStudy(StudyFolder):
-    """A study folder whose truth is in a database: each write goes there first, and then into the local files."""
+    """Local copy of a study whose original is in a database. Each write goes to the database before the local file."""
 
-    def __init__(self, path: Path, storage: Storage, shared: Shared, note: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, database: Database, shared: SharedStorage, note: Callable[[str], None]) -> None:
         super().__init__(path)
-        self.storage, self.shared, self.note = storage, shared, note
+        self.database, self.shared, self.note = database, shared, note
         self._events = 0
 
     def sync(self) -> None:
-        """Makes the local config, log and records what the database holds."""
-        found = self.storage.read()
-        if found is None:
-            raise self.storage.missing()
-        id, text, _ = found
+        """Make the local config, log and records equal to the database's."""
+        row = queries.read_study(self.database)
+        if row is None:
+            raise queries.missing_study(self.database)
+        id, text, _ = row
         if self.exists and self.config().get("storage", {}).get("id") != id:
             raise InputError(
-                f"{self.path} is another study than the {self.name} in {self.storage}; move it away, or start in"
+                f"{self.path} is another study than the {self.name} in {self.database}; move it away, or start in"
                 " another folder."
             )
-        lines = self.storage.events()
+        lines = queries.read_events(self.database)
         write_atomic(self.path / "study.toml", text)
         write_atomic(self.path / "events.jsonl", "".join(f"{line}\n" for line in lines))
-        records = self.storage.records()
+        records = queries.read_records(self.database)
         for name, body in records.items():
             write_atomic(self.path / name, body)
         for path in (*self.path.glob("trials/*/record.json"), *self.path.glob("retrain/*/record.json")):
             if path.relative_to(self.path).as_posix() not in records:
-                path.unlink()  # of a database that was set back
+                path.unlink()  # the database was restored to an earlier state
         self._events = len(lines)
 
     def now(self) -> str:
-        return self.storage.now()
+        return self.database.now()
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        self.storage.write_config(tomli_w.dumps(config, multiline_strings=True))
+        proposer.write_config(self.database, tomli_w.dumps(config, multiline_strings=True))
         super().write_config(config)
 
     def append(self, event: Mapping[str, Any]) -> None:
-        line = self.storage.append(self._events, event)
+        line = proposer.append_event(self.database, self._events, event)
         self._events += 1
-        super().append(json.loads(line))  # its time comes with it
+        super().append(json.loads(line))  # the line includes the database's time
 
     def write_record(self, record: TrialRecord, folder: Path | None = None) -> None:
         folder = folder or self.trial_folder(record.number)
-        key = None if record.state == "running" else folder.name
-        body = record.to_json()
-        self.storage.write_record((folder / "record.json").relative_to(self.path).as_posix(), body, key)
+        ended = None if record.state == "running" else folder.name
+        path = (folder / "record.json").relative_to(self.path).as_posix()
+        proposer.write_record(self.database, path, record.to_json(), ended)
         super().write_record(record, folder)
         if record.state in ENDED:
             try:
                 self.publish(record, folder.name)
-            except Exception as error:  # the study's end tries again
-                self.note(f"record {folder.name} could not be put into {self.shared}: {_line(error)}")
+            except Exception as error:  # retried at the end of the study
+                self.note(f"cannot write record {folder.name} to {self.shared}: {first_line(error)}")
 
     def publish(self, record: TrialRecord, key: str) -> None:
-        """Puts an ended trial's record into the shared folder, where there is none of it."""
+        """Write an ended trial's record to the shared storage unless it is there."""
         name = f"{self.name}/records/{key}-{record.epochs_planned}.json"
         if self.shared.create(name, record.to_json().encode()):
             return
-        there = TrialRecord.from_json(self.shared.read(name) or b"{}")
-        if (there.state, there.digest, there.weights_digest) != (record.state, record.digest, record.weights_digest):
-            self.note(f"{self.shared} holds another record of {key}, {there.state}; the one in the database counts")
+        other = TrialRecord.from_json(self.shared.read(name) or b"{}")
+        if (other.state, other.digest, other.weights_digest) != (record.state, record.digest, record.weights_digest):
+            self.note(f"{self.shared} holds another record of {key}, {other.state}; the one in the database counts")
 
     def clear_up(self) -> None:
-        """At the end: every record is in the shared folder, and no checkpoint but those of paused trials."""
+        """Publish the records that are missing from the shared storage and remove the ended trials' checkpoints."""
         ended = {str(record.number): record for record in self.records() if record.state in ENDED}
         ended |= {path.name: record for path, record in self.retrained() if record.state in ENDED}
-        there = set(self.shared.names(f"{self.name}/records"))
+        published = set(self.shared.names(f"{self.name}/records"))
         for key, record in ended.items():
-            if f"{key}-{record.epochs_planned}.json" not in there:
+            if f"{key}-{record.epochs_planned}.json" not in published:
                 self.publish(record, key)
-        for key in self.storage.checkpointed():
+        for key in proposer.checkpointed_keys(self.database):
             if key in ended:
                 self.shared.remove(f"{self.name}/checkpoints/{key}")
-                self.storage.forget_checkpoints(key)
+                proposer.forget_checkpoints(self.database, key)
 
     def pull(self) -> None:
-        """Rebuilds the folder: what the database holds, and the files of every training that ended."""
+        """Rebuild the local folder from the database, with the files of every ended training run."""
         self.path.mkdir(parents=True, exist_ok=True)
         self.sync()
-        for key, name in self.storage.results().items():
+        for key, name in queries.read_results(self.database).items():
             folder = self.path / ("retrain" if "-" in key else "trials") / key
-            mark = folder / ".from"  # which of its results this one is
-            if mark.exists() and mark.read_text() == name:
+            source = folder / ".from"  # the result that the local files were copied from
+            if source.exists() and source.read_text() == name:
                 continue
-            there = self.shared.names(name)
+            stored = self.shared.names(name)
             for file in FILES:
-                if file not in there or not self.shared.get(f"{name}/{file}", folder / file):
+                if file not in stored or not self.shared.get(f"{name}/{file}", folder / file):
                     (folder / file).unlink(missing_ok=True)
-            write_atomic(mark, name)
+            write_atomic(source, name)
 
 
-def begin(storage: Storage, shared: Shared, options: SearchConfig, device: str, note: Callable[[str], None]) -> None:
-    """Begins the study in the database, unless another host has by now."""
+def create_study(
+    database: Database, shared: SharedStorage, options: SearchConfig, device: str, note: Callable[[str], None]
+) -> None:
+    """Create the study in the database unless another host has created it meanwhile.
+
+    Args:
+        database: the study's database.
+        shared: storage for checkpoints and results that all hosts see.
+        options: what to search, as given on the command line.
+        device: kind of device that trains, `cpu` or `cuda`.
+        note: receives messages for the user.
+    """
     data = load_dataset(**options.run.data, progress=note)
     space = options.space.for_data(data.channels, data.image_size, data.classes, augmented=data.augmentation != "none")
     check_fits(space)
@@ -130,45 +141,50 @@ def begin(storage: Storage, shared: Shared, options: SearchConfig, device: str, 
     id = uuid.uuid4().hex
     config = frozen_inputs(options, space, data.describe(), device)
     config["data"]["root"] = ""  # each host has its own
-    config["created"] = storage.now()
+    config["created"] = database.now()
     config["retrain"] = {"best": options.retrain, "seeds": options.retrain_seeds}
     secret = redact(shared.address) != shared.address
     config["storage"] = {"id": id, "shared": "" if secret else shared.address}
-    shared.write(f"{options.study}/{id}", b"")  # before the study is there: it is never without
-    storage.create(id, tomli_w.dumps(config, multiline_strings=True))
+    shared.write(f"{options.study}/{id}", b"")  # first, so that the study never exists without it
+    queries.create_study(database, id, tomli_w.dumps(config, multiline_strings=True))
 
 
-def read_config(storage: Storage) -> dict[str, Any]:
-    found = storage.read()
-    if found is None:
-        raise storage.missing()
-    return tomllib.loads(found[1])
+def read_config(database: Database) -> dict[str, Any]:
+    """Return the study's configuration; raise `InputError` if the study does not exist."""
+    row = queries.read_study(database)
+    if row is None:
+        raise queries.missing_study(database)
+    return tomllib.loads(row[1])
 
 
-def shared_of(config: Mapping[str, Any], given: str | None) -> Shared:
-    """The shared folder of a study in a database, as this host sees it; `InputError` where it is another one."""
+def shared_of(config: Mapping[str, Any], address: str | None) -> SharedStorage:
+    """Return the study's shared storage as this host sees it; raise `InputError` if `address` is another one."""
     name, id = config["name"], config["storage"]["id"]
-    address = given or config["storage"]["shared"]
+    address = address or config["storage"]["shared"]
     if not address:
-        raise InputError(f"the address of the shared folder of {name} holds a secret, so give it: --shared URL.")
-    shared = Shared(address)
+        raise InputError(
+            f"the address of the shared storage of study {name} contains a secret and is not stored; give it as"
+            " --shared URL."
+        )
+    shared = SharedStorage(address)
     shared.check()
     if shared.read(f"{name}/{id}") is None:
         raise InputError(
-            f"{shared} is not the shared folder of study {name}, which lies at"
-            f" {config['storage']['shared'] or 'an address that holds a secret'}; all hosts must see the same one."
+            f"{shared} is not the shared storage of study {name}, which is"
+            f" {config['storage']['shared'] or 'at an address that contains a secret'}; all hosts must use the same"
+            " one."
         )
     return shared
 
 
-def options_of(config: Mapping[str, Any], own: SearchConfig) -> SearchConfig:
-    """The study as it was begun, on this host. own: what is the host's (data root, device, timeout, mirror)."""
+def options_of(config: Mapping[str, Any], host: SearchConfig) -> SearchConfig:
+    """Return the study's options on this host. host: options of this host (data root, device, timeout, mirror)."""
     return replace(
-        own,
+        host,
         run=replace(
-            own.run,
-            data=data_arguments_of(config) | {"data_root": own.run.data["data_root"]},
-            workers=ANY_NUMBER,
+            host.run,
+            data=data_arguments_of(config) | {"data_root": host.run.data["data_root"]},
+            workers=UNLIMITED,
             threads=config["threads"],
         ),
         space=space_of(config),
@@ -186,15 +202,11 @@ def options_of(config: Mapping[str, Any], own: SearchConfig) -> SearchConfig:
 
 
 def load_data(config: Mapping[str, Any], options: SearchConfig, note: Callable[[str], None]) -> Dataset:
-    """This host's copy of the study's data; `InputError` where it is another."""
+    """Load this host's copy of the study's data; raise `InputError` if its files are others."""
     data = load_dataset(**options.run.data, progress=note)
     if data.fingerprint != config["data"]["fingerprint"]:
         raise InputError(
-            f"{data.title} on this host has other files than study {config['name']} was begun with (fingerprint"
-            f" {data.fingerprint}, not {config['data']['fingerprint']}); give it the same data: --data-root."
+            f"{data.title} on this host has other files than study {config['name']} was started with (fingerprint"
+            f" {data.fingerprint}, not {config['data']['fingerprint']}); give the folder of the same data: --data-root."
         )
     return data
-
-
-def _line(error: BaseException) -> str:
-    return redact(str(error).splitlines()[0]) if str(error) else type(error).__name__

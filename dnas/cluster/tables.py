@@ -1,4 +1,4 @@
-"""Tables of a study in PostgreSQL."""
+"""Tables of the studies in PostgreSQL."""
 
 SCHEMA = 1
 LIVE = "expires > clock_timestamp()"

@@ -32,7 +32,7 @@ from ray.tune.search import Searcher
 
 from dnas.errors import InputError
 from dnas.executors.ray_worker import BODY, CARRIED, carry, pack
-from dnas.executors.shared_storage import Shared
+from dnas.executors.shared_storage import SharedStorage
 from dnas.executors.worker import Job, Message
 from dnas.io import write_atomic
 from dnas.training.checkpoint import digest_of_weights, read_checkpoint
@@ -95,7 +95,7 @@ class RayExecutor:
         shared: str | Path,
         body: str = BODY,
     ) -> None:
-        self.shared = Shared(shared)
+        self.shared = SharedStorage(shared)
         self.shared.check()
         self.cpus, self.body = cpus, body
         self._ours = connect(address)

@@ -22,7 +22,7 @@ from ray import tune
 
 from dnas import __version__
 from dnas.executors.lease import Watch
-from dnas.executors.shared_storage import Shared
+from dnas.executors.shared_storage import SharedStorage
 from dnas.executors.worker import Job, Message, lost, run_body
 from dnas.training.forkserver import start_forkserver
 
@@ -86,7 +86,9 @@ def _fetch(config: dict[str, Any], folder: Path) -> bool:
         with checkpoint.as_directory() as found:
             shutil.copyfile(Path(found) / "checkpoint.pt", folder / "checkpoint.pt")
         return True
-    return config["start"] is not None and Shared(config["shared"]).get(config["start"], folder / "checkpoint.pt")
+    return config["start"] is not None and SharedStorage(config["shared"]).get(
+        config["start"], folder / "checkpoint.pt"
+    )
 
 
 @contextmanager
@@ -128,7 +130,7 @@ def _pass_on(folder: Path, pipe: Connection, process: BaseProcess, fetched: bool
     while True:
         if not pipe.poll(LOOK_SECONDS):
             if watch.silent(monotonic()):
-                raise WorkerLost(Message("lost", {"text": "its worker gave no sign of life"}))
+                raise WorkerLost(Message("lost", {"text": "no heartbeat from its worker"}))
             message = None
         else:
             try:

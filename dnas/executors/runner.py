@@ -255,7 +255,7 @@ class Trainings:
             )
 
     def _end_overdue(self, outcome: Outcome) -> None:
-        """Ends trainings that take too long, and goes on with those whose worker gives no sign of life."""
+        """Ends trainings that take too long, and goes on with those whose worker sends no heartbeat."""
         clock = self.executor.clock()
         if clock - self._looked < LOOK_SECONDS:
             return
@@ -273,7 +273,7 @@ class Trainings:
                 self._count_error(record, "timeout", text, outcome)
             elif running.watch.silent(clock):
                 self.executor.kill(key)
-                self._lose(record, "its worker gave no sign of life", outcome)
+                self._lose(record, "no heartbeat from its worker", outcome)
 
     def _fail(self, record: TrialRecord, reason: str, text: str) -> None:
         record.state = "infeasible" if reason == "out of memory" else "failed"

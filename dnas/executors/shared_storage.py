@@ -1,6 +1,6 @@
-"""A folder that several hosts see: a path on a shared disk, or any URL that fsspec knows, such as `s3://bucket/folder`.
+"""Storage that several hosts share: a path on a shared disk, or any URL that fsspec knows, such as `s3://bucket/folder`.
 
-What stands there is whole: a file on a disk is renamed into place, an object is one put.
+A file that is there is complete. On a disk it is renamed into place, and in an object store it is a single put.
 """
 
 import os
@@ -15,8 +15,11 @@ from dnas.formatting import redact
 from dnas.io import room_for, write_atomic
 
 
-class Shared:
-    """Files by name, `/` between folders. `InputError` where the address is none, or its package is missing."""
+class SharedStorage:
+    """Files by name, with `/` between folders.
+
+    The constructor raises `InputError` if `address` is neither a folder nor a URL, or if its package is missing.
+    """
 
     def __init__(self, address: str | Path) -> None:
         self.address = str(address)
@@ -26,7 +29,7 @@ class Shared:
             package = "pip install 'dnas[s3]'" if self.address.startswith("s3:") else str(error)
             raise InputError(f"{self} needs a package that is not installed: {package}.") from None
         except (ValueError, OSError) as error:
-            raise InputError(f"{self} is no folder or fsspec URL: {error}.") from None
+            raise InputError(f"{self} is not a folder or fsspec URL: {error}.") from None
         self.root = str(root).rstrip("/")
         self.local = "file" in self.files.protocol
 
@@ -34,31 +37,32 @@ class Shared:
         return redact(self.address)
 
     def path(self, name: str) -> str:
-        """The path of `name` in the file system `files`."""
+        """Return the path of `name` in the file system `files`."""
         return f"{self.root}/{name}"
 
     def check(self) -> None:
-        """`InputError` unless this host can write, read and remove there."""
-        name, word = f".dnas-{uuid.uuid4().hex}", uuid.uuid4().bytes
+        """Raise `InputError` unless this host can write, read and remove files."""
+        name, content = f".dnas-{uuid.uuid4().hex}", uuid.uuid4().bytes
         try:
-            self.write(name, word)
-            found = self.read(name)
+            self.write(name, content)
+            stored = self.read(name)
             self.remove(name)
         except Exception as error:  # each file system has its own errors for the same few causes
-            text = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(f"this host can't write to {self}: {redact(text)}; give a folder that it can.") from None
-        if found != word:
-            raise InputError(f"{self} does not give back what was written to it.")
+            raise InputError(
+                f"this host cannot write to {self}: {first_line(error)}; give a folder or URL that is writable here."
+            ) from None
+        if stored != content:
+            raise InputError(f"{self} does not return what was written to it; use another folder or URL.")
 
     def write(self, name: str, content: bytes) -> None:
-        """Replaces the file `name`, in one step."""
+        """Replace the file `name` atomically."""
         if self.local:
             write_atomic(Path(self.path(name)), content)
         else:
             self.files.pipe_file(self.path(name), content)
 
     def create(self, name: str, content: bytes) -> bool:
-        """Writes the file `name` where there is none, in one step: of many writers one gets True, the others False."""
+        """Create the file `name` atomically. Of several writers exactly one receives True."""
         if not self.local:
             try:
                 self.files.pipe_file(self.path(name), content, mode="create")
@@ -79,7 +83,7 @@ class Shared:
         return True
 
     def read(self, name: str) -> bytes | None:
-        """What the file `name` holds; None where there is none."""
+        """Return the content of the file `name`; None if it does not exist."""
         try:
             content: bytes = self.files.cat_file(self.path(name))
         except FileNotFoundError:
@@ -87,23 +91,23 @@ class Shared:
         return content
 
     def names(self, folder: str = "") -> list[str]:
-        """The names right in `folder`, without it, sorted; [] where it is not there. Never from a cache."""
+        """Return the sorted names directly in `folder`; [] if it does not exist. Never from a cache."""
         self.files.invalidate_cache()
         try:
-            found: list[Any] = self.files.ls(f"{self.root}/{folder}".rstrip("/"), detail=False)
+            paths: list[Any] = self.files.ls(f"{self.root}/{folder}".rstrip("/"), detail=False)
         except FileNotFoundError:
             return []
-        return sorted({PurePosixPath(path).name for path in found} - {""})
+        return sorted({PurePosixPath(path).name for path in paths} - {""})
 
     def remove(self, name: str) -> None:
-        """Removes a file, or a folder with all that is in it; nothing where it is not there."""
+        """Remove a file, or a folder with everything in it; do nothing if it does not exist."""
         try:
             self.files.rm(self.path(name), recursive=True)
         except FileNotFoundError:
             return
 
     def get(self, name: str, to: Path) -> bool:
-        """Copies the file `name` to the local file `to`, which is replaced in one step; False where there is none."""
+        """Copy the file `name` to the local file `to`, which is replaced atomically; return False if it is missing."""
         content = self.read(name)
         if content is None:
             return False
@@ -111,5 +115,10 @@ class Shared:
         return True
 
     def put(self, name: str, source: Path) -> None:
-        """Copies the local file `source` to `name`, which is replaced in one step."""
+        """Copy the local file `source` to `name`, which is replaced atomically."""
         self.write(name, source.read_bytes())
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, without secrets; its type if there is no text."""
+    return redact(str(error).splitlines()[0]) if str(error) else type(error).__name__

@@ -1,4 +1,4 @@
-"""What a database promises to several hosts: one proposer, one worker a job, no time but its own, no password shown."""
+"""Guarantees of the database: one proposer, one worker per job, a single clock, and no password in any text."""
 
 import json
 import threading
@@ -11,95 +11,100 @@ from urllib.parse import quote
 import psycopg
 import pytest
 
+from dnas.cluster import jobs, proposer, queries
 from dnas.cluster.address import Address
-from dnas.cluster.database import Storage
+from dnas.cluster.database import Database
 from dnas.cluster.executor import PostgresExecutor
+from dnas.cluster.jobs import StoredCheckpoint
+from dnas.cluster.proposer import StoredMessage
 from dnas.errors import InputError
 from dnas.executors.lease import LeaseLost
 from tests.support.patience import patience
 from tests.support.postgres import PASSWORD, Server
 
 JOB = {"spec": {"k": 1}, "recipe": {"epochs": 3}, "seed": [0, 0], "final": False, "recompute": False}
-Open = Callable[..., Storage]
+Open = Callable[..., Database]
 
 
 @pytest.fixture
-def database(server: Server) -> str:
+def url(server: Server) -> str:
     return server.database(f"d{uuid.uuid4().hex}")
 
 
 @pytest.fixture
-def open_storage(database: str) -> Iterator[Open]:
-    """Opens the study `s` as one more host; `expiry_seconds` is short."""
-    opened: list[Storage] = []
+def open_database(url: str) -> Iterator[Open]:
+    """Open the study `s` as another host, with a short `expiry_seconds`."""
+    opened: list[Database] = []
 
-    def open_one(expiry_seconds: float = 1.0, **changes: Any) -> Storage:
-        opened.append(Storage(database, "s", expiry_seconds=expiry_seconds, **changes))
+    def open_one(expiry_seconds: float = 1.0, **changes: Any) -> Database:
+        opened.append(Database(url, "s", expiry_seconds=expiry_seconds, **changes))
         return opened[-1]
 
     yield open_one
-    for storage in opened:
-        storage.close()
+    for database in opened:
+        database.close()
 
 
-def begun(storage: Storage) -> Storage:
-    storage.create("id", "config")
-    assert storage.take_lease()
-    return storage
+def start_study(database: Database) -> Database:
+    queries.create_study(database, "id", "config")
+    assert proposer.take_lease(database)
+    return database
 
 
-def pass_time(seconds: float, *alive: Storage) -> None:
-    """Lets time pass, in which these are heard."""
+def pass_time(seconds: float, *alive: Database) -> None:
+    """Wait, while the given hosts send heartbeats."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        for storage in alive:
-            storage.beat(1)
+        for database in alive:
+            jobs.beat(database, 1)
         time.sleep(0.05)
 
 
 # --- the proposer's lease -----------------------------------------------------------------------------------------
 
 
-def test_one_host_proposes_until_its_lease_runs_out(open_storage: Open) -> None:
-    one, two = begun(open_storage()), open_storage()
-    assert one.take_lease()
+def test_one_host_proposes_until_its_lease_expires(open_database: Open) -> None:
+    one, two = start_study(open_database()), open_database()
+    assert proposer.take_lease(one)
     pass_time(1.5, one, two)
-    assert not two.take_lease(), "a lease that is kept alive stays"
+    assert not proposer.take_lease(two), "a lease with heartbeats does not expire"
     pass_time(1.2, two)
-    assert two.take_lease()
-    assert not one.beat(1).proposes
-    assert not one.take_lease()
+    assert proposer.take_lease(two)
+    assert not jobs.beat(one, 1).proposes
+    assert not proposer.take_lease(one)
 
 
-def test_who_lost_the_lease_writes_nothing(open_storage: Open) -> None:
-    one, two = begun(open_storage()), open_storage()
-    one.append(0, {"event": "a"})
+def test_stale_proposer_cannot_write(open_database: Open) -> None:
+    one, two = start_study(open_database()), open_database()
+    proposer.append_event(one, 0, {"event": "a"})
     pass_time(1.2, two)
-    assert two.take_lease()
-    before = two.events()
+    assert proposer.take_lease(two)
+    before = queries.read_events(two)
     for write in (
-        lambda: one.append(1, {"event": "b"}),
-        lambda: one.write_record("trials/0/record.json", "{}", None),
-        lambda: one.write_config("other"),
-        lambda: one.start_job("0", 1, JOB, afresh=False),
-        lambda: one.answer("0", 1, 1, True, 1),
-        lambda: one.drop_jobs(["0"]),
-        lambda: one.finish("complete"),
-        lambda: one.expire(),
+        lambda: proposer.append_event(one, 1, {"event": "b"}),
+        lambda: proposer.write_record(one, "trials/0/record.json", "{}", None),
+        lambda: proposer.write_config(one, "other"),
+        lambda: proposer.queue_job(one, "0", 1, JOB, replace=False),
+        lambda: proposer.answer_epoch(one, StoredMessage(1, "0", 1, "epoch", {"epoch": 1}), True),
+        lambda: proposer.delete_jobs(one, ["0"]),
+        lambda: proposer.finish_study(one, "complete"),
+        lambda: proposer.expire_jobs(one),
     ):
         with pytest.raises(LeaseLost, match="another host proposes for study s"):
             write()
-    assert (two.events(), two.records(), two.read()) == (before, {}, ("id", "config", None))
+    assert queries.read_events(two) == before
+    assert queries.read_records(two) == {}
+    assert queries.read_study(two) == ("id", "config", None)
 
 
-def test_an_event_stands_once_even_where_its_commit_was_not_heard_of(
-    open_storage: Open, monkeypatch: pytest.MonkeyPatch
+def test_event_is_stored_once_if_the_connection_dies_during_its_commit(
+    open_database: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     notes: list[str] = []
-    one = begun(open_storage(note=notes.append))
+    one = start_study(open_database(note=notes.append))
     real, left = psycopg.Transaction.__exit__, [2]
 
-    def dies_after_the_commit(self: Any, *error: Any) -> Any:
+    def die_after_the_commit(self: Any, *error: Any) -> Any:
         result = real(self, *error)
         if left[0] and error == (None, None, None):
             left[0] -= 1
@@ -107,10 +112,10 @@ def test_an_event_stands_once_even_where_its_commit_was_not_heard_of(
             raise psycopg.OperationalError("the connection is lost")
         return result
 
-    monkeypatch.setattr(psycopg.Transaction, "__exit__", dies_after_the_commit)
-    line = one.append(0, {"event": "a"})
+    monkeypatch.setattr(psycopg.Transaction, "__exit__", die_after_the_commit)
+    line = proposer.append_event(one, 0, {"event": "a"})
     assert left == [0]
-    assert one.events() == [line]
+    assert queries.read_events(one) == [line]
     assert json.loads(line)["event"] == "a"
     assert [note.split(" (")[0] for note in notes] == [
         "the database does not answer; waiting",
@@ -118,176 +123,176 @@ def test_an_event_stands_once_even_where_its_commit_was_not_heard_of(
     ]
 
 
-def test_two_proposers_never_both_write_the_same_event(open_storage: Open) -> None:
-    one = begun(open_storage())
-    one.append(0, {"event": "a"})
+def test_two_proposers_cannot_write_the_same_event(open_database: Open) -> None:
+    one = start_study(open_database())
+    proposer.append_event(one, 0, {"event": "a"})
     with pytest.raises(LeaseLost, match="another host has written event 0"):
-        one.append(0, {"event": "b"})
+        proposer.append_event(one, 0, {"event": "b"})
 
 
-def test_a_study_that_is_done_has_no_proposer(open_storage: Open) -> None:
-    one, two = begun(open_storage()), open_storage()
-    one.finish("complete")
-    one.release_lease()
-    assert not two.take_lease()
-    assert two.beat(1).done == "complete"
-    two.reopen("more")
-    assert two.take_lease()
+def test_finished_study_has_no_proposer(open_database: Open) -> None:
+    one, two = start_study(open_database()), open_database()
+    proposer.finish_study(one, "complete")
+    proposer.release_lease(one)
+    assert not proposer.take_lease(two)
+    assert jobs.beat(two, 1).done == "complete"
+    queries.reopen_study(two, "more")
+    assert proposer.take_lease(two)
 
 
 # --- the database's time ------------------------------------------------------------------------------------------
 
 
-def test_no_clock_of_a_host_is_asked(open_storage: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hosts_clock_is_not_used(open_database: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "time", lambda: 0.0)
-    one = begun(open_storage())
+    one = start_study(open_database())
     year = time.gmtime(one.clock()).tm_year
     assert year > 2020
     assert one.now().startswith(f"{year}-")
-    assert json.loads(one.append(0, {"event": "a"}))["time"].startswith(f"{year}-")
+    assert json.loads(proposer.append_event(one, 0, {"event": "a"}))["time"].startswith(f"{year}-")
 
 
-def test_leases_that_ran_out_while_the_database_was_down_are_not_dead(server: Server, open_storage: Open) -> None:
-    one, two = begun(open_storage(2.0)), open_storage(2.0)
-    one.start_job("0", 1, JOB, afresh=False)
-    assert one.claim([]) is not None
+def test_leases_that_expire_during_an_outage_are_kept(server: Server, open_database: Open) -> None:
+    one, two = start_study(open_database(2.0)), open_database(2.0)
+    proposer.queue_job(one, "0", 1, JOB, replace=False)
+    assert jobs.claim(one, []) is not None
     server.kill()
     time.sleep(2.1)
     server.start()
-    fresh = open_storage(2.0)
-    assert not fresh.take_lease(), "not even by who came after it was up again"
-    assert not two.take_lease()
-    assert one.beat(1).proposes
-    assert one.expire() == []
-    assert one.beat(1).jobs == {"0": 1}
+    fresh = open_database(2.0)
+    assert not proposer.take_lease(fresh), "not by a process that connects after the outage either"
+    assert not proposer.take_lease(two)
+    assert jobs.beat(one, 1).proposes
+    assert proposer.expire_jobs(one) == []
+    assert jobs.beat(one, 1).jobs == {"0": 1}
 
 
-def test_a_break_of_everybody_kills_nobody_and_ends(open_storage: Open) -> None:
-    one, two = begun(open_storage()), open_storage()
+def test_leases_are_kept_if_all_hosts_were_cut_off_and_expire_later(open_database: Open) -> None:
+    one, two = start_study(open_database()), open_database()
     time.sleep(1.2)
-    assert not two.take_lease(), "a database that nobody reached looks like this"
+    assert not proposer.take_lease(two), "to the database, the hosts look cut off"
     pass_time(0.5, two)
-    assert not two.take_lease()
+    assert not proposer.take_lease(two)
     pass_time(0.8, two)
-    assert two.take_lease()
-    assert not one.beat(1).proposes
+    assert proposer.take_lease(two)
+    assert not jobs.beat(one, 1).proposes
 
 
-def test_who_was_cut_off_itself_declares_nobody_dead(open_storage: Open) -> None:
-    one, two, three = begun(open_storage()), open_storage(), open_storage()
+def test_host_that_was_cut_off_does_not_declare_others_dead(open_database: Open) -> None:
+    one, two, three = start_study(open_database()), open_database(), open_database()
     pass_time(1.2, three)
-    two._fail(psycopg.OperationalError("cut off"), lost=True)
-    assert not two.take_lease()
+    two._count_failure(psycopg.OperationalError("cut off"), lost=True)
+    assert not proposer.take_lease(two)
     pass_time(1.1, three)
-    assert two.take_lease()
-    assert not one.beat(1).proposes
+    assert proposer.take_lease(two)
+    assert not jobs.beat(one, 1).proposes
 
 
 # --- jobs ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_job_is_claimed_once_in_the_order_of_the_queue(open_storage: Open) -> None:
-    one, two = begun(open_storage()), open_storage()
+def test_jobs_are_claimed_once_in_the_order_of_the_queue(open_database: Open) -> None:
+    one, two = start_study(open_database()), open_database()
     for key in ("3", "1", "2"):
-        one.start_job(key, 1, JOB, afresh=False)
-    taken = [host.claim(known) for host, known in ((one, []), (two, []), (one, ["3"]))]
+        proposer.queue_job(one, key, 1, JOB, replace=False)
+    taken = [jobs.claim(host, known) for host, known in ((one, []), (two, []), (one, ["3"]))]
     assert [job and job[0] for job in taken] == ["3", "1", "2"]
-    assert two.claim(["1"]) is None
-    assert two.claim([]) == ("1", 1, JOB), "its own, whose claim it did not hear of"
+    assert jobs.claim(two, ["1"]) is None
+    assert jobs.claim(two, []) == ("1", 1, JOB), "its own claim, whose reply was lost"
 
 
-def test_a_vanished_workers_jobs_are_lost_and_it_can_say_nothing_more(open_storage: Open) -> None:
-    one, two = begun(open_storage()), open_storage()
-    one.start_job("0", 1, JOB, afresh=False)
-    assert two.claim([]) is not None
-    two.say("0", 1, "epoch", {"epoch": 1})
+def test_dead_workers_jobs_are_lost_and_it_cannot_send_messages(open_database: Open) -> None:
+    one, two = start_study(open_database()), open_database()
+    proposer.queue_job(one, "0", 1, JOB, replace=False)
+    assert jobs.claim(two, []) is not None
+    jobs.send(two, "0", 1, "epoch", {"epoch": 1})
     pass_time(0.5, one)
-    assert one.expire() == []
+    assert proposer.expire_jobs(one) == []
     pass_time(0.7, one)
-    assert [(key, attempt) for key, attempt, _ in one.expire()] == [("0", 1)]
-    assert one.said() == [], "what it said goes with its job"
-    one.start_job("0", 2, JOB, afresh=True)
-    with pytest.raises(LeaseLost, match="job 0 of study s is another's"):
-        two.say("0", 1, "epoch", {"epoch": 2}, checkpoint=(3, 2, "late.pt", 0.1))
-    assert not two.holds("0", 1)
-    assert two.beat(1).jobs == {}
-    assert one.checkpoint("0", 3) is None
+    assert [(key, attempt) for key, attempt, _ in proposer.expire_jobs(one)] == [("0", 1)]
+    assert proposer.read_messages(one) == [], "its messages are deleted with its job"
+    proposer.queue_job(one, "0", 2, JOB, replace=True)
+    with pytest.raises(LeaseLost, match="job 0 of study s belongs to another worker"):
+        jobs.send(two, "0", 1, "epoch", {"epoch": 2}, checkpoint=StoredCheckpoint(3, 2, "late.pt", 0.1))
+    assert not jobs.holds(two, "0", 1)
+    assert jobs.beat(two, 1).jobs == {}
+    assert jobs.furthest_checkpoint(one, "0", 3) is None
 
 
-def test_a_new_proposer_adopts_the_same_training_and_replaces_another(open_storage: Open) -> None:
-    one, two = begun(open_storage()), open_storage()
-    one.start_job("0", 1, JOB, afresh=False)
-    two.claim([])
-    two.say("0", 1, "epoch", {"epoch": 1})
-    assert one.start_job("0", 2, JOB, afresh=False) == 1, "it goes on under the attempt that it has"
-    assert [said.kind for said in one.said()] == ["epoch"], "and what it said is heard"
-    assert one.start_job("0", 3, JOB | {"recompute": True}, afresh=False) == 3
-    assert one.said() == []
-    assert two.held() == {}
+def test_new_proposer_adopts_an_equal_job_and_replaces_a_different_one(open_database: Open) -> None:
+    one, two = start_study(open_database()), open_database()
+    proposer.queue_job(one, "0", 1, JOB, replace=False)
+    jobs.claim(two, [])
+    jobs.send(two, "0", 1, "epoch", {"epoch": 1})
+    assert proposer.queue_job(one, "0", 2, JOB, replace=False) == 1, "it keeps its attempt"
+    assert [message.kind for message in proposer.read_messages(one)] == ["epoch"], "and its messages"
+    assert proposer.queue_job(one, "0", 3, JOB | {"recompute": True}, replace=False) == 3
+    assert proposer.read_messages(one) == []
+    assert jobs.held_jobs(two) == {}
 
 
-def test_a_new_proposer_adopts_every_training_under_way(open_storage: Open) -> None:
-    """Its host takes one, and has one; the other is a dead host's, and comes first. Were that alone adopted, it would
-    wait for the slot of a training that nobody answers."""
-    one, two = begun(open_storage()), open_storage()
+def test_new_proposer_adopts_every_unfinished_job(open_database: Open) -> None:
+    """The new proposer's host has one slot and runs one job; the other job is first and belongs to a dead host. If only
+    the first were adopted, it would wait for the slot of a job that gets no answers."""
+    one, two = start_study(open_database()), open_database()
     for key, claimer in (("0", one), ("1", two)):
-        one.start_job(key, 1, JOB, afresh=False)
-        assert claimer.claim([]) == (key, 1, JOB)
+        proposer.queue_job(one, key, 1, JOB, replace=False)
+        assert jobs.claim(claimer, []) == (key, 1, JOB)
     pass_time(1.2, two)
-    assert two.take_lease()
-    assert two.slots() == 1
+    assert proposer.take_lease(two)
+    assert proposer.count_slots(two) == 1
     assert PostgresExecutor(two).workers == 2
-    two.drop_jobs(["0", "1"])
+    proposer.delete_jobs(two, ["0", "1"])
     assert PostgresExecutor(two).workers == 1
 
 
-def test_a_record_of_an_end_and_the_end_of_its_job_are_one_step(open_storage: Open) -> None:
-    one, two = begun(open_storage()), open_storage()
-    one.start_job("0", 1, JOB, afresh=False)
-    two.claim([])
-    two.say("0", 1, "done", {}, ends=True, result="trials/0/x")
-    one.write_record("trials/0/record.json", "{}", "0")
-    assert one.said() == []
-    assert one.start_job("0", 2, JOB, afresh=False) == 2, "nothing old is adopted"
-    assert one.results() == {"0": "trials/0/x"}
+def test_final_record_and_end_of_its_job_are_one_transaction(open_database: Open) -> None:
+    one, two = start_study(open_database()), open_database()
+    proposer.queue_job(one, "0", 1, JOB, replace=False)
+    jobs.claim(two, [])
+    jobs.send(two, "0", 1, "done", {}, ends=True, result="trials/0/x")
+    proposer.write_record(one, "trials/0/record.json", "{}", "0")
+    assert proposer.read_messages(one) == []
+    assert proposer.queue_job(one, "0", 2, JOB, replace=False) == 2, "the ended job is not adopted"
+    assert queries.read_results(one) == {"0": "trials/0/x"}
 
 
-def test_the_last_and_the_best_checkpoint_stay(open_storage: Open) -> None:
-    one = begun(open_storage(20.0))
-    one.start_job("0", 1, JOB, afresh=False)
-    one.claim([])
+def test_last_and_best_checkpoint_are_kept(open_database: Open) -> None:
+    one = start_study(open_database(20.0))
+    proposer.queue_job(one, "0", 1, JOB, replace=False)
+    jobs.claim(one, [])
     stale = [
-        one.say("0", 1, "epoch", {}, checkpoint=(9, epoch, f"{epoch}.pt", error))
+        jobs.send(one, "0", 1, "epoch", {}, checkpoint=StoredCheckpoint(9, epoch, f"{epoch}.pt", error))
         for epoch, error in ((1, 0.5), (2, 0.2), (3, 0.4), (4, 0.3))
     ]
     assert stale == [[], ["1.pt"], [], ["3.pt"]]
-    assert one.checkpoint("0", 9) == (4, "4.pt")
-    assert one.checkpoint("0", 12) is None, "a longer training has another schedule"
-    assert sorted(one.say("0", 1, "done", {}, ends=True, finished=True)) == ["2.pt", "4.pt"]
+    assert jobs.furthest_checkpoint(one, "0", 9) == (4, "4.pt")
+    assert jobs.furthest_checkpoint(one, "0", 12) is None, "a longer run has another schedule"
+    assert sorted(jobs.send(one, "0", 1, "done", {}, ends=True, finished=True)) == ["2.pt", "4.pt"]
 
 
-def test_leaving_gives_everything_back_at_once(open_storage: Open) -> None:
-    one, two = begun(open_storage(20.0)), open_storage(20.0)
-    one.beat(2)
-    two.beat(3)
-    assert two.slots() == 5
-    one.start_job("0", 1, JOB, afresh=False)
-    one.claim([])
-    one.leave()
-    assert two.slots() == 3
-    assert two.take_lease()
-    assert two.claim([]) == ("0", 1, JOB)
+def test_leaving_returns_everything_at_once(open_database: Open) -> None:
+    one, two = start_study(open_database(20.0)), open_database(20.0)
+    jobs.beat(one, 2)
+    jobs.beat(two, 3)
+    assert proposer.count_slots(two) == 5
+    proposer.queue_job(one, "0", 1, JOB, replace=False)
+    jobs.claim(one, [])
+    jobs.leave(one)
+    assert proposer.count_slots(two) == 3
+    assert proposer.take_lease(two)
+    assert jobs.claim(two, []) == ("0", 1, JOB)
 
 
-def test_a_frozen_transaction_does_not_hold_the_others_up(open_storage: Open) -> None:
-    one, two = begun(open_storage()), open_storage()
+def test_frozen_transaction_does_not_block_other_hosts(open_database: Open) -> None:
+    one, two = start_study(open_database()), open_database()
     began, limit = time.monotonic(), patience(5)
     frozen = one._connection()
     frozen.autocommit = False
     frozen.execute("SELECT 1 FROM dnas_leases FOR UPDATE")
     late = threading.Timer(limit + 1, frozen.close)
     late.start()
-    assert two.take_lease(), "as soon as the frozen one's time is over"
+    assert proposer.take_lease(two), "once the frozen transaction has timed out"
     assert time.monotonic() - began < limit
     late.cancel()
     with pytest.raises(psycopg.Error):
@@ -297,22 +302,22 @@ def test_a_frozen_transaction_does_not_hold_the_others_up(open_storage: Open) ->
 # --- bad input ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("word", [PASSWORD, quote(PASSWORD, safe=""), quote(PASSWORD)])
-def test_a_password_may_be_escaped_or_not(server: Server, word: str) -> None:
+@pytest.mark.parametrize("password", [PASSWORD, quote(PASSWORD, safe=""), quote(PASSWORD)])
+def test_password_may_be_escaped_or_not(server: Server, password: str) -> None:
     name = f"d{uuid.uuid4().hex}"
     server.database(name)
     for url in (
-        f"postgresql://owner:{word}@127.0.0.1:{server.port}/{name}",
-        f"postgres://127.0.0.1:{server.port}/{name}?user=owner&password={word.replace('@', '%40')}",
+        f"postgresql://owner:{password}@127.0.0.1:{server.port}/{name}",
+        f"postgres://127.0.0.1:{server.port}/{name}?user=owner&password={password.replace('@', '%40')}",
     ):
-        storage = Storage(url, "s")
-        assert storage.studies() == []
-        assert word not in str(storage)
-        storage.close()
+        database = Database(url, "s")
+        assert queries.list_studies(database) == []
+        assert password not in str(database)
+        database.close()
 
 
 @pytest.mark.parametrize(
-    ("url", "says"),
+    ("url", "message"),
     [
         ("postgresql://owner:SECRET@127.0.0.1:{port}/postgres", "password authentication failed"),
         ("postgresql://owner:SEC@RET:x/y?z#@127.0.0.1:{port}/postgres", "password authentication failed"),
@@ -321,27 +326,27 @@ def test_a_password_may_be_escaped_or_not(server: Server, word: str) -> None:
         ("postgresql://127.0.0.1:{port}/postgres?user=owner&password=SECRET", "password authentication failed"),
         ("postgresql://owner:SECRET@nowhere.invalid/postgres", "nowhere.invalid"),
         ("postgresql://owner:" + PASSWORD + "@127.0.0.1:{port}/missing", 'database "missing" does not exist'),
-        ("postgresql://owner:" + PASSWORD + "@127.0.0.1:1/postgres", "can't be reached"),
-        ("postgresql://owner:SECRET", "can't be read as that"),
-        ("postgresql://owner:SECRET@host:port/x", "can't be read as that"),
-        ("postgresql://owner:SECRET@host/x?password", "can't be reached"),
-        ("host=127.0.0.1 password='SEC RET'", "a storage is postgresql://USER@HOST:PORT/DATABASE"),
-        ("sqlite:///SECRET.db", "a storage is postgresql://USER@HOST:PORT/DATABASE"),
+        ("postgresql://owner:" + PASSWORD + "@127.0.0.1:1/postgres", "cannot reach the database"),
+        ("postgresql://owner:SECRET", "is not a valid address"),
+        ("postgresql://owner:SECRET@host:port/x", "is not a valid address"),
+        ("postgresql://owner:SECRET@host/x?password", "cannot reach the database"),
+        ("host=127.0.0.1 password='SEC RET'", "--storage needs postgresql://USER@HOST:PORT/DATABASE"),
+        ("sqlite:///SECRET.db", "--storage needs postgresql://USER@HOST:PORT/DATABASE"),
     ],
 )
-def test_a_storage_that_can_not_be_used_is_one_line_without_the_password(server: Server, url: str, says: str) -> None:
+def test_unusable_storage_is_reported_in_one_line_without_the_password(server: Server, url: str, message: str) -> None:
     began = time.monotonic()
     with pytest.raises(InputError) as error:
-        Storage(url.format(port=server.port), "s")
+        Database(url.format(port=server.port), "s")
     text = str(error.value)
-    assert says in text
+    assert message in text
     assert "\n" not in text
     for part in ("SEC", "CRET", "RET", PASSWORD, "s3cret"):
         assert part not in text
     assert time.monotonic() - began < patience(10)
 
 
-def test_texts_of_the_database_lose_the_password() -> None:
+def test_password_is_removed_from_texts_of_the_database() -> None:
     address = Address("postgresql://me:p@ss:w/o%72d@host/x")
     assert str(address) == "postgresql://me:***@host/x"
     assert address.arguments["password"] == "p@ss:w/ord"
@@ -351,32 +356,32 @@ def test_texts_of_the_database_lose_the_password() -> None:
     assert address.clean("password=hush") == "password=***"
 
 
-def test_a_database_without_the_right_to_create_tables_is_one_line(server: Server, database: str) -> None:
-    name = database.rpartition("/")[2]
+def test_missing_right_to_create_tables_is_reported_in_one_line(server: Server, url: str) -> None:
+    name = url.rpartition("/")[2]
     server.sql(f"CREATE ROLE {name} LOGIN PASSWORD 'guest-word'")
     server.sql("REVOKE CREATE ON SCHEMA public FROM PUBLIC", name)
     guest = f"postgresql://{name}:guest-word@127.0.0.1:{server.port}/{name}"
     with pytest.raises(InputError, match=r"does not let this user create tables .*GRANT CREATE") as error:
-        Storage(guest, "s")
+        Database(guest, "s")
     assert "guest-word" not in str(error.value)
-    Storage(database, "s").close()
-    with pytest.raises(InputError, match="permission denied") as error:  # tables are there, but not for it
-        Storage(guest, "s").studies()
+    Database(url, "s").close()
+    with pytest.raises(InputError, match="permission denied") as error:  # on tables that exist
+        queries.list_studies(Database(guest, "s"))
     assert "\n" not in str(error.value)
     server.sql(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {name}", name)
-    assert Storage(guest, "s").studies() == []
+    assert queries.list_studies(Database(guest, "s")) == []
 
 
-def test_a_newer_schema_is_one_line(server: Server, database: str) -> None:
-    Storage(database, "s").close()
-    server.sql("UPDATE dnas_schema SET version = 7", database.rpartition("/")[2])
-    with pytest.raises(InputError, match=r"tables of another dnas \(version 7, this one knows 1\)"):
-        Storage(database, "s")
+def test_newer_schema_is_reported_in_one_line(server: Server, url: str) -> None:
+    Database(url, "s").close()
+    server.sql("UPDATE dnas_schema SET version = 7", url.rpartition("/")[2])
+    with pytest.raises(InputError, match=r"tables of another dnas version \(schema 7, this version uses 1\)"):
+        Database(url, "s")
 
 
-def test_a_study_that_is_not_there_names_those_that_are(open_storage: Open, database: str) -> None:
-    begun(open_storage())
-    other = Storage(database, "t")
-    assert str(other.missing()).startswith("no study 't' in postgresql://owner:***@127.0.0.1")
-    assert "; there are s." in str(other.missing())
+def test_error_for_a_missing_study_lists_the_existing_ones(open_database: Open, url: str) -> None:
+    start_study(open_database())
+    other = Database(url, "t")
+    assert str(queries.missing_study(other)).startswith("no study 't' in postgresql://owner:***@127.0.0.1")
+    assert "; there are s." in str(queries.missing_study(other))
     other.close()

@@ -15,12 +15,13 @@ from typing import Any, Self
 import pytest
 
 from dnas.cli import main
-from dnas.cluster.database import Storage
-from dnas.cluster.study import StoredStudy, begin, load_data, options_of, read_config, shared_of
+from dnas.cluster import queries
+from dnas.cluster.database import Database
+from dnas.cluster.study import StoredStudy, create_study, load_data, options_of, read_config, shared_of
 from dnas.cluster.worker import Worker
 from dnas.errors import InputError
 from dnas.executors.local import LocalExecutor
-from dnas.executors.shared_storage import Shared
+from dnas.executors.shared_storage import SharedStorage
 from dnas.executors.worker import Job, Message
 from dnas.search.run import search
 from dnas.space.parse import load_space
@@ -70,10 +71,10 @@ class Host:
 
     def __init__(self, url: str, shared: Path, path: Path, executor: Any, slots: int = 1, expiry: float = 4.0) -> None:
         self.show = Quiet()
-        self.storage = Storage(url, "s", self.show.note, expiry_seconds=expiry)
-        config = read_config(self.storage)
+        self.database = Database(url, "s", self.show.note, expiry_seconds=expiry)
+        config = read_config(self.database)
         options = options_of(config, own())
-        self.folder = StoredStudy(path / "s", self.storage, shared_of(config, str(shared)), self.show.note)
+        self.folder = StoredStudy(path / "s", self.database, shared_of(config, str(shared)), self.show.note)
         data = load_data(config, options, self.show.note)
         self.executor = executor
         self.worker = Worker(self.folder, options, data, self.show, executor, slots, beat_seconds=0.3)
@@ -112,9 +113,9 @@ def own(**changes: Any) -> SearchConfig:
 
 
 def begun(url: str, shared: Path, options: SearchConfig) -> None:
-    storage = Storage(url, "s")
-    begin(storage, Shared(shared), options, "cpu", print)
-    storage.close()
+    database = Database(url, "s")
+    create_study(database, SharedStorage(shared), options, "cpu", print)
+    database.close()
 
 
 def exactly_once(folder: StudyFolder, trials: int) -> None:
@@ -219,11 +220,11 @@ def test_a_proposer_that_lost_its_lease_trains_on_and_nothing_is_begun_again(
     for reports in (6, 18):
         wait_until(lambda reports=reports: reported(hosts) >= reports, hosts)  # type: ignore[misc]
         holder = server.sql("SELECT owner FROM dnas_leases", url.rpartition("/")[2])[0][0]
-        other = next(host for host in hosts if host.storage.owner != holder)
-        server.sql(f"UPDATE dnas_leases SET owner = '{other.storage.owner}'", url.rpartition("/")[2])
+        other = next(host for host in hosts if host.database.owner != holder)
+        server.sql(f"UPDATE dnas_leases SET owner = '{other.database.owner}'", url.rpartition("/")[2])
     assert [host.join() for host in hosts] == ["complete", "complete"]
     (last,) = (host for host in hosts if host.worker.outcome is not None)
-    assert [host for host in hosts if "another host proposes now; this one goes on training" in host.show.notes]
+    assert [host for host in hosts if "another host proposes now; this one continues training" in host.show.notes]
     exactly_once(last.folder, 12)
     started = Counter(job.key for host in hosts for job in host.executor.started)
     assert started == Counter(str(number) for number in range(12))
@@ -233,19 +234,19 @@ def test_a_proposer_that_lost_its_lease_trains_on_and_nothing_is_begun_again(
 def test_a_shared_folder_that_is_away_is_waited_for(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun(url, tmp_path / "shared", own(trials=1, stopping="none", space=load_space("tiny", epochs=2)))
     host = Host(url, tmp_path / "shared", tmp_path / "a", LocalExecutor())
-    left, real = [5], Shared.put
+    left, real = [5], SharedStorage.put
 
-    def put(self: Shared, name: str, source: Path) -> None:
+    def put(self: SharedStorage, name: str, source: Path) -> None:
         if left[0]:
             left[0] -= 1
             raise OSError("the network is away")
         real(self, name, source)
 
-    monkeypatch.setattr(Shared, "put", put)
+    monkeypatch.setattr(SharedStorage, "put", put)
     assert host.start().join() == "complete"
     exactly_once(host.folder, 1)
     assert [note for note in host.show.notes if "waiting" in note] == [
-        f"{tmp_path / 'shared'} can't be used; waiting (the network is away)"
+        f"cannot use {tmp_path / 'shared'}; waiting (the network is away)"
     ]
 
 
@@ -254,8 +255,9 @@ def test_a_shared_folder_that_is_away_is_waited_for(url: str, tmp_path: Path, mo
 # The command line, but who vanished is missed after six seconds.
 RUN = """
 import sys
-from dnas import cli, hosts, storage
-storage.EXPIRY_SECONDS, hosts.BEAT_SECONDS = 6.0, 0.4
+from dnas import cli
+from dnas.cluster import database, worker
+database.EXPIRY_SECONDS, worker.BEAT_SECONDS = 6.0, 0.4
 raise SystemExit(cli.main(sys.argv[1:]))
 """
 # A clock that is ten minutes ahead: in every process of the host, and wherever dnas asks for the date. (Compiled
@@ -406,7 +408,7 @@ def test_nodes_with_private_folders_share_a_database_and_s3(
     files = s3fs.S3FileSystem()
     assert sorted(files.ls("bucket/dnas/s/records")) == [f"bucket/dnas/s/records/{n}-6.json" for n in range(6)]
     assert not files.exists("bucket/dnas/s/checkpoints")
-    assert not Shared(s3).create("s/records/0-6.json", b"another"), "a record is put once"
+    assert not SharedStorage(s3).create("s/records/0-6.json", b"another"), "a record is put once"
     assert files.cat("bucket/dnas/s/records/0-6.json") == (here.trial_folder(0) / "record.json").read_bytes()
 
     third = tmp_path / "c"
@@ -447,7 +449,7 @@ def test_a_frozen_host_writes_nothing_more_and_a_killed_one_is_replaced(
     held_by = {node: (node.folder / "studies/s/lock").exists() for node in nodes}  # who proposes has opened the folder
     frozen, other = sorted(nodes, key=lambda node: not held_by[node])
     frozen.signal(signal.SIGSTOP)
-    wait_until(lambda: b"gave no sign of life" in other.log, nodes)
+    wait_until(lambda: b"no heartbeat from its worker" in other.log, nodes)
     assert proposer(server, url) != before
     (lost,) = {
         event["number"] for event in StudyFolder(other.folder / "studies/s").events() if event["event"] == "again"
@@ -460,7 +462,7 @@ def test_a_frozen_host_writes_nothing_more_and_a_killed_one_is_replaced(
     other.signal(signal.SIGKILL)  # the proposer now, in the middle of its training
     out = frozen.end()
     assert frozen.process.returncode == 0, out
-    assert "another host proposes now; this one goes on training" in out
+    assert "another host proposes now; this one continues training" in out
     here = StudyFolder(frozen.folder / "studies/s")
     exactly_once(here, 4)
     assert 1 <= sum(record.losses for record in here.records()) <= 2
@@ -495,13 +497,13 @@ def test_what_a_worker_can_not_use_is_one_line(
     assert "no study 's' in postgresql://owner:***@" in refused(*at)
     assert "`dnas worker` needs --trials N" in refused(*at, "--space", "tiny")
     assert "a new study needs --shared" in refused(*at, *new)
-    assert "this host can't write to " in refused(*at, *new, "--shared", str(tmp_path / "file" / "x"))
+    assert "this host cannot write to " in refused(*at, *new, "--shared", str(tmp_path / "file" / "x"))
     stranger = refused(*new, "--storage", url.replace("owner", "other"))
-    assert "can't be reached: " in stranger
+    assert "cannot reach the database postgresql://" in stranger
     assert "password authentication failed" in stranger
     assert "; check host, user, password and database." in stranger
     begun(url, tmp_path / "shared", own(space=load_space("tiny", epochs=2)))
-    assert "is not the shared folder of study s" in refused(*at, "--shared", str(tmp_path / "elsewhere"))
+    assert "is not the shared storage of study s" in refused(*at, "--shared", str(tmp_path / "elsewhere"))
     assert "was begun with another seed 0 (now 5)" in refused(*at, "--seed", "5")
     assert "was begun with subset 200, but got 100" in refused(*at, "--subset", "100")
     assert "is running with 8 trials of 2 epochs; raise them when it is done" in refused(*at, "--trials", "9")
@@ -515,12 +517,12 @@ def test_what_a_worker_can_not_use_is_one_line(
 
 def test_other_data_are_refused_at_the_start(url: str, tmp_path: Path) -> None:
     begun(url, tmp_path / "shared", own())
-    storage = Storage(url, "s")
-    config = read_config(storage)
+    database = Database(url, "s")
+    config = read_config(database)
     config["data"]["fingerprint"] = "0" * 64
-    with pytest.raises(InputError, match="on this host has other files than study s was begun with"):
+    with pytest.raises(InputError, match="on this host has other files than study s was started with"):
         load_data(config, options_of(config, own()), print)
-    storage.close()
+    database.close()
 
 
 def test_a_study_that_is_done_goes_on_with_more_trials_and_epochs(
@@ -528,13 +530,13 @@ def test_a_study_that_is_done_goes_on_with_more_trials_and_epochs(
 ) -> None:
     begun(url, tmp_path / "shared", own(trials=3, stopping="none"))
     Host(url, tmp_path / "shared", tmp_path / "a", Formulas()).start().join()
-    storage = Storage(url, "s")
-    config = read_config(storage)
+    database = Database(url, "s")
+    config = read_config(database)
     config["trials"], config["recipe"]["epochs"] = 5, 6
     import tomli_w
 
-    storage.reopen(tomli_w.dumps(config))
-    storage.close()
+    queries.reopen_study(database, tomli_w.dumps(config))
+    database.close()
     host = Host(url, tmp_path / "shared", tmp_path / "b", Formulas()).start()
     assert host.join() == "complete"
     assert [(r.state, r.epochs, len(r.earlier)) for r in host.folder.records()] == [

@@ -677,7 +677,7 @@ def test_a_worker_without_a_heartbeat_is_ended_and_its_trial_goes_on(monkeypatch
     executor, show = Frozen(), Silent()
     search(search_config(1), show, executor)
     assert len(executor.started) == 2
-    assert show.notes == ["trial 0: its worker gave no sign of life; going on from its checkpoint"]
+    assert show.notes == ["trial 0: no heartbeat from its worker; going on from its checkpoint"]
     assert [(record.state, record.losses) for record in records()] == [("complete", 1)]
 
 
@@ -697,7 +697,7 @@ def test_workers_that_always_freeze_stop_the_search(monkeypatch: pytest.MonkeyPa
 
     outcome = search(search_config(9), Silent(), Frozen())
     assert outcome.stopped_by is not None
-    assert outcome.stopped_by.startswith("3 trials in a row failed alike: its worker gave no sign of life")
+    assert outcome.stopped_by.startswith("3 trials in a row failed alike: no heartbeat from its worker")
     assert [record.state for record in records()] == ["failed"] * 3
 
 
@@ -963,7 +963,7 @@ def test_a_final_training_whose_worker_froze_goes_on(monkeypatch: pytest.MonkeyP
     executor, show = Frozen(), Silent()
     search(search_config(1, retrain=1), show, executor)
     assert [job.key for job in executor.started] == ["0-1", "0-1"]
-    assert "trial 0-1: its worker gave no sign of life; going on from its checkpoint" in show.notes
+    assert "trial 0-1: no heartbeat from its worker; going on from its checkpoint" in show.notes
     [(_, record)] = find_study("s").retrained()
     assert (record.state, record.losses) == ("complete", 1)
 
