@@ -37,20 +37,6 @@ def duration(seconds: float) -> str:
     return f"{whole // 86400} days {whole % 86400 // 3600} h"
 
 
-def said(objective: str, value: float) -> str:
-    """A value of one of the objectives, with its unit."""
-    match objective:
-        case "val_error":
-            return percent(value)
-        case "val_loss":
-            return f"{value:.4f}"
-        case "latency":
-            return f"{1000 * value:.2f} ms"
-        case "activation_bytes":
-            return size(value)
-    return count(value)
-
-
 def params(number: float) -> str:
     """31_234 -> "0.031 M", 769_162 -> "0.77 M", 15_324_406 -> "15.3 M"."""
     return f"{_short(number / 1e6)} M"

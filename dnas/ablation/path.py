@@ -18,10 +18,11 @@ from dnas.analysis.ablation_path import Estimate, Path, Trained, find_path, para
 from dnas.analysis.evidence import over_line, read_evidence
 from dnas.analysis.fanova import BELIEVABLE, BOOTSTRAPS
 from dnas.analysis.importance import Evidence
+from dnas.analysis.metrics import METRICS
 from dnas.arch import parse_name
 from dnas.cli.listed import check_executor, command_line, means_of, train_listed
 from dnas.errors import InputError
-from dnas.formatting import count, said, several
+from dnas.formatting import count, several
 from dnas.space.space import Space
 from dnas.study.config import data_arguments_of
 from dnas.study.folder import StudyFolder, find_study
@@ -238,7 +239,7 @@ def _table(path: Path, trained: Trained | None, objective: str) -> Table:
             count(node.cost.params) + (f"\nover: {', '.join(node.excess)}" if node.excess else ""),
             _interval(path.predicted[i], objective),
             _change(path.change[i], objective),
-            said(objective, path.measured[i]) if i in path.measured else "",
+            METRICS[objective].format(path.measured[i]) if i in path.measured else "",
             *(
                 (_interval(trained.errors[i], objective), _change(trained.changes[i], objective))
                 if trained is not None
@@ -256,8 +257,8 @@ def _interval(one: Estimate, objective: str) -> str:
     """`1.83% (1.33 to 2.71)`."""
     if math.isnan(one.value):
         return ""
-    factor, digits = (100, 2) if objective == "val_error" else (1, 4)
-    text = said(objective, one.value)
+    factor, digits = METRICS[objective].scale, METRICS[objective].digits
+    text = METRICS[objective].format(one.value)
     return text if math.isnan(one.low) else f"{text} ({factor * one.low:.{digits}f} to {factor * one.high:.{digits}f})"
 
 
@@ -265,7 +266,7 @@ def _change(one: Estimate, objective: str) -> str:
     """`-0.19 (-0.75 to +0.30)`: points of a percentage, or nats."""
     if math.isnan(one.value):
         return ""
-    factor, digits = (100, 2) if objective == "val_error" else (1, 4)
+    factor, digits = METRICS[objective].scale, METRICS[objective].digits
     text = f"{factor * one.value:+.{digits}f}"
     return (
         text if math.isnan(one.low) else f"{text} ({factor * one.low:+.{digits}f} to {factor * one.high:+.{digits}f})"

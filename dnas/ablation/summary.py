@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 
 from dnas.ablation.results import Ablation
+from dnas.analysis.metrics import METRICS
 from dnas.analysis.paired import Comparison
 from dnas.cli.display import state_counts
 from dnas.formatting import joined, percent, several
-
-MEASURES = {"val_error": "validation error", "test_error": "test error"}
 
 
 def describe_result(ablation: Ablation) -> str:
@@ -16,9 +15,10 @@ def describe_result(ablation: Ablation) -> str:
     base = values[ablation.base].dropna()
     mean = percent(base.mean()) if len(base) else "no"
     spread = f" (sd {100 * effects.noise:.2f} points)" if len(base) > 1 else ""
+    measure = METRICS[ablation.measure].label
     lines = [
         "",
-        f"base      {ablation.base}: {mean} {MEASURES[ablation.measure]}, mean of {several(len(base), 'seed')}{spread}",
+        f"base      {ablation.base}: {mean} {measure}, mean of {several(len(base), 'seed')}{spread}",
         *_table("against the base", effects.comparisons, effects.alpha),
     ]
     if ablation.factorial is not None:

@@ -15,15 +15,15 @@ from dnas.analysis.control import decision_epoch, values_at
 from dnas.analysis.curves import learning_curves
 from dnas.analysis.fanova import BELIEVABLE, REST, Fanova
 from dnas.analysis.importance import CHOICES, SPEC, Evidence, evidence, importance
+from dnas.analysis.metrics import METRICS
 from dnas.errors import InputError, unknown
-from dnas.formatting import joined, said, several
+from dnas.formatting import joined, several
 from dnas.study.config import objectives_of
 from dnas.study.folder import StudyFolder, find_study
 from dnas.study.record import TrialRecord
 
 ALL, BEST = "all", "best tenth"
 FANOVA, PED = "fANOVA", "PED-ANOVA"
-NAMES = {"val_error": "validation error", "val_loss": "validation loss"}
 
 
 def read_evidence(folder: StudyFolder, by: str = CHOICES, epoch: int | None = None) -> Evidence:
@@ -104,7 +104,7 @@ def _as_json(found: Evidence, whole: Fanova, best: Fanova, frame: pd.DataFrame) 
 
 def _head(found: Evidence, folder: StudyFolder) -> str:
     when = f"after epoch {found.epoch}" if found.epoch is not None else "after their last epoch"
-    text = f"{found.study}   {NAMES[found.objective]} of {several(len(found.errors), 'trial')} {when}"
+    text = f"{found.study}   {METRICS[found.objective].label} of {several(len(found.errors), 'trial')} {when}"
     if found.left_out:
         text += "; left out: " + ", ".join(f"{count} {state}" for state, count in sorted(found.left_out.items()))
     return text + "\n" + over_line(folder)
@@ -170,7 +170,7 @@ def _cautions(found: Evidence, whole: Fanova, best: Fanova, folder: StudyFolder,
         f" {whole.forest.shares.rest:.0%} of what the forest predicts over the space; 95% intervals by bootstrap over"
         " trials; ·: not told from chance",
         f"forest    R² out of bag {whole.r2:.2f} over all, {best.r2:.2f} for the best tenth (there, errors"
-        f" above {said(found.objective, best.ceiling or 0)} count as that, which the best"
+        f" above {METRICS[found.objective].format(best.ceiling or 0)} count as that, which the best"
         f" {int((found.errors < (best.ceiling or 0)).sum())} are below)",
     ]
     doubtful = [name for name, one in (("over all", whole), ("for the best tenth", best)) if not one.believable]

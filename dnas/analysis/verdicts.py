@@ -2,10 +2,10 @@
 
 import math
 
+from dnas.analysis.metrics import METRICS
 from dnas.analysis.paired import Comparison, Effects
 from dnas.formatting import joined, p_value, points, several
 
-MEASURES = {"val_error": "validation error", "test_error": "test error"}
 CONCLUDED = ("fewer errors", "more errors")
 
 
@@ -60,7 +60,7 @@ def _subject(found: Comparison, effects: Effects) -> tuple[str, str, str]:
 
 
 def _numbers(found: Comparison, effects: Effects) -> str:
-    text = f"{points(found.mean)} percentage points of {MEASURES[effects.measure]}, "
+    text = f"{points(found.mean)} percentage points of {METRICS[effects.measure].label}, "
     if len(found.seeds) == 1:
         return text + "of one pair, which has no interval"
     text += f"the mean of {several(len(found.seeds), 'pair')} ({interval_words(found, effects)}"

@@ -884,8 +884,9 @@ def _opening(options: Any, executor: Any) -> str:
 
 def _closing(study: str, outcome: Any, wanted: int) -> str:
     from dnas.analysis.efficiency import pareto_front
+    from dnas.analysis.metrics import METRICS
     from dnas.cli.display import state_counts
-    from dnas.formatting import count, percent, said, several
+    from dnas.formatting import count, percent, several
     from dnas.study.config import objectives_of
     from dnas.study.folder import StudyFolder, read_study
 
@@ -906,8 +907,10 @@ def _closing(study: str, outcome: Any, wanted: int) -> str:
         first = next(iter(record.objectives))
         front = pareto_front(read_study(folder.path), (*costs, first)).trials.to_dict("records")
         lines += [
-            f"{'front' if i == 0 else '':9s} {said(first, row[first]):>8s} at "
-            + ", ".join(f"{said(name, row[name])} {name if name != 'latency' else ''}".rstrip() for name in costs)
+            f"{'front' if i == 0 else '':9s} {METRICS[first].in_terminal(row[first]):>8s} at "
+            + ", ".join(
+                f"{METRICS[name].in_terminal(row[name])} {name if name != 'latency' else ''}".rstrip() for name in costs
+            )
             + f"  #{row['number']}  {row['network']}"
             for i, row in enumerate(front[:FRONT_LINES])
         ]

@@ -18,6 +18,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import Bbox
 
+from dnas.analysis.metrics import METRICS
 from dnas.analysis.paired import Comparison, Effects, SeedNoise
 from dnas.analysis.verdicts import level, raced, short
 from dnas.errors import InputError
@@ -38,17 +39,13 @@ from dnas.figures.style import (
     error_axis,
     styled,
 )
-from dnas.formatting import macs, p_value, params, percent, points, several
+from dnas.formatting import p_value, percent, points, several
 
 VERDICTS = {"fewer errors": BLUE, "more errors": RED, "cannot tell": GREY, "too few seeds": GREY}
 LEVELS = (PURPLE, GREEN, ORANGE, BROWN, SKY, PINK)  # of the factor whose levels are lines
-_LABELS = {
-    "val_error": "validation error (%)",
-    "test_error": "test error (%)",
-}
 PANEL_COLUMNS = 4
 # What can be held equal, and what its residual is of.
-HELD = {"params": "params", "macs": "multiply-adds", "seconds": "training time, as estimated,"}
+HELD = {**{key: METRICS[key].label for key in ("params", "macs")}, "seconds": "training time, as estimated,"}
 
 
 def plot_forest(effects: Effects, noise: SeedNoise | None = None) -> Figure:
@@ -94,7 +91,7 @@ def plot_forest(effects: Effects, noise: SeedNoise | None = None) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(9))
         axes.margins(x=0.06)
         beside = f" from {effects.base}" if rows[0].kind == "variant" else ""
-        measure = _LABELS[effects.measure].removesuffix(" (%)")
+        measure = METRICS[effects.measure].label
         axes.set_xlabel(f"difference in {measure}{beside} (percentage points; left of 0: fewer errors)")
         kind = "" if raced(effects) else "t "
         handles += [
@@ -160,7 +157,7 @@ def plot_slopes(values: pd.DataFrame, effects: Effects) -> Figure:
     clear = max(rows, key=lambda c: max(fewer[c.name], more[c.name]) / len(c.seeds))
     count, word = max((fewer[clear.name], "fewer"), (more[clear.name], "more"))
     title = f"{clear.name} makes {word} errors than {base} from {count} of {several(len(clear.seeds), 'seed')}"
-    label = _LABELS[effects.measure]
+    label = METRICS[effects.measure].axis_label
     with styled():
         figure, panels = _panels(len(rows), title, 2.9)
         shown: list[float] = []
@@ -236,7 +233,7 @@ def plot_interaction(cells: pd.DataFrame, effects: Effects) -> Figure:
         title = f"Too few seeds to tell whether effects add up: {effects.pairs_needed} needed, {effects.pairs} there"
     else:
         title = "No interaction can be told: parallel lines are effects that add up"
-    label = _LABELS[effects.measure]
+    label = METRICS[effects.measure].axis_label
     with styled():
         figure, panels = _panels(len(pairs), title, 3.0)
         shown = [*known["mean"], *known["low"].dropna(), *known["high"].dropna()]
@@ -285,9 +282,10 @@ def plot_variants(rows: pd.DataFrame, effects: Effects, equal: str = "nothing", 
     verdicts = {c.name: c.verdict for c in effects.comparisons}
     colours = {name: VERDICTS.get(verdicts.get(name, ""), INK) for name in rows["variant"]}
     held = equal in HELD and bool(rows["residual"].notna().all())
-    costs = {name: said for name, said in (("params", params), ("macs", macs)) if name != equal or not held}
+    costs = {name: METRICS[name].format for name in ("params", "macs") if name != equal or not held}
     first = known.loc[known["mean"].idxmin()]
-    title = f"Lowest mean error: {percent(first['mean'])}, {first['variant']} with {params(first['params'])} params"
+    size = METRICS["params"].with_noun(first["params"])
+    title = f"Lowest mean error: {percent(first['mean'])}, {first['variant']} with {size}"
     with styled():
         figure = canvas(3.6, title)
         grid = figure.add_gridspec(1, len(costs) + held)
@@ -306,9 +304,9 @@ def plot_variants(rows: pd.DataFrame, effects: Effects, equal: str = "nothing", 
             ]
             pad = 0.15 * (x.max() - x.min()) or 0.05 * x.max()
             axes.set_xlim(x.min() - pad, x.max() + 1.6 * pad)
-            _size_ticks(axes, {"params": "params", "macs": "multiply-adds"}[column])
+            _size_ticks(axes, METRICS[column].label)
             axes.tick_params(labelleft=not place)
-        error_axis(panels[0], [*known["least"], *known["most"]], _LABELS[effects.measure])
+        error_axis(panels[0], [*known["least"], *known["most"]], METRICS[effects.measure].axis_label)
         if held:
             _residuals(figure.add_subplot(grid[0, -1]), rows, equal, tolerance, colours)
         _name_marks(figure, dict(zip(costs, panels, strict=True)), known, colours)
@@ -407,5 +405,5 @@ def plot_curves_of_variants(bands: pd.DataFrame, effects: Effects, order: Sequen
             axes.set_xlabel("epoch")
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             axes.legend(loc="lower left", fontsize=7.5)
-        error_axis(panels[0], [*bands["low"], *bands["high"]], "validation error (%)")
+        error_axis(panels[0], [*bands["low"], *bands["high"]], METRICS["val_error"].axis_label)
     return figure

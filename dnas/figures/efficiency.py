@@ -15,16 +15,15 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from dnas.analysis import Front, NoiseFloor
 from dnas.analysis.control import ArmComparison
+from dnas.analysis.metrics import METRICS
 from dnas.errors import InputError
 from dnas.figures.style import (
     ARMS,
-    AXES,
     COLOURS,
     GREY,
     INK,
     QUIET,
     UNFINISHED,
-    axis_value,
     canvas,
     cost_axis,
     error_axis,
@@ -59,7 +58,7 @@ def plot_error_against_cost(
     chosen = complete[complete["number"] == best] if len(complete) else complete
     if len(chosen):
         row = chosen.iloc[0]
-        title = f"Lowest {AXES[y][2]}: {axis_value(y, row[y])} with {axis_value(x, row[x])} {AXES[x][2]}"
+        title = f"Lowest {METRICS[y].noun}: {METRICS[y].format(row[y])} with {METRICS[x].with_noun(row[x])}"
         title += f" (#{int(row['number'])})"
         if len(objectives) > 2:
             title += f"; {len(front.trials)} on the front in all {len(objectives)} objectives"
@@ -123,7 +122,7 @@ def plot_error_against_cost(
             handles.insert(0, marks)
         if points is not None:
             handles.append(_draw_published(axes, points))
-        label, factor, _ = AXES[y]
+        label, factor = METRICS[y].axis_label, METRICS[y].scale
         error_axis(axes, errors, label + (", published: test error (%)" if points is not None else ""), factor)
         cost_axis(axes, sizes, x)
         if len(front.trials):
@@ -156,7 +155,7 @@ def plot_error_against_cost(
 def _told(some: pd.DataFrame, x: str, y: str) -> list[str]:
     """What each mark of a trial says of itself."""
     return [
-        f"#{row['number']}  {axis_value(y, row[y])}, {axis_value(x, row[x])} {AXES[x][2]}\n{row.get('network', '')}"
+        f"#{row['number']}  {METRICS[y].format(row[y])}, {METRICS[x].with_noun(row[x])}\n{row.get('network', '')}"
         for row in some.to_dict("records")
     ]
 
@@ -226,7 +225,9 @@ def _label_points(
     rows = pd.concat([rows[rows["number"] == best], rows[rows["number"] != best]])
     for number, x, y in zip(rows["number"], rows[cost], rows[error], strict=True):
         colour = COLOURS["best"] if number == best else INK
-        wanted.append((x, y, f"#{int(number)}  {axis_value(error, y)}", colour, "bold" if number == best else "normal"))
+        wanted.append(
+            (x, y, f"#{int(number)}  {METRICS[error].format(y)}", colour, "bold" if number == best else "normal")
+        )
     if points is not None:
         for row in points.sort_values("test_error").to_dict("records"):
             name, colour = _published_name(row["method"], row["depth"])
@@ -282,7 +283,7 @@ def _published_name(method: str, depth: int) -> tuple[str, str]:
 
 def plot_control(arms: ArmComparison) -> Figure:
     """The sampler's and the control's values by trial number, and beside them the share of each at or below a value."""
-    label, factor, _ = AXES[arms.objective]
+    label, factor = METRICS[arms.objective].axis_label, METRICS[arms.objective].scale
     if arms.beats is None:
         raise InputError("the arms can't be drawn: one of them has no trial that got so far.")
     title = f"A trial of the sampler beats a random one with probability {arms.beats:.0%}"

@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 
 from dnas.analysis.ablation_path import Estimate, Path, Trained
 from dnas.analysis.fanova import REST, Axis, Fanova
+from dnas.analysis.metrics import METRICS
 from dnas.errors import InputError
-from dnas.figures.style import AXES, BLUE, GREY, INK, ORANGE, QUIET, RED, axis_value, canvas, styled
+from dnas.figures.style import BLUE, GREY, INK, ORANGE, QUIET, RED, canvas, styled
 from dnas.formatting import several
 
 PAIRS = 6  # of the bars
@@ -103,7 +104,7 @@ def plot_interactions(found: Fanova, objective: str = "val_error") -> Figure:
         left.grid(visible=False)
         left.set_title("share of the variance (%); bold: above chance", fontsize=9, loc="left")
         a, b = names.index(first["choice"]), names.index(first["other"])
-        label, factor, _ = AXES[objective]
+        label, factor = METRICS[objective].axis_label, METRICS[objective].scale
         image = right.imshow(factor * forest.marginal(a, b).T, cmap=MAP, aspect="auto", origin="lower")
         _ticks(right, "x", axes_of[a])
         _ticks(right, "y", axes_of[b])
@@ -125,7 +126,8 @@ def _ticks(axes: Axes, side: str, axis: Axis) -> None:
 def plot_path(path: Path, objective: str = "val_error", trained: Trained | None = None) -> Figure:
     """The error of each network on the path, a row each from the first to the last, and what each step changed:
     predicted with intervals, as measured in the search, and as trained for it."""
-    label, factor, word = AXES[objective]
+    metric = METRICS[objective]
+    label, factor, word = metric.axis_label, metric.scale, metric.noun
     rows = np.arange(len(path.nodes))
     changes = trained.changes if trained is not None else path.change
     series = [(path.predicted, path.change, BLUE, "predicted by the forest, 95%", 0.0 if trained is None else -0.14)]
@@ -176,7 +178,7 @@ def _params(axes: Axes, path: Path) -> None:
     place: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "color": QUIET, "annotation_clip": False}
     across = axes.get_yaxis_transform()
     for i, node in enumerate(path.nodes):
-        text = axis_value("params", node.cost.params) + (", over a limit" if node.excess else "")
+        text = METRICS["params"].format(node.cost.params) + (", over a limit" if node.excess else "")
         axes.annotate(text, (1, i), xycoords=across, xytext=(4, 0), va="center", **place)
     axes.annotate("params", (1, 1), xycoords="axes fraction", xytext=(4, 4), **place)
 
@@ -188,7 +190,7 @@ def _step_title(path: Path, changes: Sequence[Estimate], trained: bool, objectiv
         return f"No step {takes} any {word}"
     most = int(np.nanargmin(gains)) + 1
     sure = changes[most].high < 0
-    size = axis_value(objective, -changes[most].value)
+    size = METRICS[objective].format(-changes[most].value)
     return f"{node_label(path, most)} {takes} most: {size} {word}" + ("" if sure else ", but its interval holds 0")
 
 

@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
+from dnas.analysis.metrics import METRICS
 from dnas.analysis.scaling import IsoError, Sized, fit_of, times
 from dnas.figures.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, QUIET, RED, canvas, error_axis, styled
 
@@ -26,7 +27,6 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "ResNet": (RED, "v"),
 }
 _OTHERS = (PURPLE, "P")
-_NAMES = {"params": "parameters", "macs": "multiply-adds of one image"}
 
 
 def plot_families(
@@ -151,7 +151,7 @@ def plot_two_curves(curves: pd.DataFrame, *, finding: str, error: str) -> Figure
                 )
                 axes.plot(table.index, table.mean(axis=1), style, color=colour, lw=1.7, gid=f"mean-{group}")
         error_axis(left, curves["val_error"].dropna().tolist(), f"{error} (%)")
-        right.set_ylabel("training loss (nats)")
+        right.set_ylabel(METRICS["train_loss"].axis_label)
         right.set_yscale("log")
         right.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
         right.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
@@ -323,7 +323,7 @@ def _error_axis(axes: Axes, label: str) -> None:
 
 
 def _cost_axis(axes: Axes, cost: str, log: bool) -> None:
-    name = _NAMES[cost]
+    name = METRICS[cost].axis
     if not log:
         unit, word = (1e5, "×10⁵") if axes.get_xlim()[1] > 8e4 else (1e3, "×10³")
         axes.set_xlabel(f"{name} ({word})")

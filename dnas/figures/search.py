@@ -11,11 +11,11 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from dnas.analysis.efficiency import part_of
+from dnas.analysis.metrics import METRICS
 from dnas.analysis.progress import Distribution, SpaceComparison
 from dnas.arch import Spec, layer_costs
 from dnas.errors import InputError
 from dnas.figures.style import (
-    AXES,
     BLUE,
     COLOURS,
     GREEN,
@@ -26,7 +26,6 @@ from dnas.figures.style import (
     PURPLE,
     QUIET,
     RED,
-    axis_value,
     canvas,
     cost_axis,
     error_axis,
@@ -56,11 +55,11 @@ def plot_best_so_far(found: pd.DataFrame, objective: str = "val_error") -> Figur
     if known.empty:
         raise InputError("the best so far can't be drawn: no trial is complete.")
     own = known[known["arm"] == "search"]
-    label, factor, _ = AXES[objective]
+    label, factor = METRICS[objective].axis_label, METRICS[objective].scale
     if len(own):
         last = own.iloc[-1]
         since = own[own["error"] == last["error"]].iloc[0]
-        title = f"{axis_value(objective, last['error'])} was reached after {int(since['trials'])} trials"
+        title = f"{METRICS[objective].format(last['error'])} was reached after {int(since['trials'])} trials"
         title += f" and {duration(since['seconds'])} of training"
     else:
         title = "Only the random control has a complete trial"
@@ -99,10 +98,10 @@ def plot_distribution(
     spread: Mapping[str, Distribution], comparison: SpaceComparison | None = None, objective: str = "val_error"
 ) -> Figure:
     """The share of trials at or below each error, with its band; a curve a study. comparison: of the first two."""
-    label, factor, _ = AXES[objective]
+    label, factor = METRICS[objective].axis_label, METRICS[objective].scale
     (name, first), *rest = spread.items()
     middle = first.error[np.searchsorted(first.share, 0.5)]
-    title = f"Half of {first.n} trials are at or below {axis_value(objective, float(middle))}"
+    title = f"Half of {first.n} trials are at or below {METRICS[objective].format(float(middle))}"
     if rest and comparison is not None:
         p = "p < 0.001" if comparison.p < 0.001 else f"p = {comparison.p:.2g}"
         title = f"A trial of {name} beats one of {rest[0][0]} in {comparison.better:.0%} of pairs ({p})"
@@ -242,7 +241,7 @@ def plot_slices(frame: pd.DataFrame, choices: Sequence[str], objective: str = "v
     choices = [c for c in choices if frame[c].nunique(dropna=True) > 1][:12] if len(frame) else []
     if not choices:
         raise InputError("slices need complete trials that differ in a choice.")
-    label, factor, _ = AXES[objective]
+    label, factor = METRICS[objective].axis_label, METRICS[objective].scale
     columns = min(4, len(choices))
     rows = -(-len(choices) // columns)
     best = frame.loc[frame[objective].idxmin()]
@@ -261,7 +260,7 @@ def plot_slices(frame: pd.DataFrame, choices: Sequence[str], objective: str = "v
             )
             if not many:
                 figure.hover[gid] = [
-                    f"#{n}  {axis_value(objective, y)}\n{choice} = {v}"
+                    f"#{n}  {METRICS[objective].format(y)}\n{choice} = {v}"
                     for n, y, v in zip(frame["number"], frame[objective], values, strict=True)
                 ]
             if x.nunique() <= 12:
@@ -285,7 +284,7 @@ def plot_parallel(frame: pd.DataFrame, choices: Sequence[str], objective: str = 
     choices = [c for c in choices if frame[c].nunique(dropna=True) > 1] if len(frame) else []
     if not choices or len(frame) < 2:
         raise InputError("parallel coordinates need two complete trials that differ in a choice.")
-    label, factor, _ = AXES[objective]
+    label, factor = METRICS[objective].axis_label, METRICS[objective].scale
     scaled, ends = {}, {}
     for choice in [*choices, objective]:
         values = frame[choice]
@@ -342,7 +341,7 @@ def plot_parallel(frame: pd.DataFrame, choices: Sequence[str], objective: str = 
 
 def plot_attainment(found: pd.DataFrame, searches: int, cost: str = "params", objective: str = "val_error") -> Figure:
     """What the best, half and all of several searches reached at each cost. found: as `attainment`."""
-    label, factor, _ = AXES[objective]
+    label, factor = METRICS[objective].axis_label, METRICS[objective].scale
     finite = found[np.isfinite(found["median"])]
     if finite.empty:
         raise InputError("no cost is reached by half of the searches: their fronts don't overlap.")
@@ -350,8 +349,8 @@ def plot_attainment(found: pd.DataFrame, searches: int, cost: str = "params", ob
     with styled():
         figure = canvas(
             3.6,
-            f"Half of {searches} searches reached {axis_value(objective, end['median'])}; the best, "
-            f"{axis_value(objective, float(found['best'].iloc[-1]))}",
+            f"Half of {searches} searches reached {METRICS[objective].format(end['median'])}; the best, "
+            f"{METRICS[objective].format(float(found['best'].iloc[-1]))}",
         )
         axes = figure.add_subplot()
         x = found[cost].to_numpy(float)
@@ -415,11 +414,11 @@ def plot_fronts(
     known = {name: both for name, both in studies.items() if len(both[1])}
     if not known:
         raise InputError("no front can be drawn: none of the studies has a complete trial.")
-    label, factor, _ = AXES[objective]
+    label, factor = METRICS[objective].axis_label, METRICS[objective].scale
     lowest = {name: float(front[objective].min()) for name, (_, front) in known.items()}
     first = min(lowest, key=lambda name: lowest[name])
     with styled():
-        figure = canvas(4.4, f"Lowest error: {axis_value(objective, lowest[first])}, in {first}")
+        figure = canvas(4.4, f"Lowest error: {METRICS[objective].format(lowest[first])}, in {first}")
         axes = figure.add_subplot()
         errors: list[float] = []
         sizes: list[float] = []
@@ -429,7 +428,7 @@ def plot_fronts(
             errors, sizes = [*errors, *y], [*sizes, *x]
             axes.scatter(x, y, s=18, color=colour, alpha=0.45, edgecolor="white", lw=0.3, gid=gid, zorder=2)
             figure.hover[gid] = [
-                f"{name} #{n}  {axis_value(objective, error)}, {axis_value(cost, size)} {AXES[cost][2]}\n{network}"
+                f"{name} #{n}  {METRICS[objective].format(error)}, {METRICS[cost].with_noun(size)}\n{network}"
                 for n, error, size, network in zip(trials["number"], y, x, trials["network"], strict=True)
             ]
         error_axis(axes, errors, label, factor)

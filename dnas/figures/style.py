@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from dnas import formatting as words
+from dnas.analysis.metrics import METRICS
 from dnas.errors import InputError
 
 # seaborn's `colorblind`; one colour, one meaning, on every figure and on the page.
@@ -31,15 +31,6 @@ BLUE, ORANGE, GREEN, RED, PURPLE, BROWN, PINK, GREY, YELLOW, SKY = (
 INK, QUIET = "#1d1d1f", "#6b6b70"
 COLOURS = {"best": RED, "sampler": BLUE, "first": GREEN, "control": GREY, "published": PURPLE, "front": INK}
 ARMS = {"sampler": ("o", "sampler"), "control": ("o", "random control"), "first": ("D", "given first")}
-# Of an objective: its axis, what a value is multiplied by there, and its word after a value.
-AXES = {
-    "val_error": ("validation error (%)", 100.0, "error"),
-    "val_loss": ("validation loss (nats)", 1.0, "loss"),
-    "params": ("parameters (millions)", 1e-6, "params"),
-    "macs": ("multiply-adds of one image (millions)", 1e-6, "macs"),
-    "activation_bytes": ("activations of one batch (MB)", 1e-6, "of activations"),
-    "latency": ("latency of one image (ms)", 1e3, "latency"),
-}
 # Of a trial that did not train to its end: what a reader is told of its mark.
 UNFINISHED = {
     "stopped": "stopped early, at its last error",
@@ -129,12 +120,6 @@ def title(figure: Figure) -> str:
     return figure.get_suptitle()
 
 
-def axis_value(objective: str, value: float) -> str:
-    """A value as it is written on the axes and beside the marks: sizes in one unit, so that they can be compared."""
-    exact = {"params": words.params, "macs": words.macs}
-    return exact.get(objective, lambda number: words.said(objective, number))(value)
-
-
 def error_axis(axes: Axes, errors: Sequence[float], label: str, factor: float = 100) -> None:
     """`factor` times the values, percent unless given; a log scale where they span a factor above 4, with a straight
     piece at its foot where one is 0."""
@@ -163,14 +148,14 @@ def error_axis(axes: Axes, errors: Sequence[float], label: str, factor: float = 
 
 
 def cost_axis(axes: Axes, sizes: Sequence[float], objective: str) -> None:
-    label, factor, _ = AXES[objective]
+    metric = METRICS[objective]
     axes.set_xscale("log")
-    axes.set_xlabel(label)
+    axes.set_xlabel(metric.axis_label)
     if len(sizes):
         low, high = min(sizes), max(sizes)
         room = max(1.12, (high / low) ** 0.06) if high / low > 1.5 else 2.0
         axes.set_xlim(low / room, high * room)
-    log_ticks(axes, "x", factor)
+    log_ticks(axes, "x", metric.scale)
 
 
 def log_ticks(axes: Axes, side: str, factor: float) -> None:

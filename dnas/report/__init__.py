@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from dnas.analysis.metrics import METRICS
 from dnas.figures import style
 from dnas.io import write_atomic
 from dnas.report import compare, sections
-from dnas.report.data import NAMES, read_for_report
+from dnas.report.data import read_for_report
 from dnas.report.figures import PICTURES, draw_all, inline_svg
 from dnas.report.templating import template
 from dnas.report.validity import checks
@@ -77,7 +78,7 @@ def write_comparison(names: Sequence[str | Path], out: Path | None = None) -> Pa
     page = template("compare.html.j2").render(
         name=title,
         data=studies[0].data.get("title", "unknown data"),
-        objective=NAMES[studies[0].objectives[0]],
+        objective=METRICS[studies[0].objectives[0]].label,
         rows=compare.rows(studies),
         pairs=compare.pairs(studies),
         cautions=compare.cautions(studies),

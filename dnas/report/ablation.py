@@ -21,9 +21,10 @@ from dnas import figures
 from dnas import formatting as words
 from dnas.ablation.results import Ablation, read_ablation
 from dnas.analysis.curves import learning_curves
+from dnas.analysis.metrics import METRICS
 from dnas.analysis.paired import Comparison, Effects, seed_noise
 from dnas.analysis.variants import cell_means, curve_bands, over_seeds
-from dnas.analysis.verdicts import MEASURES, answer, level, sentence
+from dnas.analysis.verdicts import answer, level, sentence
 from dnas.arch import format_name
 from dnas.errors import InputError
 from dnas.figures import style
@@ -93,7 +94,7 @@ def write_ablation(study: str | Path, out: Path | None = None, refresh: float | 
         runs=_runs(page),
         details=_details(page),
         shared=", ".join(sorted(shared_words([record.network for record in page.records]))),
-        measure=MEASURES[a.effects.measure].replace("validation", "val"),
+        measure=METRICS[a.effects.measure].label.replace("validation", "val"),
         again=_again(page),
         figures=page.drawn,
         colours=style.COLOURS,
@@ -202,9 +203,8 @@ def _variants(page: Page) -> Picture:
             for column in ("params", "macs", "residual")
         }
     )
-    sizes = {"params": "params", "macs": "multiply-adds for one image"}
-    free = " and ".join(said for name, said in sizes.items() if name != a.equal)
-    text = f"Mean error of each variant, and its range over seeds, against its {free}."
+    free = " and ".join(METRICS[name].label for name in ("params", "macs") if name != a.equal)
+    text = f"Mean error of each variant, and its range over seeds, against its {free} (for one image)."
     tolerance = float(a.config.get("ablation", {}).get("tolerance", 0.01))
     if a.equal in figures.HELD:
         text += f" Held equal were the {a.equal}: at the right, by how much each variant misses the base's (band:"
@@ -286,7 +286,7 @@ def _answer(page: Page) -> dict[str, Any]:
         "base": a.base,
         "base_row": base,
         "network": next((format_name(v.spec) for v in a.variants if v.name == a.base), None),
-        "measure": MEASURES[e.measure],
+        "measure": METRICS[e.measure].label,
         "pairs": e.pairs,
         "needed": e.pairs_needed,
         "comparisons": len(e.comparisons),
@@ -344,7 +344,7 @@ def _published(page: Page) -> dict[str, Any] | None:
     epochs = sorted({record.epochs_planned for record in page.records if record.epochs_planned})
     data = a.config.get("data", {}).get("title", "its data")
     return {
-        "ours": f"{words.joined([str(n) for n in epochs])} epochs on {data}, {MEASURES[a.effects.measure]}",
+        "ours": f"{words.joined([str(n) for n in epochs])} epochs on {data}, {METRICS[a.effects.measure].label}",
         "rows": [
             {"variant": row.variant, "mean": row.mean, "runs": row.runs, "found": one}
             for row in rows

@@ -8,10 +8,11 @@ from typing import Any
 import pandas as pd
 
 from dnas import figures
+from dnas.analysis.metrics import METRICS
 from dnas.analysis.progress import attainment, compare_distributions, distribution
 from dnas.errors import InputError
 from dnas.formatting import joined, several
-from dnas.report.data import NAMES, Drawn, Study, read_for_report, value
+from dnas.report.data import Drawn, Study, read_for_report, value
 from dnas.report.figures import Picture, written
 from dnas.study.folder import find_study
 
@@ -166,7 +167,7 @@ def pairs(studies: Sequence[Study]) -> list[str]:
         test = compare_distributions(mine, other)
         p = "p < 0.001" if test.p < 0.001 else f"p = {test.p:.2g}"
         found.append(
-            f"By {NAMES[objective]}, a complete trial of {a.folder.name} beats one of {b.folder.name} in"
+            f"By {METRICS[objective].label}, a complete trial of {a.folder.name} beats one of {b.folder.name} in"
             f" {test.better:.0%} of pairs ({p}; {several(len(mine), 'trial')} against {len(other)})."
         )
     return found

@@ -1,6 +1,5 @@
 """All that a report is made from, read once."""
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +14,7 @@ from dnas.analysis import Front, NoiseFloor, learning_curves, noise_floor, paret
 from dnas.analysis.control import ArmComparison, compare_arms, decision_epoch, values_at
 from dnas.analysis.fanova import Fanova
 from dnas.analysis.importance import Evidence, evidence
+from dnas.analysis.metrics import METRICS
 from dnas.errors import InputError
 from dnas.space.objectives import TRAINED
 from dnas.study.config import objectives_of
@@ -29,15 +29,6 @@ COLUMNS = [
     *("test_error", "epochs", "epochs_planned", "seconds", "peak_memory_bytes", "latency"),
     "reason",
 ]
-# What each objective is called in a sentence.
-NAMES = {
-    "val_error": "validation error",
-    "val_loss": "validation loss",
-    "params": "params",
-    "macs": "multiply-adds",
-    "activation_bytes": "activation memory",
-    "latency": "latency",
-}
 
 
 @dataclass(frozen=True)
@@ -145,7 +136,7 @@ def read_for_report(study: str | Path, out: Path | None) -> Study:
 def _objectives(config: dict[str, Any]) -> tuple[str, ...]:
     """As `objectives_of`; of a file that names unknown ones, the error."""
     found = objectives_of(config)
-    known = found[0] in TRAINED and all(name in NAMES for name in found)
+    known = found[0] in TRAINED and all(name in METRICS for name in found)
     return found if known else ("val_error",)
 
 
@@ -164,17 +155,11 @@ def _arms(
 
 def value(value: float | None, objective: str) -> str:
     """A value of an objective as the whole page writes it."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    exact = {"params": words.params, "macs": words.macs}
-    return exact[objective](value) if objective in exact else words.said(objective, value)
-
-
-UNITS = {"params": "params", "macs": "multiply-adds"}  # said after a value that has no unit of its own
+    return METRICS[objective].written(value)
 
 
 def listed(objectives: Iterable[str]) -> str:
-    return words.joined([NAMES[name] for name in objectives])
+    return words.joined([METRICS[name].label for name in objectives])
 
 
 def objective_of(record: TrialRecord, name: str) -> float | None:

@@ -19,12 +19,13 @@ from dnas import formatting as words
 from dnas.analysis import NormHistory, cost_by_part, read_norms, weight_norms
 from dnas.analysis.ablation_path import find_path, path_frame
 from dnas.analysis.importance import importance
+from dnas.analysis.metrics import METRICS
 from dnas.analysis.progress import best_so_far, distribution, fidelity, timeline
 from dnas.analysis.reuse import feature_reuse
 from dnas.analysis.weight_norms import gradient_norms
 from dnas.arch import DenseNetSpec, layer_costs
 from dnas.errors import InputError
-from dnas.report.data import BOOTSTRAPS, NAMES, ROUNDS, Drawn, Study, listed, read_for_report
+from dnas.report.data import BOOTSTRAPS, ROUNDS, Drawn, Study, listed, read_for_report
 from dnas.study.record import TrialRecord
 
 __all__ = ["PICTURES", "Picture", "draw_all", "inline_svg"]
@@ -67,8 +68,8 @@ def _control(s: Study) -> Picture:
     return Picture(
         figures.plot_control(s.arms),
         pd.DataFrame(rows, columns=["arm", "number", "value"]),
-        f"The {NAMES[s.objectives[0]]} after epoch {s.arms.epoch} of every trial that got there: by trial, and as the"
-        " share of either arm at or below a value. A curve further to the right is the better arm.",
+        f"The {METRICS[s.objectives[0]].label} after epoch {s.arms.epoch} of every trial that got there: by trial, and"
+        " as the share of either arm at or below a value. A curve further to the right is the better arm.",
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dnas.ablation.results import Ablation
-from dnas.analysis.verdicts import MEASURES
+from dnas.analysis.metrics import METRICS
 from dnas.formatting import duration, joined, several
 from dnas.report.tables import changed
 from dnas.study.record import TrialRecord
@@ -106,7 +106,10 @@ def _protocol(a: Ablation, done: Sequence[TrialRecord]) -> tuple[str, str]:
     ended = all(record.epochs == record.epochs_planned for record in done)
     if not ended:
         return NO, "Some runs are compared before their last epoch."
-    return YES, f"Each run counts with its {MEASURES[a.effects.measure]} after its last epoch; none was stopped early."
+    return (
+        YES,
+        f"Each run counts with its {METRICS[a.effects.measure].label} after its last epoch; none was stopped early.",
+    )
 
 
 def _compute(done: Sequence[TrialRecord]) -> tuple[str, str]:

@@ -14,11 +14,12 @@ from markupsafe import Markup
 from dnas import formatting as words
 from dnas.analysis import cost_by_part, wilson_interval
 from dnas.analysis.curves import error_curves
+from dnas.analysis.metrics import METRICS
 from dnas.analysis.observations import observe
 from dnas.arch import DenseNetSpec, Spec
 from dnas.errors import InputError
 from dnas.formatting import size
-from dnas.report.data import NAMES, UNITS, Study, listed, objective_of, value
+from dnas.report.data import Study, listed, objective_of, value
 from dnas.report.figures import histories
 from dnas.space.parse import parse_space
 from dnas.study.record import STATES, TrialRecord
@@ -90,10 +91,10 @@ def answer(s: Study) -> dict[str, Any]:
             "val_size": s.floor.size if s.floor else None,
             "params": s.best.cost.get("params"),
             "macs": s.best.cost.get("macs"),
-            "by": NAMES[s.objectives[0]] if len(s.objectives) > 1 or s.objectives[0] != "val_error" else "",
+            "by": METRICS[s.objectives[0]].label if len(s.objectives) > 1 or s.objectives[0] != "val_error" else "",
             # The error, the params and the macs have their own places.
             "more": [
-                (NAMES[name], value(objective_of(s.best, name), name))
+                (METRICS[name].label, value(objective_of(s.best, name), name))
                 for name in s.objectives
                 if name not in ("val_error", "params", "macs")
             ],
@@ -105,7 +106,7 @@ def _minimised(s: Study) -> str:
     """What the search minimised, and with several objectives what became of that, in a sentence."""
     first, rest = s.objectives[0], s.objectives[1:]
     if not rest:
-        return f"The search minimised the {NAMES[first]} alone."
+        return f"The search minimised the {METRICS[first].label} alone."
     text = f"The search minimised {listed(s.objectives)} together"
     rows, complete = s.front.trials, len(s.of("complete"))
     if not len(rows):
@@ -115,7 +116,8 @@ def _minimised(s: Study) -> str:
     if len(rows) > 1:
         ends = rows.sort_values([rest[0], first]).iloc[[0, -1]]
         said = [f"{value(row[first], first)} at {value(row[rest[0]], rest[0])}" for _, row in ends.iterrows()]
-        text += f"; they go from {said[0]} {UNITS.get(rest[0], '')}".rstrip() + f" to {said[1]}"
+        unit = f" {METRICS[rest[0]].label}" if METRICS[rest[0]].plural else ""
+        text += f"; they go from {said[0]}{unit} to {said[1]}"
     return text + "."
 
 
@@ -126,7 +128,7 @@ def front(s: Study) -> dict[str, Any] | None:
     records = {record.number: record for record in s.records}
     shared = shared_words([record.network for record in s.records])
     return {
-        "heads": [NAMES[name] for name in s.objectives],
+        "heads": [METRICS[name].label for name in s.objectives],
         "rows": [
             {
                 "number": number,

@@ -11,8 +11,9 @@ import pandas as pd
 from dnas.ablation.parse import Variant
 from dnas.ablation.results import Ablation
 from dnas.analysis.efficiency import Published, published_for
+from dnas.analysis.metrics import METRICS
 from dnas.analysis.variants import over_seeds
-from dnas.analysis.verdicts import CONCLUDED, MEASURES, level, raced
+from dnas.analysis.verdicts import CONCLUDED, level, raced
 from dnas.arch import format_name
 from dnas.formatting import macs, params, points, several
 
@@ -99,14 +100,12 @@ def caption(a: Ablation) -> str:
     e, d = a.effects, a.config.get("data", {})
     size = d.get("val_size" if e.measure == "val_error" else "test_size")
     images = f" ({size:,} images)" if isinstance(size, int) else ""
-    text = f"{d.get('title', 'unknown data')}: {MEASURES[e.measure]} in percent{images}, mean ± standard deviation over"
+    text = f"{d.get('title', 'unknown data')}: {METRICS[e.measure].label} in percent{images}, mean ± standard deviation"
     kind, test = (
         ("", "race's sign-flip test, after Bonferroni") if raced(e) else (" t", "exact sign-flip test, after Holm")
     )
-    text += (
-        f" the runs; difference from {a.base} in percentage points over pairs of one seed, with its {level(e)}{kind}"
-    )
-    text += f" interval; p of the {test} over {several(len(e.comparisons), 'comparison')}."
+    text += f" over the runs; difference from {a.base} in percentage points over pairs of one seed, with its"
+    text += f" {level(e)}{kind} interval; p of the {test} over {several(len(e.comparisons), 'comparison')}."
     text += f" * p ≤ {e.alpha:g}." if e.can_conclude else " There are too few seeds for any conclusion."
     if any(row.published for row in table_rows(a)):
         text += " Published: test errors in percent as printed by Huang et al. (2017), of one run each."

@@ -5,6 +5,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from dnas import formatting as words
+from dnas.analysis.metrics import METRICS
 from dnas.report.data import value
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -20,8 +21,8 @@ def template(name: str) -> Template:
     )
     environment.filters |= {
         "percent": words.percent,
-        "params": words.params,
-        "macs": words.macs,
+        "params": METRICS["params"].format,
+        "macs": METRICS["macs"].format,
         "count": words.count,
         "duration": words.duration,
         "value": value,

@@ -9,9 +9,10 @@ import numpy as np
 
 from dnas import formatting as words
 from dnas.analysis.control import ArmComparison, dominance
+from dnas.analysis.metrics import METRICS
 from dnas.analysis.progress import fidelity
 from dnas.formatting import percent
-from dnas.report.data import NAMES, UNITS, Study, listed, objective_of, value
+from dnas.report.data import Study, listed, objective_of, value
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def checks(s: Study) -> list[Check]:
 
 
 def _selection(s: Study) -> Check:
-    first, rest = NAMES[s.objectives[0]], s.objectives[1:]
+    first, rest = METRICS[s.objectives[0]].label, s.objectives[1:]
     body = (
         f"Each trial counts with its {first} after the last epoch, not with the lowest of all epochs. Of equal ones the"
         f" one with the {'lower ' + listed(rest[:1]) if rest and rest[0] != 'params' else 'fewest params'} is named,"
@@ -179,7 +180,7 @@ def _control_body(s: Study, arms: ArmComparison, first: str) -> list[str]:
     assert arms.difference is not None
     assert arms.detectable is not None
     n, m = len(arms.sampler), len(arms.control)
-    unit, factor = ("points", 100) if first == "val_error" else ("nats", 1)
+    unit, factor = METRICS[first].difference_unit, METRICS[first].scale
     when = "the last one, for no trial was stopped early"
     if any(record.epochs_planned > arms.epoch for record in s.records):
         when = "the first at which trials were stopped or paused: all that got there have it, and none was chosen by it"
@@ -190,8 +191,8 @@ def _control_body(s: Study, arms: ArmComparison, first: str) -> list[str]:
         else "no interval: it needs two trials of each arm, and values that differ"
     )
     text = [
-        f"Compared is the {NAMES[first]} after epoch {arms.epoch}, {when}. The sampler's {n} trials have a mean of"
-        f" {value(means[0], first)}, the {m} drawn at random {value(means[1], first)}: a difference of"
+        f"Compared is the {METRICS[first].label} after epoch {arms.epoch}, {when}. The sampler's {n} trials have a mean"
+        f" of {value(means[0], first)}, the {m} drawn at random {value(means[1], first)}: a difference of"
         f" {_signed(factor * arms.difference)} {unit} ({interval}). Of {words.several(arms.draws, 'trial')}, the best"
         f" of the sampler's has {value(arms.best[0], first)} on average, of the random ones"
         f" {value(arms.best[1], first)}.",
@@ -233,11 +234,12 @@ def _control_of_several(s: Study, arms: ArmComparison) -> str:
     ahead, behind = dominance(np.array(rows[0]), np.array(rows[1]))
     cost = s.objectives[1]
     middles = [statistics.median(row[1] for row in part) for part in rows]
+    name, verb = METRICS[cost].label, "are" if METRICS[cost].plural else "is"
     return (
-        f"The sampler sought low {listed(s.objectives[1:])} too, which the {NAMES[s.objectives[0]]} alone does not"
-        f" show: its median {NAMES[cost]} {'are' if cost in UNITS else 'is'} {value(middles[0], cost)}, the control's"
-        f" {value(middles[1], cost)}. In {ahead:.0%} of the pairs its network is no worse in any objective and better"
-        f" in one, in {behind:.0%} the random one is."
+        f"The sampler sought low {listed(s.objectives[1:])} too, which the {METRICS[s.objectives[0]].label} alone does"
+        f" not show: its median {name} {verb} {value(middles[0], cost)}, the control's {value(middles[1], cost)}. In"
+        f" {ahead:.0%} of the pairs its network is no worse in any objective and better in one, in {behind:.0%} the"
+        " random one is."
     )
 
 

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from dnas.analysis.efficiency import published, published_imagenet, published_table1, published_table2
 from dnas.analysis.intervals import holm, t_half_width
+from dnas.analysis.metrics import METRICS
 from dnas.analysis.scaling import IsoError, Sized, Verdict, iso_error, sized
 from dnas.arch import DenseNetSpec, cost, parse_name
 from dnas.batch.runs import read_runs
@@ -204,11 +205,10 @@ def _finding(reading: IsoError, p: float | None, family: int) -> Finding:
         if p >= 0.05:
             verdict = "cannot tell"
     return Finding(
-        f"at equal error {reading.second} needs fewer {_WORD[reading.cost]} than {reading.first}", verdict, numbers
+        f"at equal error {reading.second} needs fewer {METRICS[reading.cost].label} than {reading.first}",
+        verdict,
+        numbers,
     )
-
-
-_WORD = {"params": "params", "macs": "multiply-adds"}
 
 
 def _findings(readings: Sequence[IsoError]) -> tuple[Finding, ...]:
@@ -218,18 +218,15 @@ def _findings(readings: Sequence[IsoError]) -> tuple[Finding, ...]:
 
 def _headline(findings: Sequence[Finding], reading: IsoError, where: str) -> str:
     """A figure's title: what the first comparison says."""
+    cost = METRICS[reading.cost].label
     if findings[0].verdict == "cannot tell":
-        return f"{where}: whether {reading.second} needs fewer {_WORD[reading.cost]} than {reading.first} can't be told"
+        return f"{where}: whether {reading.second} needs fewer {cost} than {reading.first} can't be told"
     if reading.ratio is None:
         return f"{where}: {reading.first} never gets as low as {reading.second}"
     ratio = reading.ratio if reading.ratio >= 1 else 1 / reading.ratio
     word = "fewer" if reading.ratio >= 1 else "more"
-    text = f"{where}: {reading.second} needs {ratio:.1f} times {word} {_WORD[reading.cost]} than {reading.first}"
-    return (
-        text
-        if len(text) < 80
-        else f"{reading.second} needs {ratio:.1f} times {word} {_WORD[reading.cost]} than {reading.first}"
-    )
+    text = f"{where}: {reading.second} needs {ratio:.1f} times {word} {cost} than {reading.first}"
+    return text if len(text) < 80 else f"{reading.second} needs {ratio:.1f} times {word} {cost} than {reading.first}"
 
 
 def _fig4_left(plan: Plan, folder: StudyFolder, done: pd.DataFrame) -> Result:

@@ -1,0 +1,77 @@
+"""The metrics and costs of a network: their names, units and number formats. A new metric is one entry of `METRICS`."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dnas.formatting import count, macs, params, percent, size
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Names, unit and number format of one metric.
+
+    Attributes:
+        key: Name in records, tables and study files.
+        label: Name in a sentence.
+        noun: Word that follows a formatted value.
+        axis: Name on an axis.
+        unit: Unit on an axis.
+        scale: Factor from the stored value to the value on an axis.
+        digits: Decimals of an interval or a difference, in units of the axis.
+        format: Convert a stored value to text with its unit, as in reports and figures.
+        compact: Like `format`, for terminals: sizes are written as `32.3 k`. Defaults to `format`.
+        plural: Whether `label` names countable things, which follow their number like a unit.
+    """
+
+    key: str
+    label: str
+    noun: str
+    axis: str
+    unit: str
+    scale: float
+    digits: int
+    format: Callable[[float], str]
+    compact: Callable[[float], str] | None = None
+    plural: bool = False
+
+    @property
+    def axis_label(self) -> str:
+        return f"{self.axis} ({self.unit})"
+
+    @property
+    def difference_unit(self) -> str:
+        """Unit of `scale` times the difference of two values."""
+        return "points" if self.unit == "%" else self.unit
+
+    def written(self, value: float | None) -> str:
+        """`format` of a value, or a dash if the value is missing or not finite."""
+        return "–" if value is None or not math.isfinite(value) else self.format(value)
+
+    def with_noun(self, value: float) -> str:
+        """A formatted value and its noun, such as `0.77 M params`."""
+        return f"{self.format(value)} {self.noun}"
+
+    def in_terminal(self, value: float) -> str:
+        return (self.compact or self.format)(value)
+
+
+def _nats(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.2f} ms"
+
+
+_TABLE = (
+    Metric("val_error", "validation error", "error", "validation error", "%", 100.0, 2, percent),
+    Metric("test_error", "test error", "test error", "test error", "%", 100.0, 2, percent),
+    Metric("val_loss", "validation loss", "loss", "validation loss", "nats", 1.0, 4, _nats),
+    Metric("train_loss", "training loss", "training loss", "training loss", "nats", 1.0, 4, _nats),
+    Metric("params", "params", "params", "parameters", "millions", 1e-6, 3, params, count, True),
+    Metric("macs", "multiply-adds", "macs", "multiply-adds of one image", "millions", 1e-6, 2, macs, count, True),
+    Metric("activation_bytes", "activation memory", "of activations", "activations of one batch", "MB", 1e-6, 1, size),
+    Metric("latency", "latency", "latency", "latency of one image", "ms", 1e3, 2, _milliseconds),
+)
+METRICS = {metric.key: metric for metric in _TABLE}
