@@ -1,1 +1,1 @@
-"""Ablation studies: variants of a base network, trained in pairs, and what may be concluded from them."""
+"""Ablation studies: variants of a base network, trained in pairs of equal seeds, and the conclusions they allow."""

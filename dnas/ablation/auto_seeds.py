@@ -1,7 +1,7 @@
-"""`--seeds auto`: seeds are added to a comparison only while it is undecided (`dnas.analysis.sequential`).
+"""`--seeds auto`: add seeds to a comparison only while it is undecided (`dnas.analysis.sequential`).
 
-Which runs a seed gets follows from the results of the seeds before it, so that going on is the same as not having been
-interrupted, and nothing else need be kept.
+The runs of a seed follow from the results of the seeds before it. A resumed study therefore ends like an uninterrupted
+one, and no other state is stored.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,35 +21,47 @@ def train_rounds(
     budget: float | None,
     note: Callable[[str], None],
 ) -> str | None:
-    """Trains seeds until each comparison is decided, the most seeds are there, or `budget` seconds of training are
-    spent; why it stopped early, if it did. train: `train_runs` of a list that only grows."""
-    definition, most = plan.definition, len(plan.seeds)
+    """Train seed after seed until each comparison is decided, the seeds are used up, or the budget is spent.
+
+    Args:
+        plan: The plan, with as many seeds as there can be.
+        folder: The study.
+        train: Trains a list of runs that grows from call to call; returns the reason if it stopped early.
+        budget: Seconds of training after which no further seed is started; None for no limit.
+        note: Receives progress messages.
+
+    Returns:
+        The reason why training stopped early, or None.
+    """
+    definition, max_seeds = plan.definition, len(plan.seeds)
     others = [variant.name for variant in definition.variants[1:]]
-    first = first_look(len(others), definition.alpha, most)  # fewer decide nothing
+    first = first_look(len(others), definition.alpha, max_seeds)  # no comparison can be decided by fewer pairs
     runs: list[PlannedRun] = []
-    open_: Sequence[str] = others
-    for begin, end in [(0, first), *((seed, seed + 1) for seed in range(first, most))]:
+    open_names: Sequence[str] = others
+    for begin, end in [(0, first), *((seed, seed + 1) for seed in range(first, max_seeds))]:
         if begin:
             values = read_values(folder).loc[lambda frame, begin=begin: frame.index < begin]
-            now = undecided(values, definition.base.name, definition.alpha, most)
-            if decided := [name for name in open_ if name not in now]:
+            still_open = undecided(values, definition.base.name, definition.alpha, max_seeds)
+            if decided := [name for name in open_names if name not in still_open]:
                 note(f"{joined(decided)}: decided with {several(begin, 'pair')}")
-            open_ = [name for name in open_ if name in now]  # what was decided stays so
-        if not open_:
+            open_names = [name for name in open_names if name in still_open]  # a decision is never revoked
+        if not open_names:
             return None
         spent = sum(record.seconds for record in folder.records()) if folder.exists else 0.0
         if budget is not None and begin and spent >= budget:
-            return f"{duration(spent)} of training, and --budget is {duration(budget)}; open: {joined([*open_])}"
-        chosen = [variant for variant in definition.variants if variant is definition.base or variant.name in open_]
-        runs += planned(chosen, range(begin, end))
-        if {run.key for run in runs} <= _complete(folder):
+            return (
+                f"{duration(spent)} of training exceed --budget {duration(budget)}; undecided: {joined([*open_names])}"
+            )
+        variants = [v for v in definition.variants if v is definition.base or v.name in open_names]
+        runs += planned(variants, range(begin, end))
+        if {run.key for run in runs} <= _complete_keys(folder):
             continue
         if stopped_by := train(runs):
             return stopped_by
     return None
 
 
-def _complete(folder: StudyFolder) -> set[str]:
+def _complete_keys(folder: StudyFolder) -> set[str]:
     if not folder.exists:
         return set()
     return {str(record.params["key"]) for record in folder.records() if record.state == "complete"}

@@ -1,11 +1,12 @@
-"""What `dnas ablate` will train, what that costs, and whether it can conclude anything: said before the first run."""
+"""Plan of an ablation: its runs, their cost, and whether they can lead to a conclusion, known before the first run."""
 
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from dnas.ablation.parse import AUTO, Definition, Variant, differences
+from dnas.ablation.parse import AUTO, Definition
+from dnas.ablation.variants import Variant, differences, thaw
 from dnas.analysis.paired import pairs_needed
 from dnas.analysis.sequential import first_look
 from dnas.arch import format_name
@@ -18,15 +19,20 @@ from dnas.study.config import LIST, RunConfig
 from dnas.study.folder import StudyFolder
 from dnas.training.devices import list_devices
 
-MOST_SEEDS = 20  # of `--seeds auto`
-ROUNDS = 5  # of timed steps, where training seconds are held equal
+DEFAULT_MAX_SEEDS = 20  # of `--seeds auto`
+TIMING_ROUNDS = 5  # in which each variant's step is timed, where training seconds are held equal
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A definition, and what the command adds to it. seeds: of a study with `auto`, the most there can be. images: of
-    the training part, by a variant's `subset`. earlier: numbers of seeds that the study had results of when more were
-    asked for: whoever looks and then goes on tests more often than p says."""
+    """A definition, and the options of the command.
+
+    Attributes:
+        seeds: The seeds; with `--seeds auto`, as many as there can be.
+        images: Number of training images by the `subset` of a variant.
+        earlier: Numbers of seeds of which the study already had results when more were requested. Adding seeds after
+            a look at the results makes p smaller than it should be.
+    """
 
     definition: Definition
     study: str
@@ -38,7 +44,7 @@ class Plan:
 
     @property
     def runs(self) -> list[PlannedRun]:
-        """Seed by seed, so that what is there first compares all variants."""
+        """All runs, seed by seed, so that the first results already compare all variants."""
         return planned(self.definition.variants, self.seeds)
 
     def images_of(self, run: PlannedRun) -> int:
@@ -46,8 +52,11 @@ class Plan:
 
 
 def planned(variants: Sequence[Variant], seeds: Sequence[int]) -> list[PlannedRun]:
-    """The runs of some variants from some seeds. Those of a seed are a pair: the split, the order of the images, their
-    augmentation and the stream that initialises the network are the same."""
+    """Return one run for each variant and seed.
+
+    The runs of one seed are paired: they share the split, the order of the images, their augmentation and the random
+    stream that initialises the network.
+    """
     return [
         PlannedRun(
             f"{variant.name}/s{seed}",
@@ -72,21 +81,36 @@ def make_plan(
     asked: bool = True,
     note: Callable[[str], None] = lambda text: None,
 ) -> Plan:
-    """Settles what depends on the study that is there. asked: whether the command named the seeds; without, those of
-    the study stay. Loads the data; where training seconds are held equal, times steps, once in a study's life."""
-    begun = begun_ablation(folder, definition)
-    seeds = _seeds(definition.seeds, begun, folder.name, most, asked)
+    """Make the plan of a new study, or of one that is continued.
+
+    Loads the data. Where training seconds are held equal, times a few steps, once per study.
+
+    Args:
+        definition: The parsed ablation file.
+        folder: The study, which may exist already.
+        means: Data, device, threads and workers.
+        final: Train on the validation images too, and measure on the test images.
+        most: Largest number of seeds of `--seeds auto`.
+        asked: Whether the command named the seeds. If not, an existing study keeps its own.
+        note: Receives progress messages.
+
+    Raises:
+        InputError: If the study was started with other settings, or if the seeds cannot lead to a conclusion.
+    """
+    stored = begun_ablation(folder, definition)
+    seeds = _seeds(definition.seeds, stored, folder.name, most, asked)
     images = {}
     for variant in definition.variants:
         subset = variant.data["subset"]
         if subset not in images:
             images[subset] = load_dataset(**means.data | dict(variant.data), progress=note).train_size
     if definition.equal == "seconds":
-        definition = _equal_seconds(definition, images, means, begun)
-    if seeds == AUTO:  # `InputError` where so many can't conclude anything
-        first_look(len(definition.variants) - 1, definition.alpha, most or begun.get("most", MOST_SEEDS))
-    every = range(most or begun.get("most", MOST_SEEDS)) if seeds == AUTO else map(int, seeds)
-    earlier, before = tuple(begun.get("earlier", ())), begun.get("seeds", ())
+        definition = _equal_seconds(definition, images, means, stored)
+    max_seeds = most or stored.get("most", DEFAULT_MAX_SEEDS)
+    if seeds == AUTO:
+        first_look(len(definition.variants) - 1, definition.alpha, max_seeds)  # raises if these are too few
+    every = range(max_seeds) if seeds == AUTO else map(int, seeds)
+    earlier, before = tuple(stored.get("earlier", ())), stored.get("seeds", ())
     if seeds != AUTO and before and len(before) < len(seeds) and _has_results(folder):
         earlier = (*earlier, len(before))
     return Plan(definition, folder.name, tuple(every), seeds == AUTO, final, images, earlier)
@@ -97,96 +121,103 @@ def _has_results(folder: StudyFolder) -> bool:
 
 
 def _seeds(
-    seeds: tuple[int, ...] | str, begun: Mapping[str, Any], study: str, most: int | None, asked: bool
+    seeds: tuple[int, ...] | str, stored: Mapping[str, Any], study: str, most: int | None, asked: bool
 ) -> tuple[int, ...] | str:
-    """`auto`, or all seeds that the study is to have: those that it has stay."""
-    before = begun.get("seeds")
+    """Return "auto", or all seeds of the study. Seeds that an existing study has are kept."""
+    before = stored.get("seeds")
     if before is not None and not asked:
         seeds = before if before == AUTO else (*before, *(() if seeds == AUTO else seeds))
     if before is not None and (before == AUTO) != (seeds == AUTO):
         then, now = (AUTO if one == AUTO else several(len(one), "seed") for one in (before, seeds))
         raise InputError(
-            f"study {study} was begun with seeds: {then} (now {now}); their number must not depend on what came out,"
-            " so name another study with --study."
+            f"study {study} was started with seeds: {then} (now {now}); the number of seeds must not depend on the"
+            " results, so name another study with --study."
         )
     if seeds != AUTO:
         if most is not None:
-            raise InputError("--max-seeds goes with --seeds auto.")
+            raise InputError("--max-seeds requires --seeds auto.")
         return tuple(sorted({*(before or ()), *map(int, seeds)}))
-    if most is not None and most != begun.get("most", most):
+    if most is not None and most != stored.get("most", most):
         raise InputError(
-            f"study {study} was begun with --max-seeds {begun['most']} (now {most}), which its stopping rule depends"
+            f"study {study} was started with --max-seeds {stored['most']} (now {most}), which its stopping rule depends"
             " on; name another study with --study."
         )
     return AUTO
 
 
 def begun_ablation(folder: StudyFolder, definition: Definition) -> dict[str, Any]:
-    """What study.toml says of the ablation, {} of a new one; `InputError` where the study is another."""
+    """Return the ablation table of study.toml, or {} for a new study.
+
+    Raises:
+        InputError: If the study is not an ablation, or was started with other settings or variants.
+    """
     if not folder.exists:
         return {}
     config = folder.config()
-    begun: dict[str, Any] | None = config.get("ablation")
-    other = f"name another study with --study, or remove {folder.path}/"
-    if config.get("kind") != LIST or begun is None:
-        raise InputError(f"study {folder.name} is there already, and is no ablation; {other}.")
-    here = {"base": definition.base.name, "equal": definition.equal, "alpha": definition.alpha}
-    for key, value in here.items():
-        if begun[key] != value:
-            raise InputError(f"study {folder.name} was begun with {key} {begun[key]} (now {value}); {other}.")
+    stored: dict[str, Any] | None = config.get("ablation")
+    remedy = f"name another study with --study, or remove {folder.path}/"
+    if config.get("kind") != LIST or stored is None:
+        raise InputError(f"study {folder.name} already exists and is not an ablation; {remedy}.")
+    settings = {"base": definition.base.name, "equal": definition.equal, "alpha": definition.alpha}
+    for key, value in settings.items():
+        if stored[key] != value:
+            raise InputError(f"study {folder.name} was started with {key} {stored[key]} (now {value}); {remedy}.")
     names = {variant.name for variant in definition.variants}
-    gone = [row["name"] for row in begun["variants"] if row["name"] not in names]
-    if gone:
+    removed = [row["name"] for row in stored["variants"] if row["name"] not in names]
+    if removed:
         raise InputError(
-            f"study {folder.name} has {'variants' if gone[1:] else 'a variant'} that its file no longer has:"
-            f" {joined(gone)}; what was run must be reported, so put {'them' if gone[1:] else 'it'} back, or {other}."
+            f"study {folder.name} has {'variants' if removed[1:] else 'a variant'} that its file no longer has:"
+            f" {joined(removed)}; all runs must be reported: put {'them' if removed[1:] else 'it'} back, or {remedy}."
         )
-    return begun
+    return stored
 
 
 def _equal_seconds(
-    definition: Definition, images: Mapping[int | None, int], means: RunConfig, begun: Mapping[str, Any]
+    definition: Definition, images: Mapping[int | None, int], means: RunConfig, stored: Mapping[str, Any]
 ) -> Definition:
-    """Each variant with the epochs that take as long as the base's: those of the study that is there, else solved."""
-    frozen = {row["name"]: row for row in begun.get("variants", [])}
+    """Set the epochs of each variant so that it trains for as long as the base. An existing study keeps its epochs."""
+    frozen = {row["name"]: row for row in stored.get("variants", [])}
     base = definition.base
     if all(variant.name in frozen for variant in definition.variants):
         seconds = {}
     else:
         seconds = _epoch_seconds(definition.variants, images, means)
-    found: list[Variant] = []
+    variants: list[Variant] = []
     for variant in definition.variants:
         if variant.name in frozen:
-            epochs, miss = frozen[variant.name]["epochs"], frozen[variant.name]["residual"]
+            epochs, deviation = frozen[variant.name]["epochs"], frozen[variant.name]["residual"]
         else:
-            wanted = base.recipe.epochs * seconds[base.name]
-            epochs = max(1, round(wanted / seconds[variant.name]))
-            miss = epochs * seconds[variant.name] / wanted - 1
+            target = base.recipe.epochs * seconds[base.name]
+            epochs = max(1, round(target / seconds[variant.name]))
+            deviation = epochs * seconds[variant.name] / target - 1
         recipe = dataclasses.replace(variant.recipe, epochs=epochs) if variant.name != base.name else variant.recipe
-        new = dataclasses.replace(variant, recipe=recipe, residual=miss)
-        found.append(dataclasses.replace(new, changed=differences(new, found[0] if found else new)))
-    return dataclasses.replace(definition, variants=tuple(found))
+        solved = dataclasses.replace(variant, recipe=recipe, residual=deviation)
+        variants.append(dataclasses.replace(solved, changed=differences(solved, variants[0] if variants else solved)))
+    return dataclasses.replace(definition, variants=tuple(variants))
 
 
 def _epoch_seconds(variants: Sequence[Variant], images: Mapping[int | None, int], means: RunConfig) -> dict[str, float]:
-    """Variant -> seconds of an epoch. Timed in turns, and the fastest turn counts: what else runs here slows all."""
+    """Return the seconds of an epoch of each variant.
+
+    The variants are timed in turns, and the fastest turn counts: other processes on this machine can only slow it.
+    """
     device = list_devices(means.device)[0]
-    turns = [
+    rounds = [
         {
             variant.name: seconds_per_step(variant.spec, variant.recipe.batch_size, device, means.threads)
             for variant in variants
         }
-        for _ in range(ROUNDS)
+        for _ in range(TIMING_ROUNDS)
     ]
     return {
-        variant.name: min(turn[variant.name] for turn in turns)
+        variant.name: min(seconds[variant.name] for seconds in rounds)
         * math.ceil(images[variant.data["subset"]] / variant.recipe.batch_size)
         for variant in variants
     }
 
 
 def frozen_table(plan: Plan) -> dict[str, Any]:
-    """study.toml's table `ablation`."""
+    """Return the table `ablation` of study.toml."""
     definition, fraction = plan.definition, plan.definition.fraction
     return {
         "question": definition.question,
@@ -201,32 +232,28 @@ def frozen_table(plan: Plan) -> dict[str, Any]:
         **({"relation": fraction.relation(), "resolution": fraction.resolution} if fraction else {}),
         **({"aliases": fraction.confounded()} if fraction else {}),
         "text": definition.text,
-        "factors": {name: [_plain(value) for value in values] for name, values in definition.levels.items()},
+        "factors": {name: [thaw(value) for value in values] for name, values in definition.levels.items()},
         "variants": [
             {
                 "name": variant.name,
-                "levels": {name: _plain(value) for name, value in variant.levels.items()},
+                "levels": {name: thaw(value) for name, value in variant.levels.items()},
                 "network": format_name(variant.spec),
                 "params": variant.params,
                 "macs": variant.macs,
                 **({"residual": variant.residual} if variant.residual is not None else {}),
                 "epochs": variant.recipe.epochs,
-                "changed": {key: _plain(value) for key, value in variant.changed.items() if value is not None},
+                "changed": {key: thaw(value) for key, value in variant.changed.items() if value is not None},
             }
             for variant in definition.variants
         ],
     }
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-# --- in words -----------------------------------------------------------------------------------------------------
+# --- as text ------------------------------------------------------------------------------------------------------
 
 
 def describe_plan(plan: Plan, folder: StudyFolder, means: RunConfig) -> str:
-    """The plan in some lines. Times a few steps."""
+    """Describe the plan in a few lines: design, variants with their costs, runs, time and disk. Times a few steps."""
     definition, runs = plan.definition, plan.runs
     variants, recipe = definition.variants, definition.base.recipe
     lines = [f"{definition.name}   {definition.title}", f"question  {definition.question}"]
@@ -237,17 +264,21 @@ def describe_plan(plan: Plan, folder: StudyFolder, means: RunConfig) -> str:
     width = max(len(variant.name) for variant in variants)
     wide = max(len(format_name(variant.spec)) for variant in variants)
     for number, variant in enumerate(variants):
-        own = [f"{key.removeprefix('recipe.')}={value}" for key, value in variant.changed.items() if "." in key]
-        miss = "" if variant.residual is None or not number else f"  {100 * variant.residual:+.2f}%"
+        settings = [f"{key.removeprefix('recipe.')}={value}" for key, value in variant.changed.items() if "." in key]
+        deviation = "" if variant.residual is None or not number else f"  {100 * variant.residual:+.2f}%"
         lines.append(
             f"{'variants' if not number else '':10s}{variant.name:{width}s}  {format_name(variant.spec):{wide}s}"
-            f" {count(variant.params):>8s} params {count(variant.macs):>8s} macs{miss}"
-            f"{'  ' + ', '.join(own) if own else ''}"
+            f" {count(variant.params):>8s} params {count(variant.macs):>8s} macs{deviation}"
+            f"{'  ' + ', '.join(settings) if settings else ''}"
         )
     lines.append(
         f"training  {definition.dataset}: {', '.join(f'{images:,}' for images in plan.images.values())} images; recipe"
         f" {recipe.name}, {several(recipe.epochs, 'epoch')} of batch {recipe.batch_size}; "
-        + ("trained on validation data too, measured on the test set" if plan.final else "measured on validation data")
+        + (
+            "trained on the validation data too, measured on the test set"
+            if plan.final
+            else "measured on the validation data"
+        )
     )
     done = (
         {record.params.get("key") for record in folder.records() if record.state == "complete"}
@@ -255,23 +286,23 @@ def describe_plan(plan: Plan, folder: StudyFolder, means: RunConfig) -> str:
         else set()
     )
     missing = [run for run in runs if run.key not in done]
-    there = len(runs) - len(missing)
+    completed = len(runs) - len(missing)
     lines.append(
         f"runs      {'at most ' if plan.auto else ''}{len(runs)}: {several(len(variants), 'variant')} from"
-        f" {several(len(plan.seeds), 'seed')}{f'; {there} are there' if there else ''}"
+        f" {several(len(plan.seeds), 'seed')}{f'; {completed} already complete' if completed else ''}"
     )
     if missing:
         device = list_devices(means.device)[0]
         seconds = estimate_seconds(missing, plan.images_of, device, means.threads) / means.workers
         lines.append(
             f"time      {'at most ' if plan.auto else ''}about {duration(seconds)},"
-            f" {several(means.workers, 'training')} at once ({several(means.threads, 'thread')} each,"
+            f" {several(means.workers, 'run')} at once ({several(means.threads, 'thread')} each,"
             f" {device.partition(':')[0]})"
         )
     params = {variant.name: variant.params for variant in variants}
     disk = sum(8 * params[run.group] + RECORD_BYTES for run in runs)
     lines.append(f"disk      about {size(disk)} in studies/{plan.study}/")
-    lines.append(f"can tell  {can_conclude(plan)}")
+    lines.append(f"evidence  {can_conclude(plan)}")
     return "\n".join(lines)
 
 
@@ -287,18 +318,26 @@ def _design(definition: Definition) -> str:
 
 
 def can_conclude(plan: Plan) -> str:
-    """Whether so many comparisons with so many pairs can come to a conclusion at all: m·2^(1-n) <= alpha. `InputError`
-    where the most seeds of `auto` can't."""
+    """Describe whether the comparisons can lead to a conclusion: m comparisons of n pairs need m·2^(1-n) <= alpha.
+
+    Raises:
+        InputError: If the largest number of seeds of `--seeds auto` is too small.
+    """
     comparisons, pairs, alpha = len(plan.definition.variants) - 1, len(plan.seeds), plan.definition.alpha
     if plan.auto:
         first = first_look(comparisons, alpha, pairs)
         return (
-            f"{several(comparisons, 'comparison')}, each until it is decided at {alpha:g} in all: with"
+            f"{several(comparisons, 'comparison')}, each until it is decided (alpha {alpha:g} for all together): after"
             f" {several(first, 'pair')} at the earliest, {pairs} at most"
         )
     needed = pairs_needed(comparisons, alpha)
     least = min(1.0, comparisons * 2.0 ** (1 - pairs))
-    what = f"{several(comparisons, 'comparison')} with {several(pairs, 'pair')}"
+    design = f"{several(comparisons, 'comparison')} with {several(pairs, 'pair')}"
     if pairs >= needed:
-        return f"{what}: p can fall to {least:.2g}, so a difference can be found at {alpha:g} ({needed} pairs suffice)"
-    return f"NOTHING: {what} can't reach {alpha:g}, the least p being {least:.2g}; {needed} pairs can: --seeds {needed}"
+        return (
+            f"{design}: p can fall to {least:.2g}, so a difference can be found at {alpha:g} ({needed} pairs suffice)"
+        )
+    return (
+        f"INSUFFICIENT: {design} cannot reach {alpha:g}, the smallest possible p being {least:.2g}; {needed} pairs can:"
+        f" --seeds {needed}"
+    )

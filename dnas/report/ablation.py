@@ -5,7 +5,6 @@ reports/<study>/*.svg, *.png, *.pdf      each figure; *.csv the numbers behind i
 reports/<study>/table.md, .csv, .tex     the table; runs.csv: `dnas.batch.runs.read_runs`
 """
 
-import base64
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -27,13 +26,11 @@ from dnas.analysis.variants import cell_means, curve_bands, over_seeds
 from dnas.analysis.verdicts import answer, level, sentence
 from dnas.arch import format_name
 from dnas.errors import InputError
-from dnas.figures import style
 from dnas.io import write_atomic
 from dnas.report.ablation_validity import checks
-from dnas.report.data import Drawn
-from dnas.report.figures import Picture, written
 from dnas.report.nas_checklist import SOURCE, checklist, software, values_of
-from dnas.report.sections import LOG_LETTERS, facts_of_study, shared_words, sparklines, without
+from dnas.report.page import Drawn, Picture, link, write_figure, write_page, write_table
+from dnas.report.sections import LOG_LETTERS, facts_of_study, shared_parts, sparklines, without_parts
 from dnas.report.tables import (
     NUMERIC,
     Row,
@@ -45,7 +42,6 @@ from dnas.report.tables import (
     to_markdown,
     written_cells,
 )
-from dnas.report.templating import template
 from dnas.study.record import STATES, TrialRecord
 
 
@@ -69,39 +65,38 @@ class Page:
 
 
 def write_ablation(study: str | Path, out: Path | None = None, refresh: float | None = None) -> Path:
-    """Writes the page of an ablation (its study's name in ./studies, or its folder) to `out`, else reports/<study>, and
-    gives the path of its index.html. It works at any moment, as that of a search does."""
+    """Write the page of an ablation and return the path of its index.html. It works at any time, as for a search.
+
+    Args:
+        study: Name of a study in ./studies, or path of its folder.
+        out: Folder of the report, by default reports/<study>.
+        refresh: Seconds after which a browser reloads the page.
+    """
     a = read_ablation(study)
     out = Path(out) if out is not None else Path("reports") / a.folder.name
     page = Page(a, a.folder.records(), learning_curves(a.folder), out)
-    out.mkdir(parents=True, exist_ok=True)
     _draw_all(page)
-    write_atomic(out / "runs.csv", a.frame.to_csv(index=False))
-    tables = _tables(page)
-    for one in tables:
-        write_atomic(out / one["file"], one["text"])
-    text = template("ablation.html.j2").render(
-        name=str(a.config.get("name", a.folder.name)),
-        status=_status(page),
-        question=a.question,
-        answer=_answer(page),
-        table=_table(page),
-        tables=tables,
-        published=_published(page),
-        checks=checks(a, page.records),
-        checklist=checklist(a, page.records),
-        checklist_source=SOURCE,
-        runs=_runs(page),
-        details=_details(page),
-        shared=", ".join(sorted(shared_words([record.network for record in page.records]))),
-        measure=METRICS[a.effects.measure].label.replace("validation", "val"),
-        again=_again(page),
-        figures=page.drawn,
-        colours=style.COLOURS,
-        refresh=refresh,
-    )
-    write_atomic(out / "index.html", text)
-    return out / "index.html"
+    write_table(a.frame, out / "runs.csv")
+    values = {
+        "name": str(a.config.get("name", a.folder.name)),
+        "status": _status(page),
+        "question": a.question,
+        "answer": _answer(page),
+        "table": _table(page),
+        "tables": _write_tables(page),
+        "published": _published(page),
+        "checks": checks(a, page.records),
+        "checklist": checklist(a, page.records),
+        "checklist_source": SOURCE,
+        "runs": _runs(page),
+        "details": _details(page),
+        "shared": ", ".join(sorted(shared_parts([record.network for record in page.records]))),
+        "measure": METRICS[a.effects.measure].label.replace("validation", "val"),
+        "again": _reproduction(page),
+        "figures": page.drawn,
+        "refresh": refresh,
+    }
+    return write_page(out, "ablation.html.j2", values)
 
 
 # --- figures ------------------------------------------------------------------------------------------------------
@@ -113,7 +108,7 @@ def _draw_all(page: Page) -> None:
             picture = make(page)
         except InputError:
             continue
-        page.drawn[name] = written(picture, name, page.out)
+        page.drawn[name] = write_figure(picture, name, page.out)
 
 
 def _numbers(effects: Effects) -> pd.DataFrame:
@@ -317,22 +312,18 @@ def _table(page: Page) -> dict[str, Any]:
     }
 
 
-def _tables(page: Page) -> list[dict[str, str]]:
-    """The table as each kind of text, with its file and a link that holds it."""
+def _write_tables(page: Page) -> list[dict[str, str]]:
+    """Write the table in each format, and return its file, text and a link that contains it."""
     text = caption(page.ablation)
-    found = (
-        ("Markdown", "table.md", "text/markdown", to_markdown(page.rows, text)),
-        ("LaTeX", "table.tex", "application/x-tex", to_latex(page.rows, text, f"ablation-{page.ablation.folder.name}")),
-        ("CSV", "table.csv", "text/csv", to_csv(page.rows)),
+    tables = (
+        ("Markdown", "table.md", to_markdown(page.rows, text)),
+        ("LaTeX", "table.tex", to_latex(page.rows, text, f"ablation-{page.ablation.folder.name}")),
+        ("CSV", "table.csv", to_csv(page.rows)),
     )
+    for _, name, content in tables:
+        write_atomic(page.out / name, content)
     return [
-        {
-            "kind": kind,
-            "file": name,
-            "text": content,
-            "link": f"data:{mime};base64,{base64.b64encode(content.encode()).decode()}",
-        }
-        for kind, name, mime, content in found
+        {"kind": kind, "file": name, "text": content, "link": link(page.out / name)} for kind, name, content in tables
     ]
 
 
@@ -354,7 +345,7 @@ def _published(page: Page) -> dict[str, Any] | None:
 
 
 def _runs(page: Page) -> list[dict[str, Any]]:
-    lines, shared = sparklines(page.curves), shared_words([record.network for record in page.records])
+    lines, shared = sparklines(page.curves), shared_parts([record.network for record in page.records])
     measure = page.effects.measure
     return [
         {
@@ -364,7 +355,7 @@ def _runs(page: Page) -> list[dict[str, Any]]:
             "seed": record.seed[0] if record.seed else None,
             "error": getattr(record, measure),
             "params": record.cost.get("params"),
-            "short": without(record.network, shared),
+            "short": without_parts(record.network, shared),
             "line": lines.get(record.number),
             "commit": (record.commit or "")[:12],
             "software": software(record),
@@ -402,7 +393,7 @@ def _details(page: Page) -> Markup:
     return Markup(json.dumps(found, separators=(",", ":")).replace("<", "\\u003c"))
 
 
-def _again(page: Page) -> dict[str, Any]:
+def _reproduction(page: Page) -> dict[str, Any]:
     a = page.ablation
     asked = a.config.get("ablation", {})
     seeds = asked.get("seeds")

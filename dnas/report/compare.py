@@ -12,8 +12,8 @@ from dnas.analysis.metrics import METRICS
 from dnas.analysis.progress import attainment, compare_distributions, distribution
 from dnas.errors import InputError
 from dnas.formatting import joined, several
-from dnas.report.data import Drawn, Study, read_for_report, value
-from dnas.report.figures import Picture, written
+from dnas.report.data import Study, read_for_report, value
+from dnas.report.page import Drawn, Picture, write_figure
 from dnas.study.folder import find_study
 
 
@@ -84,7 +84,7 @@ def draw(studies: Sequence[Study], out: Path) -> dict[str, Drawn]:
     drawn: dict[str, Drawn] = {}
 
     def put(name: str, picture: Picture) -> None:
-        drawn[name] = written(picture, name, out)
+        drawn[name] = write_figure(picture, name, out)
 
     complete = {s.folder.name: s.frame[(s.frame["state"] == "complete") & s.frame[objective].notna()] for s in studies}
     fronts = {s.folder.name: s.front.trials for s in studies}

@@ -1,13 +1,12 @@
 """All that a report is made from, read once."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from markupsafe import Markup
 
 from dnas import formatting as words
 from dnas.analysis import Front, NoiseFloor, learning_curves, noise_floor, pareto_front, published, within_reach
@@ -16,6 +15,7 @@ from dnas.analysis.fanova import Fanova
 from dnas.analysis.importance import Evidence, evidence
 from dnas.analysis.metrics import METRICS
 from dnas.errors import InputError
+from dnas.report.page import Drawn
 from dnas.space.objectives import TRAINED
 from dnas.study.config import objectives_of
 from dnas.study.folder import StudyFolder, find_study, read_study
@@ -29,16 +29,6 @@ COLUMNS = [
     *("test_error", "epochs", "epochs_planned", "seconds", "peak_memory_bytes", "latency"),
     "reason",
 ]
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A figure on the page: its files' stem, the SVG itself, and what a reader is told with it."""
-
-    name: str
-    svg: Markup
-    caption: str
-    links: Mapping[str, str]  # of its PDF and CSV: the file itself, or its name
 
 
 @dataclass

@@ -1,18 +1,10 @@
 """The figures of a study, by name: each with the numbers behind it and what a reader is told with it."""
 
-import base64
-import re
-import sys
-from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from html import escape
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from dnas import figures
 from dnas import formatting as words
@@ -25,19 +17,9 @@ from dnas.analysis.reuse import feature_reuse
 from dnas.analysis.weight_norms import gradient_norms
 from dnas.arch import DenseNetSpec, layer_costs
 from dnas.errors import InputError
-from dnas.report.data import BOOTSTRAPS, ROUNDS, Drawn, Study, listed, read_for_report
+from dnas.report.data import BOOTSTRAPS, ROUNDS, Study, listed, read_for_report
+from dnas.report.page import Picture, write_figure
 from dnas.study.record import TrialRecord
-
-__all__ = ["PICTURES", "Picture", "draw_all", "inline_svg"]
-
-EMBEDDED = 200_000  # bytes of a file that the page carries inside itself; larger ones only lie beside it
-
-
-@dataclass(frozen=True)
-class Picture:
-    figure: Figure
-    numbers: pd.DataFrame
-    caption: str
 
 
 def _error(s: Study) -> Picture:
@@ -320,91 +302,4 @@ def _draw(s: Study, name: str, make: Callable[[Study], Picture]) -> None:
         picture = make(s)
     except InputError:
         return
-    s.drawn[name] = written(picture, name, s.out)
-
-
-def written(picture: Picture, name: str, out: Path) -> Drawn:
-    """Writes `picture` as name.svg, .png, .pdf and .csv into `out`; what a page needs of it."""
-    picture.figure.draw_without_rendering()
-    picture.figure.set_layout_engine(None)  # settled; with "none" each file would be drawn twice
-    for suffix in figures.FORMATS:
-        figures.save(picture.figure, out / f"{name}.{suffix}")
-    picture.numbers.to_csv(out / f"{name}.csv", index=False)
-    svg = (out / f"{name}.svg").read_text(encoding="utf-8")
-    label = f"{figures.title(picture.figure)}. {picture.caption}"
-    hover = getattr(picture.figure, "hover", {})
-    links = {suffix: _link(out / f"{name}.{suffix}") for suffix in ("pdf", "csv")}
-    return Drawn(name, inline_svg(svg, name, label, hover), picture.caption, links)
-
-
-def _link(path: Path) -> str:
-    """The file itself as a URL, so that it can be saved from a page that came by mail; of a large one its name."""
-    content = path.read_bytes()
-    if len(content) > EMBEDDED:
-        return path.name
-    kind = {".pdf": "application/pdf", ".csv": "text/csv"}[path.suffix]
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def inline_svg(svg: str, prefix: str, label: str, hover: Mapping[str, list[str]] | None = None) -> Markup:
-    """matplotlib's SVG as an element of a page: without what is only for files, each id made unique by `prefix`.
-
-    hover: texts for the marks of a collection, by its gid; they become attributes that the page's script shows.
-    """
-    box = re.search(r'viewBox="([\d. ]+)"', svg)
-    assert box is not None
-    body = svg[svg.index(">", svg.index("<svg")) + 1 :]
-    for gid, texts in (hover or {}).items():
-        body = _with_texts(body, gid, texts)
-    body = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", body, flags=re.DOTALL)
-    body = _hoisted(body.replace("xlink:href", "href"))
-    body = _own_ids(body, prefix)
-    body = re.sub(r'(href="|url\()#', rf"\1#{prefix}-", body)
-    head = Markup('<svg viewBox="{}" role="img" aria-label="{}">').format(box[1], label)
-    return head + Markup(body.strip())
-
-
-def _own_ids(body: str, prefix: str) -> str:
-    """Each id with `prefix`, and once: what a figure names several times (nothing refers to those) is numbered."""
-    seen: Counter[str] = Counter()
-
-    def own(found: re.Match[str]) -> str:
-        seen[found[1]] += 1
-        again = f"-{seen[found[1]]}" if seen[found[1]] > 1 else ""
-        return f'id="{prefix}-{found[1]}{again}"'
-
-    return re.sub(r'\bid="([^"]*)"', own, body)
-
-
-def _hoisted(body: str) -> str:
-    """A run of marks of one style says it once: of thousands of marks it is half of the drawing."""
-
-    def once(run: re.Match[str]) -> str:
-        styles = set(re.findall(r'style="([^"]*)"', run[0]))
-        if len(styles) != 1:
-            return run[0]
-        style = styles.pop()
-        return f'<g style="{style}">' + run[0].replace(f' style="{style}"', "").replace("     <use", "<use") + "</g>"
-
-    return re.sub(r'(?:\s*<use [^>]*style="[^"]*"/>){3,}', once, body)
-
-
-def _with_texts(body: str, gid: str, texts: list[str]) -> str:
-    """Gives each mark of the collection `gid` its text. matplotlib writes a `use` for each, in their order; where it
-    does not (a mark at no finite place), none gets one, rather than another's."""
-    start = body.find(f'<g id="{escape(gid)}">')
-    if start < 0:
-        return body
-    depth, end = 0, start
-    for tag in re.finditer(r"<g\b|</g>", body[start:]):
-        depth += 1 if tag[0] == "<g" else -1
-        if depth == 0:
-            end = start + tag.end()
-            break
-    group = body[start:end]
-    if group.count("<use ") != len(texts):
-        print(f"dnas: {gid} has {group.count('<use ')} marks, but {len(texts)} texts", file=sys.stderr)
-        return body
-    told = iter(texts)
-    group = re.sub("<use ", lambda _: f'<use data-t="{escape(next(told))}" ', group)
-    return body[:start] + group + body[end:]
+    s.drawn[name] = write_figure(picture, name, s.out)

@@ -126,13 +126,13 @@ def front(s: Study) -> dict[str, Any] | None:
     if len(s.objectives) == 1 or not len(s.front.trials):
         return None
     records = {record.number: record for record in s.records}
-    shared = shared_words([record.network for record in s.records])
+    shared = shared_parts([record.network for record in s.records])
     return {
         "heads": [METRICS[name].label for name in s.objectives],
         "rows": [
             {
                 "number": number,
-                "network": without(records[number].network, shared),
+                "network": without_parts(records[number].network, shared),
                 "values": [value(objective_of(records[number], name), name) for name in s.objectives],
                 "best": s.best is not None and number == s.best.number,
             }
@@ -256,19 +256,19 @@ def _joined(numbers: int | tuple[int, ...]) -> str:
 
 
 def rows(s: Study) -> list[dict[str, Any]]:
-    lines, shared = sparklines(s.curves), shared_words([record.network for record in s.records])
+    lines, shared = sparklines(s.curves), shared_parts([record.network for record in s.records])
     fronted = set(s.front.numbers)
     return [
         {
             "record": record,
             "params": record.cost.get("params"),
             "macs": record.cost.get("macs"),
-            "short": without(record.network, shared),
+            "short": without_parts(record.network, shared),
             "front": record.number in fronted,
             "best": s.best is not None and record.number == s.best.number,
             "line": lines.get(record.number),
             "reason": _reason(record),
-            "more": [(objective_of(record, name), name) for name in columns(s)],
+            "more": [(number := objective_of(record, name), value(number, name)) for name in columns(s)],
         }
         for record in s.records
     ]
@@ -314,14 +314,14 @@ def _reason(record: TrialRecord) -> str | None:
     return record.reason
 
 
-def shared_words(networks: list[str]) -> set[str]:
+def shared_parts(networks: list[str]) -> set[str]:
     """What the data settle and so every name ends with: `channels=1`, `size=8`. A table reads better without it."""
     parts = [set(name.partition(":")[2].split(",")) for name in networks]
     fixed = ("channels=", "size=", "classes=", "stem=")
     return {part for part in set.intersection(*parts) if part.startswith(fixed)} if len(parts) > 1 else set()
 
 
-def without(network: str, shared: set[str]) -> str:
+def without_parts(network: str, shared: set[str]) -> str:
     head, colon, tail = network.partition(":")
     return head + colon + ",".join(part for part in tail.split(",") if part not in shared)
 
@@ -353,7 +353,7 @@ def sparklines(curves: pd.DataFrame) -> dict[int, str]:
     return found
 
 
-def again(s: Study) -> dict[str, Any]:
+def reproduction(s: Study) -> dict[str, Any]:
     c = s.config
     inputs = [(key, c.get(key)) for key in ("seed", "objective", "sampler", "control", "stopping", "trials", "created")]
     return {

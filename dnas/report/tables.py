@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from dnas.ablation.parse import Variant
 from dnas.ablation.results import Ablation
+from dnas.ablation.variants import Variant
 from dnas.analysis.efficiency import Published, published_for
 from dnas.analysis.metrics import METRICS
 from dnas.analysis.variants import over_seeds

@@ -1,4 +1,4 @@
-"""Ablations: the file, the designs, runs in pairs, and a study that is killed, or gets more seeds."""
+"""Ablations: parsing, designs, paired runs, resuming a killed study, and adding seeds."""
 
 import dataclasses
 import itertools
@@ -43,7 +43,7 @@ from tests.support.studies import equal_but_times
 ROOT = Path(__file__).resolve().parents[2]
 MEANS = RunConfig({"name": "digits", "data_root": None})
 TEXT = """\
-# A small one, for the tests.
+# A small study for the tests.
 question = "Does it help?"
 dataset = "digits"
 design = "factorial"
@@ -75,7 +75,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def define(*changes: tuple[str, str], **overrides: Any) -> Definition:
-    """The small study, with parts of its text replaced."""
+    """Return the small study with parts of its text replaced."""
     text = TEXT
     for before, after in changes:
         assert before in text
@@ -92,8 +92,8 @@ def networks(definition: Definition) -> dict[str, str]:
 # --- the file -----------------------------------------------------------------------------------------------------
 
 
-def test_what_the_base_states_is_held() -> None:
-    # L = 10 is 2 layers a block without a bottleneck, and 1 with one
+def test_variants_keep_the_depth_as_the_base_states_it() -> None:
+    # L = 10 means 2 layers per block without a bottleneck, and 1 with a bottleneck
     assert networks(define()) == {
         "plain": "densenet:L=10,k=3,stem_channels=4",
         "B": "densenet-b:L=10,k=3,stem_channels=4",
@@ -111,7 +111,7 @@ def test_what_the_base_states_is_held() -> None:
     assert networks(fields) == networks(define())
 
 
-def test_the_changes_are_those_of_the_whole_run() -> None:
+def test_changes_cover_network_recipe_and_data() -> None:
     variants = {variant.name: variant for variant in define().variants}
     assert variants["plain"].changed == {}
     assert variants["B"].changed == {"block_layers": [1, 1, 1], "bottleneck": 4}
@@ -126,7 +126,7 @@ def test_the_changes_are_those_of_the_whole_run() -> None:
     assert last.data == {"subset": 200, "image_size": 8, "augmentation": "none"}
 
 
-def test_without_augmentation_all_variants_have_the_dropout_of_the_recipe_at_the_base() -> None:
+def test_without_augmentation_all_variants_share_the_dropout_of_the_recipe() -> None:
     one = define(
         ("subset = 200", 'augmentation = "none"'), ("epochs = 2", "epochs = 2\ndropout_without_augmentation = 0.2")
     )
@@ -140,15 +140,15 @@ def test_without_augmentation_all_variants_have_the_dropout_of_the_recipe_at_the
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ([("question =", "qestion =")], "qestion: there is no such key. Did you mean question?"),
         ([('"digits"', '"digit"')], "dataset: no data set 'digit'"),
         ([('"factorial"', '"factorials"')], "design: no design 'factorials'.* Did you mean factorial?"),
-        ([("seeds = 3", "seeds = 1")], "seeds: `seeds >= 2` must hold, but got seeds=1: 1 pair can't say"),
+        ([("seeds = 3", "seeds = 1")], "seeds: `seeds >= 2` must hold, but got seeds=1: 1 pair cannot show"),
         ([("seeds = 3", "seeds = 0")], "`seeds >= 2` must hold, but got seeds=0"),
         ([("seeds = 3", "seeds = [4]")], "`seeds >= 2` must hold, but got 1 seed"),
-        ([("seeds = 3", "seeds = [4, 4]")], "a seed is named twice"),
+        ([("seeds = 3", "seeds = [4, 4]")], "a seed appears twice"),
         ([("seeds = 3", "seeds = 3\nalpha = 1.5")], "alpha: `0 < alpha < 1` must hold, but got 1.5"),
         ([("seeds = 3", "seeds = 3\ntolerance = -1")], "tolerance: `0 <= tolerance < 1` must hold, but got -1"),
         ([("L=10", "L=11")], r"\[base\] network: a DenseNet of depth 11 does not exist"),
@@ -159,23 +159,23 @@ def test_without_augmentation_all_variants_have_the_dropout_of_the_recipe_at_the
             [("bottleneck = [0, 4]", "depth = [10, 12]"), ("B = { bottleneck = 4 }\n", "")],
             r"\[factors\] depth = 12: a DenseNet of depth 12 does not exist: .* the nearest depths are 10 and 13",
         ),
-        ([("[0, 4]", "[2, 4]")], r"bottleneck: its levels \[2, 4\] leave out the base's own, 0; add it, or state one"),
+        ([("[0, 4]", "[2, 4]")], r"bottleneck: its levels \[2, 4\] do not include the base's, 0; add it, or state one"),
         ([("[0, 4]", "[0]")], "bottleneck: expected a list of at least two levels"),
-        ([("[0, 4]", "[0, 4, 4]")], "bottleneck: it names a level twice"),
+        ([("[0, 4]", "[0, 4, 4]")], "bottleneck: a level appears twice"),
         ([("bottleneck = [0, 4]", "botleneck = [0, 4]")], "botleneck: DenseNetSpec has no such field. Did you mean bo"),
-        ([("bottleneck = [0, 4]", "image_size = [8, 16]")], "image_size: the data set settles it; it is data.image_s"),
-        ([("bottleneck = [0, 4]", "data.split_seed = [0, 1]")], "each pair has a split of its own"),
+        ([("bottleneck = [0, 4]", "image_size = [8, 16]")], "image_size: it is set by the data set; use data.image_s"),
+        ([("bottleneck = [0, 4]", "data.split_seed = [0, 1]")], "each pair has its own split"),
         (
             [
                 ("L=10,k=3", "layers=2,k=3"),
                 ("bottleneck = [0, 4]", "dropout = [0.0, 0.2]"),
                 ("B = { bottleneck = 4 }\n", ""),
             ],
-            r"compression: nothing uses it: at \[1.0, 0.5\] the runs are the same, since a network of one block has",
+            r"compression: it has no effect: at \[1.0, 0.5\] the runs are the same, since a network of one block has",
         ),
         (
             [("bottleneck = [0, 4]", "recipe.warmup = [0.0, 0.1]"), ("epochs = 2", 'name = "paper"\nepochs = 2')],
-            "recipe.warmup: nothing uses it: .* since the schedule is steps",
+            "recipe.warmup: it has no effect: .* since the schedule is steps",
         ),
         (
             [("[1.0, 0.5]", "[1.0, 0.5, 0.49]"), ("k=3,stem_channels=4", "k=1,stem_channels=1")],
@@ -197,7 +197,7 @@ def test_without_augmentation_all_variants_have_the_dropout_of_the_recipe_at_the
         ),
         (
             [("seeds = 3", 'seeds = 3\nequal = "params"\ntolerance = 0.0001')],
-            r"variant B: equal params within 0.01% can't be reached: the nearest network, densenet-b:L=10,k=\d.*, has"
+            r"variant B: equal params within 0.01% cannot be reached: the nearest network, densenet-b:L=10,k=\d.*, has"
             r" [\d,]+, \d+\.\d% (more|fewer) than the base's",
         ),
         (
@@ -206,12 +206,12 @@ def test_without_augmentation_all_variants_have_the_dropout_of_the_recipe_at_the
         ),
     ],
 )
-def test_a_bad_file_is_told_so(changes: list[tuple[str, str]], words: str) -> None:
-    with pytest.raises(InputError, match=words):
+def test_an_invalid_file_is_refused(changes: list[tuple[str, str]], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         define(*changes)
 
 
-def test_every_problem_is_named_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     with pytest.raises(InputError) as error:
         define(("seeds = 3", "seeds = 1\nalpha = 2"), ("epochs = 2", "epochs = 0"), ("subset", "subsets"))
     lines = str(error.value).splitlines()
@@ -232,17 +232,17 @@ def with_variants(*variants: str) -> tuple[tuple[str, str], ...]:
     return (*LIST, ("epochs = 2\n", "epochs = 2\n" + "".join(f"[[variants]]\n{text}\n" for text in variants)))
 
 
-def test_a_list_of_variants() -> None:
-    found = define(
+def test_a_list_of_variants_is_parsed_and_checked() -> None:
+    definition = define(
         *with_variants('name = "B"\nbottleneck = 4', 'name = "slow"\nrecipe.learning_rate = 0.01\ndepth = 13')
     )
-    assert networks(found) == {
+    assert networks(definition) == {
         "plain": "densenet:L=10,k=3,stem_channels=4",
         "B": "densenet-b:L=10,k=3,stem_channels=4",
         "slow": "densenet:L=13,k=3,stem_channels=4",
     }
-    assert found.variants[2].levels == {"recipe.learning_rate": 0.01, "depth": 13}
-    for variants, words in (
+    assert definition.variants[2].levels == {"recipe.learning_rate": 0.01, "depth": 13}
+    for variants, message in (
         (("bottleneck = 4",), r"\[\[variants\]\] 1: it needs a name"),
         (('name = "plain"\nbottleneck = 4',), "two variants called 'plain'"),
         (('name = "B"',), "B: it changes nothing"),
@@ -251,7 +251,7 @@ def test_a_list_of_variants() -> None:
         (('name = "B"\nbottleneck = -4',), r"\[\[variants\]\] B: `bottleneck >= 0` must hold"),
         ((), "at least one table"),
     ):
-        with pytest.raises(InputError, match=words):
+        with pytest.raises(InputError, match=message):
             define(*with_variants(*variants))
 
 
@@ -260,7 +260,7 @@ def test_a_list_of_variants() -> None:
 LEVELS = {"a": (0, 1), "b": (0, 1, 2)}
 
 
-def test_one_at_a_time_and_factorial_by_hand() -> None:
+def test_one_at_a_time_and_factorial_designs_match_hand_written_ones() -> None:
     assert list(one_at_a_time(LEVELS)) == [
         {"a": 0, "b": 0},
         {"a": 1, "b": 0},
@@ -275,8 +275,8 @@ def words(*texts: str) -> list[frozenset[str]]:
     return [frozenset(text) for text in texts]
 
 
-def test_the_half_of_four_factors_is_the_textbooks() -> None:
-    """2^(4-1): I = ABCD, of resolution IV; interactions of two factors in three pairs."""
+def test_half_of_four_factors_matches_the_textbook() -> None:
+    """2^(4-1): I = ABCD, of resolution IV, with the two-factor interactions confounded in three pairs."""
     fraction = best_fraction("ABCD", 1)
     assert list(fraction.words) == words("ABCD")
     assert fraction.resolution == 4
@@ -296,7 +296,7 @@ def test_the_half_of_four_factors_is_the_textbooks() -> None:
     assert cells[0] == {"A": 0, "B": 0, "C": 0, "D": 0}
     assert len({tuple(cell.values()) for cell in cells}) == 8
     assert all(sum(cell.values()) % 2 == 0 for cell in cells)  # ABCD = +1: an even number of changes
-    for one, other in itertools.combinations("ABCD", 2):  # every pair of factors sees all four combinations twice
+    for one, other in itertools.combinations("ABCD", 2):  # each pair of factors has all four combinations twice
         seen = [(cell[one], cell[other]) for cell in cells]
         assert {pair: seen.count(pair) for pair in seen} == {(0, 0): 2, (0, 1): 2, (1, 0): 2, (1, 1): 2}
 
@@ -305,33 +305,33 @@ def test_the_half_of_four_factors_is_the_textbooks() -> None:
     ("factors", "halvings", "resolution"),
     [("ABC", 1, 3), ("ABCDE", 1, 5), ("ABCDE", 2, 3), ("ABCDEF", 2, 4), ("ABCDEFG", 4, 3), ("ABCDEFG", 3, 4)],
 )
-def test_fractions_reach_the_resolutions_of_the_tables(factors: str, halvings: int, resolution: int) -> None:
-    """Box, Hunter and Hunter 1978, table 12.15."""
+def test_fractions_reach_the_published_resolutions(factors: str, halvings: int, resolution: int) -> None:
+    """Resolutions of Box, Hunter and Hunter 1978, table 12.15."""
     assert best_fraction(factors, halvings).resolution == resolution
 
 
-def test_of_equal_resolutions_the_least_aberration_is_chosen() -> None:
+def test_the_fraction_with_least_aberration_is_chosen() -> None:
     """2^(7-2), of resolution IV, can have one word of four letters (Fries and Hunter 1980)."""
     assert [len(word) for word in best_fraction("ABCDEFG", 2).words] == [4, 5, 5]
 
 
-def test_generators_are_read_and_judged() -> None:
+def test_generators_are_parsed_and_checked() -> None:
     fraction = read_generators("ABCDE", ["D = A * B", "E = A × C"])
     assert list(fraction.words) == words("ABD", "ACE", "BCDE")
     assert fraction.resolution == 3
-    for texts, said in (
+    for texts, message in (
         (["D = A * X"], "must read `FACTOR = FACTOR"),
         (["D A"], "must read `FACTOR = FACTOR"),
         (["D = A * D"], "names a factor twice"),
-        (["D = A", "E = A * B"], "imply I = A × D, so that main effects can't be told apart: resolution 2"),
+        (["D = A", "E = A * B"], "imply I = A × D, which confounds main effects with each other: resolution 2"),
         (["D = A * B", "D = A * C"], "D has a generator already"),
         (["D = A * B", "E = A * D"], "the generator of E names D"),
-        ([], "name at least one"),
+        ([], "contain at least one generator"),
     ):
         with pytest.raises(InputError) as error:
             read_generators("ABCDE", texts)
-        assert said in str(error.value)
-    with pytest.raises(InputError, match="4 variants can't tell 4 main effects apart; the smallest fraction is 1/2, 8"):
+        assert message in str(error.value)
+    with pytest.raises(InputError, match="4 variants cannot separate 4 main effects; the smallest fraction is 1/2, 8"):
         best_fraction("ABCD", 2)
 
 
@@ -342,11 +342,11 @@ FRACTIONAL = (
 )
 
 
-def test_a_fractional_study_has_half_the_variants_and_says_what_is_confounded() -> None:
-    found = define(*FRACTIONAL)
-    assert len(found.variants) == 8
-    assert found.variants[0].name == "plain"
-    table = frozen_table(plan_of(found))
+def test_a_fractional_study_has_half_the_variants_and_lists_its_aliases() -> None:
+    definition = define(*FRACTIONAL)
+    assert len(definition.variants) == 8
+    assert definition.variants[0].name == "plain"
+    table = frozen_table(plan_of(definition))
     assert table["resolution"] == 4
     assert "bottleneck × connectivity = dropout × compression" in table["aliases"]
     with pytest.raises(InputError, match="needs two levels of each factor, but dropout has 3; keep two of them"):
@@ -361,22 +361,22 @@ def test_a_fractional_study_has_half_the_variants_and_says_what_is_confounded() 
 
 
 @pytest.mark.parametrize("measure", ["params", "macs"])
-def test_variants_are_of_the_bases_size(measure: str) -> None:
-    found = define(("seeds = 3", f'seeds = 3\nequal = "{measure}"\ntolerance = 0.06'), ("k=3", "k=8"))
-    target = getattr(cost(found.base.spec), measure)
-    for variant in found.variants:
+def test_sizes_are_held_equal_to_the_base(measure: str) -> None:
+    definition = define(("seeds = 3", f'seeds = 3\nequal = "{measure}"\ntolerance = 0.06'), ("k=3", "k=8"))
+    target = getattr(cost(definition.base.spec), measure)
+    for variant in definition.variants:
         share = getattr(cost(variant.spec), measure) / target - 1
         assert variant.residual == pytest.approx(share)
         assert abs(share) <= 0.06
-    assert found.base.spec == define(("k=3", "k=8")).base.spec
-    assert [v.spec.bottleneck for v in found.variants] == [0, 4, 0, 4]
+    assert definition.base.spec == define(("k=3", "k=8")).base.spec
+    assert [v.spec.bottleneck for v in definition.variants] == [0, 4, 0, 4]
 
 
 def plan_of(definition: Definition, **changes: Any) -> Any:
     return make_plan(definition, StudyFolder(Path("studies") / definition.name), MEANS, **changes)
 
 
-def test_equal_seconds_gives_a_slower_variant_fewer_epochs_once_in_a_studys_life(
+def test_equal_seconds_are_solved_by_the_epochs_once_per_study(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     slow = {"plain": 1.0, "B": 2.0, "C": 0.6, "bottleneck=4 compression=0.5": 40.0}
@@ -384,14 +384,14 @@ def test_equal_seconds_gives_a_slower_variant_fewer_epochs_once_in_a_studys_life
     by_spec = {variant.spec: slow[variant.name] for variant in definition.variants}
     monkeypatch.setattr("dnas.ablation.plan.seconds_per_step", lambda spec, *_: by_spec[spec])
     plan = plan_of(definition)
-    # 9 epochs of the base: 4.5 of B's, 15 of C's, 0.2 of the last's, which gets one
+    # 9 epochs of the base take as long as 4.5 of B, 15 of C, and 0.2 of the last variant, which is trained for one
     assert [variant.recipe.epochs for variant in plan.definition.variants] == [9, 4, 15, 1]
-    misses = [variant.residual for variant in plan.definition.variants]
-    assert misses == pytest.approx([0.0, 8 / 9 - 1, 0.0, 40 / 9 - 1])
+    residuals = [variant.residual for variant in plan.definition.variants]
+    assert residuals == pytest.approx([0.0, 8 / 9 - 1, 0.0, 40 / 9 - 1])
     train(plan)
-    by_spec = {variant.spec: 1.0 for variant in definition.variants}  # another machine, or another hour
-    again = plan_of(definition)
-    assert again.definition.variants == plan.definition.variants
+    by_spec = {variant.spec: 1.0 for variant in definition.variants}  # on a machine of another speed
+    resumed = plan_of(definition)
+    assert resumed.definition.variants == plan.definition.variants
 
 
 # --- pairs --------------------------------------------------------------------------------------------------------
@@ -404,7 +404,7 @@ def train(plan: Any, executor: AnalyticExecutor | None = None) -> AnalyticExecut
     return executor
 
 
-def test_the_runs_of_a_seed_share_split_order_augmentation_and_stream() -> None:
+def test_runs_of_a_seed_share_split_order_augmentation_and_stream() -> None:
     executor = train(plan_of(define(("bottleneck = [0, 4]", "dropout = [0.0, 0.2]"), ("B = { bott", "# B = { bott"))))
     seen: dict[int, list[list[torch.Tensor]]] = {}
     for job in executor.started:
@@ -421,13 +421,13 @@ def test_the_runs_of_a_seed_share_split_order_augmentation_and_stream() -> None:
         assert not any(torch.equal(a, b) for a, b in zip(one, two, strict=True))
     plain, dropout = (job for job in executor.started[:4] if job.spec["compression"] == 1.0)
     weights = []
-    for job in (plain, dropout):  # networks of one shape begin alike
+    for job in (plain, dropout):  # networks of the same shape have the same initial weights
         torch.manual_seed(stream_seed(*job.seed, "initialisation"))
         weights.append(weights_digest(build(DenseNetSpec.from_dict(job.spec))))
     assert weights[0] == weights[1]
 
 
-def test_runs_come_seed_by_seed() -> None:
+def test_runs_are_ordered_by_seed() -> None:
     assert [run.key for run in planned(define().variants[:2], [0, 3])] == ["plain/s0", "B/s0", "plain/s3", "B/s3"]
 
 
@@ -443,60 +443,60 @@ def write(*changes: tuple[str, str], name: str = "small") -> Path:
     return path
 
 
-def test_a_dry_run_says_all_before_the_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_describes_the_plan_and_trains_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     write()
     assert main(["ablate", "small.toml", "--dry-run"]) == 0
-    said = capsys.readouterr().out
-    for words in (
-        "small   A small one, for the tests.",
+    printed = capsys.readouterr().out
+    for text in (
+        "small   A small study for the tests.",
         "question  Does it help?",
         "factorial of bottleneck (0, 4) and compression (1.0, 0.5); nothing held equal",
         "densenet-b:L=10,k=3,stem_channels=4",
-        "digits: 180 images; recipe fast, 2 epochs of batch 64; measured on validation data",
+        "digits: 180 images; recipe fast, 2 epochs of batch 64; measured on the validation data",
         "runs      12: 4 variants from 3 seeds",
         "time      about",
-        "can tell  NOTHING: 3 comparisons with 3 pairs can't reach 0.05, the least p being 0.75; 7 pairs can",
+        "evidence  INSUFFICIENT: 3 comparisons with 3 pairs cannot reach 0.05, the smallest possible p being 0.75;",
         "nothing was trained",
     ):
-        assert words in said
+        assert text in printed
     assert not Path("studies").exists()
     assert main(["ablate", "small.toml", "--dry-run", "--seeds", "7", "--final", "--epochs", "5"]) == 0
-    said = capsys.readouterr().out
-    assert "3 comparisons with 7 pairs: p can fall to 0.047" in said
-    assert "5 epochs of batch 64; trained on validation data too, measured on the test set" in said
+    printed = capsys.readouterr().out
+    assert "3 comparisons with 7 pairs: p can fall to 0.047" in printed
+    assert "5 epochs of batch 64; trained on the validation data too, measured on the test set" in printed
 
 
-def test_before_the_runs_it_is_said_whether_they_can_conclude() -> None:
-    """m · 2^(1-n) <= alpha: one comparison takes 6 pairs at 5%, three take 7."""
+def test_a_plan_states_whether_it_can_lead_to_a_conclusion() -> None:
+    """m · 2^(1-n) <= alpha: one comparison needs 6 pairs at 5%, three need 7."""
     one = define(*with_variants('name = "B"\nbottleneck = 4'))
-    assert can_conclude(plan_of(one)).endswith("the least p being 0.25; 6 pairs can: --seeds 6")
+    assert can_conclude(plan_of(one)).endswith("the smallest possible p being 0.25; 6 pairs can: --seeds 6")
     assert "1 comparison with 6 pairs: p can fall to 0.031" in can_conclude(
         plan_of(dataclasses.replace(one, seeds=tuple(range(6))))
     )
-    assert can_conclude(plan_of(define(seeds=6))).startswith("NOTHING: 3 comparisons with 6 pairs can't reach 0.05")
+    assert can_conclude(plan_of(define(seeds=6))).startswith("INSUFFICIENT: 3 comparisons with 6 pairs cannot")
     assert "(7 pairs suffice)" in can_conclude(plan_of(define(seeds=7)))
 
 
-def test_bad_input_ends_with_status_2_and_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_input_exits_with_status_2_and_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     write()
     write(("[base]", "[bas]"), name="none")
-    for arguments, words in (
+    for arguments, message in (
         (["small.toml", "--seeds", "1"], "`seeds >= 2` must hold, but got seeds=1"),
         (["small.toml", "--seeds", "many"], "--seeds is a number of seeds, or auto"),
-        (["small.toml", "--max-seeds", "9"], "--max-seeds goes with --seeds auto"),
+        (["small.toml", "--max-seeds", "9"], "--max-seeds .* --seeds auto"),
         (["small.toml", "--budget", "9"], "--budget goes with --seeds auto"),
         (["small.toml", "--executor", "rai"], "no executor 'rai'"),
         (["small.toml", "--cpus-per-trial", "2"], "--cpus-per-trial is for --executor ray"),
         (["small.toml", "--study", "a/b"], "a study's name is letters"),
         (["gone.toml"], "no study file gone.toml"),
         (["digits_bottleneck"], "no ablation 'digits_bottleneck'.* Did you mean digits_bottleneck_compression"),
-        (["tiny_demo"], "is no ablation's.*`dnas search --study tiny_demo`"),
-        (["none.toml"], "is no ablation's"),
+        (["tiny_demo"], "does not define an ablation.*`dnas search --study tiny_demo`"),
+        (["none.toml"], "does not define an ablation"),
     ):
         assert main(["ablate", *arguments]) == 2, arguments
         error = capsys.readouterr().err
         assert error.count("\n") == 1
-        assert re.search(words, error), error
+        assert re.search(message, error), error
     assert main(["search", "--study", "bottleneck_compression", "--trials", "2"]) == 2
     assert "defines an ablation, not a search: `dnas ablate bottleneck_compression`" in capsys.readouterr().err
 
@@ -505,7 +505,7 @@ def records(study: str = "small") -> list[dict[str, Any]]:
     return equal_but_times(StudyFolder(Path("studies") / study).records())
 
 
-def test_more_seeds_later_are_only_more_runs() -> None:
+def test_adding_seeds_only_adds_runs() -> None:
     train(plan_of(define()))
     before = records()
     assert len(before) == 12
@@ -513,7 +513,7 @@ def test_more_seeds_later_are_only_more_runs() -> None:
     assert {job.seed for job in executor.started} == {(3, 0), (4, 0)}
     assert records()[:12] == before
     assert StudyFolder(Path("studies/small")).config()["ablation"]["seeds"] == [0, 1, 2, 3, 4]
-    assert train(plan_of(define(), asked=False)).started == []  # the file says 3; the study has 5
+    assert train(plan_of(define(), asked=False)).started == []  # the file has 3 seeds, the study 5
     train(plan_of(define(seeds=9)))
     assert read_ablation("small").earlier == (3, 5)
     assert "seeds were added after results of 3 and 5: p holds for" in describe_result(read_ablation("small"))
@@ -523,23 +523,23 @@ def test_more_seeds_later_are_only_more_runs() -> None:
     assert [row["params"] for row in records()] == [row["params"] for row in records("grown")]
 
 
-def test_a_study_that_is_there_is_not_changed() -> None:
+def test_an_existing_study_cannot_be_changed() -> None:
     train(plan_of(define()))
-    for changes, words in (
+    for changes, message in (
         ([("epochs = 2", "epochs = 3")], "another recipe: epochs=2 .now epochs=3"),
-        ([("seeds = 3", "seeds = 3\nalpha = 0.1")], "begun with alpha 0.05 .now 0.1."),
-        ([('name = "plain"', 'name = "base"')], "begun with base plain .now base."),
-        ([("B = {", "bottled = {")], "has a variant that its file no longer has: B; what was run must be reported"),
-        ([("seeds = 3", 'seeds = "auto"')], "begun with seeds: 3 seeds .now auto."),
+        ([("seeds = 3", "seeds = 3\nalpha = 0.1")], "started with alpha 0.05 .now 0.1."),
+        ([('name = "plain"', 'name = "base"')], "started with base plain .now base."),
+        ([("B = {", "bottled = {")], "has a variant that its file no longer has: B; all runs must be reported"),
+        ([("seeds = 3", 'seeds = "auto"')], "started with seeds: 3 seeds .now auto."),
     ):
-        with pytest.raises(InputError, match=words):
+        with pytest.raises(InputError, match=message):
             train(plan_of(define(*changes)))
     wider = define(("[1.0, 0.5]", "[1.0, 0.5, 0.25]"))
     assert len(train(plan_of(wider)).started) == 6  # two more variants
     config = StudyFolder(Path("studies/small")).config()
     del config["ablation"]
     StudyFolder(Path("studies/small")).write_config(config)
-    with pytest.raises(InputError, match="is there already, and is no ablation"):
+    with pytest.raises(InputError, match="already exists and is not an ablation"):
         plan_of(define())
 
 
@@ -547,7 +547,7 @@ def test_a_study_that_is_there_is_not_changed() -> None:
 
 
 def by_group(errors: Callable[[str, int], float | None]) -> AnalyticExecutor:
-    """Trainings that end with `errors(variant, seed)`; None diverges."""
+    """Return an executor whose runs end with `errors(variant, seed)`; a run with None diverges."""
     definition = define()
     names = {variant.spec.digest: variant.name for variant in definition.variants}
 
@@ -567,48 +567,51 @@ def by_group(errors: Callable[[str, int], float | None]) -> AnalyticExecutor:
 EFFECTS = {"plain": 0.0, "B": -0.02, "C": 0.03, "bottleneck=4 compression=0.5": 0.0}
 
 
-def test_what_was_planted_is_read(capsys: pytest.CaptureFixture[str]) -> None:
+def test_planted_effects_are_measured() -> None:
     train(plan_of(define(seeds=8)), by_group(lambda name, seed: 0.1 + 0.01 * seed + EFFECTS[name] + 1e-4 * seed))
-    found = read_ablation("small")
-    assert (found.name, found.base, found.design, found.equal) == ("small", "plain", "factorial", "nothing")
-    assert list(found.values.columns) == list(EFFECTS)
-    assert found.values.index.tolist() == list(range(8))
-    assert found.values.loc[2, "C"] == pytest.approx(0.1502)
+    ablation = read_ablation("small")
+    assert (ablation.name, ablation.base, ablation.design) == ("small", "plain", "factorial")
+    assert ablation.equal == "nothing"
+    assert list(ablation.values.columns) == list(EFFECTS)
+    assert ablation.values.index.tolist() == list(range(8))
+    assert ablation.values.loc[2, "C"] == pytest.approx(0.1502)
     definition = define()
-    for variant, defined in zip(found.variants, definition.variants, strict=True):
+    for variant, defined in zip(ablation.variants, definition.variants, strict=True):
         kept = {key: value for key, value in defined.data.items() if value is not None}
         changed = {key: tuple(value) if isinstance(value, list) else value for key, value in defined.changed.items()}
         assert variant == dataclasses.replace(defined, data=kept, changed=changed)
-    assert {one.name: round(one.mean, 6) for one in found.effects.comparisons} == {
+    assert {one.name: round(one.mean, 6) for one in ablation.effects.comparisons} == {
         name: effect for name, effect in EFFECTS.items() if name != "plain"
     }
-    assert [one.verdict for one in found.effects.comparisons] == ["fewer errors", "more errors", "cannot tell"]
-    assert found.factorial is not None
-    # B alone -0.02, beside C -0.03: -0.025; C alone +0.03, beside B +0.02: 0.025; the difference -0.01
-    assert {one.name: round(one.mean, 6) for one in found.factorial.comparisons} == {
+    assert [one.verdict for one in ablation.effects.comparisons] == ["fewer errors", "more errors", "cannot tell"]
+    assert ablation.factorial is not None
+    # B alone: -0.02, with C: -0.03, mean -0.025. C alone: +0.03, with B: +0.02, mean 0.025. Interaction: -0.01.
+    assert {one.name: round(one.mean, 6) for one in ablation.factorial.comparisons} == {
         "bottleneck: 4 against 0": -0.025,
         "compression: 0.5 against 1.0": 0.025,
         "bottleneck × compression": -0.01,
     }
-    said = describe_result(found)
-    assert re.search(r"base      plain: 13\.54% validation error, mean of 8 seeds", said)
-    assert re.search(r"B +-2\.00 .* fewer errors", said)
-    assert said.endswith("stored    studies/small/\nnext      dnas report small")
+    summary = describe_result(ablation)
+    assert re.search(r"base      plain: 13\.54% validation error, mean of 8 seeds", summary)
+    assert re.search(r"B +-2\.00 .* fewer errors", summary)
+    assert summary.endswith("stored    studies/small/\nnext      dnas report small")
 
 
-def test_what_failed_is_told_and_not_dropped() -> None:
-    lost = by_group(lambda name, seed: None if (name, seed) == ("B", 1) else 0.1 + EFFECTS[name])
-    train(plan_of(define(seeds=3)), lost)
-    found = read_ablation("small")
-    assert found.effects.left_out == {"B": (1,)}
-    said = describe_result(found)
-    assert "no value  B: of seed 1" in said
-    assert "nothing can be concluded: 3 comparisons with 2 pairs, and 7 are needed at 0.05; --seeds 7 adds them" in said
+def test_failed_runs_are_reported() -> None:
+    diverging = by_group(lambda name, seed: None if (name, seed) == ("B", 1) else 0.1 + EFFECTS[name])
+    train(plan_of(define(seeds=3)), diverging)
+    ablation = read_ablation("small")
+    assert ablation.effects.left_out == {"B": (1,)}
+    summary = describe_result(ablation)
+    assert re.search(r"no value +B: .*seed 1", summary)
+    assert re.search("3 comparisons with 2 pairs.* 7 are needed at 0.05; --seeds 7 adds them", summary)
 
 
 def race(most: int = 10, left: int = 10**6, budget: float | None = None) -> tuple[str | None, list[str]]:
-    """`--seeds auto` with B 2 points better at each seed, C's sign turning and the last level with the base; Ctrl-C
-    before training number `left` is started."""
+    """Run `--seeds auto` with planted effects, and interrupt it before run number `left` starts.
+
+    B is 2 points better from each seed, the sign of C alternates, and the last variant equals the base.
+    """
     plan = plan_of(define(seeds="auto"), most=most)
     started: list[str] = []
     signs = {"plain": 0.0, "B": -0.02, "C": 0.03, "bottleneck=4 compression=0.5": 0.0}
@@ -626,22 +629,25 @@ def race(most: int = 10, left: int = 10**6, budget: float | None = None) -> tupl
     return train_rounds(plan, StudyFolder(Path("studies/small")), train_some, budget, lambda text: None), started
 
 
-def test_seeds_go_to_what_is_undecided() -> None:
-    """Of 3 comparisons at 5% and at most 10 pairs the first look is at 8: 128·(0.05/3)·0.8^1.5 = 1.5 ways, and 0.6 at
-    7. There all of B's signs are alike, so that it is decided; the others get all 10, with the base."""
+def test_seeds_are_added_to_undecided_comparisons_only() -> None:
+    """For 3 comparisons at 5% and at most 10 pairs the first look is at 8 pairs.
+
+    At 8 pairs 128·(0.05/3)·0.8^1.5 = 1.5 sign patterns may reject, at 7 pairs 0.6. All signs of B agree, so B is
+    decided then; the other variants and the base are trained from all 10 seeds.
+    """
     stopped_by, started = race()
     assert stopped_by is None
     pairs = {name: sum(key.startswith(name + "/") for key in started) for name in EFFECTS}
     assert pairs == {"plain": 10, "B": 8, "C": 10, "bottleneck=4 compression=0.5": 10}
-    found = read_ablation("small")
-    assert [one.verdict for one in found.effects.comparisons] == ["fewer errors", "cannot tell", "cannot tell"]
-    assert found.effects.left_out == {}
-    assert found.factorial is None
-    assert found.config["ablation"]["seeds"] == "auto"
-    assert found.config["ablation"]["most"] == 10
+    ablation = read_ablation("small")
+    assert [one.verdict for one in ablation.effects.comparisons] == ["fewer errors", "cannot tell", "cannot tell"]
+    assert ablation.effects.left_out == {}
+    assert ablation.factorial is None
+    assert ablation.config["ablation"]["seeds"] == "auto"
+    assert ablation.config["ablation"]["most"] == 10
     whole = records()
     StudyFolder(Path("studies/small")).path.rename("studies/whole")
-    for left in (3, 31, 2, 0):  # interrupted in the first round, in the second, and before anything
+    for left in (3, 31, 2, 0):  # interrupted in the first round, in the second, and before the first run
         with pytest.raises(KeyboardInterrupt):
             race(left=left)
     assert race()[0] is None
@@ -649,55 +655,56 @@ def test_seeds_go_to_what_is_undecided() -> None:
     for row in (*whole, *now):
         row.pop("attempts")
     assert now == whole
-    assert race()[1] == []  # all is there
+    assert race()[1] == []  # nothing is left to train
 
 
-def test_a_budget_ends_the_race_between_two_seeds() -> None:
-    stopped_by, started = race(budget=60)  # of seconds; an epoch takes one, a training two
-    assert stopped_by == "1 min 04 s of training, and --budget is 1 min 00 s; open: C and bottleneck=4 compression=0.5"
+def test_a_budget_stops_the_race_after_a_whole_seed() -> None:
+    stopped_by, started = race(budget=60)  # seconds; an epoch takes one second, a run two
+    assert stopped_by == (
+        "1 min 04 s of training exceed --budget 1 min 00 s; undecided: C and bottleneck=4 compression=0.5"
+    )
     assert len(started) == 32
     assert len(race(budget=10**6)[1]) == 6
 
 
-def test_the_most_seeds_of_a_race_are_part_of_it() -> None:
+def test_the_maximum_number_of_seeds_cannot_be_changed() -> None:
     race()
     assert plan_of(define(), asked=False).seeds == tuple(range(10))
-    with pytest.raises(InputError, match=r"begun with --max-seeds 10 .now 12., which its stopping rule depends on"):
+    with pytest.raises(InputError, match=r"started with --max-seeds 10 .now 12., which its stopping rule depends on"):
         plan_of(define(seeds="auto"), most=12)
-    with pytest.raises(InputError, match=r"begun with seeds: auto .now 3 seeds."):
+    with pytest.raises(InputError, match=r"started with seeds: auto .now 3 seeds."):
         plan_of(define())
     with pytest.raises(InputError, match=r"m·2.*allow 7 seeds or more"):
         plan_of(dataclasses.replace(define(seeds="auto"), name="other"), most=4)
 
 
-def test_a_study_of_another_kind_is_no_ablation() -> None:
+def test_a_study_of_another_kind_is_refused() -> None:
     with pytest.raises(InputError, match="no study 'small'"):
         read_ablation("small")
     train_runs("small", "t", plan_of(define()).runs, MEANS, Silent(), AnalyticExecutor())
-    with pytest.raises(InputError, match="study small is no ablation"):
+    with pytest.raises(InputError, match="study small is not an ablation"):
         read_ablation("small")
 
 
-# --- real trainings -----------------------------------------------------------------------------------------------
+# --- real training ------------------------------------------------------------------------------------------------
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 COMMAND = [sys.executable, "-m", "dnas", "ablate", "small.toml", "--seeds", "2", "--epochs", "3", "-q"]
-PATIENCE = 180.0  # seconds for a thing that takes about ten
+PATIENCE = 180.0  # seconds to wait for a step that takes about ten on a quiet machine
 
 
 def epochs_done(folder: Path) -> int:
-    """Epochs whose checkpoints are written, over all trainings."""
+    """Return the number of epochs whose checkpoints are written, over all runs."""
     rows = 0
     for path in folder.glob("studies/small/trials/*/curve.csv"):
         rows += max(0, len(path.read_text().splitlines()) - 1)
     return rows
 
 
-@pytest.mark.slow
-def test_a_study_killed_at_random_moments_ends_as_one_that_was_not(
+def test_a_killed_study_resumes_to_the_result_of_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SIGKILL to the whole tree, driver and workers, five times."""
+    """Kill the driver and all workers five times by SIGKILL."""
     alone, killed = tmp_path / "alone", tmp_path / "killed"
     rng = random.Random(6)
     for folder in (alone, killed):
@@ -708,7 +715,7 @@ def test_a_study_killed_at_random_moments_ends_as_one_that_was_not(
         COMMAND, cwd=alone, env=ENVIRONMENT, capture_output=True, text=True, timeout=patience(PATIENCE)
     )
     assert done.returncode == 0, done.stderr
-    assert "nothing can be concluded: 3 comparisons with 2 pairs" in done.stdout
+    assert "3 comparisons with 2 pairs" in done.stdout
     assert done.stdout.endswith("next      dnas report small\n")
     for _ in range(5):
         before, more = epochs_done(killed), rng.randint(1, 4)
@@ -722,8 +729,8 @@ def test_a_study_killed_at_random_moments_ends_as_one_that_was_not(
         )
         began = time.monotonic()
         while epochs_done(killed) < before + more:
-            assert process.poll() is None, "it ended before it could be killed"
-            assert time.monotonic() - began < patience(PATIENCE)
+            assert process.poll() is None, "the study ended before it could be killed"
+            assert time.monotonic() - began < PATIENCE
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.1))
         os.killpg(process.pid, signal.SIGKILL)
@@ -734,11 +741,11 @@ def test_a_study_killed_at_random_moments_ends_as_one_that_was_not(
     assert done.returncode == 0, done.stderr
 
     def essence(folder: Path) -> tuple[Any, ...]:
-        found = read_ablation(folder / "studies/small")
-        rows = equal_but_times(found.folder.records())
+        ablation = read_ablation(folder / "studies/small")
+        rows = equal_but_times(ablation.folder.records())
         for row in rows:
             assert row.pop("attempts") >= 1
-        return rows, found.frame.drop(columns=["seconds", "peak_memory_bytes"]), found.values, found.effects
+        return rows, ablation.frame.drop(columns=["seconds", "peak_memory_bytes"]), ablation.values, ablation.effects
 
     one, other = essence(alone), essence(killed)
     assert one[0] == other[0]
@@ -749,7 +756,7 @@ def test_a_study_killed_at_random_moments_ends_as_one_that_was_not(
     assert one[3] == other[3]
 
 
-# --- what ships ---------------------------------------------------------------------------------------------------
+# --- shipped ablations --------------------------------------------------------------------------------------------
 
 SHIPPED = (
     "bottleneck_compression",
@@ -761,13 +768,13 @@ SHIPPED = (
 )
 
 
-def test_the_shipped_ablations_are_valid_and_each_has_a_small_one() -> None:
+def test_shipped_ablations_are_valid_and_each_has_a_small_version() -> None:
     names = {path.stem for path in (ROOT / "studies").glob("*.toml")} & set(ablation_files())
     assert names == {*SHIPPED, *(f"digits_{name}" for name in SHIPPED)}
     for name in sorted(names):
         definition = load_definition(name)
         assert definition.dataset == ("digits" if name.startswith("digits_") else "cifar10")
-        assert can_be_told(definition), name
+        assert can_be_decided(definition), name
         lines = definition.text.splitlines()
         assert lines[1].startswith(f"# Run:     dnas ablate {name}")
         assert lines[2].startswith("# Time:    ")
@@ -776,5 +783,5 @@ def test_the_shipped_ablations_are_valid_and_each_has_a_small_one() -> None:
             assert max(abs(variant.residual or 0) for variant in definition.variants) <= 0.01
 
 
-def can_be_told(definition: Definition) -> bool:
+def can_be_decided(definition: Definition) -> bool:
     return (len(definition.variants) - 1) * 2.0 ** (1 - len(definition.seeds)) <= definition.alpha

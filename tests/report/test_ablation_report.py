@@ -534,13 +534,13 @@ def test_the_command_writes_draws_and_refuses(
     assert "BC" in capsys.readouterr().out
     assert "<svg" in (tmp_path / "forest.svg").read_text()
     assert main(["plot", "forest", str(search.path), "-o", str(tmp_path / "no.svg")]) == 2
-    assert "is no ablation" in capsys.readouterr().err
+    assert "is not an ablation" in capsys.readouterr().err
 
 
 def test_a_watched_ablation_is_written_again_until_it_is_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undrawn: None
 ) -> None:
-    monkeypatch.setattr("dnas.report.WATCH_SECONDS", 0.05)
+    monkeypatch.setattr("dnas.report.write.WATCH_SECONDS", 0.05)
     some: dict[str, dict[int, float | str]] = {"plain": {0: 0.1}, "B": {0: "running"}}
     study = make_ablation(tmp_path / "s", some)
     notes: list[str] = []

@@ -568,7 +568,7 @@ def test_repeats_of_a_search_show_what_they_attained(tmp_path: Path) -> None:
 
 def test_a_watched_page_is_renewed_until_the_search_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dnas.report.figures._draw", lambda *_: None)
-    monkeypatch.setattr("dnas.report.WATCH_SECONDS", 0.05)
+    monkeypatch.setattr("dnas.report.write.WATCH_SECONDS", 0.05)
     study = make_study(tmp_path / "s", ["complete", "running"], trials=2)
     said: list[str] = []
     watcher = threading.Thread(target=watch_report, args=(study.path, tmp_path / "out", said.append), daemon=True)

@@ -1,0 +1,115 @@
+"""Writer of all pages: render a template, save figures in each format with their numbers, replace files atomically."""
+
+import base64
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from dnas import formatting
+from dnas.analysis.metrics import METRICS
+from dnas.figures import style
+from dnas.io import write_atomic
+from dnas.report.svg import inline_svg
+
+TEMPLATES = Path(__file__).parent / "templates"
+MAX_EMBEDDED_BYTES = 200_000  # larger PDF and CSV files are linked, not embedded in the page
+MIME_TYPES = {
+    ".pdf": "application/pdf",
+    ".csv": "text/csv",
+    ".md": "text/markdown",
+    ".tex": "application/x-tex",
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure with its numbers and caption. A figure whose numbers are in tables of their own has none."""
+
+    figure: Figure
+    numbers: pd.DataFrame | None
+    caption: str
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure on a page.
+
+    Attributes:
+        name: Stem of its files.
+        svg: The SVG element.
+        links: Suffix of its PDF and CSV -> the file itself as a data URL, or its name where it is large.
+    """
+
+    name: str
+    svg: Markup
+    caption: str
+    links: Mapping[str, str] = field(default_factory=dict)
+
+
+def write_figure(picture: Picture, name: str, out: Path) -> Drawn:
+    """Write a picture as name.svg, .png, .pdf and .csv into `out`, and return it for a page."""
+    out.mkdir(parents=True, exist_ok=True)
+    picture.figure.draw_without_rendering()
+    picture.figure.set_layout_engine(None)  # the layout is final; with "none" each format would be laid out again
+    for suffix in style.FORMATS:
+        partial = style.save(picture.figure, out / f".{name}.{os.getpid()}.{suffix}")
+        partial.replace(out / f"{name}.{suffix}")
+    if picture.numbers is not None:
+        write_table(picture.numbers, out / f"{name}.csv")
+    svg = (out / f"{name}.svg").read_text(encoding="utf-8")
+    label = f"{style.title(picture.figure)}. {picture.caption}"
+    hover = getattr(picture.figure, "hover", {})
+    links = {"pdf": link(out / f"{name}.pdf")}
+    if picture.numbers is not None:
+        links["csv"] = link(out / f"{name}.csv")
+    return Drawn(name, inline_svg(svg, name, label, hover), picture.caption, links)
+
+
+def write_table(frame: pd.DataFrame, path: Path) -> None:
+    write_atomic(path, frame.to_csv(index=False))
+
+
+def link(path: Path) -> str:
+    """Return a file as a data URL, so that a page that was sent by mail still offers it; of a large file its name."""
+    content = path.read_bytes()
+    if len(content) > MAX_EMBEDDED_BYTES:
+        return path.name
+    return f"data:{MIME_TYPES[path.suffix]};base64,{base64.b64encode(content).decode()}"
+
+
+def write_page(out: Path, template: str, values: Mapping[str, Any], folder: Path = TEMPLATES) -> Path:
+    """Render a template into `out`/index.html.
+
+    Args:
+        out: Folder of the page.
+        template: Name of the template. It may extend and import those of `dnas/report/templates`.
+        values: Variables of the template. `colours` and `refresh` have defaults.
+        folder: Folder of the template.
+
+    Returns:
+        The path of index.html.
+    """
+    environment = Environment(
+        loader=FileSystemLoader([folder, TEMPLATES]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": formatting.percent,
+        "params": METRICS["params"].format,
+        "macs": METRICS["macs"].format,
+        "count": formatting.count,
+        "duration": formatting.duration,
+    }
+    text = environment.get_template(template).render({"colours": style.COLOURS, "refresh": None} | dict(values))
+    write_atomic(out / "index.html", text)
+    return out / "index.html"
