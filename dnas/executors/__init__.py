@@ -1,1 +1,1 @@
-"""Executors carry trials; they decide nothing. Each runs `Job`s and passes their messages to the search loop."""
+"""Executors run jobs and forward their messages to the run loop, which makes all decisions."""

@@ -1,4 +1,4 @@
-"""Trials in processes of this host: one process a trial, so that its memory is given back whole."""
+"""Executor that runs each trial in its own process on this host, so that all its memory is released."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -23,10 +23,13 @@ class _Running:
 
 
 class LocalExecutor:
-    """Starts jobs from a forkserver that has imported torch: a child is there in hundredths of a second, and none
-    inherits the driver's threads.
+    """Start jobs from a fork server that has imported torch.
 
-    workers: the most trainings at once, over all `devices`; how many of them share a GPU is `placement`'s to say.
+    A child starts within hundredths of a second and does not inherit the driver's threads.
+
+    Args:
+        workers: largest number of jobs at once on all devices together. `placement` decides how many share a GPU.
+        devices: names of the devices.
     """
 
     def __init__(self, workers: int = 1, devices: Sequence[str] = ("cpu",)) -> None:
@@ -36,38 +39,38 @@ class LocalExecutor:
 
     @property
     def running(self) -> list[str]:
-        """The keys of the jobs that have been started and have not ended."""
+        """Keys of the jobs that have been started and have not ended."""
         return list(self._running)
 
     @property
     def workers(self) -> int:
-        """The most trainings at once."""
+        """Largest number of jobs at once."""
         return self._ledger.workers
 
     @property
     def queued(self) -> set[str]:
-        """The jobs that were started and wait for a place: none, here."""
+        """Keys of the started jobs that wait for room: always empty."""
         return set()
 
     def clock(self) -> float:
-        """Seconds of a clock that only goes forward."""
+        """Return the seconds of a monotonic clock."""
         return monotonic()
 
     def room(self, job: Job) -> bool:
-        """Whether `job` can begin now, beside those that run."""
+        """Return whether `job` can start now, beside the running jobs."""
         return self._ledger.pick(job) is not None
 
     def start(self, job: Job) -> None:
-        """Begins `job` on the device that suits it best; `job.device` does not matter."""
+        """Start `job` on the most suitable device; `job.device` is ignored."""
         job = replace(job, device=self._ledger.begin(job))
-        ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=run_in_process, args=(job, theirs), daemon=False)
+        pipe, child_pipe = self._context.Pipe()
+        process = self._context.Process(target=run_in_process, args=(job, child_pipe), daemon=False)
         process.start()
-        theirs.close()
-        self._running[job.key] = _Running(job, process, ours)
+        child_pipe.close()
+        self._running[job.key] = _Running(job, process, pipe)
 
     def wait(self, timeout: float) -> list[tuple[str, Message]]:
-        """The messages that came, each with its job's key; [] after `timeout` seconds without any."""
+        """Return new messages with the keys of their jobs; [] after `timeout` seconds without any."""
         by_pipe = {running.pipe: key for key, running in self._running.items()}
         messages = []
         for pipe in wait_for(list(by_pipe), timeout):
@@ -83,25 +86,25 @@ class LocalExecutor:
         return messages
 
     def answer(self, key: str, go_on: bool) -> None:
-        """Tells a job that said `epoch` whether to go on."""
-        with suppress(BrokenPipeError):  # it died meanwhile: `wait` says so
+        """Answer a job's `epoch` message with whether it continues."""
+        with suppress(BrokenPipeError):  # the job has died, which `wait` reports
             self._running[key].pipe.send(go_on)
 
     def kill(self, key: str) -> None:
-        """Ends one job at once, and says nothing of it any more; its checkpoint stays."""
+        """End one job at once, without a further message. Its checkpoint stays."""
         self._running[key].process.kill()
         self._end(key)
 
     def stop(self) -> None:
-        """Ends every job at once; their checkpoints stay."""
+        """End every job at once. Their checkpoints stay."""
         for key in self.running:
             self.kill(key)
 
     def _learn(self, key: str, message: Message) -> None:
-        """What the next placements are to know of this training."""
+        """Record the memory that a message reports, for later placements."""
         if message.kind == "started":
             self._ledger.resident_bytes = max(self._ledger.resident_bytes, message.values.get("resident_bytes", 0))
-        elif "peak_memory_bytes" in message.values:  # of one that failed for want of memory, at least so much
+        elif "peak_memory_bytes" in message.values:  # for a job that ran out of memory, a lower bound
             self._ledger.measure(key, message.values["peak_memory_bytes"])
 
     def _end(self, key: str) -> None:
@@ -113,7 +116,7 @@ class LocalExecutor:
 
 
 def total_bytes(device: str) -> int | None:
-    """The memory of a GPU; None of a CPU, where memory does not decide who runs beside whom."""
+    """Return the memory of a GPU; None for a CPU, on which memory does not limit the jobs."""
     if not device.startswith("cuda"):
         return None
     return int(torch.cuda.get_device_properties(device).total_memory)

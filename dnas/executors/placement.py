@@ -1,7 +1,7 @@
-"""Which device a training goes to: arithmetic on predicted bytes, without torch and without a GPU.
+"""Placement of jobs on devices, from predicted memory. Needs neither torch nor a GPU.
 
-On CUDA the prediction is the cost model's, corrected by the peaks of the trainings that have ended; trainings share a
-GPU as long as their predictions fit. On a CPU nothing is predicted: at most `workers` trainings share it.
+On CUDA the cost model predicts the memory, corrected by the peaks of the jobs that have ended. Jobs share a GPU while
+their predictions fit. On a CPU nothing is predicted, and at most `workers` jobs share it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,19 +15,21 @@ if TYPE_CHECKING:
     from dnas.executors.worker import Job
 
 MIB = 2**20
-CONTEXT_BYTES = 500 * MIB  # of each process on a GPU, outside its tensors: CUDA's context and the kernels
-WORKSPACE_BYTES = 200 * MIB  # of each process, among its tensors: cuDNN's and cuBLAS's scratch, and rounding to blocks
-PARAM_BYTES = 4 * FLOAT_BYTES  # of a parameter: weight, gradient, momentum, and copies that a step makes on its way
-STEP_PEAK = 1.25  # the most that a step holds, over what it keeps for its backward pass
-BF16 = 0.5  # autocast keeps bf16 for float32
-MEMORY_SHARE = 0.9  # of a GPU's memory that predictions may fill: the allocator's blocks don't fit exactly
-MARGIN = 1.1  # on the worst ratio of measured and predicted bytes
-FEW = 3  # measured trainings, below which their ratios may only raise a prediction
+CONTEXT_BYTES = 500 * MIB  # GPU memory per process outside its tensors: CUDA's context and the kernels
+WORKSPACE_BYTES = (
+    200 * MIB
+)  # per process, counted with its tensors: cuDNN and cuBLAS workspaces, and rounding to blocks
+BYTES_PER_PARAM = 4 * FLOAT_BYTES  # weight, gradient, momentum, and temporary copies during a step
+STEP_PEAK = 1.25  # peak memory of a step relative to the activations kept for its backward pass
+BF16 = 0.5  # size of bf16, which autocast keeps, relative to float32
+MEMORY_SHARE = 0.9  # part of a GPU's memory that predictions may fill, since the allocator fragments the rest
+MARGIN = 1.1  # factor on the worst ratio of measured to predicted bytes
+MIN_MEASURED = 3  # with fewer measured jobs, their ratios may only raise a prediction
 
 
 @dataclass(frozen=True)
 class Device:
-    """A device of this host; `total_bytes` is None where memory does not decide, on a CPU."""
+    """A device of this host. `total_bytes` is None for a CPU, on which memory does not limit the jobs."""
 
     name: str
     total_bytes: int | None = None
@@ -35,7 +37,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Load:
-    """What a running training takes of its device; `predicted` is its `training_bytes`, before any correction."""
+    """Memory of a running job on its device. `predicted` is its `training_bytes` before any correction."""
 
     bytes: int
     alone: bool = False
@@ -43,18 +45,20 @@ class Load:
 
 
 def training_bytes(job: "Job") -> int:
-    """The predicted peak of a training on CUDA as torch counts it, bytes, the data set apart."""
+    """Predict the peak memory of a job on CUDA in bytes, as torch counts it, without the data set."""
     return WORKSPACE_BYTES + tensor_bytes(job)
 
 
 def tensor_bytes(job: "Job") -> int:
-    """The peak of a training's own tensors, bytes: activations in bf16, the weights, their gradients and momentum."""
-    return int(STEP_PEAK * BF16 * kept_bytes(job)) + PARAM_BYTES * job.params
+    """Predict the peak bytes of a job's tensors: activations in bf16, weights, gradients and momentum."""
+    return int(STEP_PEAK * BF16 * kept_bytes(job)) + BYTES_PER_PARAM * job.params
 
 
 def kept_bytes(job: "Job") -> int:
-    """Activations of a training step at the recipe's batch, bytes in float32. With recomputation: every layer's output,
-    and one layer's own activations, the largest's."""
+    """Return the bytes in float32 of the activations that a training step keeps at the recipe's batch size.
+
+    With recomputation these are the outputs of all layers and the largest activations inside one layer.
+    """
     if not job.recompute:
         return job.activation_bytes
     batch = job.recipe["batch_size"]
@@ -64,22 +68,24 @@ def kept_bytes(job: "Job") -> int:
 
 
 def correction(measured: Sequence[tuple[int, int]]) -> float:
-    """The factor on `training_bytes` after trainings of (predicted, measured) bytes: the worst ratio with a margin;
-    1 before the first."""
+    """Return the correction factor on `training_bytes`: the worst ratio of measured to predicted bytes, with a margin.
+
+    Without measurements it is 1. measured: (predicted, measured) bytes of the jobs that have ended.
+    """
     ratios = [peak / predicted for predicted, peak in measured]
     worst = MARGIN * max(ratios, default=1 / MARGIN)
-    return worst if len(ratios) >= FEW else max(1.0, worst)
+    return worst if len(ratios) >= MIN_MEASURED else max(1.0, worst)
 
 
 def place(load: Load, devices: Sequence[Device], running: Mapping[str, Sequence[Load]]) -> str | None:
-    """The device for one more training, the least loaded first; None where none has room.
+    """Return the least loaded device that has room for one more job; None if there is none.
 
-    An empty device takes what fits it, and what fits none; one in use takes what fits beside the others, unless it or
-    one of them is to be alone.
+    An empty device accepts a job that fits it, and the largest device one that fits no device. A device in use accepts
+    a job that fits beside the others, unless that job or one of the others must be alone.
     """
     largest = max((device.total_bytes or 0 for device in devices), default=0)
-    found = [device for device in devices if _fits(load, device, running.get(device.name, ()), largest)]
-    return min(found, key=lambda device: _fullness(device, running), default=Device("")).name or None
+    candidates = [device for device in devices if _fits(load, device, running.get(device.name, ()), largest)]
+    return min(candidates, key=lambda device: _fullness(device, running), default=Device("")).name or None
 
 
 def _fits(load: Load, device: Device, others: Sequence[Load], largest: int) -> bool:
@@ -89,7 +95,7 @@ def _fits(load: Load, device: Device, others: Sequence[Load], largest: int) -> b
         return True
     room = MEMORY_SHARE * device.total_bytes
     if not others and load.bytes > MEMORY_SHARE * largest:
-        return device.total_bytes == largest  # too large for all, by the prediction: the largest has the best chance
+        return device.total_bytes == largest  # predicted to fit no device; the largest has the best chance
     return sum(other.bytes for other in others) + load.bytes <= room
 
 
@@ -100,28 +106,28 @@ def _fullness(device: Device, running: Mapping[str, Sequence[Load]]) -> tuple[in
 
 @dataclass
 class Ledger:
-    """Which training runs on which device, and what was measured: `place` with a memory."""
+    """Record of the running jobs, their devices and the measured memory, from which jobs are placed."""
 
     devices: tuple[Device, ...]
     workers: int
     running: dict[str, tuple[str, Load]] = field(default_factory=dict)  # key -> device, load
     measured: list[tuple[int, int]] = field(default_factory=list)  # (predicted, measured) bytes
-    resident_bytes: int = 0  # the data set on its device, as the workers report it
+    resident_bytes: int = 0  # size of the data set on its device, as reported by the workers
 
     def load(self, job: "Job") -> Load:
-        """What `job` would take of a GPU, by the prediction as it stands."""
+        """Predict the memory that `job` takes of a GPU, with the current correction."""
         predicted = training_bytes(job)
         total = CONTEXT_BYTES + self.resident_bytes + int(correction(self.measured) * predicted)
         return Load(total, job.alone, predicted)
 
     def pick(self, job: "Job") -> str | None:
-        """The device with room for `job` now; None where there is none, or `workers` trainings run."""
+        """Return the device with room for `job`; None if there is none or if `workers` jobs are running."""
         if len(self.running) >= self.workers:
             return None
         return place(self.load(job), self.devices, self._by_device())
 
     def begin(self, job: "Job") -> str:
-        """Notes that `job` runs; its device, which is the least loaded where none has room."""
+        """Record that `job` runs; return its device, which is the least loaded one if none has room."""
         by_device = self._by_device()
         name = place(self.load(job), self.devices, by_device)
         name = name or min(self.devices, key=lambda device: _fullness(device, by_device)).name
@@ -129,7 +135,7 @@ class Ledger:
         return name
 
     def measure(self, key: str, peak_bytes: int) -> None:
-        """Learns the peak of a training's tensors on its GPU (the data set included); a CPU teaches nothing."""
+        """Record the peak memory of a job's tensors on its GPU, data set included. Jobs on a CPU are ignored."""
         name, load = self.running[key]
         if name.startswith("cuda"):
             self.measured.append((load.predicted, max(0, peak_bytes - self.resident_bytes)))

@@ -1,8 +1,8 @@
-"""Trials on a Ray cluster: Ray Tune places them, begins them again after a loss, and carries their checkpoints.
+"""Executor on a Ray cluster: Ray Tune places trials, restarts them after a loss, and transfers their checkpoints.
 
-Ray decides nothing. Its searcher hands out the jobs that dnas's own loop has started, and its scheduler passes each
-epoch on to that loop and its answer back; so a study is the same as with processes of one machine. Tune runs in a
-thread of the driver; the loop sees an executor like any other.
+Ray makes no decisions. Its searcher hands out the jobs that the run loop of dnas has started. Its scheduler forwards
+each epoch to that loop and returns the answer. The study is therefore the same as with processes of one machine. Tune
+runs in a thread of the driver, and the loop uses this executor like any other.
 """
 
 import json
@@ -31,22 +31,22 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from dnas.errors import InputError
-from dnas.executors.ray_worker import BODY, CARRIED, carry, pack
+from dnas.executors.ray_worker import BODY, TRIAL_FILES, pack, run_trial
 from dnas.executors.shared_storage import SharedStorage
 from dnas.executors.worker import Job, Message
 from dnas.io import write_atomic
 from dnas.training.checkpoint import digest_of_weights, read_checkpoint
 
 CONNECT_SECONDS = 10.0
-CAPACITY_SECONDS = 2.0  # at most so often the cluster is asked for its size
-STOP_SECONDS = 60.0
-HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # and no settings
-HTTP2_SETTINGS = 4  # the type of a first frame
+CAPACITY_SECONDS = 2.0  # shortest time between two queries of the cluster's size
+STOP_SECONDS = 60.0  # time that Tune may take to end
+HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # with an empty SETTINGS frame
+HTTP2_SETTINGS = 4  # type of the first frame that a server sends
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_DEDUP_LOGS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # CSV, JSON and TensorBoard files of each trial
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON and TensorBoard files
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # Tune's own state: a study resumes from its own log
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
@@ -57,32 +57,49 @@ QUIET = {
 
 @dataclass
 class _Running:
-    """A job that was started: its trial of Tune, once there is one; the answer that an epoch waits for; its end."""
+    """A job that was started.
+
+    Attributes:
+        start: name in the shared storage of the checkpoint to resume from.
+        answer: answer that an epoch waits for.
+        trial: Tune's trial, once it exists.
+        rows: row of the curve for each epoch.
+        so_far: values that a result needs if the job ends now.
+        checkpoint: Ray's last checkpoint.
+        reported: whether it has sent a message.
+        end: its last message.
+    """
 
     job: Job
     start: str | None
     answer: "queue.SimpleQueue[bool]" = field(default_factory=queue.SimpleQueue)
     trial: Any = None
-    rows: dict[int, dict[str, Any]] = field(default_factory=dict)  # epoch -> what was said of it
+    rows: dict[int, dict[str, Any]] = field(default_factory=dict)
     so_far: dict[str, Any] = field(default_factory=dict)
-    checkpoint: Any = None  # Ray's last
-    heard: bool = False  # whether it has said anything
+    checkpoint: Any = None
+    reported: bool = False
     end: Message | None = None
 
 
 class ClusterLost(InputError):
-    """The cluster is gone, or Tune on it."""
+    """The Ray cluster, or Ray Tune on it, has ended."""
 
 
 class RayExecutor:
-    """Keeps the contract of `LocalExecutor` on a Ray cluster.
+    """Run jobs on a Ray cluster, with the interface of `LocalExecutor`.
 
-    address: host:port, or `auto` for the cluster of this machine; None starts one here, unless $RAY_ADDRESS names one.
-    cpus, gpus: what each trial takes, gpus None for one where any node has one. shared: a folder or URL that every node
-    sees, for the checkpoints. body: what a trial runs in place of `run_job`, as module:function.
+    Args:
+        study: name of the study.
+        address: host:port, or `auto` for the cluster of this machine. None starts a cluster on this machine unless
+            $RAY_ADDRESS is set.
+        cpus: CPUs per trial.
+        gpus: GPUs per trial (default: one if any node has one, otherwise none).
+        shared: folder or URL that every node can access, for the checkpoints.
+        body: function to run instead of `run_job`, as module:function.
 
-    `InputError` where no Ray answers within 10 s, where it has another version, where no node has room for a trial, or
-    where this machine can't write to `shared`.
+    Raises:
+        InputError: if no Ray answers within 10 s, if it has another version, if no node has room for a trial, or if
+            this machine cannot write to `shared`.
     """
 
     def __init__(
@@ -98,18 +115,18 @@ class RayExecutor:
         self.shared = SharedStorage(shared)
         self.shared.check()
         self.cpus, self.body = cpus, body
-        self._ours = connect(address)
+        self._started_ray = connect(address)
         self.gpus = gpus if gpus is not None else float(any(node.get("GPU", 0) >= 1 for node in _nodes()))
         _check_room(cpus, self.gpus)
-        before = [int(name.removeprefix("ray-")) for name in self.shared.names(study) if name.startswith("ray-")]
-        self._run = f"{study}/ray-{max(before, default=0) + 1:03d}"
+        earlier_runs = [int(name.removeprefix("ray-")) for name in self.shared.names(study) if name.startswith("ray-")]
+        self._run = f"{study}/ray-{max(earlier_runs, default=0) + 1:03d}"
         self._study = study
         self._running: dict[str, _Running] = {}
-        self._of_trial: dict[str, _Running] = {}  # by Tune's own name
+        self._of_trial: dict[str, _Running] = {}  # Tune's trial id -> job
         self._waiting: deque[_Running] = deque()
         self._messages: queue.SimpleQueue[tuple[_Running, Message]] = queue.SimpleQueue()
-        self._doomed: queue.SimpleQueue[_Running] = queue.SimpleQueue()
-        self._news = threading.Condition()
+        self._to_kill: queue.SimpleQueue[_Running] = queue.SimpleQueue()
+        self._changed = threading.Condition()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -124,15 +141,15 @@ class RayExecutor:
 
     @property
     def workers(self) -> int:
-        """The trainings that the cluster has room for; 1 while no node has room, since one may come."""
+        """Number of trials that the cluster has room for; 1 while no node has room, since one may join."""
         if monotonic() - self._counted > CAPACITY_SECONDS:
             self._capacity, self._counted = sum(_room(node, self.cpus, self.gpus) for node in _nodes()), monotonic()
         return max(1, self._capacity)
 
     @property
     def queued(self) -> set[str]:
-        """The jobs that have not begun: they wait for a place in the cluster, or for Ray's actor to start."""
-        return {key for key, running in self._running.items() if not running.heard}
+        """Keys of the jobs that wait for room in the cluster, or for Ray's actor to start."""
+        return {key for key, running in self._running.items() if not running.reported}
 
     def clock(self) -> float:
         return monotonic()
@@ -141,12 +158,12 @@ class RayExecutor:
         return True
 
     def start(self, job: Job) -> None:
-        """Hands `job` to Ray, from the last checkpoint that is known of it, here or in the storage."""
+        """Hand `job` to Ray, to resume from its last checkpoint in the study's folder or in the shared storage."""
         running = _Running(_absolute(job), self._stage(job))
-        with self._news:
+        with self._changed:
             self._running[job.key] = running
             self._waiting.append(running)
-            self._news.notify_all()
+            self._changed.notify_all()
         if self._thread is None:
             self._thread = threading.Thread(target=self._tune, name="ray tune", daemon=True)
             self._thread.start()
@@ -154,53 +171,53 @@ class RayExecutor:
     def wait(self, timeout: float) -> list[tuple[str, Message]]:
         if self._error is not None:
             raise ClusterLost(
-                f"Ray Tune ended ({_first_line(self._error)}); what was trained is kept: mend the cluster, and run the"
-                " same command again."
+                f"Ray Tune ended ({_first_line(self._error)}); finished epochs are kept: repair the cluster, and run"
+                " the same command again."
             ) from self._error
-        found = []
+        received = []
         with suppress(queue.Empty):
-            found.append(self._messages.get(timeout=timeout))
+            received.append(self._messages.get(timeout=timeout))
             while True:
-                found.append(self._messages.get_nowait())
-        said = []
-        for running, message in found:
-            key, running.heard = running.job.key, True
+                received.append(self._messages.get_nowait())
+        messages = []
+        for running, message in received:
+            key, running.reported = running.job.key, True
             if self._running.get(key) is not running:
-                continue  # of a trial that was killed
+                continue  # from a trial that was killed
             if message.ends:
                 del self._running[key]
                 self._finish(running, message)
-            said.append((key, message))
-        return said
+            messages.append((key, message))
+        return messages
 
     def answer(self, key: str, go_on: bool) -> None:
         self._running[key].answer.put(go_on)
 
     def kill(self, key: str) -> None:
         running = self._running.pop(key)
-        self._doomed.put(running)
+        self._to_kill.put(running)
         running.answer.put(False)
 
     def stop(self) -> None:
-        """Ends every job; their checkpoints stay in the storage."""
-        whole = not self._running
+        """End every job. Their checkpoints stay in the shared storage."""
+        all_ended = not self._running
         self._stopping.set()
-        with self._news:
+        with self._changed:
             self._running.clear()
-            self._news.notify_all()
+            self._changed.notify_all()
         if self._thread is not None:
             self._thread.join(STOP_SECONDS)
-        if whole:
-            self.shared.remove(self._run)  # Tune's own files
-        if self._ours:
+        if all_ended:
+            self.shared.remove(self._run)  # Tune's files
+        if self._started_ray:
             ray.shutdown()
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
 
     def _stage(self, job: Job) -> str | None:
-        """The name in the storage of the checkpoint that `job` is to begin from; None where there is none."""
-        if job.attempt > 1 and (found := self._stored(job.key)) is not None:
-            return found
+        """Return the name in the shared storage of the checkpoint to resume from; None if there is none."""
+        if job.attempt > 1 and (stored := self._stored(job.key)) is not None:
+            return stored
         local = Path(job.folder) / "checkpoint.pt"
         if not local.exists():
             return None
@@ -209,21 +226,21 @@ class RayExecutor:
         return name
 
     def _stored(self, key: str) -> str | None:
-        """The last whole checkpoint of a trial in the storage: those of a driver that died were never fetched."""
+        """Return the last complete checkpoint of a trial in the shared storage, left there by a driver that died."""
         for folder in reversed(self._folders(key)):
             for name in reversed(self.shared.names(folder)):
                 file = f"{folder}/{name}/checkpoint.pt"
-                if name.startswith("checkpoint_") and self._whole(file):
+                if name.startswith("checkpoint_") and self._is_complete(file):
                     return file
         return None
 
     def _folders(self, key: str) -> list[str]:
-        """What the storage holds of a trial, the oldest first."""
+        """Return the folders of a trial in the shared storage, the oldest first."""
         runs = [f"{self._study}/{run}" for run in self.shared.names(self._study) if run.startswith("ray-")]
         return [f"{run}/{name}" for run in runs for name in self.shared.names(run) if name.rpartition(".")[0] == key]
 
-    def _whole(self, name: str) -> bool:
-        """Whether a checkpoint in the storage is all there: a node may have died while it copied."""
+    def _is_complete(self, name: str) -> bool:
+        """Return whether a checkpoint is complete; a node may have died while copying it."""
         with tempfile.TemporaryDirectory(prefix="dnas-") as folder:
             path = Path(folder) / "checkpoint.pt"
             try:
@@ -232,13 +249,13 @@ class RayExecutor:
                 return False
 
     def _finish(self, running: _Running, message: Message) -> None:
-        """Brings a trial's files into its folder of the study, and clears the storage of them."""
+        """Copy a trial's files to its folder in the study, and remove them from the shared storage."""
         folder = Path(running.job.folder)
         if running.checkpoint is not None:
-            with running.checkpoint.as_directory() as found:
-                for name in CARRIED:
-                    if (Path(found) / name).exists():
-                        write_atomic(folder / name, (Path(found) / name).read_bytes())
+            with running.checkpoint.as_directory() as directory:
+                for name in TRIAL_FILES:
+                    if (Path(directory) / name).exists():
+                        write_atomic(folder / name, (Path(directory) / name).read_bytes())
         if "traceback" in running.so_far:
             write_atomic(folder / "traceback.txt", running.so_far["traceback"])
         if message.kind != "lost":
@@ -258,12 +275,12 @@ class RayExecutor:
             filesystem = PyFileSystem(FSSpecHandler(self.shared.files))
         try:
             tuner = tune.Tuner(
-                tune.with_resources(carry, partial(_resources, self.cpus, self.gpus)),
+                tune.with_resources(run_trial, partial(_resources, self.cpus, self.gpus)),
                 tune_config=tune.TuneConfig(
-                    search_alg=_Asks(self),
-                    scheduler=_Answers(self),
+                    search_alg=_JobSearcher(self),
+                    scheduler=_LoopScheduler(self),
                     num_samples=-1,
-                    reuse_actors=True,  # a fresh one costs half a second; the training is a process of its own anyway
+                    reuse_actors=True,  # a new actor takes half a second; each trial has its own process anyway
                     trial_dirname_creator=lambda trial: str(trial.config["folder"]),
                 ),
                 run_config=tune.RunConfig(
@@ -271,11 +288,11 @@ class RayExecutor:
                     storage_path=path,
                     storage_filesystem=filesystem,
                     verbose=0,
-                    stop=_Stops(self),
-                    callbacks=[_Hears(self)],
-                    # Without num_to_keep: with it Tune writes down the state of all its trials at each checkpoint,
-                    # which takes longer with every trial. `place` removes what is not needed any more.
-                    failure_config=tune.FailureConfig(max_failures=-1),  # the loop counts, and kills
+                    stop=_LoopStopper(self),
+                    callbacks=[_TrialEvents(self)],
+                    # Without num_to_keep, with which Tune saves the state of all its trials at each checkpoint and
+                    # becomes slower with every trial. `place` removes the checkpoints that are no longer needed.
+                    failure_config=tune.FailureConfig(max_failures=-1),  # the run loop limits the failures
                 ),
             )
             tuner.fit()
@@ -287,11 +304,13 @@ class RayExecutor:
         return self._stopping.is_set()
 
     def suggest(self, trial_id: str) -> Any:
-        """The config of Tune's next trial, or None. Where Tune has nothing else to do it waits here: Tune would sleep
-        for whole seconds."""
-        with self._news:
+        """Return the config of Tune's next trial; None if there is none.
+
+        Waits for a job while Tune has no trial, since Tune itself would sleep for whole seconds.
+        """
+        with self._changed:
             while not (self._waiting or self._of_trial or self.stopping):
-                self._news.wait(1.0)
+                self._changed.wait(1.0)
             if self.stopping:
                 return Searcher.FINISHED
             if not self._waiting:
@@ -301,18 +320,18 @@ class RayExecutor:
         return pack(running.job, self.shared.address, running.start, self.body) | {"folder": folder}
 
     def place(self, trial: Any, checkpoint: Any = None) -> None:
-        """Notes which trial of Tune's a job is, and its last checkpoint, in whose favour the one before is removed."""
+        """Record Tune's trial of a job and its last checkpoint, and remove the checkpoint before that."""
         if (running := self._of_trial.get(trial.trial_id)) is None:
             return
         running.trial = trial
         if checkpoint is not None:
-            before, running.checkpoint = running.checkpoint, checkpoint
-            if before is not None and before.path != checkpoint.path:
+            old, running.checkpoint = running.checkpoint, checkpoint
+            if old is not None and old.path != checkpoint.path:
                 with suppress(OSError):
-                    before.filesystem.delete_dir(before.path)
+                    old.filesystem.delete_dir(old.path)
 
-    def hear(self, trial: Any, result: Mapping[str, Any]) -> bool:
-        """Passes on what a trial said; whether it goes on. Waits for the loop's answer."""
+    def receive(self, trial: Any, result: Mapping[str, Any]) -> bool:
+        """Forward a trial's messages to the run loop, wait for its answer, and return whether the trial continues."""
         running = self._of_trial.get(trial.trial_id)
         if running is None or running.end is not None:
             return True  # Tune repeats the last result at the end
@@ -320,71 +339,71 @@ class RayExecutor:
         for kind, values in json.loads(result["said"]):
             message = Message(kind, values)
             if message.ends:
-                running.end = message  # said when Tune has ended the trial, and its place is free
+                running.end = message  # forwarded when Tune has ended the trial and its resources are free
                 continue
             self._messages.put((running, message))
             if kind == "epoch":
                 running.rows[values["epoch"]] = values
-                if not self._answer(running):
-                    running.end = Message("done", self._values_of_stopped(running))
+                if not self._wait_for_answer(running):
+                    running.end = Message("done", self._stopped_values(running))
                     return False
         return True
 
-    def _answer(self, running: _Running) -> bool:
+    def _wait_for_answer(self, running: _Running) -> bool:
         while not self._stopping.is_set():
             with suppress(queue.Empty):
                 return running.answer.get(timeout=0.2)
         return False
 
-    def _values_of_stopped(self, running: _Running) -> dict[str, Any]:
-        """What `done` says of a training that an answer ends; its weights' digest follows, from the checkpoint."""
+    def _stopped_values(self, running: _Running) -> dict[str, Any]:
+        """Return the values of `done` for a run that an answer ended. `_finish` adds the digest of its weights."""
         row = running.rows[max(running.rows)]
         return {
             "finished": row["epoch"] == running.job.recipe["epochs"],
             "epochs": row["epoch"],
             "val_error": row["val_error"],
             "val_loss": row["val_loss"],
-            "seconds": sum(one["seconds"] for one in running.rows.values()),
+            "seconds": sum(epoch["seconds"] for epoch in running.rows.values()),
             "peak_memory_bytes": running.so_far.get("peak_memory_bytes"),
             "weights_digest": None,
         }
 
     def end(self, trial_id: str) -> None:
-        """Tune has ended a trial."""
-        with self._news:
+        """Send the last message of a trial that Tune has ended."""
+        with self._changed:
             running = self._of_trial.pop(trial_id, None)
         if running is not None:
-            self._messages.put((running, running.end or Message("lost", {"text": "Ray Tune gave it up"})))
+            self._messages.put((running, running.end or Message("lost", {"text": "Ray Tune abandoned it"})))
 
     def lose(self, trial: Any) -> None:
-        """Tune begins a trial again, from its last checkpoint."""
+        """Report the loss of a trial that Tune restarts from its last checkpoint."""
         if (running := self._of_trial.get(trial.trial_id)) is not None:
             self._messages.put((running, Message("lost", {"text": "its node was lost", "restarted": True})))
 
-    def end_doomed(self) -> None:
-        """Ends the trials that the loop has killed."""
+    def end_killed(self) -> None:
+        """End the trials that the run loop has killed."""
         with suppress(queue.Empty):
             while True:
-                running = self._doomed.get_nowait()
-                with self._news:
-                    waits = running in self._waiting
-                    if waits:
+                running = self._to_kill.get_nowait()
+                with self._changed:
+                    is_waiting = running in self._waiting
+                    if is_waiting:
                         self._waiting.remove(running)
-                if not waits and running.trial is not None:
+                if not is_waiting and running.trial is not None:
                     running.trial.max_failures = 0
                     if (actor := running.trial.temporary_state.ray_actor) is not None:
                         ray.kill(actor)
 
 
-class _Unkept:
-    """Tune pickles its parts, to restore itself; a study goes on from its own log instead."""
+class _NotPickled:
+    """Part of Tune without pickled state, which Tune needs to restore itself; a study resumes from its own log."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
 
-class _Asks(_Unkept, Searcher):
-    """Ray's searcher: the jobs that the loop started, as they come."""
+class _JobSearcher(_NotPickled, Searcher):
+    """Searcher that suggests the jobs that the run loop has started."""
 
     def __init__(self, executor: RayExecutor) -> None:
         super().__init__()
@@ -400,20 +419,20 @@ class _Asks(_Unkept, Searcher):
     def restore(self, checkpoint_path: str) -> None: ...
 
 
-class _Answers(_Unkept, FIFOScheduler):
-    """Ray's scheduler: after each epoch, the loop's answer."""
+class _LoopScheduler(_NotPickled, FIFOScheduler):
+    """Scheduler that continues or stops a trial after each epoch as the run loop decides."""
 
     def __init__(self, executor: RayExecutor) -> None:
         super().__init__()
         self.executor = executor
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        go_on = "said" not in result or self.executor.hear(trial, result)
+        go_on = "said" not in result or self.executor.receive(trial, result)
         return TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP
 
 
-class _Stops(_Unkept, Stopper):
-    """Ends Tune when the loop does."""
+class _LoopStopper(_NotPickled, Stopper):
+    """Stopper that ends Tune with the run loop."""
 
     def __init__(self, executor: RayExecutor) -> None:
         self.executor = executor
@@ -425,14 +444,14 @@ class _Stops(_Unkept, Stopper):
         return self.executor.stopping
 
 
-class _Hears(_Unkept, Callback):
-    """What Tune does besides: checkpoints, losses; and when there is time to end what the loop has killed."""
+class _TrialEvents(_NotPickled, Callback):
+    """Callback for checkpoints and losses, and for ending killed trials between Tune's steps."""
 
     def __init__(self, executor: RayExecutor) -> None:
         self.executor = executor
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        self.executor.end_doomed()
+        self.executor.end_killed()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.executor.place(trial)
@@ -448,7 +467,7 @@ class _Hears(_Unkept, Callback):
 
 
 def connect(address: str | None) -> bool:
-    """Connects this process to a Ray cluster, or starts one here; whether that is ours to end."""
+    """Connect to a Ray cluster, or start one on this machine; return whether this process has to disconnect from it."""
     if ray.is_initialized():
         return False
     for name, value in QUIET.items():
@@ -456,23 +475,23 @@ def connect(address: str | None) -> bool:
     address = address or os.environ.get("RAY_ADDRESS")
     if address is not None and address.startswith("ray://"):
         raise InputError(
-            f"dnas runs on a node of the cluster, not through Ray's client: got {address}; start it there, by"
-            " `ray job submit` for one, with --ray-address auto."
+            f"dnas runs on a node of the cluster, not through Ray's client, but got {address}; start it there, for"
+            " example with `ray job submit`, with --ray-address auto."
         )
     if address is not None and address != "auto":
         _check_answers(address)
     try:
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError) as error:
-        where = "here" if address in (None, "auto") else f"on this machine for {address}"
+        place = "here" if address in (None, "auto") else f"on this machine for {address}"
         raise InputError(
-            f"no Ray runs {where} ({_first_line(error)}); start it: ray start, --head first. If one runs, it may ask"
-            " for a token: RAY_AUTH_MODE=token."
+            f"no Ray runs {place} ({_first_line(error)}); start it with `ray start`, on the head node with --head. If"
+            " it runs, it may require a token: RAY_AUTH_MODE=token."
         ) from None
     except ray.exceptions.AuthenticationError:
         raise InputError(
-            f"the Ray at {address} asks for a token: give this machine the cluster's, in $RAY_AUTH_TOKEN or"
-            " ~/.ray/auth_token."
+            f"the Ray at {address} requires a token; copy the cluster's token to $RAY_AUTH_TOKEN or"
+            " ~/.ray/auth_token on this machine."
         ) from None
     except RuntimeError as error:
         if "Version mismatch" not in str(error):
@@ -482,30 +501,32 @@ def connect(address: str | None) -> bool:
 
 
 def _check_answers(address: str) -> None:
-    """`InputError` where nothing that may be Ray answers at `address` within `CONNECT_SECONDS`: Ray's own client tries
-    longer. Ray speaks gRPC, so that what answers there begins with a frame of HTTP/2."""
+    """Raise `InputError` unless a server that may be Ray answers at `address` within `CONNECT_SECONDS`.
+
+    Ray's own client tries longer. Ray uses gRPC, so the answer has to begin with a frame of HTTP/2.
+    """
     try:
         host, port = address.rsplit(":", 1)
-        where = (host.strip("[]"), int(port))
+        endpoint = (host.strip("[]"), int(port))
     except ValueError:
         raise InputError(f"--ray-address needs host:port or auto, but got {address!r}.") from None
     try:
-        with socket.create_connection(where, timeout=CONNECT_SECONDS / 2) as line:
+        with socket.create_connection(endpoint, timeout=CONNECT_SECONDS / 2) as line:
             if os.environ.get("RAY_USE_TLS", "0") != "0":
                 return
             line.sendall(HTTP2_HELLO)
-            said = line.recv(9)
+            frame = line.recv(9)
     except OSError as error:
         raise InputError(f"no Ray answers at {address}: {error.strerror or error}; see `ray status` there.") from None
-    if len(said) < 4 or said[3] != HTTP2_SETTINGS:
-        raise InputError(f"what answers at {address} is no Ray; Ray's own address is in what `ray start` prints.")
+    if len(frame) < 4 or frame[3] != HTTP2_SETTINGS:
+        raise InputError(f"the server at {address} is not a Ray head node; `ray start` prints the head node's address.")
 
 
 def _mismatch(text: str) -> InputError:
     versions = re.findall(r"(Ray|Python): *([\w.]+)", text)
-    said = [f"{name} {version}" for name, version in versions]
+    names = [f"{name} {version}" for name, version in versions]
     return InputError(
-        f"the cluster has {', '.join(said[:2]) or 'another version'}, this machine {', '.join(said[2:4])};"
+        f"the cluster has {', '.join(names[:2]) or 'another version'}, this machine {', '.join(names[2:4])};"
         " install the same versions on both."
     )
 
@@ -515,7 +536,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _nodes() -> list[dict[str, float]]:
-    """What each node that lives has: CPU, GPU, ..."""
+    """Return the resources of each living node: CPU, GPU, ..."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
@@ -523,7 +544,7 @@ def _room(node: Mapping[str, float], cpus: float, gpus: float) -> int:
     """The trials that an empty node has room for."""
     rooms = [math.floor(node.get("CPU", 0) / cpus)] if cpus else []
     if gpus:
-        # a part of a GPU is a part of one; whole GPUs are taken together
+        # a fraction of a GPU comes from a single GPU; whole GPUs can be combined
         rooms.append(
             int(node.get("GPU", 0)) * math.floor(1 / gpus) if gpus < 1 else math.floor(node.get("GPU", 0) / gpus)
         )
@@ -535,23 +556,23 @@ def _check_room(cpus: float, gpus: float) -> None:
     if any(_room(node, cpus, gpus) for node in nodes):
         return
     for option, name, wanted in (("gpus", "GPU", gpus), ("cpus", "CPU", cpus)):
-        most = max((node.get(name, 0) for node in nodes), default=0)
-        if wanted > most:
+        largest = max((node.get(name, 0) for node in nodes), default=0)
+        if wanted > largest:
             raise InputError(
-                f"no node of the cluster has {wanted:g} {name}s for a trial: the most is {most:g}; give a lower"
+                f"no node of the cluster has {wanted:g} {name}s for a trial: the largest has {largest:g}; give a lower"
                 f" --{option}-per-trial."
             )
-    raise InputError(f"no node of the cluster has {cpus:g} CPUs and {gpus:g} GPUs for a trial.")
+    raise InputError(f"no node of the cluster has {cpus:g} CPUs and {gpus:g} GPUs for a trial; lower one of them.")
 
 
 def _resources(cpus: float, gpus: float, config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
-    """What a trial takes; one that is to be alone on its device, a whole one."""
+    """Return the resources of a trial; a trial that must be alone on its device receives whole GPUs."""
     gpus = math.ceil(gpus) if json.loads(config["job"])["alone"] else gpus
     return tune.PlacementGroupFactory([{"CPU": cpus, **({"GPU": gpus} if gpus else {})}])
 
 
 def _absolute(job: Job) -> Job:
-    """`job` with the paths of its data in full: on a node they are read from another folder."""
+    """Return `job` with absolute paths of its data, since a node reads them from another working folder."""
     data = dict(job.data)
     if data.get("data_root") is not None:
         data["data_root"] = str(Path(data["data_root"]).expanduser().absolute())

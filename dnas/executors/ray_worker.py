@@ -1,7 +1,7 @@
-"""A trial on a node of a Ray cluster: what Ray Tune runs there.
+"""Run one trial on a node of a Ray cluster, called by Ray Tune.
 
-The training is a process of its own, as on one machine, so that its memory is given back and the actor can be used
-again. It works in a private folder; what others need of it (checkpoint, curve, norms) goes with Ray's checkpoints.
+The trial runs in its own process, as on a single machine, so that its memory is released and the actor can be reused.
+It works in a private folder. The files that others need (checkpoint, curve, norms) are sent in Ray's checkpoints.
 """
 
 import json
@@ -26,9 +26,9 @@ from dnas.executors.shared_storage import SharedStorage
 from dnas.executors.worker import Job, Message, lost, run_body
 from dnas.training.forkserver import start_forkserver
 
-CARRIED = ("checkpoint.pt", "curve.csv", "norms.npz")  # of a trial's folder
-STEP_SECONDS = 5.0  # at most so often Ray hears how far an epoch is
-LOOK_SECONDS = 0.2
+TRIAL_FILES = ("checkpoint.pt", "curve.csv", "norms.npz")  # copied between the node and the study's folder
+STEP_SECONDS = 5.0  # shortest time between two reports to Ray about the progress within an epoch
+POLL_SECONDS = 0.2
 BODY = "dnas.executors.worker:run_job"
 
 
@@ -40,32 +40,36 @@ class WorkerLost(RuntimeError):
         self.message = message
 
 
-def carry(config: dict[str, Any]) -> None:
-    """The function that Ray Tune calls for each trial. config: see `pack`."""
-    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "60"  # an actor that is not free by then is lost to Tune, silently
+def run_trial(config: dict[str, Any]) -> None:
+    """Run the trial of a config that `pack` returned. Ray Tune calls this function for each trial."""
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "60"  # Tune silently loses an actor that is not free by then
     job, folder = unpack(config), Path(tempfile.mkdtemp(prefix="dnas-"))
     try:
         if config["dnas"] != __version__:
-            text = f"this node has dnas {__version__}, the driver {config['dnas']}; install the same on each."
-            _tell([Message("failed", {"reason": "input", "text": text})], {})
+            text = f"this node has dnas {__version__}, the driver {config['dnas']}; install the same version on both."
+            _report([Message("failed", {"reason": "input", "text": text})], {})
             return
         fetched = _fetch(config, folder)
         while True:
             try:
                 with _process(replace(job, folder=str(folder)), config["body"]) as (pipe, process):
-                    _pass_on(folder, pipe, process, fetched)
+                    _forward(folder, pipe, process, fetched)
                 return
-            except WorkerLost as error:  # its checkpoint is here; the loop counts, and ends what is lost too often
-                _tell([Message("lost", error.message.values | {"restarted": True})], {})
+            except WorkerLost as error:  # restart from the local checkpoint; the run loop limits the number of losses
+                _report([Message("lost", error.message.values | {"restarted": True})], {})
                 fetched = (folder / "checkpoint.pt").exists()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def pack(job: Job, shared: str, start: str | None, body: str) -> dict[str, Any]:
-    """The config of a trial: plain text, so that Ray takes nothing in it for a choice or a reference.
+    """Return the config of a trial. The job is JSON text, so that Ray interprets no part of it.
 
-    start: the name of a checkpoint in `shared` to begin from; body: module:function in the place of `run_job`.
+    Args:
+        job: the job to run.
+        shared: address of the shared storage.
+        start: name of the checkpoint in the shared storage to resume from.
+        body: function to run instead of `run_job`, as module:function.
     """
     text = json.dumps(asdict(job), default=str)
     return {"job": text, "key": job.key, "shared": shared, "start": start, "body": body, "dnas": __version__}
@@ -80,11 +84,11 @@ def unpack(config: dict[str, Any]) -> Job:
 
 
 def _fetch(config: dict[str, Any], folder: Path) -> bool:
-    """Puts the checkpoint to go on from into `folder`: that of Ray, or the one that the driver names. False: none."""
+    """Copy Ray's checkpoint, or else the one that the driver names, to `folder`; return False without any."""
     checkpoint = tune.get_checkpoint()
     if checkpoint is not None:
-        with checkpoint.as_directory() as found:
-            shutil.copyfile(Path(found) / "checkpoint.pt", folder / "checkpoint.pt")
+        with checkpoint.as_directory() as directory:
+            shutil.copyfile(Path(directory) / "checkpoint.pt", folder / "checkpoint.pt")
         return True
     return config["start"] is not None and SharedStorage(config["shared"]).get(
         config["start"], folder / "checkpoint.pt"
@@ -94,22 +98,22 @@ def _fetch(config: dict[str, Any], folder: Path) -> bool:
 @contextmanager
 def _process(job: Job, body: str) -> Iterator[tuple[Connection, BaseProcess]]:
     context = start_forkserver()
-    ours, theirs = context.Pipe()
-    process = context.Process(target=run_body, args=(body, job, theirs), daemon=False)
+    pipe, child_pipe = context.Pipe()
+    process = context.Process(target=run_body, args=(body, job, child_pipe), daemon=False)
     with _without_main():
         process.start()
-    theirs.close()
+    child_pipe.close()
     try:
-        yield ours, process
+        yield pipe, process
     finally:
-        ours.close()
+        pipe.close()
         process.kill()
         process.join()
 
 
 @contextmanager
 def _without_main() -> Iterator[None]:
-    """A process that is started meanwhile does not import this one's main file again: Ray's own, half a second."""
+    """Keep a process that is started meanwhile from importing the main file, which is Ray's and takes half a second."""
     main = sys.modules["__main__"]
     file = main.__dict__.pop("__file__", None)
     try:
@@ -119,16 +123,21 @@ def _without_main() -> Iterator[None]:
             main.__file__ = file
 
 
-def _pass_on(folder: Path, pipe: Connection, process: BaseProcess, fetched: bool) -> None:
-    """Tells Ray what the training says, until its end. Where Ray stops the trial, `report` ends this thread.
+def _forward(folder: Path, pipe: Connection, process: BaseProcess, fetched: bool) -> None:
+    """Forward the messages of a training run to Ray until it ends. If Ray stops the trial, `report` ends this thread.
 
-    fetched: it goes on from a checkpoint, and repeats its epochs; Ray gets the files only from the last of these on.
+    Args:
+        folder: working folder of the run.
+        pipe: connection to its process.
+        process: its process.
+        fetched: whether it resumes from a checkpoint and repeats the messages of earlier epochs. The files are sent to
+            Ray from the last of these epochs onward.
     """
-    said: list[Message] = []
+    messages: list[Message] = []
     repeats = 0
     last, watch = monotonic(), Watch(folder, monotonic())
     while True:
-        if not pipe.poll(LOOK_SECONDS):
+        if not pipe.poll(POLL_SECONDS):
             if watch.silent(monotonic()):
                 raise WorkerLost(Message("lost", {"text": "no heartbeat from its worker"}))
             message = None
@@ -139,43 +148,43 @@ def _pass_on(folder: Path, pipe: Connection, process: BaseProcess, fetched: bool
                 raise WorkerLost(lost(process)) from None
         if message is not None:
             if message.kind == "step":
-                said = [one for one in said if one.kind != "step"]
-            said.append(message)
+                messages = [other for other in messages if other.kind != "step"]
+            messages.append(message)
         ended = message is not None and message.ends
         asks = message is not None and message.kind == "epoch"
-        if not (ended or asks or (said and monotonic() - last > STEP_SECONDS)):
+        if not (ended or asks or (messages and monotonic() - last > STEP_SECONDS)):
             continue
-        if asks and fetched:  # the curve is written whole before its first epoch is repeated
+        if asks and fetched:  # the whole curve is written before the first epoch is repeated
             repeats, fetched = len((folder / "curve.csv").read_text().splitlines()) - 1, False
         new = asks and message is not None and message.values["epoch"] >= repeats
-        _tell(said, _so_far(message, folder), folder if new else None)
+        _report(messages, _so_far(message, folder), folder if new else None)
         if ended:
             return
-        said, last = [], monotonic()
+        messages, last = [], monotonic()
         if asks:
-            pipe.send(True)  # had the answer been no, this thread would have ended in `report`
+            pipe.send(True)  # for the answer False, `report` would have ended this thread
 
 
-def _tell(said: list[Message], so_far: dict[str, Any], folder: Path | None = None) -> None:
-    """Reports messages to Ray; with `folder`, its files as a checkpoint, which is in the storage before Ray hears."""
+def _report(messages: list[Message], so_far: dict[str, Any], folder: Path | None = None) -> None:
+    """Report messages to Ray, with the files of `folder` as a checkpoint, which is stored before the report arrives."""
     metrics: dict[str, Any] = {
-        "said": json.dumps([[one.kind, one.values] for one in said]),
+        "said": json.dumps([[message.kind, message.values] for message in messages]),
         "so_far": json.dumps(so_far),
     }
-    if said[-1].kind == "epoch":
-        metrics["val_error"] = said[-1].values["val_error"]
+    if messages[-1].kind == "epoch":
+        metrics["val_error"] = messages[-1].values["val_error"]
     if folder is None:
         tune.report(metrics)
         return
     with tempfile.TemporaryDirectory(prefix="dnas-") as name:
-        for file in CARRIED:
+        for file in TRIAL_FILES:
             if (folder / file).exists():
                 os.link(folder / file, Path(name) / file)
         tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(name))
 
 
 def _so_far(message: Message | None, folder: Path) -> dict[str, Any]:
-    """What the driver's record needs of a training that Ray may stop now, or of one that failed."""
+    """Return the values that the record needs of a run that Ray may stop now, or of one that failed."""
     if message is None:
         return {}
     values: dict[str, Any] = dict(message.so_far)

@@ -1,4 +1,4 @@
-"""One trial in one process: what an executor starts, wherever it starts it."""
+"""Run one trial in one process, started by any executor."""
 
 import importlib
 import os
@@ -29,25 +29,42 @@ from dnas.training.evaluate import evaluate, measure_latency
 from dnas.training.fit import Diverged, fit
 from dnas.training.recipe import Recipe
 
-STEP_SECONDS = 0.5  # at most so often a worker says how far its epoch is
+STEP_SECONDS = 0.5  # shortest time between two messages about the progress within an epoch
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training, in plain values. `final` trains on the validation part too, and then opens the test set.
+    """One training run, described by plain values.
 
-    activation_bytes, params: the cost model's, at the recipe's batch; `placement` predicts the memory from them.
-    recompute: as `dnas.training.fit.fit`'s. alone: nothing else runs on its device. attempt: how often it was started.
-    memory_limit_bytes: a cap on what the training may take: on a CPU on the growth of the process's address space from
-    when the data are loaded, on CUDA on what the process allocates. Over it the training fails for want of memory.
-    fingerprint: of the data set that the study was begun with; another host may hold another.
+    Attributes:
+        key: name of the job.
+        folder: folder for its files.
+        spec: network, as `spec_from_dict` reads it.
+        recipe: recipe, as `Recipe.from_dict` reads it.
+        data: arguments of `load_dataset`.
+        seed: seed of the study and number of the trial.
+        device: device to train on.
+        threads: number of CPU threads.
+        compile_net: whether to compile the network.
+        cuda_graph: whether to capture the training step in a CUDA graph.
+        kernels: kernels of dense blocks.
+        final: whether to train on the validation part as well, and evaluate on the test set at the end.
+        activation_bytes: activations of one step at the recipe's batch size, predicted by the cost model.
+        params: number of parameters. `placement` predicts the memory from `activation_bytes` and `params`.
+        recompute: whether to recompute activations in the backward pass, as `dnas.training.fit.fit` does.
+        alone: whether no other job may run on its device.
+        measure_latency: whether to measure the latency of the network before training.
+        attempt: number of times that the job has been started, this time included.
+        memory_limit_bytes: limit of the memory. On a CPU it limits the growth of the address space after the data
+            have been loaded, on CUDA the allocations of the process. A run that exceeds it fails as out of memory.
+        fingerprint: fingerprint of the study's data set, since another host may have other files.
     """
 
     key: str
     folder: str
     spec: dict[str, Any]
     recipe: dict[str, Any]
-    data: dict[str, Any]  # arguments of load_dataset
+    data: dict[str, Any]
     seed: tuple[int, int]
     device: str = "cpu"
     threads: int = 1
@@ -67,20 +84,25 @@ class Job:
 
 @dataclass(frozen=True)
 class Message:
-    """What a job says.
+    """Message of a job.
 
-    started   once, before it trains: device; latency, seconds of a forward pass of one image, or None; resident_bytes,
-              what the data take of a GPU
-    step      done and total of this epoch, now and then
-    epoch     a row of the curve; waits for the answer whether to go on
-    done      at its end: the result
-    failed    at its end: reason, one of `REASONS`, and text
-    lost      at its end: text; the training can resume from its checkpoint. Sent by the worker itself where another
-              process is training in the same folder, and else by the executor, for a process that is gone. With
-              `crashed` a signal such as SIGSEGV ended the process, as a fault in native code does. With `restarted` it
-              is no end: the executor has restarted it by itself.
+    The kinds and their values are:
 
-    so_far: of an epoch, what `done` would say of this process were it the last: peak_memory_bytes.
+    started   once, before training. device; latency (seconds per forward pass of one image, or None); resident_bytes
+              (GPU memory used by the data); kernels
+    step      at intervals. done and total steps of this epoch
+    epoch     after each epoch. A row of the curve; the job waits for the answer whether to continue
+    done      at the end. The result
+    failed    at the end. reason (one of `REASONS`) and text
+    lost      at the end. text; the run can resume from its checkpoint. Sent by the job itself if another process is
+              training in the same folder, and otherwise by the executor for a process that has died. `crashed` is set
+              if a signal such as SIGSEGV ended the process, as a fault in native code does. With `restarted` the job
+              has not ended: the executor has restarted it.
+
+    Attributes:
+        kind: one of the kinds above.
+        values: its values.
+        so_far: for an epoch, the values that `done` would add if this were the last epoch: peak_memory_bytes.
     """
 
     kind: str
@@ -89,50 +111,57 @@ class Message:
 
     @property
     def ends(self) -> bool:
-        """Whether the job says nothing more."""
+        """Whether this is the job's last message."""
         return self.kind in ("done", "failed", "lost") and not self.values.get("restarted")
 
 
 REASONS = ("out of memory", "diverged", "disk full", "input", "error")
 
 
-def run_job(job: Job, say: Callable[[Message], None], ask: Callable[[Message], bool]) -> None:
-    """Trains `job`, from its folder's checkpoint where there is one; ends with one `done`, `failed` or `lost` message,
-    or with `LeaseLost`, without a word and without a write, when somebody else has taken its folder's lease.
+def run_job(job: Job, send: Callable[[Message], None], ask: Callable[[Message], bool]) -> None:
+    """Run `job`, resuming from the checkpoint in its folder if there is one.
 
-    ask: passes an `epoch` message on and gives the answer, whether to go on.
+    The last message is `done`, `failed` or `lost`.
+
+    Args:
+        job: the job to run.
+        send: sends a message.
+        ask: sends an `epoch` message and returns the answer, whether to continue.
+
+    Raises:
+        LeaseLost: if another process has taken the lease of the folder; nothing is sent or written after that.
     """
     folder = Path(job.folder)
     try:
         lease = Lease.take(folder, job.attempt)
     except LeaseHeld as error:
-        say(Message("lost", {"text": str(error)}))
+        send(Message("lost", {"text": str(error)}))
         return
-    except Exception as error:  # no room, or no right, to write there
-        say(Message("failed", {"reason": _reason(error), "text": str(error)}))
+    except Exception as error:  # the disk is full or not writable
+        send(Message("failed", {"reason": _reason(error), "text": str(error)}))
         return
     with lease:
         try:
-            end = Message("done", _train(job, lease, say, ask))
+            end = Message("done", _train(job, lease, send, ask))
         except (BrokenPipeError, EOFError, ConnectionResetError, LeaseLost):
-            raise  # the driver is gone, or the folder is another's
+            raise  # the driver has ended, or another process owns the folder
         except Exception as error:
             end = _failed(error, job, lease)
-    say(end)
+    send(end)
 
 
-def _train(job: Job, lease: Lease, say: Callable[[Message], None], ask: Callable[[Message], bool]) -> dict[str, Any]:
-    """The training itself; the values of `done`."""
+def _train(job: Job, lease: Lease, send: Callable[[Message], None], ask: Callable[[Message], bool]) -> dict[str, Any]:
+    """Train the network; return the values of `done`."""
     torch.set_num_threads(job.threads)
     spec, recipe = spec_from_dict(job.spec), Recipe.from_dict(job.recipe)
     on_cuda = job.device.startswith("cuda")
     if on_cuda and (index := torch.device(job.device).index) is not None:
-        torch.cuda.set_device(index)  # or whatever names no device would open a context on the first one too
+        torch.cuda.set_device(index)  # else calls without a device open a context on the first GPU as well
     data = load_dataset(**job.data, device=job.device)
     if job.fingerprint is not None and data.fingerprint != job.fingerprint:
         raise InputError(
-            f"{data.title} on {socket.gethostname()} has other files than the study was begun with (fingerprint"
-            f" {data.fingerprint}, not {job.fingerprint}); give that host the same data."
+            f"{data.title} on {socket.gethostname()} has other files than the study was started with (fingerprint"
+            f" {data.fingerprint}, not {job.fingerprint}); copy the same data to that host."
         )
     if job.final:
         data = data.with_validation_in_training()
@@ -140,18 +169,18 @@ def _train(job: Job, lease: Lease, say: Callable[[Message], None], ask: Callable
     if job.memory_limit_bytes is not None:
         limit_memory(job.memory_limit_bytes, job.device)
     latency = None
-    if job.measure_latency:  # of a network of its own: `fit` begins its random streams anew
+    if job.measure_latency:  # on a separate network; `fit` restarts its random streams
         latency = measure_latency(build(spec), spec, job.device, job.threads)
     kernels = kernels_or_plain(job.kernels)
     started = {"device": job.device, "latency": latency, "resident_bytes": resident, "kernels": kernels}
-    say(Message("started", started))
-    last_said = monotonic()
+    send(Message("started", started))
+    last_sent = monotonic()
 
     def on_step(done: int, total: int) -> None:
-        nonlocal last_said
-        if monotonic() - last_said >= STEP_SECONDS:
-            last_said = monotonic()
-            say(Message("step", {"done": done, "total": total}))
+        nonlocal last_sent
+        if monotonic() - last_sent >= STEP_SECONDS:
+            last_sent = monotonic()
+            send(Message("step", {"done": done, "total": total}))
 
     result = fit(
         spec,
@@ -184,7 +213,7 @@ def _train(job: Job, lease: Lease, say: Callable[[Message], None], ask: Callable
 
 
 def _failed(error: Exception, job: Job, lease: Lease) -> Message:
-    """The message that says how a training failed; what it held is free by then."""
+    """Return the `failed` message for an error, after releasing the memory of the run."""
     reason = _reason(error)
     values: dict[str, Any] = {"reason": reason, "text": str(error) or type(error).__name__}
     if reason in ("error", "input"):
@@ -211,12 +240,12 @@ def _reason(error: Exception) -> str:
 
 
 def limit_memory(limit_bytes: int, device: str) -> None:
-    """Caps what this process may take from now on: its address space on a CPU, its allocations on CUDA."""
+    """Limit the further memory of this process: its address space on a CPU, its allocations on CUDA."""
     if device.startswith("cuda"):
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, limit_bytes / total), device)
         return
-    importlib.import_module("torch._dynamo")  # 190 MB of libraries that torch.optim imports: not the training's
+    importlib.import_module("torch._dynamo")  # torch.optim imports 190 MB of libraries, which do not count
 
     try:
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -226,9 +255,16 @@ def limit_memory(limit_bytes: int, device: str) -> None:
 
 
 def run_in_process(job: Job, pipe: Connection, run: Callable[..., None] = run_job) -> None:
-    """`run_job`, or what is like it, at the end of a pipe. Ends at once when the driver does: nobody is left to read,
-    and the driver's next start trains the same trial."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver hears Ctrl-C, and decides
+    """Run `job` at the end of a pipe, and end this process as soon as the driver ends.
+
+    Without the driver no process reads the messages, and the next driver runs the same trial.
+
+    Args:
+        job: the job to run.
+        pipe: connection to the driver, which receives the messages and answers epochs.
+        run: function to call, with the signature of `run_job`.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver handles Ctrl-C
     driver = parent_process()
     assert driver is not None
 
@@ -249,7 +285,7 @@ def run_in_process(job: Job, pipe: Connection, run: Callable[..., None] = run_jo
 
 
 def run_body(body: str, job: Job, pipe: Connection) -> None:
-    """`run_in_process` of the function that `body` names, as module:function."""
+    """Call `run_in_process` with the function that `body` names as module:function."""
     module, _, name = body.partition(":")
     run_in_process(job, pipe, getattr(importlib.import_module(module), name))
 

@@ -1,4 +1,4 @@
-"""Studies on a real Ray cluster of several nodes, each in a private folder; nodes and drivers are killed."""
+"""Studies on a real Ray cluster of several nodes, each with a private folder. Nodes and drivers are killed."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def small(trials: int, epochs: int, study: str = "s", **changes: Any) -> SearchC
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[dict[str, str]]:
-    """The environment in which s3:// is a server of this test."""
+    """Environment variables with which s3:// is a server of this test."""
     server = ThreadedMotoServer(port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -61,16 +61,16 @@ def s3() -> Iterator[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def nodes(s3: dict[str, str]) -> Iterator[Nodes]:
-    made = Nodes(**s3)
-    made.add("one")
-    made.add("two")
-    yield made
-    made.stop()
+    cluster = Nodes(**s3)
+    cluster.add("one")
+    cluster.add("two")
+    yield cluster
+    cluster.stop()
 
 
 @pytest.fixture
 def address(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The cluster's address, with both nodes there, and nobody connected before or after."""
+    """Address of the cluster when both nodes have joined. This process is not connected to it before or after."""
     for name, value in QUICK.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -81,15 +81,15 @@ def address(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     ray.shutdown()
 
 
-def wait_until(ripe: Callable[[], bool], what: str = "it") -> None:
+def wait_until(condition: Callable[[], bool], description: str = "the condition") -> None:
     began = time.monotonic()
     while True:
         try:
-            if ripe():
+            if condition():
                 return
         except InputError:
             pass
-        assert time.monotonic() - began < patience(PATIENCE), f"{what} did not come"
+        assert time.monotonic() - began < patience(PATIENCE), f"{description} is still false"
         time.sleep(0.05)
 
 
@@ -97,11 +97,11 @@ def on_ray(address: str, options: SearchConfig, shared: Path | str, **changes: A
     return search(options, Silent(), RayExecutor(options.study, address, shared=shared, **changes))
 
 
-def test_a_study_is_the_same_wherever_it_is_trained(
+def test_study_is_the_same_wherever_it_is_trained(
     address: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Thirty trials one at a time, with pauses and promotions, by processes of this machine, on Ray, and by a worker on
-    PostgreSQL in a folder of its own: records and log are equal but for times and hosts."""
+    """Thirty trials one at a time, with pauses and promotions: in processes of this machine, on Ray, and by a worker on
+    PostgreSQL with its own folder. Records and logs are equal except for times and hosts."""
     options = small(30, epochs=8, workers=1)
     monkeypatch.chdir(tmp_path)
     search(replace(options, study="local"), Silent())
@@ -137,22 +137,22 @@ def test_a_study_is_the_same_wherever_it_is_trained(
         for record in other.records():
             for name in ("checkpoint.pt", "curve.csv", "norms.npz"):
                 assert (other.trial_folder(record.number) / name).exists()
-    assert not list((tmp_path / "shared").rglob("checkpoint.pt")), "what was fetched is cleared from the storage"
+    assert not list((tmp_path / "shared").rglob("checkpoint.pt")), "fetched files are removed from the shared storage"
 
 
-def test_what_tune_keeps_does_not_grow(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At each epoch the storage holds a trial's last checkpoint, and the one before for a moment; and Tune, which would
-    write the state of all its trials each time, has not done so again."""
+def test_tunes_files_do_not_grow(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At each epoch the shared storage holds a trial's last checkpoint, and for a moment the one before. Tune does not
+    rewrite the state of all its trials at each checkpoint."""
     monkeypatch.chdir(tmp_path)
     shared = tmp_path / "shared"
     checkpoints, states = [], set()
 
     class Watching(Silent):
         def epoch(self, record: TrialRecord, row: dict[str, Any]) -> None:
-            kept: dict[Path, int] = {}
+            counts: dict[Path, int] = {}
             for path in shared.rglob("checkpoint_*"):
-                kept[path.parent] = kept.get(path.parent, 0) + 1
-            checkpoints.append(max(kept.values(), default=0))
+                counts[path.parent] = counts.get(path.parent, 0) + 1
+            checkpoints.append(max(counts.values(), default=0))
             states.update(path.stat().st_mtime_ns for path in shared.rglob("experiment_state*"))
 
     options = small(3, epochs=6, workers=1, stopping="none")
@@ -162,7 +162,7 @@ def test_what_tune_keeps_does_not_grow(address: str, tmp_path: Path, monkeypatch
     assert len(states) <= 1
 
 
-def test_nodes_that_share_nothing_but_an_object_store(
+def test_nodes_may_share_only_an_object_store(
     address: str, s3: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -178,7 +178,7 @@ def test_nodes_that_share_nothing_but_an_object_store(
         assert digest_of_weights(read_checkpoint(folder / "checkpoint.pt")["weights"]) == record.weights_digest
         assert len((folder / "curve.csv").read_text().splitlines()) == 1 + record.epochs
     left = boto3.client("s3").list_objects_v2(Bucket="dnas").get("Contents", [])
-    assert [one["Key"] for one in left if one["Size"]] == []
+    assert [item["Key"] for item in left if item["Size"]] == []
 
 
 # --- kills ----------------------------------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ def events(folder: Path) -> list[dict[str, Any]]:
 
 
 def finished(folder: Path, trials: int, epochs: int) -> list[TrialRecord]:
-    """The records of a study in which every trial is complete exactly once, and no epoch was decided twice."""
+    """Return the records after checking that each trial completed exactly once and each epoch was decided once."""
     records = StudyFolder(folder / "studies" / "s").records()
     assert [(r.number, r.state, r.epochs) for r in records] == [(n, "complete", epochs) for n in range(trials)]
     told = [event["number"] for event in events(folder) if event["event"] == "tell"]
@@ -207,14 +207,14 @@ def finished(folder: Path, trials: int, epochs: int) -> list[TrialRecord]:
 
 
 def was_kept(folder: Path, number: int, epochs: int) -> bool:
-    """Whether a trial's first epochs were trained once: their seconds are those that were told of at first."""
+    """Return whether a trial's first epochs were trained once: the curve has the seconds that were first reported."""
     rows = (folder / "studies/s/trials" / str(number) / "curve.csv").read_text().splitlines()[1:]
-    told = {e["epoch"]: e["seconds"] for e in events(folder) if e["event"] == "report" and e["number"] == number}
-    return [float(row.rsplit(",", 1)[1]) for row in rows[:epochs]] == [told[n] for n in range(1, epochs + 1)]
+    reported = {e["epoch"]: e["seconds"] for e in events(folder) if e["event"] == "report" and e["number"] == number}
+    return [float(row.rsplit(",", 1)[1]) for row in rows[:epochs]] == [reported[n] for n in range(1, epochs + 1)]
 
 
-def test_a_killed_node_costs_no_trial(address: str, nodes: Nodes, tmp_path: Path) -> None:
-    """The node that trains is killed in the middle of a trial; the trial goes on on another, from its last epoch."""
+def test_killed_node_loses_no_trial(address: str, nodes: Nodes, tmp_path: Path) -> None:
+    """A node is killed in the middle of a trial. The trial resumes on another node from its last epoch."""
     epochs = 40
     process = subprocess.Popen(
         command(address, str(tmp_path / "shared"), "--trials", "2", "--epochs", str(epochs), "--workers", "2"),
@@ -246,28 +246,28 @@ def test_a_killed_node_costs_no_trial(address: str, nodes: Nodes, tmp_path: Path
     subprocess.run(local, cwd=alone, env=ENVIRONMENT, check=True, capture_output=True, timeout=patience(2 * PATIENCE))
     expected = {r.digest: r.weights_digest for r in finished(alone, 2, epochs)}
     shared_networks = [r for r in records if r.digest in expected]
-    assert shared_networks, "the first network is the same whatever the order of events"
+    assert shared_networks, "the first network does not depend on the order of events"
     assert all(expected[r.digest] == r.weights_digest for r in shared_networks if r.seed == [0, r.number])
 
 
-def test_a_killed_driver_goes_on_from_the_storage(address: str, tmp_path: Path) -> None:
+def test_killed_driver_resumes_from_the_shared_storage(address: str, tmp_path: Path) -> None:
     trials, epochs = 3, 6
     run = command(address, str(tmp_path / "shared"), "--trials", str(trials), "--epochs", str(epochs), "--workers", "1")
     process = subprocess.Popen(run, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_until(lambda: any(e["event"] == "report" and e["number"] == 1 and e["epoch"] == 3 for e in events(tmp_path)))
     process.kill()
     process.wait()
-    assert not (tmp_path / "studies/s/trials/1/checkpoint.pt").exists(), "it is in the storage alone"
+    assert not (tmp_path / "studies/s/trials/1/checkpoint.pt").exists(), "it is only in the shared storage"
     done = subprocess.run(
         run, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=patience(2 * PATIENCE)
     )
     assert done.returncode == 0, done.stderr
     records = finished(tmp_path, trials, epochs)
-    assert was_kept(tmp_path, 1, 2), "the first epochs were not trained again"
+    assert was_kept(tmp_path, 1, 2), "the first epochs were not retrained"
     assert records[1].attempts == 2
 
 
-def test_an_interrupt_is_heard(address: str, tmp_path: Path) -> None:
+def test_interrupt_stops_the_search(address: str, tmp_path: Path) -> None:
     run = command(address, str(tmp_path / "shared"), "--trials", "50", "--epochs", "3")
     process = subprocess.Popen(run, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     wait_until(lambda: any(event["event"] == "report" for event in events(tmp_path)))
@@ -280,19 +280,19 @@ def test_an_interrupt_is_heard(address: str, tmp_path: Path) -> None:
 # --- failures -------------------------------------------------------------------------------------------------------
 
 
-def test_a_trial_that_takes_too_long_is_ended(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trial_over_its_time_limit_is_ended(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     options = small(3, epochs=400, workers=2, timeout=3.0, stopping="none")
     study = threading.Thread(target=on_ray, args=(address, options, tmp_path / "shared"), daemon=True)
     study.start()
     study.join(patience(2 * PATIENCE))
-    assert not study.is_alive(), "two places: the third begins when one of the others is gone"
+    assert not study.is_alive(), "the third of the trials starts when one of the first two has been ended"
     records = StudyFolder(Path("studies/s")).records()
     assert [record.state for record in records] == ["failed"] * 3
     assert all(str(record.reason).startswith("timeout: ") for record in records)
 
 
-def test_a_failure_on_a_node_is_told_with_its_traceback(
+def test_failure_on_a_node_is_reported_with_its_traceback(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -305,7 +305,7 @@ def test_a_failure_on_a_node_is_told_with_its_traceback(
     assert outcome.stopped_by.startswith("3 trials in a row failed alike")
 
 
-def test_a_worker_that_dies_again_and_again_is_given_up(
+def test_trial_whose_worker_dies_repeatedly_fails(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -316,7 +316,7 @@ def test_a_worker_that_dies_again_and_again_is_given_up(
     assert record.losses == 4
 
 
-def test_a_network_that_crashes_its_process_fails_at_the_second_crash(
+def test_network_that_crashes_its_process_fails_at_the_second_crash(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -330,7 +330,7 @@ def test_a_network_that_crashes_its_process_fails_at_the_second_crash(
 def test_trials_share_a_gpu_and_stay_within_the_cluster(
     nodes: Nodes, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The GPU is Ray's alone, by its word: what is placed sleeps."""
+    """The GPU exists only in Ray's books: the jobs sleep."""
     monkeypatch.chdir(tmp_path)
     nodes.add("gpu", cpus=4, gpus=1)
     try:
@@ -344,9 +344,9 @@ def test_trials_share_a_gpu_and_stay_within_the_cluster(
         spans = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("studies/s/trials/*/curve.csv"))]
         assert len(spans) == 4
         assert {span["gpu"] for span in spans} == {"0"}
-        most = max(sum(one["from"] <= moment["from"] < one["to"] for one in spans) for moment in spans)
-        assert most == 2
-        with pytest.raises(InputError, match=r"no node of the cluster has 2 GPUs for a trial: the most is 1"):
+        most_at_once = max(sum(b["from"] <= a["from"] < b["to"] for b in spans) for a in spans)
+        assert most_at_once == 2
+        with pytest.raises(InputError, match=r"no node of the cluster has 2 GPUs for a trial: the largest has 1"):
             RayExecutor("s", address, gpus=2, shared=tmp_path / "shared")
     finally:
         nodes.kill("gpu")
@@ -355,15 +355,21 @@ def test_trials_share_a_gpu_and_stay_within_the_cluster(
 # --- bad input ------------------------------------------------------------------------------------------------------
 
 
-def test_more_than_any_node_has_is_said_at_once(address: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no node of the cluster has 64 CPUs for a trial: the most is \d+; give a"):
+def test_trial_larger_than_any_node_is_refused_at_once(address: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"no node of the cluster has 64 CPUs for a trial: the largest has \d+; give a"
+    ):
         RayExecutor("s", address, cpus=64, shared=tmp_path)
 
 
-def test_another_version_of_ray_is_one_line(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    here = ray.__version__
+def test_other_version_of_ray_is_reported_in_one_line(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = ray.__version__
     monkeypatch.setattr(ray, "__version__", "2.0.0")
-    with pytest.raises(InputError, match=rf"the cluster has Ray {here}, Python .*, this machine Ray 2\.0\.0, Python"):
+    with pytest.raises(
+        InputError, match=rf"the cluster has Ray {version}, Python .*, this machine Ray 2\.0\.0, Python"
+    ):
         RayExecutor("s", address, shared=tmp_path)
 
 
@@ -376,7 +382,7 @@ def test_another_version_of_ray_is_one_line(address: str, tmp_path: Path, monkey
         ("ray://127.0.0.1:10001", "dnas runs on a node of the cluster, not through Ray's client"),
     ],
 )
-def test_an_address_without_ray_is_one_line(address: str, message: str, tmp_path: Path) -> None:
+def test_address_without_ray_is_reported_in_one_line(address: str, message: str, tmp_path: Path) -> None:
     began = time.monotonic()
     with pytest.raises(InputError) as caught:
         RayExecutor("s", address, shared=tmp_path)
@@ -385,9 +391,9 @@ def test_an_address_without_ray_is_one_line(address: str, message: str, tmp_path
     assert time.monotonic() - began < patience(10)
 
 
-def test_something_else_than_ray_is_one_line() -> None:
-    """A server that says nothing, and one that speaks another protocol."""
-    for answer in (b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"):
+def test_server_other_than_ray_is_reported_in_one_line() -> None:
+    """A server that sends nothing, and one that uses another protocol."""
+    for answer, message in ((b"", "no Ray"), (b"HTTP/1.1 400 Bad Request\r\n\r\n", "is not a Ray head node")):
         with socket.create_server(("127.0.0.1", 0)) as server:
             done = threading.Event()
 
@@ -401,20 +407,20 @@ def test_something_else_than_ray_is_one_line() -> None:
             threading.Thread(target=serve, daemon=True).start()
             began = time.monotonic()
             try:
-                with pytest.raises(InputError, match="no Ray"):  # said before Ray's own client tries: for minutes
+                with pytest.raises(InputError, match=message):  # before Ray's own client, which tries for minutes
                     ray_tune._check_answers(f"127.0.0.1:{server.getsockname()[1]}")
             finally:
                 done.set()
             assert time.monotonic() - began < patience(10)
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_written_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"this host can't write to .*file"):
+    with pytest.raises(InputError, match=r"this host cannot write to .*file"):
         RayExecutor("s", "127.0.0.1:1", shared=tmp_path / "file")
 
 
-def test_options_of_ray_need_ray(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_options_of_ray_need_the_ray_executor(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-m", "dnas.cli", "search", "--space", "tiny", "--trials", "1", "--gpus-per-trial", "0.5"],
         cwd=tmp_path,

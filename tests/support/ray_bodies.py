@@ -1,4 +1,4 @@
-"""What the tests run on Ray's nodes in the place of a training."""
+"""Functions that tests run on Ray's nodes instead of a training run."""
 
 import json
 import os
@@ -9,24 +9,24 @@ from pathlib import Path
 
 from dnas.executors.worker import Job, Message
 
-Say, Ask = Callable[[Message], None], Callable[[Message], bool]
+Send, Ask = Callable[[Message], None], Callable[[Message], bool]
 
 
-def fail(job: Job, say: Say, ask: Ask) -> None:
+def fail(job: Job, send: Send, ask: Ask) -> None:
     Path(job.folder, "traceback.txt").write_text("ValueError: no good")
-    say(Message("failed", {"reason": "error", "text": "ValueError: no good"}))
+    send(Message("failed", {"reason": "error", "text": "ValueError: no good"}))
 
 
-def die(job: Job, say: Say, ask: Ask) -> None:
+def die(job: Job, send: Send, ask: Ask) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def crash(job: Job, say: Say, ask: Ask) -> None:
+def crash(job: Job, send: Send, ask: Ask) -> None:
     os.abort()
 
 
-def nap(job: Job, say: Say, ask: Ask) -> None:
-    """Sleeps, and leaves when and on which GPU in the place of a curve."""
+def nap(job: Job, send: Send, ask: Ask) -> None:
+    """Sleep, and write the times and the GPU instead of a curve."""
     began = time.time()
     time.sleep(1.5)
     span = {"from": began, "to": time.time(), "gpu": os.environ.get("CUDA_VISIBLE_DEVICES")}
@@ -34,4 +34,4 @@ def nap(job: Job, say: Say, ask: Ask) -> None:
     row = {"epoch": 1, "train_loss": 1.0, "train_error": 0.5, "val_loss": 1.0, "val_error": 0.5}
     ask(Message("epoch", row | {"learning_rate": 0.1, "seconds": 1.5}))
     done = {"finished": True, "epochs": 1, "val_error": 0.5, "val_loss": 1.0, "seconds": 1.5}
-    say(Message("done", done | {"peak_memory_bytes": 1, "weights_digest": "0"}))
+    send(Message("done", done | {"peak_memory_bytes": 1, "weights_digest": "0"}))

@@ -1,4 +1,4 @@
-"""A real Ray cluster of several nodes on this machine, each in a private folder, that can be killed one by one."""
+"""Real Ray cluster on this machine, of several nodes with private folders that can be killed one by one."""
 
 import os
 import shutil
@@ -13,8 +13,8 @@ from pathlib import Path
 from tests.support.patience import patience
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 90.0  # seconds for a thing that takes about five
-QUICK = {  # a node that is gone is seen after some seconds, not half a minute
+PATIENCE = 90.0  # seconds to wait for an event that takes about five
+QUICK = {  # detect a lost node within seconds instead of half a minute
     "RAY_AUTH_MODE": "disabled",
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "500",
@@ -24,7 +24,7 @@ QUICK = {  # a node that is gone is seen after some seconds, not half a minute
 
 
 class Nodes:
-    """The head runs no trial; each node has a working folder and a folder for temporary files of its own."""
+    """A head that runs no trials, and nodes with their own folders for work and for temporary files."""
 
     def __init__(self, **environment: str) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="ray"))  # a socket's path must be short
@@ -41,7 +41,7 @@ class Nodes:
         self._start(name, f"--address={self.address}", f"--num-cpus={cpus}", f"--num-gpus={gpus}")
 
     def kill(self, name: str) -> None:
-        """Kills a node with all that runs on it, as a machine dies."""
+        """Kill a node with all its processes, as the loss of a machine would."""
         process = self.processes.pop(name)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -52,15 +52,15 @@ class Nodes:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _start(self, name: str, *options: str) -> None:
-        own = self.folder / name
-        (own / "tmp").mkdir(parents=True)
-        environment = os.environ | QUICK | {"PYTHONPATH": str(ROOT), "TMPDIR": str(own / "tmp")} | self.environment
+        folder = self.folder / name
+        (folder / "tmp").mkdir(parents=True)
+        environment = os.environ | QUICK | {"PYTHONPATH": str(ROOT), "TMPDIR": str(folder / "tmp")} | self.environment
         environment.pop("RAY_ADDRESS", None)
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
-        command += [f"--temp-dir={own / 'ray'}", *options]
-        with (own / "log").open("wb") as log:
+        command += [f"--temp-dir={folder / 'ray'}", *options]
+        with (folder / "log").open("wb") as log:
             self.processes[name] = subprocess.Popen(
-                command, cwd=own, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
 
     def _wait(self) -> None:
