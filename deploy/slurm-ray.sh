@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# A search on the nodes of a Slurm job: Ray's head on the first node, a Ray node on each other, the search beside the head.
+# Run a search on the nodes of a Slurm job. Ray's head and the search run on the first node, Ray nodes on the others.
 #
 #   sbatch deploy/slurm-ray.sh --space cifar_bc --trials 200 --cpus-per-trial 4
 #
-# What stands behind the script's name goes to `dnas search`. Submit from a folder that all nodes see: studies/ grows there.
-# The same command goes on where a job ended; a job that reaches its time limit, or is preempted, does so by itself.
+# The arguments after the script's name are passed to `dnas search`. Submit it from a folder that all nodes can access;
+# studies/ is written there. The same command resumes a search whose job has ended. A job that reaches its time limit or is
+# preempted is requeued and resumes by itself.
 #
-# Change here, or on the command line of sbatch: what the nodes are.
+# Describe your nodes here, or on the command line of sbatch.
 #SBATCH --job-name=dnas
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1
@@ -16,61 +17,61 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=dnas-%j.log
-# A node that fails ends a Slurm job, unless:
+# Without this option, the failure of one node ends the whole job.
 #SBATCH --no-kill
-# Two minutes before the time limit the script is told, to stop the search and queue the job again.
+# Two minutes before the time limit the script receives a signal, stops the search and requeues the job.
 #SBATCH --signal=B:INT@120
 
-# Each may be set before sbatch.
-VENV=${VENV:-$PWD/.venv}                                # where dnas is installed; on a disk that all nodes see
-SHARED=${SHARED:-$PWD/shared}                           # checkpoints: a folder that all nodes see, or s3://BUCKET/dnas
-HEAD_IP=${HEAD_IP:-$(hostname -I | cut -d' ' -f1)}      # where there are several networks: of the fast one
-RAY_PORT=${RAY_PORT:-$((20000 + SLURM_JOB_ID % 10000))} # so that two jobs on one machine do not meet
-RAY_TMP=${RAY_TMP:-/tmp/ray-$SLURM_JOB_ID}              # on each node; short, since sockets lie in it
-CPUS=${CPUS:-${SLURM_CPUS_PER_TASK:-1}}                 # of each node
+# Each of these variables may be set before sbatch.
+VENV=${VENV:-$PWD/.venv}                                # where dnas is installed, on a disk that all nodes can access
+SHARED=${SHARED:-$PWD/shared}                           # checkpoints: a folder that all nodes can access, or s3://BUCKET/dnas
+HEAD_IP=${HEAD_IP:-$(hostname -I | cut -d' ' -f1)}      # with several networks, the address in the fast one
+RAY_PORT=${RAY_PORT:-$((20000 + SLURM_JOB_ID % 10000))} # differs between two jobs on one machine
+RAY_TMP=${RAY_TMP:-/tmp/ray-$SLURM_JOB_ID}              # on each node; a short path, since it contains sockets
+CPUS=${CPUS:-${SLURM_CPUS_PER_TASK:-1}}                 # CPUs of each node
 GPUS=${GPUS:-${SLURM_GPUS_ON_NODE:-0}}
-WAIT_SECONDS=${WAIT_SECONDS:-300} # for the nodes; a cold disk takes minutes to give out Python
+WAIT_SECONDS=${WAIT_SECONDS:-300} # for the nodes to join; loading Python from a cold disk takes minutes
 
 set -euo pipefail
-set -m # or bash would have the search, in the background, ignore Ctrl-C, which is how it is told to stop
+set -m # without it a background process ignores SIGINT, with which the search is stopped
 
 if [ -e "$VENV/bin/activate" ]; then
     # shellcheck source=/dev/null
     source "$VENV/bin/activate"
 fi
-export DNAS_DATA=${DNAS_DATA:-$PWD/data} # the driver downloads, the nodes read
+export DNAS_DATA=${DNAS_DATA:-$PWD/data} # the driver downloads the data, the nodes read them
 
-# A Ray without a token lets everybody on the network run code as you. A fresh one for each start, in the environment alone:
-# a command line can be read by others.
+# Without a token, anyone on the network can run code as you through Ray. Each start uses a new token, passed in the
+# environment because other users can read command lines.
 RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 export RAY_AUTH_TOKEN RAY_AUTH_MODE=token
 unset RAY_ADDRESS
 
 address=$HEAD_IP:$RAY_PORT
 hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
-head=${hosts%%$'\n'*} # no `| head`: scontrol could die of the closed pipe
+head=${hosts%%$'\n'*} # not `| head`, with which scontrol could fail on the closed pipe
 others=$((SLURM_JOB_NUM_NODES - 1))
-# 256 MiB of object store are more than dnas uses; Ray would take a third of the memory.
+# dnas uses less than 256 MiB of object store; Ray's default is a third of the memory.
 node=(ray start --block --disable-usage-stats --temp-dir="$RAY_TMP" --num-cpus="$CPUS" --num-gpus="$GPUS"
     --object-store-memory=$((256 * 1024 * 1024)))
-# The end of one node must not end the others; srun does not take --cpus-per-task from sbatch.
+# The end of one node must not end the others. srun does not inherit --cpus-per-task from sbatch.
 step=(srun --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=0 --wait=0 --no-kill)
 
 steps=()
 driver=
 limit=
-told=
-# shellcheck disable=SC2317 # a trap calls it
+signalled=
+# shellcheck disable=SC2317 # called by a trap
 stop_nodes() {
     ((${#steps[@]} == 0)) || kill "${steps[@]}" 2>/dev/null || true
     wait
 }
 trap stop_nodes EXIT
 trap 'limit=yes; stop_search' INT # the time limit
-trap stop_search TERM             # scancel, or preemption: Slurm queues a preempted job again by itself
+trap stop_search TERM             # scancel or preemption; Slurm itself requeues a preempted job
 # shellcheck disable=SC2317
 stop_search() {
-    told=yes
+    signalled=yes
     if [ -n "$driver" ]; then
         kill -INT "$driver" 2>/dev/null || true
     else
@@ -94,8 +95,8 @@ if ((others)); then
     "${step[@]}" --nodes="$others" --ntasks="$others" --exclude="$head" "${node[@]}" --address="$address" &
     steps+=($!)
 fi
-# All nodes, so that the plan that the search prints is right. One that comes late, or never, is no reason to give up the
-# others: dnas uses what is there, and what joins later.
+# Wait for all nodes, so that the search prints the right plan. If one is late or missing, start with the others; dnas also
+# uses nodes that join later.
 python - "$address" "$SLURM_JOB_NUM_NODES" "$((deadline - SECONDS))" <<'PYTHON'
 import sys, time
 import ray
@@ -103,22 +104,22 @@ import ray
 address, wanted, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
 ray.init(address, log_to_driver=False, logging_level="ERROR")
 end = time.monotonic() + seconds
-while (there := sum(node["Alive"] for node in ray.nodes())) < wanted and time.monotonic() < end:
+while (joined := sum(node["Alive"] for node in ray.nodes())) < wanted and time.monotonic() < end:
     time.sleep(1)
-print(f"{there} of {wanted} nodes are there", flush=True)
+print(f"{joined} of {wanted} nodes have joined", flush=True)
 PYTHON
 
 dnas search "$@" --executor ray --ray-address "$address" --shared "$SHARED" &
 driver=$!
 status=0
 wait "$driver" || status=$?
-while [ -n "$told" ]; do # a signal ends a `wait` early
-    told=
+while [ -n "$signalled" ]; do # a signal interrupts `wait`
+    signalled=
     status=0
     wait "$driver" || status=$?
 done
-if [ -n "$limit" ] && ((status == 130)); then # 130: interrupted; what was done by then needs no second run
-    echo "$(date): the time limit; the job goes on when Slurm starts it again"
+if [ -n "$limit" ] && ((status == 130)); then # 130: interrupted; a search that had finished needs no second run
+    echo "$(date): time limit reached; the search resumes when Slurm restarts the job"
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

@@ -1,14 +1,16 @@
-"""Who may write to a trial's folder: a lease file in the folder, kept alive by a beat.
+"""Exclusive right to write to a trial's folder: a lease file in the folder, kept alive by heartbeats.
 
     lease.json   {"owner", "host", "pid", "process_started", "attempt", "beat", "since"}
 
-Holder and taker may sit on different hosts that share the folder. No clock is compared with another host's: whoever
-waits watches the beat against its own monotonic clock. On the holder's own host a process that is gone is seen at once.
+The holder and a process that wants the lease may be on different hosts that share the folder. Clocks of two hosts are
+never compared: a waiting process watches the beat with its own monotonic clock. On the holder's host, the death of its
+process is detected at once.
 
-Why two can't hold it: the first taker links a whole file into place, which succeeds once; whoever replaces a dead
-holder's file locks that very file (flock: the kernel frees it when its process dies), and looks whether it is still the
-one in the folder. A beat is written into the holder's own file, never by name: a holder that was taken for dead, and
-wakes, beats into a file that is in no folder any more. The file system must have flock, link and an atomic rename.
+Two processes cannot hold a lease. The first one links a complete file into place, which succeeds only once. A process
+that replaces a dead holder's file locks that file (with flock, which the kernel releases when the process dies) and
+checks that it is still the one in the folder. A beat is written to the holder's open file, never by name, so a holder
+that was declared dead and wakes up writes to a file that is no longer in any folder. The file system must support
+flock, hard links and atomic renames.
 """
 
 import errno
@@ -33,15 +35,24 @@ from dnas.io import room_for
 
 NAME = "lease.json"
 BEAT_SECONDS = 2.0
-EXPIRY_SECONDS = 20.0  # a beat that stood still so long is a dead holder's: a holder may be slow, or its disk
+EXPIRY_SECONDS = 20.0  # time without a heartbeat after which a holder is dead; a slow host or disk needs some
 POLL_SECONDS = 0.05
-BEAT_DIGITS = 12  # the beat's place in the file has one width, so that it is overwritten where it stands
+BEAT_DIGITS = 12  # fixed width of the beat in the file, so that it can be overwritten in place
 
 
 @dataclass(frozen=True)
 class LeaseInfo:
-    """What a lease file says. `process_started` tells a process from a later one with its pid: see `process_start`;
-    `beat` counts up while the holder lives; `since` is UTC, for people."""
+    """Content of a lease file.
+
+    Attributes:
+        owner: random id of the lease.
+        host: host of the holder.
+        pid: process id of the holder.
+        process_started: start of the holder's process, which distinguishes it from a later process with the same pid.
+        attempt: attempt at the trial.
+        beat: counter that the holder increments.
+        since: UTC time at which the lease was taken, for information only.
+    """
 
     owner: str
     host: str
@@ -56,7 +67,7 @@ class LeaseInfo:
 
 
 class LeaseHeld(RuntimeError):
-    """Somebody else holds the lease, and lives."""
+    """Another living process holds the lease."""
 
     def __init__(self, info: LeaseInfo) -> None:
         super().__init__(f"its folder is in use by {info}")
@@ -64,19 +75,19 @@ class LeaseHeld(RuntimeError):
 
 
 class LeaseLost(RuntimeError):
-    """The lease names another owner by now, or nobody: what this process would write, it must not."""
+    """The lease has another owner or is gone, so this process must not write any more."""
 
 
 class Lease:
-    """A lease that this process holds. As a context manager it beats from a thread, and releases at the end."""
+    """A lease held by this process. As a context manager it sends heartbeats from a thread and releases at the end."""
 
     def __init__(self, path: Path, owner: str, file: IO[bytes], beat_seconds: float) -> None:
         self.path = path
         self.owner = owner
-        self._file = file  # open as long as it is held: a beat goes here, whatever stands at `path`
+        self._file = file  # open while the lease is held; beats are written here, not to the file at `path`
         self._beat_seconds = beat_seconds
         self._beats = 0
-        self._end = threading.Event()
+        self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     @classmethod
@@ -89,8 +100,19 @@ class Lease:
         beat_seconds: float = BEAT_SECONDS,
         expiry_seconds: float = EXPIRY_SECONDS,
     ) -> Self:
-        """The lease of `folder`, from nobody or from a dead holder; `LeaseHeld` if after `wait_seconds` (unless given,
-        long enough to know) its holder still lives. On another host that takes `expiry_seconds` to know."""
+        """Take the lease of `folder` if it is free or its holder is dead.
+
+        Args:
+            folder: folder to write to.
+            attempt: attempt at the trial.
+            wait_seconds: time to wait for the death of a holder (default: long enough to detect it). A dead holder on
+                another host is detected after `expiry_seconds`.
+            beat_seconds: interval between two heartbeats.
+            expiry_seconds: time without a heartbeat after which a holder is dead.
+
+        Raises:
+            LeaseHeld: if the holder is still alive after `wait_seconds`.
+        """
         wait_seconds = expiry_seconds + 2 * beat_seconds if wait_seconds is None else wait_seconds
         path, owner = folder / NAME, uuid.uuid4().hex
         began = watched = time.monotonic()
@@ -114,30 +136,31 @@ class Lease:
             time.sleep(min(POLL_SECONDS, expiry_seconds / 10))
 
     def beat(self) -> None:
-        """Counts the beat up; raises `LeaseLost` where the lease is another's."""
+        """Increment the beat; raise `LeaseLost` if another process owns the lease."""
         self.check()
         self._beats += 1
         content = os.pread(self._file.fileno(), 4096, 0)
         start = content.index(b'"beat": ') + len(b'"beat": ')
         os.pwrite(self._file.fileno(), b"%-*d" % (BEAT_DIGITS, self._beats), start)
-        os.fsync(self._file.fileno())  # a network file system would keep it to itself
+        os.fsync(self._file.fileno())  # a network file system would delay it
 
     def check(self) -> None:
-        """Raises `LeaseLost` unless the lease file in the folder is this lease's."""
+        """Raise `LeaseLost` unless the lease file in the folder belongs to this lease."""
         info = _parse(_read(self.path) or b"")
         if info.owner != self.owner:
             raise LeaseLost(f"{self.path} is held by {info}" if info.owner else f"{self.path} is gone")
 
     def release(self) -> None:
-        """Gives the lease back, if it is still this one; nothing of it stays in the folder."""
-        self._end.set()
+        """Release the lease and remove its file, unless another process has taken it."""
+        self._stop.set()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
         if self._file.closed:
             return
         with self._file, suppress(OSError):
-            # Nobody replaces it between the look and the removal; and whoever is about to, shall.
+            # The lock keeps others from replacing the file before it is removed. If another process has the lock, it
+            # is about to replace the file, and there is nothing to remove.
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_at(self._file, self.path) and _parse(self._file.read()).owner == self.owner:
                 self.path.unlink()
@@ -153,46 +176,50 @@ class Lease:
         self.release()
 
     def _keep_alive(self) -> None:
-        while not self._end.wait(self._beat_seconds):
+        while not self._stop.wait(self._beat_seconds):
             try:
                 self.beat()
             except LeaseLost:
-                return  # `check` says so to whoever is about to write
-            except OSError as error:  # a full or slow disk now may be none at the next beat
+                return  # `check` raises it before the next write
+            except OSError as error:  # a full or slow disk may recover by the next beat
                 if error.errno == errno.ESTALE:
                     return
 
 
 def read_lease(folder: Path) -> LeaseInfo | None:
-    """Who holds the lease of `folder`, dead or alive; None where nobody does. A file that can't be read as a lease has
-    an owner without a name."""
+    """Return the lease of `folder`, whether its holder is alive or dead; None if there is none.
+
+    An unreadable lease file is returned as a lease with an empty owner.
+    """
     content = _read(folder / NAME)
     return None if content is None else _parse(content)
 
 
 class Watch:
-    """A look at the heartbeat in a worker's folder, by a clock of the watcher's own: seconds that only go forward."""
+    """Monitor of the heartbeat in a worker's folder, with a monotonic clock of the caller."""
 
     def __init__(self, folder: Path, clock: float = 0.0) -> None:
         self.folder = folder
-        self._looked = self._seen = clock
+        self._checked = self._changed = clock
         self._beat: tuple[str, int] | None = None
 
     def silent(self, clock: float) -> bool:
-        """Whether the beat has stood still for `EXPIRY_SECONDS`. A folder without a lease is not silent."""
-        if clock - self._looked < EXPIRY_SECONDS / 10:
+        """Return whether the last beat is older than `EXPIRY_SECONDS`. A folder without a lease is not silent."""
+        if clock - self._checked < EXPIRY_SECONDS / 10:
             return False
-        self._looked = clock
+        self._checked = clock
         lease = read_lease(self.folder)
         beat = None if lease is None else (lease.owner, lease.beat)
         if beat is None or beat != self._beat:
-            self._beat, self._seen = beat, clock
-        return clock - self._seen > EXPIRY_SECONDS
+            self._beat, self._changed = beat, clock
+        return clock - self._changed > EXPIRY_SECONDS
 
 
 def is_dead(info: LeaseInfo) -> bool | None:
-    """Whether the holder's process is gone, seen at once on its own host; None from another, where only the beat says.
-    One that is there may be frozen: whoever waits for it watches its beat as well."""
+    """Return whether the holder's process has ended; None if it is on another host, where only the beat shows it.
+
+    A process that exists may be frozen, so a waiting process has to watch the beat as well.
+    """
     host, system = info.host, info.process_started.rpartition("/")[0]
     if not info.owner or host != socket.gethostname() or system != _system():
         return None
@@ -200,13 +227,15 @@ def is_dead(info: LeaseInfo) -> bool | None:
 
 
 def process_start(pid: int) -> str | None:
-    """When a process of this host began, `boot/namespace/moment`, and None where there is none: no other process, since
-    the host started or later, has the same pid and the same start."""
+    """Return the start of a process of this host as `boot/namespace/moment`; None if there is no such process.
+
+    No other process, before or after a reboot, has the same pid and the same start.
+    """
     try:
-        # After the name, which may hold anything: state is field 3, the start, in clock ticks since boot, field 22.
+        # After the name, which may contain any character: field 3 is the state, field 22 the start in ticks since boot.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         if fields[0] in ("Z", "X"):
-            return None  # ended; its parent has not looked yet
+            return None  # ended, but not yet waited for by its parent
         moment = fields[19]
     except OSError:
         if Path("/proc/self/stat").exists():
@@ -220,7 +249,7 @@ def process_start(pid: int) -> str | None:
 
 @cache
 def _system() -> str:
-    """This host since its last start, and the numbering of its processes: containers may share a name, but no pids."""
+    """Return the boot id and pid namespace of this host; containers may share a host name, but not their pids."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
@@ -232,59 +261,64 @@ def _system() -> str:
 
 
 def _write_aside(path: Path, owner: str, attempt: int) -> Path:
-    """A whole lease file beside `path`, under the name that `remove_torn` knows for what a kill left."""
+    """Write a complete lease file beside `path`, under a name that `remove_torn` removes if a kill leaves it behind."""
     pid = os.getpid()
     start, since = process_start(pid) or "", datetime.now(UTC).isoformat(timespec="seconds")
     info = LeaseInfo(owner, socket.gethostname(), pid, start, attempt, 0, since)
     text = json.dumps(asdict(info)).replace('"beat": 0', f'"beat": {0:<{BEAT_DIGITS}}')
-    beside = path.with_name(f".{path.name}.{pid}-{owner}")
+    temporary = path.with_name(f".{path.name}.{pid}-{owner}")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with room_for(path), beside.open("wb") as file:
+        with room_for(path), temporary.open("wb") as file:
             file.write(text.encode())
     except BaseException:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
-    return beside
+    return temporary
 
 
 def _link(path: Path, owner: str, attempt: int) -> IO[bytes] | None:
-    """Puts a lease of ours where there is none: our file, open; None where there is one."""
+    """Create a lease; return its open file, or None if there is one already."""
     if path.exists():
         return None
-    beside = _write_aside(path, owner, attempt)
+    temporary = _write_aside(path, owner, attempt)
     try:
-        return _opened(beside, lambda: os.link(beside, path))
+        return _opened(temporary, lambda: os.link(temporary, path))
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _replace(path: Path, content: bytes, owner: str, attempt: int) -> IO[bytes] | None:
-    """Puts a lease of ours in the place of a dead holder's: our file, open; None where it is not that one any more."""
+    """Replace a dead holder's lease; return the open file, or None if the lease is no longer that one.
+
+    content: the dead holder's lease file.
+    """
     try:
-        theirs = path.open("r+b")
+        old = path.open("r+b")
     except FileNotFoundError:
         return None
-    with theirs:
+    with old:
         try:
-            fcntl.flock(theirs, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(old, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return None  # another taker is about to
-        if not _is_at(theirs, path) or theirs.read() != content:
+            return None  # another process is about to replace it
+        if not _is_at(old, path) or old.read() != content:
             return None
-        beside = _write_aside(path, owner, attempt)
-        return _opened(beside, lambda: beside.replace(path))
+        temporary = _write_aside(path, owner, attempt)
+        return _opened(temporary, lambda: temporary.replace(path))
 
 
-def _opened(beside: Path, put: Callable[[], object]) -> IO[bytes] | None:
-    """The file `beside`, open, after `put` has given it its name; None where another lease was first, whose holder may
-    also have cleared `beside` away as torn."""
+def _opened(temporary: Path, move: Callable[[], object]) -> IO[bytes] | None:
+    """Move the file `temporary` into place with `move` and return it open; None if another lease was first.
+
+    The holder of that lease may have removed `temporary` as a torn file.
+    """
     try:
-        file = beside.open("r+b")
+        file = temporary.open("r+b")
     except FileNotFoundError:
         return None
     try:
-        put()
+        move()
         return file
     except (FileExistsError, FileNotFoundError):
         file.close()

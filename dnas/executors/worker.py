@@ -42,7 +42,7 @@ class Job:
         spec: network, as `spec_from_dict` reads it.
         recipe: recipe, as `Recipe.from_dict` reads it.
         data: arguments of `load_dataset`.
-        seed: seed of the study and number of the trial.
+        seed: seed of the study and seed of this run.
         device: device to train on.
         threads: number of CPU threads.
         compile_net: whether to compile the network.
@@ -111,7 +111,7 @@ class Message:
 
     @property
     def ends(self) -> bool:
-        """Whether this is the job's last message."""
+        """True for the last message of a job."""
         return self.kind in ("done", "failed", "lost") and not self.values.get("restarted")
 
 

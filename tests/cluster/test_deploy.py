@@ -1,7 +1,7 @@
-"""The files in deploy/ and the page about them: parsed by whoever reads them in the end, or run dry.
+"""The files in deploy/ and their page in docs/: parsed by the programs that read them, or executed with stand-ins.
 
-No Slurm, Kubernetes or cloud is here. What is: Ray's own validator and command line, dnas's parser, bash, and stubs of
-srun and scontrol that run the scripts' commands on this machine.
+These tests use no Slurm, Kubernetes or cloud. They use Ray's validator and command line, dnas's parser, bash, and
+stand-ins for srun and scontrol that run the scripts' commands on this machine.
 """
 
 import argparse
@@ -34,11 +34,8 @@ from tests.support.ray_nodes import PATIENCE, QUICK, ROOT
 
 DEPLOY = ROOT / "deploy"
 PAGE = ROOT / "docs" / "cluster.md"
-NOT_YET = (
-    "worker",
-    "pull",
-    "train --gpus",
-)  # commands and options that this version may lack; parsed where it has them
+# Commands and options that this version may lack; parsed if it has them.
+OPTIONAL = ("worker", "pull", "train --gpus")
 SCRIPTS = sorted(DEPLOY.glob("*.sh"))
 FILES = [PAGE, *sorted(path for path in DEPLOY.iterdir() if not path.name.endswith(".dockerignore"))]
 
@@ -57,7 +54,7 @@ def commands_of() -> dict[str, argparse.ArgumentParser]:
 
 
 def text_of(path: Path) -> str:
-    """A file as its reader sees it: continued lines are one."""
+    """Return the text of a file with continued lines joined."""
     text = path.read_text()
     if path.suffix == ".yaml":  # folded scalars
         text += "\n" + "\n".join(strings_of(list(yaml.safe_load_all(text))))
@@ -68,73 +65,73 @@ def strings_of(value: Any) -> Iterator[str]:
     if isinstance(value, dict):
         value = [*value.keys(), *value.values()]
     if isinstance(value, list):
-        for one in value:
-            yield from strings_of(one)
+        for item in value:
+            yield from strings_of(item)
     elif isinstance(value, str):
         yield value
 
 
 def lines_of(path: Path, program: str, names: str = r"[a-z-]+") -> list[str]:
-    """Its command lines of `program`, with at least one argument behind the command: `dnas worker` alone is a name."""
-    found = re.findall(rf"(?<![\w./-]){program} (?:{names}) [^`#|;&)\n]+", text_of(path))
-    # a line in quotes ends with them
-    return [line[: line.index("'")] if line.count("'") % 2 else line for line in found]
+    """Return the command lines of `program` in a file, with at least one argument: `dnas worker` alone is a name."""
+    lines = re.findall(rf"(?<![\w./-]){program} (?:{names}) [^`#|;&)\n]+", text_of(path))
+    # a quoted command line ends at its closing quote
+    return [line[: line.index("'")] if line.count("'") % 2 else line for line in lines]
 
 
 def dnas_lines() -> list[tuple[str, str]]:
-    names = "|".join({*commands_of(), *(word.split()[0] for word in NOT_YET)})
-    found = {(path.name, line.strip()) for path in FILES for line in lines_of(path, "dnas", names)}
-    return sorted(found)
+    names = "|".join({*commands_of(), *(word.split()[0] for word in OPTIONAL)})
+    lines = {(path.name, line.strip()) for path in FILES for line in lines_of(path, "dnas", names)}
+    return sorted(lines)
 
 
-def test_there_are_command_lines_to_check() -> None:
-    """In each file that has one: a pattern that finds nothing would pass every test below."""
-    where = {name for name, _ in dnas_lines()}
-    assert where >= {"cluster.md", "kuberay-job.yaml", "ray-cluster.yaml", "slurm-ray.sh", "slurm-workers.sh"}
+def test_command_lines_are_found_in_each_file() -> None:
+    """A pattern that finds nothing would pass every test below."""
+    files = {name for name, _ in dnas_lines()}
+    assert files >= {"cluster.md", "kuberay-job.yaml", "ray-cluster.yaml", "slurm-ray.sh", "slurm-workers.sh"}
 
 
-@pytest.mark.parametrize(("where", "line"), dnas_lines())
-def test_dnas_takes_every_command_line(where: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # what a script's caller adds, and variables
+@pytest.mark.parametrize(("file", "line"), dnas_lines())
+def test_dnas_accepts_every_command_line(file: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # without the arguments that a script's caller adds, and without variables
     text = line.replace('"$@"', "").replace("[options of dnas search]", "").replace("...", "")
     words = shlex.split(re.sub(r"\$\{?\w+\}?", "X", text))[1:]
     known = commands_of()
     if words[0] not in known:
-        assert words[0] in NOT_YET
+        assert words[0] in OPTIONAL
         return
-    lacking = [word for word in words if word.startswith("--") and word not in known[words[0]]._option_string_actions]
-    if lacking:
-        assert all(f"{words[0]} {word}" in NOT_YET for word in lacking), f"{words[0]} has no {lacking}"
+    unknown = [word for word in words if word.startswith("--") and word not in known[words[0]]._option_string_actions]
+    if unknown:
+        assert all(f"{words[0]} {word}" in OPTIONAL for word in unknown), f"{words[0]} has no {unknown}"
         return
     try:
         args = make_parser().parse_args(words)
     except SystemExit:
-        pytest.fail(f"{where}: dnas does not take: {line}")
+        pytest.fail(f"{file}: dnas does not accept: {line}")
     if words[0] == "search":
         assert args.space is None or args.space in space_files()
         if args.trials is not None:
-            apply_definition_of(args)  # options that need each other
+            apply_definition_of(args)  # checks options that depend on each other
 
 
-def test_the_page_has_only_commands_that_exist() -> None:
-    """At the beginning of a line in its blocks, where no word of prose can stand."""
+def test_page_has_only_existing_commands() -> None:
+    """Checks the beginnings of lines in code blocks, which contain no prose."""
     blocks = re.findall(r"```sh\n(.*?)```", PAGE.read_text(), re.DOTALL)
     words = {word for block in blocks for word in re.findall(r"^dnas ([a-z]\S*)", block, re.MULTILINE)}
     assert words
-    assert words <= {*commands_of(), *NOT_YET}
+    assert words <= {*commands_of(), *OPTIONAL}
 
 
 def ray_lines() -> list[tuple[str, str]]:
     names = "up|down|exec|start|stop|status|rsync-down|rsync-up|submit|get-auth-token"
-    found = {(path.name, line.strip()) for path in FILES for line in lines_of(path, "ray", names)}
-    return sorted((where, re.sub(r"\$\{?\w+\}?", "1", line)) for where, line in found)
+    lines = {(path.name, line.strip()) for path in FILES for line in lines_of(path, "ray", names)}
+    return sorted((file, re.sub(r"\$\{?\w+\}?", "1", line)) for file, line in lines)
 
 
-@pytest.mark.parametrize(("where", "line"), ray_lines())
-def test_ray_takes_every_command_line(where: str, line: str) -> None:
+@pytest.mark.parametrize(("file", "line"), ray_lines())
+def test_ray_accepts_every_command_line(file: str, line: str) -> None:
     words = shlex.split(line.rstrip('"') if line.count('"') % 2 else line)
     command = ray_commands.commands[words[1]]
-    command.make_context(words[1], words[2:])  # parses, runs nothing
+    command.make_context(words[1], words[2:])  # parses without running it
 
 
 # --- Ray's launcher -------------------------------------------------------------------------------------------------
@@ -144,13 +141,13 @@ def cluster() -> dict[str, Any]:
     return dict(yaml.safe_load((DEPLOY / "ray-cluster.yaml").read_text()))
 
 
-def test_ray_takes_the_cluster_file() -> None:
-    whole = prepare_config(copy.deepcopy(cluster()))
-    validate_config(whole)
-    assert set(whole["available_node_types"]) == {"head", "worker"}, "nothing of Ray's defaults is left in"
+def test_ray_accepts_the_cluster_file() -> None:
+    config = prepare_config(copy.deepcopy(cluster()))
+    validate_config(config)
+    assert set(config["available_node_types"]) == {"head", "worker"}, "no node types of Ray's defaults remain"
 
 
-def test_the_cluster_has_what_a_search_needs() -> None:
+def test_cluster_file_has_everything_that_a_search_needs() -> None:
     config = cluster()
     head, worker = (config["available_node_types"][name] for name in ("head", "worker"))
     assert config["head_node_type"] == "head"
@@ -159,7 +156,7 @@ def test_the_cluster_has_what_a_search_needs() -> None:
     assert config["docker"]["image"] == f"rayproject/ray:{pinned('ray')}-py311"
     local = {to: source for to, source in config["file_mounts"].items() if not source.startswith("~")}
     assert all((ROOT / source).exists() for source in local.values())
-    install = next(one for one in config["setup_commands"] if one.startswith("pip install"))
+    install = next(line for line in config["setup_commands"] if line.startswith("pip install"))
     (checkout,) = [to for to, source in local.items() if source == "."]
     assert f"-c {checkout}/constraints.txt '{checkout}[s3]'" in install
     starts = config["head_start_ray_commands"] + config["worker_start_ray_commands"]
@@ -173,8 +170,8 @@ def test_the_cluster_has_what_a_search_needs() -> None:
 
 # --- KubeRay --------------------------------------------------------------------------------------------------------
 
-# The fields that the job uses, of KubeRay's definition of RayJob v1 (1.5.1 and later) and of Kubernetes' pods: a type,
-# a constant, a list of one kind, or a dict with exactly these keys, those with `?` not always there.
+# The fields that the job uses, from KubeRay's definition of RayJob v1 (1.5.1 and later) and Kubernetes' pods. A shape
+# is a type, a constant, a list with the shape of its items, or a dict with exactly these keys. Keys with `?` are optional.
 QUANTITIES = {"cpu": str, "memory": str, "nvidia.com/gpu?": str}
 CONTAINER = {
     "name": str,
@@ -235,28 +232,28 @@ def check_shape(value: Any, shape: Any, path: str = "") -> None:
         names = {key.rstrip("?") for key in shape}
         needed = {key for key in shape if not key.endswith("?")}
         assert needed <= set(value) <= names, f"{path}: {sorted(set(value) ^ needed)}"
-        for key, one in shape.items():
+        for key, inner in shape.items():
             if key.rstrip("?") in value:
-                check_shape(value[key.rstrip("?")], one, f"{path}.{key.rstrip('?')}")
+                check_shape(value[key.rstrip("?")], inner, f"{path}.{key.rstrip('?')}")
     elif isinstance(shape, list):
         assert isinstance(value, list), path
         assert value, path
-        for i, one in enumerate(value):
-            check_shape(one, shape[0], f"{path}[{i}]")
+        for i, item in enumerate(value):
+            check_shape(item, shape[0], f"{path}[{i}]")
     elif isinstance(shape, type):
-        assert type(value) is shape, f"{path}: {value!r} is no {shape.__name__}"
+        assert type(value) is shape, f"{path}: {value!r} is not a {shape.__name__}"
     else:
         assert value == shape, f"{path}: {value!r} is not {shape!r}"
         assert type(value) is type(shape), path
 
 
-def test_the_ray_job_has_the_documented_fields_and_no_others() -> None:
+def test_ray_job_has_only_documented_fields() -> None:
     claim, job = yaml.safe_load_all((DEPLOY / "kuberay-job.yaml").read_text())
     check_shape(claim, CLAIM, "claim")
     check_shape(job, RAY_JOB, "job")
 
 
-def test_the_parts_of_the_ray_job_fit() -> None:
+def test_parts_of_the_ray_job_are_consistent() -> None:
     claim, job = yaml.safe_load_all((DEPLOY / "kuberay-job.yaml").read_text())
     spec = job["spec"]["rayClusterSpec"]
     (group,) = spec["workerGroupSpecs"]
@@ -277,12 +274,12 @@ def test_the_parts_of_the_ray_job_fit() -> None:
     assert [mount["mountPath"] for mount in head["volumeMounts"]] == [m["mountPath"] for m in worker["volumeMounts"]]
     (mount,) = head["volumeMounts"]
     entry = job["spec"]["entrypoint"]
-    assert shlex.split(entry) == entry.split(), "plain words only: the submitter's shell reads it"
+    assert shlex.split(entry) == entry.split(), "no shell syntax: the submitter's shell parses it"
     assert not set(entry) & set("&|;<>()$`\"'*?\n")
     args = make_parser().parse_args(entry.split()[1:])
     assert (args.executor, args.ray_address) == ("ray", "auto")
     assert Path(args.shared).is_relative_to(mount["mountPath"])
-    assert head["workingDir"] == mount["mountPath"], "or the study is lost with the head"
+    assert head["workingDir"] == mount["mountPath"], "otherwise the study is lost with the head"
     assert head["env"][0]["value"].startswith(mount["mountPath"])
     assert "nvidia.com/gpu" in worker["resources"]["limits"]
     assert "nvidia.com/gpu" not in head["resources"]["limits"]
@@ -290,7 +287,7 @@ def test_the_parts_of_the_ray_job_fit() -> None:
     assert group["minReplicas"] == group["replicas"] == group["maxReplicas"], "the autoscaler would not grow"
 
 
-def test_the_image_installs_this_package() -> None:
+def test_image_installs_this_package() -> None:
     lines = (DEPLOY / "Dockerfile").read_text()
     (extra,) = re.findall(r"pip install .*-c /home/ray/dnas/constraints.txt '/home/ray/dnas\[(\w+)\]'", lines)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -300,7 +297,7 @@ def test_the_image_installs_this_package() -> None:
 
 # --- Slurm ----------------------------------------------------------------------------------------------------------
 
-SBATCH = {  # options of sbatch that the scripts use, and what each may be
+SBATCH = {  # options of sbatch that the scripts use, and patterns of their values
     "job-name": r"=\w+",
     "nodes": r"=\d+",
     "ntasks": r"=\d+",
@@ -319,7 +316,7 @@ SBATCH = {  # options of sbatch that the scripts use, and what each may be
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_a_script_is_sound(script: Path) -> None:
+def test_script_is_valid(script: Path) -> None:
     subprocess.run(["bash", "-n", script], check=True)
     if (shellcheck := shutil.which("shellcheck")) is not None:
         checked = subprocess.run([shellcheck, "--severity=warning", script], capture_output=True, text=True)
@@ -329,7 +326,9 @@ def test_a_script_is_sound(script: Path) -> None:
     assert lines[0] == "#!/usr/bin/env bash"
     first = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
     options = [line for line in lines if line.startswith("#SBATCH")]
-    assert options == [line for line in lines[:first] if line.startswith("#SBATCH")], "Slurm reads none after that"
+    assert options == [line for line in lines[:first] if line.startswith("#SBATCH")], (
+        "Slurm ignores options after the first command"
+    )
     for line in options:
         name, rest = re.fullmatch(r"#SBATCH --([a-z-]+)(.*)", line).groups()  # type: ignore[union-attr]
         assert re.fullmatch(SBATCH[name], rest), line
@@ -338,7 +337,7 @@ def test_a_script_is_sound(script: Path) -> None:
 
 @pytest.fixture
 def stub(tmp_path: Path) -> Iterator[Path]:
-    """A short folder, since sockets lie in it, for the stubs' log and Ray's files."""
+    """Folder for the stand-ins' log and Ray's files, with a short path because of Ray's sockets."""
     folder = Path(tempfile.mkdtemp(prefix="dn"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -381,40 +380,40 @@ def log_of(stub: Path) -> list[str]:
     return (stub / "log").read_text().splitlines() if (stub / "log").exists() else []
 
 
-def wait_until(ripe: Callable[[], Any], process: subprocess.Popen[str]) -> None:
+def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str]) -> None:
     began = time.monotonic()
-    while not ripe():
+    while not condition():
         assert process.poll() is None, process.stdout.read() if process.stdout else ""
         assert time.monotonic() - began < patience(PATIENCE)
         time.sleep(0.1)
 
 
-def nobody_answers(port: int) -> bool:
+def is_closed(port: int) -> bool:
     with socket.socket() as line:
         return line.connect_ex(("127.0.0.1", port)) != 0
 
 
 @pytest.mark.slow
-def test_a_slurm_job_searches_on_all_its_nodes(tmp_path: Path, stub: Path) -> None:
+def test_slurm_job_searches_on_all_its_nodes(tmp_path: Path, stub: Path) -> None:
     process, port = slurm_ray(
         tmp_path, stub, 3, "--space", "tiny", "--trials", "2", "--epochs", "1", "--mirror", "none"
     )
     out, _ = process.communicate(timeout=patience(2 * PATIENCE))
     assert process.returncode == 0, out
-    assert "3 of 3 nodes are there" in out
+    assert "3 of 3 nodes have joined" in out
     assert "2 trials, 3 at once" in out
     assert [record.state for record in StudyFolder(tmp_path / "studies" / "s").records()] == ["complete"] * 2
-    assert nobody_answers(port), "Ray was stopped"
+    assert is_closed(port), "Ray was stopped"
     first, second = (line for line in log_of(stub) if line.startswith("srun "))
     assert "--nodes=1 --ntasks=1 --nodelist=host1 " in first
     assert f" --head --node-ip-address=127.0.0.1 --port={port} " in first
     assert "--nodes=2 --ntasks=2 --exclude=host1 " in second
     assert not any("requeue" in line for line in log_of(stub))
-    assert (tmp_path / "shared" / "s").is_dir(), "--shared is the script's"
+    assert (tmp_path / "shared" / "s").is_dir(), "--shared is set by the script"
 
 
-def test_a_slurm_job_that_meets_its_time_limit_is_queued_again(tmp_path: Path, stub: Path) -> None:
-    """The signal of the limit goes to the script alone, as Slurm's does with B:. Ray and dnas only pretend."""
+def test_slurm_job_at_its_time_limit_is_requeued(tmp_path: Path, stub: Path) -> None:
+    """As with B: in Slurm, only the script receives the signal of the time limit. Ray and dnas are stand-ins."""
     process, port = slurm_ray(tmp_path, stub, 1, "--trials", "9", STUB_FAKE="1", STUB_SECONDS="60")
     wait_until(lambda: any(line.startswith("dnas ") for line in log_of(stub)), process)
     process.send_signal(signal.SIGINT)
@@ -425,20 +424,20 @@ def test_a_slurm_job_that_meets_its_time_limit_is_queued_again(tmp_path: Path, s
     )
     assert search in (line.split(" DNAS_STORAGE=")[0] for line in log_of(stub))
     assert log_of(stub)[-1] == "scontrol requeue 17"
-    assert nobody_answers(port), "Ray was stopped"
+    assert is_closed(port), "Ray was stopped"
 
 
-def test_a_slurm_job_that_is_cancelled_is_not_queued_again(tmp_path: Path, stub: Path) -> None:
+def test_cancelled_slurm_job_is_not_requeued(tmp_path: Path, stub: Path) -> None:
     process, port = slurm_ray(tmp_path, stub, 1, STUB_FAKE="1", STUB_SECONDS="60")
     wait_until(lambda: any(line.startswith("dnas ") for line in log_of(stub)), process)
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=patience(PATIENCE))
     assert process.returncode == 130, out
     assert not any("requeue" in line for line in log_of(stub))
-    assert nobody_answers(port)
+    assert is_closed(port)
 
 
-def test_a_slurm_job_without_a_head_ends_at_once(tmp_path: Path, stub: Path) -> None:
+def test_slurm_job_without_a_head_ends_at_once(tmp_path: Path, stub: Path) -> None:
     process, _ = slurm_ray(tmp_path, stub, 2, STUB_FAKE="1", STUB_NO_RAY="1")
     out, _ = process.communicate(timeout=patience(PATIENCE / 2))
     assert process.returncode == 1
@@ -462,16 +461,16 @@ def array(tmp_path: Path, stub: Path, *options: str, mode: int | None = 0o600, *
     )
 
 
-def test_a_task_of_the_array_is_a_worker(tmp_path: Path, stub: Path) -> None:
+def test_task_of_the_array_is_a_worker(tmp_path: Path, stub: Path) -> None:
     process = array(tmp_path, stub, "c", "--space", "cifar_bc", "--trials", "200")
     out, _ = process.communicate(timeout=patience(PATIENCE))
     assert process.returncode == 0, out
-    said = f"dnas worker c --shared {tmp_path}/shared --space cifar_bc --trials 200"
-    assert log_of(stub) == [f"{said} DNAS_STORAGE=postgresql://me:secret@db/dnas"], "no password among the words"
+    call = f"dnas worker c --shared {tmp_path}/shared --space cifar_bc --trials 200"
+    assert log_of(stub) == [f"{call} DNAS_STORAGE=postgresql://me:secret@db/dnas"], "no password among the arguments"
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o606])
-def test_a_password_that_others_can_read_is_refused(mode: int, tmp_path: Path, stub: Path) -> None:
+def test_password_file_that_others_can_read_is_refused(mode: int, tmp_path: Path, stub: Path) -> None:
     process = array(tmp_path, stub, "c", mode=mode)
     out, _ = process.communicate(timeout=patience(PATIENCE))
     assert process.returncode == 2
@@ -479,9 +478,9 @@ def test_a_password_that_others_can_read_is_refused(mode: int, tmp_path: Path, s
     assert log_of(stub) == []
 
 
-def test_an_array_without_its_file_or_study_is_refused(tmp_path: Path, stub: Path) -> None:
+def test_array_without_its_file_or_study_is_refused(tmp_path: Path, stub: Path) -> None:
     process = array(tmp_path, stub, "c", mode=None)
-    assert "is not there: it holds one line" in process.communicate(timeout=patience(PATIENCE))[0]
+    assert "does not exist; create it with one line" in process.communicate(timeout=patience(PATIENCE))[0]
     assert process.returncode == 2
     process = array(tmp_path, stub)
     assert process.communicate(timeout=patience(PATIENCE))[0].startswith("usage: ")
@@ -489,8 +488,8 @@ def test_an_array_without_its_file_or_study_is_refused(tmp_path: Path, stub: Pat
     assert log_of(stub) == []
 
 
-def test_a_task_that_meets_its_time_limit_is_queued_again(tmp_path: Path, stub: Path) -> None:
-    """That task, not the array: its first task has the array's own job ID."""
+def test_task_at_its_time_limit_is_requeued(tmp_path: Path, stub: Path) -> None:
+    """Only that task is requeued, not the array, whose job ID its first task shares."""
     process = array(tmp_path, stub, "c", STUB_SECONDS="60")
     wait_until(lambda: log_of(stub), process)
     process.send_signal(signal.SIGINT)
@@ -502,7 +501,7 @@ def test_a_task_that_meets_its_time_limit_is_queued_again(tmp_path: Path, stub: 
 # --- the page -------------------------------------------------------------------------------------------------------
 
 
-def test_the_page_and_the_readme_lead_to_each_other() -> None:
+def test_page_and_readme_link_to_each_other() -> None:
     assert "](docs/cluster.md)" in (ROOT / "README.md").read_text()
     links = re.findall(r"\]\(([^)#]+)\)", PAGE.read_text())
     assert all((PAGE.parent / link).exists() for link in links if "://" not in link)

@@ -1,4 +1,4 @@
-"""Leases: one holder, whoever dies, freezes or races for it. Real processes, with SIGKILL and SIGSTOP."""
+"""A lease has a single holder even if processes die, freeze or race. Real processes, with SIGKILL and SIGSTOP."""
 
 import json
 import os
@@ -18,10 +18,10 @@ from dnas.io import remove_torn
 from tests.support.patience import patience
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 60.0  # seconds for a thing that takes one
+PATIENCE = 60.0  # seconds to wait for an event that takes one
 QUICK = {"beat_seconds": 0.1, "expiry_seconds": 2.0}
 
-# Takes the lease and says so; on each line of its input says whether it still has it; at the end gives it back.
+# Takes the lease and reports it. Reports for each line of its input whether it still has it. Releases it at the end.
 HOLDER = """
 import sys, pathlib
 from dnas.executors.lease import Lease, LeaseLost
@@ -30,13 +30,13 @@ with Lease.take(pathlib.Path(sys.argv[1]), 3, 0.0, beat_seconds=0.1) as lease:
     for line in sys.stdin:
         try:
             lease.check()
-            print("mine", flush=True)
+            print("held", flush=True)
         except LeaseLost as error:
             print("lost:", error, flush=True)
 print("released", flush=True)
 """
 
-# Races for one folder after another with others of its kind, and keeps what it gets.
+# Races with other racers for one folder after another, and keeps the leases that it gets.
 RACER = """
 import sys, pathlib, time
 from dnas.executors.lease import Lease, LeaseHeld
@@ -89,7 +89,7 @@ def holder(folder: Path) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-def test_a_lease_says_who_holds_it_and_leaves_nothing(tmp_path: Path) -> None:
+def test_lease_names_its_holder_and_leaves_no_file(tmp_path: Path) -> None:
     folder = tmp_path / "trials" / "7"
     assert read_lease(folder) is None
     with Lease.take(folder, attempt=2) as lease:
@@ -105,7 +105,7 @@ def test_a_lease_says_who_holds_it_and_leaves_nothing(tmp_path: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
-def test_a_beat_counts_up_in_the_file(tmp_path: Path) -> None:
+def test_beat_increments_in_the_file(tmp_path: Path) -> None:
     lease = Lease.take(tmp_path, 1)
     for beats in range(1, 120):
         lease.beat()
@@ -117,7 +117,7 @@ def test_a_beat_counts_up_in_the_file(tmp_path: Path) -> None:
         lease.check()
 
 
-def test_a_thread_beats_as_long_as_it_is_held(tmp_path: Path) -> None:
+def test_thread_sends_heartbeats_while_the_lease_is_held(tmp_path: Path) -> None:
     with Lease.take(tmp_path, 1, beat_seconds=0.02):
         began = time.monotonic()
         while (info := read_lease(tmp_path)) is not None and info.beat < 5:
@@ -125,21 +125,21 @@ def test_a_thread_beats_as_long_as_it_is_held(tmp_path: Path) -> None:
         assert info is not None
 
 
-def test_a_living_holder_keeps_it(tmp_path: Path) -> None:
+def test_living_holder_keeps_the_lease(tmp_path: Path) -> None:
     with holder(tmp_path) as process:
         began = time.monotonic()
-        # Longer than a still beat is given: the beat is what keeps it.
+        # Longer than the expiry: the heartbeats keep the lease.
         with pytest.raises(LeaseHeld, match=f"its folder is in use by process {process.pid} on ") as error:
             Lease.take(tmp_path, 4, 4.0, **QUICK)
         assert time.monotonic() - began >= 4.0
         assert error.value.info.pid == process.pid
         assert error.value.info.attempt == 3
-        assert ask(process) == "mine"
+        assert ask(process) == "held"
         process.communicate()
     Lease.take(tmp_path, 4, 0.0).release()
 
 
-def test_a_killed_holder_is_seen_at_once(tmp_path: Path) -> None:
+def test_killed_holder_is_detected_at_once(tmp_path: Path) -> None:
     with holder(tmp_path) as process:
         process.kill()
         process.wait()
@@ -152,7 +152,7 @@ def test_a_killed_holder_is_seen_at_once(tmp_path: Path) -> None:
             assert (now.pid, now.attempt) == (os.getpid(), 4)
 
 
-def test_a_killed_holder_that_nobody_has_waited_for_is_dead_too(tmp_path: Path) -> None:
+def test_killed_holder_is_dead_before_its_parent_waits_for_it(tmp_path: Path) -> None:
     with holder(tmp_path) as process:
         process.kill()
         began = time.monotonic()
@@ -161,7 +161,7 @@ def test_a_killed_holder_that_nobody_has_waited_for_is_dead_too(tmp_path: Path) 
         Lease.take(tmp_path, 4, 0.0).release()
 
 
-def test_from_another_host_only_the_beat_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_holder_on_another_host_is_judged_by_its_beat_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases.socket, "gethostname", lambda: "elsewhere")
     with holder(tmp_path) as process:
         info = read_lease(tmp_path)
@@ -172,14 +172,14 @@ def test_from_another_host_only_the_beat_tells(tmp_path: Path, monkeypatch: pyte
         process.kill()
         process.wait()
         with pytest.raises(LeaseHeld):
-            Lease.take(tmp_path, 4, 0.2, **QUICK)  # too short to know
+            Lease.take(tmp_path, 4, 0.2, **QUICK)  # too short to detect it
         began = time.monotonic()
         lease = Lease.take(tmp_path, 4, **QUICK)
         assert time.monotonic() - began >= QUICK["expiry_seconds"]
         lease.release()
 
 
-def test_a_frozen_holder_is_taken_for_dead_and_cannot_write_when_it_wakes(
+def test_frozen_holder_loses_the_lease_and_cannot_write_when_it_wakes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leases.socket, "gethostname", lambda: "elsewhere")
@@ -187,38 +187,38 @@ def test_a_frozen_holder_is_taken_for_dead_and_cannot_write_when_it_wakes(
         process.send_signal(signal.SIGSTOP)
         with Lease.take(tmp_path, 4, **QUICK) as lease:
             process.send_signal(signal.SIGCONT)
-            said = ask(process)
-            assert said.startswith("lost: ")
-            assert said.endswith(f"is held by process {os.getpid()} on elsewhere, since {read_lease(tmp_path).since}")  # type: ignore[union-attr]
-            time.sleep(0.5)  # some beats of both
+            answer = ask(process)
+            assert answer.startswith("lost: ")
+            assert answer.endswith(f"is held by process {os.getpid()} on elsewhere, since {read_lease(tmp_path).since}")  # type: ignore[union-attr]
+            time.sleep(0.5)  # several beats of both
             info = read_lease(tmp_path)
             assert info is not None
             assert info.owner == lease.owner
             assert process.communicate()[0] == "released\n"
-            lease.check()  # what the other gave back was not this
+            lease.check()  # the other process did not release this lease
         assert list(tmp_path.iterdir()) == []
 
 
-def test_of_those_who_race_for_a_dead_lease_one_gets_it(tmp_path: Path) -> None:
-    gone = run("import os; print(os.getpid())")
-    gone.communicate()
+def test_one_of_several_racers_gets_a_dead_lease(tmp_path: Path) -> None:
+    dead = run("import os; print(os.getpid())")
+    dead.communicate()
     folders = [tmp_path / str(number) for number in range(60)]
     for number, folder in enumerate(folders):
         lease = Lease.take(folder, 1)
         if number % 3 == 0:
-            lease.release()  # one that nobody holds
+            lease.release()  # a free one
         else:
             text = (folder / "lease.json").read_text()
-            (folder / "lease.json").write_text(text.replace(f'"pid": {os.getpid()}', f'"pid": {gone.pid}'))
+            (folder / "lease.json").write_text(text.replace(f'"pid": {os.getpid()}', f'"pid": {dead.pid}'))
     racers = [run(RACER, tmp_path / "start", *folders) for _ in range(4)]
     try:
         assert [line(racer) for racer in racers] == ["ready"] * 4
         (tmp_path / "start").touch()
         taken: list[str] = []
         for racer in racers:
-            while (said := line(racer)) != "end":
-                assert said, "it failed"
-                taken.append(said)
+            while (folder_taken := line(racer)) != "end":
+                assert folder_taken, "the racer failed"
+                taken.append(folder_taken)
     finally:
         for racer in racers:
             racer.kill()
@@ -226,51 +226,51 @@ def test_of_those_who_race_for_a_dead_lease_one_gets_it(tmp_path: Path) -> None:
     assert sorted(taken) == sorted(map(str, folders))
 
 
-def test_of_those_who_judged_it_dead_one_replaces_it(tmp_path: Path) -> None:
-    """The second comes when the first has replaced it, with what it saw before: a race that no timing has to hit."""
+def test_one_of_two_that_saw_the_holder_dead_replaces_it(tmp_path: Path) -> None:
+    """The second replaces the file that it saw before the first replaced it: a race without timing."""
     dead = Lease.take(tmp_path, 1)
     path = tmp_path / "lease.json"
-    seen = path.read_bytes()
-    assert leases._replace(path, seen, "first", 2) is not None
-    assert leases._replace(path, seen, "second", 2) is None
+    content = path.read_bytes()
+    assert leases._replace(path, content, "first", 2) is not None
+    assert leases._replace(path, content, "second", 2) is None
     assert leases._link(path, "third", 2) is None
     info = read_lease(tmp_path)
     assert info is not None
     assert info.owner == "first"
-    dead.release()  # it wakes, and ends
+    dead.release()  # it wakes up and ends
     assert read_lease(tmp_path) == info
-    assert [left.name for left in tmp_path.iterdir()] == ["lease.json"]
+    assert [file.name for file in tmp_path.iterdir()] == ["lease.json"]
 
 
-def test_a_holder_that_beats_while_it_is_judged_keeps_it(tmp_path: Path) -> None:
+def test_holder_that_beats_during_the_replacement_keeps_the_lease(tmp_path: Path) -> None:
     lease = Lease.take(tmp_path, 1)
-    seen = (tmp_path / "lease.json").read_bytes()
+    content = (tmp_path / "lease.json").read_bytes()
     lease.beat()
-    assert leases._replace(tmp_path / "lease.json", seen, "hasty", 2) is None
+    assert leases._replace(tmp_path / "lease.json", content, "hasty", 2) is None
     lease.check()
 
 
-def test_another_process_with_the_same_pid_is_another() -> None:
+def test_later_process_with_the_same_pid_is_not_the_holder() -> None:
     start = process_start(os.getpid())
     assert start is not None
     system, _, moment = start.rpartition("/")
     info = LeaseInfo("me", leases.socket.gethostname(), os.getpid(), start, 1, 0, "")
     assert is_dead(info) is False
     assert is_dead(LeaseInfo("me", info.host, info.pid, f"{system}/{int(moment) - 1}", 1, 0, "")) is True
-    # Another container of the same name numbers its processes in its own way.
+    # Another container with the same host name has its own pids.
     assert is_dead(LeaseInfo("me", info.host, info.pid, f"{system}x/{moment}", 1, 0, "")) is None
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"owner": "x"}', "[]"])
-def test_a_file_that_says_nothing_is_waited_for(tmp_path: Path, content: str) -> None:
+def test_unreadable_lease_file_is_waited_for(tmp_path: Path, content: str) -> None:
     (tmp_path / "lease.json").write_text(content)
     with pytest.raises(LeaseHeld):
         Lease.take(tmp_path, 1, 0.1, **QUICK)
     Lease.take(tmp_path, 1, beat_seconds=0.05, expiry_seconds=0.2).release()
 
 
-def test_what_a_kill_leaves_of_a_lease_is_cleared_with_the_rest(tmp_path: Path) -> None:
-    left = leases._write_aside(tmp_path / "lease.json", "a" * 32, 1)
-    assert left.exists()
+def test_temporary_lease_file_is_removed_with_other_torn_files(tmp_path: Path) -> None:
+    temporary = leases._write_aside(tmp_path / "lease.json", "a" * 32, 1)
+    assert temporary.exists()
     remove_torn(tmp_path)
-    assert not left.exists()
+    assert not temporary.exists()

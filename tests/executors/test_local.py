@@ -1,4 +1,4 @@
-"""Trainings in real processes: what they say, how they fail, what is left when they are ended."""
+"""Jobs in real processes: their messages, their failures, and the files that remain when they are ended."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ from dnas.training.recipe import make_recipe
 from tests.support.patience import patience
 
 SPEC = parse_name("densenet-bc:layers=2-1,k=4,dropout=0.2,channels=1,size=8")
-PATIENCE = 120.0  # seconds for a thing that takes a few
+PATIENCE = 120.0  # seconds to wait for an event that takes a few
 
 
 def job(folder: Path, key: str = "a", name: str | None = None, **changes: Any) -> Job:
@@ -47,41 +47,41 @@ def job(folder: Path, key: str = "a", name: str | None = None, **changes: Any) -
 
 @pytest.fixture
 def executor() -> Iterator[LocalExecutor]:
-    made = LocalExecutor(workers=2)
-    yield made
-    made.stop()
+    executor = LocalExecutor(workers=2)
+    yield executor
+    executor.stop()
 
 
 def messages(executor: LocalExecutor, until: tuple[str, ...] = ("done", "failed", "lost")) -> list[tuple[str, Message]]:
-    """Says yes to every epoch; all that came until one of the kinds `until`."""
-    came: list[tuple[str, Message]] = []
+    """Continue every epoch; return the messages up to the first of the kinds `until`."""
+    received: list[tuple[str, Message]] = []
     began = time.monotonic()
     while time.monotonic() - began < patience(PATIENCE):
         for key, message in executor.wait(1.0):
-            came.append((key, message))
+            received.append((key, message))
             if message.kind == "epoch" and "epoch" not in until:
                 executor.answer(key, True)
-        if any(message.kind in until for _, message in came):
-            return came
-    raise AssertionError(f"nothing came but {came}")
+        if any(message.kind in until for _, message in received):
+            return received
+    raise AssertionError(f"received only {received}")
 
 
-def test_a_training_says_where_it_runs_then_its_epochs_then_its_result(executor: LocalExecutor, tmp_path: Path) -> None:
+def test_job_sends_its_device_then_its_epochs_then_its_result(executor: LocalExecutor, tmp_path: Path) -> None:
     before = executor.clock()
-    executor.start(job(tmp_path, device="whatever it says"))
+    executor.start(job(tmp_path, device="ignored"))
     assert executor.running == ["a"]
-    came = [message for _, message in messages(executor) if message.kind != "step"]
-    assert [message.kind for message in came] == ["started", "epoch", "epoch", "epoch", "done"]
-    assert came[0].values == {"device": "cpu", "latency": None, "resident_bytes": 0, "kernels": "plain"}
-    assert [message.values["epoch"] for message in came[1:4]] == [1, 2, 3]
-    assert came[-1].values["finished"]
-    assert came[-1].values["peak_memory_bytes"] > 50e6
+    received = [message for _, message in messages(executor) if message.kind != "step"]
+    assert [message.kind for message in received] == ["started", "epoch", "epoch", "epoch", "done"]
+    assert received[0].values == {"device": "cpu", "latency": None, "resident_bytes": 0, "kernels": "plain"}
+    assert [message.values["epoch"] for message in received[1:4]] == [1, 2, 3]
+    assert received[-1].values["finished"]
+    assert received[-1].values["peak_memory_bytes"] > 50e6
     assert executor.running == []
     assert executor.clock() > before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "curve.csv", "norms.npz"]
 
 
-def test_room_is_for_as_many_as_there_are_workers(executor: LocalExecutor, tmp_path: Path) -> None:
+def test_room_is_limited_by_the_number_of_workers(executor: LocalExecutor, tmp_path: Path) -> None:
     for key in "ab":
         assert executor.room(job(tmp_path / key, key))
         executor.start(job(tmp_path / key, key))
@@ -93,9 +93,7 @@ def test_room_is_for_as_many_as_there_are_workers(executor: LocalExecutor, tmp_p
     assert executor.room(job(tmp_path / "c", "c", alone=True))
 
 
-def test_a_killed_training_says_nothing_and_goes_on_from_its_checkpoint(
-    executor: LocalExecutor, tmp_path: Path
-) -> None:
+def test_killed_job_sends_nothing_and_resumes_from_its_checkpoint(executor: LocalExecutor, tmp_path: Path) -> None:
     executor.start(job(tmp_path / "whole"))
     whole = messages(executor)[-1][1].values
     executor.start(job(tmp_path / "killed"))
@@ -106,9 +104,9 @@ def test_a_killed_training_says_nothing_and_goes_on_from_its_checkpoint(
     assert len(read_checkpoint(tmp_path / "killed" / "checkpoint.pt")["curve"]) == 1
     assert read_lease(tmp_path / "killed") is not None
     executor.start(job(tmp_path / "killed", attempt=2))
-    came = messages(executor)
-    assert came[-1][1].values["weights_digest"] == whole["weights_digest"]
-    assert [m.values["epoch"] for _, m in came if m.kind == "epoch"] == [1, 2, 3]
+    received = messages(executor)
+    assert received[-1][1].values["weights_digest"] == whole["weights_digest"]
+    assert [m.values["epoch"] for _, m in received if m.kind == "epoch"] == [1, 2, 3]
     assert read_lease(tmp_path / "killed") is None
 
 
@@ -126,27 +124,27 @@ def test_a_process_that_dies_is_lost(executor: LocalExecutor, tmp_path: Path, si
     assert executor.room(job(tmp_path))
 
 
-def test_measuring_the_latency_changes_no_bit_of_the_training(executor: LocalExecutor, tmp_path: Path) -> None:
+def test_measuring_the_latency_does_not_change_the_result(executor: LocalExecutor, tmp_path: Path) -> None:
     results = {}
     for measured in (False, True):
         executor.start(job(tmp_path / str(measured), measure_latency=measured))
-        came = [message for _, message in messages(executor)]
-        latency = came[0].values["latency"]
+        received = [message for _, message in messages(executor)]
+        latency = received[0].values["latency"]
         assert (1e-5 < latency < 1) if measured else latency is None
-        results[measured] = came[-1].values["weights_digest"]
+        results[measured] = received[-1].values["weights_digest"]
     assert results[True] == results[False]
 
 
-# 1.4 GB of activations in a step, of which recomputation holds 0.3 GB
+# 1.4 GB of activations in a step, 0.3 GB with recomputation
 DEEP = "densenet-bc:layers=45,k=4,channels=1,size=8"
-CAP = 800_000_000
+LIMIT_BYTES = 800_000_000
 
 
-def test_a_training_too_large_for_its_memory_fails_so_and_fits_with_recomputation(
-    executor: LocalExecutor, tmp_path: Path
-) -> None:
+def test_job_out_of_memory_fails_and_fits_with_recomputation(executor: LocalExecutor, tmp_path: Path) -> None:
     recipe = make_recipe("fast", data_info("digits"), epochs=1, batch_size=512).to_dict()
-    large = job(tmp_path, name=DEEP, recipe=recipe, memory_limit_bytes=CAP, data={"name": "digits", "subset": 600})
+    large = job(
+        tmp_path, name=DEEP, recipe=recipe, memory_limit_bytes=LIMIT_BYTES, data={"name": "digits", "subset": 600}
+    )
     executor.start(large)
     failed = messages(executor)[-1][1]
     assert failed.kind == "failed"
@@ -160,13 +158,13 @@ def test_a_training_too_large_for_its_memory_fails_so_and_fits_with_recomputatio
     assert done.values["finished"]
 
 
-# in this process: what a worker does, without the pipe
+# --- in this process, without the pipe ----------------------------------------------------------------------------
 
 
 def listen(job: Job) -> list[Message]:
-    came: list[Message] = []
-    run_job(job, came.append, lambda message: not came.append(message))  # type: ignore[func-returns-value]
-    return came
+    received: list[Message] = []
+    run_job(job, received.append, lambda message: not received.append(message))  # type: ignore[func-returns-value]
+    return received
 
 
 def test_failures_have_a_reason_of_the_list(tmp_path: Path) -> None:
@@ -184,7 +182,7 @@ def test_failures_have_a_reason_of_the_list(tmp_path: Path) -> None:
         assert read_lease(tmp_path / name) is None
 
 
-def test_a_full_disk_has_its_own_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_has_its_own_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise DiskFull("no room left to write it")
 
@@ -193,47 +191,51 @@ def test_a_full_disk_has_its_own_reason(tmp_path: Path, monkeypatch: pytest.Monk
     assert (last.kind, last.values) == ("failed", {"reason": "disk full", "text": "no room left to write it"})
 
 
-def test_a_folder_that_cannot_be_is_an_error(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     last = listen(job(tmp_path / "file" / "trial"))[-1]
     assert (last.kind, last.values["reason"]) == ("failed", "error")
 
 
-def test_a_folder_that_another_trains_in_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_in_use_by_another_process_is_not_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".checkpoint.pt.4711").write_bytes(b"half of a checkpo")
     monkeypatch.setattr(Lease.take.__func__, "__kwdefaults__", {"beat_seconds": 0.05, "expiry_seconds": 0.5})
     with Lease.take(tmp_path, 1):
-        came = listen(job(tmp_path))
-    assert [message.kind for message in came] == ["lost"]
-    assert came[0].values["text"].startswith(f"its folder is in use by process {os.getpid()} on {socket.gethostname()}")
+        received = listen(job(tmp_path))
+    assert [message.kind for message in received] == ["lost"]
+    assert (
+        received[0]
+        .values["text"]
+        .startswith(f"its folder is in use by process {os.getpid()} on {socket.gethostname()}")
+    )
     assert [path.name for path in tmp_path.iterdir()] == [".checkpoint.pt.4711"]
-    listen(job(tmp_path))  # with the lease, it is cleared away
+    listen(job(tmp_path))  # with the lease, the torn file is removed
     assert not (tmp_path / ".checkpoint.pt.4711").exists()
 
 
-def test_who_lost_the_lease_ends_without_a_word_or_a_write(tmp_path: Path) -> None:
-    came: list[Message] = []
+def test_process_that_lost_the_lease_ends_without_a_message_or_a_write(tmp_path: Path) -> None:
+    received: list[Message] = []
     content: dict[str, bytes] = {}
 
     def ask(message: Message) -> bool:
-        came.append(message)
-        if message.values["epoch"] == 2:  # another takes over between two checkpoints
+        received.append(message)
+        if message.values["epoch"] == 2:  # another process takes over between two checkpoints
             info = json.loads((tmp_path / "lease.json").read_text())
             (tmp_path / "lease.json").write_text(json.dumps(info | {"owner": "another", "beat": 1}))
             content.update({path.name: path.read_bytes() for path in tmp_path.iterdir()})
         return True
 
     with pytest.raises(LeaseLost):
-        run_job(job(tmp_path), came.append, ask)
-    assert [message.kind for message in came if message.kind != "step"] == ["started", "epoch", "epoch"]
+        run_job(job(tmp_path), received.append, ask)
+    assert [message.kind for message in received if message.kind != "step"] == ["started", "epoch", "epoch"]
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == content
     assert not [thread for thread in threading.enumerate() if thread.name == "lease"]
 
 
-# GPUs that are numbers
+# --- simulated GPUs -----------------------------------------------------------------------------------------------
 
 
-def test_on_gpus_measured_peaks_reach_the_next_placement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measured_peaks_on_gpus_affect_the_next_placement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "total_bytes", lambda name: 10 * 2**30)
     executor = LocalExecutor(workers=9, devices=("cuda:0", "cuda:1"))
     started: list[str] = []
@@ -241,20 +243,20 @@ def test_on_gpus_measured_peaks_reach_the_next_placement(tmp_path: Path, monkeyp
     class Process:
         def __init__(self, target: object, args: tuple[Job, Any], daemon: bool) -> None:
             started.append(args[0].device)
-            self.says = args[1]
+            self.pipe = args[1]
 
         def start(self) -> None:
-            self.says.send(Message("started", {"device": "cuda:0", "latency": None, "resident_bytes": 2**30}))
-            self.says.send(Message("done", {"peak_memory_bytes": 9 * 2**30}))
+            self.pipe.send(Message("started", {"device": "cuda:0", "latency": None, "resident_bytes": 2**30}))
+            self.pipe.send(Message("done", {"peak_memory_bytes": 9 * 2**30}))
 
         def join(self, timeout: float | None = None) -> None: ...
         def close(self) -> None: ...
 
     monkeypatch.setattr(executor._context, "Process", Process)
     two = job(tmp_path, "a", activation_bytes=2 * 2**30), job(tmp_path, "b", activation_bytes=2 * 2**30)
-    for one in two:
-        assert executor.room(one)
-        executor.start(one)
+    for first in two:
+        assert executor.room(first)
+        executor.start(first)
     assert started == ["cuda:0", "cuda:1"]
     assert executor.room(job(tmp_path, "c", activation_bytes=2 * 2**30))
     while executor.running:
@@ -263,12 +265,12 @@ def test_on_gpus_measured_peaks_reach_the_next_placement(tmp_path: Path, monkeyp
     assert [measured for _, measured in executor._ledger.measured] == [8 * 2**30] * 2
     executor.start(job(tmp_path, "d", activation_bytes=2 * 2**30))
     executor.start(job(tmp_path, "e", activation_bytes=2 * 2**30))
-    assert not executor.room(job(tmp_path, "f", activation_bytes=2 * 2**30)), "each was seen to take eight"
+    assert not executor.room(job(tmp_path, "f", activation_bytes=2 * 2**30)), "the first two took 8 GiB each"
     while executor.running:
         executor.wait(1.0)
 
 
-def test_the_cap_of_a_gpu_is_a_share_of_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_limit_of_a_gpu_is_a_fraction_of_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     class Properties:
         total_memory = 80 * 2**30
 
@@ -282,11 +284,11 @@ def test_the_cap_of_a_gpu_is_a_share_of_its_memory(monkeypatch: pytest.MonkeyPat
     assert caps == [(0.25, "cuda:1"), (1.0, "cuda:1")]
 
 
-def test_a_cpu_has_no_bytes_to_share() -> None:
+def test_cpu_has_no_memory_limit() -> None:
     assert local.total_bytes("cpu") is None
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-def test_a_gpu_that_is_not_there_is_an_error() -> None:
+def test_missing_gpu_is_an_error() -> None:
     with pytest.raises((RuntimeError, AssertionError)):
         LocalExecutor(devices=("cuda:0",))

@@ -1,4 +1,4 @@
-"""Which device a training goes to: arithmetic, with GPUs that are numbers."""
+"""Placement of jobs on simulated GPUs."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ CPU = Device("cpu")
 
 
 def job(key: str = "a", gib: float = 1.0, **changes: Any) -> Job:
-    """A training that keeps `gib` GiB of activations in float32."""
+    """A job that keeps `gib` GiB of activations in float32."""
     return Job(key, "", {}, {"batch_size": 64}, {}, (0, 0), activation_bytes=int(gib * GIB), **changes)
 
 
@@ -39,24 +39,30 @@ def loads(*gib: float, alone: bool = False) -> list[Load]:
 
 
 @pytest.mark.parametrize(
-    ("load", "running", "where"),
+    ("load", "running", "device"),
     [
         (Load(4 * GIB), {}, "cuda:0"),
         (Load(4 * GIB), {"cuda:0": loads(1)}, "cuda:1"),  # the least loaded
         (Load(4 * GIB), {"cuda:0": loads(3), "cuda:1": loads(2)}, "cuda:1"),
-        (Load(1 * GIB), {"cuda:0": loads(4), "cuda:1": loads(1, 1)}, "cuda:0"),  # fewer trainings come before bytes
+        (
+            Load(1 * GIB),
+            {"cuda:0": loads(4), "cuda:1": loads(1, 1)},
+            "cuda:0",
+        ),  # the number of jobs counts before their bytes
         (Load(4 * GIB), {"cuda:0": loads(5), "cuda:1": loads(6)}, "cuda:0"),
         (Load(4 * GIB), {"cuda:0": loads(6), "cuda:1": loads(6)}, None),
         (Load(5 * GIB, alone=True), {"cuda:0": loads(1)}, "cuda:1"),
         (Load(5 * GIB, alone=True), {"cuda:0": loads(1), "cuda:1": loads(1)}, None),
         (Load(1 * GIB), {"cuda:0": loads(1, alone=True), "cuda:1": loads(1, alone=True)}, None),
-        (Load(50 * GIB), {"cuda:0": loads(1)}, "cuda:1"),  # too large for all: it may try, alone
+        (Load(50 * GIB), {"cuda:0": loads(1)}, "cuda:1"),  # too large for every device: may try alone
         (Load(50 * GIB), {"cuda:0": loads(1), "cuda:1": loads(1)}, None),
         (Load(1 * GIB), {"cuda:0": loads(50), "cuda:1": loads(50)}, None),
     ],
 )
-def test_the_device_of_one_more_training(load: Load, running: dict[str, list[Load]], where: str | None) -> None:
-    assert place(load, [ONE, TWO], running) == where
+def test_next_job_goes_to_the_least_loaded_device_with_room(
+    load: Load, running: dict[str, list[Load]], device: str | None
+) -> None:
+    assert place(load, [ONE, TWO], running) == device
 
 
 def test_predictions_fill_no_more_than_the_stated_share() -> None:
@@ -65,7 +71,7 @@ def test_predictions_fill_no_more_than_the_stated_share() -> None:
     assert place(Load(room - GIB + 1), [ONE], {"cuda:0": loads(1)}) is None
 
 
-def test_a_training_too_large_for_all_waits_for_the_largest() -> None:
+def test_job_too_large_for_every_device_waits_for_the_largest() -> None:
     small, large = Device("cuda:0", 10 * GIB), Device("cuda:1", 40 * GIB)
     assert place(Load(50 * GIB), [small, large], {}) == "cuda:1"
     assert place(Load(50 * GIB), [small, large], {"cuda:1": loads(1)}) is None
@@ -73,7 +79,7 @@ def test_a_training_too_large_for_all_waits_for_the_largest() -> None:
     assert place(Load(20 * GIB), [small, large], {}) == "cuda:1"
 
 
-def test_on_a_cpu_only_the_number_of_workers_counts() -> None:
+def test_cpu_is_limited_only_by_the_number_of_workers() -> None:
     ledger = Ledger((CPU,), workers=3)
     for key in "abc":
         assert ledger.pick(job(key, gib=1000)) == "cpu"
@@ -89,7 +95,7 @@ def test_on_a_cpu_only_the_number_of_workers_counts() -> None:
     assert ledger.pick(job("e")) is None
 
 
-def test_trainings_share_gpus_while_they_fit() -> None:
+def test_jobs_share_gpus_while_they_fit() -> None:
     ledger = Ledger((ONE, TWO), workers=100)
     keys: list[str] = []
     while (name := ledger.pick(job(str(len(keys)), gib=4))) is not None:
@@ -98,36 +104,36 @@ def test_trainings_share_gpus_while_they_fit() -> None:
     each = CONTEXT_BYTES + training_bytes(job(gib=4))
     assert keys.count("cuda:0") == keys.count("cuda:1") == int(MEMORY_SHARE * 10 * GIB // each) == 2
     assert keys[:2] == ["cuda:0", "cuda:1"]
-    assert ledger.begin(job("more", gib=4)) == "cuda:0"  # whoever does not ask is not refused
+    assert ledger.begin(job("more", gib=4)) == "cuda:0"  # `begin` accepts a job that `pick` would refuse
 
 
-def test_workers_are_the_most_over_all_gpus() -> None:
+def test_workers_limits_the_jobs_on_all_gpus_together() -> None:
     ledger = Ledger((ONE, TWO), workers=3)
     for key in "abc":
         ledger.begin(job(key, gib=0.1))
     assert ledger.pick(job("d", gib=0.1)) is None
 
 
-def test_measured_peaks_correct_what_is_predicted() -> None:
+def test_measured_peaks_correct_predictions() -> None:
     ledger = Ledger((ONE,), workers=9)
     ledger.begin(job("a", gib=4))
     before = ledger.load(job("b", gib=4)).bytes
     ledger.resident_bytes = GIB
     assert ledger.load(job("b", gib=4)).bytes == before + GIB
-    ledger.measure("a", GIB + 2 * training_bytes(job(gib=4)))  # twice what was predicted, the data set apart
+    ledger.measure("a", GIB + 2 * training_bytes(job(gib=4)))  # twice the prediction, without the data set
     assert ledger.measured == [(training_bytes(job(gib=4)), 2 * training_bytes(job(gib=4)))]
     assert ledger.load(job("b", gib=4)).bytes == before + GIB + int((2 * MARGIN - 1) * training_bytes(job(gib=4)))
     assert ledger.pick(job("b", gib=4)) is None
 
 
-def test_the_peak_of_a_cpu_process_says_nothing_of_gpus() -> None:
+def test_peak_of_a_cpu_process_is_ignored() -> None:
     ledger = Ledger((CPU,), workers=9)
     ledger.begin(job("a"))
     ledger.measure("a", 100 * GIB)
     assert ledger.measured == []
 
 
-def test_the_worst_ratio_counts_and_few_of_them_only_raise() -> None:
+def test_worst_ratio_counts_and_a_few_ratios_only_raise_predictions() -> None:
     assert correction([]) == 1
     assert correction([(100, 50)]) == 1
     assert correction([(100, 50), (100, 40), (100, 60)]) == pytest.approx(0.6 * MARGIN)
@@ -148,13 +154,13 @@ def test_the_worst_ratio_counts_and_few_of_them_only_raise() -> None:
         "densenet-bc:layers=3-3-3,k=32,size=16",
     ],
 )
-def test_predictions_are_a_little_more_than_the_tensors_of_a_step(name: str, recompute: bool) -> None:
-    """On a CPU in bf16, where every tensor can be counted; there is no workspace."""
+def test_predictions_slightly_exceed_the_tensors_of_a_step(name: str, recompute: bool) -> None:
+    """On a CPU in bf16, where all tensors can be counted and there is no workspace."""
     spec, batch = parse_name(name), 4
     price = cost(spec, batch)
     sizes = {"activation_bytes": price.activation_bytes, "params": price.params}
-    training = Job("a", "", spec.to_dict(), {"batch_size": batch}, {}, (0, 0), recompute=recompute, **sizes)
-    predicted = tensor_bytes(training)
+    predicted_job = Job("a", "", spec.to_dict(), {"batch_size": batch}, {}, (0, 0), recompute=recompute, **sizes)
+    predicted = tensor_bytes(predicted_job)
     net: Any = build(spec).to(memory_format=torch.channels_last)
     net.recompute = recompute
     x, y = torch.randn(batch, 3, spec.image_size, spec.image_size), torch.zeros(batch, dtype=torch.long)
@@ -167,7 +173,9 @@ def test_recomputation_is_predicted_from_the_spec() -> None:
     spec = parse_name("densenet_bc_100_12")
     activations = cost(spec, 64).activation_bytes
     plain = Job("a", "", spec.to_dict(), {"batch_size": 64}, {}, (0, 0), activation_bytes=activations)
-    again = Job("a", "", spec.to_dict(), {"batch_size": 64}, {}, (0, 0), activation_bytes=activations, recompute=True)
+    recomputed = Job(
+        "a", "", spec.to_dict(), {"batch_size": 64}, {}, (0, 0), activation_bytes=activations, recompute=True
+    )
     assert kept_bytes(plain) == activations
-    assert kept_bytes(again) < 0.15 * activations
-    assert training_bytes(again) > WORKSPACE_BYTES
+    assert kept_bytes(recomputed) < 0.15 * activations
+    assert training_bytes(recomputed) > WORKSPACE_BYTES

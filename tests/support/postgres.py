@@ -1,4 +1,4 @@
-"""A private PostgreSQL for the tests: its own folder, its own port, started, killed and started again."""
+"""PostgreSQL server of the tests with its own folder and port, which can be killed and restarted."""
 
 import os
 import pwd
@@ -19,11 +19,11 @@ PASSWORD = "s3cret:w/th@signs"  # in a URL it may be escaped, or not
 
 
 def binary(name: str) -> str:
-    """The path of one of PostgreSQL's programs; Debian keeps them off PATH."""
-    places = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), reverse=True)
-    found = shutil.which(name) or (str(places[0]) if places else None)
-    assert found, f"the tests need PostgreSQL's {name}: apt-get install postgresql, or put it on PATH"
-    return found
+    """Return the path of one of PostgreSQL's programs, which Debian does not add to PATH."""
+    paths = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), reverse=True)
+    path = shutil.which(name) or (str(paths[0]) if paths else None)
+    assert path, f"the tests need PostgreSQL's {name}: apt-get install postgresql, or put it on PATH"
+    return path
 
 
 def free_port() -> int:
@@ -33,16 +33,16 @@ def free_port() -> int:
 
 
 class Server:
-    """PostgreSQL on a free port of this machine. It refuses to run as root, and then runs as nobody."""
+    """PostgreSQL on a free port of this machine. It refuses to run as root, and then runs as an unprivileged user."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="dnas-postgres-", dir="/tmp"))
         self.data, self.port = self.folder / "data", free_port()
         self.user: dict[str, object] = {}
         if os.geteuid() == 0:
-            nobody = pwd.getpwnam("nobody")
-            os.chown(self.folder, nobody.pw_uid, nobody.pw_gid)
-            self.user = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+            user = pwd.getpwnam("nobody")
+            os.chown(self.folder, user.pw_uid, user.pw_gid)
+            self.user = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
         secret = self.folder / "password"
         secret.write_text(PASSWORD)
         secret.chmod(0o644)
@@ -85,7 +85,7 @@ class Server:
                 time.sleep(0.05)
 
     def kill(self) -> None:
-        """Ends it without a word, as a crash would: SIGQUIT is its immediate shutdown, without a checkpoint."""
+        """Stop the server as a crash would: SIGQUIT is an immediate shutdown without a checkpoint."""
         assert self.process is not None
         self.process.send_signal(signal.SIGQUIT)
         self.process.wait(patience(30))
@@ -105,7 +105,7 @@ class Server:
         return []
 
     def database(self, name: str) -> str:
-        """A new database's URL, with the password as it is."""
+        """Create a database and return its URL, with the password unescaped."""
         self.sql(f"CREATE DATABASE {name}")
         return self.url(name)
 

@@ -1,9 +1,9 @@
-"""Slurm's commands as far as the scripts in deploy/ use them, and dnas and Ray of this interpreter, for a PATH."""
+"""Stand-ins on PATH for the Slurm commands that the scripts in deploy/ use, and for dnas and Ray."""
 
 import sys
 from pathlib import Path
 
-# Runs the command once a task, each on a "host" of its own: its own folder for temporary files.
+# Runs the command once per task. Each task has its own "host", a folder for temporary files.
 SRUN = r"""#!/usr/bin/env bash
 echo "srun $*" >>"$STUB/log"
 tasks=1
@@ -27,7 +27,7 @@ if [ "$1 $2" = "show hostnames" ]; then
 fi
 """
 
-# dnas: says what it got, and then waits to be told to stop.
+# dnas: logs its arguments and waits to be stopped.
 DNAS = r"""
 import os, sys, time
 try:
@@ -38,7 +38,7 @@ except KeyboardInterrupt:
     sys.exit(130)
 """
 
-# ray: a head answers at its port until it is ended.
+# ray: a head node that listens at its port until it is stopped.
 RAY = r"""
 import os, socket, sys, time
 options = dict(word.lstrip("-").split("=") for word in sys.argv if "=" in word)
@@ -49,21 +49,21 @@ with socket.create_server((options["node-ip-address"], int(options["port"]))):
 """
 
 PYTHON = """
-print("the nodes are there")
+print("the nodes have joined")
 """
 
 
 def put(folder: Path, *, fake: bool) -> None:
-    """Writes the stubs into `folder`. fake: dnas and Ray only pretend, else they are those of this interpreter."""
+    """Write the stand-ins to `folder`. fake: use stand-ins for dnas and Ray as well, not those of this interpreter."""
     fakes = {"python": PYTHON, "ray": RAY, "dnas": DNAS}
     ours = {"python": "", "ray": "-m ray.scripts.scripts", "dnas": "-m dnas.cli"}
     texts = {"srun": SRUN, "scontrol": SCONTROL}
-    for name, what in ours.items():
+    for name, arguments in ours.items():
         if fake:
             file = folder / f"fake_{name}.py"
             file.write_text(fakes[name])
-            what = f'"{file}"'
-        texts[name] = f'#!/bin/sh\nexec "{sys.executable}" {what} "$@"\n'
+            arguments = f'"{file}"'
+        texts[name] = f'#!/bin/sh\nexec "{sys.executable}" {arguments} "$@"\n'
     for name, text in texts.items():
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
