@@ -171,7 +171,7 @@ def test_cluster_file_has_everything_that_a_search_needs() -> None:
 # --- KubeRay --------------------------------------------------------------------------------------------------------
 
 # The fields that the job uses, from KubeRay's definition of RayJob v1 (1.5.1 and later) and Kubernetes' pods. A shape
-# is a type, a constant, a list with the shape of its items, or a dict with exactly these keys. Keys with `?` are optional.
+# is a type, a constant, a list with the shape of its items, or a dict with exactly these keys. `?` marks optional keys.
 QUANTITIES = {"cpu": str, "memory": str, "nvidia.com/gpu?": str}
 CONTAINER = {
     "name": str,
