@@ -2,7 +2,7 @@
 
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,6 +139,33 @@ def read_norms(path: Path | str) -> NormHistory:
     sizes = {name: tensor.numel() for name, tensor in content["weights"].items()}
     arrays = {key: norms[key].numpy() for key in ("l2", "reuse", "l1", "gradient") if key in norms}
     return _history(norms | arrays, sizes, path)
+
+
+def read_histories(sources: Sequence[str | Path], trial: int | None = None) -> list[NormHistory]:
+    """Read the norms of one network from one or several seeds.
+
+    Args:
+        sources: Studies or checkpoint files. A study stands for one of its trials, together with the complete final
+            runs of that trial, which train the same network from other seeds.
+        trial: Trial of the studies; None is the best.
+    """
+    return [read_norms(path) for source in sources for path in _checkpoints(source, trial)]
+
+
+def _checkpoints(source: str | Path, trial: int | None) -> list[Path]:
+    from dnas.export import checkpoint_of
+    from dnas.study.folder import StudyFolder
+
+    first = checkpoint_of(source, trial)
+    folder = first.parent.parent.parent
+    if Path(source) == first or not (folder / "study.toml").is_file() or first.parent.parent.name != "trials":
+        return [first]
+    retrained = [
+        path / "checkpoint.pt"
+        for path, record in StudyFolder(folder).retrained()
+        if str(record.number) == first.parent.name and record.state == "complete"
+    ]
+    return [first, *(path for path in retrained if path.is_file())]
 
 
 def _from_npz(path: Path) -> NormHistory:

@@ -447,12 +447,16 @@ def error_verdict(loss: Paired) -> Verdict:
 
 
 def _fig5(plan: Plan, folder: StudyFolder, done: pd.DataFrame) -> Result:
-    from dnas.cli.plots import figure5
+    from dnas.analysis.observations import observe
+    from dnas.analysis.reuse import feature_reuse
+    from dnas.analysis.weight_norms import read_histories
+    from dnas.figures.network import plot_reuse
 
-    found = figure5([folder.trial_folder(int(number)) / "checkpoint.pt" for number in done["number"]])
+    histories = read_histories([folder.trial_folder(int(number)) / "checkpoint.pt" for number in done["number"]])
+    reuse = feature_reuse(histories)
     findings = tuple(
         Finding(one.claim, one.verdict, _observed(one.measure, one.value, one.low, one.high, one.untrained, one.bar))
-        for one in found.observations
+        for one in observe(histories)
     )
     caption = (
         f"Figure 5 of the paper for {done['network'].iloc[0]}, the mean of {several(len(done), 'seed')}. Rows are"
@@ -461,8 +465,8 @@ def _fig5(plan: Plan, folder: StudyFolder, done: pd.DataFrame) -> Result:
     )
     return Result(
         findings,
-        {"figure": (found.figure, caption)},
-        {"reuse": (found.reuse.frame(), "Every cell of the heatmaps")},
+        {"figure": (plot_reuse(reuse), caption)},
+        {"reuse": (reuse.frame(), "Every cell of the heatmaps")},
         (),
         ("The paper drew one network, and stated what it saw without numbers; the measures and bars here are ours.",),
     )

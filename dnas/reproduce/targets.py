@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dnas.arch import Spec, parse_name
+from dnas.batch.runs import PlannedRun
 from dnas.data.catalog import DataInfo, data_info
 from dnas.errors import InputError, unknown
 from dnas.formatting import several
@@ -227,6 +228,10 @@ class Plan:
     def error(self) -> str:
         """The column that is measured."""
         return "test_error" if self.final else "val_error"
+
+    def planned(self) -> list[PlannedRun]:
+        """Return the runs for `dnas.batch.runs`. All networks of a seed share its random streams."""
+        return [PlannedRun(run.key, run.group, run.spec, self.recipe, (run.seed, 0)) for run in self.runs]
 
 
 def make_plan(target: str, budget: str, seeds: int | None = None) -> Plan:

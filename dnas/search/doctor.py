@@ -6,7 +6,6 @@ moves to `studies/<name>/lost/`. What a search mends by itself at its start (a r
 up with, an interrupted trial) is not damage.
 """
 
-import argparse
 import csv
 import fcntl
 import io
@@ -30,7 +29,7 @@ from dnas.formatting import joined, several
 from dnas.io import remove_torn
 from dnas.search.state import ENDED, History, Trial
 from dnas.study.config import DEFAULTS, check_proposed, objectives_of, space_of
-from dnas.study.folder import StudyFolder, find_study
+from dnas.study.folder import StudyFolder
 from dnas.study.optuna_mirror import NAME as MIRROR
 from dnas.study.optuna_mirror import mirror_agrees, remove_mirror, sync_mirror
 from dnas.study.record import STATES, TrialRecord, new_record
@@ -53,24 +52,6 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}" + (f"; {self.mended}" if self.mended else "")
-
-
-def main_doctor(args: argparse.Namespace) -> int:
-    """Prints what is found, `ok` where nothing is. 0: nothing, or all is mended; 1: something is not."""
-    folder = find_study(args.study)
-    busy = args.dry_run and is_running(folder)
-    if busy:
-        print(f"study {folder.name} is running; only what it does not write to is looked at")
-    findings = diagnose(folder, mend=not args.dry_run)
-    for finding in findings:
-        print(finding)
-    if not findings:
-        print("ok")
-    with suppress(InputError, *BAD_RECORD):
-        left = sum(record.state == "running" for record in folder.records())
-        if left and not busy:
-            print(f"{several(left, 'interrupted trial')}; the next `dnas search` goes on from there")
-    return int(any(not finding.mended for finding in findings))
 
 
 def diagnose(folder: StudyFolder, mend: bool) -> list[Finding]:

@@ -24,10 +24,10 @@ from dnas.ablation.design import best_fraction, factorial, one_at_a_time, read_g
 from dnas.ablation.parse import Definition, ablation_files, load_definition, parse_definition
 from dnas.ablation.plan import can_conclude, frozen_table, make_plan, planned
 from dnas.ablation.results import read_ablation
-from dnas.ablation.summary import describe_result
 from dnas.arch import DenseNetSpec, cost, format_name
 from dnas.batch.runs import PlannedRun, train_runs
 from dnas.cli import main
+from dnas.cli.ablate_text import describe_result
 from dnas.data import load_dataset
 from dnas.errors import InputError
 from dnas.executors.worker import Job, Message

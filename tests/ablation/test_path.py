@@ -182,7 +182,7 @@ def test_the_command_prints_the_steps(study: StudyFolder, tmp_path: Path, capsys
     text = capsys.readouterr().out
     assert "growth_rate" in text
     assert "4 → 16" in text
-    assert "nothing of it was trained" in text
+    assert "no network of the path was trained" in text
     frame = pd.read_csv(out)
     assert frame["choice"].tolist()[1] == "growth_rate"
     assert frame["predicted_low"].le(frame["predicted"]).all()
@@ -224,7 +224,7 @@ def test_the_figure_has_a_row_a_network(study: StudyFolder) -> None:
         (["{some}", "--from", "99"], "has no trial 99"),
         (["{some}", "--from", "densenet:L=22,k=5"], "is no network of space searched"),
         (["{some}", "--seeds", "3"], "it goes with --train"),
-        (["{unnamed}"], "names no [[first]] network; say where the path begins"),
+        (["{unnamed}"], "names no [[first]] network; set the start of the path"),
     ],
 )
 def test_bad_input_is_one_line(

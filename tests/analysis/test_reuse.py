@@ -1,6 +1,5 @@
 """Feature reuse, the paper's four observations, and causal reuse, on networks whose weights were set by hand."""
 
-import argparse
 import dataclasses
 import json
 import math
@@ -16,8 +15,11 @@ from torch import nn
 from dnas.analysis import NormHistory, Observation, feature_reuse, observe
 from dnas.analysis.causal import CausalReuse, causal_reuse, correlate, with_fewer_images
 from dnas.analysis.observations import effective_share
+from dnas.analysis.weight_norms import read_histories
 from dnas.arch import DenseNetSpec, parse_name
-from dnas.cli.plots import _Estimate, figure5, observation_line, run_plot, run_verify
+from dnas.cli import main
+from dnas.cli.plot_network import Estimate
+from dnas.cli.verify import observation_line
 from dnas.data import Dataset, load_dataset
 from dnas.data.catalog import data_info
 from dnas.errors import InputError
@@ -237,7 +239,7 @@ def test_what_cannot_be_told() -> None:
     few = observe(by_hand("densenet:layers=1-1,k=2,size=8,channels=1", {}))
     assert {one.verdict for one in few} == {"cannot tell"}
     assert math.isnan(few[0].value)  # its layers have one source each
-    assert "nothing in this network" in observation_line(few[0])
+    assert "nothing to measure it on" in observation_line(few[0])
     assert "too few for an interval" in observation_line(few[1])
     chain = observe(by_hand("densenet:layers=4-4,k=2,size=8,channels=1,connect=none", {}))
     assert {one.verdict for one in chain} == {"cannot tell"}
@@ -445,37 +447,35 @@ def train(folder: Path, digits: Dataset, seed: int) -> Path:
     return folder / "checkpoint.pt"
 
 
-def test_figure_5_of_checkpoints_and_the_commands(
-    digits: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_verify_and_plot_read_checkpoints(digits: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = [train(tmp_path / str(seed), digits, seed) for seed in (0, 1)]
-    found = figure5(paths)
-    assert found.reuse.networks == 2
-    assert [one.letter for one in found.observations] == ["a", "b", "c", "d"]
-    assert figure5(paths[:1], epoch=0).reuse.epoch == 0
-    assert run_verify(argparse.Namespace(sources=paths, trial=None, json=True)) == 0
-    plain = json.loads(capsys.readouterr().out)
-    assert [one["verdict"] for one in plain] == [one.verdict for one in found.observations]
-    assert run_verify(argparse.Namespace(sources=paths, trial=None, json=False)) == 0
+    histories = read_histories(paths)
+    assert feature_reuse(histories).networks == 2
+    assert feature_reuse(histories[:1], epoch=0).epoch == 0
+    sources = [str(path) for path in paths]
+    assert main(["verify", *sources, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["letter"] for row in rows] == ["a", "b", "c", "d"]
+    assert [row["verdict"] for row in rows] == [each.verdict for each in observe(histories)]
+    assert main(["verify", *sources]) == 0
     assert capsys.readouterr().out.startswith("2 networks, after epoch 2\n(a) ")
     out = tmp_path / "causal.svg"
-    given = argparse.Namespace(
-        figure="causal", source=paths[0], trial=None, norm="column", images=10, device="cpu", data_root=None, out=out
-    )
-    assert run_plot(given) == 0
-    first = capsys.readouterr()
-    assert "over 12 cells" in first.out
-    assert "left" in first.err
+    assert main(["plot", "causal", sources[0], "--images", "10", "--device", "cpu", "-o", str(out)]) == 0
+    printed = capsys.readouterr()
+    assert "over 12 cells" in printed.out
+    assert "left" in printed.err
     assert out.is_file()
     assert len((tmp_path / "causal.csv").read_text().splitlines()) == 14
-    gradients = argparse.Namespace(figure="gradients", source=paths[0], trial=None, out=tmp_path / "g.png")
-    assert run_plot(gradients) == 0
-    with pytest.raises(InputError, match="saved as"):
-        run_plot(argparse.Namespace(figure="causal", out=tmp_path / "x.gif"))
+    assert main(["plot", "gradients", sources[0], "-o", str(tmp_path / "g.png")]) == 0
+    assert main(["plot", "reuse", *sources, "--epoch", "0", "-o", str(tmp_path / "r.png")]) == 0
+    assert (tmp_path / "r.png").is_file()
+    capsys.readouterr()
+    assert main(["plot", "causal", sources[0], "-o", str(tmp_path / "x.gif")]) == 2
+    assert "saved as" in capsys.readouterr().err
 
 
 def test_an_estimate_counts_new_measurements_only(capsys: pytest.CaptureFixture[str]) -> None:
-    watch = _Estimate()
+    watch = Estimate()
     for done in range(6):
         watch.progress(done, 10)  # all known
     watch.began -= 60

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from argparse import Namespace
 from collections import deque
 from pathlib import Path
 
@@ -22,11 +21,11 @@ from dnas.analysis.scaling import IsoError
 from dnas.arch import cost, parse_name, spec_from_dict
 from dnas.batch.runs import train_runs
 from dnas.cli import main
-from dnas.cli.listed import means_of
+from dnas.cli.execution import Execution
+from dnas.cli.reproduce_text import describe_plan
 from dnas.errors import InputError
 from dnas.executors.worker import Job, Message
 from dnas.figures import title
-from dnas.reproduce.command import describe_plan, planned
 from dnas.reproduce.page import write_page
 from dnas.reproduce.results import Result, about_a_third, paired, read_result
 from dnas.reproduce.targets import BUDGETS, TARGETS, Budget, Plan, Target, make_plan
@@ -108,7 +107,7 @@ def test_what_the_paper_budget_trains_is_what_the_paper_trained() -> None:
 
 def test_all_networks_of_a_seed_come_before_the_next_seed() -> None:
     assert [run.seed for run in make_plan("fig4-left", "smoke").runs] == [0] * 12 + [1] * 12 + [2] * 12
-    assert [run.seed for run in planned(make_plan("fig4-left", "smoke"))][12] == (1, 0)
+    assert [run.seed for run in make_plan("fig4-left", "smoke").planned()][12] == (1, 0)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +127,7 @@ def test_bad_input_is_one_line(
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nothing is downloaded
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     if "nowhere" in words:
-        monkeypatch.setattr("dnas.reproduce.command.estimate_seconds", lambda *_: 1.0)
+        monkeypatch.setattr("dnas.cli.reproduce_text.estimate_seconds", lambda *_: 1.0)
     assert main(["reproduce", *words]) == 2
     error = capsys.readouterr().err
     assert line in error
@@ -146,14 +145,13 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(capsys: pytest.CaptureFixt
 
 def test_a_plan_tells_what_is_there_and_what_a_machine_does_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny images on CPUs: a training a core."""
-    monkeypatch.setattr("dnas.cli.listed.cores", lambda: 7)
+    monkeypatch.setattr("dnas.cli.execution.cores", lambda: 7)
     plan = make_plan("fig4-right", "smoke")
-    asked = Namespace(workers=None, threads=None, device="cpu", timeout=None, kernels=None)
-    means = means_of(asked, {"name": "digits"}, 8)
+    means = Execution(device="cpu").run_config({"name": "digits"}, 8)
     assert (means.workers, means.threads) == (7, 1)
     folder = StudyFolder(Path("studies") / plan.study)
     assert "are there" not in describe_plan(plan, folder, means, Path("out"))
-    train_runs(plan.study, "t", planned(plan)[:2], RunConfig({"name": "digits"}), Silent(), Planted(plan, {}))
+    train_runs(plan.study, "t", plan.planned()[:2], RunConfig({"name": "digits"}), Silent(), Planted(plan, {}))
     assert "runs      6: 2 networks from 3 seeds; 2 are there" in describe_plan(plan, folder, means, Path("out"))
 
 
@@ -196,7 +194,7 @@ class Planted(AnalyticExecutor):
 def read(target: str, less: dict[str, float], noise: float = 0.002, seeds: int = 3) -> tuple[Plan, Result]:
     plan = make_plan(target, "smoke", seeds)
     executor = Planted(plan, less, noise)
-    train_runs(plan.study, "t", planned(plan), RunConfig({"name": "digits"}), Silent(), executor)
+    train_runs(plan.study, "t", plan.planned(), RunConfig({"name": "digits"}), Silent(), executor)
     return plan, read_result(plan, StudyFolder(Path("studies") / plan.study))
 
 
@@ -299,7 +297,7 @@ def test_table1_needs_no_training(capsys: pytest.CaptureFixture[str], tmp_path: 
 def test_runs_that_did_not_finish_are_said_to_be_missing() -> None:
     plan = make_plan("fig4-middle", "smoke")
     executor = Planted(plan, {"DenseNet-BC": 3.0})
-    train_runs(plan.study, "t", planned(plan)[:9], RunConfig({"name": "digits"}), Silent(), executor)
+    train_runs(plan.study, "t", plan.planned()[:9], RunConfig({"name": "digits"}), Silent(), executor)
     result = read_result(plan, StudyFolder(Path("studies") / plan.study))
     assert any("9 runs of 18 did not finish" in note for note in result.notes)
 
@@ -307,11 +305,11 @@ def test_runs_that_did_not_finish_are_said_to_be_missing() -> None:
 def test_without_a_complete_run_or_without_the_other_family_nothing_is_drawn() -> None:
     plan = make_plan("fig4-middle", "smoke")
     failing = AnalyticExecutor(lambda job, epoch: Message("failed", {"reason": "diverged", "text": "nan"}))
-    train_runs(plan.study, "t", planned(plan)[:2], RunConfig({"name": "digits"}), Silent(), _no_curves(failing))
+    train_runs(plan.study, "t", plan.planned()[:2], RunConfig({"name": "digits"}), Silent(), _no_curves(failing))
     with pytest.raises(InputError, match="no run of reproduce_fig4-middle_smoke is complete"):
         read_result(plan, StudyFolder(Path("studies") / plan.study))
     left = make_plan("fig4-left", "smoke")
-    train_runs(left.study, "t", planned(left)[:3], RunConfig({"name": "digits"}), Silent(), Planted(left, {}))
+    train_runs(left.study, "t", left.planned()[:3], RunConfig({"name": "digits"}), Silent(), Planted(left, {}))
     with pytest.raises(InputError, match="needs runs of DenseNet-BC and of another family"):
         read_result(left, StudyFolder(Path("studies") / left.study))
 

@@ -1,6 +1,5 @@
 """`dnas doctor`: each damage is made by hand, mended, and the search then ends as one that was never damaged."""
 
-import argparse
 import dataclasses
 import json
 import os
@@ -16,12 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dnas.cli import main
 from dnas.data import load_dataset
 from dnas.errors import InputError
 from dnas.executors.lease import Lease, read_lease
 from dnas.executors.worker import Job, Message
 from dnas.search import doctor
-from dnas.search.doctor import Finding, diagnose, main_doctor
+from dnas.search.doctor import Finding, diagnose
 from dnas.search.run import search
 from dnas.space.parse import load_space
 from dnas.study.folder import StudyFolder
@@ -331,7 +331,7 @@ def test_nothing_is_found_where_nothing_is_damaged(capsys: pytest.CaptureFixture
     interrupted()
     assert diagnose(study(), mend=True) == []
     assert doctor_command() == 0
-    assert capsys.readouterr().out == "ok\n1 interrupted trial; the next `dnas search` goes on from there\n"
+    assert capsys.readouterr().out == "ok\n1 interrupted trial; the next `dnas search` resumes there\n"
     search(search_config(14), Silent(), AnalyticExecutor(trouble))
     assert diagnose(study(), mend=True) == []
     search(search_config(15, load_space("digits_bc", epochs=24)), Silent(), AnalyticExecutor(trouble))
@@ -339,7 +339,7 @@ def test_nothing_is_found_where_nothing_is_damaged(capsys: pytest.CaptureFixture
 
 
 def doctor_command(dry_run: bool = False) -> int:
-    return main_doctor(argparse.Namespace(study="s", dry_run=dry_run))
+    return main(["doctor", "s", *(["--dry-run"] if dry_run else [])])
 
 
 def test_what_a_kill_leaves_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -573,7 +573,7 @@ def test_a_running_study_is_not_mended_but_can_be_looked_at(capsys: pytest.Captu
         with pytest.raises(InputError, match="is being run by another process"):
             doctor_command()
         assert doctor_command(dry_run=True) == 0
-        assert capsys.readouterr().out == "study s is running; only what it does not write to is looked at\nok\n"
+        assert capsys.readouterr().out == "study s is running; files that it is writing are not checked\nok\n"
         write(record_file(COMPLETE), "{")
         assert doctor_command(dry_run=True) == 1
     assert "trials/0/record.json: is damaged" in capsys.readouterr().out

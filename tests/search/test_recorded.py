@@ -106,7 +106,7 @@ def test_a_recorded_ablation_resumes(folder: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_recorded_run_directory_resumes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder / "train" / "cut")
-    monkeypatch.setattr("dnas.training.single.DEFAULT_KERNELS", "auto")  # as the command line does
+    monkeypatch.setattr("dnas.cli.train_network.DEFAULT_KERNELS", "auto")  # as the command line does
     before = Path("run/curve.csv").read_text()
     assert main(TRAIN.split()) == 0
     assert Path("run/curve.csv").read_text().startswith(before)

@@ -69,7 +69,7 @@ def test_auto_is_settled_once_by_the_first_network(monkeypatch: pytest.MonkeyPat
 
 def test_whoever_asks_for_nothing_gets_what_is_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dnas.executors.runner.DEFAULT_KERNELS", DEFAULT_KERNELS)
-    monkeypatch.setattr("dnas.training.single.DEFAULT_KERNELS", DEFAULT_KERNELS)
+    monkeypatch.setattr("dnas.cli.train_network.DEFAULT_KERNELS", DEFAULT_KERNELS)
     monkeypatch.setattr("dnas.nn.fastest_kernels", lambda *args: "ref")
     assert [job.kernels for job in run(1).started] == ["ref"]
     assert [job.kernels for job in run(1, study="compiled", compile_net=True).started] == ["plain"]

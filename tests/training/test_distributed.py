@@ -356,7 +356,7 @@ def test_interrupted_and_killed_the_same_command_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    go_on = "every finished epoch is saved in run/. The same command goes on from there.\n"
+    resume_hint = "every finished epoch is saved in run/. Run the same command to resume.\n"
     process = subprocess.Popen(
         [sys.executable, "-m", "dnas", *COMMAND],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -375,7 +375,7 @@ def test_interrupted_and_killed_the_same_command_goes_on(
     assert errors == ""
     assert "2 processes on cpu (1 thread each)" in out
     assert out.count("epoch   1/6") == 1, "rank 0 alone prints"
-    assert out.endswith(f"\nstopped; {go_on}")
+    assert out.endswith(f"\nstopped; {resume_hint}")
     begun = Path("run/curve.csv").read_text()
 
     killed: list[int] = []
@@ -391,7 +391,7 @@ def test_interrupted_and_killed_the_same_command_goes_on(
     killer.join()
     assert len(killed) == 2
     assert capsys.readouterr().err in [
-        f"dnas: the process of rank {rank} was ended by SIGKILL; {go_on}" for rank in (0, 1)
+        f"dnas: the process of rank {rank} was ended by SIGKILL; {resume_hint}" for rank in (0, 1)
     ]
     assert multiprocessing.active_children() == []
     assert Path("run/curve.csv").read_text().startswith(begun)
@@ -418,8 +418,8 @@ def refusal(capsys: pytest.CaptureFixture[str], more: str) -> str:
 
 
 def test_more_gpus_than_there_are(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "a whole number of at least 1 is needed, but got 0" in refusal(capsys, "--gpus 0")
-    assert "--gpus 4: a batch of 3 cannot be shared out; give --batch-size 4 or more." in refusal(
+    assert "expected a whole number of at least 1, but got 0" in refusal(capsys, "--gpus 0")
+    assert "--gpus 4: a batch of 3 cannot be split; give --batch-size 4 or more." in refusal(
         capsys, "--device cpu --gpus 4 --batch-size 3"
     )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -427,7 +427,7 @@ def test_more_gpus_than_there_are(capsys: pytest.CaptureFixture[str], monkeypatc
     assert "finds no CUDA device here; use --device cpu" in refusal(capsys, "--gpus 2 --device cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert "--gpus 3: this machine has 2 CUDA devices; give at most so many." in refusal(capsys, "--gpus 3")
+    assert "--gpus 3: this machine has 2 CUDA devices; give at most that number." in refusal(capsys, "--gpus 3")
     assert "--device cuda:1 is a single GPU; give --device cuda." in refusal(capsys, "--gpus 2 --device cuda:1")
 
 

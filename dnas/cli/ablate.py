@@ -1,0 +1,145 @@
+"""`dnas ablate`: compare variants of a network, in pairs, and report what may be concluded."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dnas.cli.output import command_line, print_json, printer
+from dnas.cli.parser import add_json, add_run_options, add_verbosity, positive_number, whole_number
+from dnas.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dnas.ablation.plan import Plan
+    from dnas.batch.runs import PlannedRun
+    from dnas.cli.execution import Execution
+    from dnas.study.config import RunConfig
+    from dnas.study.folder import StudyFolder
+
+SUMMARY = "compare variants of a network, in pairs, and report what may be concluded"
+EXAMPLES = """  dnas ablate digits_bottleneck_compression                     # minutes on a laptop
+  dnas ablate bottleneck_compression --dry-run                  # the plan, and whether it can reach a conclusion
+  dnas ablate bottleneck_compression --seeds 12                 # adds seeds: only the new runs are trained
+  dnas ablate my_study.toml --seeds auto --max-seeds 30         # adds seeds where they are needed"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="an ablation of studies/, or a file that ends with .toml")
+    study = parser.add_argument_group("study")
+    study.add_argument("--study", metavar="NAME", help="name of the study (default: the ablation's name)")
+    study.add_argument(
+        "--seeds",
+        metavar="N",
+        help="seeds per variant, or auto, which adds seeds until each comparison is decided (default: the file's)",
+    )
+    study.add_argument(
+        "--max-seeds", type=whole_number(2), metavar="N", help="with --seeds auto: limit per comparison (default: 20)"
+    )
+    study.add_argument(
+        "--budget",
+        type=positive_number,
+        metavar="SECONDS",
+        help="with --seeds auto: total training time, in seconds, after which no seed is added (default: none)",
+    )
+    training = parser.add_argument_group("training")
+    training.add_argument(
+        "--final", action="store_true", help="train on the validation data too, and measure on the test set"
+    )
+    training.add_argument(
+        "--epochs", type=whole_number(1), metavar="N", help="epochs of each run (default: the file's)"
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--dataset", metavar="NAME", help="data set: digits, cifar10, ... or folder:PATH (default: the file's)"
+    )
+    data.add_argument(
+        "--subset", type=whole_number(1), metavar="N", help="train on a stratified subset of N images (default: all)"
+    )
+    add_run_options(parser)
+    output = parser.add_argument_group("output")
+    add_verbosity(output)
+    add_json(output)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Return 0: done; 1: done in part; 130: interrupted."""
+    from dnas.ablation.parse import load_definition
+    from dnas.cli.execution import Execution
+    from dnas.study.folder import StudyFolder, check_study_name
+
+    as_json, dry_run, budget, max_seeds = bool(args.json), bool(args.dry_run), args.budget, args.max_seeds
+    seeds, final, data_root = _seeds(args.seeds), bool(args.final), args.data_root
+    execution = Execution.of(args, quiet=args.quiet or as_json)
+    definition = load_definition(
+        args.name, seeds=seeds, dataset=args.dataset, epochs=args.epochs, subset=args.subset, data_root=data_root
+    )
+    folder = StudyFolder(Path("studies") / check_study_name(args.study or definition.name))
+    from dnas.ablation.plan import begun_ablation, describe_plan, make_plan
+    from dnas.ablation.results import read_ablation
+    from dnas.batch.runs import check_same_runs
+    from dnas.cli import ablate_text as text
+
+    begun_ablation(folder, definition)
+    side = max(variant.spec.image_size for variant in definition.variants)
+    config = execution.run_config({"name": definition.dataset, "data_root": data_root}, side)
+    note = printer(execution.quiet)
+    plan = make_plan(definition, folder, config, final=final, most=max_seeds, asked=seeds is not None, note=note)
+    for option, value in (("--budget", budget), ("--max-seeds", max_seeds)):
+        if value is not None and not plan.auto:
+            raise InputError(f"{option} goes with --seeds auto.")
+    if folder.exists:
+        check_same_runs(folder, plan.runs, plan.final)
+    if dry_run and as_json:
+        print_json(text.plan_as_json(plan, folder, config))
+        return 0
+    if not execution.quiet or dry_run:
+        print(describe_plan(plan, folder, config), flush=True)
+    if dry_run:
+        print("nothing was trained; leave out --dry-run to start")
+        return 0
+    try:
+        stopped_by = _train(plan, folder, config, execution, budget)
+    except KeyboardInterrupt:
+        print(
+            f"\nstopped; every finished epoch is saved in {folder.path}/. Run the same command to resume:\n"
+            f"  {command_line()}"
+        )
+        return 130
+    ablation = read_ablation(folder.path)
+    if as_json:
+        print_json(text.as_json(ablation, stopped_by))
+    else:
+        if stopped_by:
+            print(f"stopped: {stopped_by}")
+        print(text.describe_result(ablation))
+    return 1 if stopped_by else 0
+
+
+def _seeds(text: str | None) -> int | str | None:
+    from dnas.ablation.parse import AUTO
+
+    if text is None or text == AUTO:
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"--seeds must be a number of seeds, or auto, but got {text!r}.") from None
+
+
+def _train(
+    plan: "Plan", folder: "StudyFolder", config: "RunConfig", execution: "Execution", budget: float | None
+) -> str | None:
+    """Train the runs that are missing, and return why it stopped early, if it did."""
+    from dnas.ablation.auto_seeds import train_rounds
+    from dnas.ablation.plan import frozen_table
+
+    title = f"{plan.definition.name}: {plan.definition.question}"
+    about = {"ablation": frozen_table(plan)}
+
+    def train(runs: "Sequence[PlannedRun]") -> str | None:
+        return execution.train(plan.study, title, runs, config, final=plan.final, about=about).stopped_by
+
+    if not plan.auto:
+        return train(plan.runs)
+    return train_rounds(plan, folder, train, budget, printer(execution.quiet))

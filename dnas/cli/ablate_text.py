@@ -1,0 +1,142 @@
+"""The output of `dnas ablate`: the plan as JSON, and the comparisons with their verdicts."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from dnas.ablation.plan import Plan
+from dnas.ablation.results import Ablation
+from dnas.analysis.metrics import METRICS
+from dnas.analysis.paired import Comparison, pairs_needed
+from dnas.arch import format_name
+from dnas.batch.estimate import estimate_seconds
+from dnas.cli.display import state_counts
+from dnas.cli.output import counts_by_state
+from dnas.formatting import joined, percent, several
+from dnas.study.config import RunConfig
+from dnas.study.folder import StudyFolder
+from dnas.training.devices import list_devices
+
+
+def plan_as_json(plan: Plan, folder: StudyFolder, config: RunConfig) -> dict[str, Any]:
+    """Return what would be trained. Times a few training steps."""
+    definition = plan.definition
+    comparisons = len(definition.variants) - 1
+    needed = pairs_needed(comparisons, definition.alpha)
+    records = folder.records() if folder.exists else []
+    complete = {record.params.get("key") for record in records if record.state == "complete"}
+    missing = [run for run in plan.runs if run.key not in complete]
+    seconds = 0.0
+    if missing:
+        device = list_devices(config.device)[0]
+        seconds = estimate_seconds(missing, plan.images_of, device, config.threads) / config.workers
+    return {
+        "ablation": definition.name,
+        "study": plan.study,
+        "question": definition.question,
+        "design": definition.design,
+        "held_equal": definition.equal,
+        "dataset": definition.dataset,
+        "measure": "test_error" if plan.final else "val_error",
+        "variants": [
+            {
+                "name": variant.name,
+                "network": format_name(variant.spec),
+                "params": variant.params,
+                "macs": variant.macs,
+                "changes": variant.changed,
+            }
+            for variant in definition.variants
+        ],
+        "seeds": list(plan.seeds),
+        "auto": plan.auto,
+        "alpha": definition.alpha,
+        "runs": len(plan.runs),
+        "missing": len(missing),
+        "workers": config.workers,
+        "seconds": seconds,
+        "comparisons": comparisons,
+        "pairs_needed": needed,
+        "can_conclude": plan.auto or len(plan.seeds) >= needed,
+    }
+
+
+def as_json(ablation: Ablation, stopped_by: str | None) -> dict[str, Any]:
+    effects, base = ablation.effects, ablation.values[ablation.base].dropna()
+    return {
+        "ablation": ablation.name,
+        "study": ablation.folder.name,
+        "question": ablation.question,
+        "measure": ablation.measure,
+        "alpha": effects.alpha,
+        "base": {"name": ablation.base, "mean": base.mean() if len(base) else None, "seeds": len(base)},
+        "noise": effects.noise,
+        "comparisons": [_comparison(each) for each in effects.comparisons],
+        "factorial": None
+        if ablation.factorial is None
+        else [_comparison(each) for each in ablation.factorial.comparisons],
+        "can_conclude": effects.can_conclude,
+        "pairs": effects.pairs,
+        "pairs_needed": effects.pairs_needed,
+        "states": counts_by_state(ablation.folder.records()),
+        "stopped_by": stopped_by,
+    }
+
+
+def _comparison(comparison: Comparison) -> dict[str, Any]:
+    low, high = comparison.interval
+    return {
+        "name": comparison.name,
+        "difference": comparison.mean,
+        "low": low,
+        "high": high,
+        "p": comparison.p,
+        "p_holm": comparison.p_holm,
+        "verdict": comparison.verdict,
+    }
+
+
+def describe_result(ablation: Ablation) -> str:
+    """Return each comparison with its interval and verdict, and what may be concluded."""
+    effects = ablation.effects
+    base = ablation.values[ablation.base].dropna()
+    mean = percent(base.mean()) if len(base) else "no"
+    spread = f" (sd {100 * effects.noise:.2f} points)" if len(base) > 1 else ""
+    measure = METRICS[ablation.measure].label
+    lines = [
+        "",
+        f"base      {ablation.base}: {mean} {measure}, mean of {several(len(base), 'seed')}{spread}",
+        *_table("against the base", effects.comparisons, effects.alpha),
+    ]
+    if ablation.factorial is not None:
+        lines += _table("by factors", ablation.factorial.comparisons, effects.alpha)
+    if not effects.can_conclude:
+        lines.append(
+            f"nothing can be concluded: {several(len(effects.comparisons), 'comparison')} with"
+            f" {several(effects.pairs, 'pair')}, and {effects.pairs_needed} are needed at {effects.alpha:g};"
+            f" --seeds {effects.pairs_needed} adds them"
+        )
+    if ablation.earlier:
+        lines.append(
+            f"note      seeds were added after results of {joined([*map(str, ablation.earlier)])}: p holds for a number"
+            " that was fixed beforehand, or with --seeds auto"
+        )
+    for name, seeds in effects.left_out.items():
+        if seeds:
+            lines.append(f"no value  {name}: of {'seeds' if seeds[1:] else 'seed'} {joined([*map(str, seeds)])}")
+    lines.append("runs      " + state_counts(ablation.folder.records()))
+    lines.append(f"stored    {ablation.folder.path}/")
+    lines.append(f"next      dnas report {ablation.name}")
+    return "\n".join(lines)
+
+
+def _table(title: str, comparisons: Sequence[Comparison], alpha: float) -> list[str]:
+    width = max([len(title), *(len(one.name) for one in comparisons)])
+    level = f"{100 * (1 - alpha):g}% interval"
+    lines = [f"\n{title:{width}s}  {'points of error':>15s}  {level:>18s}  {'p':>6s}  {'p (Holm)':>8s}  verdict"]
+    for one in comparisons:
+        low, high = one.interval
+        lines.append(
+            f"{one.name:{width}s}  {100 * one.mean:+15.2f}  {f'{100 * low:+.2f} to {100 * high:+.2f}':>18s}"
+            f"  {one.p:6.3f}  {one.p_holm:8.3f}  {one.verdict}"
+        )
+    return [*lines, ""] if comparisons else []

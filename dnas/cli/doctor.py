@@ -1,0 +1,48 @@
+"""`dnas doctor`: find and repair damage in a study."""
+
+import argparse
+from contextlib import suppress
+
+from dnas.cli.output import print_json
+from dnas.cli.parser import add_json, add_study
+
+SUMMARY = "find and repair damage in a study"
+EXAMPLES = """  dnas doctor digits_bc --dry-run
+  dnas doctor digits_bc"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_study(parser)
+    output = parser.add_argument_group("output")
+    output.add_argument("--dry-run", action="store_true", help="report damage without repairing it")
+    add_json(output)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Return 0 where nothing is damaged or everything is repaired, else 1."""
+    from dnas.errors import InputError
+    from dnas.formatting import several
+    from dnas.search.doctor import BAD_RECORD, diagnose, is_running
+    from dnas.study.folder import find_study
+
+    dry_run, as_json = bool(args.dry_run), bool(args.json)
+    folder = find_study(args.study)
+    running = dry_run and is_running(folder)
+    if running and not as_json:
+        print(f"study {folder.name} is running; files that it is writing are not checked")
+    findings = diagnose(folder, not dry_run)
+    damaged = any(not finding.mended for finding in findings)
+    interrupted = 0
+    with suppress(InputError, *BAD_RECORD):
+        interrupted = 0 if running else sum(record.state == "running" for record in folder.records())
+    if as_json:
+        rows = [{"path": each.where, "problem": each.what, "repair": each.mended or None} for each in findings]
+        print_json({"study": folder.name, "running": running, "findings": rows, "interrupted": interrupted})
+        return int(damaged)
+    for finding in findings:
+        print(finding)
+    if not findings:
+        print("ok")
+    if interrupted:
+        print(f"{several(interrupted, 'interrupted trial')}; the next `dnas search` resumes there")
+    return int(damaged)

@@ -1,0 +1,113 @@
+"""How a command executes its runs: on this machine or on Ray, and with which display."""
+
+import argparse
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dnas.cli.output import command_line
+from dnas.errors import InputError, unknown
+from dnas.study.config import RunConfig
+from dnas.training.defaults import TINY_IMAGE, cores, default_threads, default_workers
+
+if TYPE_CHECKING:
+    from dnas.batch.runs import PlannedRun
+    from dnas.executors.protocol import Executor, Outcome
+
+EXECUTORS = ("local", "ray")
+RAY_OPTIONS = ("ray_address", "gpus_per_trial", "cpus_per_trial", "shared")
+UNLIMITED_WORKERS = 10**6  # on Ray: as many as the cluster has room for
+
+
+@dataclass(frozen=True)
+class Execution:
+    """The options of a command that say how runs are executed and shown. None: not given."""
+
+    executor: str = "local"
+    ray_address: str | None = None
+    gpus_per_trial: float | None = None
+    cpus_per_trial: float | None = None
+    shared: str | None = None
+    workers: int | None = None
+    threads: int | None = None
+    device: str = "auto"
+    timeout: float | None = None
+    kernels: str | None = None
+    quiet: bool = False
+    verbose: bool = False
+
+    @classmethod
+    def of(cls, args: argparse.Namespace, **changes: Any) -> "Execution":
+        """Read the options, with `changes`. `InputError` for an unknown executor, or for options of another one."""
+        execution = cls(**{field.name: getattr(args, field.name) for field in dataclasses.fields(cls)} | changes)
+        if execution.executor not in EXECUTORS:
+            raise unknown("executor", execution.executor, EXECUTORS)
+        for name in RAY_OPTIONS:
+            if execution.executor != "ray" and getattr(execution, name) is not None:
+                option = name.replace("_", "-")
+                raise InputError(f"--{option} is for --executor ray, but the executor is {execution.executor}.")
+        return execution
+
+    def run_config(self, data: dict[str, Any], image_size: int) -> RunConfig:
+        """Return how runs are executed, with defaults for the options that were not given.
+
+        On CPUs a run on tiny images takes one thread, and each core takes one run.
+
+        Args:
+            data: Arguments of `load_dataset`.
+            image_size: Side of the images, in pixels.
+        """
+        tiny_on_cpu = image_size <= TINY_IMAGE and self.device in ("auto", "cpu")
+        workers = self.workers or (cores() if tiny_on_cpu else default_workers())
+        return RunConfig(
+            data=data,
+            workers=workers,
+            threads=self.threads or default_threads(workers, image_size),
+            device=self.device,
+            timeout=self.timeout,
+            kernels=self.kernels,
+        )
+
+    def connect_ray(self, study: str, image_size: int) -> "tuple[Executor, dict[str, Any]]":
+        """Return the executor on Ray, connected, and the workers, threads and device of its nodes."""
+        from dnas.executors.ray_tune import RayExecutor
+
+        cpus = self.cpus_per_trial or self.threads or 1
+        executor = RayExecutor(
+            study,
+            self.ray_address,
+            cpus=cpus,
+            gpus=0 if self.device == "cpu" else self.gpus_per_trial,
+            shared=self.shared or Path("studies", study, "ray").absolute(),
+        )
+        return executor, {
+            "workers": self.workers or UNLIMITED_WORKERS,
+            "threads": self.threads or (1 if image_size <= TINY_IMAGE else max(1, int(cpus))),
+            "device": "cuda" if executor.gpus else "cpu",
+        }
+
+    def train(
+        self,
+        study: str,
+        title: str,
+        runs: "Sequence[PlannedRun]",
+        config: RunConfig,
+        *,
+        final: bool = False,
+        about: Mapping[str, Any] | None = None,
+    ) -> "Outcome":
+        """Call `dnas.batch.runs.train_runs` with the executor and the display of the command."""
+        from dnas.batch.runs import train_runs
+        from dnas.cli.display import make_display
+
+        executor: Executor | None = None
+        if self.executor == "ray":
+            executor, changes = self.connect_ray(study, max(run.spec.image_size for run in runs))
+            config = dataclasses.replace(config, **changes)
+        display = make_display(self.quiet, self.verbose)
+        with display:
+            return train_runs(
+                study, title, runs, config, display, executor, final=final, command=command_line(), about=about
+            )

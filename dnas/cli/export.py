@@ -1,0 +1,26 @@
+"""`dnas export`: a trained network as safetensors or ONNX."""
+
+import argparse
+from pathlib import Path
+
+from dnas.cli.parser import add_network_source
+
+SUMMARY = "write a trained network as safetensors or ONNX"
+EXAMPLES = """  dnas export digits_bc -o best.safetensors
+  dnas export digits_bc --trial 17 -o network.onnx"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_network_source(parser)
+    parser.add_argument_group("output").add_argument(
+        "-o", "--out", type=Path, required=True, metavar="FILE", help="file to write: .safetensors or .onnx"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from dnas.export import load_trained, write_network
+
+    out: Path = args.out
+    write_network(load_trained(args.source, args.trial), out)
+    print(f"written to {out}")
+    return 0

@@ -1,0 +1,63 @@
+"""Printing results: JSON for programs, text for people."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PIPE_WIDTH = 200  # characters per line where the output is not a terminal
+
+
+def print_json(value: Any) -> None:
+    """Print `value` as JSON, with null for NaN, which JSON lacks."""
+    import json
+
+    print(json.dumps(without_nan(value), indent=1))
+
+
+def without_nan(value: Any) -> Any:
+    """Replace NaN by None in nested dicts and lists, and dict keys of any type by text."""
+    if isinstance(value, Mapping):
+        return {str(key): without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    if hasattr(value, "item"):  # a number of NumPy's
+        value = value.item()
+    return None if isinstance(value, float) and value != value else value
+
+
+def counts_by_state(records: Iterable[Any]) -> dict[str, int]:
+    """Count the trials in each state, leaving out states without trials."""
+    from collections import Counter
+
+    return dict(Counter(record.state for record in records))
+
+
+def console_or_pipe() -> "Console":
+    """Return a console as wide as the terminal, or wide enough for a table where there is none."""
+    import sys
+
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH)
+
+
+def printer(quiet: bool) -> Callable[[str], None]:
+    """Return a function that prints a line at once, or one that prints nothing."""
+    return (lambda text: None) if quiet else (lambda text: print(text, flush=True))
+
+
+def command_line(storage: str | None = None) -> str:
+    """Return the command as it was given, without passwords. storage: a database URL among its arguments."""
+    import shlex
+    import sys
+
+    from dnas.formatting import redact
+
+    words = sys.argv[1:]
+    if storage:
+        from dnas.cluster.address import Address
+
+        words = [word.replace(storage, str(Address(storage))) for word in words]
+    return redact(shlex.join(["dnas", *words]))

@@ -1,0 +1,113 @@
+"""`dnas path`: from the first network to the best of a search, one choice at a time."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dnas.cli.output import command_line, print_json
+from dnas.cli.parser import add_json, add_run_options, add_verbosity, whole_number
+from dnas.errors import InputError
+
+if TYPE_CHECKING:
+    from dnas.analysis.ablation_path import Path as AblationPath
+    from dnas.analysis.importance import Evidence
+    from dnas.cli.execution import Execution
+    from dnas.study.folder import StudyFolder
+
+SUMMARY = "show the path from the default to the best network, one choice at a time"
+EXAMPLES = """  dnas path digits_bc
+  dnas path digits_bc --from 3 --out path.svg
+  dnas path digits_bc --train --seeds 5"""
+FOR_TRAINING = ("seeds", "workers", "threads", "device", "timeout", "data_root", "kernels", "executor", "dry_run")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("study", metavar="STUDY", help="a search's name, or the path of its folder")
+    analysis = parser.add_argument_group("analysis")
+    analysis.add_argument(
+        "--from",
+        dest="source",
+        metavar="NETWORK",
+        help="start of the path: a trial's number or a network's name (default: the space's first network)",
+    )
+    training = parser.add_argument_group("training")
+    training.add_argument(
+        "--train", action="store_true", help="train the networks of the path, in the study STUDY_path"
+    )
+    training.add_argument(
+        "--seeds", type=whole_number(1), metavar="N", help="with --train: seeds per network (default: 3)"
+    )
+    add_run_options(parser)
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--out", type=Path, metavar="FILE", help="write the steps to a .csv, or the figure to a .svg, .png or .pdf"
+    )
+    add_verbosity(output)
+    add_json(output)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Return 0: done; 1: trained in part; 130: interrupted."""
+    for name in FOR_TRAINING:
+        if not args.train and getattr(args, name) not in (None, False, "auto", "local"):
+            raise InputError(f"--{name.replace('_', '-')} is for training the path; it goes with --train.")
+    from dnas.cli.execution import Execution
+
+    as_json, seeds, out, data_root = bool(args.json), args.seeds, args.out, args.data_root
+    source, train, dry_run = args.source, args.train and not args.dry_run, args.dry_run
+    execution = Execution.of(args, quiet=args.quiet or as_json)
+    if out is not None and out.suffix != ".csv":
+        from dnas.figures.style import check_format
+
+        check_format(out)
+    from dnas.ablation.path import SEEDS, path_of, read_trained
+    from dnas.analysis.evidence import read_evidence
+    from dnas.cli import path_text as text
+    from dnas.study.folder import find_study
+
+    folder, seeds = find_study(args.study), seeds or SEEDS
+    evidence = read_evidence(folder)
+    path = path_of(folder, evidence, source)
+    trained, stopped_by = None, None
+    if train:
+        try:
+            stopped_by = _train(folder, evidence, path, seeds, data_root, execution)
+        except KeyboardInterrupt:
+            print(f"\nstopped. Run the same command to resume:\n  {command_line()}")
+            return 130
+        trained = read_trained(folder, evidence, path, seeds)
+    if out is not None:
+        text.write(out, path, trained, evidence.objective)
+    if as_json:
+        print_json(text.as_json(evidence, path, trained))
+    else:
+        text.show(folder, evidence, path, trained, out)
+        if dry_run:
+            print(text.plan(folder, evidence, path, seeds) + "\nnothing was trained; leave out --dry-run to start")
+    if stopped_by:
+        print(f"stopped: {stopped_by}", file=sys.stderr)
+    return int(bool(stopped_by))
+
+
+def _train(
+    folder: "StudyFolder",
+    evidence: "Evidence",
+    path: "AblationPath",
+    seeds: int,
+    data_root: Path | None,
+    execution: "Execution",
+) -> str | None:
+    """Train the networks of the path that have no result yet, and return why it stopped early, if it did."""
+    from dnas.ablation.path import planned, study_of_path
+    from dnas.cli.path_text import plan
+    from dnas.study.config import data_arguments_of
+
+    data = data_arguments_of(folder.config())
+    if data_root is not None:
+        data["data_root"] = data_root
+    runs = planned(folder, evidence, path, seeds)
+    if not execution.quiet:
+        print(plan(folder, evidence, path, seeds), flush=True)
+    config = execution.run_config(data, path.nodes[0].spec.image_size)
+    return execution.train(study_of_path(folder), f"The path of {folder.name}", runs, config).stopped_by

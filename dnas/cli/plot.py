@@ -1,0 +1,126 @@
+"""`dnas plot`: one figure of a study, an ablation or a network."""
+
+import argparse
+from pathlib import Path
+
+from dnas.cli.parser import (
+    DATA_ROOT,
+    DEVICE,
+    STUDY,
+    Parser,
+    add_command,
+    add_figure_file,
+    add_network_source,
+    add_network_sources,
+    whole_number,
+)
+from dnas.errors import InputError
+
+SUMMARY = "draw one figure"
+EXAMPLES = """  dnas plot weight-norms digits_bc -o norms.svg
+  dnas plot weight-norms studies/digits_bc/trials/3/checkpoint.pt -o norms.png
+  dnas plot importance digits_bc -o importance.svg
+  dnas plot weight-norms digits_bc --all --kind gamma -o scales.pdf
+  dnas plot reuse digits_bc -o reuse.svg
+  dnas plot reuse run-s0 run-s1 run-s2 --norm block -o reuse.svg
+  dnas plot causal digits_bc -o causal.svg
+  dnas plot gradients digits_bc --trial 3 -o gradients.svg"""
+
+# Figures of a search; its report contains all of them.
+STUDY_FIGURES = {
+    "error": "error against cost, with the Pareto front",
+    "best-so-far": "lowest error by trials, time and multiply-adds",
+    "control-arm": "the sampler against random proposals",
+    "distribution": "fraction of trials at or below each error",
+    "fidelity": "rank correlation of each epoch with the last one",
+    "timeline": "when each trial was trained",
+    "importance": "which choices distinguish the best networks",
+    "fanova": "fraction of the error's variance due to each choice, over all networks and for the best tenth",
+    "interactions": "fraction of the error's variance due to each pair of choices",
+    "path": "from the first network to the best, one choice at a time, as a forest predicts it",
+    "slices": "error by each choice",
+    "parallel": "parallel coordinates of the choices",
+    "learning-curves": "learning curves of all trials",
+    "diagram": "the best network, layer by layer",
+    "layer-costs": "params and macs of the best network's layers",
+}
+ABLATION_FIGURES = {
+    "forest": "an ablation's differences from the base, with intervals",
+    "slopes": "an ablation's errors, one line per seed",
+    "effects": "main effects and interactions of a factorial ablation",
+    "interaction": "mean error at the levels of each two factors",
+    "variants": "an ablation's errors against params and macs",
+    "curves": "an ablation's learning curves, by variant",
+}
+NETWORK_FIGURES = {
+    "reuse": "heatmap of how strongly each layer uses each earlier one (Figure 5 of the paper)",
+    "causal": "heatmap of the error increase when a layer no longer receives another one's channels",
+    "gradients": "heatmap of each layer's RMS gradient over the epochs",
+    "weight-norms": "heatmap of each layer's weight norm over the epochs",
+}
+NORM = "normalisation of the weights: column, block or none (default: column)"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    figures = parser.add_subparsers(dest="figure", metavar="FIGURE", required=True, parser_class=Parser)
+    parsers = {name: add_command(figures, name, summary, EXAMPLES) for name, summary in NETWORK_FIGURES.items()}
+    for figure_parser in parsers.values():
+        add_figure_file(figure_parser)
+    reuse, causal, norms = parsers["reuse"], parsers["causal"], parsers["weight-norms"]
+    add_network_sources(reuse)
+    reuse.add_argument("--norm", metavar="KIND", default="column", help=NORM)
+    reuse.add_argument(
+        "--epoch", type=whole_number(0), metavar="N", help="epoch to draw; 0 is the untrained network (default: last)"
+    )
+    add_network_source(causal)
+    causal.add_argument("--norm", metavar="KIND", default="column", help=NORM)
+    causal.add_argument(
+        "--images", type=whole_number(1), metavar="N", help="number of validation images to use (default: all)"
+    )
+    causal.add_argument("--device", default="auto", metavar="NAME", help=DEVICE.replace("train", "measure"))
+    causal.add_argument("--data-root", type=Path, metavar="FOLDER", help=DATA_ROOT)
+    add_network_source(parsers["gradients"])
+    add_network_source(norms)
+    norms.add_argument(
+        "--kind",
+        default="rms",
+        metavar="KIND",
+        help="norm to draw: rms, l1, or gamma, the scales of the batch norms (default: rms)",
+    )
+    norms.add_argument("--all", action="store_true", help="draw every trial of a study, side by side")
+    for name, summary in (STUDY_FIGURES | ABLATION_FIGURES).items():
+        figure_parser = add_command(figures, name, summary, f"  dnas plot {name} STUDY -o {name}.svg")
+        figure_parser.add_argument("source", metavar="STUDY", help=STUDY)
+        add_figure_file(figure_parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from dnas.cli import plot_network as network
+    from dnas.figures import save
+    from dnas.figures.style import check_format
+
+    figure, out = str(args.figure), Path(args.out)
+    check_format(out)  # before minutes of measuring
+    if figure in ABLATION_FIGURES:
+        from dnas.report.ablation import draw_one as draw_of_ablation
+
+        print(draw_of_ablation(figure, args.source, out))
+    elif figure in STUDY_FIGURES:
+        from dnas.report.figures import draw_one
+
+        print(draw_one(figure, args.source, out))
+    elif figure == "reuse":
+        save(network.draw_reuse(args.sources, args.trial, args.norm, args.epoch), out)
+    elif figure == "causal":
+        device, table = args.device, out.with_suffix(".csv")
+        save(network.draw_causal(args.source, args.trial, args.norm, args.images, device, args.data_root, table), out)
+    elif figure == "gradients":
+        save(network.draw_gradients(args.source, args.trial), out)
+    elif args.all:
+        if args.trial is not None:
+            raise InputError("--all draws every trial of a study; leave --trial out.")
+        save(network.draw_weight_norms_of_all(args.source, args.kind), out)
+    else:
+        save(network.draw_weight_norms(args.source, args.trial, args.kind), out)
+    print(f"written to {out}")
+    return 0

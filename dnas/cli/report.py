@@ -1,0 +1,47 @@
+"""`dnas report`: the report of a study, or a comparison of several."""
+
+import argparse
+from pathlib import Path
+
+from dnas.cli.output import print_json
+from dnas.cli.parser import add_json
+from dnas.errors import InputError
+
+SUMMARY = "write a study's report, or compare studies"
+EXAMPLES = """  dnas report digits_bc
+  dnas report digits_bc --out ~/page
+  dnas report digits_bc --watch              # updated while a search runs
+  dnas report digits_bc digits_front         # compares studies of one data set"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "study",
+        metavar="STUDY",
+        nargs="+",
+        help="name or folder of a search or an ablation; several searches are compared",
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument("--out", type=Path, metavar="FOLDER", help="folder to write to (default: reports/STUDY)")
+    output.add_argument("--watch", action="store_true", help="update the report for as long as the study runs")
+    add_json(output)
+
+
+def run(args: argparse.Namespace) -> int:
+    studies: list[str] = args.study
+    out: Path | None = args.out
+    if args.watch and args.json:
+        raise InputError("--json prints one result, but --watch prints until the study ends; leave one of them out.")
+    if args.watch and len(studies) > 1:
+        raise InputError(f"--watch takes one study, but got {len(studies)}.")
+    from dnas.report import watch_report, write_comparison, write_report
+
+    if args.watch:
+        watch_report(studies[0], out, lambda text: print(text, flush=True))
+        return 0
+    page = write_comparison(studies, out) if len(studies) > 1 else write_report(studies[0], out)
+    if args.json:
+        print_json({"studies": studies, "page": str(page)})
+    else:
+        print(f"the {'comparison' if len(studies) > 1 else 'report'} is at {page}")
+    return 0

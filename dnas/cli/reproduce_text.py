@@ -1,0 +1,77 @@
+"""The output of `dnas reproduce`: the plan, and what holds."""
+
+from pathlib import Path
+from typing import Any
+
+from dnas.arch import cost
+from dnas.batch.estimate import RECORD_BYTES, estimate_seconds
+from dnas.formatting import count, duration, several, size
+from dnas.reproduce.results import Result
+from dnas.reproduce.targets import Plan
+from dnas.study.config import RunConfig
+from dnas.study.folder import StudyFolder
+from dnas.training.devices import list_devices
+
+
+def describe_plan(plan: Plan, folder: StudyFolder, config: RunConfig, out: Path) -> str:
+    """Return the networks with their costs, the time and the disk space. Times a few training steps."""
+    target, budget = plan.target, plan.budget
+    lines = [target.title, f"claim     {target.claim}"]
+    if not plan.runs:
+        return "\n".join([*lines, "training  none: it compares architectures and their costs", f"page      {out}/"])
+    networks = list(dict.fromkeys((run.group, run.name) for run in plan.runs))
+    first = {run.name: run for run in reversed(plan.runs)}
+    width = max(len(name) for _, name in networks)
+    for index, (group, name) in enumerate(networks):
+        price = cost(first[name].spec)
+        lines.append(
+            f"{'networks' if not index else '':10s}{group:12s} {name:{width}s} {count(price.params):>9s} params"
+            f" {count(price.macs):>9s} macs"
+        )
+    records = folder.records() if folder.exists else []
+    complete = {record.params.get("key") for record in records if record.state == "complete"}
+    missing = [run for run in plan.planned() if run.key not in complete]
+    recipe = plan.recipe
+    lines.append(
+        f"budget    {budget.name}: {plan.info.title}, recipe {recipe.name}, {several(recipe.epochs, 'epoch')}"
+        f" of batch {recipe.batch_size}"
+        + ("; trained on the validation data too, measured on the test set" if plan.final else "")
+    )
+    lines.append(
+        f"runs      {len(plan.runs)}: {several(len(networks), 'network')} from {several(plan.seeds, 'seed')}"
+        + (f"; {len(plan.runs) - len(missing)} are complete" if complete else "")
+    )
+    if missing:
+        device = list_devices(config.device)[0]
+        seconds = estimate_seconds(missing, lambda run: plan.budget.images, device, config.threads) / config.workers
+        lines.append(
+            f"time      about {duration(seconds)}, {several(config.workers, 'run')} at once"
+            f" ({several(config.threads, 'thread')} each, {device.partition(':')[0]})"
+        )
+    disk = sum(8 * cost(run.spec).params + RECORD_BYTES for run in plan.runs)
+    lines.append(f"disk      about {size(disk)} in studies/{plan.study}/")
+    lines.append(f"page      {out}/")
+    return "\n".join(lines)
+
+
+def describe_result(plan: Plan, result: Result, page: Path) -> str:
+    where = plan.info.title if plan.runs else "the paper's tables"
+    lines = [f"\n{plan.target.title}, on {where}"]
+    lines += [f"  {each.verdict:14s}  {each.claim}\n{'':18s}{each.numbers}" for each in result.findings]
+    lines += [f"  note{'':12s}{note}" for note in result.notes[:1]]
+    return "\n".join([*lines, f"page      {page}"])
+
+
+def as_json(plan: Plan, result: Result, page: Path, stopped_by: str | None) -> dict[str, Any]:
+    return {
+        "target": plan.target.name,
+        "budget": plan.budget.name,
+        "study": plan.study if plan.runs else None,
+        "claim": plan.target.claim,
+        "findings": [
+            {"verdict": each.verdict, "claim": each.claim, "numbers": each.numbers} for each in result.findings
+        ],
+        "notes": list(result.notes),
+        "page": str(page),
+        "stopped_by": stopped_by,
+    }

@@ -1,0 +1,160 @@
+"""`dnas search`: search a space for the best networks."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from dnas.cli.output import command_line, print_json
+from dnas.cli.parser import (
+    add_compile_options,
+    add_data_options,
+    add_dry_run,
+    add_executor_options,
+    add_json,
+    add_kernels,
+    add_threads_and_device,
+    add_timeout,
+    add_training_options,
+    add_verbosity,
+    add_workers,
+    fraction,
+    positive_number,
+    whole_number,
+)
+from dnas.errors import InputError
+
+SUMMARY = "search a space for the best networks"
+EXAMPLES = """  dnas search --space digits_bc --trials 20
+  dnas search --space cifar_bc --trials 200 --dry-run
+  dnas search --space cifar_bc --dataset folder:~/cifar10 --trials 2 --epochs 1 --subset 2000
+  dnas search --space digits_bc --trials 40 --objective val_error,params --workers 2 --study digits_front
+  dnas search --space digits_bc --trials 20 --retrain-best 2
+  dnas search --space digits_bc --trials 20 --study on_ray --executor ray --cpus-per-trial 1"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    study = parser.add_argument_group("study")
+    study.add_argument(
+        "--study",
+        metavar="NAME",
+        help="name of the study; studies/NAME.toml sets defaults for these options (default: the space's name)",
+    )
+    execution = add_search_options(parser, study)
+    add_executor_options(execution)
+    add_dry_run(execution)
+    add_json(parser.add_argument_group("output"))
+
+
+def add_search_options(parser: argparse.ArgumentParser, study: Any) -> Any:
+    """Add the options that `dnas search` and `dnas worker` share, and return the group of the execution options.
+
+    study: the group of the study's options.
+    """
+    add = study.add_argument
+    add("--space", metavar="NAME", help="search space: a name (see `dnas spaces`), or a file that ends with .toml")
+    add("--trials", type=whole_number(1), metavar="N", help="total number of trials to start, earlier ones included")
+    add(
+        "--mirror",
+        metavar="URL",
+        help="Optuna storage to copy the study to, for dashboards; none for no copy (default: study.db in its folder)",
+    )
+    add = parser.add_argument_group("search").add_argument
+    add(
+        "--objective",
+        metavar="NAMES",
+        help="value to minimise: val_error or val_loss at the last epoch; further objectives, separated by commas, are"
+        " params, macs, activation_bytes and latency (default: val_error)",
+    )
+    add("--sampler", metavar="NAME", help="sampler of the networks: gp, tpe, nsga2, random or grid (default: gp)")
+    add(
+        "--control",
+        type=fraction,
+        metavar="FRACTION",
+        help="fraction of proposals drawn at random as a control group (default: 0)",
+    )
+    add(
+        "--stopping",
+        metavar="NAME",
+        help="early stopping: asha or hyperband (poor trials are paused and may be promoted later), median, or none"
+        " (default: asha)",
+    )
+    add("--max-params", type=positive_number, metavar="N", help="limit on parameters (default: the space's)")
+    add("--max-macs", type=positive_number, metavar="N", help="limit on multiply-adds per image (default: the space's)")
+    add(
+        "--retrain-best",
+        type=whole_number(1),
+        metavar="K",
+        help="after the search, retrain the K best networks and measure them on the test set (default: 0)",
+    )
+    add(
+        "--retrain-seeds",
+        type=whole_number(1),
+        metavar="N",
+        help="with --retrain-best: new seeds per network (default: 1)",
+    )
+    add_training_options(parser.add_argument_group("training"), None)
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--dataset", metavar="NAME", help="data set: digits, cifar10, ... or folder:PATH (default: the space's)"
+    )
+    add_data_options(data)
+    execution = parser.add_argument_group("execution")
+    add_workers(execution)
+    add_threads_and_device(execution)
+    add_timeout(execution)
+    add_compile_options(execution)
+    add_kernels(execution)
+    add_verbosity(parser.add_argument_group("output"))
+    return execution
+
+
+def run(args: argparse.Namespace) -> int:
+    from dnas.cli.search_config import complete, make_config
+    from dnas.study.folder import StudyFolder, check_study_name
+
+    args = complete(args)
+    as_json, dry_run, verbose = bool(args.json), bool(args.dry_run), bool(args.verbose)
+    if as_json and dry_run:
+        raise InputError("--json prints the result of a search, but --dry-run has none; leave one of them out.")
+    quiet = args.quiet or as_json
+    folder = StudyFolder(Path("studies") / check_study_name(args.study or Path(args.space or "").stem or "none"))
+    config = make_config(args, folder.name, folder.config() if folder.exists else {})
+    if dry_run:
+        from dnas.batch.estimate import plan
+
+        print(plan(config))
+        return 0
+    executor = None
+    if args.executor == "ray":
+        from dnas.cli.execution import Execution
+
+        side = args.image_size or config.space.fixed.get("image_size", 32)
+        executor, changes = Execution.of(args).connect_ray(config.study, side)
+        config = dataclasses.replace(config, run=dataclasses.replace(config.run, **changes))
+    else:
+        from dnas.training.forkserver import start_forkserver
+
+        start_forkserver()
+    from dnas.cli.display import make_display
+    from dnas.cli.search_text import as_json as result_as_json
+    from dnas.cli.search_text import closing, opening
+    from dnas.search.run import search
+
+    display = make_display(quiet, verbose)
+    if not quiet:
+        print(opening(config, executor))
+    try:
+        with display:
+            outcome = search(config, display, executor)
+    except KeyboardInterrupt:
+        print(
+            f"\nstopped; every finished epoch is saved in studies/{config.study}/. Run the same command to resume:\n"
+            f"  {command_line()}"
+        )
+        return 130
+    if as_json:
+        print_json(result_as_json(config.study, outcome))
+    else:
+        print(closing(config.study, outcome, config.trials))
+    return 1 if outcome.stopped_by else 0

@@ -1,0 +1,309 @@
+"""One network trained to the end, in this process or in several processes that share each batch."""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.process import parent_process
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from dnas.arch import Spec, cost, format_name, parse_name
+from dnas.arch.names import stated_fields
+from dnas.cli.output import command_line
+from dnas.data import Dataset, load_dataset
+from dnas.data.catalog import data_info
+from dnas.errors import InputError
+from dnas.formatting import count, duration, percent, several, size
+from dnas.io import write_atomic
+from dnas.nn import resolve_kernels
+from dnas.nn.kernels import check_kernels
+from dnas.study.provenance import git_commit, versions
+from dnas.training.checkpoint import Epoch, check_same_run
+from dnas.training.defaults import DEFAULT_KERNELS, cores, default_threads
+from dnas.training.devices import is_out_of_memory
+from dnas.training.distributed import ALONE, Group, is_loss_of_peer, is_started_by_torchrun, join_group
+from dnas.training.fit import Diverged, Fit, fit
+from dnas.training.launch import LOST_PEER, launch
+from dnas.training.recipe import Recipe, make_recipe
+from dnas.training.single import check_processes, default_folder, spec_for_data
+from dnas.training.step import check_cuda_graph
+
+WARM_UP_STEPS = 20  # the first steps are slower than the rest, so the time left is estimated after them
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What `dnas train` trains, and how. None: the default.
+
+    processes: that share each batch, each on a GPU of its own unless the device is the CPU. out: the run's folder.
+    """
+
+    name: str
+    dataset: str
+    recipe: str = "fast"
+    epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    seed: int = 0
+    data_root: Path | None = None
+    subset: int | None = None
+    split_seed: int = 0
+    image_size: int | None = None
+    augment: str = "auto"
+    threads: int | None = None
+    device: str = "auto"
+    processes: int | None = None
+    compile_net: bool = False
+    cuda_graph: bool = False
+    kernels: str | None = None
+    out: Path | None = None
+
+    def make_recipe(self) -> Recipe:
+        return make_recipe(
+            self.recipe,
+            data_info(self.dataset),
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+        )
+
+    @property
+    def folder(self) -> Path:
+        return self.out or default_folder(self.name, self.dataset, self.seed)
+
+    @property
+    def resume_hint(self) -> str:
+        return f"every finished epoch is saved in {self.folder}/. Run the same command to resume."
+
+
+def train_network(config: TrainConfig, debug: bool = False) -> int:
+    """Train in this process, in `config.processes` new processes, or as one of the processes of torchrun.
+
+    Returns: 0: done; 1: failed; 130: interrupted.
+    """
+    parse_name(config.name)
+    device, processes = check_processes(config.device, config.processes, config.make_recipe().batch_size)
+    if config.cuda_graph:
+        check_cuda_graph(device, processes, config.compile_net)
+    if processes == 1:
+        return _train(config, device, ALONE)
+    if not is_started_by_torchrun():
+        return launch(train_network, config, processes, config.resume_hint, debug)
+    try:
+        group = join_group(device)
+        status = _train(config, device, group)
+        if not status:
+            group.leave()  # not after a failure: that would wait for the others
+        return status
+    except Exception as error:
+        if not is_loss_of_peer(error):
+            raise
+        if os.environ["RANK"] == "0" and parent_process() is None:  # else the launching command reports it
+            print(f"dnas: another process of this run has ended; {config.resume_hint}", file=sys.stderr)
+        return LOST_PEER
+
+
+def _train(config: TrainConfig, device: str, group: Group) -> int:
+    recipe = config.make_recipe()
+    say: Callable[..., None] = partial(print, flush=True) if group.is_first else _silent
+    data = _load(config, device, group, say)
+    torch.set_num_threads(config.threads or default_threads(group.local_world, data.image_size))
+    spec = spec_for_data(config.name, data, recipe)
+    say(_opening(config, spec, data, recipe, device, group))
+    kernels = group.from_first(lambda: _kernels(config, spec, recipe, device))
+    if group.is_first:
+        _write_facts(config, spec, data, recipe, device, group, kernels)
+    watch = _Watch(recipe.epochs)
+    try:
+        with watch if group.is_first else nullcontext():
+            result = fit(
+                spec,
+                data,
+                recipe,
+                seed=(config.seed, 0),
+                device=device,
+                folder=config.folder,
+                compile_net=config.compile_net,
+                cuda_graph=config.cuda_graph,
+                kernels=kernels,
+                group=group,
+                report=watch.epoch,
+                on_step=watch.step if group.is_first else _silent,
+            )
+    except KeyboardInterrupt:
+        say(f"\nstopped; {config.resume_hint}")
+        return 130
+    except Diverged as error:
+        print(f"dnas: diverged: {error} A lower --learning-rate may help.", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        print(f"dnas: out of memory on {device}: {error} A smaller --batch-size may help.", file=sys.stderr)
+        return 1
+    say(_closing(config.folder, data, result))
+    return 0
+
+
+def _silent(*_: Any) -> None:
+    pass
+
+
+def _load(config: TrainConfig, device: str, group: Group, say: Callable[..., None]) -> Dataset:
+    named = parse_name(config.name)
+    side = config.image_size or (named.image_size if "image_size" in stated_fields(config.name) else None)
+    data = group.after_first(
+        lambda: load_dataset(
+            config.dataset,
+            data_root=config.data_root,
+            image_size=side,
+            stem=named.stem,
+            subset=config.subset,
+            split_seed=config.split_seed,
+            augmentation=config.augment,
+            device=device,
+            progress=say,
+        )
+    )
+    if group.local_world > 1:
+        data = dataclasses.replace(data, workers=min(8, max(0, cores() // group.local_world - 1)))
+    return data
+
+
+def _kernels(config: TrainConfig, spec: Spec, recipe: Recipe, device: str) -> str:
+    """Choose the kernels of the dense blocks: those of an existing run, so that it resumes bit for bit; else the ones
+    asked for."""
+    asked, folder = config.kernels, config.folder
+    if asked is not None:
+        check_kernels(asked)
+    if (folder / "run.json").exists():
+        facts = json.loads((folder / "run.json").read_text())
+        recorded = str(facts.get("kernels", "plain"))
+        if asked not in (None, "auto", recorded):
+            raise InputError(
+                f"{folder} was started with the kernels {recorded}, but got {asked}, whose results are not"
+                " bit-identical; leave --kernels out, or name another folder with --out."
+            )
+        return recorded
+    return resolve_kernels(asked or DEFAULT_KERNELS, spec, device, recipe.batch_size, config.compile_net)
+
+
+def _opening(config: TrainConfig, spec: Spec, data: Dataset, recipe: Recipe, device: str, group: Group) -> str:
+    price = cost(spec, recipe.batch_size)
+    threads = several(torch.get_num_threads(), "thread")
+    where = f"{device} ({threads})"
+    if group.world > 1:
+        processes = f"{group.world} processes on cpu" if device == "cpu" else f"{group.world} GPUs"
+        where = f"{processes} ({threads} each)"
+    return (
+        f"{format_name(spec)}   {count(price.params)} params, {count(price.macs)} macs,"
+        f" {size(price.activation_bytes)} of activations per step\n"
+        f"data    {data.title}, {data.train_size:,} train / {data.val_size:,} validation,"
+        f" augmentation {data.augmentation}\n"
+        f"train   recipe {recipe.name}, {several(recipe.epochs, 'epoch')} of batch {recipe.batch_size},"
+        f" seed {config.seed}, {where}\n"
+        f"stored  {config.folder}/"
+    )
+
+
+def _write_facts(
+    config: TrainConfig, spec: Spec, data: Dataset, recipe: Recipe, device: str, group: Group, kernels: str
+) -> None:
+    """Write run.json. `InputError` where the folder holds another run."""
+    folder = config.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "checkpoint.pt").exists():
+        check_same_run(folder / "checkpoint.pt", spec, recipe, data, (config.seed, 0))
+    facts = {
+        "network": format_name(spec),
+        "command": command_line(),
+        "recipe": recipe.to_dict(),
+        "data": data.describe(),
+        "seed": config.seed,
+        "device": device,
+        "processes": group.world,
+        "threads": torch.get_num_threads(),
+        "kernels": kernels,
+        "versions": versions(),
+        "commit": git_commit(),
+    }
+    write_atomic(folder / "run.json", json.dumps(facts, indent=1))
+
+
+def _closing(folder: Path, data: Dataset, result: Fit) -> str:
+    return (
+        f"done    {percent(result.run.curve[-1].val_error)} validation error at the last epoch,"
+        f" {duration(result.run.seconds)} of training, peak memory {size(result.peak_memory_bytes)}\n"
+        f"weights {folder / 'checkpoint.pt'} (sha256 {result.weights_digest[:16]}…)\n"
+        f"next    dnas eval {folder} --part {'test' if data.test_size else 'val'}"
+    )
+
+
+class _Watch:
+    """Shows a progress bar on a terminal, and prints one line per epoch."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+        self.done = 0
+        self.began = time.monotonic()
+        self.trained_now = 0  # epochs, without those that a resumed run repeats
+        self.console = Console()
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=self.console,
+            transient=True,
+        )
+        self.task = self.bar.add_task("epoch 1", total=1.0, left="")
+
+    def __enter__(self) -> "_Watch":
+        if self.console.is_terminal:
+            self.bar.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.console.is_terminal:
+            self.bar.__exit__(None, None, None)
+
+    def left(self, epoch_fraction: float) -> str:
+        """Return the time left as text. epoch_fraction: how much of the current epoch is done."""
+        trained = self.trained_now + epoch_fraction
+        if not trained:
+            return ""
+        seconds = (time.monotonic() - self.began) / trained * (self.epochs - self.done - epoch_fraction)
+        return f"about {duration(seconds)} left"
+
+    def step(self, done: int, total: int) -> None:
+        left = self.left(done / total) if done > WARM_UP_STEPS or self.trained_now else ""
+        self.bar.update(
+            self.task, completed=done, total=total, description=f"epoch {self.done + 1}/{self.epochs}", left=left
+        )
+
+    def epoch(self, epoch: Epoch) -> bool:
+        resumed = self.trained_now == 0 and time.monotonic() - self.began < 0.8 * epoch.seconds
+        self.done = epoch.epoch
+        if not resumed:
+            self.trained_now += 1
+        else:
+            self.began = time.monotonic()
+        left = f"   {self.left(0)}" if self.trained_now and self.done < self.epochs else ""
+        self.console.print(
+            f"epoch {epoch.epoch:3d}/{self.epochs}   train {percent(epoch.train_error)} (loss {epoch.train_loss:.4f})"
+            f"   val {percent(epoch.val_error)}"
+            + (f" (loss {epoch.val_loss:.4f})" if epoch.val_loss is not None else "")
+            + f"   {epoch.seconds:.1f} s{'   (before)' if resumed else ''}{left}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return True
