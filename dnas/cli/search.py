@@ -3,10 +3,10 @@
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 from dnas.cli.output import command_line, print_json
 from dnas.cli.parser import (
+    Group,
     add_compile_options,
     add_data_options,
     add_dry_run,
@@ -40,14 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="name of the study; studies/NAME.toml sets defaults for these options (default: the space's name)",
     )
-    execution = add_search_options(parser, study)
+    execution, output = add_search_options(parser, study)
     add_executor_options(execution)
     add_dry_run(execution)
-    add_json(parser.add_argument_group("output"))
+    add_json(output)
 
 
-def add_search_options(parser: argparse.ArgumentParser, study: Any) -> Any:
-    """Add the options that `dnas search` and `dnas worker` share, and return the group of the execution options.
+def add_search_options(parser: argparse.ArgumentParser, study: Group) -> tuple[Group, Group]:
+    """Add the options that `dnas search` and `dnas worker` share. Return the groups of execution and output.
 
     study: the group of the study's options.
     """
@@ -105,8 +105,9 @@ def add_search_options(parser: argparse.ArgumentParser, study: Any) -> Any:
     add_timeout(execution)
     add_compile_options(execution)
     add_kernels(execution)
-    add_verbosity(parser.add_argument_group("output"))
-    return execution
+    output = parser.add_argument_group("output")
+    add_verbosity(output)
+    return execution, output
 
 
 def run(args: argparse.Namespace) -> int:

@@ -13,7 +13,6 @@ from multiprocessing.process import parent_process
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
@@ -35,7 +34,7 @@ from dnas.training.distributed import ALONE, Group, is_loss_of_peer, is_started_
 from dnas.training.fit import Diverged, Fit, fit
 from dnas.training.launch import LOST_PEER, launch
 from dnas.training.recipe import Recipe, make_recipe
-from dnas.training.single import check_processes, default_folder, spec_for_data
+from dnas.training.single import check_processes, cpu_threads, default_folder, set_cpu_threads, spec_for_data
 from dnas.training.step import check_cuda_graph
 
 WARM_UP_STEPS = 20  # the first steps are slower than the rest, so the time left is estimated after them
@@ -117,7 +116,7 @@ def _train(config: TrainConfig, device: str, group: Group) -> int:
     recipe = config.make_recipe()
     say: Callable[..., None] = partial(print, flush=True) if group.is_first else _silent
     data = _load(config, device, group, say)
-    torch.set_num_threads(config.threads or default_threads(group.local_world, data.image_size))
+    set_cpu_threads(config.threads or default_threads(group.local_world, data.image_size))
     spec = spec_for_data(config.name, data, recipe)
     say(_opening(config, spec, data, recipe, device, group))
     kernels = group.from_first(lambda: _kernels(config, spec, recipe, device))
@@ -200,7 +199,7 @@ def _kernels(config: TrainConfig, spec: Spec, recipe: Recipe, device: str) -> st
 
 def _opening(config: TrainConfig, spec: Spec, data: Dataset, recipe: Recipe, device: str, group: Group) -> str:
     price = cost(spec, recipe.batch_size)
-    threads = several(torch.get_num_threads(), "thread")
+    threads = several(cpu_threads(), "thread")
     where = f"{device} ({threads})"
     if group.world > 1:
         processes = f"{group.world} processes on cpu" if device == "cpu" else f"{group.world} GPUs"
@@ -232,7 +231,7 @@ def _write_facts(
         "seed": config.seed,
         "device": device,
         "processes": group.world,
-        "threads": torch.get_num_threads(),
+        "threads": cpu_threads(),
         "kernels": kernels,
         "versions": versions(),
         "commit": git_commit(),

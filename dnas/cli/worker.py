@@ -4,9 +4,10 @@ import argparse
 import dataclasses
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dnas.cli.output import command_line
+from dnas.cli.parser import Group
 from dnas.cli.search import add_search_options
 from dnas.errors import InputError
 
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_search_options(parser, study)
 
 
-def add_storage_options(group: Any) -> None:
+def add_storage_options(group: Group) -> None:
     group.add_argument(
         "--storage", metavar="URL", help="database: postgresql://USER@HOST/DATABASE (default: $DNAS_STORAGE)"
     )

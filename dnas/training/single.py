@@ -40,6 +40,14 @@ def default_folder(name: str, dataset: str, seed: int) -> Path:
     return Path("studies/runs") / "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", part).strip("-") for part in parts)
 
 
+def set_cpu_threads(threads: int) -> None:
+    torch.set_num_threads(threads)
+
+
+def cpu_threads() -> int:
+    return torch.get_num_threads()
+
+
 def check_processes(device: str, gpus: int | None, batch_size: int) -> tuple[str, int]:
     """Return the device of this process and the number of processes that train together.
 

@@ -210,8 +210,8 @@ def test_the_command_says_what_matters(study: StudyFolder, tmp_path: Path, capsy
     text = capsys.readouterr().out
     assert "validation error of 88 trials after their last epoch; left out: 1 failed, 1 stopped" in text
     assert "growth_rate × connectivity" in text
-    assert "`--epoch 3` compares all trials that got there" in text
-    assert "over all can't be believed" not in text
+    assert "`--epoch 3` compares all trials that reached that epoch" in text
+    assert "over all are not reliable" not in text
     frame = pd.read_csv(out, keep_default_na=False)
     assert set(zip(frame["of"], frame["method"], strict=True)) == {
         ("all", "fANOVA"),
@@ -235,8 +235,8 @@ def test_the_command_does_not_believe_noise(tmp_path: Path, capsys: pytest.Captu
     made = add_search(tmp_path / "noise", 30, lambda params: float(rng.random()), {}, trials=40)
     assert main(["importance", str(made.path), "--bootstraps", "20"]) == 0
     text = capsys.readouterr().out
-    assert "the fANOVA shares over all and for the best tenth can't be believed" in text
-    assert "the search is not over: 30 of 40 trials have ended" in text
+    assert "the fANOVA shares over all and for the best tenth are not reliable" in text
+    assert "the search is not complete: 30 of 40 trials have ended" in text
 
 
 @pytest.mark.parametrize(

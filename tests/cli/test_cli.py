@@ -14,7 +14,7 @@ from rich.console import Console
 
 from dnas.arch import cost, parse_name
 from dnas.batch.estimate import _share_trained
-from dnas.cli import EPILOGS, main
+from dnas.cli import COMMANDS, command_module, main
 from dnas.cli.display import LiveTable, PlainLines
 from dnas.errors import InputError
 from dnas.executors.worker import Job, Message
@@ -62,12 +62,12 @@ def test_help_imports_neither_torch_nor_optuna() -> None:
 
 
 def test_every_help_ends_with_examples(capsys: pytest.CaptureFixture[str]) -> None:
-    for name, epilog in EPILOGS.items():
+    for name in COMMANDS:
         command = [name, "--help"] if name != "plot" else ["plot", "weight-norms", "--help"]
         with pytest.raises(SystemExit) as done:
             main(command)
         assert done.value.code == 0
-        assert capsys.readouterr().out.rstrip().endswith(epilog.rstrip())
+        assert capsys.readouterr().out.rstrip().endswith(f"examples:\n{command_module(name).EXAMPLES}")
 
 
 def test_cost_prints_the_golden_numbers(capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,11 +131,11 @@ def test_spaces_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None
     ("command", "message"),
     [
         ("serach --space tiny", "no command 'serach'; there are"),
-        ("search --space tiny --trials 0", "a whole number of at least 1 is needed, but got 0"),
-        ("search --space tiny --trials -3", "a whole number of at least 1 is needed, but got -3"),
-        ("search --space tiny --trials x", "a whole number of at least 1 is needed, but got 'x'"),
-        ("search --space tiny --trials 2.5", "a whole number of at least 1 is needed, but got '2.5'"),
-        ("search --space tiny --trials 1 --workers 0", "at least 1 is needed, but got 0"),
+        ("search --space tiny --trials 0", "expected a whole number of at least 1, but got 0"),
+        ("search --space tiny --trials -3", "expected a whole number of at least 1, but got -3"),
+        ("search --space tiny --trials x", "expected a whole number of at least 1, but got 'x'"),
+        ("search --space tiny --trials 2.5", "expected a whole number of at least 1, but got '2.5'"),
+        ("search --space tiny --trials 1 --workers 0", "expected a whole number of at least 1, but got 0"),
         ("search --space tiny", "needs --trials N"),
         ("search --trials 3", "needs --space NAME"),
         ("search --space tinny --trials 1", "no search space 'tinny'; there are"),
@@ -155,8 +155,8 @@ def test_spaces_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None
             "search --space tiny --trials 1 --max-macs 3",
             "nothing in the space meets macs <= 3; the smallest has",
         ),
-        ("search --space tiny --trials 1 --max-macs 0", "a positive number is needed, but got '0'"),
-        ("search --space tiny --trials 1 --learning-rate inf", "a positive number is needed, but got 'inf'"),
+        ("search --space tiny --trials 1 --max-macs 0", "expected a positive number, but got '0'"),
+        ("search --space tiny --trials 1 --learning-rate inf", "expected a positive number, but got 'inf'"),
         ("search --space tiny --trials 1 --stopping ahsa", "--stopping must be one of asha, hyperband, median, none"),
         ("search --space tiny --trials 1 --recipe papr", "no recipe 'papr'"),
         ("search --space tiny --trials 1 --subset 3", "subset must lie between 20"),

@@ -150,9 +150,9 @@ def test_a_plan_tells_what_is_there_and_what_a_machine_does_at_once(monkeypatch:
     means = Execution(device="cpu").run_config({"name": "digits"}, 8)
     assert (means.workers, means.threads) == (7, 1)
     folder = StudyFolder(Path("studies") / plan.study)
-    assert "are there" not in describe_plan(plan, folder, means, Path("out"))
+    assert "are complete" not in describe_plan(plan, folder, means, Path("out"))
     train_runs(plan.study, "t", plan.planned()[:2], RunConfig({"name": "digits"}), Silent(), Planted(plan, {}))
-    assert "runs      6: 2 networks from 3 seeds; 2 are there" in describe_plan(plan, folder, means, Path("out"))
+    assert "runs      6: 2 networks from 3 seeds; 2 are complete" in describe_plan(plan, folder, means, Path("out"))
 
 
 # --- verdicts -----------------------------------------------------------------------------------------------------

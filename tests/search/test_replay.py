@@ -102,7 +102,7 @@ def test_what_was_changed_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["replay", "s"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("8 proposals and ")
-    assert out.endswith(" decisions made again: all as they were\n")
+    assert out.endswith(" decisions repeated: no difference\n")
     whole = (study().path / "events.jsonl").read_text()
 
     change(3, "ask", params=study().events()[0]["params"])
@@ -140,7 +140,7 @@ def test_a_trial_is_trained_again_and_its_curve_compared(capsys: pytest.CaptureF
     assert "trial 1: 2 epochs are equal; its weights too" in capsys.readouterr().out
     change(1, "report", val_loss=9.0)
     assert main(["replay", "s", "--trial", "1"]) == 1
-    assert "trial 1 differs from epoch 1 on:\n  then  train_loss " in capsys.readouterr().out
+    assert "trial 1 differs from epoch 1:\n  recorded  train_loss " in capsys.readouterr().out
     assert main(["replay", "s", "--trial", "9"]) == 2
     assert "study s has no trial 9; there are 2, from 0 on." in capsys.readouterr().err
 
