@@ -1,17 +1,18 @@
-"""The data: what there is (`catalog`, without torch), and the images as batches (`load_dataset`, `Dataset`)."""
+"""Data sets: the catalog (without torch), and images as batches (`load_dataset`, `Dataset`)."""
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dnas.data.dataset import Dataset, load_dataset
+    from dnas.data.dataset import Dataset
+    from dnas.data.load import load_dataset
 
 __all__ = ["Dataset", "load_dataset"]
 
 
 def __getattr__(name: str) -> Any:
-    # torch is imported at the first use, so that `dnas.data.catalog` stays instant for the command line.
+    # torch is imported at the first use, so that `dnas.data.catalog` remains quick to import for the command line.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from dnas.data import dataset
+    from dnas.data import load
 
-    return getattr(dataset, name)
+    return getattr(load, name)

@@ -1,4 +1,4 @@
-"""Augmentation of whole batches: tensor operations on whatever device the batch lies on."""
+"""Augmentation of whole batches: tensor operations on the device of the batch."""
 
 import torch
 from torch import Tensor
@@ -6,14 +6,14 @@ from torch.nn import functional
 
 
 def padding(image_size: int) -> int:
-    """Zero pixels put around an image before a window is cut out: the paper's 4 for 32 pixels, and in proportion."""
+    """Return the zero pixels added on each side before cropping: the paper's 4 for 32 pixels, scaled in proportion."""
     return max(1, image_size // 8)
 
 
 def shift(images: Tensor, pad: int, offsets: Tensor) -> Tensor:
-    """Windows as large as the image out of `images` [N, C, H, W] padded with `pad` zeros.
+    """Crop a window of the original size from each image of `images` [N, C, H, W], padded with `pad` zeros per side.
 
-    `offsets` [N, 2] holds the top and left corner of each image's window, 0 to 2·pad.
+    `offsets` [N, 2] holds the top and left corner of each window, from 0 to 2·pad.
     """
     height, width = images.shape[2:]
     windows = functional.pad(images, (pad, pad, pad, pad)).unfold(2, height, 1).unfold(3, width, 1)
@@ -22,5 +22,5 @@ def shift(images: Tensor, pad: int, offsets: Tensor) -> Tensor:
 
 
 def mirror(images: Tensor, flips: Tensor) -> Tensor:
-    """`images` [N, C, H, W], those with a true value in `flips` [N] mirrored left to right."""
+    """Mirror the images of `images` [N, C, H, W] whose value in `flips` [N] is true from left to right."""
     return torch.where(flips[:, None, None, None], images.flip(3), images)

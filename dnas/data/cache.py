@@ -1,7 +1,7 @@
-"""Decoded images on disk, so that the second start is instant.
+"""Cache of decoded images on disk.
 
-An entry appears whole or not at all: it is written beside its place and renamed into it. Of several processes that
-write the same entry the first wins and the others read its copy.
+Entries are written atomically: an entry is written to a temporary folder and renamed. If several processes write the
+same entry, the first one wins and the others read its copy.
 """
 
 import hashlib
@@ -18,12 +18,12 @@ import numpy as np
 
 from dnas.data.images import Say
 
-RULE = 1  # goes up when decoding or resizing changes, so that older entries are left alone
+DECODING_VERSION = 1  # increased whenever decoding or resizing changes, so that older entries are not used
 
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """One part of a data set in memory or memory-mapped."""
+    """One decoded part of a data set, in memory or memory-mapped."""
 
     images: np.ndarray  # uint8 [N, C, H, W]
     labels: np.ndarray  # int64 [N]
@@ -34,7 +34,7 @@ class Decoded:
 
 
 def measured(images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...], resized: bool) -> Decoded:
-    """The arrays with what is worth knowing once: sums for mean and std of any part, and a hex sha256 of it all."""
+    """Add the pixel sums, from which mean and std of any subset follow, and a hex sha256 of all contents."""
     digest = hashlib.sha256(json.dumps([images.shape, class_names]).encode())
     sums = np.empty((*images.shape[:2], 2), dtype=np.int64)
     for start in range(0, len(images), 4096):
@@ -48,15 +48,15 @@ def measured(images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...
 
 
 def cache_key(*parts: object) -> str:
-    """A file name for what `parts` (texts and numbers) determine."""
-    return hashlib.sha256(json.dumps([RULE, *parts]).encode()).hexdigest()[:32]
+    """Return a file name that is unique to `parts` (texts and numbers)."""
+    return hashlib.sha256(json.dumps([DECODING_VERSION, *parts]).encode()).hexdigest()[:32]
 
 
 def _open(entry: Path) -> Decoded | None:
     try:
         facts = json.loads((entry / "facts.json").read_text())
         return Decoded(
-            # copy-on-write: torch asks for a writable array, and nothing ever reaches the file
+            # copy-on-write: torch requires a writable array, and the file is never changed
             np.load(entry / "images.npy", mmap_mode="c"),
             np.load(entry / "labels.npy"),
             np.load(entry / "sums.npy"),
@@ -64,7 +64,7 @@ def _open(entry: Path) -> Decoded | None:
             facts["resized"],
             facts["fingerprint"],
         )
-    except (OSError, ValueError, KeyError, EOFError):  # absent, or damaged by something other than us
+    except (OSError, ValueError, KeyError, EOFError):  # absent or damaged
         return None
 
 
@@ -84,7 +84,7 @@ def _write(entry: Path, decoded: Decoded) -> None:
         try:
             fresh.replace(entry)
         except OSError:
-            if _open(entry) is None:  # not another process's good copy but a damaged one
+            if _open(entry) is None:  # the existing entry is damaged, not a copy by another process
                 shutil.rmtree(entry)
                 fresh.replace(entry)
     finally:
@@ -92,7 +92,7 @@ def _write(entry: Path, decoded: Decoded) -> None:
 
 
 def decoded_once(folder: Path, key: str, compute: Callable[[], Decoded], say: Say) -> Decoded:
-    """The entry `key` of the cache `folder`, memory-mapped; computed and written where it is not there yet."""
+    """Return the entry `key` of the cache `folder`, memory-mapped. Compute and write it if it is missing."""
     entry = folder / key
     decoded = _open(entry)
     if decoded is None:
@@ -100,14 +100,14 @@ def decoded_once(folder: Path, key: str, compute: Callable[[], Decoded], say: Sa
         try:
             _write(entry, decoded)
         except OSError as error:
-            say(f"cannot write the cache {folder} ({error}); going on without it")
+            say(f"cannot write the cache {folder} ({error}); continuing without a cache")
         else:
             decoded = _open(entry) or decoded
     return decoded
 
 
 def known_once(folder: Path, key: str, compute: Callable[[], Any], say: Say) -> Any:
-    """A small JSON value of the cache `folder`; computed and written where it is not there yet."""
+    """Return a small JSON value of the cache `folder`. Compute and write it if it is missing."""
     path = folder / f"{key}.json"
     try:
         return json.loads(path.read_text())
@@ -120,5 +120,5 @@ def known_once(folder: Path, key: str, compute: Callable[[], Any], say: Say) -> 
             json.dump(value, file)
         Path(fresh).replace(path)
     except OSError as error:
-        say(f"cannot write the cache {folder} ({error}); going on without it")
+        say(f"cannot write the cache {folder} ({error}); continuing without a cache")
     return value

@@ -1,4 +1,4 @@
-"""Image files: class folders listed, images decoded to 8 bits and brought to one size."""
+"""Image files: list class folders, decode images to 8 bits and resize them to one size."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, eq=False)
 class ImageFiles:
-    """Labelled image files under `root`: relative POSIX paths in the order of the data set, labels [N] int64."""
+    """Labelled image files under `root`: relative POSIX paths in data set order, and labels [N] int64."""
 
     root: Path
     paths: tuple[str, ...]
@@ -34,7 +34,7 @@ class ImageFiles:
         return len(self.paths)
 
     def take(self, positions: np.ndarray) -> "ImageFiles":
-        """The files at `positions`, in that order."""
+        """Return the files at `positions`, in that order."""
         return ImageFiles(
             self.root,
             tuple(self.paths[i] for i in positions),
@@ -44,22 +44,22 @@ class ImageFiles:
         )
 
     def digest(self) -> str:
-        """Changes when a file comes, goes, or is written anew."""
+        """Return a hex sha256 that changes when a file is added, removed or rewritten."""
         lines = (f"{path}\0{size}\0{mtime}\n" for path, (size, mtime) in zip(self.paths, self.stamps, strict=True))
         return _sha256(self.class_names, lines)
 
     def fingerprint(self) -> str:
-        """Hex sha256 over class names, relative paths and sizes: the same wherever the folder lies."""
+        """Return a hex sha256 of class names, relative paths and sizes, independent of the folder's location."""
         lines = (f"{path}\0{size}\n" for path, (size, _) in zip(self.paths, self.stamps, strict=True))
         return _sha256(self.class_names, lines)
 
     def read(self, position: int, channels: int) -> Image.Image:
-        """The image at `position`, 8 bits a channel. Raises InputError, naming the file, where it cannot be read."""
+        """Read the image at `position` with 8 bits per channel. An `InputError` names a file that cannot be read."""
         path = self.root / self.paths[position]
         try:
             return read_image(path, channels)
-        except Exception as error:  # Pillow raises half a dozen kinds for damaged files
-            raise InputError(f"cannot read the image {path} ({_reason(error)}); repair or delete it") from error
+        except Exception as error:  # Pillow raises many types for damaged files
+            raise InputError(f"cannot read the image {path} ({_reason(error)}); repair or delete it.") from error
 
 
 def _sha256(class_names: tuple[str, ...], lines: Iterable[str]) -> str:
@@ -74,7 +74,7 @@ def _reason(error: Exception) -> str:
 
 
 def _scan(folder: str, prefix: str) -> Iterator[tuple[str, tuple[int, int]]]:
-    """(relative path, (bytes, mtime in ns)) of every image under `folder`, hidden ones apart."""
+    """Yield (relative path, (bytes, mtime in ns)) of every image under `folder` that is not hidden."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
@@ -91,74 +91,74 @@ def _class_folders(root: Path) -> list[str]:
 
 
 def _list(root: Path, folders: list[str], class_names: tuple[str, ...]) -> ImageFiles:
-    found: list[tuple[str, tuple[int, int]]] = []
+    stamped: list[tuple[str, tuple[int, int]]] = []
     labels: list[int] = []
     for name in folders:
         images = sorted(_scan(str(root / name), f"{name}/"))
-        found += images
+        stamped += images
         labels += [class_names.index(name)] * len(images)
     return ImageFiles(
         root,
-        tuple(path for path, _ in found),
-        tuple(stamp for _, stamp in found),
+        tuple(path for path, _ in stamped),
+        tuple(stamp for _, stamp in stamped),
         np.array(labels, dtype=np.int64),
         class_names,
     )
 
 
 def list_training_images(folder: Path) -> ImageFiles:
-    """The images under `folder`/train: one folder a class, images at any depth within it, hidden files ignored.
+    """List the images under `folder`/train: one folder per class, with images at any depth. Ignores hidden files.
 
-    Raises InputError where that is not what lies there, for fewer than two classes, and for a class with fewer than
-    two images (one trains, one validates).
+    Raises `InputError` for any other layout, for fewer than two classes, and for a class with fewer than two images
+    (one to train on and one to validate on).
     """
     root = folder / "train"
     if not folder.is_dir():
-        raise InputError(f"there is no folder {folder}; give the folder that holds train/ with one folder a class")
+        raise InputError(f"there is no folder {folder}; give the folder that holds train/ with one folder per class.")
     if not root.is_dir():
-        raise InputError(f"{folder} has no folder train/; put the class folders under {root}, one folder a class")
+        raise InputError(f"{folder} has no folder train/; put the class folders under {root}, one folder per class.")
     names = tuple(_class_folders(root))
     if not names:
-        raise InputError(f"{root} has no class folders; put the images of each class into a folder of its own")
+        raise InputError(f"{root} has no class folders; put the images of each class into a folder of their own.")
     files = _list(root, list(names), names)
     counts = np.bincount(files.labels, minlength=len(names))
     for name, count in zip(names, counts, strict=True):
         if count == 0:
-            raise InputError(f"the class folder {root / name} holds no images; fill it or delete it")
+            raise InputError(f"the class folder {root / name} holds no images; fill it or delete it.")
     if len(names) == 1:
-        raise InputError(f"{root} holds just one class, {names[0]!r}; classification needs at least two class folders")
+        raise InputError(f"{root} holds only one class, {names[0]!r}; classification needs at least two class folders.")
     for name, count in zip(names, counts, strict=True):
         if count < 2:
             raise InputError(
                 f"the class folder {root / name} holds {count} image; a class needs at least 2, "
-                "one to train on and one to validate on"
+                "one to train on and one to validate on."
             )
     return files
 
 
 def list_test_images(folder: Path, class_names: tuple[str, ...]) -> ImageFiles | None:
-    """The held-out images under `folder`/test, or else `folder`/val; None where there is neither. Opens no image.
+    """List the held-out images under `folder`/test, else `folder`/val; None if there is neither. Opens no image.
 
-    Raises InputError for class folders that training does not have, and for a folder without labelled images.
+    Raises `InputError` for class folders that train/ does not have, and for a folder without labelled images.
     """
     root = next((folder / name for name in ("test", "val") if (folder / name).is_dir()), None)
     if root is None:
         return None
     folders = _class_folders(root)
-    strange = [name for name in folders if name not in set(class_names)]
-    if strange:
+    unknown = [name for name in folders if name not in set(class_names)]
+    if unknown:
         raise InputError(
-            f"{root} has the class folder {strange[0]!r} that {folder / 'train'} has not; "
-            f"give {root.name}/ the class folders of train/, or move it away"
+            f"{root} has the class folder {unknown[0]!r}, which {folder / 'train'} does not have; "
+            f"use the class folders of train/ in {root.name}/, or move it away."
         )
     files = _list(root, folders, class_names)
     if not len(files):
-        raise InputError(f"{root} holds no images in class folders; give it those of train/, or move it away")
+        raise InputError(f"{root} holds no images in class folders; use the class folders of train/, or move it away.")
     return files
 
 
 def read_image(path: Path, channels: int) -> Image.Image:
-    """The image as stored, in mode L for 1 channel and RGB for 3. Alpha is dropped; an EXIF rotation is ignored."""
+    """Read an image in mode L for 1 channel or RGB for 3. Alpha is dropped, and an EXIF rotation is ignored."""
     with Image.open(path) as image:
         if image.mode == "F":
             raise ValueError("floating-point pixels have no known range")
@@ -167,26 +167,26 @@ def read_image(path: Path, channels: int) -> Image.Image:
             return Image.fromarray(((wide + 128) // 257).astype(np.uint8)).convert("L" if channels == 1 else "RGB")
         if channels == 1 and image.mode in GREY_MODES:
             return image.convert("L")
-        plain = image.convert("RGBA") if image.mode in ("P", "PA") else image  # a palette may hold transparency
+        plain = image.convert("RGBA") if image.mode in ("P", "PA") else image  # a palette may contain transparency
         colour = plain.convert("RGB")
         return colour if channels == 3 else colour.convert("L")
 
 
 def count_channels(files: ImageFiles) -> int:
-    """1 where every image is stored as grey, else 3. Reads headers only, and none after the first colour image."""
+    """Return 1 if every image is stored as grey, else 3. Reads headers only, up to the first colour image."""
 
     def grey(path: str) -> bool:
         try:
             with Image.open(files.root / path) as image:
                 return image.mode in GREY_MODES
-        except Exception:  # a broken image tells nothing; decoding will name it
+        except Exception:  # decoding will report a broken image
             return True
 
     return 1 if all(grey(path) for path in files.paths) else 3
 
 
 def fit(image: Image.Image, shorter: int, side: int) -> Image.Image:
-    """The centre `side` x `side` pixels of the image with its shorter side resized to `shorter` (antialiased)."""
+    """Resize the shorter side to `shorter` pixels (antialiased), and crop the centre `side` x `side` pixels."""
     width, height = image.size
     if min(width, height) != shorter:
         size = (shorter, shorter * height // width) if width <= height else (shorter * width // height, shorter)
@@ -198,20 +198,20 @@ def fit(image: Image.Image, shorter: int, side: int) -> Image.Image:
 
 
 def to_array(image: Image.Image) -> np.ndarray:
-    """uint8 [C, H, W]."""
+    """Convert an image to uint8 [C, H, W]."""
     pixels = np.asarray(image)
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
 def cpus() -> int:
-    """The processors that this process may use."""
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def for_each(count: int, work: Callable[[int], None], verb: str, say: Say) -> None:
-    """Calls `work(i)` for i below `count` on a few threads and says now and then how far it is.
+    """Call `work(i)` for i below `count` on a few threads, and report progress every two seconds.
 
-    An InputError of `work` counts as one broken image; at the end one InputError names the first three of them.
+    An `InputError` of `work` counts as one broken image. At the end one `InputError` names the first three of them.
     """
     broken: list[tuple[int, InputError]] = []
 
@@ -224,27 +224,30 @@ def for_each(count: int, work: Callable[[int], None], verb: str, say: Say) -> No
                 broken.append((i, error))
         return stop - start
 
-    done, said = 0, time.monotonic()
+    done, reported = 0, time.monotonic()
     say(f"{verb} {count:,} images")
     with ThreadPoolExecutor(min(8, cpus())) as pool:
         for finished in pool.map(run, range(0, count, 64)):
             done += finished
-            if time.monotonic() - said > 2 and done < count:
-                said = time.monotonic()
+            if time.monotonic() - reported > 2 and done < count:
+                reported = time.monotonic()
                 say(f"{verb} {done:,} of {count:,} images")
     if len(broken) == 1:
         raise broken[0][1]
     if broken:
         broken.sort(key=lambda pair: pair[0])
-        first = "; ".join(str(error) for _, error in broken[:3])
+        first = "; ".join(str(error).rstrip(".") for _, error in broken[:3])
         more = f"; and {len(broken) - 3} more" if len(broken) > 3 else ""
-        raise InputError(f"{len(broken)} images are broken: {first}{more}")
+        raise InputError(f"{len(broken)} images are broken: {first}{more}.")
 
 
 def decode(
     count: int, read: Callable[[int], Image.Image], channels: int, image_size: int, say: Say
 ) -> tuple[np.ndarray, bool]:
-    """uint8 [count, channels, image_size, image_size] of the images that `read` gives, and whether any was resized."""
+    """Decode the images that `read` returns.
+
+    Returns uint8 [count, channels, image_size, image_size], and whether any image was resized.
+    """
     images = np.empty((count, channels, image_size, image_size), dtype=np.uint8)
     resized = np.zeros(count, dtype=bool)
 

@@ -1,4 +1,4 @@
-"""Where the pixels of a part come from: resident in memory, or streamed from the files as they are used."""
+"""Sources of pixels: resident in memory, or streamed from files as they are used."""
 
 import math
 import multiprocessing
@@ -17,18 +17,21 @@ from dnas.data.cache import cache_key, known_once
 from dnas.data.images import ImageFiles, Say, cpus, for_each, to_array
 from dnas.errors import InputError
 
-SAMPLE = 2000  # images that mean and std of a streamed part are measured on
+STATISTICS_IMAGES = 2000  # at most this many images of a streamed part are used to measure mean and std
 
 
 def mean_and_std(sums: np.ndarray, pixels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, of pixels in [0, 1].
+    """Return mean and standard deviation per channel, for pixels in [0, 1].
 
-    `sums` [N, C, 2] are sums and sums of squares of the `pixels` 8-bit pixels of each image. The std is at least one
-    grey step (1/255), so that a constant channel divides by something.
+    The std is at least one grey step (1/255), so that a constant channel is not divided by zero.
+
+    Args:
+        sums: [N, C, 2], the sum and the sum of squares of the 8-bit pixels of each image.
+        pixels: Number of pixels per image.
     """
     n = len(sums) * pixels
     means, stds = [], []
-    for total, squares in sums.sum(axis=0).tolist():  # whole numbers: exact, hence the same on every machine
+    for total, squares in sums.sum(axis=0).tolist():  # integers are exact, hence equal on every machine
         means.append(total / n / 255)
         stds.append(max(math.sqrt((n * squares - total * total) / (n * n)), 1.0) / 255)
     return tuple(means), tuple(stds)
@@ -36,24 +39,24 @@ def mean_and_std(sums: np.ndarray, pixels: int) -> tuple[tuple[float, ...], tupl
 
 @dataclass(frozen=True, eq=False)
 class Resident:
-    """Decoded images, kept: uint8 [N, C, H, W] on the device (on the CPU, a memory map of the cache)."""
+    """Decoded images kept in memory: uint8 [N, C, H, W] on the device (on the CPU, a memory map of the cache)."""
 
     images: Tensor
-    sums: np.ndarray  # int64 [N, C, 2], as `mean_and_std` takes them
+    sums: np.ndarray  # int64 [N, C, 2], see `mean_and_std`
 
     def batches(self, groups: list[Tensor], epoch: int | None, workers: int | None) -> Iterator[Tensor]:
-        """The images of each group of positions; resident images know no random crop, so `epoch` has no effect."""
+        """Yield the images of each group of positions. There are no random crops, so `epoch` has no effect."""
         for group in groups:
             yield self.images[group]
 
     def statistics(self, positions: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and std over channels of the images at `positions`, all of them."""
+        """Return mean and std per channel of all images at `positions`."""
         return mean_and_std(self.sums[positions], self.images.shape[2] * self.images.shape[3])
 
 
 @dataclass(frozen=True, eq=False)
 class StoredImages:
-    """Images that are stored decoded, uint8 [N, C, H, W], to be streamed at a larger size."""
+    """Decoded images, uint8 [N, C, H, W], that are streamed at a larger size."""
 
     images: np.ndarray
 
@@ -64,7 +67,7 @@ class StoredImages:
 
 @dataclass(frozen=True, eq=False)
 class _Read(TorchDataset[Tensor | str]):
-    """What a worker does: positions in, their images uint8 [N, C, H, W] out, or the message of an InputError."""
+    """Map a list of positions to images uint8 [N, C, H, W], or to the message of an `InputError`; runs in workers."""
 
     source: ImageFiles | StoredImages
     channels: int
@@ -72,58 +75,58 @@ class _Read(TorchDataset[Tensor | str]):
     epoch: int | None
 
     def __getitem__(self, positions: list[int]) -> Tensor | str:
-        if not positions:  # the last batch's slice of one of many processes
+        if not positions:  # one process's empty slice of the last batch
             return torch.empty((0, self.channels, self.image_size, self.image_size), dtype=torch.uint8)
         try:
             return torch.from_numpy(np.stack([self.one(i) for i in positions]))
-        except InputError as error:  # as a value: torch would wrap the worker's traceback around it
+        except InputError as error:  # returned, because torch would add the worker's traceback to a raised error
             return str(error)
 
     def one(self, position: int) -> np.ndarray:
-        from torchvision.transforms import v2  # a second to import, and only streams need it
+        from torchvision.transforms import v2  # takes a second to import, and only streams need it
 
         image, side = self.source.read(position, self.channels), self.image_size
         if self.epoch is None:
             return to_array(v2.functional.center_crop(v2.functional.resize(image, [margin(side)]), [side]))
-        # The transform draws from torch's global generator: seeded for this image alone, and then put back.
+        # The transform draws from torch's global generator, which is seeded for this image and then restored.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(np.random.SeedSequence([self.epoch, position]).generate_state(1, np.uint64)[0]) >> 1)
             return to_array(v2.RandomResizedCrop(side)(image))
 
 
 def margin(image_size: int) -> int:
-    """The shorter side before a streamed image's centre is cut out: 256 for 224, and in proportion."""
+    """Return the shorter side to which a streamed image is resized before its centre crop: 256 for 224."""
     return image_size * 256 // 224
 
 
 def default_workers() -> int:
-    """Processes that decode: none beside one or two processors, or where a process may have no children."""
+    """Return the number of decoding processes: 0 on one or two processors and in a daemonic process."""
     return 0 if cpus() <= 2 or multiprocessing.current_process().daemon else min(8, cpus() - 1)
 
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """Images too large to keep: decoded as they are used."""
+    """Images too large to keep, decoded as they are used."""
 
     source: ImageFiles | StoredImages
     channels: int
     image_size: int
-    pin: bool  # page-locked batches, for the way to a GPU
-    identity: str  # determines the images: a digest of the listing
+    pin: bool  # page-locked batches, for transfers to a GPU
+    identity: str  # digest of the listing, which determines the images
     cache: Path
     say: Say = field(repr=False)
 
     def batches(self, groups: list[Tensor], epoch: int | None, workers: int | None) -> Iterator[Tensor]:
-        """The images of each group of positions: centre crops, or with an `epoch` number random resized crops.
+        """Yield the images of each group of positions: centre crops, or random resized crops with an `epoch` number.
 
-        A crop depends on the epoch number and the image's position alone, so the number of workers changes nothing.
+        A crop depends only on the epoch number and the image's position, and not on the number of workers.
         """
         read = _Read(self.source, self.channels, self.image_size, epoch)
         lists = [group.tolist() for group in groups]
         workers = default_workers() if workers is None else workers
         results: Iterator[Tensor | str]
         if workers:
-            # A generator of its own, or the loader would draw a seed from torch's global one.
+            # Without its own generator, the loader would draw a seed from torch's global one.
             results = iter(
                 DataLoader(
                     read,
@@ -142,8 +145,8 @@ class Stream:
             yield result
 
     def statistics(self, positions: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and std over channels of the centre crops of at most SAMPLE of the images, evenly spaced."""
-        count = min(len(positions), SAMPLE)
+        """Return mean and std per channel of the centre crops of at most `STATISTICS_IMAGES` images, evenly spaced."""
+        count = min(len(positions), STATISTICS_IMAGES)
         sample = positions[np.arange(count) * len(positions) // count]
         read = _Read(self.source, self.channels, self.image_size, None)
 

@@ -1,4 +1,4 @@
-"""The data sets with names: where their files lie under the data root, and how they are read."""
+"""Named data sets: the location of their files under the data root, and their readers."""
 
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -27,7 +27,7 @@ _FILES: dict[tuple[str, str], tuple[str, ...]] = {
     ("svhn:train", "test"): ("test_32x32.mat",),
 }
 
-# What a user without a network brings here by hand, where the unpacked files are not there.
+# Archives that a user without network access puts under the data root.
 _ARCHIVES = {"cifar10": "cifar-10-python.tar.gz", "cifar100": "cifar-100-python.tar.gz"}
 
 _IMAGENET_ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz")
@@ -35,14 +35,14 @@ _IMAGENET_ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILS
 
 @dataclass(frozen=True)
 class NamedPart:
-    """The `part` ("train" or "test") of a data set that is read whole: digits, CIFAR or SVHN."""
+    """The `part` ("train" or "test") of a data set that is read as a whole: digits, CIFAR or SVHN."""
 
     name: str
     part: str
     root: Path
 
     def stamps(self) -> list[tuple[str, int, int]] | None:
-        """(file, bytes, mtime in ns) of what it is read from; None while the files are not there, and for digits."""
+        """Return (file, bytes, mtime in ns) of each of its files; None if files are missing, and for the digits."""
         try:
             stats = [(file, (self.root / file).stat()) for file in _FILES[self.name, self.part]]
         except (OSError, KeyError):
@@ -50,9 +50,9 @@ class NamedPart:
         return [(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
 
     def read(self, say: Say) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-        """Images uint8 [N, C, H, W], labels int64 [N] and the class names; downloads what is absent.
+        """Read images uint8 [N, C, H, W], labels int64 [N] and class names. Missing files are downloaded.
 
-        Raises InputError, naming the file to bring and the folder it goes to, where that fails.
+        If a download fails, an `InputError` names the file and the folder to put it into.
         """
         if self.name == "digits":
             return _digits(self.part)
@@ -65,7 +65,7 @@ class NamedPart:
             wanted = _ARCHIVES.get(self.name) or " and ".join(_FILES[self.name, self.part])
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise InputError(
-                f"{title} is not there and cannot be downloaded ({reason}); put {wanted} into {self.root}"
+                f"{title} is missing and cannot be downloaded ({reason}); put {wanted} into {self.root}."
             ) from error
         return np.ascontiguousarray(images), labels, names
 
@@ -87,7 +87,7 @@ class NamedPart:
 
 
 def _digits(part: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """scikit-learn's digits have no test part: a fifth is held out, the same for every split_seed."""
+    """Read scikit-learn's digits. They have no test part, so a fifth is held out, the same for every split_seed."""
     pixels, labels = _digits_table()
     images = np.rint(pixels.reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)  # stored as 0..16
     labels = labels.astype(np.int64)
@@ -97,7 +97,7 @@ def _digits(part: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
 
 
 def _digits_table() -> tuple[np.ndarray, np.ndarray]:
-    """What `sklearn.datasets.load_digits` gives, from its file where that is found: the import takes over a second."""
+    """Return the data of `sklearn.datasets.load_digits`, from its file if possible: the import takes over a second."""
     package = find_spec("sklearn")
     for folder in (package and package.submodule_search_locations) or ():
         file = Path(folder) / "datasets" / "data" / "digits.csv.gz"
@@ -111,17 +111,15 @@ def _digits_table() -> tuple[np.ndarray, np.ndarray]:
 
 
 def imagenet_folder(root: Path, say: Say) -> Path:
-    """The folder with ImageNet's train/ and val/; unpacks the official archives that lie in it where train/ is absent.
+    """Return the folder with ImageNet's train/ and val/. Unpacks the official archives in it if train/ is missing.
 
-    Raises InputError where neither is there, and where an earlier unpacking was cut short.
+    Raises `InputError` if neither exists, and after an earlier unpacking that was interrupted.
     """
     folder = root / "imagenet"
     names = ", ".join(_IMAGENET_ARCHIVES)
     if not (folder / "train").is_dir():
         if not all((folder / name).is_file() for name in _IMAGENET_ARCHIVES):
-            raise InputError(
-                f"ImageNet is not there; put {names} into {folder}, or class folders under train/ and val/"
-            )
+            raise InputError(f"ImageNet is missing; put {names} into {folder}, or class folders under train/ and val/.")
         from torchvision.datasets import imagenet
 
         say(f"unpacking ImageNet in {folder}")
@@ -132,9 +130,9 @@ def imagenet_folder(root: Path, say: Say) -> Path:
                 imagenet.parse_val_archive(str(folder))
         except (OSError, RuntimeError, EOFError, TarError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise InputError(f"cannot unpack ImageNet ({reason}); put {names} anew into {folder}") from error
-    # torchvision unpacks in place, so what a kill leaves looks almost like the whole.
+            raise InputError(f"cannot unpack ImageNet ({reason}); put new copies of {names} into {folder}.") from error
+    # torchvision unpacks in place, so an interrupted unpacking looks almost complete.
     for part, leftover in (("train", "*.tar"), ("val", "*.JPEG")):
         if next((folder / part).glob(leftover), None) is not None:
-            raise InputError(f"the unpacking of ImageNet was cut short; delete {folder / part} and start again")
+            raise InputError(f"the unpacking of ImageNet was interrupted; delete {folder / part} and start again.")
     return folder

@@ -24,7 +24,7 @@ def epoch(data, batch_size=16, seed=0):
     return torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
 
 
-def test_shift_cuts_each_window_out_of_the_zero_padded_image():
+def test_shift_crops_each_window_from_the_zero_padded_image():
     images = torch.randn(20, 3, 9, 9, generator=seeded())
     offsets = torch.randint(0, 5, (20, 2), generator=seeded(1))
     got = shift(images, 2, offsets)
@@ -33,19 +33,19 @@ def test_shift_cuts_each_window_out_of_the_zero_padded_image():
         np.testing.assert_array_equal(window.numpy(), padded[:, top : top + 9, left : left + 9])
 
 
-def test_mirror_turns_the_marked_images_left_to_right():
+def test_mirror_flips_only_the_marked_images():
     images = torch.randn(4, 1, 3, 5, generator=seeded())
     got = mirror(images, torch.tensor([True, False, True, False]))
     assert torch.equal(got[0], images[0].flip(2))
     assert torch.equal(got[1], images[1])
 
 
-def test_padding_is_in_proportion():
+def test_padding_is_proportional_to_the_image_size():
     assert [padding(size) for size in (4, 8, 32, 64, 224)] == [1, 1, 4, 8, 28]
 
 
 @pytest.mark.parametrize("augmentation", ["none", "crop", "crop+flip"])
-def test_an_epoch_shows_every_training_image_once_with_its_label(tmp_path, augmentation):
+def test_epoch_contains_every_training_image_once_with_its_label(tmp_path, augmentation):
     write_folder(tmp_path / "set", "train", ["a", "b"], 60, 16)
     data = load_dataset(f"folder:{tmp_path / 'set'}", image_size=16, augmentation=augmentation)
     originals = torch.cat([x for x, _ in data.batches("train")])
@@ -60,18 +60,18 @@ def test_an_epoch_shows_every_training_image_once_with_its_label(tmp_path, augme
                 view = padded[:, top : top + 16, left : left + 16]
                 views[(view[:, :, ::-1] if flip else view).tobytes()] = (n, top, left, flip)
     x, y = epoch(data)
-    found = [views[image.numpy().tobytes()] for image in x]  # a KeyError: not a window of any training image
-    index = [n for n, *_ in found]
+    shown = [views[image.numpy().tobytes()] for image in x]  # KeyError: no window of a training image
+    index = [n for n, *_ in shown]
     assert sorted(index) == list(range(data.train_size))
     assert index != sorted(index)
     assert torch.equal(y, labels[index])
-    for axis in (1, 2):  # every shift comes up, the largest ones too
-        assert {view[axis] for view in found} == {corner[axis - 1] for corner in corners}
+    for axis in (1, 2):  # every shift occurs, including the largest
+        assert {view[axis] for view in shown} == {corner[axis - 1] for corner in corners}
     if augmentation == "crop+flip":
-        assert 0.3 < np.mean([flip for *_, flip in found]) < 0.7
+        assert 0.3 < np.mean([flip for *_, flip in shown]) < 0.7
 
 
-def test_batches_follow_the_generator_and_nothing_else():
+def test_batches_depend_only_on_the_generator():
     data = load_dataset("digits", subset=100)
     generator = seeded(7)
     first = list(data.train_batches(32, generator))
@@ -80,8 +80,10 @@ def test_batches_follow_the_generator_and_nothing_else():
     assert not torch.equal(first[0][0], second[0][0])
     torch.manual_seed(99)
     generator.set_state(state)
-    again = list(data.train_batches(32, generator))
-    assert all(torch.equal(a, b) for one, two in zip(second, again, strict=True) for a, b in zip(one, two, strict=True))
+    repeat = list(data.train_batches(32, generator))
+    assert all(
+        torch.equal(a, b) for one, two in zip(second, repeat, strict=True) for a, b in zip(one, two, strict=True)
+    )
     # The order is the same for every augmentation, and so is what the epoch takes from the generator.
     plain, generator = replace(data, augmentation="none"), seeded(7)
     assert torch.equal(torch.cat([y for _, y in plain.train_batches(32, generator)]), torch.cat([y for _, y in first]))
@@ -89,16 +91,16 @@ def test_batches_follow_the_generator_and_nothing_else():
 
 
 @pytest.mark.parametrize(("batch_size", "sizes"), [(45, [45, 45]), (89, [89]), (88, [88, 2]), (500, [90])])
-def test_a_last_batch_of_one_image_is_left_out(batch_size, sizes):
+def test_last_batch_of_one_image_is_omitted(batch_size, sizes):
     data = load_dataset("digits", subset=100)
     assert data.train_size == 90
     assert [len(y) for _, y in data.train_batches(batch_size, seeded())] == sizes
     assert data.steps_per_epoch(batch_size) == len(sizes)
-    with pytest.raises(InputError, match="batch_size must be at least 1, not 0"):
+    with pytest.raises(InputError, match="batch_size must be at least 1, but got 0"):
         data.train_batches(0, seeded())
 
 
-def test_parts_come_in_order_and_whole():
+def test_parts_are_complete_and_in_order():
     data = load_dataset("digits", subset=101)
     for part, index in (("train", data.train_index), ("val", data.val_index)):
         x, y = (torch.cat(tensors) for tensors in zip(*data.batches(part, 7), strict=True))
@@ -106,11 +108,11 @@ def test_parts_come_in_order_and_whole():
         assert torch.equal(y, data.labels[index])
         expected = (data.pixels.images[index].float() / 255 - data.mean[0]) / data.std[0]
         torch.testing.assert_close(x, expected)
-    with pytest.raises(InputError, match="no part 'valid'"):
+    with pytest.raises(InputError, match="train, val or test, but got 'valid'"):
         data.batches("valid")
 
 
-def test_a_constant_channel_divides_by_something(tmp_path):
+def test_constant_channel_is_not_divided_by_zero(tmp_path):
     from PIL import Image
 
     for i, path in enumerate(write_folder(tmp_path, "train", ["a", "b"], 4, 8)):
@@ -127,7 +129,7 @@ def stream(tmp_path):
     return load_dataset(f"folder:{tmp_path / 'set'}", image_size=100)
 
 
-def test_a_stream_is_the_same_for_any_number_of_workers(stream):
+def test_stream_does_not_depend_on_the_number_of_workers(stream):
     assert stream.augmentation == "resized-crop+flip"
     before = torch.get_rng_state()
     alone, two = (epoch(replace(stream, workers=n), 5) for n in (0, 2))
@@ -139,7 +141,7 @@ def test_a_stream_is_the_same_for_any_number_of_workers(stream):
     assert not torch.equal(epoch(replace(stream, workers=0), 5, seed=1)[0], alone[0])
 
 
-def test_a_stream_is_cut_anew_in_every_epoch(stream):
+def test_stream_draws_new_crops_in_every_epoch(stream):
     generator = seeded()
     views = []
     for _ in range(2):
@@ -150,7 +152,7 @@ def test_a_stream_is_cut_anew_in_every_epoch(stream):
     assert not same.any()
 
 
-def test_alike_images_are_cut_differently(tmp_path):
+def test_equal_images_get_different_crops(tmp_path):
     paths = write_folder(tmp_path / "set", "train", ["a", "b"], 8, 110)
     for path in paths[1:]:
         path.write_bytes(paths[0].read_bytes())
@@ -160,7 +162,7 @@ def test_alike_images_are_cut_differently(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_file_that_breaks_later_is_named_in_one_line(stream, workers, tmp_path):
+def test_file_that_breaks_during_training_is_named_in_one_line(stream, workers, tmp_path):
     broken = tmp_path / "set" / "train" / stream.pixels.source.paths[stream.train_index[3]]
     broken.write_bytes(b"no image any more")
     with pytest.raises(InputError) as caught:
@@ -169,12 +171,12 @@ def test_a_file_that_breaks_later_is_named_in_one_line(stream, workers, tmp_path
     assert "\n" not in str(caught.value)
 
 
-def test_cropping_a_stream_keeps_to_windows_of_the_centre_crop(stream):
+def test_crops_of_a_stream_are_windows_of_its_centre_crop(stream):
     data = replace(stream, augmentation="crop", workers=0)
     x, _ = epoch(data)
     centre = torch.cat([x for x, _ in data.batches("train")])
     pad = padding(100)
-    inner = centre[:, :, 40:60, 40:60]  # visible whatever the shift
+    inner = centre[:, :, 40:60, 40:60]  # visible for every shift
     hits = 0
     for image in x:
         windows = image.unfold(1, 20, 1).unfold(2, 20, 1)[:, 40 - pad : 41 + pad, 40 - pad : 41 + pad]

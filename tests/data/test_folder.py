@@ -25,7 +25,7 @@ def own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """The paths of all images that are decoded."""
+    """Return a list that records the path of every image that is decoded."""
     paths = []
 
     def counted(path, channels, read=images.read_image):
@@ -41,7 +41,7 @@ def load(folder, **options):
 
 
 def raw(data):
-    """All decoded pixels, [N, C, H, W]."""
+    """Return all decoded pixels [N, C, H, W]."""
     return data.pixels.images.numpy()
 
 
@@ -78,16 +78,16 @@ def test_224_pixel_images_are_streamed(tmp_path, reads):
     data = load(tmp_path, stem="imagenet", augmentation="crop+flip")
     assert (data.image_size, data.train_size, data.val_size, data.test_size) == (224, 8, 2, 1)
     assert data.size_rule == "shorter side resized to 256 (bilinear, antialiased), centre crop of 224"
-    assert len(reads) == 10 + 8  # each checked once, the training part measured once
+    assert len(reads) == 10 + 8  # every image checked once, the training part measured once
     x = torch.cat([x for x, _ in data.batches("train")])
     assert x.shape == (8, 3, 224, 224)
     assert abs(x.mean()) < 1e-3
     assert abs(x.std() - 1) < 0.05
     before = len(reads)
-    again = load(tmp_path, stem="imagenet")
+    reloaded = load(tmp_path, stem="imagenet")
     assert len(reads) == before
-    assert (again.mean, again.std, again.fingerprint) == (data.mean, data.std, data.fingerprint)
-    x, y = next(again.batches("test"))
+    assert (reloaded.mean, reloaded.std, reloaded.fingerprint) == (data.mean, data.std, data.fingerprint)
+    x, y = next(reloaded.batches("test"))
     assert (tuple(x.shape), y.tolist()) == ((1, 3, 224, 224), [1])
 
 
@@ -118,7 +118,7 @@ def test_test_images_take_the_channels_of_training(tmp_path):
     assert x.shape == (2, 1, 16, 16)
 
 
-def test_modes_come_out_right(tmp_path):
+def test_every_image_mode_is_converted(tmp_path):
     def saved(image, name, channels):
         image.save(tmp_path / name)
         return np.asarray(read_image(tmp_path / name, channels))
@@ -141,7 +141,7 @@ def test_modes_come_out_right(tmp_path):
     assert read_image(tmp_path / "turned.jpg", 3).size == (6, 2)
 
 
-def test_the_shorter_side_is_resized_and_the_centre_kept():
+def test_shorter_side_is_resized_and_centre_is_kept():
     stripes = np.zeros((20, 60, 3), dtype=np.uint8)
     stripes[:, 20:40] = 200
     for pixels in (stripes, stripes.transpose(1, 0, 2)):
@@ -181,18 +181,18 @@ MISTAKES = [
     (lambda f: (f / "train").rename(f / "Train"), "{0} has no folder train/; put the class folders under {0}/train"),
     (lambda f: [shutil.rmtree(f / "train" / c) for c in "ab"], "{0}/train has no class folders"),
     (empty, "the class folder {0}/train/c holds no images"),
-    (lambda f: shutil.rmtree(f / "train" / "a"), "{0}/train holds just one class, 'b'"),
+    (lambda f: shutil.rmtree(f / "train" / "a"), "{0}/train holds only one class, 'b'"),
     (lambda f: [p.unlink() for p in sorted((f / "train" / "b").iterdir())[1:]], "{0}/train/b holds 1 image; a class"),
     (broken("a/001.png"), "cannot read the image {0}/train/a/001.png ("),
     (broken("a/001.png", "b/000.png", "b/001.png", "b/002.png"), "4 images are broken: cannot read the image {0}/"),
-    (lambda f: write_folder(f, "test", ["a", "zebra"], 1, 8), "{0}/test has the class folder 'zebra' that"),
+    (lambda f: write_folder(f, "test", ["a", "zebra"], 1, 8), "{0}/test has the class folder 'zebra', which"),
     (lambda f: (f / "val").mkdir(), "{0}/val holds no images in class folders"),
 ]
 
 
 @pytest.mark.parametrize(("spoil", "message"), MISTAKES)
 @pytest.mark.parametrize("size", [8, 100])
-def test_mistakes_are_named_in_one_line(tmp_path, spoil, message, size):
+def test_mistakes_are_reported_in_one_line(tmp_path, spoil, message, size):
     folder = tmp_path / "set"
     write_folder(folder, "train", ["a", "b"], 3, 8)
     spoil(folder)
@@ -201,12 +201,12 @@ def test_mistakes_are_named_in_one_line(tmp_path, spoil, message, size):
     assert message.format(folder) in str(caught.value)
     assert "\n" not in str(caught.value)
     if "4 images" in message:
-        assert str(caught.value).endswith("; and 1 more")
+        assert str(caught.value).endswith("; and 1 more.")
         assert all(name in str(caught.value) for name in ("a/001.png", "b/000.png", "b/001.png"))
 
 
 @pytest.mark.parametrize("size", [8, 100])
-def test_the_test_files_are_read_for_the_test_part_only(tmp_path, reads, size):
+def test_test_files_are_read_only_for_the_test_part(tmp_path, reads, size):
     write_folder(tmp_path, "train", ["a", "b"], 10, 8)
     for path in write_folder(tmp_path, "test", ["a", "b"], 2, 8):
         path.write_bytes(b"poison")
@@ -224,21 +224,21 @@ def test_the_test_files_are_read_for_the_test_part_only(tmp_path, reads, size):
 def test_a_second_load_decodes_nothing(tmp_path, reads):
     write_folder(tmp_path, "train", ["a", "b"], 5, 8)
     write_folder(tmp_path, "test", ["a", "b"], 2, 8)
-    said = []
-    first = load(tmp_path, image_size=8, progress=said.append)
+    messages = []
+    first = load(tmp_path, image_size=8, progress=messages.append)
     assert len(reads) == 10
-    assert said == ["decoding 10 images"]
+    assert messages == ["decoding 10 images"]
     list(first.batches("test"))
     assert len(reads) == 14
-    second = load(tmp_path, image_size=8, split_seed=3, progress=said.append)
+    second = load(tmp_path, image_size=8, split_seed=3, progress=messages.append)
     list(second.batches("test"))
     assert len(reads) == 14
-    assert len(said) == 2
+    assert len(messages) == 2
     np.testing.assert_array_equal(raw(second), raw(first))
     assert second.fingerprint == first.fingerprint
 
 
-def test_a_changed_file_is_decoded_anew(tmp_path):
+def test_changed_file_is_decoded_again(tmp_path):
     path = write_folder(tmp_path, "train", ["a", "b"], 3, 8, ending="bmp")[0]  # every bmp has the same size
     first = load(tmp_path, image_size=8)
     stat = path.stat()
@@ -251,7 +251,7 @@ def test_a_changed_file_is_decoded_anew(tmp_path):
 
 
 @pytest.mark.parametrize("size", [8, 100])
-def test_the_fingerprint_is_of_the_contents_not_of_the_place(tmp_path, size):
+def test_fingerprint_depends_on_contents_and_not_on_location(tmp_path, size):
     write_folder(tmp_path / "here", "train", ["a", "b"], 5, 8)
     shutil.copytree(tmp_path / "here", tmp_path / "there")
     first = load(tmp_path / "here", image_size=size)
@@ -261,13 +261,13 @@ def test_the_fingerprint_is_of_the_contents_not_of_the_place(tmp_path, size):
     assert load(tmp_path / "there", image_size=size).fingerprint != first.fingerprint
 
 
-def test_a_kill_leaves_no_torn_entry(tmp_path, own_cache, monkeypatch):
+def test_killed_process_leaves_no_partial_entry(tmp_path, own_cache, monkeypatch):
     write_folder(tmp_path / "set", "train", ["a", "b"], 3, 8)
 
     def killed(*args):
         raise KeyboardInterrupt
 
-    for step in ("write_text", "replace"):  # between the files, and before the entry gets its name
+    for step in ("write_text", "replace"):  # between the files, and before the entry is renamed
         with monkeypatch.context() as patch:
             patch.setattr(Path, step, killed)
             with pytest.raises(KeyboardInterrupt):
@@ -276,7 +276,7 @@ def test_a_kill_leaves_no_torn_entry(tmp_path, own_cache, monkeypatch):
     assert len(load(tmp_path / "set", image_size=8).labels) == 6
 
 
-def test_a_damaged_entry_is_written_anew(tmp_path, own_cache, reads):
+def test_damaged_entry_is_rewritten(tmp_path, own_cache, reads):
     write_folder(tmp_path / "set", "train", ["a", "b"], 3, 8)
     first = raw(load(tmp_path / "set", image_size=8)).copy()
     stored = next(own_cache.glob("*/images.npy"))
@@ -295,7 +295,7 @@ def test_the_first_of_two_writers_wins(tmp_path):
     assert entries[0] == entries[1]
 
 
-def test_several_loads_at_once_share_one_entry(tmp_path, own_cache):
+def test_concurrent_loads_share_one_entry(tmp_path, own_cache):
     write_folder(tmp_path / "set", "train", ["a", "b"], 20, 8)
     with ThreadPoolExecutor(6) as pool:
         loaded = list(pool.map(lambda _: load(tmp_path / "set", image_size=8), range(6)))
@@ -304,23 +304,23 @@ def test_several_loads_at_once_share_one_entry(tmp_path, own_cache):
 
 
 @pytest.mark.parametrize("size", [8, 100])
-def test_a_cache_that_cannot_be_written_is_said_and_done_without(tmp_path, own_cache, size):
+def test_loading_continues_without_a_writable_cache(tmp_path, own_cache, size):
     write_folder(tmp_path / "set", "train", ["a", "b"], 3, 8)
     own_cache.write_text("a file where the folder should be")
-    said = []
-    data = load(tmp_path / "set", image_size=size, progress=said.append)
+    messages = []
+    data = load(tmp_path / "set", image_size=size, progress=messages.append)
     assert len(list(data.train_batches(2, torch.Generator()))) == 2
-    assert any(line.startswith(f"cannot write the cache {own_cache} (") for line in said)
+    assert any(line.startswith(f"cannot write the cache {own_cache} (") for line in messages)
 
 
-def test_a_full_disk_leaves_nothing_behind(tmp_path, own_cache, monkeypatch):
+def test_full_disk_leaves_no_partial_entry(tmp_path, own_cache, monkeypatch):
     write_folder(tmp_path / "set", "train", ["a", "b"], 3, 8)
 
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(cache.np, "save", full)
-    said = []
-    assert len(load(tmp_path / "set", image_size=8, progress=said.append).labels) == 6
-    assert "No space left on device" in said[-1]
+    messages = []
+    assert len(load(tmp_path / "set", image_size=8, progress=messages.append).labels) == 6
+    assert "No space left on device" in messages[-1]
     assert not list(own_cache.iterdir())

@@ -17,7 +17,7 @@ from tests.support.data_files import write_cifar, write_folder, write_imagenet_a
 
 @pytest.fixture(autouse=True)
 def alone(tmp_path, monkeypatch):
-    """A cache and a data root of our own, and no network."""
+    """Provide a separate cache and data root, and no network."""
     monkeypatch.setenv("DNAS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("DNAS_DATA", str(tmp_path / "data"))
 
@@ -35,7 +35,7 @@ def md5(path):
 
 
 def cifar_archive(root, reader, monkeypatch):
-    """A small archive in the official layout, with torchvision's checksums set to match it."""
+    """Write a small archive in the official layout, and set torchvision's checksums to match it."""
     fine = reader is CIFAR100
     folder = root / reader.base_folder
     classes = 100 if fine else 10
@@ -62,18 +62,18 @@ def test_cifar_from_its_archive(alone, monkeypatch, name, reader, sizes):
     assert data.class_names == tuple(f"class{i}" for i in range(data.classes))
     assert (data.channels, data.image_size, data.size_rule, data.augmentation) == (3, 32, "as stored", "crop+flip")
     pixels = np.random.default_rng(0).integers(0, 256, (20, 3, 32, 32), dtype=np.uint8)
-    np.testing.assert_array_equal(data.pixels.images[:20], pixels)  # the pickles hold rows of R, G, then B
+    np.testing.assert_array_equal(data.pixels.images[:20], pixels)  # the pickles hold R, G and B planes
     assert sum(len(y) for _, y in data.batches("test")) == sizes[2]
-    # The second start reads the cache, and training never opens the test file.
+    # The second load reads the cache, and training never opens the test file.
     folder = alone / reader.base_folder
     monkeypatch.setattr(reader, "__init__", None)
     (folder / reader.test_list[0][0]).unlink()
-    again = load_dataset(name)
-    assert again.fingerprint == data.fingerprint
-    assert len(list(again.train_batches(16, torch.Generator()))) == again.steps_per_epoch(16)
+    reloaded = load_dataset(name)
+    assert reloaded.fingerprint == data.fingerprint
+    assert len(list(reloaded.train_batches(16, torch.Generator()))) == reloaded.steps_per_epoch(16)
 
 
-def test_our_file_names_are_those_of_torchvision():
+def test_file_names_equal_those_of_torchvision():
     for name, reader in (("cifar10", CIFAR10), ("cifar100", CIFAR100)):
         for part in ("train", "test"):
             files = [reader.meta["filename"], *(f for f, _ in getattr(reader, f"{part}_list"))]
@@ -93,7 +93,7 @@ def test_svhn_with_and_without_extra(alone, monkeypatch):
     assert len(load_dataset("svhn:train").labels) == 40
     x, y = next(data.batches("test"))
     assert (tuple(x.shape), len(y)) == ((20, 3, 32, 32), 20)
-    # Two kinds of training images, of value 10 and 20, give these by hand.
+    # All pixels of a training image are 10 or 20, so mean and std can be computed directly.
     train = data.pixels.images[data.train_index].float() / 255
     assert data.mean == pytest.approx(train.mean((0, 2, 3)).tolist())
     assert data.std == pytest.approx(train.std((0, 2, 3), correction=0).tolist(), rel=1e-4)
@@ -109,12 +109,12 @@ def test_svhn_with_and_without_extra(alone, monkeypatch):
     ],
 )
 def test_without_a_network_the_missing_file_is_named(alone, name, wanted):
-    said = []
+    messages = []
     with pytest.raises(InputError) as caught:
-        load_dataset(name, progress=said.append)
-    assert str(caught.value).endswith(f"(<urlopen error no route to host>); put {wanted} into {alone}")
+        load_dataset(name, progress=messages.append)
+    assert str(caught.value).endswith(f"(<urlopen error no route to host>); put {wanted} into {alone}.")
     assert "\n" not in str(caught.value)
-    assert said[0].startswith("downloading ")
+    assert messages[0].startswith("downloading ")
 
 
 def test_data_root_comes_before_the_environment(tmp_path):
@@ -145,9 +145,9 @@ def test_imagenet_from_its_archives(alone, monkeypatch):
     data = load_dataset("imagenet", image_size=40)
     assert (data.train_size, data.val_size, data.test_size) == (6, 3, 3)
     assert [y.tolist() for _, y in data.batches("test")] == [[0, 1, 2]]
-    # A kill while unpacking leaves an archive of one class in train/.
+    # A process killed while unpacking leaves an archive of one class in train/.
     (folder / "train" / f"{WNIDS[1]}.tar").write_bytes(b"")
-    with pytest.raises(InputError, match=f"cut short; delete {folder / 'train'}"):
+    with pytest.raises(InputError, match=f"interrupted; delete {folder / 'train'}"):
         load_dataset("imagenet", image_size=40)
 
 
