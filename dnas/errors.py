@@ -1,7 +1,7 @@
-"""Errors that a user can mend, and the nearest names that help to.
+"""Errors that a user can correct, with suggestions for misspelled names.
 
-The command line prints an `InputError` as one line and exits with status 2; every other exception is a defect of ours
-and keeps its traceback.
+The command line prints an `InputError` as one line and exits with status 2. Any other exception is a defect of dnas and
+keeps its traceback.
 """
 
 import difflib
@@ -9,23 +9,23 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """What was given breaks a law. The message names the law, the value and the way out."""
+    """The input is invalid. The message states the constraint, the value, and how to correct it."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`" Did you mean cifar_bc?"`, or an empty string where nothing in `known` is near."""
-    near = difflib.get_close_matches(name, list(known), n=2, cutoff=0.6)
-    return f" Did you mean {' or '.join(near)}?" if near else ""
+    """Return `" Did you mean cifar_bc?"`, or an empty string if no known name is similar."""
+    matches = difflib.get_close_matches(name, list(known), n=2, cutoff=0.6)
+    return f" Did you mean {' or '.join(matches)}?" if matches else ""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
-    """The error for a `name` that is not among the `known` ones of its `kind`."""
+    """Return the error for a name that is not among the known names of its kind."""
     known = sorted(known)
     return InputError(f"no {kind} {name!r}; there are {', '.join(known) or 'none'}.{did_you_mean(name, known)}")
 
 
 def several_problems(where: str, problems: list[str]) -> InputError:
-    """The error for a file, `where`, with all its `problems`, of which there is at least one."""
+    """Return the error for the file `where` that lists all its problems, at least one."""
     if len(problems) == 1:
         return InputError(f"{where} has a problem: {problems[0]}")
     return InputError(f"{where} has {len(problems)} problems:\n" + "\n".join(f"  {problem}" for problem in problems))

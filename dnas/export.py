@@ -1,4 +1,4 @@
-"""Using what was trained: the module with its weights, and files that other programs read."""
+"""Load trained networks, and export them to files for other programs."""
 
 import dataclasses
 import io
@@ -22,32 +22,32 @@ from dnas.training.checkpoint import Run, load_run
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network, and what its data were."""
+    """A trained network with its checkpoint and its data root."""
 
     run: Run
     path: Path
     data_root: str | None = None
 
     def data_arguments(self, dataset: str | None = None, data_root: Path | None = None) -> dict[str, Any]:
-        """Arguments of `load_dataset` for the same data and split, or for another data set at the same image size."""
-        then = self.run.data
+        """Return arguments of `load_dataset` for the same data and split, or for another data set of this size."""
+        facts = self.run.data
         root = data_root or (Path(self.data_root) if self.data_root else None)
         return {
-            "name": dataset or then["name"],
+            "name": dataset or facts["name"],
             "data_root": root,
-            "image_size": then["image_size"],
-            "subset": then["subset"] if dataset is None else None,
-            "split_seed": then["split_seed"],
-            "augmentation": then["augmentation"] if dataset is None else "auto",
+            "image_size": facts["image_size"],
+            "subset": facts["subset"] if dataset is None else None,
+            "split_seed": facts["split_seed"],
+            "augmentation": facts["augmentation"] if dataset is None else "auto",
         }
 
     def normalised(self, data: Dataset) -> Dataset:
-        """`data`, normalised as the network saw its own."""
-        then = self.run.data
-        return dataclasses.replace(data, mean=tuple(then["mean"]), std=tuple(then["std"]))
+        """Return `data` with the mean and std of the data that the network was trained on."""
+        facts = self.run.data
+        return dataclasses.replace(data, mean=tuple(facts["mean"]), std=tuple(facts["std"]))
 
     def check_data(self, data: Dataset, same: bool) -> None:
-        """`InputError` where `data` cannot be this network's, or, if they are to be the `same`, have changed."""
+        """Raise `InputError` if `data` does not fit the network, or if the `same` data have changed since training."""
         spec = self.run.spec
         if (data.channels, data.classes) != (spec.in_channels, spec.classes):
             raise InputError(
@@ -56,16 +56,16 @@ class Trained:
             )
         if same and data.fingerprint != self.run.data["fingerprint"]:
             raise InputError(
-                f"{data.title} has changed since {self.path} was trained; name the data with --dataset to go on."
+                f"{data.title} has changed since {self.path} was trained; pass --dataset to use it anyway."
             )
 
 
 def checkpoint_of(source: str | Path, trial: int | None = None) -> Path:
-    """The checkpoint file that `source` names: itself, that of a study's `trial`, or of the study's best one."""
+    """Return the checkpoint that `source` names: a file, a run directory, or a study with a `trial` (default: best)."""
     path = Path(source)
     if path.is_file():
         if trial is not None:
-            raise InputError(f"--trial goes with a study, but {path} is a file.")
+            raise InputError(f"--trial requires a study, but {path} is a file.")
         return path
     if (path / "checkpoint.pt").is_file():
         return path / "checkpoint.pt"
@@ -79,7 +79,7 @@ def _trial_checkpoint(folder: StudyFolder, trial: int | None) -> Path:
     if trial is None:
         best = folder.best()
         if not best:
-            raise InputError(f"study {folder.name} has no complete trial yet; name one with --trial.")
+            raise InputError(f"study {folder.name} has no complete trial yet; choose one with --trial.")
         trial = best[0].number
     path = folder.trial_folder(trial) / "checkpoint.pt"
     if not path.is_file():
@@ -87,12 +87,12 @@ def _trial_checkpoint(folder: StudyFolder, trial: int | None) -> Path:
         if trial not in numbers:
             last = f"its trials are 0 to {numbers[-1]}" if numbers else "it has none"
             raise InputError(f"study {folder.name} has no trial {trial}; {last}.")
-        raise InputError(f"trial {trial} of study {folder.name} has no checkpoint: no epoch of it was finished.")
+        raise InputError(f"trial {trial} of study {folder.name} has no checkpoint, because it has finished no epoch.")
     return path
 
 
 def load_trained(source: str | Path, trial: int | None = None) -> Trained:
-    """The trained network that `source` names; see `checkpoint_of`."""
+    """Load the trained network that `source` names, see `checkpoint_of`."""
     path = checkpoint_of(source, trial)
     root = None
     study = path.parent.parent.parent
@@ -102,15 +102,16 @@ def load_trained(source: str | Path, trial: int | None = None) -> Trained:
 
 
 def load_network(source: str | Path, trial: int | None = None) -> nn.Module:
-    """The network of a study's `trial` (None: its best), or of a checkpoint file, with its weights, in evaluation mode.
+    """Load the trained network of a study's `trial` (default: the best one) or of a checkpoint, in evaluation mode.
 
-    It maps images [N, C, H, W], pixels in [0, 1] normalised by the mean and std in the trial's record, to logits.
+    The network maps images [N, C, H, W], with pixels in [0, 1] normalised by the mean and std in the record of the
+    trial, to logits [N, classes].
     """
     return load_trained(source, trial).run.net
 
 
 def write_network(trained: Trained, path: Path) -> None:
-    """Writes the weights as .safetensors, or the network as .onnx (dynamic batch), with its description as metadata."""
+    """Write the weights as .safetensors, or the network as .onnx with a dynamic batch size, with metadata."""
     description = {
         "dnas.network": format_name(trained.run.spec),
         "dnas.spec": json.dumps(trained.run.spec.to_dict()),
@@ -124,7 +125,7 @@ def write_network(trained: Trained, path: Path) -> None:
     elif path.suffix == ".onnx":
         write_atomic(path, _onnx(trained, description))
     else:
-        raise InputError(f"a network is written as .safetensors or .onnx, but got {path.name!r}.")
+        raise InputError(f"the file must end with .safetensors or .onnx, but got {path.name!r}.")
 
 
 def _onnx(trained: Trained, description: dict[str, str]) -> bytes:

@@ -1,15 +1,16 @@
-"""Numbers as people say them."""
+"""Numbers and lists as text."""
 
 import math
 import re
 
 
 def percent(share: float | None) -> str:
+    """Format 0.1234 as `12.34%`, and None as a dash."""
     return "–" if share is None else f"{100 * share:.2f}%"
 
 
 def count(number: float) -> str:
-    """12,345 as `12.3 k`, 769,162 as `0.77 M`, 5.4e9 as `5.42 G`."""
+    """Format 12,345 as `12.3 k`, 769,162 as `0.77 M`, 5.42e9 as `5.42 G`."""
     for size, letter in ((1e9, "G"), (1e5, "M"), (1e3, "k")):
         if number >= size:
             unit = {"G": 1e9, "M": 1e6, "k": 1e3}[letter]
@@ -18,7 +19,7 @@ def count(number: float) -> str:
 
 
 def size(number: float) -> str:
-    """Bytes as `1.2 GB`."""
+    """Format a number of bytes as `1.2 GB`."""
     for unit, letter in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if number >= unit:
             return f"{number / unit:.1f} {letter}"
@@ -26,7 +27,7 @@ def size(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`48 s`, `7 min 05 s`, `1 h 12 min`, `3 days 4 h`."""
+    """Format seconds as `48 s`, `7 min 05 s`, `1 h 12 min` or `3 days 4 h`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -38,35 +39,35 @@ def duration(seconds: float) -> str:
 
 
 def params(number: float) -> str:
-    """31_234 -> "0.031 M", 769_162 -> "0.77 M", 15_324_406 -> "15.3 M"."""
+    """Format 31_234 as "0.031 M", 769_162 as "0.77 M", 15_324_406 as "15.3 M"."""
     return f"{_short(number / 1e6)} M"
 
 
 def macs(number: float) -> str:
-    """1_940_000 -> "1.94 M", 287_929_692 -> "288 M", 5_418_785_724 -> "5.42 G"."""
+    """Format 1_940_000 as "1.94 M", 287_929_692 as "288 M", 5_418_785_724 as "5.42 G"."""
     return f"{_short(number / 1e9)} G" if round(number / 1e6) >= 1000 else f"{_short(number / 1e6)} M"
 
 
 def points(difference: float) -> str:
-    """A difference of two errors in percentage points: -0.0123 -> "−1.23", 0.004 -> "+0.40", 0 -> "0.00"."""
+    """Format a difference of errors in percentage points: -0.0123 as "−1.23", 0.004 as "+0.40", 0 as "0.00"."""
     text = f"{100 * difference:+.2f}".replace("-", "\u2212")
     return "0.00" if text[1:] == "0.00" else text
 
 
 def p_value(p: float) -> str:
-    """0.00012 -> "p < 0.001", 0.046875 -> "p = 0.047", 0.328 -> "p = 0.33"; the spaces don't break."""
+    """Format 0.00012 as "p < 0.001", 0.046875 as "p = 0.047", 0.328 as "p = 0.33", with non-breaking spaces."""
     if p < 0.001:
         return "p\u00a0<\u00a00.001"
     return f"p\u00a0=\u00a0{p:.3f}" if p < 0.0995 else f"p\u00a0=\u00a0{p:.2f}"
 
 
 def several(number: int, one: str, more: str | None = None) -> str:
-    """(1, "trial") -> "1 trial", (1200, "trial") -> "1,200 trials"."""
+    """Format (1, "trial") as "1 trial", (1200, "trial") as "1,200 trials"."""
     return f"{number:,} {one if number == 1 else more or one + 's'}"
 
 
 def big(number: int) -> str:
-    """1_234_567 -> "1.2·10⁶"; small ones in full."""
+    """Format 1_234_567 as "1.2·10⁶", and numbers below 100,000 in full."""
     if number < 100_000:
         return f"{number:,}"
     power = math.floor(math.log10(number))
@@ -77,12 +78,12 @@ def big(number: int) -> str:
 
 
 def joined(parts: list[str]) -> str:
-    """["a", "b", "c"] -> "a, b and c"."""
+    """Join ["a", "b", "c"] to "a, b and c"."""
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 def _short(value: float) -> str:
-    """Three significant digits from 1 on, two below."""
+    """Format with three significant digits from 1 on, and with two below."""
     if value == 0:
         return "0"
     decimals = max(0, (2 if abs(value) >= 1 else 1) - math.floor(math.log10(abs(value))))
@@ -90,6 +91,6 @@ def _short(value: float) -> str:
 
 
 def redact(text: str) -> str:
-    """`text` without the passwords of the URLs in it: postgresql://user:***@host/name."""
-    text = re.sub(r"(\w[\w+.-]*://[^\s:/@]*):\S*@", r"\1:***@", text)  # up to the last @: one may be in the password
+    """Mask passwords and keys in URLs: postgresql://user:***@host/name."""
+    text = re.sub(r"(\w[\w+.-]*://[^\s:/@]*):\S*@", r"\1:***@", text)  # to the last @: passwords may contain one
     return re.sub(r"(?i)\b(password|sslpassword|secret|token|key)=[^\s&'\"]+", r"\1=***", text)

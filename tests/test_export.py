@@ -1,4 +1,4 @@
-"""The winner can be used: as a module, as safetensors, as ONNX."""
+"""Export of trained networks as modules, safetensors and ONNX."""
 
 import dataclasses
 import json
@@ -36,7 +36,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_loaded_network_is_the_trained_one(run_folder: Path) -> None:
+def test_loaded_network_equals_the_trained_one(run_folder: Path) -> None:
     net = dnas.load_network(run_folder / "checkpoint.pt")
     assert not net.training
     data = load_dataset("digits", subset=300, split_seed=3)
@@ -44,7 +44,7 @@ def test_the_loaded_network_is_the_trained_one(run_folder: Path) -> None:
     assert evaluate(net, data, "val") == (pytest.approx(last.val_loss, rel=1e-5), last.val_error)
 
 
-def test_safetensors_hold_the_weights_and_what_they_are_of(run_folder: Path, tmp_path: Path) -> None:
+def test_safetensors_contain_weights_and_description(run_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
     write_network(load_trained(run_folder), path)
     net = build(parse_name(NAME))
@@ -56,7 +56,7 @@ def test_safetensors_hold_the_weights_and_what_they_are_of(run_folder: Path, tmp
         assert json.loads(file.metadata()["dnas.data"])["name"] == "digits"
 
 
-def test_onnx_gives_the_same_logits_at_any_batch(run_folder: Path, tmp_path: Path) -> None:
+def test_onnx_returns_equal_logits_for_any_batch_size(run_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
     write_network(load_trained(run_folder), path)
     net = dnas.load_network(run_folder)
@@ -71,12 +71,12 @@ def test_onnx_gives_the_same_logits_at_any_batch(run_folder: Path, tmp_path: Pat
             np.testing.assert_allclose(logits, net(images).numpy(), rtol=1e-4, atol=1e-5)
 
 
-def test_eval_repeats_the_recorded_error(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_eval_reproduces_the_recorded_error(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", str(run_folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["error"] == load_trained(run_folder).run.curve[-1].val_error
 
 
-def test_eval_measures_the_part_that_was_named(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_eval_measures_the_requested_part(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     net, data = dnas.load_network(run_folder), load_dataset("digits", subset=300, split_seed=3)
     images = {"train": data.train_size, "val": data.val_size, "test": data.test_size}
     for part in images:
@@ -91,14 +91,14 @@ def test_eval_measures_the_part_that_was_named(run_folder: Path, capsys: pytest.
         }
 
 
-def test_other_data_are_measured_only_when_named(
+def test_eval_loads_the_requested_data_set(
     run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["eval", str(run_folder), "--dataset", "cifar10", "--data-root", str(tmp_path)]) == 2
     assert "cifar-10-python.tar.gz" in capsys.readouterr().err
 
 
-def test_other_data_are_seen_as_the_networks_own_were(
+def test_other_data_are_normalised_like_the_training_data(
     run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -106,17 +106,17 @@ def test_other_data_are_seen_as_the_networks_own_were(
     write_folder(Path("ten"), "train", [f"c{label}" for label in range(10)], 10, 8, channels=1)
     write_folder(Path("three"), "train", ["a", "b", "c"], 10, 8, channels=1)
     assert main(["eval", str(run_folder), "--dataset", "folder:ten", "--part", "train", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    data, own = load_dataset("folder:ten", image_size=8, split_seed=3), load_trained(run_folder).run.data
-    assert data.mean != tuple(own["mean"])
-    data = dataclasses.replace(data, mean=tuple(own["mean"]), std=tuple(own["std"]))
-    assert found["images"] == data.train_size
-    assert (found["loss"], found["error"]) == evaluate(dnas.load_network(run_folder), data, "train")
+    result = json.loads(capsys.readouterr().out)
+    data, facts = load_dataset("folder:ten", image_size=8, split_seed=3), load_trained(run_folder).run.data
+    assert data.mean != tuple(facts["mean"])
+    data = dataclasses.replace(data, mean=tuple(facts["mean"]), std=tuple(facts["std"]))
+    assert result["images"] == data.train_size
+    assert (result["loss"], result["error"]) == evaluate(dnas.load_network(run_folder), data, "train")
     assert main(["eval", str(run_folder), "--dataset", "folder:three"]) == 2
     assert "is a network for 1 channels and 10 classes, but" in capsys.readouterr().err
 
 
-def test_data_that_changed_since_are_refused(
+def test_changed_data_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -127,7 +127,7 @@ def test_data_that_changed_since_are_refused(
     assert main(["eval", "run"]) == 0
     noise(4711, 8, channels=1).save("pictures/train/a/000.png")
     assert main(["eval", "run"]) == 2
-    assert "has changed since run/checkpoint.pt was trained; name the data with --dataset" in capsys.readouterr().err
+    assert "has changed since run/checkpoint.pt was trained; pass --dataset" in capsys.readouterr().err
     assert main(["eval", "run", "--dataset", "folder:pictures"]) == 0
 
 
@@ -136,11 +136,11 @@ def test_unknown_endings_and_trials_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=r"written as .safetensors or .onnx, but got 'x.pth'"):
         write_network(load_trained(run_folder), tmp_path / "x.pth")
-    with pytest.raises(InputError, match=r"--trial goes with a study"):
+    with pytest.raises(InputError, match=r"--trial requires a study"):
         load_trained(run_folder / "checkpoint.pt", trial=3)
 
 
-def test_a_studys_trial_is_found_by_its_number(
+def test_trial_of_a_study_is_selected_by_its_number(
     run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -152,10 +152,10 @@ def test_a_studys_trial_is_found_by_its_number(
     assert dnas.load_network("studies/x", trial=best).spec == parse_name(NAME)
     assert dnas.load_network("x").spec == parse_name(NAME)
     assert load_trained("x").data_arguments()["data_root"] == tmp_path / "elsewhere"
-    with pytest.raises(InputError, match=f"trial {other} of study x has no checkpoint: no epoch of it was finished"):
+    with pytest.raises(InputError, match=f"trial {other} of study x has no checkpoint, because"):
         dnas.load_network("x", trial=other)
     with pytest.raises(InputError, match="has no trial 9999; its trials are 0 to"):
         dnas.load_network("x", trial=9999)
     make_study(tmp_path / "studies" / "y", ["stopped", "running"])
-    with pytest.raises(InputError, match="study y has no complete trial yet; name one with --trial"):
+    with pytest.raises(InputError, match="study y has no complete trial yet; choose one with --trial"):
         dnas.load_network("y")

@@ -1,4 +1,4 @@
-"""Installed as a wheel, dnas works in any folder: its spaces and definitions come along."""
+"""A wheel of dnas works in any folder and includes its search spaces and study definitions."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.slow
-def test_a_wheel_finds_its_spaces_from_anywhere(tmp_path: Path) -> None:
+def test_installed_wheel_finds_its_spaces_in_any_folder(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT]
     subprocess.run(build, check=True, cwd=tmp_path)
     (wheel,) = tmp_path.glob("dnas-*.whl")
@@ -32,7 +32,7 @@ def test_a_wheel_finds_its_spaces_from_anywhere(tmp_path: Path) -> None:
     elsewhere.mkdir()
 
     def dnas(*arguments: str) -> str:
-        # -P and the path alone: nothing of this checkout can be found by accident
+        # With -P and a minimal path, no file of this checkout can be found by accident.
         command = [sys.executable, "-P", "-c", "import dnas; print(dnas.__file__); from dnas.cli import main; main()"]
         environment = os.environ | {"PYTHONPATH": str(site)}
         done = subprocess.run([*command, *arguments], cwd=elsewhere, env=environment, capture_output=True, text=True)

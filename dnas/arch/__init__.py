@@ -1,4 +1,4 @@
-"""What a network is and what it costs, in plain values: nothing here imports torch."""
+"""Network specifications and their costs as plain values. Nothing here imports torch."""
 
 from dnas.arch.cost import Cost, LayerCost, cost, layer_costs
 from dnas.arch.densenet import DenseNetSpec

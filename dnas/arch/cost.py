@@ -1,11 +1,15 @@
-"""What a network costs, by arithmetic alone: no torch, no tensors, microseconds a network.
+"""The cost of a network by arithmetic alone, without torch or tensors, in microseconds per network.
 
-Conventions. `params`: every learned number. `macs`: multiply-adds of the convolutions and the linear layer for one
-image, a transition's convolution counted before its pooling, as published. `activation_bytes`: the distinct tensors
-that autograd keeps for the backward pass of one training step with cross entropy, float32, on the plain modules of
-`dnas.nn` on the CPU, at the stated batch size; parameters and running statistics are not among them.
+Conventions:
 
-What is counted is the same for every family; how, is in a module for each.
+- `params` counts every learned number.
+- `macs` counts the multiply-adds of the convolutions and the linear layer for one image. As in published numbers, a
+  transition's convolution is counted before its pooling.
+- `activation_bytes` counts the distinct float32 tensors that autograd keeps for the backward pass of one training step
+  with cross entropy, with the plain modules of `dnas.nn` on a CPU at the stated batch size. Parameters and running
+  statistics are not included.
+
+The conventions are the same for every family. One module per family implements them.
 """
 
 from dataclasses import dataclass
@@ -17,15 +21,15 @@ from dnas.arch.terms import FLOAT_BYTES, Terms
 
 __all__ = ["DEFAULT_BATCH", "FLOAT_BYTES", "Cost", "LayerCost", "cost", "layer_costs"]
 
-DEFAULT_BATCH = 64  # the paper's
+DEFAULT_BATCH = 64  # batch size of the paper
 
-# Of each: network_terms(spec) -> Iterator[Terms], layer_terms(spec, layer) -> Terms.
+# Each module defines network_terms(spec) -> Iterator[Terms] and layer_terms(spec, layer) -> Terms.
 _MODELS: dict[str, ModuleType] = {"densenet": densenet_cost, "resnet": resnet_cost}
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """params; macs for one image; activation_bytes of a training step at `batch` images."""
+    """Parameters, multiply-adds for one image, and activation bytes of a training step on `batch` images."""
 
     params: int
     macs: int
@@ -35,7 +39,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class LayerCost:
-    """One layer's share of the cost, and its shape (`size`: side of its convolutions' output, pixels)."""
+    """The cost of one layer, and its shape. `size` is the side of its convolutions' output in pixels."""
 
     name: str
     kind: str
@@ -48,7 +52,7 @@ class LayerCost:
 
 
 def cost(spec: Spec, batch: int = DEFAULT_BATCH) -> Cost:
-    """The whole network's cost, in time that does not grow with its depth."""
+    """Return the cost of the whole network, in time that does not depend on its depth."""
     params = macs = kept = once = extra = 0
     for terms in _MODELS[spec.family].network_terms(spec):
         params += terms.params
@@ -60,11 +64,11 @@ def cost(spec: Spec, batch: int = DEFAULT_BATCH) -> Cost:
 
 
 def layer_costs(spec: Spec, batch: int = DEFAULT_BATCH) -> list[LayerCost]:
-    """The cost of each layer, in the order of execution; they add up to `cost(spec, batch)`."""
-    found = []
+    """Return the cost of each layer in the order of execution. The costs add up to `cost(spec, batch)`."""
+    costs = []
     for layer in spec.layers():
         terms = _MODELS[spec.family].layer_terms(spec, layer)
-        found.append(
+        costs.append(
             LayerCost(
                 layer.name,
                 layer.kind,
@@ -76,4 +80,4 @@ def layer_costs(spec: Spec, batch: int = DEFAULT_BATCH) -> list[LayerCost]:
                 terms.activation_bytes(batch),
             )
         )
-    return found
+    return costs

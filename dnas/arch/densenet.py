@@ -1,8 +1,8 @@
-"""The DenseNet family as a value: Huang et al., "Densely Connected Convolutional Networks", CVPR 2017.
+"""Specification of the DenseNet family: Huang et al., "Densely Connected Convolutional Networks", CVPR 2017.
 
-A block of m layers holds m + 1 sources: source 0 is the block's input, source i the k feature maps of its i-th layer.
-Consumer l (1 .. m are the layers, m + 1 is what follows the block: a transition, or the classifier) concatenates the
-sources that the connectivity grants it.
+A block of m layers has m + 1 sources. Source 0 is the block's input, and source i is the k feature maps of its i-th
+layer. Consumers 1 to m are the layers, and consumer m + 1 is the transition or classifier that follows the block. Each
+consumer concatenates the sources that the connectivity selects for it.
 """
 
 import re
@@ -21,10 +21,10 @@ CONNECTIVITIES = ("dense", "window:N", "log", "none")
 
 @lru_cache(maxsize=4096)
 def sources_of(connectivity: str, consumer: int) -> tuple[int, ...]:
-    """The sources (0: the block's input, i: its i-th layer), ascending, that the `consumer`-th consumer reads.
+    """Return the sources (0: the block's input, i: its i-th layer), ascending, that the `consumer`-th consumer reads.
 
-    `dense` reads all before it (the paper's equation 2), `window:n` the last n, `log` those 1, 2, 4, 8 ... back,
-    `none` only the one just before it: a plain chain.
+    `dense` reads all earlier sources (equation 2 of the paper), `window:n` the last n, `log` those at distances 1, 2,
+    4, 8 and so on, and `none` only the preceding one, which is a plain chain.
     """
     if connectivity == "dense":
         return tuple(range(consumer))
@@ -36,30 +36,33 @@ def sources_of(connectivity: str, consumer: int) -> tuple[int, ...]:
 
 @lru_cache(maxsize=65536)
 def compressed(channels: int, compression: float) -> int:
-    """⌊θ·c⌋, the product taken in decimal: in binary floats 0.29 · 100 is 28.999…, one short."""
+    """Return ⌊θ·c⌋, computed in decimal because 0.29 · 100 is 28.999… in binary floating point."""
     return int(Decimal(repr(compression)) * channels)
 
 
 @lru_cache(maxsize=4096)
 def evenly_spread(count: int, layers: int) -> tuple[int, ...]:
-    """`count` of the numbers 1 to `layers`, ascending, with gaps as equal as can be."""
+    """Return `count` of the numbers 1 to `layers`, ascending, with gaps as equal as possible."""
     return tuple(i for i in range(1, layers + 1) if i * count // layers > (i - 1) * count // layers)
 
 
 @dataclass(frozen=True)
 class DenseNetSpec:
-    """What one DenseNet is. Raises `InputError` where no such network exists.
+    """Specification of one DenseNet. Raises `InputError` if no such network exists.
 
-    growth_rate: k, the maps that a layer adds; one number, or one for each block.
-    bottleneck: width of the 1×1 convolution in growth rates (4 in the paper); 0 is none.
-    compression: θ, the share of channels that a transition keeps, in (0, 1].
-    stem: `small` is a 3×3 convolution; `imagenet` a 7×7 of stride 2 and a 3×3 max pool of stride 2.
-    stem_channels: None is the paper's: 2k with a bottleneck, else 16.
-    dropout: rate after each convolution but the first, as in the paper (section 4.2).
+    block_layers: Number of layers of each block.
+    growth_rate: k, the feature maps that a layer adds; one number, or one per block.
+    bottleneck: Width of the 1×1 convolution in growth rates (4 in the paper); 0 for no bottleneck.
+    compression: θ, the fraction of channels that a transition keeps, in (0, 1].
+    stem: `small` is a 3×3 convolution; `imagenet` is a 7×7 convolution of stride 2 and a 3×3 max pool of stride 2.
+    stem_channels: Output channels of the stem. None follows the paper: 2k with a bottleneck, else 16.
+    dropout: Dropout rate after each convolution but the first, as in the paper (section 4.2).
     connectivity: `dense`, `window:N`, `log` or `none`; see `sources_of`.
-    image_size: side of the square input in pixels.
-    wider_layers: the layers that add one map more than their block's k, so that a network can be given a size that no
-        whole k gives: how many, spread evenly over the network, or which, counted from 1 through all its blocks.
+    in_channels: Channels of the input images.
+    image_size: Side of the square input in pixels.
+    classes: Number of classes.
+    wider_layers: Layers that add one map more than their block's k, for network sizes that no integer k reaches. Either
+        a number of layers, spread evenly over the network, or their numbers, counted from 1 through all blocks.
     """
 
     block_layers: tuple[int, ...]
@@ -127,21 +130,21 @@ class DenseNetSpec:
                 )
 
     def _checked_wider_layers(self) -> int | tuple[int, ...]:
-        """As a count where it says all."""
+        """Check `wider_layers`, and return numbers of evenly spread layers as a count."""
         layers, wider = sum(self.block_layers), self.wider_layers
         if not isinstance(wider, list | tuple):
             check_whole("wider_layers", wider, 0)
             if wider >= layers:
                 raise InputError(
-                    f"`wider_layers < {layers}` must hold, the number of layers, but got wider_layers={wider}; for one"
-                    " map more in every layer, raise growth_rate by one."
+                    f"`wider_layers < {layers}` (the number of layers) must hold, but got wider_layers={wider}; for one"
+                    " more map in every layer, increase growth_rate by one."
                 )
             return wider
         for number in wider:
             check_whole("wider_layers", number, 1)
         if len(set(wider)) < len(wider) or max(wider, default=0) > layers or len(wider) == layers:
             raise InputError(
-                f"wider_layers must name some of the layers 1 to {layers}, each once and not all, but got"
+                f"wider_layers must name some, but not all, of the layers 1 to {layers}, each once, but got"
                 f" {list(wider)}."
             )
         numbers = tuple(sorted(wider))
@@ -149,25 +152,28 @@ class DenseNetSpec:
 
     @classmethod
     def of_depth(cls, depth: int, *, blocks: int = 3, bottleneck: int = 4, **rest: Any) -> Self:
-        """The network of depth L with equal blocks. L counts the stem, every convolution of the layers (two with a
-        bottleneck), the transitions, and the classifier."""
+        """Return the network of depth L with equal blocks.
+
+        L counts the stem, the convolutions of the layers (two per layer with a bottleneck), the transitions, and the
+        classifier.
+        """
         check_whole("blocks", blocks, 1)
         check_whole("depth", depth, 1)
         check_whole("bottleneck", bottleneck, 0)
         fixed, period = blocks + 1, blocks * (2 if bottleneck else 1)
-        layers, left = divmod(depth - fixed, period)
-        if left or layers < 1:
+        layers, remainder = divmod(depth - fixed, period)
+        if remainder or layers < 1:
             name = family_name(bottleneck, rest.get("compression", 0.5 if bottleneck else 1.0))
             raise nearest_depths(name, depth, fixed, period)
         return cls(block_layers=(layers,) * blocks, bottleneck=bottleneck, **rest)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The spec that `to_dict` wrote."""
+        """Return the spec that `to_dict` has converted."""
         return cls(**read_fields(cls, values))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: `from_dict` gives an equal spec."""
+        """Convert to plain values for JSON. `from_dict` returns an equal spec."""
         return to_plain(self)
 
     @property
@@ -181,17 +187,17 @@ class DenseNetSpec:
 
     @cached_property
     def layer_rates(self) -> tuple[tuple[int, ...], ...]:
-        """The maps that each layer adds, block by block."""
+        """The feature maps that each layer adds, block by block."""
         pairs = list(zip(self.block_layers, self.growth_rates, strict=True))
         if not self.wider_layers:
             return tuple((rate,) * layers for layers, rate in pairs)
         wider = self.wider_layers
         numbers = set(wider if isinstance(wider, tuple) else evenly_spread(wider, sum(self.block_layers)))
-        found, before = [], 0
+        block_rates, earlier = [], 0
         for layers, rate in pairs:
-            found.append(tuple(rate + (before + index in numbers) for index in range(1, layers + 1)))
-            before += layers
-        return tuple(found)
+            block_rates.append(tuple(rate + (earlier + index in numbers) for index in range(1, layers + 1)))
+            earlier += layers
+        return tuple(block_rates)
 
     @property
     def stem_width(self) -> int:
@@ -201,17 +207,17 @@ class DenseNetSpec:
 
     @property
     def depth(self) -> int:
-        """L as the paper counts it: convolutions and the classifier."""
+        """L as the paper counts it: the convolutions and the classifier."""
         return sum(self.block_layers) * (2 if self.bottleneck else 1) + self.blocks + 1
 
     @property
     def title(self) -> str:
-        """The paper's name for its kind: DenseNet, DenseNet-B, DenseNet-C or DenseNet-BC."""
+        """Name of the variant in the paper: DenseNet, DenseNet-B, DenseNet-C or DenseNet-BC."""
         return family_name(self.bottleneck, self.compression)
 
     @cached_property
     def digest(self) -> str:
-        """16 hex digits that name the network: two specs have one digest just when they are the same network."""
+        """16 hex digits that are equal for two specs if and only if they describe the same network."""
         return digest_of(self._normal_form())
 
     def _normal_form(self) -> dict[str, Any]:
@@ -221,7 +227,7 @@ class DenseNetSpec:
         values["growth_rate"] = [rates[0] if len(set(rates)) == 1 else list(rates) for rates in self.layer_rates]
         if self.blocks == 1:
             values["compression"] = 1.0  # there is no transition
-        # Several connectivities can grant the same sources: `window:1` and `none`, a wide window and `dense`.
+        # Different connectivities can select equal sources: `window:1` and `none`, a wide window and `dense`.
         consumers = range(1, max(self.block_layers) + 2)
         reads = [sources_of(self.connectivity, consumer) for consumer in consumers]
         values["connectivity"] = "dense" if [*map(len, reads)] == [*consumers] else reads
@@ -229,24 +235,24 @@ class DenseNetSpec:
 
     @cached_property
     def _blocks(self) -> tuple["_Block", ...]:
-        """Channels and map sizes at the block borders: the one place that follows them through the network."""
+        """Channels and map sizes of each block; the only place that follows them through the network."""
         size = self.image_size
         if self.stem == "imagenet":
             size = after_imagenet_stem(size)
-        channels, found = self.stem_width, []
+        channels, blocks = self.stem_width, []
         for number, rates in enumerate(self.layer_rates, 1):
             made = (channels, *rates)
             seen = sum(made[source] for source in sources_of(self.connectivity, len(rates) + 1))
             out = seen if number == self.blocks else compressed(seen, self.compression)
-            found.append(_Block(rates, channels, seen, out, size))
+            blocks.append(_Block(rates, channels, seen, out, size))
             channels, size = out, size // 2
-        return tuple(found)
+        return tuple(blocks)
 
     def layers(self) -> Iterator[Layer]:
-        """Every layer in the order of execution, with where each of its input channels was made.
+        """Iterate over the layers in the order of execution, with the sources of their input channels.
 
-        The names are those of the modules (torchvision's): `stem`, `denseblock1.denselayer1`, `transition1`,
-        `classifier`; the source `input` is the image.
+        Layers have the names of the modules, which are torchvision's: `stem`, `denseblock1.denselayer1`, `transition1`,
+        `classifier`. The source `input` is the image.
         """
         stem_size = (self.image_size + 1) // 2 if self.stem == "imagenet" else self.image_size
         yield Layer("stem", "stem", 0, 0, (Source("input", self.in_channels),), self.stem_width, stem_size)
@@ -268,13 +274,14 @@ class DenseNetSpec:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    rates: tuple[int, ...]  # the maps that each of its layers adds
+    rates: tuple[int, ...]  # feature maps that each layer adds
     in_channels: int
-    seen: int  # channels that what follows the block reads
-    out_channels: int  # channels that the transition hands on
-    size: int
+    seen: int  # channels that the transition or classifier reads
+    out_channels: int  # output channels of the transition
+    size: int  # side of the maps, in pixels
 
 
 def family_name(bottleneck: int, compression: float) -> str:
+    """Return the paper's name for the variant, such as DenseNet-BC."""
     letters = "B" * bool(bottleneck) + "C" * (compression < 1)
     return f"DenseNet-{letters}" if letters else "DenseNet"

@@ -1,7 +1,7 @@
-"""What a DenseNet's parts cost.
+"""Costs of the parts of a DenseNet.
 
-Every cost of a dense layer is linear in the channels it reads, so one function prices a single layer (n = 1) and, given
-the sum of the channels that all its layers read, a whole block.
+Every cost of a dense layer is linear in the channels that it reads. One function therefore computes the cost of a
+single layer (n = 1), or that of a whole block from the sum of the channels that its layers read.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from dnas.arch.terms import INDEX_BYTES, Terms, classifier, small_stem
 
 
 def network_terms(spec: DenseNetSpec) -> Iterator[Terms]:
-    """The terms of parts that add up to the network's."""
+    """Yield the terms of parts that add up to the whole network."""
     yield _stem(spec)
     last = spec.blocks
     for number, block in enumerate(spec._blocks, 1):
@@ -44,19 +44,19 @@ def layer_terms(spec: DenseNetSpec, layer: Layer) -> Terms:
 
 @lru_cache(maxsize=4096)
 def _reads(connectivity: str, layers: int) -> tuple[int, int]:
-    """How often a block's `layers` read its input, and how often the output of one of them."""
+    """Return how many times the `layers` of a block read its input, and how many times they read an earlier layer."""
     reads = [sources_of(connectivity, consumer) for consumer in range(1, layers + 1)]
     inputs = sum(0 in sources for sources in reads)
     return inputs, sum(map(len, reads)) - inputs
 
 
 def _reads_by_rate(connectivity: str, in_channels: int, rates: tuple[int, ...]) -> dict[int, tuple[int, int]]:
-    """Of the layers of each growth rate in a block: how many there are, and the channels that they read."""
-    made, found = (in_channels, *rates), dict[int, tuple[int, int]]()
+    """Map each growth rate in a block to the number of its layers and the channels that they read."""
+    made, reads = (in_channels, *rates), dict[int, tuple[int, int]]()
     for consumer, rate in enumerate(rates, 1):
-        n, channels = found.get(rate, (0, 0))
-        found[rate] = n + 1, channels + sum(made[source] for source in sources_of(connectivity, consumer))
-    return found
+        n, channels = reads.get(rate, (0, 0))
+        reads[rate] = n + 1, channels + sum(made[source] for source in sources_of(connectivity, consumer))
+    return reads
 
 
 def _stem(spec: DenseNetSpec) -> Terms:
@@ -66,7 +66,7 @@ def _stem(spec: DenseNetSpec) -> Terms:
     weights = 49 * spec.in_channels * width
     pixels = halved(spec.image_size) ** 2
     pooled = after_imagenet_stem(spec.image_size) ** 2
-    # kept: the image, the norm's input, the ReLU's output; the pool's indices; the norm's mean and 1/σ.
+    # kept: image, input of the norm, output of the ReLU, indices of the pool; once: mean and 1/σ of the norm.
     return Terms(
         weights + 2 * width,
         weights * pixels,
@@ -77,7 +77,7 @@ def _stem(spec: DenseNetSpec) -> Terms:
 
 
 def _dense_layers(spec: DenseNetSpec, n: int, channels: int, growth_rate: int, size: int) -> Terms:
-    """`n` layers of one block that read `channels` channels between them."""
+    """Return the terms of `n` layers of one block that read `channels` channels in total."""
     pixels = size**2
     masks = 1 if spec.dropout else 0
     if not spec.bottleneck:
@@ -92,7 +92,7 @@ def _dense_layers(spec: DenseNetSpec, n: int, channels: int, growth_rate: int, s
 
 
 def _transition(spec: DenseNetSpec, channels: int, out_channels: int, size: int) -> Terms:
-    # kept: the norm's input, the ReLU's output, the pool's input; with dropout its mask.
+    # kept: input of the norm, output of the ReLU, input of the pool, and the mask of dropout.
     weights = channels * out_channels
     kept = 2 * channels + out_channels * (2 if spec.dropout else 1)
     return Terms(2 * channels + weights, weights * size**2, kept * size**2, once=2 * channels)

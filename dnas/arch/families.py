@@ -1,4 +1,4 @@
-"""The families of networks, and how each is varied: the table that every other module goes by."""
+"""Table of the network families and the fields by which their size is varied."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -13,8 +13,13 @@ Spec = DenseNetSpec | ResNetSpec
 
 @dataclass(frozen=True)
 class Family:
-    """spec: its class. layers: the field with the layers of each block. count: what `of_depth` calls the number of
-    blocks. width: the field that makes the network wider, one number or one a block."""
+    """A family of networks and the roles of its fields.
+
+    spec: Class of its specs.
+    layers: Field with the layers of each block.
+    count: Argument of `of_depth` for the number of blocks.
+    width: Field that makes the network wider; its value is one number, or one per block.
+    """
 
     spec: type[DenseNetSpec] | type[ResNetSpec]
     layers: str
@@ -23,11 +28,11 @@ class Family:
 
     @property
     def fields(self) -> set[str]:
-        """What may be said of a network: its spec's fields, and a depth with equal blocks in place of their layers."""
+        """All fields that describe a network: those of its spec, and `depth` and `count` for equal blocks."""
         return {f.name for f in fields(self.spec) if f.init} | {"depth", self.count}
 
     def make(self, values: Mapping[str, Any]) -> Spec:
-        """The network of these `fields`."""
+        """Build the spec from values of `fields`."""
         values = dict(values)
         return self.spec.of_depth(values.pop("depth"), **values) if "depth" in values else self.spec(**values)
 
@@ -39,13 +44,14 @@ FAMILIES = {
 
 
 def family_of(name: object) -> Family:
+    """Return the family of this name, or raise `InputError`."""
     if not isinstance(name, str) or name not in FAMILIES:
         raise unknown("family of networks", str(name), FAMILIES)
     return FAMILIES[name]
 
 
 def spec_from_dict(values: Mapping[str, Any]) -> Spec:
-    """The spec that its `to_dict` wrote; without a `family` it is a DenseNet's."""
+    """Return the spec that `to_dict` has converted. Values without a `family` describe a DenseNet."""
     if not isinstance(values, Mapping):
         raise InputError(f"a network must be a table of its fields, but got {values!r}.")
     return family_of(values.get("family", "densenet")).spec.from_dict(values)

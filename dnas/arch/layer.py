@@ -1,4 +1,4 @@
-"""A layer of a network, whatever its family, as the generator, the cost model and the analysis speak of it."""
+"""Layers of networks of any family, as used by the module generator, the cost model and the analysis."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +8,7 @@ LayerKind = Literal["stem", "dense", "transition", "unit", "classifier"]
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A run of a layer's input channels, and the layer that made them."""
+    """A range of consecutive input channels, and the layer that produced them."""
 
     layer: str
     channels: int
@@ -16,13 +16,13 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One layer as it stands in the network, in the order of execution. A dense layer or a residual unit is one, with
-    all its convolutions.
+    """One layer of a network. A dense layer or a residual unit is one layer with all its convolutions.
 
-    `size` is the side, in pixels, of the maps that the layer's convolutions make: before the pooling of a transition
-    or of the `imagenet` stem's max pool; for the classifier that of its input. `block` (a dense block, or a stage of
-    residual units) and `index` count from 1; the stem has block 0, a transition or classifier the block before it, and
-    index 0.
+    block: Dense block or stage of residual units, counted from 1. The stem has block 0, and a transition or classifier
+        has the block before it.
+    index: Position in the block, counted from 1; 0 outside blocks.
+    size: Side in pixels of the maps that the layer's convolutions produce, before the pooling of a transition or of the
+        `imagenet` stem. For the classifier, the side of its input.
     """
 
     name: str
@@ -39,10 +39,10 @@ class Layer:
 
 
 def after_imagenet_stem(size: int) -> int:
-    """Side of the maps after the 7×7 convolution of stride 2 (padding 3) and the 3×3 max pool of stride 2 (1)."""
+    """Return the side of the maps after the stem's 7×7 convolution and 3×3 max pool, both of stride 2 and padded."""
     return halved(halved(size))
 
 
 def halved(size: int) -> int:
-    """Side of the maps that a convolution of stride 2 makes: k×k with a padding of k // 2."""
+    """Return the side of the maps after a k×k convolution with stride 2 and padding k // 2."""
     return (size + 1) // 2

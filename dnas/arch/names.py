@@ -1,10 +1,10 @@
-"""Names of networks: the presets of the papers' tables, and a grammar for any other.
+"""Names of networks: presets from the tables of the papers, and a grammar for all others.
 
     densenet-bc:L=100,k=12,theta=0.5        densenet-bc:layers=6-12-24-16,k=32,stem=imagenet,size=224,classes=1000
     resnet:L=110,drop=0.5                   resnet-b:units=3-4-6-3,width=64,stem=imagenet,size=224,classes=1000
 
-`densenet` has no bottleneck and θ = 1; `densenet-b` a bottleneck of 4; `densenet-c` θ = 0.5; `densenet-bc` both.
-`resnet` is a pre-activation ResNet of basic units, `resnet-b` one of bottlenecks that widen 4 times.
+`densenet` has no bottleneck and θ = 1, `densenet-b` a bottleneck of 4, `densenet-c` θ = 0.5, and `densenet-bc` both.
+`resnet` is a pre-activation ResNet of basic units, `resnet-b` one of bottleneck units with expansion 4.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,12 +30,12 @@ def _bc(depth: int, growth_rate: int) -> DenseNetSpec:
 
 
 def _wide(depth: int, factor: int) -> ResNetSpec:
-    """Zagoruyko and Komodakis 2016: their depth counts the shortcuts' convolutions, two more than ours."""
+    """Build a network of Zagoruyko and Komodakis 2016, whose depth counts two convolutions of shortcuts."""
     return ResNetSpec.of_depth(depth - 2, width=16 * factor, stem_channels=16)
 
 
-# Table 2 (32×32 images, 10 classes), then Table 1 (224×224, 1000 classes); densenet161 is torchvision's. Then the
-# ResNets of Table 2, those with stochastic depth with pre-activation too.
+# Table 2 (32×32 images, 10 classes), Table 1 (224×224 images, 1000 classes) and torchvision's densenet161. Then the
+# ResNets of Table 2, of which those with stochastic depth are pre-activation networks as well.
 PRESETS: dict[str, Callable[[], Spec]] = {
     "densenet_40_12": lambda: _plain(40, 12),
     "densenet_100_12": lambda: _plain(100, 12),
@@ -65,7 +65,7 @@ def _list(text: str) -> tuple[int, ...]:
 
 
 def _count_or_layers(text: str) -> int | tuple[int, ...]:
-    """`5`: so many; `at3-7`: these."""
+    """Parse `5` as a number of layers, and `at3-7` as the numbers of two layers."""
     return _list(text.removeprefix("at")) if text.startswith("at") else int(text)
 
 
@@ -76,7 +76,7 @@ def _ints(text: str) -> int | tuple[int, ...]:
 
 @dataclass(frozen=True)
 class _Key:
-    """What a key of a name sets: the spec's field, how its text is read, and an example of that."""
+    """A key of a name: the field of the spec that it sets, the parser of its value, and an example value."""
 
     field: str
     read: Callable[[str], Any]
@@ -85,18 +85,21 @@ class _Key:
 
 @dataclass(frozen=True)
 class _Grammar:
-    """How one family's networks are written. kinds: what the word before the colon settles. A key may be written as its
-    field, too."""
+    """Grammar of the names of one family. A key may also be written as the name of its field.
+
+    kinds: Fields that the word before the colon sets.
+    example: Rest of a name with a depth, and of one with the layers of each block.
+    """
 
     family: str
     kinds: Mapping[str, Mapping[str, Any]]
     keys: Mapping[str, _Key]
-    example: str  # of a depth with equal blocks, and of their layers
+    example: str
 
     @property
     def spellings(self) -> dict[str, str]:
-        found = {spelling: key for key, entry in self.keys.items() for spelling in (key, entry.field)}
-        return found | ({"θ": "theta"} if "theta" in self.keys else {})
+        spellings = {spelling: key for key, entry in self.keys.items() for spelling in (key, entry.field)}
+        return spellings | ({"θ": "theta"} if "theta" in self.keys else {})
 
     def read_pairs(self, name: str, text: str) -> dict[str, Any]:
         values: dict[str, Any] = {}
@@ -109,7 +112,7 @@ class _Grammar:
                 )
             entry = self.keys[self.spellings[key]]
             if entry.field in values:
-                raise InputError(f"{name!r} gives {key} twice.")
+                raise InputError(f"{name!r} has {key} twice; once is enough.")
             try:
                 if not equals or not value:
                     raise ValueError
@@ -169,7 +172,7 @@ _GRAMMARS = {grammar.family: grammar for grammar in (_DENSENET, _RESNET)}
 
 
 def stated_fields(name: str) -> set[str]:
-    """The fields that a name states itself, apart from those that its preset or kind brings."""
+    """Return the fields that a name states explicitly, not those that its preset or kind implies."""
     head, _, tail = name.strip().partition(":")
     grammar = _GRAMMARS[PRESETS[head]().family] if head in PRESETS else _KINDS[head]
     keys = [pair.partition("=")[0].strip() for pair in tail.split(",")]
@@ -177,9 +180,9 @@ def stated_fields(name: str) -> set[str]:
 
 
 def parse_name(name: str) -> Spec:
-    """The network that `name` stands for; `InputError` with the nearest names where there is none.
+    """Return the network with this name. An `InputError` for an unknown name lists similar names.
 
-    A preset can be varied too: `densenet121:classes=10,size=64`.
+    A preset can be modified: `densenet121:classes=10,size=64`.
     """
     head, colon, tail = name.strip().partition(":")
     if head in PRESETS:
@@ -192,7 +195,7 @@ def parse_name(name: str) -> Spec:
     values = dict(grammar.kinds[head]) | grammar.read_pairs(name, tail)
     if family.layers in values and ("depth" in values or family.count in values):
         given = "layers of each block" if grammar is _DENSENET else "units of each stage"
-        raise InputError(f"{name!r} gives both a depth and the {given}; give one of them.")
+        raise InputError(f"{name!r} has both a depth and the {given}; use only one of them.")
     if family.layers not in values and "depth" not in values:
         raise InputError(f"{name!r} needs a depth or its {family.count}: {head}:{grammar.example.format(head)}.")
     return family.make(values)
@@ -202,15 +205,15 @@ def _varied(name: str, base: Spec, values: dict[str, Any]) -> Spec:
     family = FAMILIES[base.family]
     if "depth" in values or family.count in values:
         other = "densenet-bc:L=...,k=..." if base.family == "densenet" else "resnet:L=...,width=..."
-        raise InputError(f"{name!r}: a preset has its depth; write it as {other} instead.")
+        raise InputError(f"{name!r}: the depth of a preset cannot be changed; write it as {other} instead.")
     return family.make({f.name: getattr(base, f.name) for f in fields(base) if f.init} | values)
 
 
 def format_name(spec: Spec) -> str:
-    """The shortest name in the grammar for `spec`: `parse_name(format_name(spec)) == spec`."""
-    kind, own = _format_densenet(spec) if isinstance(spec, DenseNetSpec) else _format_resnet(spec)
+    """Return the shortest name of `spec` in the grammar, for which `parse_name(format_name(spec)) == spec`."""
+    kind, family_parts = _format_densenet(spec) if isinstance(spec, DenseNetSpec) else _format_resnet(spec)
     grammar = _GRAMMARS[spec.family]
-    parts = [*_format_depth(spec, grammar), *own]
+    parts = [*_format_depth(spec, grammar), *family_parts]
     if spec.bottleneck != grammar.kinds[kind]["bottleneck"]:
         parts.append(f"b={spec.bottleneck}")
     defaults = {f.name: f.default for f in fields(spec)}

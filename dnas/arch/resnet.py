@@ -1,19 +1,21 @@
-"""The family of pre-activation ResNets as a value: He et al., "Identity Mappings in Deep Residual Networks", ECCV 2016
-(arXiv 1603.05027), with the stochastic depth of Huang et al., ECCV 2016 (arXiv 1603.09382) as an option.
+"""Specification of the family of pre-activation ResNets.
 
-A stage is a run of residual units on maps of one size; each later stage halves the size, in its first unit. A unit adds
-to its input what its branch makes of it: BN-ReLU-Conv(3×3) twice, or with a bottleneck BN-ReLU-Conv three times, 1×1,
-3×3, 1×1. A BN-ReLU follows the last unit.
+Papers: He et al., "Identity Mappings in Deep Residual Networks", ECCV 2016 (arXiv 1603.05027), with the optional
+stochastic depth of Huang et al., ECCV 2016 (arXiv 1603.09382).
 
-As in the authors' code (github.com/KaimingHe/resnet-1k-layers), a unit that changes the shape has a 1×1 convolution of
-the same stride as its shortcut; that and the branch then share the unit's first BN-ReLU, which the first unit's two
-paths do in any case (the paper's appendix); the stride is that of the branch's first convolution.
+A stage is a sequence of residual units on maps of one size. The first unit of each later stage halves the size. A unit
+adds the output of its branch to its input. The branch is BN-ReLU-Conv(3×3) twice, or with a bottleneck BN-ReLU-Conv
+three times (1×1, 3×3, 1×1). A BN-ReLU follows the last unit.
 
-These shortcuts are what the published sizes need: the convolutions and the classifier of L = 164 hold 1,679,034 numbers
-(1.7M) and those of L = 1001 10,178,490 (10.2M), with norms, which we count too, 1,703,258 and 10,327,706. Padding with
-zeros instead (option A of He et al., CVPR 2016) would give 10,136,506 and 10,285,722: neither is 10.2M. Of L = 110
-without bottleneck either has 1.7M. The 10.2M that the DenseNet paper's Table 2 gives for L = 1202 is not that
-network's: He et al. (CVPR 2016, Table 6) count 19.4M, and so do we.
+As in the authors' code (github.com/KaimingHe/resnet-1k-layers), the shortcut of a unit that changes the shape is a 1×1
+convolution of the same stride. Shortcut and branch then share the unit's first BN-ReLU, as the two paths of the first
+unit do in any case (appendix of the paper). The first convolution of the branch has the stride.
+
+The published sizes require these shortcuts. The convolutions and the classifier have 1,679,034 parameters for L = 164
+(1.7M) and 10,178,490 for L = 1001 (10.2M); with norms, which dnas counts too, 1,703,258 and 10,327,706. Padding with
+zeros instead (option A of He et al., CVPR 2016) would result in 10,136,506 and 10,285,722 for L = 1001, neither of
+which is 10.2M. For L = 110 without bottleneck both result in 1.7M. Table 2 of the DenseNet paper states 10.2M for L =
+1202, which is not the size of that network: He et al. (CVPR 2016, Table 6) count 19.4M, and so does dnas.
 """
 
 from collections.abc import Iterator, Mapping
@@ -30,17 +32,19 @@ FAMILY_NAME = "pre-activation ResNet"
 
 @dataclass(frozen=True)
 class ResNetSpec:
-    """What one pre-activation ResNet is. Raises `InputError` where no such network exists.
+    """Specification of one pre-activation ResNet. Raises `InputError` if no such network exists.
 
-    stage_units: the residual units of each stage.
-    width: channels of the 3×3 convolutions; one number, for the first stage, which each further stage doubles, or one
-        for each.
-    bottleneck: how many times as wide as its 3×3 convolution a bottleneck's output is (4 in the paper); 0: basic units.
-    stochastic_depth: the rate at which training drops the last unit's branch, in [0, 1); that of unit l of n is l/n of
-        it (Huang et al. 2016, equation 4). 0 is none; 0.5 in the paper.
-    stem: `small` is a 3×3 convolution; `imagenet` a 7×7 of stride 2 and a 3×3 max pool of stride 2.
-    stem_channels: None is as wide as the first stage's 3×3 convolutions.
-    image_size: side of the square input in pixels.
+    stage_units: Number of residual units of each stage.
+    width: Channels of the 3×3 convolutions: one number for the first stage, which each further stage doubles, or one
+        per stage.
+    bottleneck: Ratio of a bottleneck unit's output channels to its width (4 in the paper); 0 for basic units.
+    stochastic_depth: Probability of dropping the last unit's branch in training, in [0, 1) (0.5 in the paper). Unit l
+        of n has l/n of it (Huang et al. 2016, equation 4).
+    stem: `small` is a 3×3 convolution; `imagenet` is a 7×7 convolution of stride 2 and a 3×3 max pool of stride 2.
+    stem_channels: Output channels of the stem. None is the width of the first stage.
+    in_channels: Channels of the input images.
+    image_size: Side of the square input in pixels.
+    classes: Number of classes.
     """
 
     stage_units: tuple[int, ...]
@@ -89,24 +93,26 @@ class ResNetSpec:
 
     @classmethod
     def of_depth(cls, depth: int, *, stages: int = 3, bottleneck: int = 0, **rest: Any) -> Self:
-        """The network of depth L with equal stages. L counts the stem, the convolutions of the branches (two a unit,
-        three with a bottleneck), and the classifier."""
+        """Return the network of depth L with equal stages.
+
+        L counts the stem, the convolutions of the branches (two per unit, three with a bottleneck), and the classifier.
+        """
         check_whole("stages", stages, 1)
         check_whole("depth", depth, 1)
         check_whole("bottleneck", bottleneck, 0)
         period = stages * (3 if bottleneck else 2)
-        units, left = divmod(depth - 2, period)
-        if left or units < 1:
+        units, remainder = divmod(depth - 2, period)
+        if remainder or units < 1:
             raise nearest_depths(FAMILY_NAME + " with bottlenecks" * bool(bottleneck), depth, 2, period)
         return cls(stage_units=(units,) * stages, bottleneck=bottleneck, **rest)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The spec that `to_dict` wrote."""
+        """Return the spec that `to_dict` has converted."""
         return cls(**read_fields(cls, values))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: `from_dict` gives an equal spec."""
+        """Convert to plain values for JSON. `from_dict` returns an equal spec."""
         return to_plain(self)
 
     @property
@@ -127,41 +133,41 @@ class ResNetSpec:
 
     @property
     def depth(self) -> int:
-        """L as the paper counts it: the convolutions, but for those of the shortcuts, and the classifier."""
+        """L as the paper counts it: the convolutions except those of shortcuts, and the classifier."""
         return sum(self.stage_units) * (3 if self.bottleneck else 2) + 2
 
     @property
     def title(self) -> str:
-        """What people call its kind."""
+        """Name of the variant, for display."""
         extras = ["bottlenecks"] * bool(self.bottleneck) + ["stochastic depth"] * bool(self.stochastic_depth)
         return f"{FAMILY_NAME} with {' and '.join(extras)}" if extras else FAMILY_NAME
 
     @property
     def drop_rates(self) -> tuple[float, ...]:
-        """The rate at which training drops each unit's branch."""
+        """The probability of dropping each unit's branch in training."""
         units = sum(self.stage_units)
         return tuple(self.stochastic_depth * unit / units for unit in range(1, units + 1))
 
     @cached_property
     def digest(self) -> str:
-        """16 hex digits that name the network: two specs have one digest just when they are the same network."""
+        """16 hex digits that are equal for two specs if and only if they describe the same network."""
         return digest_of(self.to_dict() | {"stem_channels": self.stem_width, "width": list(self.widths)})
 
     @cached_property
     def _stages(self) -> tuple["_Stage", ...]:
-        """Channels and map sizes of each stage: the one place that follows them through the network."""
+        """Channels and map sizes of each stage; the only place that follows them through the network."""
         size = after_imagenet_stem(self.image_size) if self.stem == "imagenet" else self.image_size
-        channels, found = self.stem_width, []
+        channels, stages = self.stem_width, []
         for number, (units, width) in enumerate(zip(self.stage_units, self.widths, strict=True)):
             out, out_size = width * (self.bottleneck or 1), halved(size) if number else size
-            found.append(_Stage(units, width, channels, out, size, out_size, bool(number) or channels != out))
+            stages.append(_Stage(units, width, channels, out, size, out_size, bool(number) or channels != out))
             channels, size = out, out_size
-        return tuple(found)
+        return tuple(stages)
 
     def layers(self) -> Iterator[Layer]:
-        """Every layer in the order of execution; a residual unit is one.
+        """Iterate over the layers in the order of execution. A residual unit is one layer.
 
-        The names are those of the modules: `stem`, `stage1.unit1`, `classifier`; the source `input` is the image.
+        Layers have the names of the modules: `stem`, `stage1.unit1`, `classifier`. The source `input` is the image.
         """
         stem_size = halved(self.image_size) if self.stem == "imagenet" else self.image_size
         yield Layer("stem", "stem", 0, 0, (Source("input", self.in_channels),), self.stem_width, stem_size)
@@ -180,6 +186,6 @@ class _Stage:
     width: int
     in_channels: int
     out_channels: int
-    size: int  # before its first unit
+    size: int  # side of the maps before the first unit, in pixels
     out_size: int
-    projects: bool  # whether the first unit's shortcut is a convolution
+    projects: bool  # the first unit's shortcut is a convolution

@@ -1,4 +1,4 @@
-"""What a pre-activation ResNet's parts cost: a stage's first unit, and the others, which are alike."""
+"""Costs of the parts of a pre-activation ResNet: the first unit of a stage, and the other units, which are equal."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from dnas.arch.terms import INDEX_BYTES, Terms, classifier, small_stem
 
 
 def network_terms(spec: ResNetSpec) -> Iterator[Terms]:
-    """The terms of parts that add up to the network's."""
+    """Yield the terms of parts that add up to the whole network."""
     yield _stem(spec)
     for number, stage in enumerate(spec._stages, 1):
         yield _unit(spec, number, 1)
@@ -31,7 +31,7 @@ def _stem(spec: ResNetSpec) -> Terms:
         return small_stem(spec.in_channels, spec.stem_width, spec.image_size)
     weights = 49 * spec.in_channels * spec.stem_width
     pixels = halved(spec.image_size) ** 2
-    # kept: the image, the pool's input and its indices.
+    # kept: image, input and indices of the pool.
     return Terms(
         weights,
         weights * pixels,
@@ -41,7 +41,10 @@ def _stem(spec: ResNetSpec) -> Terms:
 
 
 def _unit(spec: ResNetSpec, stage_number: int, index: int) -> Terms:
-    """Of a stage's unit, counted from 1. Stochastic depth is left out: a step may keep all units."""
+    """Return the terms of one unit; stage and unit count from 1.
+
+    Stochastic depth is ignored, because a step may keep all units.
+    """
     stage = spec._stages[stage_number - 1]
     first = index == 1
     width, out, pixels = stage.width, stage.out_channels, stage.out_size**2
@@ -52,7 +55,7 @@ def _unit(spec: ResNetSpec, stage_number: int, index: int) -> Terms:
         weights, inner = 9 * channels * width + 9 * width * out, width
     if first and stage.projects:
         weights += channels * out
-    # kept: each norm's input and the output of its ReLU; the norms' means and 1/σ. A sum keeps nothing.
+    # kept: input of each norm and output of its ReLU; once: means and 1/σ of the norms. A sum keeps nothing.
     norms = 2 * (channels + inner)
     kept = 2 * channels * pixels_before + 2 * inner * pixels
     return Terms(norms + weights, weights * pixels, kept, once=norms)

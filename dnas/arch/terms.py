@@ -1,19 +1,19 @@
-"""The terms of a cost, before the batch size is known; see `dnas.arch.cost` for what is counted."""
+"""Terms of a cost that do not depend on the batch size; `dnas.arch.cost` defines what is counted."""
 
 from typing import NamedTuple
 
 FLOAT_BYTES = 4
-INDEX_BYTES = 8  # of a max pool's indices, and of a label
+INDEX_BYTES = 8  # size of a max pool's index and of a label
 
 
 class Terms(NamedTuple):
-    """`kept` are floats kept for each image, `once` for the whole batch."""
+    """Cost terms: `kept` floats are kept per image, and `once` floats per batch."""
 
     params: int
     macs: int
     kept: int
     once: int = 0
-    kept_bytes: int = 0  # of each image, not float32
+    kept_bytes: int = 0  # kept per image in other types than float32
 
     def times(self, n: int) -> "Terms":
         return Terms(*(n * term for term in self))
@@ -23,14 +23,14 @@ class Terms(NamedTuple):
 
 
 def small_stem(in_channels: int, width: int, image_size: int) -> Terms:
-    """A 3×3 convolution, which keeps the image."""
+    """Return the terms of a 3×3 convolution, which keeps the image."""
     weights = 9 * in_channels * width
     return Terms(weights, weights * image_size**2, kept=in_channels * image_size**2)
 
 
 def classifier(channels: int, size: int, classes: int) -> Terms:
-    """BN-ReLU, global average pooling, a linear layer, and the loss."""
-    # kept: the norm's input, the ReLU's output, the pooled vector, the log-probabilities; labels; the loss's weight.
+    """Return the terms of BN-ReLU, global average pooling, a linear layer, and the loss."""
+    # kept: input of the norm, output of the ReLU, pooled vector, log-probabilities, labels; once: weight of the loss.
     weights = channels * classes
     return Terms(
         2 * channels + weights + classes,

@@ -1,4 +1,4 @@
-"""Specs as plain values, and the checks of their fields: what the families of networks share."""
+"""Checks and conversions of spec fields that all network families share."""
 
 import dataclasses
 import hashlib
@@ -14,26 +14,29 @@ if TYPE_CHECKING:
 STEMS = ("small", "imagenet")
 
 
-def check_whole(name: str, value: object, least: int) -> None:
+def check_whole(name: str, value: object, minimum: int) -> None:
+    """Raise `InputError` unless the field `name` is an integer of at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise InputError(f"{name} must be a whole number, but got {value!r}.")
-    if value < least:
-        raise InputError(f"`{name} >= {least}` must hold, but got {name}={value}.")
+    if value < minimum:
+        raise InputError(f"`{name} >= {minimum}` must hold, but got {name}={value}.")
 
 
 def check_real(name: str, value: object) -> float:
+    """Return the field `name` as a float, or raise `InputError` if it is no number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InputError(f"{name} must be a number, but got {value!r}.")
     return float(value)
 
 
 def check_stem(stem: object) -> None:
+    """Raise `InputError` if `stem` is not one of `STEMS`."""
     if stem not in STEMS:
         raise InputError(f"stem must be one of {', '.join(STEMS)}, but got {stem!r}.")
 
 
 def nearest_depths(name: str, depth: int, fixed: int, period: int) -> InputError:
-    """What is wrong with a depth that is not `fixed` and a multiple of `period` from 1 on."""
+    """Return the error for a depth that is not `fixed` plus a positive multiple of `period`."""
     count = (depth - fixed) // period
     lower = fixed + max(1, count) * period
     near = [lower] if count < 1 else [lower, lower + period]
@@ -45,7 +48,7 @@ def nearest_depths(name: str, depth: int, fixed: int, period: int) -> InputError
 
 
 def read_fields(cls: "type[DataclassInstance]", values: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of the spec `cls` that `to_plain` wrote; `InputError` where there is none of that name."""
+    """Return the arguments of the spec class from the values of `to_plain`. Unknown fields raise `InputError`."""
     names = {f.name for f in dataclasses.fields(cls) if f.init}
     for key in values:
         if key not in names and key != "family":
@@ -54,11 +57,11 @@ def read_fields(cls: "type[DataclassInstance]", values: Mapping[str, Any]) -> di
 
 
 def to_plain(spec: "DataclassInstance") -> dict[str, Any]:
-    """Plain values for JSON, the family's name among them."""
+    """Convert a spec to plain values for JSON, including the name of the family."""
     values = {f.name: getattr(spec, f.name) for f in dataclasses.fields(spec)}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
 def digest_of(normal_form: Mapping[str, Any]) -> str:
-    """16 hex digits that name a network."""
+    """Return 16 hex digits that identify a network."""
     return hashlib.sha256(json.dumps(normal_form, sort_keys=True).encode()).hexdigest()[:16]

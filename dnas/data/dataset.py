@@ -14,7 +14,7 @@ from dnas.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set split into a training, a validation and a held-out test part.
+    """A data set with training, validation and held-out test part.
 
     `mean` and `std` are per channel, for pixels in [0, 1], measured on the training part alone.
     """

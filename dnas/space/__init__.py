@@ -1,1 +1,1 @@
-"""Search spaces: choices, limits, objectives, and the TOML files that state them."""
+"""Search spaces: choices, limits, objectives, and the TOML files that define them."""

@@ -1,4 +1,4 @@
-"""Reading of search spaces from TOML: all problems of a file are reported together."""
+"""Parse search spaces from TOML. All problems of a file are reported together."""
 
 import dataclasses
 import math
@@ -22,24 +22,30 @@ __all__ = ["Choice", "Limits", "Space", "load_space", "parse_space", "shipped_fo
 
 
 def shipped_folders(kind: str) -> list[Path]:
-    """Where `search_spaces` or `studies` are looked for: the current folder, then what ships with dnas."""
+    """Return the folders to search for `search_spaces` or `studies`: the current one, then those shipped with dnas."""
     package = Path(__file__).parents[1]
     return [Path(kind), package / "shipped" / kind, package.parent / kind]
 
 
 def space_files() -> dict[str, Path]:
-    """Every space that can be found, by name; those of the current folder come first."""
-    found: dict[str, Path] = {}
+    """Return the files of all spaces by name. Files in the current folder take precedence."""
+    files: dict[str, Path] = {}
     for folder in shipped_folders("search_spaces"):
         for path in sorted(folder.glob("*.toml")):
-            found.setdefault(path.stem, path)
-    return found
+            files.setdefault(path.stem, path)
+    return files
 
 
 def load_space(name: str, **overrides: Any) -> Space:
-    """The space called `name`, or at the path `name` where it ends with `.toml`; `InputError` with all its problems.
+    """Load the space called `name`, or the file `name` if it ends with `.toml`.
 
-    overrides: `dataset`, `recipe` (a name), `limits` (a mapping), and fields of the recipe; None leaves it as it is.
+    Args:
+        name: Name of a space or path of a file.
+        overrides: `dataset`, `recipe` (a name), `limits` (a mapping), and fields of the recipe. None keeps the value of
+            the file.
+
+    Raises:
+        InputError: With all problems of the file.
     """
     files = space_files()
     if name.endswith(".toml"):
@@ -54,7 +60,7 @@ def load_space(name: str, **overrides: Any) -> Space:
 
 
 def parse_space(text: str, name: str, where: str, **overrides: Any) -> Space:
-    """Reads a space file's `text`; every problem is reported at once."""
+    """Parse the text of a space file. `where` names the file in the `InputError` that lists all problems."""
     try:
         content = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -69,7 +75,7 @@ def parse_space(text: str, name: str, where: str, **overrides: Any) -> Space:
     dataset = overrides.get("dataset") or content.get("dataset")
     info = None
     if not isinstance(dataset, str):
-        problems.append("dataset: a data set's name must be given, such as cifar10.")
+        problems.append("dataset: the name of a data set is required, such as cifar10.")
     else:
         try:
             info = data_info(dataset)
@@ -86,7 +92,7 @@ def parse_space(text: str, name: str, where: str, **overrides: Any) -> Space:
     if fixed.get(family.width) == FIT and not limits.stated():
         problems.append(f'[fixed] {family.width} = "{FIT}" needs a limit to fit to; state one under [limits].')
     if info is not None:
-        # What the data set settles, the networks follow; `image_size` may still be chosen or fixed.
+        # The data set determines the shape of the images, unless the file chooses or fixes it.
         for field_name, value in (
             ("in_channels", info.channels),
             ("image_size", info.image_size),
@@ -108,15 +114,15 @@ def parse_space(text: str, name: str, where: str, **overrides: Any) -> Space:
 
 
 def check_keys(table: Mapping[str, Any], known: Collection[str], where: str, problems: list[str]) -> None:
-    """Adds to `problems` each key of `table` that is not `known`."""
+    """Add each key of `table` that is not `known` to `problems`."""
     for key in table:
         if key not in known:
             problems.append(f"{where}{key}: there is no such key.{did_you_mean(key, known)}")
 
 
 def _no_field(name: str, family: Family) -> str:
-    near = did_you_mean(name, family.fields)
-    return f"{family.spec.__name__} has no such field" + (f";{near.replace('Did', 'did')}" if near else ".")
+    hint = did_you_mean(name, family.fields)
+    return f"{family.spec.__name__} has no such field" + (f";{hint.replace('Did', 'did')}" if hint else ".")
 
 
 def _read_fixed(table: Mapping[str, Any], family: Family, problems: list[str]) -> dict[str, Any]:
@@ -145,7 +151,7 @@ def _read_choices(
             problems.append(where + _no_field(name, family))
             continue
         if name in fixed:
-            problems.append(where + "it is in [fixed] too; keep one.")
+            problems.append(where + "it is also in [fixed]; keep only one.")
         if not isinstance(given, dict):
             problems.append(where + "expected { int = [low, high] }, { float = [low, high] } or { of = [...] }.")
             continue
@@ -162,8 +168,8 @@ def _read_choices(
             choices.append(choice)
         elif name not in (family.layers, family.width) or not isinstance(times, int) or times < 1:
             problems.append(
-                where + f"times makes a list, one number for each of the {family.count}, of {family.layers} or"
-                f" {family.width}; got {times!r}."
+                where + f"times must be a positive number of {family.count}, for {family.layers} or {family.width}"
+                f" only, but got {times!r}."
             )
         else:
             choices += [dataclasses.replace(choice, name=f"{name}_{i}") for i in range(1, times + 1)]
@@ -175,12 +181,14 @@ def _read_choices(
                     f"[choose] {choice.name}: when names {other!r}, which is not a choice.{did_you_mean(other, names)}"
                 )
             elif list(names).index(other) > list(names).index(choice.name):
-                problems.append(f"[choose] {choice.name}: when names {other!r}, which must stand before it.")
+                problems.append(f"[choose] {choice.name}: when names {other!r}, which must come before it.")
             else:
                 possible = names[other].values()
                 for value in values:
                     if possible is not None and names[other].encode(value) not in possible:
-                        problems.append(f"[choose] {choice.name}: when {other} = {value!r}, but {other} never is.")
+                        problems.append(
+                            f"[choose] {choice.name}: when {other} = {value!r}, but {other} never has that value."
+                        )
     return tuple(choices)
 
 
@@ -196,7 +204,7 @@ def _read_choice(name: str, kind: str, given: Mapping[str, Any], where: str, pro
             problems.append(where + f"of must list at least one value, but got {options!r}.")
             return None
         if len({str(option) for option in options}) < len(options):
-            problems.append(where + f"of names a value twice: {options}.")
+            problems.append(where + f"of lists a value twice: {options}.")
             return None
         return Choice(
             name, name, "of", options=tuple(tuple(o) if isinstance(o, list) else o for o in options), when=conditions
@@ -207,13 +215,13 @@ def _read_choice(name: str, kind: str, given: Mapping[str, Any], where: str, pro
         return None
     if kind == "int" and not all(isinstance(number, int) for number in [*ends, *([] if step is None else [step])]):
         problems.append(
-            where + f"int takes whole numbers, but got {ends!r}{'' if step is None else f' and step={step!r}'}."
+            where + f"int requires whole numbers, but got {ends!r}{'' if step is None else f' and step={step!r}'}."
         )
         return None
     if step is not None and (not _number(step) or step <= 0):
         problems.append(where + f"`step > 0` must hold, but got step={step!r}.")
         return None
-    # The last value that the steps reach, so that samplers see the range as it is.
+    # Samplers get the last value that the steps reach as the end of the range.
     high = ends[1]
     if step is not None:
         high = round(ends[0] + math.floor((ends[1] - ends[0]) / step + 1e-9) * step, 10)
@@ -227,7 +235,7 @@ def _read_limits(table: Mapping[str, Any], problems: list[str]) -> Limits:
         if name not in LIMITS:
             problems.append(f"[limits] {name}: there is no such limit.{did_you_mean(name, LIMITS)}")
         elif not _number(value) or value <= 0:
-            problems.append(f"[limits] {name}: expected a positive number, got {_toml(value)}.")
+            problems.append(f"[limits] {name}: expected a positive number, but got {_toml(value)}.")
         else:
             values[name] = value
     return Limits(**values)
@@ -263,7 +271,7 @@ def _read_first(entries: Any, choices: tuple[Choice, ...], problems: list[str]) 
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         problems.append("first must be an array of tables: [[first]].")
         return ()
-    found = []
+    points = []
     by_field: dict[str, list[Choice]] = {}
     for choice in choices:
         by_field.setdefault(choice.target, []).append(choice)
@@ -286,18 +294,18 @@ def _read_first(entries: Any, choices: tuple[Choice, ...], problems: list[str]) 
                 continue
             for part, value in zip(parts, values, strict=True):
                 encoded, possible = part.encode(value), part.values()
-                inside = (
+                is_valid = (
                     encoded in possible if possible is not None else _number(value) and part.low <= value <= part.high
                 )
-                if not inside:
+                if not is_valid:
                     problems.append(where + f"{part.name}={value!r} is outside of {part.describe()}.")
                 point[part.name] = encoded
-        found.append(point)
-    return tuple(found)
+        points.append(point)
+    return tuple(points)
 
 
 def _check_networks(space: Space) -> list[str]:
-    """What only the networks themselves can tell: impossible ones, and limits that none of them meets."""
+    """Return the problems that only the networks reveal: impossible networks, and limits that none satisfies."""
     survey = space.survey()
     if not survey.costs:
         return [f"none of its networks exists: {survey.example}"]
@@ -306,13 +314,13 @@ def _check_networks(space: Space) -> list[str]:
         problems.append(f"{survey.impossible} of its {space.size()} networks do not exist, such as: {survey.example}")
     if not survey.feasible and not _some_draw_is_feasible(space, survey):
         for name, limit in space.limits.stated().items():
-            least = survey.range(name)[0]
-            if least > limit:
+            smallest = survey.range(name)[0]
+            if smallest > limit:
                 problems.append(
-                    f"[limits] {name}: nothing in the space meets {name} <= {limit:,}; the smallest has {least:,}."
+                    f"[limits] {name}: no network satisfies {name} <= {limit:,}; the smallest has {smallest:,}."
                 )
         if not problems:
-            problems.append(f"[limits] nothing in the space meets all of {', '.join(space.limits.stated())} at once.")
+            problems.append(f"[limits] no network satisfies all of {', '.join(space.limits.stated())} at once.")
     for number, point in enumerate(space.first, 1):
         try:
             space.spec_of(point)

@@ -1,4 +1,4 @@
-"""Search spaces: the choices, the fixed fields, and the limits on cost."""
+"""Search spaces: choices, fixed fields, and limits on cost."""
 
 import dataclasses
 import itertools
@@ -14,12 +14,15 @@ from dnas.errors import InputError
 from dnas.training.recipe import Recipe
 
 LIMITS = ("params", "macs", "activation_bytes")
-FIT = "fit"  # growth_rate = "fit" (of ResNets width): the largest that the limits allow
-LARGEST_WIDTH = 4_096
-ENUMERABLE = 5_000  # a space of at most so many points is looked at whole: under a second of pricing
+FIT = "fit"  # growth_rate = "fit" (for ResNets, width): the largest value that the limits allow
+MAX_FITTED_WIDTH = 4_096
+MAX_ENUMERATED_POINTS = 5_000  # larger spaces are sampled; computing this many costs takes less than a second
+MAX_CACHED_SURVEYS = 32  # each holds thousands of costs
 
 
 class Trial(Protocol):
+    """The methods of an Optuna trial that draw values."""
+
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int: ...
     def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None) -> float: ...
     def suggest_categorical(self, name: str, choices: Any) -> Any: ...
@@ -27,12 +30,15 @@ class Trial(Protocol):
 
 @dataclass(frozen=True)
 class Choice:
-    """One thing that varies. `kind` is `int`, `float` or `of`; `when` maps another choice's name to the values under
-    which this one is made; outside of them the field keeps its fixed or default value."""
+    """One varying value of a space.
+
+    A choice is active if every choice named in `when` has one of the listed values. The field of an inactive choice
+    keeps its fixed or default value.
+    """
 
     name: str
-    target: str  # the field of the spec
-    kind: str
+    target: str  # field of the spec
+    kind: str  # int, float or of
     low: float = 0
     high: float = 0
     step: float | None = None
@@ -40,6 +46,7 @@ class Choice:
     when: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def suggest(self, trial: Trial) -> Any:
+        """Draw a value from `trial`."""
         if self.kind == "int":
             return trial.suggest_int(self.name, int(self.low), int(self.high), step=int(self.step or 1))
         if self.kind == "float":
@@ -47,17 +54,17 @@ class Choice:
         return self.decode(trial.suggest_categorical(self.name, [self.encode(option) for option in self.options]))
 
     def encode(self, value: Any) -> Any:
-        """A value as the sampler holds it: optuna's categories must be scalars, so a list becomes `6-12-24`."""
+        """Encode a value for samplers. Optuna's categories must be scalars, so a list becomes `6-12-24`."""
         return "-".join(map(str, value)) if isinstance(value, list | tuple) else value
 
     def decode(self, value: Any) -> Any:
-        """What the sampler's `value` means."""
+        """Decode a value of a sampler."""
         if self.kind == "of":
             return next(option for option in self.options if self.encode(option) == value)
-        return round(value, 10) if self.kind == "float" else value  # 0.30000000000000004 is not what the file says
+        return round(value, 10) if self.kind == "float" else value  # 0.3 instead of 0.30000000000000004
 
     def values(self) -> list[Any] | None:
-        """Every value, as the sampler holds it; None where they are not finitely many."""
+        """Return all encoded values, or None if the choice is continuous."""
         if self.kind == "of":
             return [self.encode(option) for option in self.options]
         if self.kind == "int":
@@ -68,6 +75,7 @@ class Choice:
         return [round(self.low + i * self.step, 10) for i in range(count)]
 
     def describe(self) -> str:
+        """Return the values and conditions as text for display."""
         if self.kind == "of":
             text = ", ".join(str(self.encode(option)) for option in self.options)
         else:
@@ -79,36 +87,39 @@ class Choice:
 
 @dataclass(frozen=True)
 class Limits:
-    """The most that a network may cost; `activation_bytes` at the recipe's batch size."""
+    """Upper limits on the cost of a network; `activation_bytes` is for the batch size of the recipe."""
 
     params: float = math.inf
     macs: float = math.inf
     activation_bytes: float = math.inf
 
     def excess(self, price: Cost) -> dict[str, float]:
-        """By how much, relative to the limit, `price` is over each limit that it breaks: {} where it is inside all."""
+        """Return the relative excess of `price` over each limit that it violates; empty if it satisfies all limits."""
         over = {name: getattr(price, name) / getattr(self, name) - 1 for name in LIMITS}
         return {name: share for name, share in over.items() if share > 0}
 
     def stated(self) -> dict[str, float]:
+        """Return the limits that are finite."""
         return {name: getattr(self, name) for name in LIMITS if getattr(self, name) < math.inf}
 
 
 @dataclass(frozen=True)
 class Space:
+    """A search space. Samplers represent a point as encoded values by name of the choice (see `Choice.encode`)."""
+
     name: str
-    title: str  # the file's first comment line
-    text: str  # the file as it was
+    title: str  # first comment line of the file
+    text: str  # content of the file
     family: Family
     dataset: str
     fixed: Mapping[str, Any]
     choices: tuple[Choice, ...]
     limits: Limits
     recipe: Recipe
-    first: tuple[Mapping[str, Any], ...]  # as the sampler holds them
+    first: tuple[Mapping[str, Any], ...]  # encoded points to evaluate first
 
     def suggest(self, trial: Trial) -> Spec:
-        """Makes the choices through `trial` and gives the network. `InputError` where no such network exists."""
+        """Draw all active choices from `trial`, and return the network. Raises `InputError` if it does not exist."""
         values: dict[str, Any] = {}
         for choice in self.choices:
             if all(values.get(name) in allowed for name, allowed in choice.when.items()):
@@ -116,7 +127,7 @@ class Space:
         return self.spec(values)
 
     def spec(self, values: Mapping[str, Any]) -> Spec:
-        """The network of decoded `values`, one for each choice made; others are ignored where `when` shuts them out."""
+        """Return the network of decoded values by name of the choice. Values of inactive choices are ignored."""
         fields: dict[str, Any] = dict(self.fixed)
         parts: dict[str, list[int]] = {}
         for choice in self.choices:
@@ -131,39 +142,42 @@ class Space:
 
     @property
     def fits_width(self) -> bool:
-        """Whether each network gets the largest growth rate (of ResNets: width) that the limits allow."""
+        """True if each network has the largest growth rate (for ResNets, width) that the limits allow."""
         return self.fixed.get(self.family.width) == FIT
 
     def _fitted(self, fields: dict[str, Any]) -> Spec:
-        """The network of `fields` with the largest growth rate or width inside every limit; where even 1 is over one,
-        that with 1, which is over it too. Every cost rises with it, so bisection finds it."""
+        """Return the network of `fields` with the largest growth rate or width that satisfies every limit.
+
+        If 1 already violates a limit, the network with 1 is returned. Every cost increases with the width, so bisection
+        finds the largest.
+        """
 
         def of_width(width: int) -> Spec:
             return self.family.make(fields | {self.family.width: width})
 
-        def inside(width: int) -> bool:
+        def satisfies_limits(width: int) -> bool:
             try:
                 return not self.limits.excess(self.cost(of_width(width)))
-            except InputError:  # so narrow that a transition would keep no channel
+            except InputError:  # too narrow: a transition would keep no channel
                 return True
 
         low, high = 1, 2
-        while high < LARGEST_WIDTH and inside(high):
+        while high < MAX_FITTED_WIDTH and satisfies_limits(high):
             low, high = high, 2 * high
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if inside(middle) else (low, middle)
+            low, high = (middle, high) if satisfies_limits(middle) else (low, middle)
         return of_width(low)
 
     def name_of(self, spec: Spec) -> str:
-        """What people call the network."""
+        """Return the name of a network for display."""
         return format_name(spec)
 
     def _made(self, choice: Choice, values: Mapping[str, Any]) -> bool:
         return all(values.get(name) in allowed for name, allowed in choice.when.items())
 
     def active(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of the sampler's `params` that were used: the ones that no `when` shuts out."""
+        """Return the encoded values of the active choices."""
         return {
             c.name: params[c.name] for c in self.choices if c.name in params and self._made(c, self._decoded(params))
         }
@@ -172,11 +186,11 @@ class Space:
         return {choice.name: choice.decode(params[choice.name]) for choice in self.choices if choice.name in params}
 
     def spec_of(self, params: Mapping[str, Any]) -> Spec:
-        """The network of the sampler's `params` (lists encoded as text)."""
+        """Return the network of encoded values."""
         return self.spec(self._decoded(params))
 
     def feasible(self, params: Mapping[str, Any]) -> Spec | None:
-        """The network of `params` if it exists and is inside every limit."""
+        """Return the network of encoded values if it exists and satisfies every limit, else None."""
         try:
             spec = self.spec_of(params)
         except InputError:
@@ -184,8 +198,10 @@ class Space:
         return None if self.limits.excess(self.cost(spec)) else spec
 
     def for_data(self, channels: int, image_size: int, classes: int, augmented: bool) -> "Space":
-        """The same space for images as the data set really has them; without augmentation, networks whose dropout the
-        file neither chooses nor fixes get the recipe's."""
+        """Return the space for images of the loaded data set.
+
+        Without augmentation, the dropout of the recipe applies unless the file chooses or fixes one.
+        """
         fixed = {**self.fixed, "in_channels": channels, "image_size": image_size, "classes": classes}
         chosen = {choice.target for choice in self.choices}
         if not augmented and "dropout" in self.family.fields and "dropout" not in chosen:
@@ -193,10 +209,11 @@ class Space:
         return dataclasses.replace(self, fixed=fixed)
 
     def cost(self, spec: Spec) -> Cost:
+        """Return the cost of a network for the batch size of the recipe."""
         return cost(spec, self.recipe.batch_size)
 
     def size(self) -> int | None:
-        """How many points the choices span (a choice that its `when` shuts out multiplies nothing); None: endless."""
+        """Return the number of distinct points, counting inactive choices once; None if a choice is continuous."""
         if any(choice.values() is None for choice in self.choices):
             return None
         if not any(choice.when for choice in self.choices):
@@ -215,15 +232,15 @@ class Space:
         return sum(self._count(index + 1, values | {choice.name: choice.decode(option)}) for option in options)
 
     def points(self) -> Iterator[dict[str, Any]]:
-        """Every point of a finite space, as the sampler holds it."""
+        """Iterate over the encoded points of a finite space."""
         options = [choice.values() for choice in self.choices]
-        assert all(values is not None for values in options), "the space is endless"
+        assert all(values is not None for values in options), "the space is not finite"
         names = [choice.name for choice in self.choices]
         for values in itertools.product(*[values or [] for values in options]):
             yield dict(zip(names, values, strict=True))
 
     def random_point(self, rng: random.Random) -> dict[str, Any]:
-        """A uniform draw of every choice, as the sampler holds it."""
+        """Draw every choice uniformly, and return the encoded point."""
         point: dict[str, Any] = {}
         for choice in self.choices:
             values = choice.values()
@@ -233,72 +250,76 @@ class Space:
         return point
 
     def survey(self, seed: int = 0, draws: int = 2_000) -> "Survey":
-        """What the networks of this space cost: all of them where they are at most `ENUMERABLE`, else the corners,
-        where the cost's extremes lie, and a random sample. Equal networks are looked at once: a study's space is read
-        again by whoever reads the study, and thousands of networks take a tenth of a second."""
-        asked = repr((self.family, self.fixed, self.choices, self.limits, self.recipe.batch_size, seed, draws))
-        if asked not in _SURVEYS:
-            if len(_SURVEYS) >= SURVEYS:
+        """Compute the costs of the networks of this space.
+
+        Spaces of at most `MAX_ENUMERATED_POINTS` points are enumerated. Others are represented by their corners, which
+        include the extremes of the cost, and `draws` random points. Results are cached, because the space of a study is
+        loaded repeatedly and a survey takes a tenth of a second.
+        """
+        key = repr((self.family, self.fixed, self.choices, self.limits, self.recipe.batch_size, seed, draws))
+        if key not in _SURVEYS:
+            if len(_SURVEYS) >= MAX_CACHED_SURVEYS:
                 _SURVEYS.clear()
-            _SURVEYS[asked] = self._survey(seed, draws)
-        return _SURVEYS[asked]
+            _SURVEYS[key] = self._survey(seed, draws)
+        return _SURVEYS[key]
 
     def _survey(self, seed: int, draws: int) -> "Survey":
         size = self.size()
-        whole = size is not None and math.prod(len(c.values() or []) for c in self.choices) <= ENUMERABLE
+        whole = size is not None and math.prod(len(c.values() or []) for c in self.choices) <= MAX_ENUMERATED_POINTS
         rng = random.Random(seed)
         if whole:
             points: Iterator[dict[str, Any]] = self.points()
         else:
             points = itertools.chain(self._corners(rng), (self.random_point(rng) for _ in range(draws)))
-        costs, impossible, nearest = [], 0, None
+        costs, impossible, example = [], 0, None
         feasible = 0
         for point in points:
             try:
                 price = self.cost(self.spec_of(point))
             except InputError as error:
-                impossible, nearest = impossible + 1, nearest or str(error)
+                impossible, example = impossible + 1, example or str(error)
                 continue
             costs.append(price)
             feasible += not self.limits.excess(price)
-        return Survey(whole, tuple(costs), feasible, impossible, nearest)
+        return Survey(whole, tuple(costs), feasible, impossible, example)
 
-    def _corners(self, rng: random.Random, most: int = 4_096) -> Iterator[dict[str, Any]]:
+    def _corners(self, rng: random.Random, limit: int = 4_096) -> Iterator[dict[str, Any]]:
+        """Iterate over the points at the ends of every range, or over a sample of `limit` if there are more."""
         ends = []
         for choice in self.choices:
             values = choice.values()
             ends.append(values if choice.kind == "of" and values else [choice.low, choice.high])
         ends = [[int(v) if c.kind == "int" else v for v in e] for c, e in zip(self.choices, ends, strict=True)]
-        # an int range's last value may lie below `high` when the step does not divide it
+        # The last value of an int range is below `high` if the step does not divide the range.
         for index, choice in enumerate(self.choices):
             values = choice.values()
             if choice.kind != "of" and values:
                 ends[index] = [values[0], values[-1]]
         names = [choice.name for choice in self.choices]
-        if math.prod(map(len, ends)) <= most:
+        if math.prod(map(len, ends)) <= limit:
             for combination in itertools.product(*ends):
                 yield dict(zip(names, combination, strict=True))
             return
         for side in (0, -1):
             yield {name: values[side] for name, values in zip(names, ends, strict=True)}
-        for _ in range(most):
+        for _ in range(limit):
             yield {name: rng.choice(values) for name, values in zip(names, ends, strict=True)}
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What `Space.survey` saw. `whole`: every point; else a sample with the corners."""
+    """Costs of the networks of a space: of all points if `whole`, else of the corners and a sample."""
 
     whole: bool
     costs: tuple[Cost, ...]
     feasible: int
     impossible: int
-    example: str | None  # why one of the impossible ones is so
+    example: str | None  # why one of the impossible networks does not exist
 
     def range(self, name: str) -> tuple[int, int]:
+        """Return the smallest and the largest value of a cost."""
         values = [getattr(price, name) for price in self.costs]
         return min(values), max(values)
 
 
-SURVEYS = 32  # of thousands of costs each
 _SURVEYS: dict[str, Survey] = {}

@@ -1,1 +1,1 @@
-"""Training of one network: recipe, steps, checkpoints, evaluation, several processes."""
+"""Training of one network: recipe, steps, checkpoints, evaluation and multiple processes."""

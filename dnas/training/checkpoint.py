@@ -27,8 +27,11 @@ CHECKPOINT_FORMAT = "dnas-checkpoint-1"
 
 @dataclass(frozen=True)
 class Epoch:
-    """One row of a curve. `epoch` counts from 1; errors are fractions, losses mean cross entropy in nats; `train_*` are
-    means over the epoch's steps, as they were seen; `val_*` are None where there is no validation part."""
+    """One row of a curve.
+
+    `epoch` counts from 1. Errors are fractions and losses are mean cross entropy in nats. `train_*` are means over the
+    batches of the epoch, measured while the weights change. `val_*` are None without a validation part.
+    """
 
     epoch: int
     train_loss: float
@@ -41,7 +44,7 @@ class Epoch:
 
 @dataclass
 class Run:
-    """A network and all that its training needs to go on: what a checkpoint holds."""
+    """A network with the settings and the history of its training run."""
 
     spec: Spec
     recipe: Recipe
@@ -49,17 +52,26 @@ class Run:
     seed: tuple[int, int]
     net: nn.Module
     curve: list[Epoch] = field(default_factory=list)
-    norms: list[Norms] = field(default_factory=list)  # the first is of the untrained network
+    norms: list[Norms] = field(default_factory=list)  # the first one is measured before training
     seconds: float = 0.0
 
 
+@dataclass
+class TrainState:
+    """All state of a training run that a checkpoint stores, besides torch's global random generators."""
+
+    run: Run
+    optimizer: torch.optim.SGD
+    generator: torch.Generator  # order and augmentation of the images
+
+
 def weights_digest(net: nn.Module) -> str:
-    """sha256 of every parameter and buffer: equal just when two networks are equal bit for bit."""
+    """Return the sha256 of all parameters and buffers. It is equal if and only if networks are equal bit for bit."""
     return digest_of_weights(net.state_dict())
 
 
 def digest_of_weights(weights: Mapping[str, Tensor]) -> str:
-    """`weights_digest` of a state dict, such as a checkpoint's `weights`."""
+    """Return the `weights_digest` of a state dict, such as the `weights` of a checkpoint."""
     digest = hashlib.sha256()
     for name, tensor in weights.items():
         digest.update(name.encode())
@@ -70,7 +82,8 @@ def digest_of_weights(weights: Mapping[str, Tensor]) -> str:
 # --- files -------------------------------------------------------------------------------------------------------
 
 
-def _write_history(folder: Path, run: Run, guard: Callable[[], None]) -> None:
+def write_history(folder: Path, run: Run, guard: Callable[[], None]) -> None:
+    """Write curve.csv and norms.npz, calling `guard` before each."""
     guard()
     write_curve(folder / "curve.csv", run.curve)
     guard()
@@ -78,7 +91,7 @@ def _write_history(folder: Path, run: Run, guard: Callable[[], None]) -> None:
 
 
 def write_curve(path: Path, curve: list[Epoch]) -> None:
-    """A row an epoch; the columns are the fields of `Epoch`, None an empty cell."""
+    """Write one row per epoch. The columns are the fields of `Epoch`, and None is an empty cell."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(asdict(curve[0])))
     writer.writeheader()
@@ -87,9 +100,11 @@ def write_curve(path: Path, curve: list[Epoch]) -> None:
 
 
 def write_norms(path: Path, run: Run) -> None:
-    """`names` [P], `numel` [P], `l2` [epochs + 1, P], `pairs` [Q, 2] (source, consumer), `reuse` [epochs + 1, Q]: see
-    `dnas.training.norms.Norms`; the first row is of the untrained network. `l1` and `gradient` are like `l2`, and not a
-    number where they were not measured."""
+    """Write the norms of all epochs as an .npz file; the first row is measured before training.
+
+    Arrays: `names` [P], `numel` [P], `l2`, `l1` and `gradient` [epochs + 1, P], `pairs` [Q, 2] (source, consumer) and
+    `reuse` [epochs + 1, Q], see `dnas.training.norms.Norms`. `l1` and `gradient` are NaN where they were not measured.
+    """
     sizes = {name: parameter.numel() for name, parameter in run.net.named_parameters()}
     plain = _norms_to_plain(run.norms)
     buffer = io.BytesIO()
@@ -106,9 +121,10 @@ def write_norms(path: Path, run: Run) -> None:
 # --- checkpoints -------------------------------------------------------------------------------------------------
 
 
-def write_checkpoint(path: Path, run: Run, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> None:
-    """Writes all that `fit` needs to go on: tensors and plain values only, in one atomic step."""
-    random = {"data": generator.get_state(), "global": torch.get_rng_state()}
+def write_checkpoint(path: Path, state: TrainState) -> None:
+    """Write all that `fit` needs to resume, as tensors and plain values, in one atomic step."""
+    run = state.run
+    random = {"data": state.generator.get_state(), "global": torch.get_rng_state()}
     if next(run.net.parameters()).is_cuda:
         random["cuda"] = torch.cuda.get_rng_state(next(run.net.parameters()).device)
     content = {
@@ -121,7 +137,7 @@ def write_checkpoint(path: Path, run: Run, optimizer: torch.optim.Optimizer, gen
         "norms": _norms_to_plain(run.norms),
         "seconds": run.seconds,
         "weights": {name: tensor.detach().cpu() for name, tensor in run.net.state_dict().items()},
-        "optimizer": optimizer.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
         "random": random,
     }
     buffer = io.BytesIO()
@@ -130,19 +146,22 @@ def write_checkpoint(path: Path, run: Run, optimizer: torch.optim.Optimizer, gen
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint of ours. `InputError` where the file is missing, cut short, or anything else; a
-    pickle that would run code is refused, never run."""
+    """Read a checkpoint that dnas has written.
+
+    Raises `InputError` if the file is missing, truncated, or no such checkpoint. A pickle that would run code is
+    refused and never run.
+    """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}.")
     if not zipfile.is_zipfile(path):
-        raise InputError(f"{path} is not a dnas checkpoint, or it is cut short ({path.stat().st_size:,} bytes).")
+        raise InputError(f"{path} is not a dnas checkpoint, or it is truncated ({path.stat().st_size:,} bytes).")
     try:
-        # torch does not look at the archive's checksums: a flipped bit would be loaded as a weight.
+        # torch does not verify the archive's checksums: a flipped bit would be loaded as a weight.
         with zipfile.ZipFile(path) as archive:
-            whole = archive.testzip() is None
-        content = torch.load(path, map_location="cpu", weights_only=True) if whole else None
-    except Exception:  # a damaged archive, or a pickle that is not ours, can end in any of a dozen kinds
+            is_intact = archive.testzip() is None
+        content = torch.load(path, map_location="cpu", weights_only=True) if is_intact else None
+    except Exception:  # a damaged archive or a foreign pickle raises one of many types
         content = None
     if content is None:
         raise InputError(f"{path} is not a dnas checkpoint, or it is damaged.")
@@ -152,22 +171,22 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def check_same_run(path: Path, spec: Spec, recipe: Recipe, data: Dataset, seed: tuple[int, int]) -> dict[str, Any]:
-    """The content of the checkpoint at `path`; `InputError` with what differs where it is of another run."""
+    """Read the checkpoint at `path`. An `InputError` lists the settings in which it differs from this run."""
     content, facts = read_checkpoint(path), data.describe()
     before = {**content["spec"], **content["recipe"], "seed": tuple(content["seed"])}
-    here = {**spec.to_dict(), **recipe.to_dict(), "seed": tuple(seed)}
+    now = {**spec.to_dict(), **recipe.to_dict(), "seed": tuple(seed)}
     for key in ("fingerprint", "subset", "split_seed", "augmentation", "train_size"):
-        before[key], here[key] = content["data"][key], facts[key]
-    changed = [f"{key}={before.get(key)} (now {here[key]})" for key in here if before.get(key) != here[key]]
+        before[key], now[key] = content["data"][key], facts[key]
+    changed = [f"{key}={before.get(key)} (now {now[key]})" for key in now if before.get(key) != now[key]]
     if changed:
         raise InputError(
-            f"{path} is of another run, with {', '.join(changed)}; name another folder, or remove that one."
+            f"{path} belongs to another run, with {', '.join(changed)}; choose another folder, or remove that one."
         )
     return content
 
 
 def load_run(path: Path) -> Run:
-    """The run that a checkpoint holds: its network with its weights, in evaluation mode on the CPU."""
+    """Load the run of a checkpoint; its network has the stored weights and is in evaluation mode on the CPU."""
     content = read_checkpoint(path)
     run = Run(
         spec_from_dict(content["spec"]),
@@ -180,12 +199,13 @@ def load_run(path: Path) -> Run:
     return replace(run, net=run.net.to(memory_format=torch.channels_last).eval())
 
 
-def _restore(run: Run, optimizer: torch.optim.Optimizer, generator: torch.Generator, content: dict[str, Any]) -> None:
-    _restore_history(run, content)
-    optimizer.load_state_dict(content["optimizer"])
-    generator.set_state(content["random"]["data"])
+def restore(state: TrainState, content: dict[str, Any]) -> None:
+    """Load the content of a checkpoint into `state`, and restore torch's global random generators."""
+    _restore_history(state.run, content)
+    state.optimizer.load_state_dict(content["optimizer"])
+    state.generator.set_state(content["random"]["data"])
     torch.set_rng_state(content["random"]["global"])
-    parameter = next(run.net.parameters())
+    parameter = next(state.run.net.parameters())
     if parameter.is_cuda and "cuda" in content["random"]:
         torch.cuda.set_rng_state(content["random"]["cuda"], parameter.device)
 
@@ -209,13 +229,13 @@ def _norms_to_plain(history: list[Norms]) -> dict[str, Any]:
 
 
 def _rows(rows: list[tuple[float, ...]], size: int) -> Tensor:
-    """[epochs + 1, size]; an empty row becomes not a number."""
+    """Stack rows into [epochs + 1, size]; an empty row becomes NaN."""
     return torch.tensor([row or (math.nan,) * size for row in rows], dtype=torch.float64)
 
 
 def _norms_from_plain(plain: dict[str, Any]) -> list[Norms]:
     names, pairs = tuple(plain["names"]), tuple((source, consumer) for source, consumer in plain["pairs"])
-    empty = torch.full_like(plain["l2"], math.nan)  # what runs that dnas 0.1 began did not measure
+    empty = torch.full_like(plain["l2"], math.nan)  # runs started by dnas 0.1 did not measure these
     measured = (plain[key].tolist() for key in ("l2", "reuse"))
     later = (plain.get(key, empty).tolist() for key in ("l1", "gradient"))
     return [

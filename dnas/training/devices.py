@@ -1,4 +1,4 @@
-"""Devices: their names, their memory, and the errors of a full one."""
+"""Devices: names, memory, and out-of-memory errors."""
 
 import ctypes
 import resource
@@ -11,17 +11,19 @@ from dnas.errors import InputError
 
 
 def keep_memory() -> None:
-    """From now on this process keeps the CPU memory that it has once got: every step asks for the same again, and what
-    was given back costs a page fault for every 4 KB, up to a fifth of a step. For glibc; does nothing elsewhere.
+    """Keep freed CPU memory in this process instead of returning it to the operating system.
+
+    Every step allocates the same memory again. Returned memory costs a page fault per 4 KB, up to a fifth of a step.
+    Has an effect with glibc only.
     """
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
-        for threshold in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD: in malloc.h
+        for threshold in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of malloc.h
             mallopt(threshold, 1 << 30)
 
 
 def check_device(device: str) -> str:
-    """`device`, or for `auto` CUDA where there is one; `InputError` where it is not on this machine."""
+    """Return `device`, or for `auto` CUDA if available. Raises `InputError` if this machine lacks the device."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -38,15 +40,17 @@ def check_device(device: str) -> str:
 
 
 def list_devices(device: str) -> tuple[str, ...]:
-    """The devices that `device` names, checked by `check_device`: `cuda`, and `auto` where there is one, are every GPU
-    of this machine."""
+    """Return the devices that `device` names. `cuda`, and `auto` on a machine with CUDA, name every GPU.
+
+    Raises `InputError` if this machine does not have them.
+    """
     device = check_device(device)
     if device == "cuda":
         return tuple(f"cuda:{index}" for index in range(torch.cuda.device_count()))
     return (device,)
 
 
-OUT_OF_MEMORY = (  # in the messages of RuntimeErrors and OSErrors that have no type of their own
+OUT_OF_MEMORY = (  # parts of messages of RuntimeErrors and OSErrors without a specific type
     "out of memory",  # CUDA's
     "can't allocate memory",  # torch's on a CPU, and oneDNN's
     "not enough memory",
@@ -60,14 +64,14 @@ OUT_OF_MEMORY = (  # in the messages of RuntimeErrors and OSErrors that have no 
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` is torch's, CUDA's, cuDNN's, the system's or Python's word for a full memory."""
+    """Return whether torch, CUDA, cuDNN, the operating system or Python reports that memory is exhausted."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError | OSError) and any(words in str(error) for words in OUT_OF_MEMORY)
+    return isinstance(error, RuntimeError | OSError) and any(part in str(error) for part in OUT_OF_MEMORY)
 
 
 def peak_memory_bytes(device: str) -> int:
-    """On CUDA the most that tensors held; on a CPU the most that this process held, torch itself included."""
+    """Return the peak memory of tensors on CUDA, or of this process on a CPU, torch itself included."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

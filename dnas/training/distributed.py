@@ -1,11 +1,12 @@
-"""Several processes that train one network: each takes its slice of every batch, and all end a step with equal weights.
+"""Several processes that train one network.
 
-`fit` speaks to a `Group`; `ALONE`, a group of one, does nothing. NCCL connects processes on GPUs, gloo those on CPUs.
+Each process trains on a slice of every batch, and all end a step with equal weights. `fit` uses a `Group`; `ALONE` is a
+group of one process and does nothing. NCCL connects processes on GPUs, and gloo those on CPUs.
 
-Batch norm is `SyncBatchNorm2d` below, on GPUs too, and not torch.nn.SyncBatchNorm. That one refuses CPU tensors; it is
-no BatchNorm2d, so that recomputation would let it update its statistics twice; and under bf16 autocast a process whose
-slice is empty sends bf16 where the others send float32 (read in torch 2.15's source, not run). So what the tests hold
-on CPUs is what runs on GPUs.
+Batch norm is `SyncBatchNorm2d` on every device instead of torch.nn.SyncBatchNorm. The latter refuses CPU tensors. It is
+not a BatchNorm2d, so recomputation would update its statistics twice. Under bf16 autocast, a process with an empty
+slice sends bf16 where the others send float32 (according to the source of torch 2.15, not run). With one
+implementation, the tests on CPUs cover what runs on GPUs.
 """
 
 import os
@@ -22,16 +23,18 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 Result = TypeVar("Result")
-TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # all set: torchrun started this process
-STATISTICS = (0, 2, 3)  # what a channel's statistics are over: images and pixels
+# torchrun sets all of these variables in the processes that it starts.
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+STATISTICS_DIMS = (0, 2, 3)  # a channel's statistics are taken over images and pixels
 
 
 @dataclass(frozen=True)
 class Group:
-    """The processes of one training, as one of them sees them. Every method must be called by all, in the same order.
+    """The processes that train one network. Every process must call the same methods in the same order.
 
-    rank: from 0; the first one prints and writes.
-    local_world: the processes on this host.
+    rank: Number of this process, from 0. The process of rank 0 prints and writes.
+    world: Number of processes.
+    local_world: Number of processes on this host.
     """
 
     rank: int = 0
@@ -43,7 +46,7 @@ class Group:
         return self.rank == 0
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum over the processes, of any shape; without gradient."""
+        """Return the sum of a tensor of any shape over the processes, without gradient."""
         if self.world == 1:
             return value
         value = value.detach().clone()
@@ -51,6 +54,7 @@ class Group:
         return value
 
     def max(self, value: int, device: str) -> int:
+        """Return the largest value over the processes."""
         if self.world == 1:
             return value
         largest = torch.tensor(value, device=device)
@@ -58,7 +62,7 @@ class Group:
         return int(largest.item())
 
     def from_first(self, work: Callable[[], Result]) -> Result:
-        """What `work()` gives in the first process; the others do not call it."""
+        """Return the result of `work()`, which only the first process calls."""
         if self.world == 1:
             return work()
         box: list[Any] = [work() if self.is_first else None]
@@ -66,13 +70,15 @@ class Group:
         return box[0]
 
     def after_first(self, work: Callable[[], Result]) -> Result:
-        """`work()` in each host's first process, and then in its others: what it downloads or caches is made once. It
-        may take longer than the others would wait for a collective."""
+        """Call `work()` in the first process of each host, and then in the others.
+
+        Downloads and caches are thus written once. The work may take longer than the timeout of a collective operation.
+        """
         if self.local_world == 1:
             return work()
         store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
-        place = [os.environ.get(key, "0") for key in ("TORCHELASTIC_RESTART_COUNT", "GROUP_RANK")]
-        done = "/".join(["dnas", *place, "first is done"])
+        attempt = [os.environ.get(key, "0") for key in ("TORCHELASTIC_RESTART_COUNT", "GROUP_RANK")]
+        done = "/".join(["dnas", *attempt, "first is done"])
         if os.environ["LOCAL_RANK"] != "0":
             store.wait([done], timedelta(days=2))
             return work()
@@ -81,22 +87,22 @@ class Group:
         return result
 
     def shared(self, net: nn.Module, device: str, some_unused: bool = False) -> nn.Module:
-        """`net` such that a backward pass leaves in every process the mean over processes of the gradients.
+        """Wrap `net` so that a backward pass results in the mean gradients over processes.
 
-        some_unused: a step may leave weights out, the same in every process.
+        some_unused: A step may leave some weights unused, equally in every process.
         """
         if self.world == 1:
             return net
         devices = [torch.device(device)] if device.startswith("cuda") else None
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # the name that torch 2.15 wants is unknown to 2.11
-            # The buffers are statistics, equal in all processes already.
+            warnings.simplefilter("ignore", FutureWarning)  # torch 2.11 lacks the new name that torch 2.15 suggests
+            # The buffers are statistics that are already equal in all processes.
             return DistributedDataParallel(
                 net, device_ids=devices, broadcast_buffers=False, find_unused_parameters=some_unused
             )
 
     def synchronise_norms(self, net: nn.Module) -> None:
-        """Makes the batch norms of `net`, in place, take their statistics over the slices of all processes."""
+        """Replace the batch norms of `net` in place by norms with statistics over the slices of all processes."""
         if self.world == 1:
             return
         for parent in list(net.modules()):
@@ -105,6 +111,7 @@ class Group:
                     setattr(parent, name, SyncBatchNorm2d.of(norm))
 
     def leave(self) -> None:
+        """End the communication of this group."""
         if self.world > 1:
             dist.destroy_process_group()
 
@@ -113,16 +120,17 @@ ALONE = Group()
 
 
 def is_started_by_torchrun() -> bool:
+    """Return whether torchrun, or `dnas.training.launch`, started this process."""
     return all(key in os.environ for key in TORCHRUN)
 
 
 def join_group(device: str) -> Group:
-    """The group that torchrun's environment variables name; waits for all of it. device: `cpu` or `cuda:N`."""
+    """Join the group of torchrun's environment variables, and wait for all its processes on `cpu` or `cuda:N`."""
     rank, world, local_world = (int(os.environ.get(key, "1")) for key in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     if world == 1:
         return ALONE
     if device.startswith("cuda"):
-        torch.cuda.set_device(device)  # or whatever names no device would go to the first one
+        torch.cuda.set_device(device)  # otherwise, calls without a device would use the first one
         dist.init_process_group("nccl", device_id=torch.device(device))
     else:
         dist.init_process_group("gloo")
@@ -130,7 +138,7 @@ def join_group(device: str) -> Group:
 
 
 def is_loss_of_peer(error: BaseException) -> bool:
-    """Whether `error` is NCCL's, gloo's or the store's word for another process that does not answer."""
+    """Return whether NCCL, gloo or the store reports that another process does not respond."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
 
 
@@ -138,15 +146,15 @@ def is_loss_of_peer(error: BaseException) -> bool:
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d whose batch is that of all processes: [N, C, H, W] -> [N, C, H, W], N its own slice's, 0 allowed.
+    """BatchNorm2d over the batch of all processes: [N, C, H, W] -> [N, C, H, W], where N may be 0.
 
-    Outputs, gradients of x and running statistics are, to rounding, those of one BatchNorm2d on the whole batch; the
-    gradients of weight and bias are this slice's part of the sum. In evaluation it is a BatchNorm2d.
+    Outputs, gradients of x and running statistics equal those of one BatchNorm2d on the whole batch to rounding. The
+    gradients of weight and bias are this slice's part of the sum. In evaluation mode it is a BatchNorm2d.
     """
 
     @classmethod
     def of(cls, norm: nn.BatchNorm2d) -> "SyncBatchNorm2d":
-        """With the same parameters and buffers as `norm`, not copies."""
+        """Return a synchronised norm that shares the parameters and buffers of `norm`."""
         new = cls(norm.num_features, norm.eps, norm.momentum)
         new._parameters, new._buffers, new.training = norm._parameters, norm._buffers, norm.training
         return new
@@ -167,33 +175,33 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean [C], biased variance [C] and count [] of the values of each channel, over the x of all processes.
+    """Return mean [C], biased variance [C] and count [] of the values of each channel over the x of all processes.
 
-    Each sends its own mean and sum of squared deviations, which are merged as in Chan et al. 1979: no difference of
-    large sums. All processes get the same bits.
+    Each process sends its mean and its sum of squared deviations, which are merged as in Chan et al. 1979, without
+    differences of large sums. All processes obtain the same bits.
     """
-    channels, dtype = x.shape[1], _exact(x.dtype)
-    own = torch.zeros(2 * channels + 1, dtype=dtype, device=x.device)
+    channels, dtype = x.shape[1], _statistics_dtype(x.dtype)
+    local = torch.zeros(2 * channels + 1, dtype=dtype, device=x.device)
     size = x.numel() // channels
     if size:
-        var, mean = torch.var_mean(x.to(dtype), STATISTICS, correction=0)
-        own[:channels], own[channels:-1], own[-1] = mean, var * size, size
-    flat = own.new_empty(dist.get_world_size() * len(own))
-    dist.all_gather_into_tensor(flat, own)
-    every = flat.view(-1, len(own))
-    means, squares, counts = every[:, :channels], every[:, channels:-1], every[:, -1:]
+        var, mean = torch.var_mean(x.to(dtype), STATISTICS_DIMS, correction=0)
+        local[:channels], local[channels:-1], local[-1] = mean, var * size, size
+    gathered = local.new_empty(dist.get_world_size() * len(local))
+    dist.all_gather_into_tensor(gathered, local)
+    rows = gathered.view(-1, len(local))
+    means, squares, counts = rows[:, :channels], rows[:, channels:-1], rows[:, -1:]
     count = counts.sum()
     mean = (counts * means).sum(0) / count
     var = (squares + counts * (means - mean).square()).sum(0) / count
     return mean, var, count
 
 
-def _exact(dtype: torch.dtype) -> torch.dtype:
+def _statistics_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
 class _Normalise(torch.autograd.Function):
-    """Batch norm with given statistics, and the gradient that takes into account that they are those of the batch."""
+    """Batch norm with given statistics, whose backward pass treats them as functions of the batch."""
 
     @staticmethod
     def forward(
@@ -208,10 +216,10 @@ class _Normalise(torch.autograd.Function):
         wide, dtype = (1, -1, 1, 1), mean.dtype
         normalised = (x.to(dtype) - mean.view(wide)) * scale.view(wide)
         gradient = gradient.to(dtype)
-        own = torch.stack([gradient.sum(STATISTICS), (gradient * normalised).sum(STATISTICS)])
-        every = own.clone()
-        dist.all_reduce(every)
-        of_mean, of_scale = every / count
-        gradient = gradient - of_mean.view(wide) - normalised * of_scale.view(wide)
+        local = torch.stack([gradient.sum(STATISTICS_DIMS), (gradient * normalised).sum(STATISTICS_DIMS)])
+        total = local.clone()
+        dist.all_reduce(total)
+        mean_term, scale_term = total / count
+        gradient = gradient - mean_term.view(wide) - normalised * scale_term.view(wide)
         gradient = gradient * (weight * scale).view(wide)
-        return gradient.to(x.dtype), own[1].to(weight.dtype), own[0].to(weight.dtype), None, None, None, None
+        return gradient.to(x.dtype), local[1].to(weight.dtype), local[0].to(weight.dtype), None, None, None, None

@@ -12,8 +12,9 @@ from dnas.data import Dataset
 from dnas.training.distributed import ALONE, Group
 from dnas.training.step import autocast
 
-EVALUATION_BATCH = 500  # at most
-LATENCY_RUNS, LATENCY_SECONDS, LATENCY_WARM_UP = 30, 0.5, 5  # the timed runs end with whichever comes first
+MAX_EVALUATION_BATCH = 500
+LATENCY_WARM_UP_RUNS = 5
+LATENCY_RUNS, LATENCY_SECONDS = 30, 0.5  # timing ends as soon as one of the two limits is reached
 
 
 @torch.no_grad()
@@ -22,17 +23,23 @@ def evaluate(
     data: Dataset,
     part: str,
     device: str = "cpu",
-    batch_size: int = EVALUATION_BATCH,
+    batch_size: int = MAX_EVALUATION_BATCH,
     group: Group = ALONE,
 ) -> tuple[float, float]:
-    """Mean cross entropy (nats) and error (fraction) on a part of the data: `train`, `val` or `test`. In batches of the
-    size that it was trained with, a network needs less memory than a training step does.
+    """Return the mean cross entropy (nats) and the error (fraction) on a part of the data.
 
-    group: processes whose `data` are shares of the same; all get the result of the whole.
+    Args:
+        net: The network on `device`; set to evaluation mode.
+        data: The data set.
+        part: `train`, `val` or `test`.
+        device: Device of the network.
+        batch_size: Images per batch, at most `MAX_EVALUATION_BATCH`. With the batch size of training, evaluation needs
+            less memory than a training step.
+        group: Processes whose `data` are shares of one data set. All of them return the result of the whole.
     """
     net.eval()
     loss, wrong, seen = 0.0, 0, 0
-    for x, y in data.batches(part, min(batch_size, EVALUATION_BATCH)):  # type: ignore[arg-type]
+    for x, y in data.batches(part, min(batch_size, MAX_EVALUATION_BATCH)):  # type: ignore[arg-type]
         with autocast(device):
             logits = net(x.contiguous(memory_format=torch.channels_last))
         loss += F.cross_entropy(logits.float(), y, reduction="sum").item()
@@ -44,9 +51,12 @@ def evaluate(
 
 
 def measure_latency(net: nn.Module, spec: Spec, device: str, threads: int) -> float:
-    """Seconds of a forward pass of one image, as `evaluate` runs it: the median of up to 30 on `device`, which `net` is
-    moved to; on a CPU with `threads` threads. No random stream and no weight or statistic of `net` is touched."""
-    before = torch.get_num_threads(), torch.backends.cudnn.benchmark, net.training
+    """Return the seconds of a forward pass of one image in evaluation mode: the median of up to `LATENCY_RUNS` passes.
+
+    Moves `net` to `device`; on a CPU it runs with `threads` threads. No random stream, weight or running statistic is
+    changed.
+    """
+    settings = torch.get_num_threads(), torch.backends.cudnn.benchmark, net.training
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = True  # as in `fit`: the warm-up chooses the kernels
     net = net.to(device).to(memory_format=torch.channels_last).eval()
@@ -56,7 +66,7 @@ def measure_latency(net: nn.Module, spec: Spec, device: str, threads: int) -> fl
     times: list[float] = []
     try:
         with torch.no_grad(), autocast(device):
-            for _ in range(LATENCY_WARM_UP):
+            for _ in range(LATENCY_WARM_UP_RUNS):
                 net(x)
             while len(times) < LATENCY_RUNS and sum(times) < LATENCY_SECONDS:
                 _finish_work(device)
@@ -65,9 +75,9 @@ def measure_latency(net: nn.Module, spec: Spec, device: str, threads: int) -> fl
                 _finish_work(device)
                 times.append(time.perf_counter() - started)
     finally:
-        torch.set_num_threads(before[0])
-        torch.backends.cudnn.benchmark = before[1]
-        net.train(before[2])
+        torch.set_num_threads(settings[0])
+        torch.backends.cudnn.benchmark = settings[1]
+        net.train(settings[2])
     return statistics.median(times)
 
 

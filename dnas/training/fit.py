@@ -1,6 +1,7 @@
-"""Train one network: batches in, a curve out, and a checkpoint per epoch from which it resumes bit for bit.
+"""Train one network: batches in, a curve out, and a checkpoint per epoch from which the run resumes bit for bit.
 
-Training knows no tuner: `fit(..., report)` calls `report(epoch)` after each epoch, and False means stop.
+Training does not depend on a tuner. `fit(..., report)` calls `report(epoch)` after each epoch and stops if it returns
+False.
 """
 
 import logging
@@ -24,11 +25,12 @@ from dnas.nn import build, use_kernels
 from dnas.training.checkpoint import (
     Epoch,
     Run,
-    _restore,
-    _write_history,
+    TrainState,
     check_same_run,
+    restore,
     weights_digest,
     write_checkpoint,
+    write_history,
 )
 from dnas.training.devices import keep_memory, peak_memory_bytes
 from dnas.training.distributed import ALONE, Group
@@ -37,18 +39,20 @@ from dnas.training.norms import GRADIENT_STEPS, GradientNorms, measure_norms
 from dnas.training.recipe import Recipe, learning_rate
 from dnas.training.step import Criterion, GraphedStep, Step, check_cuda_graph
 
-STREAMS = ("initialisation", "data", "dropout")  # data: the order of the images, then their augmentation
+# `data` draws the order of the images and then their augmentation.
+STREAMS = ("initialisation", "data", "dropout")
+CHECKPOINT = "checkpoint.pt"
 
 log = logging.getLogger(__name__)
 
 
 class Diverged(RuntimeError):
-    """The loss is not a finite number: the run cannot recover."""
+    """The loss is not finite, so the run cannot recover."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How a training ended. `finished` is False where `report` stopped it."""
+    """Result of a training run. `finished` is False if `report` stopped it."""
 
     run: Run
     finished: bool
@@ -57,10 +61,12 @@ class Fit:
 
 
 def stream_seed(seed: int, number: int, stream: str, *part: int) -> int:
-    """The seed of one of a run's `STREAMS`, or of a part of it; runs with the same `seed` and `number` share all,
-    whatever their spec."""
-    words = np.random.SeedSequence([seed, number, STREAMS.index(stream), *part]).generate_state(2, np.uint32)
-    return int(words[0]) << 31 | int(words[1]) >> 1
+    """Return the seed of one of the random `STREAMS` of a run, or of a part of it.
+
+    Runs with equal `seed` and `number` share all streams, even if their specs differ.
+    """
+    high, low = np.random.SeedSequence([seed, number, STREAMS.index(stream), *part]).generate_state(2, np.uint32)
+    return int(high) << 31 | int(low) >> 1
 
 
 def fit(
@@ -80,40 +86,82 @@ def fit(
     on_step: Callable[[int, int], None] = lambda done, total: None,
     guard: Callable[[], None] = lambda: None,
 ) -> Fit:
-    """Trains `spec` from `seed = (study seed, trial number)`, or goes on from `folder`'s checkpoint where it has one.
+    """Train the network of `spec`, resuming from the checkpoint in `folder` if there is one.
 
-    folder: gets checkpoint.pt, curve.csv and norms.npz, each replaced after every epoch; None keeps nothing.
-    cuda_graph: on one GPU, each step is one CUDA graph (`GraphedStep`): the same run to rounding. Where the
-        network cannot be captured the log says why, and its steps are launched one kernel at a time. It has not been
-        run on a GPU yet.
-    kernels: what runs a DenseNet's dense blocks (`dnas.nn.DenseNet`). Where this machine has not got them the log says
-        why, and the modules do. Other kernels are the same run to rounding, and not bit for bit.
-    recompute: activations are worked out again in the backward pass: a fraction of the memory, 15 to 50% more time on a
-        CPU, and the same run, bit for bit. A run may be gone on with either way. The network is then neither compiled
-        nor captured.
-    group: the processes that train it together; every one calls `fit` with the same arguments and its own device. A
-        batch is that of the recipe, sliced; the run is that of one process to rounding, but for dropout, whose masks
-        depend on the number of processes. It may be gone on with by any number. Only the first writes and reports.
-    report: called once an epoch, for those before a resume too; False ends the training.
-    on_step: called after each step with the steps done and the total of this epoch.
-    guard: called before anything in `folder` is changed; what it raises ends the training.
+    On a CPU the result depends only on the arguments and the number of threads, however often the run was interrupted.
 
-    Raises `Diverged` as soon as the loss is not finite, and `InputError` where the checkpoint is of another run, or
-    `cuda_graph` not for this device. On the CPU the result depends on nothing but the arguments and the number of
-    threads, however often it was interrupted.
+    Args:
+        spec: The network.
+        data: The data set to train and validate on.
+        recipe: Epochs, batch size and optimiser settings.
+        seed: (study seed, trial number), from which all random streams follow.
+        device: `cpu`, `cuda` or `cuda:N`.
+        folder: Receives checkpoint.pt, curve.csv and norms.npz, each replaced after every epoch. None stores nothing.
+        compile_net: Compile the network by torch.compile.
+        cuda_graph: On one GPU, run each step as one CUDA graph (`GraphedStep`), which is the same run to rounding. If
+            the network cannot be captured, a warning is logged and its kernels are launched one by one. Not yet run on
+            a GPU.
+        kernels: What runs the dense blocks of a DenseNet (see `dnas.nn.DenseNet`). If this machine lacks them, a
+            warning is logged and the modules run. Different kernels agree to rounding, not bit for bit.
+        recompute: Recompute activations in the backward pass: a fraction of the memory, 15 to 50% more time on a CPU,
+            and the same run bit for bit. A run may be resumed with either value. The network is then neither compiled
+            nor captured.
+        group: The processes that train this network together. Each calls `fit` with equal arguments and its own
+            device, and trains on a slice of every batch. The run equals that of one process to rounding, except for
+            dropout, whose masks depend on the number of processes. It can be resumed by any number of processes. Only
+            the first process writes and reports.
+        report: Called once per epoch, including the epochs before a resume. False ends the run.
+        on_step: Called after each step with the number of steps done and the steps of this epoch.
+        guard: Called before any change in `folder`. An exception from it ends the run.
+
+    Raises:
+        Diverged: As soon as the loss is not finite.
+        InputError: If the checkpoint belongs to another run, or `cuda_graph` does not apply to this device.
     """
     if cuda_graph:
         check_cuda_graph(device, group.world, compile_net)
     if device == "cpu":
         keep_memory()
+    data = replace(data, share=(group.rank, group.world))
+    state = _new_state(spec, data, recipe, seed, device, kernels, recompute, group)
+    _restore_or_start(state, data, folder, group, guard)
+    proceed = True
+    for epoch in state.run.curve:
+        proceed = proceed and group.from_first(partial(report, epoch))
+    if device.startswith("cuda"):
+        torch.backends.cudnn.benchmark = True  # every batch but the last of an epoch has one shape
+        torch.cuda.reset_peak_memory_stats(device)
+    net = state.run.net
+    forward: nn.Module = torch.compile(net) if compile_net and not recompute else net  # type: ignore[assignment]
+    step = _make_step(state, forward, device, group, cuda_graph and _is_capturable(spec, recompute))
+    loop = _EpochLoop(state, data, step, forward, device, group, on_step)
+    while proceed and len(state.run.curve) < recipe.epochs:
+        epoch = loop.run_epoch()
+        if folder is not None and group.is_first:
+            _save(state, folder, guard)
+        proceed = group.from_first(partial(report, epoch))
+    peak = group.max(peak_memory_bytes(device), device)
+    return Fit(state.run, len(state.run.curve) == recipe.epochs, weights_digest(net), peak)
+
+
+def _new_state(
+    spec: Spec,
+    data: Dataset,
+    recipe: Recipe,
+    seed: tuple[int, int],
+    device: str,
+    kernels: str,
+    recompute: bool,
+    group: Group,
+) -> TrainState:
+    """Build the untrained network, its optimiser and its random streams."""
     torch.manual_seed(stream_seed(*seed, "initialisation"))
     run = Run(spec, recipe, data.describe(), seed, build(spec))
-    # The paper's layouts are the same arithmetic; oneDNN's and cuDNN's 1×1 convolutions are several times faster so.
+    # Channels-last is the same arithmetic, and several times faster in the 1×1 convolutions of oneDNN and cuDNN.
     net = run.net.to(device).to(memory_format=torch.channels_last)
     net.recompute = recompute  # type: ignore[assignment]
     use_kernels(net, kernels)
     group.synchronise_norms(net)
-    data = replace(data, share=(group.rank, group.world))
     optimizer = torch.optim.SGD(
         net.parameters(),
         lr=recipe.learning_rate,
@@ -123,68 +171,53 @@ def fit(
     )
     generator = torch.Generator().manual_seed(stream_seed(*seed, "data"))
     torch.manual_seed(stream_seed(*seed, "dropout"))
+    return TrainState(run, optimizer, generator)
 
-    def begin() -> dict[str, Any] | None:
-        if folder is not None:
-            guard()
-            remove_torn(folder)
-        if folder is None or not (folder / "checkpoint.pt").exists():
+
+def _restore_or_start(
+    state: TrainState, data: Dataset, folder: Path | None, group: Group, guard: Callable[[], None]
+) -> None:
+    """Load the checkpoint in `folder` into `state`. Without one, record the norms of the untrained network."""
+    run = state.run
+
+    def read() -> dict[str, Any] | None:
+        if folder is None:
             return None
-        return check_same_run(folder / "checkpoint.pt", spec, recipe, data, seed)
+        guard()
+        remove_torn(folder)
+        path = folder / CHECKPOINT
+        return check_same_run(path, run.spec, run.recipe, data, run.seed) if path.exists() else None
 
-    content = group.from_first(begin)
-    home = folder if group.is_first else None
-    if content is not None:
-        _restore(run, optimizer, generator, content)
-        if home is not None:  # a kill may have come between the checkpoint and these
-            _write_history(home, run, guard)
-    else:
-        run.norms.append(measure_norms(net, spec))
-    go_on = True
-    for epoch in run.curve:
-        go_on = go_on and group.from_first(partial(report, epoch))
-    if device.startswith("cuda"):
-        torch.backends.cudnn.benchmark = True  # every batch but the last of an epoch has one shape
-        torch.cuda.reset_peak_memory_stats(device)
-    forward: nn.Module = torch.compile(net) if compile_net and not recompute else net  # type: ignore[assignment]
-    trained = group.shared(forward, device, some_unused=isinstance(spec, ResNetSpec) and spec.stochastic_depth > 0)
+    content = group.from_first(read)
+    if content is None:
+        run.norms.append(measure_norms(run.net, run.spec))
+        return
+    restore(state, content)
+    if folder is not None and group.is_first:  # the process may have been killed between the checkpoint and these files
+        write_history(folder, run, guard)
+
+
+def _save(state: TrainState, folder: Path, guard: Callable[[], None]) -> None:
+    guard()
+    write_checkpoint(folder / CHECKPOINT, state)
+    write_history(folder, state.run, guard)
+
+
+def _make_step(state: TrainState, forward: nn.Module, device: str, group: Group, captured: bool) -> Step:
+    spec, recipe = state.run.spec, state.run.recipe
+    some_unused = isinstance(spec, ResNetSpec) and spec.stochastic_depth > 0
+    shared = group.shared(forward, device, some_unused=some_unused)
     criterion = _criterion(recipe, group)
-    if cuda_graph and _is_capturable(spec, recompute):
-        step: Step = GraphedStep(trained, optimizer, criterion, device, recipe.batch_size)
-    else:
-        step = Step(trained, optimizer, criterion, device, scale=group.world)
-    while go_on and len(run.curve) < recipe.epochs:
-        started = time.monotonic()
-        # Masks of its own, and none to be kept: the checkpoint holds the first one's stream. The units that stochastic
-        # depth drops are the same in all processes: without masks, all draw alike from the stream that all began with.
-        if not group.is_first and isinstance(spec, DenseNetSpec):
-            torch.manual_seed(stream_seed(*seed, "dropout", group.rank, len(run.curve)))
-        gradients = GradientNorms(net.parameters())
-        loss, error, rate = _train_epoch(step, data, recipe, len(run.curve), generator, group, on_step, gradients)
-        val_loss, val_error = None, None
-        if data.val_size:
-            size = -(-recipe.batch_size // group.world)
-            val_loss, val_error = evaluate(forward, data, "val", device, size, group)
-        if val_loss is not None and not math.isfinite(val_loss):
-            raise Diverged(f"the validation loss is {val_loss} after epoch {len(run.curve) + 1}.")
-        seconds = time.monotonic() - started
-        run.curve.append(Epoch(len(run.curve) + 1, loss, error, val_loss, val_error, rate, seconds))
-        run.norms.append(measure_norms(net, spec, gradients.value()))
-        run.seconds += seconds
-        if home is not None:
-            guard()
-            write_checkpoint(home / "checkpoint.pt", run, optimizer, generator)
-            _write_history(home, run, guard)
-        go_on = group.from_first(partial(report, run.curve[-1]))
-    peak = group.max(peak_memory_bytes(device), device)
-    return Fit(run, len(run.curve) == recipe.epochs, weights_digest(net), peak)
+    if captured:
+        return GraphedStep(shared, state.optimizer, criterion, device, recipe.batch_size)
+    return Step(shared, state.optimizer, criterion, device, scale=group.world)
 
 
 def _is_capturable(spec: Spec, recompute: bool) -> bool:
-    """Whether a step can be a CUDA graph; where not, the log says why."""
+    """Return whether a step can be captured as a CUDA graph, and log a warning if it cannot."""
     reason = ""
     if recompute:
-        reason = "memory is short, and a graph keeps its own"
+        reason = "recomputation frees memory that a graph would keep"
     elif isinstance(spec, ResNetSpec) and spec.stochastic_depth:
         reason = "with stochastic depth each step runs other units"
     if reason:
@@ -192,41 +225,74 @@ def _is_capturable(spec: Spec, recompute: bool) -> bool:
     return not reason
 
 
-def _train_epoch(
-    step: Step,
-    data: Dataset,
-    recipe: Recipe,
-    epoch: int,
-    generator: torch.Generator,
-    group: Group,
-    on_step: Callable[[int, int], None],
-    gradients: GradientNorms,
-) -> tuple[float, float, float]:
-    """Mean loss, mean error and last learning rate of one pass over the training part; `gradients` gets its last."""
-    step.begin_epoch()
-    steps = data.steps_per_epoch(recipe.batch_size)
-    # A look at the loss waits for the device: every step on a CPU, where it is free, else now and then.
-    look = 1 if step.device == "cpu" else 50
-    seen, rate = 0, 0.0
-    for number, (x, y) in enumerate(data.train_batches(recipe.batch_size, generator)):
-        size = min(recipe.batch_size, data.train_size - number * recipe.batch_size)  # y may be a slice of it
-        rate = learning_rate(recipe, epoch * steps + number, steps)
-        step(x, y, size, rate)
-        if number % look == 0 and not math.isfinite(now := group.sum(step.loss).item()):
-            raise Diverged(f"the training loss is {now} at step {number + 1} of epoch {epoch + 1}.")
-        if number >= steps - GRADIENT_STEPS:
-            gradients.add()
-        seen += size
-        on_step(number + 1, steps)
-    mean_loss = group.sum(step.total_loss).item() / seen
-    if not math.isfinite(mean_loss):
-        raise Diverged(f"the training loss is {mean_loss} in epoch {epoch + 1}.")
-    return mean_loss, group.sum(step.wrong).item() / seen, rate
-
-
 def _criterion(recipe: Recipe, group: Group) -> Criterion:
-    """This process's part of the mean over the batch: of slices of unequal sizes too."""
+    """Return this process's part of the mean loss over the batch, also for slices of unequal sizes."""
     smoothing = recipe.label_smoothing
     if group.world == 1:
         return lambda logits, y, size: F.cross_entropy(logits, y, label_smoothing=smoothing)
     return lambda logits, y, size: F.cross_entropy(logits, y, label_smoothing=smoothing, reduction="sum") / size
+
+
+@dataclass(frozen=True)
+class _EpochLoop:
+    """Trains and validates `state`, one epoch per call.
+
+    forward: The network as it is evaluated, compiled or not; `step` may wrap it for several processes.
+    """
+
+    state: TrainState
+    data: Dataset
+    step: Step
+    forward: nn.Module
+    device: str
+    group: Group
+    on_step: Callable[[int, int], None]
+
+    def run_epoch(self) -> Epoch:
+        """Train one epoch, validate, and append the result to the curve and the norms of the run."""
+        run, group = self.state.run, self.group
+        started = time.monotonic()
+        # Every other process draws its own dropout masks. The checkpoint stores the stream of the first process only.
+        # The units that stochastic depth drops must be equal in all processes, so ResNets share one stream.
+        if not group.is_first and isinstance(run.spec, DenseNetSpec):
+            torch.manual_seed(stream_seed(*run.seed, "dropout", group.rank, len(run.curve)))
+        gradients = GradientNorms(run.net.parameters())
+        loss, error, rate = self._train(gradients)
+        val_loss, val_error = None, None
+        if self.data.val_size:
+            size = -(-run.recipe.batch_size // group.world)
+            val_loss, val_error = evaluate(self.forward, self.data, "val", self.device, size, group)
+        if val_loss is not None and not math.isfinite(val_loss):
+            raise Diverged(f"the validation loss is {val_loss} after epoch {len(run.curve) + 1}.")
+        seconds = time.monotonic() - started
+        epoch = Epoch(len(run.curve) + 1, loss, error, val_loss, val_error, rate, seconds)
+        run.curve.append(epoch)
+        run.norms.append(measure_norms(run.net, run.spec, gradients.value()))
+        run.seconds += seconds
+        return epoch
+
+    def _train(self, gradients: GradientNorms) -> tuple[float, float, float]:
+        """Train on every batch of the epoch; `gradients` measures the last steps.
+
+        Returns the mean loss, the mean error and the last learning rate.
+        """
+        run, step, group, data = self.state.run, self.step, self.group, self.data
+        step.begin_epoch()
+        epoch, batch_size, steps = len(run.curve), run.recipe.batch_size, data.steps_per_epoch(run.recipe.batch_size)
+        # Reading the loss waits for the device, so it is checked at every step only on a CPU.
+        check_interval = 1 if step.device == "cpu" else 50
+        seen, rate = 0, 0.0
+        for number, (x, y) in enumerate(data.train_batches(batch_size, self.state.generator)):
+            size = min(batch_size, data.train_size - number * batch_size)  # y may be a slice of the batch
+            rate = learning_rate(run.recipe, epoch * steps + number, steps)
+            step(x, y, size, rate)
+            if number % check_interval == 0 and not math.isfinite(loss := group.sum(step.loss).item()):
+                raise Diverged(f"the training loss is {loss} at step {number + 1} of epoch {epoch + 1}.")
+            if number >= steps - GRADIENT_STEPS:
+                gradients.add()
+            seen += size
+            self.on_step(number + 1, steps)
+        mean_loss = group.sum(step.total_loss).item() / seen
+        if not math.isfinite(mean_loss):
+            raise Diverged(f"the training loss is {mean_loss} in epoch {epoch + 1}.")
+        return mean_loss, group.sum(step.wrong).item() / seen, rate

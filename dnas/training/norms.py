@@ -1,4 +1,4 @@
-"""The sizes of a network's weights and gradients, measured while it trains: no later analysis can recover them."""
+"""Norms of weights and gradients, measured during training because no later analysis can recover them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,16 +8,21 @@ from torch import Tensor, nn
 
 from dnas.arch import DenseNetSpec, Spec
 
-GRADIENT_STEPS = 10  # the last ones of an epoch, of which gradients are measured: the cost is below a thousandth
+GRADIENT_STEPS = 10  # gradients are measured at the last steps of each epoch, at less than 0.1% of its time
 
 
 @dataclass(frozen=True)
 class Norms:
-    """One moment's norms. Of the parameter `names[i]`: l2[i] is ‖W‖₂, l1[i] is ‖W‖₁, gradient[i] the root mean square
-    of ‖∂loss/∂W‖₂ over the last `GRADIENT_STEPS` steps of the epoch before. reuse[j] is the mean |w| of the first
-    convolution (or the classifier) of `pairs[j] = (source layer, consumer layer)` over the input channels that the
-    source made; networks without dense blocks have no pairs. What was not measured is empty: gradients before the first
-    step, and both in runs that dnas 0.1 began."""
+    """Norms of all parameters at one moment.
+
+    names: [P] parameters.
+    l2, l1: [P] ‖W‖₂ and ‖W‖₁ of each parameter. Runs started by dnas 0.1 have an empty `l1`.
+    gradient: [P] root mean square of ‖∂loss/∂W‖₂ over the last `GRADIENT_STEPS` steps of the preceding epoch. Empty
+        before the first step and in runs started by dnas 0.1.
+    pairs: [Q] (source layer, consumer layer). Networks without dense blocks have no pairs.
+    reuse: [Q] mean |w| of the consumer's first convolution (or the classifier) over the input channels that the source
+        produced.
+    """
 
     names: tuple[str, ...]
     l2: tuple[float, ...]
@@ -29,7 +34,7 @@ class Norms:
 
 @torch.no_grad()
 def measure_norms(net: nn.Module, spec: Spec, gradient: tuple[float, ...] = ()) -> Norms:
-    """The norms of every parameter, and how strongly each layer draws on each earlier one (paper, Figure 5)."""
+    """Measure the norms of every parameter, and how strongly each layer uses each earlier one (paper, Figure 5)."""
     parameters = dict(net.named_parameters())
     weights = [parameter.detach().float() for parameter in parameters.values()]
     l2 = torch.stack([weight.norm() for weight in weights])
@@ -44,29 +49,29 @@ def measure_norms(net: nn.Module, spec: Spec, gradient: tuple[float, ...] = ()) 
         for source, part in zip(layer.sources, by_channel.split([s.channels for s in layer.sources]), strict=True):
             pairs.append((source.layer, layer.name))
             reuse.append(part.mean())
-    found = tuple(torch.stack(reuse).tolist()) if reuse else ()
-    return Norms(tuple(parameters), tuple(l2.tolist()), tuple(pairs), found, tuple(l1.tolist()), gradient)
+    means = tuple(torch.stack(reuse).tolist()) if reuse else ()
+    return Norms(tuple(parameters), tuple(l2.tolist()), tuple(pairs), means, tuple(l1.tolist()), gradient)
 
 
 class GradientNorms:
-    """The root mean square over steps of each parameter's ‖gradient‖₂. It waits for no device until it is asked."""
+    """The root mean square over steps of each parameter's ‖gradient‖₂. Only `value` waits for the device."""
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         self._parameters = list(parameters)
         self._squares: list[Tensor] = []
 
     def add(self) -> None:
-        """Counts the gradients of this step, which are there from `backward` until the next `zero_grad`."""
+        """Add the gradients of this step, which are available from `backward` until the next `zero_grad`."""
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self._parameters]
         self._squares.append(torch.stack(torch._foreach_norm(gradients)).double().square())
 
     def value(self) -> tuple[float, ...]:
-        """[P]; empty where no step was counted."""
+        """Return the root mean squares [P], or an empty tuple before the first `add`."""
         return tuple(torch.stack(self._squares).mean(0).sqrt().tolist()) if self._squares else ()
 
 
 def reading_weight(name: str, kind: str) -> str:
-    """The parameter that reads a layer's concatenated input."""
+    """Return the name of the parameter that reads a layer's concatenated input."""
     match kind:
         case "dense":
             return f"features.{name}.conv1.weight"

@@ -1,4 +1,4 @@
-"""How a network is trained, as a value; torch-free, so that spaces and the command line can check it at once."""
+"""Training recipes as values. Does not import torch, so that spaces and the command line can check recipes quickly."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,9 +13,9 @@ from dnas.errors import InputError, did_you_mean, unknown
 class Recipe:
     """SGD with Nesterov momentum under a learning-rate schedule.
 
-    schedule: `steps` divides the rate by 10 at each of `milestones` (shares of the epochs); `one-cycle` rises
-        linearly over the first `warmup` share of the steps and falls linearly to zero.
-    dropout_without_augmentation: the rate that a network gets where nothing is augmented and its name states none.
+    schedule: `steps` divides the rate by 10 at each of `milestones` (fractions of the epochs). `one-cycle` rises
+        linearly over the first fraction `warmup` of the steps and falls linearly to zero.
+    dropout_without_augmentation: Dropout rate of a DenseNet on data without augmentation whose name states no rate.
     """
 
     name: str
@@ -33,10 +33,10 @@ class Recipe:
     def __post_init__(self) -> None:
         if isinstance(self.milestones, list):
             object.__setattr__(self, "milestones", tuple(self.milestones))
-        for key, least in (("epochs", 1), ("batch_size", 2)):
+        for key, minimum in (("epochs", 1), ("batch_size", 2)):
             value = getattr(self, key)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise InputError(f"`{key} >= {least}` must hold, but got {key}={value!r}.")
+            if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+                raise InputError(f"`{key} >= {minimum}` must hold, but got {key}={value!r}.")
         for key, low, high in (
             ("learning_rate", 0.0, float("inf")),
             ("warmup", 0.0, 1.0),
@@ -66,11 +66,12 @@ RECIPE_KEYS = {field.name for field in dataclasses.fields(Recipe)}
 
 
 def make_recipe(name: str, data: DataInfo, **changes: Any) -> Recipe:
-    """The recipe `name` for a data set, with `changes` to its fields (None leaves one as it is).
+    """Return the recipe `name` for a data set, with `changes` to its fields (None keeps a field).
 
-    `paper` is section 4.2: SGD with Nesterov momentum 0.9 and weight decay 1e-4, rate 0.1 divided by 10 at 50% and 75%
-    of 300 epochs of batch 64 (40 epochs for SVHN), dropout 0.2 without augmentation; ImageNet: 90 epochs of batch 256,
-    divided at epochs 30 and 60, no dropout. `fast` reaches a given error in few epochs: benchmarks/results/recipes.md.
+    `paper` follows section 4.2: SGD with Nesterov momentum 0.9 and weight decay 1e-4, learning rate 0.1 divided by 10
+    at 50% and 75% of 300 epochs with batches of 64 (40 epochs for SVHN), and dropout 0.2 without augmentation. For
+    ImageNet: 90 epochs with batches of 256, rate divided at epochs 30 and 60, no dropout. `fast` reaches a given error
+    in few epochs, see benchmarks/results/recipes.md.
     """
     changes = {key: value for key, value in changes.items() if value is not None}
     for key in changes:
@@ -93,7 +94,7 @@ def make_recipe(name: str, data: DataInfo, **changes: Any) -> Recipe:
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
-    """The rate of optimiser step `step` (from 0): a function of nothing else, so a resumed run needs no state."""
+    """Return the learning rate of optimiser step `step` (from 0), which needs no stored state."""
     total = recipe.epochs * steps_per_epoch
     if recipe.schedule == "steps":
         passed = sum(step >= round(milestone * total) for milestone in recipe.milestones)

@@ -1,13 +1,14 @@
-"""One training step: launch by launch, or captured as a CUDA graph.
+"""One training step: launched kernel by kernel, or captured as a CUDA graph.
 
-A step of a small network is about a thousand kernels of some microseconds each, and the host takes longer to launch
-them than a GPU to run them. A CUDA graph is the list of these launches, recorded once, which the host then starts with
-one call. It repeats them to the letter, at the same addresses, with the same numbers. So each batch is copied into the
-buffers that were recorded, the learning rate is a tensor, momentum is there before the first step, and nothing inside a
-step asks the device for a value. Random numbers go on from step to step: torch tells a graph where its stream stands.
+A step of a small network consists of about a thousand kernels of a few microseconds each, and the host takes longer to
+launch them than a GPU takes to run them. A CUDA graph is a recording of these launches that the host starts with one
+call. It repeats them exactly, with the same addresses and the same scalar arguments. Each batch is therefore copied
+into the recorded buffers, the learning rate is a tensor, momentum buffers exist before the first step, and nothing
+inside a step reads a value back from the device. Random numbers advance from step to step, because torch passes the
+position of its random stream to the graph.
 
-No graph has been captured on a GPU yet. What needs none is tested: on the CPU, which has no graphs, `GraphedStep` does
-all the rest, and takes the same steps one by one.
+No graph has been captured on a GPU yet. On the CPU, which has no graphs, `GraphedStep` does everything else and runs
+the same steps one by one; that part is tested.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,24 +21,26 @@ from torch.optim.sgd import SGD, sgd
 
 from dnas.errors import InputError
 
-WARM_UP = 3  # steps before the capture, as torch's documentation has it
-Criterion = Callable[
-    [Tensor, Tensor, int], Tensor
-]  # (logits [N, classes], y [N], images in the whole batch) -> loss []
+WARM_UP_STEPS = 3  # before the capture, as torch's documentation recommends
+# (logits [N, classes], y [N], images in the whole batch) -> loss []
+Criterion = Callable[[Tensor, Tensor, int], Tensor]
 
 
 def autocast(device: str) -> AbstractContextManager[Any]:
-    # bf16 on a CPU without such units is hundreds of times slower; bf16 needs no gradient scaling.
+    """Return the autocast context of a device: bf16 on CUDA, full precision on a CPU."""
+    # bf16 is hundreds of times slower on a CPU without bf16 units. It needs no gradient scaling.
     return torch.autocast("cuda", dtype=torch.bfloat16) if device.startswith("cuda") else nullcontext()
 
 
 class Step:
-    """Forward, backward and the optimiser's update on one batch.
+    """Forward pass, backward pass and optimiser update on one batch.
 
-    loss: [], of the last step. total_loss, wrong: [], sums over the images since `begin_epoch`. They stay on the
-    device, and nobody waits for them here. The gradients of a step are there until the next.
+    Attributes (tensors [] on the device, which no step waits for):
+        loss: Loss of the last step.
+        total_loss, wrong: Sums of the loss and of the errors over the images since `begin_epoch`.
 
-    scale: what the loss is multiplied by before its gradient is taken.
+    The gradients of a step remain available until the next one. The loss is multiplied by `scale` before the backward
+    pass.
     """
 
     def __init__(self, net: nn.Module, optimizer: SGD, criterion: Criterion, device: str, scale: float = 1.0) -> None:
@@ -52,7 +55,14 @@ class Step:
         self.wrong.zero_()
 
     def __call__(self, x: Tensor, y: Tensor, size: int, rate: float) -> None:
-        """x [N, C, H, W], y [N]: this process's slice of a batch of `size` images. rate: the learning rate."""
+        """Run one step.
+
+        Args:
+            x: [N, C, H, W], this process's slice of the images.
+            y: [N], their labels.
+            size: Images in the whole batch.
+            rate: Learning rate.
+        """
         for options in self.optimizer.param_groups:
             options["lr"] = rate
         self._run(x.contiguous(memory_format=torch.channels_last), y, size)
@@ -73,13 +83,13 @@ class Step:
 
 
 class GraphedStep(Step):
-    """The same on batches of `batch_size` images by one CUDA graph, captured at the first of them; smaller batches, the
-    last of an epoch, launch by launch.
+    """A `Step` that runs batches of `batch_size` images as one CUDA graph, captured at the first such batch.
 
-    The update is torch's fused SGD, the one that takes its rate from the device: the same as `Step`'s to rounding. The
-    optimizer's state is as `Step` leaves it, so that a run may be gone on with by either. A checkpoint is loaded before
-    the first batch, or the graph would know other tensors. As long as it lives, it keeps for itself the memory that a
-    step needs, and the smaller batches' steps and the evaluation take theirs beside it.
+    A smaller batch, the last of an epoch, is launched kernel by kernel. The update is torch's fused SGD, which reads
+    the learning rate from the device and equals the update of `Step` to rounding. Both leave the same optimiser state,
+    so either can resume a run of the other. A checkpoint must be loaded before the first batch, because the graph
+    refers to the tensors that it was captured with. The graph owns the memory of a step as long as it exists;
+    evaluation and smaller batches allocate additional memory.
     """
 
     def __init__(self, net: nn.Module, optimizer: SGD, criterion: Criterion, device: str, batch_size: int) -> None:
@@ -98,7 +108,7 @@ class GraphedStep(Step):
         self._x.copy_(x)
         self._y.copy_(y)
         if self._repeat is None:
-            self._repeat = self._captured()
+            self._repeat = self._capture()
         self._repeat()
 
     def _update(self) -> None:
@@ -119,18 +129,19 @@ class GraphedStep(Step):
             )
 
     def _momenta(self, weights: Sequence[Tensor]) -> list[Tensor | None]:
-        """Of a first step zeros, which make the momentum the gradient, as the optimizer does without them."""
+        """Return the momentum buffers. They start as zeros, so that the first step sets them to the gradient."""
         state = self.optimizer.state
         for weight in weights:
             if state[weight].get("momentum_buffer") is None:
                 state[weight]["momentum_buffer"] = torch.zeros_like(weight)
         return [state[weight]["momentum_buffer"] for weight in weights]
 
-    def _captured(self) -> Callable[[], None]:
-        """What repeats a step on the buffers.
+    def _capture(self) -> Callable[[], None]:
+        """Return a function that repeats a step on the buffers.
 
-        The first few, on a stream of their own, make what is made at first use (cuDNN's choices, compiled kernels,
-        tables of channels), and leave no trace: a capture may do none of it, and runs nothing.
+        Warm-up steps on a separate stream create everything that is created at first use (cuDNN's choices, compiled
+        kernels, tables of channels), which a capture must not do. Their effects on weights and random streams are
+        undone.
         """
 
         def run() -> None:
@@ -142,13 +153,13 @@ class GraphedStep(Step):
         if options["momentum"]:
             lasting += [momentum for momentum in self._momenta(weights) if momentum is not None]
         with unchanged(lasting, self.device), _side_stream(self.device):
-            for _ in range(WARM_UP):
+            for _ in range(WARM_UP_STEPS):
                 run()
-        self.optimizer.zero_grad(set_to_none=True)  # so that the graph makes its own
+        self.optimizer.zero_grad(set_to_none=True)  # so that the graph allocates its own gradients
         if not self.device.startswith("cuda"):
             return run
         graph = torch.cuda.CUDAGraph()
-        # Other threads may go on as they like: one of them may be pinning the next batch.
+        # Other threads may call CUDA during the capture: one of them may be pinning the next batch.
         with (
             torch.cuda.device(self.device),
             torch.cuda.graph(graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local"),
@@ -159,37 +170,35 @@ class GraphedStep(Step):
         def replay() -> None:
             graph.replay()
             for weight, gradient in zip(weights, gradients, strict=True):
-                weight.grad = gradient  # a smaller batch's stood there
+                weight.grad = gradient  # a smaller batch may have replaced it
 
         return replay
 
 
 def check_cuda_graph(device: str, processes: int = 1, compiled: bool = False) -> None:
-    """`InputError` where a training on `device` cannot be one of CUDA graphs."""
+    """Raise `InputError` if a run on `device` cannot use CUDA graphs."""
     if device == "cpu":
-        raise InputError("--cuda-graph is for a CUDA device, and this training is on the CPU; leave it out.")
+        raise InputError("--cuda-graph requires a CUDA device, but this run is on the CPU; leave it out.")
     if processes > 1:
-        raise InputError(f"--cuda-graph is for one GPU, and this training is on {processes}; leave it out.")
+        raise InputError(f"--cuda-graph requires a single GPU, but this run uses {processes}; leave it out.")
     if compiled:
-        raise InputError(
-            "--cuda-graph captures the network as it is, not what --compile makes of it; give one of them."
-        )
+        raise InputError("--cuda-graph cannot capture a network compiled by --compile; give only one of the two.")
 
 
 @contextmanager
 def unchanged(tensors: Sequence[Tensor], device: str) -> Iterator[None]:
-    """What is done inside leaves `tensors`, and torch's random streams on the CPU and `device`, as they were."""
-    before = [tensor.detach().clone() for tensor in tensors]
+    """Restore `tensors`, and torch's random streams on the CPU and `device`, when the context ends."""
+    copies = [tensor.detach().clone() for tensor in tensors]
     with torch.random.fork_rng([device] if device.startswith("cuda") else []):
         yield
     with torch.no_grad():
-        for tensor, old in zip(tensors, before, strict=True):
-            tensor.copy_(old)
+        for tensor, copy in zip(tensors, copies, strict=True):
+            tensor.copy_(copy)
 
 
 @contextmanager
 def _side_stream(device: str) -> Iterator[None]:
-    """What is launched inside runs after all before it, and before all after it, on another stream."""
+    """Run the launches of the context on another stream, in order with the launches before and after it."""
     if not device.startswith("cuda"):
         yield
         return

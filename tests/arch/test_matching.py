@@ -43,8 +43,8 @@ def test_the_digest_goes_by_what_the_layers_add() -> None:
     ("wider", "said"),
     [
         (-1, "`wider_layers >= 0`"),
-        (5, "raise growth_rate by one"),
-        ((1, 6), "some of the layers 1 to 5"),
+        (5, "increase growth_rate by one"),
+        ((1, 6), "some, but not all, of the layers 1 to 5"),
         ((2, 2), "each once"),
         ((1, 2, 3, 4, 5), "not all"),
         ((0,), "`wider_layers >= 1`"),

@@ -144,7 +144,7 @@ def test_spaces_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None
         ("search --space tiny --trials 1 --study ..", "(no `/`, no `..`), but got '..'"),
         (
             "search --space tiny --trials 1 --max-params 3",
-            "nothing in the space meets params <= 3; the smallest has 338",
+            "no network satisfies params <= 3; the smallest has 338",
         ),
         (
             "search --space tiny --trials 1 --objective val_eror",
@@ -153,7 +153,7 @@ def test_spaces_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None
         ),
         (
             "search --space tiny --trials 1 --max-macs 3",
-            "nothing in the space meets macs <= 3; the smallest has",
+            "no network satisfies macs <= 3; the smallest has",
         ),
         ("search --space tiny --trials 1 --max-macs 0", "expected a positive number, but got '0'"),
         ("search --space tiny --trials 1 --learning-rate inf", "expected a positive number, but got 'inf'"),
@@ -192,7 +192,7 @@ def test_several_mistakes_of_a_space_file_are_all_named(capsys: pytest.CaptureFi
     Path("mine.toml").write_text('dataset = "digits"\n[choose]\ngrowth = { int = [1, 2] }\n[limits]\nparams = "1M"\n')
     printed = refusal(capsys, "search --space mine.toml --trials 1")
     assert "mine.toml has 2 problems:\n  [choose] growth: DenseNetSpec has no such field" in printed
-    assert '\n  [limits] params: expected a positive number, got "1M".' in printed
+    assert '\n  [limits] params: expected a positive number, but got "1M".' in printed
 
 
 def test_bad_folders_are_named(capsys: pytest.CaptureFixture[str]) -> None:

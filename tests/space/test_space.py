@@ -1,4 +1,4 @@
-"""Spaces: what a file may say, and that every mistake in it is named at once."""
+"""Search spaces: the contents of space files, and complete reports of their problems."""
 
 import dataclasses
 import random
@@ -29,7 +29,7 @@ epochs = 3
 """
 
 
-def test_the_shipped_spaces_are_found_and_whole() -> None:
+def test_shipped_spaces_are_valid() -> None:
     names = {"cifar_bc", "cifar_plain", "cifar_resnet", "svhn_bc", "imagenet_bc", "digits_bc", "digits_resnet", "tiny"}
     assert names <= set(space_files())
     for name in names:
@@ -37,10 +37,10 @@ def test_the_shipped_spaces_are_found_and_whole() -> None:
         opening = [line.lstrip("# ").split()[0] for line in space.text.splitlines()[:4]]
         assert opening[1:] == ["Run:", "Time:", "Expect:"], name
         for point in space.first:
-            assert space.feasible(point) is not None, f"the first network of {name} is over its limits"
+            assert space.feasible(point) is not None, f"the first network of {name} exceeds its limits"
 
 
-def test_spaces_of_the_current_folder_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spaces_of_the_current_folder_take_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("search_spaces").mkdir()
     Path("search_spaces/tiny.toml").write_text(GOOD)
@@ -48,7 +48,7 @@ def test_spaces_of_the_current_folder_come_first(tmp_path: Path, monkeypatch: py
     assert load_space("digits_bc").dataset == "digits"
 
 
-def test_a_space_counts_its_networks() -> None:
+def test_size_counts_distinct_networks() -> None:
     space = parse_space(GOOD, "x", "x.toml")
     assert space.size() == 3 * 2 * 2 * (1 + 4)  # four dropouts with a bottleneck, one without
     specs = {space.spec_of(point).digest for point in space.points()}
@@ -56,7 +56,7 @@ def test_a_space_counts_its_networks() -> None:
     assert parse_space(GOOD.replace(", step = 0.1", ""), "x", "x").size() is None
 
 
-def test_a_choice_that_is_not_made_keeps_its_field_at_rest() -> None:
+def test_inactive_choice_leaves_its_field_at_the_default() -> None:
     space = parse_space(GOOD, "x", "x.toml")
     point = {"growth_rate": 4, "bottleneck": 0, "block_layers_1": 1, "block_layers_2": 2, "dropout": 0.3}
     assert space.spec_of(point).dropout == 0.0
@@ -65,14 +65,14 @@ def test_a_choice_that_is_not_made_keeps_its_field_at_rest() -> None:
     assert space.spec_of(point | {"bottleneck": 2, "dropout": 0.1 + 0.2}).dropout == 0.3  # not 0.30000000000000004
 
 
-def test_suggest_speaks_optuna() -> None:
+def test_suggest_works_with_optuna_trials() -> None:
     space = parse_space(GOOD, "x", "x.toml")
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for _ in range(20):
         trial = study.ask()
         spec = space.suggest(trial)
         assert space.suggest(optuna.trial.FixedTrial(trial.params)) == spec
-        assert ("dropout" in trial.params) == (spec.bottleneck == 2), "what `when` shuts out is not asked for"
+        assert ("dropout" in trial.params) == (spec.bottleneck == 2), "inactive choices are not drawn"
         assert space.spec_of(trial.params | {k: 0.0 for k in ("dropout",) if k not in trial.params}) == spec
         assert spec.in_channels == 1
         assert spec.image_size == 8
@@ -94,53 +94,52 @@ def test_a_depth_can_be_chosen() -> None:
     assert {space.spec_of(point).depth for point in space.points()} == {10, 16}
 
 
-def test_a_range_ends_where_its_steps_do() -> None:
+def test_range_ends_at_the_last_step() -> None:
     space = parse_space(GOOD.replace("[4, 12]", "[4, 15]"), "x", "x.toml")
     assert space.choices[0].describe() == "4 to 12 in steps of 4"
     assert space.choices[0].high == 12
 
 
-def test_the_data_settle_the_shape_and_without_augmentation_the_dropout() -> None:
+def test_data_set_determines_shape_and_dropout() -> None:
     chosen = parse_space(GOOD, "x", "x.toml", recipe="paper")
     free = parse_space(GOOD.replace("dropout = {", "# dropout = {"), "x", "x.toml", recipe="paper")
     fixed = parse_space(free.text.replace("compression = 0.5", "dropout = 0.4"), "x", "x.toml", recipe="paper")
     point = {"growth_rate": 4, "bottleneck": 2, "block_layers_1": 1, "block_layers_2": 2, "dropout": 0.1}
-    found = {}
+    dropouts = {}
     for name, space in (("chosen", chosen), ("free", free), ("fixed", fixed)):
         for augmented in (True, False):
             spec = space.for_data(3, 16, 7, augmented).spec_of(point)
             assert (spec.in_channels, spec.image_size, spec.classes) == (3, 16, 7)
-            found[name, augmented] = spec.dropout
-    assert found["chosen", True] == found["chosen", False] == 0.1
-    assert (found["free", True], found["free", False]) == (0.0, 0.2)
-    assert found["fixed", True] == found["fixed", False] == 0.4
+            dropouts[name, augmented] = spec.dropout
+    assert dropouts["chosen", True] == dropouts["chosen", False] == 0.1
+    assert (dropouts["free", True], dropouts["free", False]) == (0.0, 0.2)
+    assert dropouts["fixed", True] == dropouts["fixed", False] == 0.4
 
 
-def test_an_image_size_that_is_fixed_stays() -> None:
+def test_fixed_image_size_is_kept() -> None:
     space = parse_space(GOOD.replace("compression = 0.5", "image_size = 16"), "x", "x.toml")
     assert space.spec_of(next(space.points())).image_size == 16
 
 
-def test_a_space_prices_a_step_at_its_recipes_batch() -> None:
+def test_cost_is_for_the_batch_size_of_the_recipe() -> None:
     space = parse_space(GOOD.replace("epochs = 3", "batch_size = 2"), "x", "x.toml")
     spec = space.spec_of(next(space.points()))
     assert space.cost(spec) == cost(spec, 2)
 
 
-def test_a_survey_of_a_large_space_finds_its_extremes() -> None:
+def test_survey_of_a_large_space_finds_its_extremes() -> None:
     space = load_space("cifar_bc")
     survey = space.survey()
     assert not survey.whole
-    least, most = (
+    smallest, largest = (
         cost(DenseNetSpec((layers,) * 3, growth_rate=k, compression=theta))
         for layers, k, theta in ((4, 8, 0.3), (32, 40, 1.0))
     )
-    assert survey.range("params") == (least.params, most.params)
-    assert survey.range("macs") == (least.macs, most.macs)
+    assert survey.range("params") == (smallest.params, largest.params)
+    assert survey.range("macs") == (smallest.macs, largest.macs)
 
 
-def test_a_survey_is_of_the_space_as_it_is_now() -> None:
-    """It is remembered, and nothing that it depends on is forgotten."""
+def test_cached_survey_depends_on_every_property_of_the_space() -> None:
     space = load_space("digits_bc")
     others = [
         dataclasses.replace(space, limits=Limits(params=5_000)),
@@ -148,14 +147,14 @@ def test_a_survey_is_of_the_space_as_it_is_now() -> None:
         dataclasses.replace(space, choices=space.choices[:-1]),
         space.for_data(3, 32, 10, augmented=True),
     ]
-    found = [other.survey(seed=seed, draws=50) for other in (space, *others) for seed in (0, 1)]
-    assert [other._survey(seed, 50) for other in (space, *others) for seed in (0, 1)] == found
-    assert len({repr(survey) for survey in found}) == 9, "one is small enough to be looked at whole"
-    assert load_space("digits_bc", epochs=99).survey() is space.survey(), "the same networks"
+    surveys = [other.survey(seed=seed, draws=50) for other in (space, *others) for seed in (0, 1)]
+    assert [other._survey(seed, 50) for other in (space, *others) for seed in (0, 1)] == surveys
+    assert len({repr(survey) for survey in surveys}) == 9, "one space is small enough to be enumerated"
+    assert load_space("digits_bc", epochs=99).survey() is space.survey(), "the networks are equal"
 
 
-def test_limits_that_few_networks_meet_are_no_mistake() -> None:
-    text = """# The smallest growth rates make no network here, and the survey meets none inside both limits
+def test_limits_that_few_networks_satisfy_are_accepted() -> None:
+    text = """# The smallest growth rates yield no network, and the survey finds none that satisfies both limits
 dataset = "digits"
 [fixed]
 compression = 0.01
@@ -173,14 +172,14 @@ macs = 6_000_000
     assert survey.impossible
 
 
-def test_limits_measure_how_far_over() -> None:
+def test_excess_is_relative_to_the_limit() -> None:
     price = cost(DenseNetSpec((1, 1), growth_rate=4))
     limits = Limits(params=price.params / 2, macs=price.macs)
     assert limits.excess(price) == pytest.approx({"params": 1.0})
     assert Limits().excess(price) == {}
 
 
-def test_every_problem_of_a_file_is_named_at_once() -> None:
+def test_all_problems_of_a_file_are_reported_together() -> None:
     text = (
         GOOD.replace("[limits]\nparams = 5_000", '[limits]\nparams = "1M"\nmac = 3')
         .replace("compression = 0.5", "compresion = 0.5")
@@ -200,7 +199,7 @@ def test_every_problem_of_a_file_is_named_at_once() -> None:
         "[choose] growth_rate: int must be [low, high] with low <= high, but got [12, 4].",
         "[choose] bottleneck: of must list at least one value",
         "[choose] dropout: when names 'bottleneck', which is not a choice.",
-        '[limits] params: expected a positive number, got "1M".',
+        '[limits] params: expected a positive number, but got "1M".',
         "[limits] mac: there is no such limit. Did you mean macs?",
         "[recipe] batchsize: a recipe has no such key. Did you mean batch_size?",
     ):
@@ -211,14 +210,14 @@ def test_every_problem_of_a_file_is_named_at_once() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("params = 5_000", "params = 100", "nothing in the space meets params <= 100; the smallest has 1,046."),
+        ("params = 5_000", "params = 100", "no network satisfies params <= 100; the smallest has 1,046."),
         ("step = 4 }", "step = 0 }", "`step > 0` must hold, but got step=0."),
         ("step = 4 }", "steps = 4 }", "steps: there is no such key. Did you mean step or times?"),
-        ("int = [4, 12]", "int = [4.5, 12]", "int takes whole numbers"),
-        ("times = 2", "times = 0", "times makes a list"),
-        ("bottleneck = 2 }", "bottleneck = 3 }", "when bottleneck = 3, but bottleneck never is."),
-        ("of = [0, 2] }", "of = [0, 2], when = { dropout = 0.1 } }", "names 'dropout', which must stand before it."),
-        ("compression = 0.5", "growth_rate = 4", "it is in [fixed] too; keep one."),
+        ("int = [4, 12]", "int = [4.5, 12]", "int requires whole numbers"),
+        ("times = 2", "times = 0", "times must be a positive number of blocks"),
+        ("bottleneck = 2 }", "bottleneck = 3 }", "when bottleneck = 3, but bottleneck never has that value."),
+        ("of = [0, 2] }", "of = [0, 2], when = { dropout = 0.1 } }", "names 'dropout', which must come before it."),
+        ("compression = 0.5", "growth_rate = 4", "it is also in [fixed]; keep only one."),
         ("compression = 0.5", "compression = 1.5", "`0 < compression <= 1` must hold"),
         ("epochs = 3", 'name = "slow"', "no recipe 'slow'; there are fast, paper."),
         ("[recipe]", "[[first]]\ngrowth_rate = 5\n[recipe]", "growth_rate=5 is outside of 4 to 12 in steps of 4."),
@@ -237,14 +236,14 @@ def test_every_problem_of_a_file_is_named_at_once() -> None:
         ('dataset = "digits"', 'dataset = "digits"\nfamily = "resnet"', "[choose] growth_rate: ResNetSpec has no such"),
     ],
 )
-def test_each_mistake_has_its_message(old: str, new: str, message: str) -> None:
+def test_problems_have_specific_messages(old: str, new: str, message: str) -> None:
     assert old in GOOD
     with pytest.raises(InputError) as error:
         parse_space(GOOD.replace(old, new), "x", "x.toml")
     assert message in str(error.value)
 
 
-def test_a_first_network_that_does_not_exist_is_named() -> None:
+def test_first_network_that_does_not_exist_is_reported() -> None:
     text = GOOD.replace("compression = 0.5", "stem_channels = 1").replace(
         "growth_rate = { int = [4, 12], step = 4 }",
         "growth_rate = { int = [1, 12] }\ncompression = { float = [0.01, 1] }",
@@ -255,22 +254,22 @@ def test_a_first_network_that_does_not_exist_is_named() -> None:
         parse_space(text.replace("[recipe]", first), "x", "x.toml")
 
 
-def test_a_depth_that_does_not_exist_is_named() -> None:
+def test_depth_that_does_not_exist_is_reported() -> None:
     text = GOOD.replace("block_layers = { int = [1, 2], times = 2 }", "depth = { int = [10, 13] }")
     with pytest.raises(InputError, match=r"do not exist, such as: a DenseNet"):
         parse_space(text, "x", "x.toml")
 
 
-def test_overrides_replace_what_the_file_says() -> None:
+def test_overrides_replace_values_of_the_file() -> None:
     space = load_space("tiny", epochs=7, limits={"params": 1_000}, recipe="paper", dataset=None)
     assert (space.recipe.name, space.recipe.epochs, space.limits.params) == ("paper", 7, 1_000)
     space = parse_space(GOOD, "x", "x.toml", dataset="cifar100", epochs=None, limits={"params": 9_000, "macs": 10**9})
     assert (space.dataset, space.fixed["classes"], space.recipe.epochs) == ("cifar100", 100, 3)
     assert space.limits == Limits(params=9_000, macs=10**9)
-    with pytest.raises(InputError, match=r"nothing in the space meets params <= 10"):
+    with pytest.raises(InputError, match=r"no network satisfies params <= 10"):
         load_space("tiny", limits={"params": 10})
 
 
-def test_unknown_spaces_name_the_nearest() -> None:
+def test_unknown_space_lists_similar_names() -> None:
     with pytest.raises(InputError, match=r"no search space 'cifar_b'; there are .*Did you mean cifar_bc"):
         load_space("cifar_b")

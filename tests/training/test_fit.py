@@ -1,4 +1,4 @@
-"""Training: exact resumption, divergence, schedules, checkpoints that are safe to open."""
+"""Training: exact resumption, divergence, schedules, and checkpoints that are safe to open."""
 
 import dataclasses
 import errno
@@ -46,7 +46,7 @@ def without_time(curve: list[Epoch]) -> list[tuple[object, ...]]:
 
 
 @pytest.mark.parametrize("name", ["paper", "fast"])
-def test_a_run_interrupted_after_every_epoch_ends_bit_equal(digits: Dataset, tmp_path: Path, name: str) -> None:
+def test_run_interrupted_after_every_epoch_ends_bit_equal(digits: Dataset, tmp_path: Path, name: str) -> None:
     plan = make_recipe(name, data_info("digits"), epochs=4)
     whole = fit(SPEC, digits, plan, seed=(3, 1))
 
@@ -58,7 +58,7 @@ def test_a_run_interrupted_after_every_epoch_ends_bit_equal(digits: Dataset, tmp
 
     interrupted = [0]
     for _ in range(4):
-        torch.manual_seed(os.getpid())  # what the process did before must not matter
+        torch.manual_seed(os.getpid())  # earlier random numbers of the process must not matter
         with pytest.raises(KeyboardInterrupt):
             fit(SPEC, digits, plan, seed=(3, 1), folder=tmp_path, report=interrupt)
     resumed = fit(SPEC, digits, plan, seed=(3, 1), folder=tmp_path)
@@ -68,8 +68,8 @@ def test_a_run_interrupted_after_every_epoch_ends_bit_equal(digits: Dataset, tmp
     assert resumed.run.norms == whole.run.norms
 
 
-def test_an_epoch_is_nesterov_sgd_on_the_runs_own_streams(digits: Dataset) -> None:
-    """Two epochs by hand: the update, what is summed, and which seed the weights, the images and the dropout follow."""
+def test_epoch_is_nesterov_sgd_on_the_random_streams_of_the_run(digits: Dataset) -> None:
+    """Compare two epochs with a literal implementation of updates and sums, and of the seed of each random stream."""
     plan = Recipe("mine", 2, 64, learning_rate=0.1, milestones=(0.5,), weight_decay=0.03, label_smoothing=0.2)
     run = fit(SPEC, digits, plan, seed=(3, 1)).run
 
@@ -90,7 +90,7 @@ def test_an_epoch_is_nesterov_sgd_on_the_runs_own_streams(digits: Dataset) -> No
                 weight.data -= rate * (gradient + 0.9 * velocity[name])
             losses, seen = losses + loss.item() * len(y), seen + len(y)
             wrong += int((logits.argmax(1) != y).sum())
-        assert seen % 64, "the last batch must be a smaller one, or a mean of means would do"
+        assert seen % 64, "the last batch must be smaller, or a mean of means would pass"
         assert row.train_loss == pytest.approx(losses / seen, rel=1e-4)
         assert row.train_error == pytest.approx(wrong / seen, abs=0.01)
         assert row.learning_rate == pytest.approx(rate)
@@ -98,7 +98,7 @@ def test_an_epoch_is_nesterov_sgd_on_the_runs_own_streams(digits: Dataset) -> No
         torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_another_seed_trial_or_spec_is_another_run(digits: Dataset) -> None:
+def test_seed_and_trial_number_change_the_run(digits: Dataset) -> None:
     digests = {
         fit(spec, digits, recipe(1), seed=seed).weights_digest
         for spec, seed in [(SPEC, (0, 0)), (SPEC, (1, 0)), (SPEC, (0, 1)), (SPEC, (0, 0))]
@@ -106,7 +106,7 @@ def test_another_seed_trial_or_spec_is_another_run(digits: Dataset) -> None:
     assert len(digests) == 3
 
 
-def test_a_paired_run_sees_the_same_images_in_the_same_order() -> None:
+def test_random_streams_differ_by_seed_number_and_name() -> None:
     assert stream_seed(5, 2, "data") == stream_seed(5, 2, "data")
     streams = {
         stream_seed(s, n, name) for s in range(3) for n in range(3) for name in ("initialisation", "data", "dropout")
@@ -114,7 +114,7 @@ def test_a_paired_run_sees_the_same_images_in_the_same_order() -> None:
     assert len(streams) == 27
 
 
-def test_report_is_called_once_an_epoch_and_can_stop(digits: Dataset) -> None:
+def test_report_is_called_once_per_epoch_and_can_stop_the_run(digits: Dataset) -> None:
     seen: list[int] = []
     result = fit(SPEC, digits, recipe(4), seed=(0, 0), report=lambda e: seen.append(e.epoch) or e.epoch < 2)  # type: ignore[func-returns-value]
     assert seen == [1, 2]
@@ -122,7 +122,7 @@ def test_report_is_called_once_an_epoch_and_can_stop(digits: Dataset) -> None:
     assert len(result.run.curve) == 2
 
 
-def test_a_resumed_run_repeats_its_epochs_to_the_report_and_obeys(digits: Dataset, tmp_path: Path) -> None:
+def test_resumed_run_reports_earlier_epochs_again_and_can_be_stopped_by_them(digits: Dataset, tmp_path: Path) -> None:
     fit(SPEC, digits, recipe(3), seed=(0, 0), folder=tmp_path, report=lambda epoch: epoch.epoch < 2)
     stopped = fit(SPEC, digits, recipe(3), seed=(0, 0), folder=tmp_path, report=lambda epoch: False)
     assert len(stopped.run.curve) == 2
@@ -142,7 +142,7 @@ def test_training_learns_the_digits() -> None:
     assert result.run.curve[-1].val_error < 0.15
 
 
-def test_divergence_ends_the_run_at_once_with_its_reason(digits: Dataset) -> None:
+def test_divergence_ends_the_run_immediately(digits: Dataset) -> None:
     steps: list[int] = []
     with pytest.raises(Diverged, match=r"training loss is (nan|inf) at step \d+ of epoch 1"):
         fit(
@@ -155,22 +155,22 @@ def test_divergence_ends_the_run_at_once_with_its_reason(digits: Dataset) -> Non
     assert len(steps) < digits.steps_per_epoch(64)
 
 
-def test_a_last_step_into_nowhere_is_seen_by_the_validation(digits: Dataset) -> None:
+def test_divergence_in_the_last_step_is_detected_by_validation(digits: Dataset) -> None:
     with pytest.raises(Diverged, match=r"the validation loss is (nan|inf) after epoch 1\."):
         fit(SPEC, digits, recipe(2, batch_size=512, learning_rate=1e38, warmup=0.0), seed=(0, 0))
 
 
-def test_retraining_on_everything_has_no_validation(digits: Dataset) -> None:
+def test_run_without_validation_part_has_no_validation_error(digits: Dataset) -> None:
     result = fit(SPEC, digits.with_validation_in_training(), recipe(1), seed=(0, 0))
     assert result.run.curve[0].val_error is None
     assert result.run.data["val_size"] == 0
 
 
-def test_evaluate_is_the_mean_over_the_part() -> None:
+def test_evaluate_is_the_mean_over_all_images() -> None:
     torch.manual_seed(0)
     net, data = build(SPEC).eval(), load_dataset("digits")
     parts = list(data.batches("train"))
-    assert len(parts[-1][1]) < len(parts[0][1]), "the last batch must be a smaller one, or a mean of means would do"
+    assert len(parts[-1][1]) < len(parts[0][1]), "the last batch must be smaller, or a mean of means would pass"
     x, y = (torch.cat(part) for part in zip(*parts, strict=True))
     with torch.no_grad():
         logits = net(x)
@@ -179,7 +179,7 @@ def test_evaluate_is_the_mean_over_the_part() -> None:
     assert loss == pytest.approx(torch.nn.functional.cross_entropy(logits, y).item(), rel=1e-5)
 
 
-def test_files_of_a_run(digits: Dataset, tmp_path: Path) -> None:
+def test_files_of_a_run_match_its_result(digits: Dataset, tmp_path: Path) -> None:
     result = fit(SPEC, digits, recipe(2), seed=(0, 0), folder=tmp_path)
     curve = pd.read_csv(tmp_path / "curve.csv")
     assert list(curve["epoch"]) == [1, 2]
@@ -195,8 +195,8 @@ def test_files_of_a_run(digits: Dataset, tmp_path: Path) -> None:
         assert last == pytest.approx(parameter.detach().norm().item(), rel=1e-6)
 
 
-def test_gradients_are_those_of_the_last_steps(tmp_path: Path) -> None:
-    # One step an epoch, of all images: the gradient of the second epoch is that at the weights after the first.
+def test_gradient_norms_are_measured_at_the_last_steps(tmp_path: Path) -> None:
+    # One step per epoch on all images: the gradient of epoch 2 is taken at the weights after epoch 1.
     digits = load_dataset("digits", subset=300, augmentation="none")
     plan = dataclasses.replace(recipe(2), batch_size=digits.train_size)
     spec = dataclasses.replace(SPEC, dropout=0.0)
@@ -207,11 +207,11 @@ def test_gradients_are_those_of_the_last_steps(tmp_path: Path) -> None:
     torch.nn.functional.cross_entropy(net(x), y).backward()
     expected = [float(parameter.grad.norm()) for parameter in net.parameters()]
     assert not first.run.norms[0].gradient
-    done = fit(spec, digits, plan, seed=(0, 0), folder=tmp_path)
-    assert done.run.norms[2].gradient == pytest.approx(expected, rel=1e-3, abs=1e-6)
-    assert done.run.norms[1].gradient != done.run.norms[2].gradient
-    last = dict(zip(done.run.norms[2].names, done.run.norms[2].l1, strict=True))
-    for name, parameter in done.run.net.named_parameters():
+    resumed = fit(spec, digits, plan, seed=(0, 0), folder=tmp_path)
+    assert resumed.run.norms[2].gradient == pytest.approx(expected, rel=1e-3, abs=1e-6)
+    assert resumed.run.norms[1].gradient != resumed.run.norms[2].gradient
+    last = dict(zip(resumed.run.norms[2].names, resumed.run.norms[2].l1, strict=True))
+    for name, parameter in resumed.run.net.named_parameters():
         assert last[name] == pytest.approx(parameter.detach().abs().sum().item(), rel=1e-6)
 
 
@@ -234,11 +234,11 @@ def test_only_the_last_steps_of_an_epoch_are_measured(digits: Dataset, monkeypat
     assert len(counted) == 2 * GRADIENT_STEPS
 
 
-def test_a_run_that_measured_no_gradients_goes_on(digits: Dataset, tmp_path: Path) -> None:
+def test_run_without_gradient_norms_resumes(digits: Dataset, tmp_path: Path) -> None:
     whole = fit(SPEC, digits, recipe(3), seed=(0, 0))
     fit(SPEC, digits, recipe(3), seed=(0, 0), folder=tmp_path, report=lambda epoch: epoch.epoch < 2)
     content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    del content["norms"]["l1"], content["norms"]["gradient"]  # as dnas 0.1 wrote them
+    del content["norms"]["l1"], content["norms"]["gradient"]  # as dnas 0.1 wrote it
     torch.save(content, tmp_path / "checkpoint.pt")
     done = fit(SPEC, digits, recipe(3), seed=(0, 0), folder=tmp_path)
     assert done.weights_digest == whole.weights_digest
@@ -253,9 +253,9 @@ def test_a_run_that_measured_no_gradients_goes_on(digits: Dataset, tmp_path: Pat
 def test_reuse_is_the_mean_absolute_weight_by_source() -> None:
     spec = parse_name("densenet-bc:layers=2-1,k=3,size=8,channels=1")
     net = build(spec)
-    found = measure_norms(net, spec)
+    norms = measure_norms(net, spec)
     weight = net.get_parameter("features.denseblock1.denselayer2.conv1.weight").detach()
-    row = dict(zip(found.pairs, found.reuse, strict=True))
+    row = dict(zip(norms.pairs, norms.reuse, strict=True))
     assert row["stem", "denseblock1.denselayer2"] == pytest.approx(weight[:, :6].abs().mean().item())
     assert row["denseblock1.denselayer1", "denseblock1.denselayer2"] == pytest.approx(weight[:, 6:].abs().mean().item())
     assert ("transition1", "classifier") in row
@@ -264,7 +264,7 @@ def test_reuse_is_the_mean_absolute_weight_by_source() -> None:
 # recipes
 
 
-def test_the_papers_schedule() -> None:
+def test_schedule_of_the_paper() -> None:
     plan = make_recipe("paper", data_info("cifar10"))
     assert (plan.epochs, plan.batch_size, plan.weight_decay, plan.momentum) == (300, 64, 1e-4, 0.9)
     rates = [learning_rate(plan, epoch * 10, 10) for epoch in (0, 149, 150, 224, 225, 299)]
@@ -278,7 +278,7 @@ def test_the_papers_schedule() -> None:
     assert imagenet.dropout_without_augmentation == 0.0
 
 
-def test_one_cycle_rises_and_falls_to_nothing() -> None:
+def test_one_cycle_rises_and_falls_to_zero() -> None:
     plan = Recipe("fast", epochs=10, schedule="one-cycle", warmup=0.3, learning_rate=0.2)
     rates = [learning_rate(plan, step, 10) for step in range(100)]
     peak = max(range(100), key=rates.__getitem__)
@@ -300,7 +300,7 @@ def test_one_cycle_rises_and_falls_to_nothing() -> None:
         ({"epoch": 3}, "a recipe has no 'epoch'. Did you mean epochs?"),
     ],
 )
-def test_recipes_refuse_what_cannot_be(changes: dict[str, object], message: str) -> None:
+def test_invalid_recipes_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(InputError) as error:
         make_recipe("fast", data_info("digits"), **changes)
     assert message in str(error.value)
@@ -309,27 +309,29 @@ def test_recipes_refuse_what_cannot_be(changes: dict[str, object], message: str)
 # checkpoints
 
 
-def test_a_checkpoint_of_another_run_is_refused(digits: Dataset, tmp_path: Path) -> None:
+def test_checkpoint_of_another_run_is_refused(digits: Dataset, tmp_path: Path) -> None:
     fit(SPEC, digits, recipe(1), seed=(0, 0), folder=tmp_path)
-    with pytest.raises(InputError, match=r"of another run, with seed=\(0, 0\) \(now \(1, 0\)\); name another folder"):
+    with pytest.raises(
+        InputError, match=r"belongs to another run, with seed=\(0, 0\) \(now \(1, 0\)\); choose another"
+    ):
         fit(SPEC, digits, recipe(1), seed=(1, 0), folder=tmp_path)
-    with pytest.raises(InputError, match=r"of another run, with epochs=1 \(now 2\)"):
+    with pytest.raises(InputError, match=r"belongs to another run, with epochs=1 \(now 2\)"):
         fit(SPEC, digits, recipe(2), seed=(0, 0), folder=tmp_path)
-    with pytest.raises(InputError, match=r"of another run, with dropout=0.2 \(now 0.1\)"):
+    with pytest.raises(InputError, match=r"belongs to another run, with dropout=0.2 \(now 0.1\)"):
         fit(dataclasses.replace(SPEC, dropout=0.1), digits, recipe(1), seed=(0, 0), folder=tmp_path)
     for key, value in {"fingerprint": "0" * 64, "subset": 299, "split_seed": 9, "augmentation": "flip"}.items():
-        with pytest.raises(InputError, match=f"of another run, with {key}=.* \\(now {value}\\)"):
+        with pytest.raises(InputError, match=f"belongs to another run, with {key}=.* \\(now {value}\\)"):
             fit(SPEC, dataclasses.replace(digits, **{key: value}), recipe(1), seed=(0, 0), folder=tmp_path)  # type: ignore[arg-type]
 
 
-def test_what_a_kill_tore_is_cleared_away_when_the_run_goes_on(digits: Dataset, tmp_path: Path) -> None:
+def test_partial_files_of_a_killed_process_are_removed_on_resume(digits: Dataset, tmp_path: Path) -> None:
     (tmp_path / ".checkpoint.pt.4711").write_bytes(b"half of a checkpo")
     (tmp_path / ".mine").write_text("not ours")
     fit(SPEC, digits, recipe(1), seed=(0, 0), folder=tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".mine", "checkpoint.pt", "curve.csv", "norms.npz"]
 
 
-def test_a_truncated_checkpoint_is_one_clear_line(digits: Dataset, tmp_path: Path) -> None:
+def test_truncated_checkpoint_is_refused(digits: Dataset, tmp_path: Path) -> None:
     fit(SPEC, digits, recipe(1), seed=(0, 0), folder=tmp_path)
     path = tmp_path / "checkpoint.pt"
     content = path.read_bytes()
@@ -353,7 +355,7 @@ class _Bomb:
         return os.system, ("touch exploded",)
 
 
-def test_a_checkpoint_never_runs_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoint_never_runs_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"format": "dnas-checkpoint-1", "weights": _Bomb()}, "bomb.pt")
     assert zipfile.is_zipfile("bomb.pt")
@@ -365,7 +367,7 @@ def test_a_checkpoint_never_runs_code(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not Path("exploded").exists()
 
 
-def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
+def test_full_disk_is_one_line_and_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     write_atomic(path, b"before")
     code = (
@@ -375,14 +377,14 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
         "except DiskFull as error: print(error)"
     )
     run = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
-    assert "no room left to write" in run.stdout
+    assert "no space left to write" in run.stdout
     assert str(path) in run.stdout
     assert path.read_bytes() == b"before"
     assert [left.name for left in tmp_path.iterdir()] == ["checkpoint.pt"]
     assert issubclass(DiskFull, InputError)
 
 
-def test_whoever_reads_the_old_file_reads_it_to_its_end(tmp_path: Path) -> None:
+def test_open_reader_of_a_replaced_file_sees_the_old_content(tmp_path: Path) -> None:
     path = tmp_path / "record.json"
     write_atomic(path, "before")
     with path.open() as reader:
@@ -392,8 +394,8 @@ def test_whoever_reads_the_old_file_reads_it_to_its_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's ever-full device")
-def test_only_a_full_disk_is_called_one() -> None:
-    with pytest.raises(DiskFull, match=r"no room left to write x.pt \(No space left on device\)"):  # noqa: SIM117
+def test_only_a_full_disk_raises_disk_full() -> None:
+    with pytest.raises(DiskFull, match=r"no space left to write x.pt \(No space left on device\)"):  # noqa: SIM117
         with room_for(Path("x.pt")), Path("/dev/full").open("wb", buffering=0) as file:
             file.write(b"x")
     for code in (errno.EDQUOT, errno.EFBIG):
@@ -403,7 +405,7 @@ def test_only_a_full_disk_is_called_one() -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
-def test_a_full_memory_is_known_from_other_errors() -> None:
+def test_out_of_memory_is_distinguished_from_other_errors() -> None:
     with pytest.raises(RuntimeError) as error:
         torch.empty(1 << 60, dtype=torch.uint8)
     assert is_out_of_memory(error.value)
@@ -432,11 +434,11 @@ def test_peak_memory_is_in_bytes() -> None:
     assert 50e6 < peak_memory_bytes("cpu") < 500e9  # torch alone takes more than 50 MB
 
 
-AGAIN_AND_AGAIN = """
+REPEATED_ALLOCATION = """
 import resource, torch
-from dnas.training.fit import keep_memory
+from dnas.training.devices import keep_memory
 keep_memory()
-for _ in range(10):
+for _ in range(20):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(1 << 23)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
@@ -444,15 +446,15 @@ for _ in range(10):
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is not glibc's")
-def test_memory_that_was_got_once_is_kept() -> None:
-    """32 MB are some thousand page faults, or with large pages some ten, but not again and again."""
-    done = subprocess.run([sys.executable, "-c", AGAIN_AND_AGAIN], capture_output=True, text=True, check=True)
+def test_allocated_memory_is_kept() -> None:
+    """Allocating 32 MB costs thousands of page faults (tens with large pages) at first, and none later."""
+    done = subprocess.run([sys.executable, "-c", REPEATED_ALLOCATION], capture_output=True, text=True, check=True)
     faults = [int(line) for line in done.stdout.split()]
     assert max(faults[:5]) > 10
-    assert max(faults[5:]) <= 1
+    assert max(faults[10:]) <= 1
 
 
-def test_the_digest_of_weights_covers_the_running_statistics() -> None:
+def test_digest_of_weights_covers_running_statistics() -> None:
     net = build(SPEC)
     before = weights_digest(net)
     net.get_buffer("features.norm5.running_mean").add_(1e-6)
@@ -463,19 +465,19 @@ def test_the_digest_of_weights_covers_the_running_statistics() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 @pytest.mark.parametrize("device", ["cuda", "cuda:3"])
-def test_cuda_without_cuda(device: str) -> None:
+def test_cuda_device_is_refused_without_cuda(device: str) -> None:
     with pytest.raises(InputError, match="finds no CUDA device here; use --device cpu"):
         check_device(device)
 
 
-def test_unknown_devices() -> None:
+def test_unknown_devices_are_refused() -> None:
     for device in ("gpu", "mps", "cuda:x"):
         with pytest.raises(InputError, match=r"cpu"):
             check_device(device)
     assert check_device("cpu") == "cpu"
 
 
-def test_devices_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_list_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list_devices("cpu") == ("cpu",)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert list_devices("auto") == ("cpu",)
@@ -490,7 +492,7 @@ def test_devices_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
         list_devices("cuda:2")
 
 
-def test_the_latency_is_of_one_image_and_touches_nothing() -> None:
+def test_latency_is_measured_on_one_image_without_side_effects() -> None:
     net = build(SPEC).train()
     before, stream, threads = weights_digest(net), torch.get_rng_state(), torch.get_num_threads()
     shapes: list[tuple[int, ...]] = []
@@ -507,13 +509,13 @@ def test_the_latency_is_of_one_image_and_touches_nothing() -> None:
     assert torch.get_num_threads() == threads
 
 
-def test_a_larger_network_takes_longer() -> None:
+def test_larger_network_has_higher_latency() -> None:
     large = parse_name("densenet-bc:L=40,k=24,channels=1,size=32")
     assert measure_latency(build(large), large, "cpu", 1) > 3 * measure_latency(build(SPEC), SPEC, "cpu", 1)
 
 
-def test_the_guard_is_asked_before_every_write(digits: Dataset, tmp_path: Path) -> None:
-    written: list[tuple[str, ...]] = []  # what had been, when it was asked
+def test_guard_is_called_before_every_write(digits: Dataset, tmp_path: Path) -> None:
+    written: list[tuple[str, ...]] = []  # the files in the folder at each call
 
     def guard() -> None:
         written.append(tuple(sorted(path.name for path in tmp_path.iterdir())))
@@ -534,7 +536,7 @@ def test_the_guard_is_asked_before_every_write(digits: Dataset, tmp_path: Path) 
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_the_validation_needs_no_larger_batches_than_the_training(digits: Dataset) -> None:
+def test_validation_batches_are_no_larger_than_training_batches(digits: Dataset) -> None:
     sizes: set[int] = set()
 
     class Watched(Dataset):
@@ -553,7 +555,7 @@ def test_specs_reach_the_module_unchanged() -> None:
     assert build(SPEC).spec == SPEC
 
 
-def test_a_flipped_byte_is_never_loaded_as_a_weight(digits: Dataset, tmp_path: Path) -> None:
+def test_flipped_byte_is_never_loaded_as_a_weight(digits: Dataset, tmp_path: Path) -> None:
     whole = fit(SPEC, digits, recipe(1), seed=(0, 0), folder=tmp_path).weights_digest
     path = tmp_path / "checkpoint.pt"
     content = path.read_bytes()
@@ -563,7 +565,7 @@ def test_a_flipped_byte_is_never_loaded_as_a_weight(digits: Dataset, tmp_path: P
         damaged[position] ^= 0x10
         path.write_bytes(bytes(damaged))
         try:
-            assert weights_digest(load_run(path).net) == whole  # a byte that carries nothing
+            assert weights_digest(load_run(path).net) == whole  # the byte is padding
         except InputError:
             refused += 1
     assert refused > 30
@@ -573,9 +575,9 @@ def test_a_flipped_byte_is_never_loaded_as_a_weight(digits: Dataset, tmp_path: P
             load_run(path)
 
 
-def test_files_that_a_kill_left_behind_the_checkpoint_catch_up(digits: Dataset, tmp_path: Path) -> None:
+def test_history_files_missing_after_a_kill_are_rewritten(digits: Dataset, tmp_path: Path) -> None:
     fit(SPEC, digits, recipe(2), seed=(0, 0), folder=tmp_path)
-    for name in ("curve.csv", "norms.npz"):  # killed after the last checkpoint, before these
+    for name in ("curve.csv", "norms.npz"):  # as if killed after the last checkpoint
         (tmp_path / name).unlink()
     fit(SPEC, digits, recipe(2), seed=(0, 0), folder=tmp_path)
     assert list(pd.read_csv(tmp_path / "curve.csv")["epoch"]) == [1, 2]

@@ -1,5 +1,8 @@
-"""A training step, and all of a captured one that needs no GPU: it asks the device for nothing, its first steps leave
-no trace, and it is the plain step to rounding. The capture itself is tested on a GPU, where there is one."""
+"""Training steps, and everything about captured steps that needs no GPU.
+
+A captured step reads nothing back from the device, its warm-up has no side effects, and it equals the plain step to
+rounding. The capture itself is tested on machines with a GPU.
+"""
 
 import logging
 from collections.abc import Callable
@@ -32,9 +35,8 @@ RATES = 0.1, 0.1, 0.05, 0.05, 0.02, 0.02, 0.01
 Make = Callable[[nn.Module, torch.optim.SGD, Any, str], Step]
 
 
-class Asked(TorchDispatchMode):
-    """`calls` are the operations inside that wait for the device, or bring it numbers of the host: what no graph can
-    hold."""
+class Synchronisations(TorchDispatchMode):
+    """Records in `calls` the operations that wait for the device or copy host values to it, which no graph can hold."""
 
     CALLS = ("_local_scalar_dense", "nonzero", "masked_select", "lift_fresh")
 
@@ -50,77 +52,79 @@ class Asked(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def plainly(net: nn.Module, optimizer: torch.optim.SGD, criterion: Any, device: str) -> Step:
+def plain_step(net: nn.Module, optimizer: torch.optim.SGD, criterion: Any, device: str) -> Step:
     return Step(net, optimizer, criterion, device)
 
 
-def graphed(net: nn.Module, optimizer: torch.optim.SGD, criterion: Any, device: str) -> Step:
+def graphed_step(net: nn.Module, optimizer: torch.optim.SGD, criterion: Any, device: str) -> Step:
     return GraphedStep(net, optimizer, criterion, device, SIZES[0])
 
 
-def uncaptured(net: nn.Module, optimizer: torch.optim.SGD, criterion: Any, device: str) -> Step:
-    """A graph for batches that never come."""
+def uncaptured_step(net: nn.Module, optimizer: torch.optim.SGD, criterion: Any, device: str) -> Step:
+    """Return a graphed step for a batch size that does not occur."""
     return GraphedStep(net, optimizer, criterion, device, SIZES[0] + 1)
 
 
 def make_step(make: Make, network: str, device: str = "cpu", momentum: float = 0.9, kernels: str | None = None) -> Step:
-    name, own = NETWORKS[network]
+    name, default_kernels = NETWORKS[network]
     torch.manual_seed(1)
     net = build(parse_name(name)).to(device).to(memory_format=torch.channels_last)
-    use_kernels(net, kernels or own)
+    use_kernels(net, kernels or default_kernels)
     optimizer = torch.optim.SGD(net.parameters(), lr=1.0, momentum=momentum, nesterov=momentum > 0, weight_decay=1e-3)
     return make(net, optimizer, lambda logits, y, size: F.cross_entropy(logits, y, label_smoothing=0.1), device)
 
 
 def batches(device: str = "cpu") -> list[tuple[Tensor, Tensor]]:
-    given = torch.Generator().manual_seed(2)
-    pairs = [(torch.randn(n, 1, 8, 8, generator=given), torch.randint(10, (n,), generator=given)) for n in SIZES]
+    stream = torch.Generator().manual_seed(2)
+    pairs = [(torch.randn(n, 1, 8, 8, generator=stream), torch.randint(10, (n,), generator=stream)) for n in SIZES]
     return [(x.to(device), y.to(device)) for x, y in pairs]
 
 
 def trained(make: Make, network: str, device: str = "cpu", **options: Any) -> dict[str, Tensor]:
-    """Everything that some steps leave behind, and the gradients of each."""
+    """Run some steps, and return all resulting state and the gradients of each step."""
     step = make_step(make, network, device, **options)
-    found: dict[str, Tensor] = {}
+    results: dict[str, Tensor] = {}
     step.begin_epoch()
     for number, ((x, y), rate) in enumerate(zip(batches(device), RATES, strict=True)):
         step(x, y, len(y), rate)
         for name, weight in step.net.named_parameters():
             assert weight.grad is not None
-            found[f"gradient {number} {name}"] = weight.grad.clone()
-        found[f"loss {number}"] = step.loss.clone()
-    found |= step.net.state_dict()
+            results[f"gradient {number} {name}"] = weight.grad.clone()
+        results[f"loss {number}"] = step.loss.clone()
+    results |= step.net.state_dict()
     for name, weight in step.net.named_parameters():
-        found |= {f"{key} {name}": value for key, value in step.optimizer.state[weight].items() if value is not None}
-    found |= {"total": step.total_loss, "wrong": step.wrong, "random": torch.get_rng_state()}
+        results |= {f"{key} {name}": value for key, value in step.optimizer.state[weight].items() if value is not None}
+    results |= {"total": step.total_loss, "wrong": step.wrong, "random": torch.get_rng_state()}
     if device != "cpu":
-        found["random there"] = torch.cuda.get_rng_state(device)
-    return found
+        results["random there"] = torch.cuda.get_rng_state(device)
+    return results
 
 
-def different(found: dict[str, Tensor], truth: dict[str, Tensor]) -> list[str]:
-    assert found.keys() == truth.keys()
-    return [name for name in truth if not torch.equal(found[name], truth[name])]
+def different(results: dict[str, Tensor], reference: dict[str, Tensor]) -> list[str]:
+    assert results.keys() == reference.keys()
+    return [name for name in reference if not torch.equal(results[name], reference[name])]
 
 
 @pytest.mark.parametrize("momentum", [0.9, 0.0])
 @pytest.mark.parametrize("network", NETWORKS)
-def test_it_is_the_plain_step_to_rounding(network: str, momentum: float) -> None:
-    found, truth = (trained(make, network, momentum=momentum) for make in (graphed, plainly))
-    assert found.keys() == truth.keys()
-    for name in truth:
-        torch.testing.assert_close(found[name], truth[name], rtol=1e-4, atol=1e-5, msg=name)
-    counts = [name for name in truth if name.endswith("num_batches_tracked") or name.startswith(("wrong", "random"))]
-    assert {name: found[name].tolist() for name in counts} == {name: truth[name].tolist() for name in counts}
+def test_graphed_step_equals_the_plain_step_to_rounding(network: str, momentum: float) -> None:
+    results, reference = (trained(make, network, momentum=momentum) for make in (graphed_step, plain_step))
+    assert results.keys() == reference.keys()
+    for name in reference:
+        torch.testing.assert_close(results[name], reference[name], rtol=1e-4, atol=1e-5, msg=name)
+    counts = [
+        name for name in reference if name.endswith("num_batches_tracked") or name.startswith(("wrong", "random"))
+    ]
+    assert {name: results[name].tolist() for name in counts} == {name: reference[name].tolist() for name in counts}
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_its_first_steps_leave_no_trace(network: str) -> None:
-    """Weights, statistics, momentum, sums and random numbers are, bit for bit, those of steps without a warm-up."""
-    assert different(trained(graphed, network), trained(uncaptured, network)) == []
+def test_warm_up_has_no_side_effects(network: str) -> None:
+    """Weights, statistics, momentum, sums and random numbers equal those of steps without a warm-up, bit for bit."""
+    assert different(trained(graphed_step, network), trained(uncaptured_step, network)) == []
 
 
-def test_what_is_done_inside_is_undone() -> None:
+def test_unchanged_restores_tensors_and_random_streams() -> None:
     torch.manual_seed(0)
     whole, part = torch.randn(4, 3), torch.arange(3)
     view = whole.t()
@@ -134,31 +138,31 @@ def test_what_is_done_inside_is_undone() -> None:
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_a_step_asks_the_device_for_nothing(network: str) -> None:
-    """But for what the first one makes, tables of channels."""
-    step = make_step(graphed, network)
+def test_step_does_not_synchronise_with_the_device(network: str) -> None:
+    """The first step is exempt: it creates tables of channels."""
+    step = make_step(graphed_step, network)
     step.begin_epoch()
     (x, y), *_ = batches()
     step(x, y, len(y), 0.1)
-    with Asked() as asked:
+    with Synchronisations() as recorded:
         step(x, y, len(y), 0.05)
-    assert asked.calls == []
+    assert recorded.calls == []
 
 
-def test_the_watch_sees_what_asks() -> None:
+def test_synchronisations_are_recorded() -> None:
     x, rows = torch.ones(3), torch.tensor([0, 2])
-    with Asked() as asked:
+    with Synchronisations() as recorded:
         x.sum().item()
         torch.tensor([1.0])
         x[x > 0]
         x[rows] = x[rows] + 1
-    assert asked.calls == ["_local_scalar_dense", "lift_fresh", "index"]
+    assert recorded.calls == ["_local_scalar_dense", "lift_fresh", "index"]
 
 
-def test_a_run_may_be_gone_on_with_by_either() -> None:
-    """The optimizer's state is that of a plain step: with a rate that is a number, and torch's own choice of loops."""
+def test_optimizer_state_does_not_depend_on_the_kind_of_step() -> None:
+    """The rate is stored as a number, and the options select torch's default implementation."""
     states = []
-    for make in (plainly, graphed):
+    for make in (plain_step, graphed_step):
         step = make_step(make, "plain")
         step.begin_epoch()
         step(*batches()[0], SIZES[0], 0.1)
@@ -169,16 +173,16 @@ def test_a_run_may_be_gone_on_with_by_either() -> None:
     assert isinstance(of_graph["param_groups"][0]["lr"], float)
 
 
-# --- where it cannot be --------------------------------------------------------------------------------------------
+# --- refusals --------------------------------------------------------------------------------------------
 
 
-def test_where_there_can_be_no_graph() -> None:
+def test_unsupported_cuda_graphs_are_refused() -> None:
     check_cuda_graph("cuda:1")
-    with pytest.raises(InputError, match="is for a CUDA device, and this training is on the CPU; leave it out"):
+    with pytest.raises(InputError, match="requires a CUDA device, but this run is on the CPU; leave it out"):
         check_cuda_graph("cpu")
-    with pytest.raises(InputError, match="is for one GPU, and this training is on 4"):
+    with pytest.raises(InputError, match="requires a single GPU, but this run uses 4"):
         check_cuda_graph("cuda", processes=4)
-    with pytest.raises(InputError, match="not what --compile makes of it; give one of them"):
+    with pytest.raises(InputError, match="cannot capture a network compiled by --compile; give only one of the two"):
         check_cuda_graph("cuda", compiled=True)
     data = load_dataset("digits", subset=300)
     with pytest.raises(InputError, match="on the CPU"):
@@ -192,24 +196,24 @@ def test_where_there_can_be_no_graph() -> None:
 
 
 @pytest.mark.parametrize("command", ["train densenet:L=10,k=4 --dataset digits", "search --space digits_bc --trials 2"])
-def test_one_line_and_status_2_on_the_cpu(
+def test_cuda_graph_on_the_cpu_is_one_line_and_status_2(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main([*command.split(), "--device", "cpu", "--cuda-graph"]) == 2
-    said = capsys.readouterr().err
-    assert said == "dnas: --cuda-graph is for a CUDA device, and this training is on the CPU; leave it out.\n"
+    error = capsys.readouterr().err
+    assert error == "dnas: --cuda-graph requires a CUDA device, but this run is on the CPU; leave it out.\n"
     assert not (tmp_path / "studies").exists()
 
 
-def test_what_is_not_captured_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_networks_that_cannot_be_captured_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert _is_capturable(parse_name("densenet:L=10,k=4"), recompute=False)
         assert caplog.messages == []
         assert not _is_capturable(parse_name("densenet:L=10,k=4"), recompute=True)
         assert not _is_capturable(parse_name("resnet:L=8,stochastic_depth=0.5"), recompute=False)
     assert caplog.messages == [
-        "the training steps are not captured as a CUDA graph: memory is short, and a graph keeps its own",
+        "the training steps are not captured as a CUDA graph: recomputation frees memory that a graph would keep",
         "the training steps are not captured as a CUDA graph: with stochastic depth each step runs other units",
     ]
 
@@ -223,16 +227,18 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is n
 @pytest.mark.parametrize(
     ("network", "kernels"), [("plain", "plain"), ("ref", "ref"), ("plain", "triton"), ("resnet", "plain")]
 )
-def test_a_graph_is_the_steps_bit_for_bit(network: str, kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The very same steps, captured and not, under autocast, with dropout and smaller batches in between."""
+def test_captured_steps_equal_uncaptured_steps_bit_for_bit(
+    network: str, kernels: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compared under autocast, with dropout and with smaller batches in between."""
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
-    found, truth = (trained(make, network, "cuda", kernels=kernels) for make in (graphed, uncaptured))
-    assert different(found, truth) == []
+    results, reference = (trained(make, network, "cuda", kernels=kernels) for make in (graphed_step, uncaptured_step))
+    assert different(results, reference) == []
 
 
 @needs_gpu
-def test_a_graphed_run_goes_on_from_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_graphed_run_resumes_from_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     data, plan = load_dataset("digits", subset=300, device="cuda"), make_recipe("fast", data_info("digits"), epochs=3)
     spec, options = parse_name(NETWORKS["plain"][0]), {"seed": (0, 0), "device": "cuda", "cuda_graph": True}
