@@ -1,18 +1,20 @@
-"""DenseNet in plain PyTorch: the reference that any faster path must equal.
+"""DenseNet in plain PyTorch, the reference that any faster path must equal.
 
-Paper: Huang et al., "Densely Connected Convolutional Networks", CVPR 2017. Module names are torchvision's, so that
-state dicts can be exchanged. What differs from torchvision: the small stem, layers without a bottleneck, connectivities
-other than dense, and dropout after every convolution but the first (section 4.2; theirs follows the 3×3 only).
+Paper: Huang et al., "Densely Connected Convolutional Networks", CVPR 2017. Modules have torchvision's names, so that
+state dicts are interchangeable. Differences to torchvision: the small stem, layers without a bottleneck, other
+connectivities than dense, and dropout after every convolution but the first (section 4.2; torchvision applies it after
+the 3×3 convolution only).
 
 Kernels other than `plain` run each block and the norm after it as one function that keeps no concatenation and no
-normalised copy (`dnas.nn.kernels.reference`): the same function of the same modules, to rounding. Transitions then pool
-before their convolution: both are linear, so it is the same, and a quarter of the work. A block that they cannot stand
-in for (hooks inside, frozen weights, autocast ...; see `why_plain`) is left to its modules, by itself.
+normalised copy (`dnas.nn.kernels.reference`). It is the same function of the same modules, to rounding. Transitions
+then pool before their convolution, which is equal because both are linear, and takes a quarter of the work. Blocks that
+the kernels do not support (hooks inside, frozen weights, autocast and so on, see
+`dnas.nn.kernels.dispatch.fallback_reason`) run their modules; the other blocks are not affected.
 
-With memory "recompute" a training step keeps only what the layers put out, k maps each, and works out their
-concatenations and normalised copies again when the backward pass needs them (Pleiss et al. 2017,
-"Memory-Efficient Implementation of DenseNets", arXiv 1707.06990); see `dnas.nn.recompute`. Kernels keep as little, and
-recompute the bottlenecks' outputs alone.
+With memory "recompute", a training step keeps only the outputs of the layers, k maps each. Concatenations and
+normalised copies are recomputed in the backward pass (Pleiss et al. 2017, "Memory-Efficient Implementation of
+DenseNets", arXiv 1707.06990); see `dnas.nn.recompute`. Kernels keep equally little, and recompute only the outputs of
+the bottlenecks.
 """
 
 from collections import OrderedDict
@@ -38,12 +40,16 @@ MEMORY = ("linear", "recompute")
 class DenseNet(nn.Module):
     """The network of a `DenseNetSpec`: images [N, C, H, W] -> logits [N, classes].
 
-    kernels: what runs the dense blocks: `plain` (the modules), `ref`, `cpu` or `triton`. `InputError` where this
-        machine cannot, and for `auto`, which `dnas.nn.resolve_kernels` settles.
-    memory: `recompute` makes training steps trade time for memory; see above. On the plain path a module's forward
-        hooks then run twice a step. A compiled network takes no notice of it. `recompute` says the same as a bool.
+    Args:
+        spec: The network. kernels: What runs the dense blocks: `plain` (the modules), `ref`, `cpu` or `triton`. May be
+        changed at any time.
+            Resolve `auto` by `dnas.nn.resolve_kernels` first.
+        memory: `recompute` makes training steps trade time for memory, see above. On the plain path, forward hooks of
+            modules then run twice per step. A compiled network ignores it. May be changed at any time; the attribute
+            `recompute` is the same as a bool.
 
-    Both may be set at any moment.
+    Raises:
+        InputError: If this machine cannot run the kernels.
     """
 
     def __init__(self, spec: DenseNetSpec, kernels: str = "plain", memory: str = "linear") -> None:
@@ -78,7 +84,7 @@ class DenseNet(nn.Module):
     @kernels.setter
     def kernels(self, name: str) -> None:
         if name == "auto":
-            raise InputError("A network cannot measure its own kernels 'auto'; call dnas.nn.resolve_kernels first.")
+            raise InputError("a network cannot measure its own kernels 'auto'; call dnas.nn.resolve_kernels first.")
         check_kernels(name)
         self._kernels = name
 
@@ -101,70 +107,73 @@ class DenseNet(nn.Module):
         self._memory = "recompute" if value else "linear"
 
     def forward(self, x: Tensor) -> Tensor:
-        # A compiler chooses by itself what is kept and what is done again.
-        again = self.recompute and self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        # A compiler decides by itself what to keep and what to recompute.
+        recompute = self.recompute and self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
         kernels = None
         if self._kernels != "plain" and not is_traced_or_transformed() and not is_touched(self.features):
             kernels = load_kernels(self._kernels)
-        if kernels is None and not again:
-            return self._classified(self.features(x))
-        return self._forward_by_block(x, kernels, again)
+        if kernels is None and not recompute:
+            return self._classify(self.features(x))
+        return self._forward_by_block(x, kernels, recompute)
 
-    def _forward_by_block(self, x: Tensor, kernels: Kernels | None, again: bool) -> Tensor:
+    def _forward_by_block(self, x: Tensor, kernels: Kernels | None, recompute: bool) -> Tensor:
         stages = dict(self.features.named_children())
         stem = [stages.pop(name) for name in list(stages) if name.endswith("0")]
-        if again and len(stem) > 1:  # a convolution keeps its input, nothing else
+        if recompute and len(stem) > 1:  # a single convolution keeps only its input
             x = recomputed(nn.Sequential(*stem), [x])
         else:
             for module in stem:
                 x = module(x)
         for block, after in _pairs(stages):
-            fast = None if kernels is None else self._fast(kernels, block, after, x)
-            if fast is not None:
-                x = fast
-            elif not again:
+            output = None if kernels is None else self._run_kernels(kernels, block, after, x)
+            if output is not None:
+                x = output
+            elif not recompute:
                 x = after(block(x))
-                x = self._classified(x) if isinstance(after, nn.BatchNorm2d) else x
+                x = self._classify(x) if isinstance(after, nn.BatchNorm2d) else x
             else:
-                then = self._classified if isinstance(after, nn.BatchNorm2d) else None
+                then = self._classify if isinstance(after, nn.BatchNorm2d) else None
                 x = recomputed(after, block.maps(x, recomputed), then)
         return x
 
-    def _fast(self, kernels: Kernels, block: DenseBlock, after: nn.Module, x: Tensor) -> Tensor | None:
-        """A block and what follows it by `kernels`; None where they cannot stand in for the modules."""
+    def _run_kernels(self, kernels: Kernels, block: DenseBlock, after: nn.Module, x: Tensor) -> Tensor | None:
+        """Run a block and the module after it by `kernels`; None if they do not support it."""
         if not isinstance(after, Transition):
             pooled = run_block(kernels, block, after, "mean", x, self.recompute)
             return None if pooled is None else self.classifier(pooled)
         if not after.is_linear_after_relu():
             return None
-        if after.dropout and after.training:  # its mask lies between the convolution and the pool
+        if after.dropout and after.training:  # its mask is applied between the convolution and the pool
             z = run_block(kernels, block, after, "relu", x, self.recompute)
             if z is None:
                 return None
-            made = _pointwise(after.conv, z)
-            # In the plain path's layout, by which the mask is drawn. `contiguous` leaves strides of single channels.
-            like = torch.empty_like(made, memory_format=layout_of(x, after.conv.weight))
-            return after.pool(F.dropout(like.copy_(made), after.dropout))
+            output = _pointwise(after.conv, z)
+            # The mask is drawn in the memory layout of the plain path. `contiguous` would keep strides of single
+            # channels.
+            copy = torch.empty_like(output, memory_format=layout_of(x, after.conv.weight))
+            return after.pool(F.dropout(copy.copy_(output), after.dropout))
         pooled = run_block(kernels, block, after, "pool", x, self.recompute)
         return None if pooled is None else _pointwise(after.conv, pooled)
 
-    def _classified(self, x: Tensor) -> Tensor:
+    def _classify(self, x: Tensor) -> Tensor:
         x = F.relu(x, inplace=True)
         return self.classifier(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
 def _pairs(stages: dict[str, nn.Module]) -> Iterator[tuple[DenseBlock, nn.Module]]:
-    """Each block with what follows it."""
+    """Yield each block with the module that follows it."""
     for block, after in pairwise(stages.values()):
         if isinstance(block, DenseBlock):
             yield block, after
 
 
 def _pointwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """A convolution of 1×1. Of maps that lie channel by channel it is one product of matrices, and so are its
-    gradients; a convolution would copy them."""
+    """Apply a 1×1 convolution, as a matrix product if the maps are stored channel by channel.
+
+    Its gradients are matrix products too. torch's convolution would copy such maps.
+    """
     channels_first = x.transpose(0, 1)
     if not channels_first.is_contiguous() or conv.bias is not None:
         return conv(x)
-    made = torch.mm(conv.weight.flatten(1), channels_first.flatten(1))
-    return made.view(-1, *channels_first.shape[1:]).transpose(0, 1)
+    output = torch.mm(conv.weight.flatten(1), channels_first.flatten(1))
+    return output.view(-1, *channels_first.shape[1:]).transpose(0, 1)

@@ -1,10 +1,14 @@
-"""How every family's networks begin."""
+"""Weight initialisation shared by all families."""
 
 from torch import nn
 
 
 def initialise(net: nn.Module) -> None:
-    """He et al. 2015, equation 10 (fan in) for convolutions, γ = 1 and β = 0 for norms, no bias in the classifier."""
+    """Initialise a network in place.
+
+    Convolutions follow He et al. 2015, equation 10 (fan in). Norms have γ = 1 and β = 0, and the classifier a zero
+    bias.
+    """
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)

@@ -1,4 +1,4 @@
-"""What a DenseNet is made of: layers, blocks and transitions, as plain modules."""
+"""Modules of a DenseNet: dense layers, dense blocks and transitions."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from dnas.nn.recompute import Run, concatenated, plain
 
 
 class DenseLayer(nn.Module):
-    """The composite function H of the paper: BN-ReLU-Conv(3×3), or with a bottleneck BN-ReLU-Conv(1×1) before it.
+    """The composite function H of the paper: BN-ReLU-Conv(3×3), preceded by BN-ReLU-Conv(1×1) with a bottleneck.
 
     [N, in_channels, H, W] -> [N, growth_rate, H, W]
     """
@@ -37,7 +37,7 @@ class DenseLayer(nn.Module):
 
 
 class DenseBlock(nn.Module):
-    """Layers that each read the earlier ones that the connectivity grants; gives what the next stage reads of them."""
+    """Layers that read the sources selected by the connectivity; returns the concatenated input of the next stage."""
 
     def __init__(self, layers: list[Layer], spec: DenseNetSpec) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class DenseBlock(nn.Module):
         return concatenated(self.maps(x, plain))
 
     def maps(self, x: Tensor, run: Run) -> list[Tensor]:
-        """What the next stage reads, not yet concatenated: some of x and the layers' outputs."""
+        """Return the maps that the next stage reads, not yet concatenated."""
         sources = [x]
         for layer, read in zip(self.children(), self.reads, strict=False):
             sources.append(run(layer, [sources[i] for i in read]))
@@ -74,7 +74,7 @@ class Transition(nn.Module):
         return self.pool(_dropout(self.conv(self.relu(self.norm(x))), self))
 
     def is_linear_after_relu(self) -> bool:
-        """Whether all is as it was made, so that the pool may go before the convolution."""
+        """Return whether convolution and pool are unmodified, so that they may be exchanged."""
         conv, pool = self.conv, self.pool
         return (
             (type(self.relu), type(conv), type(pool)) == (nn.ReLU, nn.Conv2d, nn.AvgPool2d)

@@ -1,6 +1,6 @@
-"""Activations that are worked out again in the backward pass, and not kept.
+"""Recompute activations in the backward pass instead of keeping them.
 
-It is the same arithmetic in the same order, so that every bit of the outputs, gradients and statistics is the same.
+The arithmetic and its order are unchanged, so outputs, gradients and statistics are equal bit for bit.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,15 +9,16 @@ from contextlib import contextmanager, suppress
 import torch
 from torch import Tensor, nn
 
-Run = Callable[[nn.Module, list[Tensor]], Tensor]  # a module on the concatenation of what it reads
+Run = Callable[[nn.Module, list[Tensor]], Tensor]  # applies a module to the concatenation of its inputs
 
 
 def plain(module: nn.Module, maps: list[Tensor]) -> Tensor:
+    """Apply a module to the concatenation of `maps`."""
     return module(concatenated(maps))
 
 
 def recomputed(module: nn.Module, maps: list[Tensor], then: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """`then(module(concatenation of maps))`, of which autograd keeps `maps` alone."""
+    """Return `then(module(concatenation of maps))`, for which autograd keeps only `maps`."""
 
     def run(maps: list[Tensor]) -> Tensor:
         output = plain(module, maps)
@@ -27,10 +28,11 @@ def recomputed(module: nn.Module, maps: list[Tensor], then: Callable[[Tensor], T
 
 
 class _TwiceRun:
-    """A function whose saved tensors are only counted, and made by a second run when the backward pass asks for one.
+    """A function that counts its saved tensors and recreates them by a second run in the backward pass.
 
-    The graph is the first run's, so that gradients are added up in the order in which they are without this. Not
-    torch.utils.checkpoint: that lets norms update their statistics twice (pytorch#96136), and imports the compiler.
+    The graph is that of the first run, so gradients are summed in the same order as without recomputation.
+    torch.utils.checkpoint is not used because norms would update their statistics twice (pytorch#96136), and because it
+    imports the compiler.
     """
 
     def __init__(self, run: Callable[[list[Tensor]], Tensor], module: nn.Module, maps: list[Tensor]) -> None:
@@ -46,46 +48,46 @@ class _TwiceRun:
             torch.is_autocast_cache_enabled(),
         )
         self._count = 0
-        self._made: dict[int, Tensor] = {}
+        self._recomputed: dict[int, Tensor] = {}
 
     def __call__(self) -> Tensor:
-        with torch.autograd.graph.saved_tensors_hooks(self._number, self._give):
+        with torch.autograd.graph.saved_tensors_hooks(self._number, self._unpack):
             return self._run(self._maps)
 
     def _number(self, _tensor: Tensor) -> int:
         self._count += 1
         return self._count - 1
 
-    def _give(self, number: int) -> Tensor:
-        if number not in self._made:
+    def _unpack(self, number: int) -> Tensor:
+        if number not in self._recomputed:
             self._run_again()
-        return self._made.pop(number)
+        return self._recomputed.pop(number)
 
     def _run_again(self) -> None:
-        self._made = {}
+        self._recomputed = {}
         maps = [x.detach().requires_grad_(x.requires_grad) for x in self._maps]
         with (
-            suppress(_Enough),
+            suppress(_Complete),
             torch.enable_grad(),
             self._autocast,
             _random_state(self._device, self._random),
-            _statistics_kept(self._norms),
+            _frozen_statistics(self._norms),
             torch.autograd.graph.saved_tensors_hooks(self._keep, _never),
         ):
             self._run(maps)
 
     def _keep(self, tensor: Tensor) -> None:
-        self._made[len(self._made)] = tensor.detach()
-        if len(self._made) == self._count:
-            raise _Enough  # what follows is the last convolution, whose output is known
+        self._recomputed[len(self._recomputed)] = tensor.detach()
+        if len(self._recomputed) == self._count:
+            raise _Complete  # only the last convolution is left, whose output is not needed
 
 
-class _Enough(Exception):
-    """All that was asked for is there."""
+class _Complete(Exception):
+    """All saved tensors have been recomputed."""
 
 
 def _never(_packed: object) -> Tensor:
-    raise AssertionError("nobody goes backward through the second run")
+    raise AssertionError("the second run has no backward pass")
 
 
 def _get_random_state(device: torch.device) -> Tensor:
@@ -101,33 +103,36 @@ def _set_random_state(device: torch.device, state: Tensor) -> None:
 
 @contextmanager
 def _random_state(device: torch.device, state: Tensor | None) -> Iterator[None]:
-    """Draws again what was drawn from `state` on; the stream is then where it was. None: nothing is drawn."""
+    """Set the random stream to `state` inside the context, and restore it afterwards. None does nothing."""
     if state is None:
         yield
         return
-    now = _get_random_state(device)
+    current = _get_random_state(device)
     _set_random_state(device, state)
     try:
         yield
     finally:
-        _set_random_state(device, now)
+        _set_random_state(device, current)
 
 
 @contextmanager
-def _statistics_kept(norms: list[nn.BatchNorm2d]) -> Iterator[None]:
-    """Norms update statistics that are thrown away: their own have counted this batch already. (Norms without any would
-    save fewer tensors than the first time.)"""
-    own = [dict(norm.named_buffers(recurse=False)) for norm in norms]
-    for norm, buffers in zip(norms, own, strict=True):
+def _frozen_statistics(norms: list[nn.BatchNorm2d]) -> Iterator[None]:
+    """Let norms update temporary statistics, because their own already include this batch.
+
+    Norms without running statistics would save fewer tensors than in the first run.
+    """
+    originals = [dict(norm.named_buffers(recurse=False)) for norm in norms]
+    for norm, buffers in zip(norms, originals, strict=True):
         for name, buffer in buffers.items():
             setattr(norm, name, torch.zeros_like(buffer))
     try:
         yield
     finally:
-        for norm, buffers in zip(norms, own, strict=True):
+        for norm, buffers in zip(norms, originals, strict=True):
             for name, buffer in buffers.items():
                 setattr(norm, name, buffer)
 
 
 def concatenated(maps: list[Tensor]) -> Tensor:
+    """Concatenate maps along the channels; a single tensor is not copied."""
     return maps[0] if len(maps) == 1 else torch.cat(maps, dim=1)

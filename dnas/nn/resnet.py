@@ -1,7 +1,7 @@
 """Pre-activation ResNet in plain PyTorch, as `dnas.arch.resnet` describes it.
 
-With `ResNet.recompute` a training step keeps only what the units put out, and works out what is inside of them again
-when the backward pass needs it; see `dnas.nn.recompute`.
+With `ResNet.recompute`, a training step keeps only the outputs of the units, and recomputes their inner activations in
+the backward pass; see `dnas.nn.recompute`.
 """
 
 from collections import OrderedDict
@@ -19,8 +19,9 @@ from dnas.nn.recompute import recomputed
 class PointwiseConv(nn.Conv2d):
     """1×1 convolution without bias: [N, in_channels, H, W] -> [N, out_channels, ⌈H / stride⌉, ⌈W / stride⌉].
 
-    A stride takes its pixels first and convolves them with stride 1, which is the same arithmetic. torch 2.15's own
-    backward pass of a strided 1×1 convolution writes beyond its memory (channels last, AVX2, 2 to 6 input channels).
+    With a stride, every stride-th pixel is selected first and convolved with stride 1, which is the same arithmetic. In
+    torch 2.15 the backward pass of a strided 1×1 convolution writes out of bounds (channels last, AVX2, 2 to 6 input
+    channels).
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
@@ -34,12 +35,14 @@ class PointwiseConv(nn.Conv2d):
 
 
 class ResidualUnit(nn.Module):
-    """x + branch(x), the branch BN-ReLU-Conv(3×3) twice, or with a bottleneck BN-ReLU-Conv 1×1, 3×3, 1×1.
+    """x + branch(x): [N, in_channels, H, W] -> [N, out_channels, ⌈H / stride⌉, ⌈W / stride⌉].
 
-    shares: the shortcut, too, begins after the first BN-ReLU. projects: it is a 1×1 convolution then.
-    survival: the chance that a training step keeps the branch, by which evaluation scales it (Huang et al. 2016).
+    The branch is BN-ReLU-Conv(3×3) twice, or with a bottleneck BN-ReLU-Conv with kernels 1×1, 3×3 and 1×1.
 
-    [N, in_channels, H, W] -> [N, out_channels, ⌈H / stride⌉, ⌈W / stride⌉]
+    shares: The shortcut starts after the first BN-ReLU, too.
+    projects: The shortcut is a 1×1 convolution.
+    survival: Probability that a training step keeps the branch; in evaluation mode it scales the branch (Huang et al.
+        2016).
     """
 
     def __init__(
@@ -82,19 +85,19 @@ class ResidualUnit(nn.Module):
         return self.shortcut(active if self.shares else x) + branch
 
     def without_branch(self, x: Tensor) -> Tensor:
-        """What the shortcut alone makes of x."""
+        """Return the output of the shortcut alone."""
         return self.shortcut(self.relu1(self.norm1(x)) if self.shares else x)
 
 
 class ResNet(nn.Module):
     """The network of a `ResNetSpec`: images [N, C, H, W] -> logits [N, classes].
 
-    Stochastic depth drops a unit's branch for the whole batch, as in the paper: it is not run, its norms' statistics
-    stand still, and its weights get no gradient (None). A step draws a number for each unit from torch's global
-    generator of the CPU, whatever the device; a compiled network takes its training steps uncompiled.
+    Stochastic depth drops a unit's branch for the whole batch, as in the paper. A dropped branch is not run, the
+    statistics of its norms are not updated, and its weights have no gradient (None). A step draws one number per unit
+    from torch's global CPU generator, on every device. A compiled network runs such training steps uncompiled.
 
-    recompute: whether training steps trade time for memory; see above. It may be set at any moment. A module's forward
-        hooks then run twice a step. A compiled network takes no notice of it.
+    recompute: Training steps trade time for memory, see above. May be changed at any time. Forward hooks of modules
+        then run twice per step. A compiled network ignores it.
     """
 
     def __init__(self, spec: ResNetSpec) -> None:
@@ -104,7 +107,7 @@ class ResNet(nn.Module):
         stem: OrderedDict[str, nn.Module] = OrderedDict()
         if spec.stem == "small":
             stem["conv0"] = nn.Conv2d(spec.in_channels, spec.stem_width, kernel_size=3, padding=1, bias=False)
-        else:  # without BN-ReLU, which the first unit begins with
+        else:  # without BN-ReLU, because the first unit starts with one
             stem["conv0"] = nn.Conv2d(spec.in_channels, spec.stem_width, kernel_size=7, stride=2, padding=3, bias=False)
             stem["pool0"] = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
         self.features = nn.Sequential(stem)
@@ -130,13 +133,13 @@ class ResNet(nn.Module):
         initialise(self)
 
     def draw(self, units: int) -> list[float]:
-        """Uniform numbers in [0, 1), of which a unit's branch is kept where its own is below its survival."""
+        """Draw one uniform number in [0, 1) per unit. A unit keeps its branch if its number is below its survival."""
         return torch.rand(units, dtype=torch.float64).tolist()
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and self.spec.stochastic_depth:
             dropping = self._forward_dropping
-            # Not as a decorator: that would import the compiler, more than a second's work, with this module.
+            # Not a decorator, because that would import the compiler with this module, which takes over a second.
             return (torch.compiler.disable(dropping) if torch.compiler.is_compiling() else dropping)(x)
         return self._forward(x, [True] * len(self._units))
 
@@ -145,25 +148,25 @@ class ResNet(nn.Module):
         return self._forward(x, [draw < unit.survival for draw, unit in zip(draws, self._units, strict=True)])
 
     def _forward(self, x: Tensor, kept: list[bool]) -> Tensor:
-        # A compiler chooses by itself what is kept and what is done again.
-        again = self.recompute and self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        run: Callable[[nn.Module, Tensor], Tensor] = _again if again else _once
+        # A compiler decides by itself what to keep and what to recompute.
+        recompute = self.recompute and self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        run: Callable[[nn.Module, Tensor], Tensor] = _run_recomputed if recompute else _run
         for module in self._stem:
             x = module(x)
         for unit, keep in zip(self._units, kept, strict=True):
             x = run(unit, x) if keep else unit.without_branch(x)
-        if again:
-            return recomputed(self.norm, [x], then=self._classified)
-        return self._classified(self.norm(x))
+        if recompute:
+            return recomputed(self.norm, [x], then=self._classify)
+        return self._classify(self.norm(x))
 
-    def _classified(self, x: Tensor) -> Tensor:
+    def _classify(self, x: Tensor) -> Tensor:
         x = F.relu(x, inplace=True)
         return self.classifier(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
-def _once(module: nn.Module, x: Tensor) -> Tensor:
+def _run(module: nn.Module, x: Tensor) -> Tensor:
     return module(x)
 
 
-def _again(module: nn.Module, x: Tensor) -> Tensor:
+def _run_recomputed(module: nn.Module, x: Tensor) -> Tensor:
     return recomputed(module, [x])

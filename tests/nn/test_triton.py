@@ -125,14 +125,14 @@ def test_without_a_device_they_are_refused() -> None:
     with pytest.raises(InputError, match=r"this machine runs the kernels plain, .*but not triton: .+\.$"):
         check_kernels("triton")
     shape = BlockShape((2, 1), ((0,), (0, 1)), (0,), "pool", 0.0, 1e-5)
-    assert "not for torch.float32 on cpu" in TRITON.unsupported_reason(torch.randn(1, 2, 4, 4), weights_of(shape))
+    assert "not torch.float32 on cpu" in TRITON.unsupported_reason(torch.randn(1, 2, 4, 4), weights_of(shape))
 
 
 @needs_triton
 def test_other_types_are_refused(interpreted: dict[str, Any]) -> None:
     float32, float64 = interpreted["why not"]
     assert float32 == ""
-    assert float64.startswith("kernels `triton` are for float32 and bfloat16 on CUDA, and not for torch.float64")
+    assert float64.startswith("kernels `triton` support float32 and bfloat16 on CUDA, but not torch.float64")
 
 
 @needs_triton

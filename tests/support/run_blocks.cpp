@@ -1,5 +1,5 @@
-// Runs blocks of several kinds through the kernels, each in memory of just its size, and prints all that they make: for
-// tools that watch memory, and for processors that can only be emulated.
+// Runs several kinds of blocks through the kernels, with memory of exact size, and prints all outputs. For tools that
+// check memory accesses, and for emulated processors.
 #include <cstdio>
 #include <deque>
 #include <random>
@@ -16,10 +16,10 @@ struct Case {
 const Case CASES[] = {
     {3, 8, 8, 5, 3, 4, 0, 0, 1, true, false, true},    // 2×2 averages
     {2, 7, 5, 3, 2, 13, 9, 1, 2, false, false, true},  // means; odd sizes
-    {5, 1, 1, 4, 1, 2, 3, 2, 2, true, true, true},     // nothing at the end; single pixels; dropout
-    {2, 18, 33, 6, 2, 12, 48, 0, 2, true, true, false},  // bottlenecks worked out again
+    {5, 1, 1, 4, 1, 2, 3, 2, 2, true, true, true},     // no operation at the end; single pixels; dropout
+    {2, 18, 33, 6, 2, 12, 48, 0, 2, true, true, false},  // recomputed bottlenecks
     {9, 2, 3, 1, 2, 1, 0, 1, 3, false, true, true},
-    {6, 8, 8, 5, 2, 4, 0, 0, 1, true, false, true},   // several images abreast
+    {6, 8, 8, 5, 2, 4, 0, 0, 1, true, false, true},   // interleaved images
     {24, 3, 2, 4, 1, 3, 2, 0, 2, false, false, true},
     {16, 1, 1, 3, 1, 2, 0, 1, 1, true, false, true},
 };
@@ -41,7 +41,7 @@ class Random {
   std::mt19937 engine_{7};
 };
 
-// Memory that lasts as long as the program: structures point to it.
+// Memory that lives as long as the program, because structures point to it.
 template <class Value>
 Value* kept(std::vector<Value> values) {
   static std::deque<std::vector<Value>> all;

@@ -1,8 +1,9 @@
-"""The C++ kernels as a shared library: compiled at first use by this machine's compiler, and kept in a folder.
+"""Build the C++ kernels as a shared library by this machine's compiler at first use, and cache it.
 
-A library's name is a digest of the sources, the compiler and its flags, what of this processor the flags make use of,
-and torch's version: nodes of a cluster that share the folder but not the processor have libraries of their own. Beside
-each lies its checksum, and one that is not whole is built again. Of several processes one builds, the others wait.
+The name of a library is a digest of the sources, the compiler and its flags, which include the processor's vector
+extensions, and the version of torch. Nodes of a cluster that share the cache folder but not the processor thus have
+separate libraries. A checksum is stored with each library, and a damaged one is rebuilt. If several processes need the
+same library, one builds it and the others wait.
 """
 
 import atexit
@@ -28,18 +29,18 @@ HERE = Path(__file__).parent / "csrc"
 SOURCE = "dense_block.cpp"
 BASE_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-shared", "-pthread", "-fno-math-errno", "-fno-trapping-math"]
 COMPILERS = ("c++", "g++", "clang++")
-BUILD_SECONDS = 300  # at most
+BUILD_TIMEOUT_SECONDS = 300
 
 log = logging.getLogger(__name__)
 
 
 class CannotBuild(Exception):
-    """Why this machine has no C++ kernels: one line."""
+    """The C++ kernels cannot be built; the message is the reason in one line."""
 
 
 @lru_cache(maxsize=1)
 def load_library() -> ctypes.CDLL:
-    """The kernels, from the cache or built now. `CannotBuild` where there is no compiler, or it fails."""
+    """Load the kernels from the cache, or build them. Raises `CannotBuild` if there is no compiler or it fails."""
     command = [*find_compiler(), *BASE_FLAGS, *processor_flags()]
     path = library_in(cache_folder(), command)
     try:
@@ -49,12 +50,12 @@ def load_library() -> ctypes.CDLL:
 
 
 def cache_folder() -> Path:
-    """$DNAS_KERNELS, else ~/.cache/dnas/kernels."""
+    """Return $DNAS_KERNELS, else ~/.cache/dnas/kernels."""
     return Path(os.environ.get("DNAS_KERNELS") or "~/.cache/dnas/kernels").expanduser()
 
 
 def find_compiler() -> list[str]:
-    """$CXX, or the first compiler there is, as a command."""
+    """Return $CXX, or the first available compiler, as a command."""
     chosen = shlex.split(os.environ.get("CXX", ""))
     for command in [chosen] if chosen else [[name] for name in COMPILERS]:
         if shutil.which(command[0]):
@@ -63,7 +64,7 @@ def find_compiler() -> list[str]:
 
 
 def processor_flags() -> list[str]:
-    """Flags for the vectors that this processor has; none where that cannot be told."""
+    """Return compiler flags for the vector extensions of this processor; empty if they are unknown."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return []
     with suppress(OSError):
@@ -74,6 +75,7 @@ def processor_flags() -> list[str]:
 
 
 def vector_flags(features: set[str]) -> list[str]:
+    """Return compiler flags for the `flags` of /proc/cpuinfo."""
     if not {"avx2", "fma"} <= features:
         return []
     if not {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= features:
@@ -82,11 +84,13 @@ def vector_flags(features: set[str]) -> list[str]:
 
 
 def library_in(folder: Path, command: list[str]) -> Path:
-    """The library that `command` makes of the sources, whole, in `folder`, or in a temporary one where that cannot be
-    written to."""
+    """Return the path of the library that `command` builds, after building it if necessary.
+
+    If `folder` is not writable, the library is built in a temporary folder.
+    """
     name = library_name(command)
     path = folder / name
-    if is_whole(path):
+    if is_intact(path):
         return path
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -98,12 +102,13 @@ def library_in(folder: Path, command: list[str]) -> Path:
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         path = folder / name
-        if not is_whole(path):
+        if not is_intact(path):
             _build(command, path)
     return path
 
 
 def library_name(command: list[str]) -> str:
+    """Return the file name of the library, a digest of everything that it depends on."""
     digest = hashlib.sha256()
     for source in sorted([*HERE.glob("*.h"), *HERE.glob("*.cpp")]):
         digest.update(source.name.encode() + source.read_bytes())
@@ -112,8 +117,8 @@ def library_name(command: list[str]) -> str:
     return f"dense_block-{digest.hexdigest()[:24]}.so"
 
 
-def is_whole(path: Path) -> bool:
-    """Whether the library is there, as it was built: a damaged one could end the process when it is loaded."""
+def is_intact(path: Path) -> bool:
+    """Return whether the library exists and is intact. Loading a damaged one could crash the process."""
     with suppress(OSError):
         return _checksum(path) == path.with_suffix(".sha256").read_text(encoding="utf-8")
     return False
@@ -124,27 +129,27 @@ def _checksum(path: Path) -> str:
 
 
 def _build(command: list[str], path: Path) -> None:
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
     try:
-        done = subprocess.run(
-            [*command, str(HERE / SOURCE), "-o", str(beside)],
+        compilation = subprocess.run(
+            [*command, str(HERE / SOURCE), "-o", str(temporary)],
             capture_output=True,
             text=True,
-            timeout=BUILD_SECONDS,
+            timeout=BUILD_TIMEOUT_SECONDS,
             check=False,
         )
-        if done.returncode:
-            log.warning("%s failed:\n%s", shlex.join(command), done.stderr.strip())
-            said = next((line for line in done.stderr.splitlines() if "error" in line), f"status {done.returncode}")
-            raise CannotBuild(f"the compiler {command[0]} failed: {said.strip()}")
-        beside.replace(path)
+        if compilation.returncode:
+            log.warning("%s failed:\n%s", shlex.join(command), compilation.stderr.strip())
+            errors = (line.strip() for line in compilation.stderr.splitlines() if "error" in line)
+            raise CannotBuild(f"the compiler {command[0]} failed: {next(errors, f'status {compilation.returncode}')}")
+        temporary.replace(path)
         write_atomic(path.with_suffix(".sha256"), _checksum(path))
     except (OSError, subprocess.TimeoutExpired) as error:
         raise CannotBuild(f"the compiler {command[0]} failed: {error}") from None
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _remove(folder: Path, owner: int) -> None:
-    if os.getpid() == owner:  # and not in a child that was forked from it
+    if os.getpid() == owner:  # not in a forked child
         shutil.rmtree(folder, ignore_errors=True)

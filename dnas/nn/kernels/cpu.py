@@ -1,6 +1,6 @@
-"""The C++ kernels as functions of tensors: float32 on the CPU, one call a block each way.
+"""C++ kernels as functions of tensors: float32 on the CPU, one call per block and direction.
 
-The structures mirror those of dense_block.cpp. A call lets go of Python's lock.
+The structures mirror those of dense_block.cpp. Calls release the GIL.
 """
 
 from array import array
@@ -17,7 +17,7 @@ from dnas.nn.kernels.build import load_library
 from dnas.nn.kernels.reference import BlockShape, Kernels, Running
 
 ENDS = {"pool": 0, "mean": 1, "relu": 2}
-NORM_WORDS, CONVOLUTION_WORDS = 7, 6  # of a NormTensors; of a Weight and its mask
+NORM_WORDS, CONVOLUTION_WORDS = 7, 6  # 64-bit words of a NormTensors, and of a Weight with its mask
 
 
 class _Block(Structure):
@@ -79,7 +79,7 @@ def _infer(
 
 def _unsupported_reason(x: Tensor, weights: Sequence[Tensor]) -> str:
     if x.dtype != torch.float32 or x.device.type != "cpu":
-        return f"kernels `cpu` are for float32 on the CPU, and not for {x.dtype} on {x.device.type}"
+        return f"kernels `cpu` support float32 on the CPU, but not {x.dtype} on {x.device.type}"
     return ""
 
 
@@ -87,7 +87,7 @@ CPU = Kernels(_forward, _backward, _infer, _unsupported_reason, updates=True)
 
 
 class _Call:
-    """One call's description of a block, and the tensors that it points to."""
+    """Arguments of one call: the description of a block, and the tensors that it points to."""
 
     def __init__(
         self,
@@ -101,12 +101,12 @@ class _Call:
         strides = _strides(x)
         self.x = x if strides else x.contiguous()
         self.weights = [weight if _is_regular(weight) else weight.contiguous() for weight in weights]
-        # [maps, N, H, W], as the kernels have their maps
+        # [maps, N, H, W], the layout of maps in the kernels
         self.masks = [mask.transpose(0, 1).contiguous() for mask in masks]
         self.gradients = [torch.empty_like(weight) for weight in self.weights] if backward else []
         self.dx = torch.empty_like(self.x) if backward else self.x
-        self.form = _form(shape)
-        self.consumers = _described(self.form, self.weights, self.gradients, running, self.masks)
+        self.template = _template(shape)
+        self.consumers = _consumers(self.template, self.weights, self.gradients, running, self.masks)
         images, channels, height, width = x.shape
         self.block = _Block(
             images,
@@ -132,6 +132,7 @@ class _Call:
         out: Tensor | None = None,
         gradient: Tensor | None = None,
     ) -> None:
+        """Set the addresses of the tensors that the call reads and writes."""
         maps, bottlenecks = (*kept, None, None)[:2]
         mean, variance = (None, None) if statistics is None else statistics
         self.tensors = maps, bottlenecks, statistics, out, gradient
@@ -154,12 +155,12 @@ def _empty_output(shape: BlockShape, x: Tensor) -> Tensor:
 
 
 def _channels_first(gradient: Tensor) -> Tensor:
-    """As [channels, images, ...] in memory."""
+    """Return the gradient stored as [channels, images, ...]."""
     return gradient.transpose(0, 1).contiguous()
 
 
 def _strides(x: Tensor) -> tuple[int, int, int] | None:
-    """How far apart images, channels and pixels of x [N, C, H, W] lie, as NCHW, NHWC or CNHW; None for others."""
+    """Return the strides of images, channels and pixels of x [N, C, H, W] in NCHW, NHWC or CNHW; None for others."""
     images, channels, pixels = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
     if x.is_contiguous():
         return channels * pixels, pixels, 1
@@ -171,7 +172,7 @@ def _strides(x: Tensor) -> tuple[int, int, int] | None:
 
 
 def _is_regular(weight: Tensor) -> bool:
-    """Whether the taps of a kernel lie evenly apart, and nothing twice."""
+    """Return whether a weight is dense in memory with evenly spaced kernel taps."""
     if weight.dim() == 1:
         return weight.is_contiguous()
     return weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)
@@ -181,64 +182,67 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _described(
-    form: "_Form",
+def _consumers(
+    template: "_Template",
     weights: Sequence[Tensor],
     gradients: Sequence[Tensor],
     running: Running | None,
     masks: Sequence[Tensor],
 ) -> "array[int]":
-    """The structures `Consumer` one after the other."""
-    words = form.words[:]
-    for place, weight in zip(form.weights, weights, strict=True):
+    """Return the `Consumer` structures of all consumers, one after another."""
+    words = template.words[:]
+    for place, weight in zip(template.weights, weights, strict=True):
         words[place] = weight.data_ptr()
         if weight.dim() == 4:
             words[place + 2], words[place + 3], _, words[place + 4] = weight.stride()
     if gradients:
-        for place, gap, gradient in zip(form.weights, form.to_gradient, gradients, strict=True):
+        for place, gap, gradient in zip(template.weights, template.to_gradient, gradients, strict=True):
             words[place + gap] = gradient.data_ptr()
     if running is not None:
-        statistics = zip(form.statistics, running.means, running.variances, running.counts, strict=True)
+        statistics = zip(template.statistics, running.means, running.variances, running.counts, strict=True)
         for place, mean, variance, count in statistics:
             words[place], words[place + 1], words[place + 2] = mean.data_ptr(), variance.data_ptr(), _address(count)
-    for place, mask in zip(form.masks, masks, strict=bool(masks)):
+    for place, mask in zip(template.masks, masks, strict=bool(masks)):
         words[place] = mask.data_ptr()
     return words
 
 
-class _Form(NamedTuple):
-    """The words of the structures `Consumer` of a block, 64 bits each, with what its shape says; 0 is null. And the
-    places of the addresses that differ from call to call. It must live as long as a call."""
+class _Template(NamedTuple):
+    """The `Consumer` structures of a block as 64-bit words, and the positions of addresses that differ between calls.
+
+    The words contain everything that depends on the shape only; other addresses are 0. A template must outlive its
+    calls.
+    """
 
     words: "array[int]"
-    weights: list[int]  # in the order of execution
-    to_gradient: list[int]  # from each weight's place
-    statistics: list[int]  # of each norm, its mean's
-    masks: list[int]  # of each convolution
-    reads: "list[Array[c_int64]]"  # that words points to
+    weights: list[int]  # position of each weight, in the order of execution
+    to_gradient: list[int]  # distance of its gradient from each weight
+    statistics: list[int]  # position of the running mean of each norm
+    masks: list[int]  # position of the mask of each convolution
+    reads: "list[Array[c_int64]]"  # channel lists that `words` points to
 
 
 @lru_cache(maxsize=256)
-def _form(shape: BlockShape) -> _Form:
-    form = _Form(array("q"), [], [], [], [], [])
-    words = form.words
+def _template(shape: BlockShape) -> _Template:
+    template = _Template(array("q"), [], [], [], [], [])
+    words = template.words
 
     def add_norm() -> None:
-        form.weights.extend((len(words), len(words) + 1))
-        form.to_gradient.extend((2, 2))
-        form.statistics.append(len(words) + 4)
+        template.weights.extend((len(words), len(words) + 1))
+        template.to_gradient.extend((2, 2))
+        template.statistics.append(len(words) + 4)
         words.extend(repeat(0, NORM_WORDS))
 
     def add_convolution() -> None:
-        form.weights.append(len(words))
-        form.to_gradient.append(1)
-        form.masks.append(len(words) + CONVOLUTION_WORDS - 1)
+        template.weights.append(len(words))
+        template.to_gradient.append(1)
+        template.masks.append(len(words) + CONVOLUTION_WORDS - 1)
         words.extend(repeat(0, CONVOLUTION_WORDS))
 
     for index, read in enumerate(shape.reads):
         channels = [c for source in read for c in range(shape.starts[source], shape.starts[source + 1])]
-        form.reads.append((c_int64 * len(channels))(*channels))
-        words.extend((len(channels), addressof(form.reads[-1])))
+        template.reads.append((c_int64 * len(channels))(*channels))
+        words.extend((len(channels), addressof(template.reads[-1])))
         add_norm()
         if index == shape.layers:
             break
@@ -250,5 +254,5 @@ def _form(shape: BlockShape) -> _Form:
         else:
             words.extend(repeat(0, NORM_WORDS + CONVOLUTION_WORDS))
         words.append(shape.sources[index + 1])
-    words.extend(repeat(0, 2 + NORM_WORDS + 2 * CONVOLUTION_WORDS))  # what the last consumer lacks
-    return form
+    words.extend(repeat(0, 2 + NORM_WORDS + 2 * CONVOLUTION_WORDS))  # members that the last consumer does not use
+    return template

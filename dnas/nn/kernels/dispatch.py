@@ -1,8 +1,8 @@
-"""Where kernels stand in for the modules of a dense block, and where only the modules themselves are right.
+"""Decide whether kernels can run a dense block, or whether its modules must.
 
-`run_block` looks at a block's modules as they are at that moment, and runs them by kernels where the result is the same
-function: the same outputs, gradients, running statistics and random numbers drawn. All else, hooks and frozen weights
-and transformations, is for the modules; `fallback_reason` names the reason.
+`run_block` inspects the modules of a block at every call. It runs kernels if the result is the same function with equal
+outputs, gradients, running statistics and random numbers. In all other cases, such as hooks, frozen weights and
+transformations, the modules run, and `fallback_reason` returns the reason.
 """
 
 import operator
@@ -20,16 +20,17 @@ from dnas.nn.layers import DenseBlock, DenseLayer, Transition
 
 
 class _Unfit(Exception):
-    """Why a block is for the plain path."""
+    """The kernels do not support a block; the message is the reason."""
 
 
 class _Parts:
-    """A block and what follows it, found to be what kernels can stand in for.
+    """The tensors of a block and the module after it, which kernels can run.
 
-    To look at all of it takes longer than a small block's work, so what has been looked at is written down, and
-    `are_unchanged` compares.
+    Inspecting all modules takes longer than running a small block. Their state is therefore recorded, and
+    `are_unchanged` compares it with the current state.
 
-    norms and weights are in the order of execution. means, variances and counts: the running ones of each norm.
+    norms, weights: Modules and parameters in the order of execution.
+    means, variances, counts: Running statistics of each norm.
     """
 
     def __init__(self, block: nn.Module, after: nn.Module) -> None:
@@ -40,53 +41,53 @@ class _Parts:
         self.counts: list[Tensor] = []
         self.has_bottleneck: list[bool] = []
         self._modules: list[nn.Module] = []
-        self._look_at(block, of=DenseBlock)
+        self._inspect(block, expected=DenseBlock)
         for layer in block.children():
             self._add_layer(layer)
         if isinstance(after, nn.BatchNorm2d):
             self._add_norm(after)
         else:
-            self._look_at(after, of=Transition)
+            self._inspect(after, expected=Transition)
             assert isinstance(after, Transition)
             self._add_norm(after.norm)
             for module in (after.relu, after.conv, after.pool):
-                self._look_at(module)
-        self._take_as_one(block)
-        self._write_down(block, after)
+                self._inspect(module)
+        self._find_common_properties(block)
+        self._record(block, after)
 
-    def _look_at(self, module: nn.Module, of: type[nn.Module] | None = None) -> None:
+    def _inspect(self, module: nn.Module, expected: type[nn.Module] | None = None) -> None:
         if is_touched(module):
-            raise _Unfit("hooks, or a forward of its own")
-        if of is not None and type(module) is not of:
-            raise _Unfit(f"a {type(module).__name__} in the place of a {of.__name__}")
+            raise _Unfit("hooks, or a replaced forward method")
+        if expected is not None and type(module) is not expected:
+            raise _Unfit(f"a {type(module).__name__} instead of a {expected.__name__}")
         self._modules.append(module)
 
     def _add_layer(self, layer: nn.Module) -> None:
-        self._look_at(layer, of=DenseLayer)
+        self._inspect(layer, expected=DenseLayer)
         assert isinstance(layer, DenseLayer)
-        inside = list(layer.children())
-        if len(inside) != (6 if layer.bottleneck else 3):
-            raise _Unfit("a layer of other parts")
-        self.has_bottleneck.append(len(inside) == 6)
-        for norm, relu, convolution in zip(inside[::3], inside[1::3], inside[2::3], strict=True):
+        modules = list(layer.children())
+        if len(modules) != (6 if layer.bottleneck else 3):
+            raise _Unfit("a layer with other modules")
+        self.has_bottleneck.append(len(modules) == 6)
+        for norm, relu, convolution in zip(modules[::3], modules[1::3], modules[2::3], strict=True):
             self._add_norm(norm)
-            self._look_at(relu, of=nn.ReLU)
-            self._add_convolution(convolution, kernel=3 if convolution is inside[-1] else 1)
+            self._inspect(relu, expected=nn.ReLU)
+            self._add_convolution(convolution, kernel=3 if convolution is modules[-1] else 1)
 
     def _add_norm(self, norm: nn.Module) -> None:
-        self._look_at(norm, of=nn.BatchNorm2d)
+        self._inspect(norm, expected=nn.BatchNorm2d)
         assert isinstance(norm, nn.BatchNorm2d)
         weight, bias, count = norm.weight, norm.bias, norm.num_batches_tracked
         if weight is None or bias is None or norm.running_mean is None or norm.running_var is None or count is None:
             raise _Unfit("a batch norm without weights or running statistics")
         if not norm.track_running_stats or not isinstance(norm.momentum, float):
-            raise _Unfit("a batch norm whose running statistics rest, or are plain means")
-        like = weight.shape, weight.dtype, weight.device
+            raise _Unfit("a batch norm whose running statistics are frozen or cumulative averages")
+        expected = weight.shape, weight.dtype, weight.device
         for tensor in (weight, bias, norm.running_mean, norm.running_var):
-            if not tensor.is_contiguous() or (tensor.shape, tensor.dtype, tensor.device) != like:
-                raise _Unfit("a batch norm whose tensors are scattered in memory, or of several kinds")
+            if not tensor.is_contiguous() or (tensor.shape, tensor.dtype, tensor.device) != expected:
+                raise _Unfit("a batch norm whose tensors are not contiguous or differ in type")
         if (count.shape, count.dtype, count.device) != ((), torch.int64, weight.device):
-            raise _Unfit("a batch norm that counts in another way")
+            raise _Unfit("a batch norm with another type of step counter")
         self.norms.append(norm)
         self.weights.extend((weight, bias))
         self.means.append(norm.running_mean)
@@ -94,7 +95,7 @@ class _Parts:
         self.counts.append(count)
 
     def _add_convolution(self, convolution: nn.Module, kernel: int) -> None:
-        self._look_at(convolution, of=nn.Conv2d)
+        self._inspect(convolution, expected=nn.Conv2d)
         assert isinstance(convolution, nn.Conv2d)
         geometry = convolution.stride, convolution.padding, convolution.dilation, convolution.groups
         if (
@@ -104,11 +105,11 @@ class _Parts:
             or convolution.padding_mode != "zeros"
             or convolution.bias is not None
         ):
-            raise _Unfit("a convolution of another shape")
+            raise _Unfit("a convolution with another geometry")
         self.weights.append(convolution.weight)
 
-    def _take_as_one(self, block: nn.Module) -> None:
-        """What all the modules and tensors have in common."""
+    def _find_common_properties(self, block: nn.Module) -> None:
+        """Set the properties that all modules and tensors must share."""
         layers = [layer for layer in block.children() if isinstance(layer, DenseLayer)]
         if not layers:
             raise _Unfit("no layers")
@@ -117,7 +118,7 @@ class _Parts:
         if any((layer.dropout, layer.training) != (self.dropout, self.training) for layer in layers):
             raise _Unfit("layers that differ in dropout or mode")
         if any((norm.training, norm.eps) != (self.training, self.eps) for norm in self.norms):
-            raise _Unfit("batch norms of several modes")
+            raise _Unfit("batch norms that differ in mode or eps")
         self.momentum = first.momentum if len({norm.momentum for norm in self.norms}) == 1 else None
         tensors = [*self.weights, *self.means, *self.variances]
         kinds = {(type(tensor), tensor.dtype, tensor.device) for tensor in tensors}
@@ -127,100 +128,107 @@ class _Parts:
         trainable = {weight.requires_grad for weight in self.weights}
         self.any_trainable, self.all_trainable = True in trainable, trainable == {True}
 
-    def _write_down(self, block: nn.Module, after: nn.Module) -> None:
+    def _record(self, block: nn.Module, after: nn.Module) -> None:
+        """Record the state of all modules and tensors for `are_unchanged`."""
         self._after = after
-        self._modules.remove(block)  # `_KNOWN` is to forget it when nobody else remembers it
+        self._modules.remove(block)  # a reference would keep the block alive in `_PARTS_OF_BLOCKS`
         modules = (block, *self._modules)
         self._attributes = [module.__dict__ for module in modules]
-        self._attributes_then = [dict(attributes) for attributes in self._attributes]
-        self._classes_then = [type(module) for module in self._modules]
+        self._recorded_attributes = [dict(attributes) for attributes in self._attributes]
+        self._recorded_classes = [type(module) for module in self._modules]
         self._hooks = [hooks for module in modules for hooks in _hooks_of(module)]
         self._registers = [
             register for module in modules for register in (module._modules, module._parameters, module._buffers)
         ]
-        self._registered_then = self._registered()
+        self._recorded_registered = self._registered()
         self._tensors = [*self.weights, *self.means, *self.variances, *self.counts]
-        self._facts_then = self._facts()
+        self._recorded_facts = self._facts()
         self._shapes: dict[tuple[Any, ...], BlockShape] = {}
 
     def _registered(self) -> list[Any]:
         return [value for register in self._registers for value in register.values()]
 
     def _facts(self) -> list[tuple[Any, ...]]:
-        return [(each.shape, each.stride(), each.dtype, each.device, each.requires_grad) for each in self._tensors]
+        return [(t.shape, t.stride(), t.dtype, t.device, t.requires_grad) for t in self._tensors]
 
     def are_unchanged(self, after: nn.Module) -> bool:
-        """Whether every module's attributes, hooks, submodules and tensors, and what tensors are like, are still what
-        they were."""
+        """Return whether attributes, hooks, submodules and tensors of every module equal the recorded ones."""
         registered = self._registered()
         return (
             after is self._after
             and not any(self._hooks)
-            and len(registered) == len(self._registered_then)
-            and all(map(operator.is_, registered, self._registered_then))
-            and [type(module) for module in self._modules] == self._classes_then
-            and self._facts() == self._facts_then
-            and self._have_attributes_of_then()
+            and len(registered) == len(self._recorded_registered)
+            and all(map(operator.is_, registered, self._recorded_registered))
+            and [type(module) for module in self._modules] == self._recorded_classes
+            and self._facts() == self._recorded_facts
+            and self._attributes_are_unchanged()
         )
 
-    def _have_attributes_of_then(self) -> bool:
+    def _attributes_are_unchanged(self) -> bool:
         try:
-            return self._attributes == self._attributes_then
-        except Exception:  # somebody's attribute that cannot be compared with what it was
+            return self._attributes == self._recorded_attributes
+        except Exception:  # a user's attribute that does not support comparison
             return False
 
     def shape(self, reads: Sequence[tuple[int, ...]], channels: int, end: str) -> BlockShape:
-        """The block in numbers, for an input of so many channels; `_Unfit` where weights do not fit together."""
+        """Return the shape of the block for an input of `channels`. Raises `_Unfit` if the weights do not match it."""
         key = tuple(reads), channels, end
         if key not in self._shapes:
-            self._shapes[key] = self._fitting_shape(*key)
+            self._shapes[key] = self._make_shape(*key)
         return self._shapes[key]
 
-    def _fitting_shape(self, reads: tuple[tuple[int, ...], ...], channels: int, end: str) -> BlockShape:
+    def _make_shape(self, reads: tuple[tuple[int, ...], ...], channels: int, end: str) -> BlockShape:
         convolutions = (weight for weight in self.weights if weight.dim() == 4)
         sources, widths = [channels], []
         for has_bottleneck in self.has_bottleneck:
             widths.append(len(next(convolutions)) if has_bottleneck else 0)
             sources.append(len(next(convolutions)))
-        if len(reads) != len(sources) or any(not set(read) <= set(range(own + 1)) for own, read in enumerate(reads)):
-            raise _Unfit("connections of other layers")
+        if len(reads) != len(sources) or any(not set(read) <= set(range(i + 1)) for i, read in enumerate(reads)):
+            raise _Unfit("connections that do not match the layers")
         dropout = self.dropout if self.training else 0.0
         shape = BlockShape(tuple(sources), reads, tuple(widths), end, dropout, self.eps)
-        fitting: list[tuple[int, ...]] = []
-        for layer, (width, made) in enumerate(zip(widths, sources[1:], strict=True)):
+        expected: list[tuple[int, ...]] = []
+        for layer, (width, outputs) in enumerate(zip(widths, sources[1:], strict=True)):
             seen = shape.seen(layer)
             if width:
-                fitting += [(seen,), (seen,), (width, seen, 1, 1), (width,), (width,), (made, width, 3, 3)]
+                expected += [(seen,), (seen,), (width, seen, 1, 1), (width,), (width,), (outputs, width, 3, 3)]
             else:
-                fitting += [(seen,), (seen,), (made, seen, 3, 3)]
-        fitting += [(shape.seen(shape.layers),)] * 2
-        if [tuple(weight.shape) for weight in self.weights] != fitting:
-            raise _Unfit("weights that do not fit together")
+                expected += [(seen,), (seen,), (outputs, seen, 3, 3)]
+        expected += [(shape.seen(shape.layers),)] * 2
+        if [tuple(weight.shape) for weight in self.weights] != expected:
+            raise _Unfit("weights whose shapes do not match")
         return shape
 
 
-# Of each block what it was found to be with its own parameters. Others, as `functional_call` lends them, are not kept:
-# whole graphs may hang on them.
-_KNOWN: "WeakKeyDictionary[nn.Module, _Parts]" = WeakKeyDictionary()
+# Parts of each block that was run with its own parameters. Tensors that `functional_call` lends are not kept, because
+# they may hold whole graphs.
+_PARTS_OF_BLOCKS: "WeakKeyDictionary[nn.Module, _Parts]" = WeakKeyDictionary()
 
 
 def _parts(block: nn.Module, after: nn.Module) -> _Parts:
-    known = _KNOWN.get(block)
-    if known is None or type(block) is not DenseBlock or not known.are_unchanged(after):
-        known = _Parts(block, after)
-        if all(isinstance(weight, nn.Parameter) for weight in known.weights):
-            _KNOWN[block] = known
-    return known
+    parts = _PARTS_OF_BLOCKS.get(block)
+    if parts is None or type(block) is not DenseBlock or not parts.are_unchanged(after):
+        parts = _Parts(block, after)
+        if all(isinstance(weight, nn.Parameter) for weight in parts.weights):
+            _PARTS_OF_BLOCKS[block] = parts
+    return parts
 
 
 def run_block(
     kernels: Kernels, block: DenseBlock, after: nn.Module, end: str, x: Tensor, recompute: bool = False
 ) -> Tensor | None:
-    """What a block's layers and max(norm, 0) of the consumer after them make of x; None where only the modules
-    themselves are right.
+    """Run the layers of a block, and norm and ReLU of the module after it.
 
-    after: the batch norm that follows, or the transition. end: as in `BlockShape`.
-    recompute: the outputs of the bottlenecks are not kept, but worked out again.
+    Args:
+        kernels: Kernels that run the block.
+        block: The dense block.
+        after: The batch norm or the transition that follows.
+        end: See `BlockShape`.
+        x: Input of the block [N, C, H, W].
+        recompute: Recompute the outputs of the bottlenecks in the backward pass instead of keeping them.
+
+    Returns:
+        The output as `end` defines it, or None if the modules must run.
     """
     try:
         parts = _parts(block, after)
@@ -243,7 +251,7 @@ def run_block(
 
 
 def fallback_reason(kernels: Kernels, block: DenseBlock, after: nn.Module, x: Tensor) -> str:
-    """Why `run_block` leaves a block to its modules; empty where it does not."""
+    """Return why `run_block` leaves a block to its modules; empty if the kernels run it."""
     try:
         parts = _parts(block, after)
         _check(parts, kernels, x)
@@ -254,7 +262,7 @@ def fallback_reason(kernels: Kernels, block: DenseBlock, after: nn.Module, x: Te
 
 
 def is_touched(module: nn.Module) -> bool:
-    """Whether something looks at what goes in or out of this module, or stands in its place."""
+    """Return whether hooks observe this module, or its forward method is replaced or compiled."""
     return any(_hooks_of(module)) or "forward" in module.__dict__ or module._compiled_call_impl is not None
 
 
@@ -263,17 +271,17 @@ def _hooks_of(module: nn.Module) -> tuple[dict[int, Any], ...]:
 
 
 def _check(parts: _Parts, kernels: Kernels, x: Tensor) -> None:
-    """Raises `_Unfit` where what surrounds the block is for the modules: they give the error, or the other result."""
+    """Raise `_Unfit` if the modules must run in this context. They raise the error, or return another result."""
     if is_traced_or_transformed() or nn.modules.module._has_any_global_hook():
         raise _Unfit("a trace, a transformation or global hooks")
-    of_weights = x.dtype
+    weight_dtype = x.dtype
     if torch.is_autocast_enabled(x.device.type):
         if not kernels.mixed or x.dtype != torch.get_autocast_dtype(x.device.type):
             raise _Unfit("autocast")
-        of_weights = torch.float32
+        weight_dtype = torch.float32
     if x.dim() != 4 or not x.numel():
-        raise _Unfit("no maps")
-    if type(x) not in (Tensor, nn.Parameter) or parts.dtype != of_weights or parts.device != x.device:
+        raise _Unfit("an empty input, or one without four dimensions")
+    if type(x) not in (Tensor, nn.Parameter) or parts.dtype != weight_dtype or parts.device != x.device:
         raise _Unfit("tensors of several kinds")
     if torch.is_grad_enabled():
         if parts.training:
@@ -282,13 +290,13 @@ def _check(parts: _Parts, kernels: Kernels, x: Tensor) -> None:
         elif x.requires_grad or parts.any_trainable:
             raise _Unfit("gradients in evaluation mode")
     if parts.training and x.numel() == x.shape[1]:
-        raise _Unfit("one value a channel")
+        raise _Unfit("a single value per channel")
     if reason := kernels.unsupported_reason(x, parts.weights):
         raise _Unfit(reason)
 
 
 def is_traced_or_transformed() -> bool:
-    """Whether torch.compile, export, a trace, torch.func or forward-mode differentiation looks on."""
+    """Return whether torch.compile, export, a trace, torch.func or forward-mode differentiation is active."""
     return (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
@@ -298,15 +306,17 @@ def is_traced_or_transformed() -> bool:
 
 
 def drawn_masks(shape: BlockShape, x: Tensor, weights: Sequence[Tensor]) -> Iterator[Tensor]:
-    """The masks that the modules would draw from torch's generator now, in the order of execution. It is drawn in the
-    order in which maps lie in memory, so their layout matters."""
+    """Draw the dropout masks that the modules would draw from torch's generator, in the order of execution.
+
+    Numbers are drawn in the order of the maps in memory, so each mask has the layout that the maps would have.
+    """
     layouts = [layout_of(x)]
-    for layer, own in enumerate(shape.weights_of(weights)[:-1]):
+    for layer, layer_weights in enumerate(shape.weights_of(weights)[:-1]):
         read = {layouts[source] for source in shape.reads[layer]}
         layout = read.pop() if len(read) == 1 else torch.contiguous_format  # as torch.cat does
-        for weight in own[2::3]:
+        for weight in layer_weights[2::3]:
             if weight.shape[1] == 1:
-                layout = torch.contiguous_format  # what a norm makes of a single map lies so, whichever its strides
+                layout = torch.contiguous_format  # a norm's output of a single map, for any strides
             if layout_of(weight) == torch.channels_last:
                 layout = torch.channels_last
             size = x.shape[0], weight.shape[0], *x.shape[2:]
@@ -317,7 +327,7 @@ def drawn_masks(shape: BlockShape, x: Tensor, weights: Sequence[Tensor]) -> Iter
 
 @torch.no_grad()
 def _update_running(shape: BlockShape, parts: _Parts, statistics: Tensor, values: int) -> None:
-    """As each norm would by itself: towards the batch's mean and unbiased variance, once a step."""
+    """Update running statistics once per step, as each norm would, by the mean and unbiased variance of the batch."""
     order, counts = _order_of_norms(shape, statistics.device)
     seen = statistics[:, order].to(parts.dtype)
     seen[1] *= values / (values - 1)
@@ -325,7 +335,7 @@ def _update_running(shape: BlockShape, parts: _Parts, statistics: Tensor, values
     momenta = [norm.momentum for norm in parts.norms]
     for momentum in set(momenta):
         assert momentum is not None
-        chosen = [index for index, own in enumerate(momenta) if own == momentum]
+        chosen = [index for index, other in enumerate(momenta) if other == momentum]
         torch._foreach_lerp_([parts.means[i] for i in chosen], [seen_means[i] for i in chosen], momentum)
         torch._foreach_lerp_([parts.variances[i] for i in chosen], [seen_variances[i] for i in chosen], momentum)
     torch._foreach_add_(parts.counts, 1)
@@ -333,7 +343,7 @@ def _update_running(shape: BlockShape, parts: _Parts, statistics: Tensor, values
 
 @lru_cache(maxsize=256)
 def _order_of_norms(shape: BlockShape, device: torch.device) -> tuple[Tensor, list[int]]:
-    """Of each norm in the order of execution the channels that it sees, one after the other, and how many they are."""
+    """Return the channels that each norm reads, concatenated in the order of execution, and their number per norm."""
     seen: list[list[int]] = []
     for consumer, read in enumerate(shape.reads):
         seen.append([channel for source in read for channel in range(*shape.starts[source : source + 2])])

@@ -1,26 +1,26 @@
 """A dense block and the consumer after it as one function, whose memory is linear in depth without recomputation.
 
-The mean and variance of a feature map do not depend on who reads it; only γ and β do. So each map is written once and
-its statistics are computed once. A consumer reads the maps that it is granted, applies
+The mean and variance of a feature map are the same for all its consumers; only γ and β differ. Each map is therefore
+written once, and its statistics are computed once. A consumer reads its sources, applies
 
     z = max(a·x + b, 0),  a = γ/σ,  b = β − mean·a,  σ = √(var + ε),
 
-and its convolution; nothing is concatenated, and z is not kept. What is kept for the backward pass is the block's
-input, the maps, and the outputs of the bottlenecks' 1×1 convolutions (with recomputation the maps alone).
+and its convolution. Nothing is concatenated, and z is not kept. The backward pass needs the block's input, the maps,
+and the outputs of the bottlenecks' 1×1 convolutions (with recomputation only the maps).
 
-Backward, from the last consumer to the first: dz is the gradient of what a consumer's convolution reads, masked where
-z = 0. Of each channel the consumers add up G = Σ γ·dz, and
+The backward pass visits the consumers from last to first. dz is the gradient of the input of a consumer's convolution,
+masked where z = 0. For each channel the consumers accumulate G = Σ γ·dz, and
 
-    dβ = Σ dz,  dγ = Σ dz·(x − mean)/σ    (sums over the batch and its pixels, M values),
+    dβ = Σ dz,  dγ = Σ dz·(x − mean)/σ    (sums over the batch and its pixels, M values).
 
-and when all of them have, the gradient of the map itself is
+When all consumers have been visited, the gradient of the map is
 
-    dx = (G − mean(G) − (x − mean)/σ · mean(G·(x − mean)/σ))/σ,  mean(G) = Σ γ·dβ / M,  mean(G·…) = Σ γ·dγ / M:
+    dx = (G − mean(G) − (x − mean)/σ · mean(G·(x − mean)/σ))/σ,  mean(G) = Σ γ·dβ / M,  mean(G·…) = Σ γ·dγ / M.
 
-batch norm's backward sums over consumers of sums that each makes anyway.
+The sums of batch norm's backward pass are thus sums over consumers of quantities that each consumer computes anyway.
 
-Here are the algorithm in stock operations (`ref`, for any dtype and device) and the autograd function. Which modules it
-may stand in for is said by `dnas.nn.kernels.dispatch`. The kernels are a table: `dnas.nn.kernels` holds them.
+This module contains the algorithm in stock operations (`ref`, for any dtype and device) and the autograd function.
+`dnas.nn.kernels.dispatch` decides which modules it can replace, and `dnas.nn.kernels` has the table of all kernels.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,20 +32,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHANNEL = (0, 2, 3)  # what a channel's sums are over: images and pixels
-WIDE = (1, -1, 1, 1)  # one number a channel, as a factor of maps
+CHANNEL_DIMS = (0, 2, 3)  # sums of a channel are taken over images and pixels
+BROADCAST = (1, -1, 1, 1)  # view of one number per channel as a factor of maps
 
 
 @dataclass(frozen=True)
 class BlockShape:
-    """What a block and its last consumer are, in numbers.
+    """The shape of a block and its last consumer.
 
-    sources: channels of the block's input, then of the maps that each layer makes.
-    reads: of each consumer, the layers and then what follows the block, the sources that it reads, ascending.
-    widths: of each layer's bottleneck; 0 where it has none.
-    end: what the last consumer does with max(a·x + b, 0). `pool`: 2×2 averages, [N, C, H // 2, W // 2]; `mean`: over
-        all pixels, [N, C]; `relu`: nothing, [N, C, H, W].
-    dropout: rate after each convolution; eps: of every batch norm.
+    sources: Channels of the block's input, followed by the output channels of each layer.
+    reads: Sources that each consumer reads, ascending. The consumers are the layers and the module after the block.
+    widths: Width of each layer's bottleneck; 0 for layers without one.
+    end: Operation of the last consumer on max(a·x + b, 0). `pool`: averages of 2×2 pixels, [N, C, H // 2, W // 2];
+        `mean`: mean over all pixels, [N, C]; `relu`: none, [N, C, H, W].
+    dropout: Dropout rate after each convolution.
+    eps: ε of every batch norm.
     """
 
     sources: tuple[int, ...]
@@ -61,20 +62,20 @@ class BlockShape:
 
     @cached_property
     def starts(self) -> tuple[int, ...]:
-        """The first channel of each source among those of the block, and last the number of them all."""
+        """First channel of each source among the channels of the block, followed by their total number."""
         return _running_sums(self.sources)
 
     @cached_property
     def inner(self) -> tuple[int, ...]:
-        """The first channel of each bottleneck among `statistics`, where they follow the sources' channels."""
+        """First channel of each bottleneck in `statistics`, where bottlenecks follow the sources."""
         return tuple(self.starts[-1] + start for start in _running_sums(self.widths))
 
     def seen(self, consumer: int) -> int:
-        """Channels that a consumer (from 0) reads."""
+        """Return the number of channels that a consumer (from 0) reads."""
         return sum(self.sources[source] for source in self.reads[consumer])
 
     def weights_of(self, tensors: Sequence[Tensor]) -> list[Sequence[Tensor]]:
-        """Of each consumer its own: γ, β, W of a layer and with a bottleneck γ, β, W again; γ, β of the last."""
+        """Group tensors by consumer: γ, β, W of each layer (twice with a bottleneck), and γ, β of the last consumer."""
         counts = [6 if width else 3 for width in self.widths] + [2]
         stops = _running_sums(counts)
         return [tensors[start : start + count] for start, count in zip(stops, counts, strict=False)]
@@ -88,8 +89,10 @@ def _running_sums(values: Sequence[int]) -> tuple[int, ...]:
 
 
 class Running(NamedTuple):
-    """The running statistics of each batch norm of a block, in the order of execution, the steps that they have seen
-    (int64), and their momentum."""
+    """Running statistics of the batch norms of a block in the order of execution.
+
+    `counts` are the numbers of steps (int64), and `momentum` is shared by all norms.
+    """
 
     means: Sequence[Tensor]
     variances: Sequence[Tensor]
@@ -98,16 +101,18 @@ class Running(NamedTuple):
 
 
 class Kernels(NamedTuple):
-    """A way to run a block. `masks` are dropout's, one for each convolution in the order of execution (True: kept), or
-    none. `statistics` [2, channels]: mean and biased variance of each of the sources' channels and then of the
-    bottlenecks'. `kept` are the tensors that `backward` needs besides.
+    """An implementation of dense blocks.
 
     forward(shape, x, weights, masks, recompute) -> output, statistics, kept
-    backward(shape, x, weights, masks, statistics, kept, gradient) -> the gradient of x, the gradients of weights
-    infer(shape, x, weights, means, variances) -> output; of each batch norm the running mean and variance
-    unsupported_reason(x, weights) -> why they cannot run these tensors; empty where they can
-    mixed: whether they do what autocast does, with x in its type and weights in float32
-    updates: whether forward, given a `Running` as its last argument, brings the running statistics up to date
+    backward(shape, x, weights, masks, statistics, kept, gradient) -> gradient of x, gradients of weights
+    infer(shape, x, weights, means, variances) -> output, with the running statistics of each norm
+    unsupported_reason(x, weights) -> why these tensors are not supported; empty if they are
+
+    masks: Dropout masks of all convolutions in the order of execution (True: kept), or empty.
+    statistics: [2, channels], mean and biased variance of each channel of the sources, then of the bottlenecks.
+    kept: Further tensors that `backward` needs.
+    mixed: Supports autocast, with x in its dtype and weights in float32.
+    updates: `forward` takes a `Running` as its last argument and updates the running statistics.
     """
 
     forward: Callable[..., tuple[Tensor, Tensor, tuple[Tensor, ...]]]
@@ -118,7 +123,7 @@ class Kernels(NamedTuple):
     updates: bool = False
 
 
-# --- the algorithm in stock operations -------------------------------------------------------------------------------
+# --- algorithm in stock operations -------------------------------------------------------------------------------
 
 
 def _forward(
@@ -133,17 +138,17 @@ def _forward(
     bottlenecks: list[Tensor] = []
     dropped = iter(masks)
     *layers, last = shape.weights_of(weights)
-    for layer, own in enumerate(layers):
-        z = _normalised(shape, layer, sources, statistics, own)
-        made = _dropout(_convolved(z, own[2]), next(dropped, None), shape.dropout)
+    for layer, w in enumerate(layers):
+        z = _normalised(shape, layer, sources, statistics, w)
+        output = _dropout(_convolved(z, w[2]), next(dropped, None), shape.dropout)
         if shape.widths[layer]:
-            _measure(made, statistics, shape.inner[layer])
+            _measure(output, statistics, shape.inner[layer])
             if not recompute:
-                bottlenecks.append(made)
-            z = _normalised_bottleneck(shape, layer, made, statistics, own)
-            made = _dropout(_convolved(z, own[5]), next(dropped, None), shape.dropout)
-        sources[layer + 1].copy_(made)
-        _measure(made, statistics, shape.starts[layer + 1])
+                bottlenecks.append(output)
+            z = _normalised_bottleneck(shape, layer, output, statistics, w)
+            output = _dropout(_convolved(z, w[5]), next(dropped, None), shape.dropout)
+        sources[layer + 1].copy_(output)
+        _measure(output, statistics, shape.starts[layer + 1])
     z = _normalised(shape, shape.layers, sources, statistics, last)
     return _ended(shape, z), statistics, (maps, *bottlenecks)
 
@@ -161,69 +166,71 @@ def _backward(
     sources = _sources(shape, x, maps)
     dx, dmaps = torch.zeros_like(x), torch.zeros_like(maps)
     totals = _Totals(shape, _sources(shape, dx, dmaps), statistics)
-    of_convolution = list(masks)
+    remaining_masks = list(masks)
     *layers, last = shape.weights_of(weights)
     z = _normalised(shape, shape.layers, sources, statistics, last)
-    found = [totals.add(shape.layers, sources, z, _end_backward(shape, z, gradient), last[0])]
+    gradients = [totals.add(shape.layers, sources, z, _end_backward(shape, z, gradient), last[0])]
     for layer in reversed(range(shape.layers)):
-        own, width = layers[layer], shape.widths[layer]
+        w, width = layers[layer], shape.widths[layer]
         start = shape.starts[layer + 1]
-        dy = totals.through_norm(totals.of_source[layer + 1], sources[layer + 1], start)
-        z = _normalised(shape, layer, sources, statistics, own)
+        dy = totals.through_norm(totals.gradients[layer + 1], sources[layer + 1], start)
+        z = _normalised(shape, layer, sources, statistics, w)
         if not width:
-            dy = _dropout(dy, of_convolution.pop() if masks else None, shape.dropout)
-            dz, dw = _convolution_backward(dy, z, own[2])
-            found.append([*totals.add(layer, sources, z, dz, own[0]), dw])
+            dy = _dropout(dy, remaining_masks.pop() if masks else None, shape.dropout)
+            dz, dw = _convolution_backward(dy, z, w[2])
+            gradients.append([*totals.add(layer, sources, z, dz, w[0]), dw])
             continue
-        outer, inner = (of_convolution.pop(), of_convolution.pop()) if masks else (None, None)
-        y = bottlenecks.pop() if bottlenecks else _dropout(_convolved(z, own[2]), inner, shape.dropout)
-        z2 = _normalised_bottleneck(shape, layer, y, statistics, own)
-        dz2, dw2 = _convolution_backward(_dropout(dy, outer, shape.dropout), z2, own[5])
+        outer, inner = (remaining_masks.pop(), remaining_masks.pop()) if masks else (None, None)
+        y = bottlenecks.pop() if bottlenecks else _dropout(_convolved(z, w[2]), inner, shape.dropout)
+        z2 = _normalised_bottleneck(shape, layer, y, statistics, w)
+        dz2, dw2 = _convolution_backward(_dropout(dy, outer, shape.dropout), z2, w[5])
         start = shape.inner[layer]
-        dy, dgamma2, dbeta2 = totals.of_norm(y, z2, dz2, own[3], start)
+        dy, dgamma2, dbeta2 = totals.norm_backward(y, z2, dz2, w[3], start)
         dy = _dropout(totals.through_norm(dy, y, start), inner, shape.dropout)
-        dz, dw = _convolution_backward(dy, z, own[2])
-        found.append([*totals.add(layer, sources, z, dz, own[0]), dw, dgamma2, dbeta2, dw2])
+        dz, dw = _convolution_backward(dy, z, w[2])
+        gradients.append([*totals.add(layer, sources, z, dz, w[0]), dw, dgamma2, dbeta2, dw2])
     dx.copy_(totals.through_norm(dx, x, 0))
-    return dx, [tensor for own in reversed(found) for tensor in own]
+    return dx, [tensor for group in reversed(gradients) for tensor in group]
 
 
 class _Totals:
-    """What the consumers of each channel have added up so far: G, Σ γ·dβ and Σ γ·σ·dγ."""
+    """Accumulated sums over the consumers of each channel: G, Σ γ·dβ and Σ γ·σ·dγ."""
 
-    def __init__(self, shape: BlockShape, of_source: list[Tensor], statistics: Tensor) -> None:
-        self.shape, self.of_source = shape, of_source
+    def __init__(self, shape: BlockShape, gradients: list[Tensor], statistics: Tensor) -> None:
+        self.shape, self.gradients = shape, gradients  # gradients: G of each source
         self.mean, self.scale = statistics[0], (statistics[1] + shape.eps).rsqrt()
-        self.of_beta, self.of_gamma = torch.zeros_like(self.mean), torch.zeros_like(self.mean)
+        self.beta_sums, self.gamma_sums = torch.zeros_like(self.mean), torch.zeros_like(self.mean)
 
     def add(self, consumer: int, sources: list[Tensor], z: Tensor, dz: Tensor, gamma: Tensor) -> list[Tensor]:
-        """Takes in what a consumer says of all that it read; gives its [dγ, dβ]."""
-        shape, found, first = self.shape, [], 0
+        """Add the gradients of one consumer for all its sources, and return its [dγ, dβ]."""
+        shape, pairs, first = self.shape, [], 0
         for source in shape.reads[consumer]:
             part = slice(first, first := first + shape.sources[source])
-            own = dz[:, part], gamma[part], shape.starts[source]
-            given, dgamma, dbeta = self.of_norm(sources[source], z[:, part], *own)
-            self.of_source[source].add_(given)
-            found.append((dgamma, dbeta))
-        return [torch.cat(parts) for parts in zip(*found, strict=True)]
+            start = shape.starts[source]
+            scaled, dgamma, dbeta = self.norm_backward(sources[source], z[:, part], dz[:, part], gamma[part], start)
+            self.gradients[source].add_(scaled)
+            pairs.append((dgamma, dbeta))
+        return [torch.cat(parts) for parts in zip(*pairs, strict=True)]
 
-    def of_norm(self, x: Tensor, z: Tensor, dz: Tensor, gamma: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
-        """γ·dz, dγ and dβ of one consumer of the channels from `start` on, whose gradient dz is not yet masked."""
-        here = slice(start, start + x.shape[1])
+    def norm_backward(
+        self, x: Tensor, z: Tensor, dz: Tensor, gamma: Tensor, start: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return γ·dz, dγ and dβ of one consumer of the channels from `start` on; dz is not masked yet."""
+        part = slice(start, start + x.shape[1])
         dz = dz.masked_fill(z <= 0, 0)
-        dbeta = dz.sum(CHANNEL)
-        products = (dz * (x - self.mean[here].view(WIDE))).sum(CHANNEL)
-        self.of_beta[here] += gamma * dbeta
-        self.of_gamma[here] += gamma * products
-        return dz * gamma.view(WIDE), products * self.scale[here], dbeta
+        dbeta = dz.sum(CHANNEL_DIMS)
+        products = (dz * (x - self.mean[part].view(BROADCAST))).sum(CHANNEL_DIMS)
+        self.beta_sums[part] += gamma * dbeta
+        self.gamma_sums[part] += gamma * products
+        return dz * gamma.view(BROADCAST), products * self.scale[part], dbeta
 
     def through_norm(self, gradient: Tensor, x: Tensor, start: int) -> Tensor:
-        """dx of the channels from `start` on, of which all consumers have been added."""
-        here, values = slice(start, start + x.shape[1]), x.numel() // x.shape[1]
-        scale = self.scale[here]
-        of_mean, of_scale = self.of_beta[here] / values, self.of_gamma[here] * scale.square() / values
-        centred = x - self.mean[here].view(WIDE)
-        return (gradient - of_mean.view(WIDE) - centred * of_scale.view(WIDE)) * scale.view(WIDE)
+        """Return dx of the channels from `start` on, after all their consumers have been added."""
+        part, values = slice(start, start + x.shape[1]), x.numel() // x.shape[1]
+        scale = self.scale[part]
+        mean_term, scale_term = self.beta_sums[part] / values, self.gamma_sums[part] * scale.square() / values
+        centred = x - self.mean[part].view(BROADCAST)
+        return (gradient - mean_term.view(BROADCAST) - centred * scale_term.view(BROADCAST)) * scale.view(BROADCAST)
 
 
 def _infer(
@@ -232,21 +239,21 @@ def _infer(
     sources = [x]
     running = iter(zip(means, variances, strict=True))
     *layers, last = shape.weights_of(weights)
-    for layer, own in enumerate(layers):
-        scale, shift = _affine(*next(running), own[0], own[1], shape.eps)
+    for layer, w in enumerate(layers):
+        scale, shift = _affine(*next(running), w[0], w[1], shape.eps)
         z = _affine_relu(_read(shape, layer, sources), scale, shift)
         if not shape.widths[layer]:
-            sources.append(_convolved(z, own[2]))
+            sources.append(_convolved(z, w[2]))
             continue
-        scale, shift = _affine(*next(running), own[3], own[4], shape.eps)  # folded into the convolution before it
-        y = F.conv2d(z, own[2] * scale.view(-1, 1, 1, 1), shift).relu_()
-        sources.append(_convolved(y, own[5]))
+        scale, shift = _affine(*next(running), w[3], w[4], shape.eps)  # folded into the convolution before it
+        y = F.conv2d(z, w[2] * scale.view(-1, 1, 1, 1), shift).relu_()
+        sources.append(_convolved(y, w[5]))
     scale, shift = _affine(*next(running), last[0], last[1], shape.eps)
     return _ended(shape, _affine_relu(_read(shape, shape.layers, sources), scale, shift))
 
 
 def differentiable(shape: BlockShape, x: Tensor, weights: Sequence[Tensor], masks: Sequence[Tensor]) -> Tensor:
-    """The same function of x and weights in operations that can be differentiated any number of times."""
+    """Compute the block in operations that can be differentiated any number of times."""
 
     def norm(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
         return F.relu(F.batch_norm(x, None, None, gamma, beta, training=True, eps=shape.eps))
@@ -254,16 +261,16 @@ def differentiable(shape: BlockShape, x: Tensor, weights: Sequence[Tensor], mask
     sources = [x]
     dropped = iter(masks)
     *layers, last = shape.weights_of(weights)
-    for layer, own in enumerate(layers):
-        made = _read(shape, layer, sources)
-        for gamma, beta, weight in zip(own[::3], own[1::3], own[2::3], strict=True):
-            made = _dropout(_convolved(norm(made, gamma, beta), weight), next(dropped, None), shape.dropout)
-        sources.append(made)
+    for layer, w in enumerate(layers):
+        output = _read(shape, layer, sources)
+        for gamma, beta, weight in zip(w[::3], w[1::3], w[2::3], strict=True):
+            output = _dropout(_convolved(norm(output, gamma, beta), weight), next(dropped, None), shape.dropout)
+        sources.append(output)
     return _ended(shape, norm(_read(shape, shape.layers, sources), *last))
 
 
 def _sources(shape: BlockShape, x: Tensor, maps: Tensor) -> list[Tensor]:
-    """Views of the block's input and of each layer's part of `maps`."""
+    """Return the block's input and a view of each layer's part of `maps`."""
     return [x, *maps.split(shape.sources[1:], dim=1)]
 
 
@@ -273,16 +280,16 @@ def _read(shape: BlockShape, consumer: int, sources: list[Tensor]) -> Tensor:
 
 
 def _measure(x: Tensor, statistics: Tensor, start: int) -> None:
-    """Puts mean and variance of x's channels at `start`."""
-    var, mean = torch.var_mean(x, CHANNEL, correction=0)
-    here = slice(start, start + x.shape[1])
-    statistics[0, here], statistics[1, here] = mean, var
+    """Store mean and variance of the channels of x from position `start` on."""
+    var, mean = torch.var_mean(x, CHANNEL_DIMS, correction=0)
+    part = slice(start, start + x.shape[1])
+    statistics[0, part], statistics[1, part] = mean, var
 
 
 def _normalised(
     shape: BlockShape, consumer: int, sources: list[Tensor], statistics: Tensor, weights: Sequence[Tensor]
 ) -> Tensor:
-    """z of what a consumer reads."""
+    """Return z for the sources of a consumer."""
     parts = [statistics[:, shape.starts[s] : shape.starts[s + 1]] for s in shape.reads[consumer]]
     mean, var = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
     return _affine_relu(_read(shape, consumer, sources), *_affine(mean, var, weights[0], weights[1], shape.eps))
@@ -301,7 +308,7 @@ def _affine(mean: Tensor, var: Tensor, gamma: Tensor, beta: Tensor, eps: float) 
 
 
 def _affine_relu(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    return torch.addcmul(shift.view(WIDE), x, scale.view(WIDE)).relu_()
+    return torch.addcmul(shift.view(BROADCAST), x, scale.view(BROADCAST)).relu_()
 
 
 def _convolved(z: Tensor, weight: Tensor) -> Tensor:
@@ -341,19 +348,21 @@ def _end_backward(shape: BlockShape, z: Tensor, gradient: Tensor) -> Tensor:
 
 
 def layout_of(*tensors: Tensor) -> torch.memory_format:
-    """The layout that torch gives to what a convolution makes of `tensors`: channels_last where the strides of one of
-    them say so."""
+    """Return the memory layout that torch chooses for the output of a convolution of `tensors`.
+
+    It is channels_last if the strides of any of them are.
+    """
     last = any(_has_channels_last(tensor) for tensor in tensors if tensor.dim() == 4)
     return torch.channels_last if last else torch.contiguous_format
 
 
 def _has_channels_last(x: Tensor) -> bool:
-    """As torch decides it, where sizes of 1 leave both open too."""
-    least = 0
+    """Follow torch's decision, also for sizes of 1, whose strides fit both layouts."""
+    minimum = 0
     for dim in (1, 3, 2, 0):
-        if x.stride(dim) < least or x.stride(dim) == 0 or (dim == 0 and least == x.stride(1)):
+        if x.stride(dim) < minimum or x.stride(dim) == 0 or (dim == 0 and minimum == x.stride(1)):
             return False
-        least = x.stride(dim) * max(x.shape[dim], 1)
+        minimum = x.stride(dim) * max(x.shape[dim], 1)
     return True
 
 
@@ -364,7 +373,7 @@ REF = Kernels(_forward, _backward, _infer, lambda x, weights: "")
 
 
 class DenseBlockFunction(torch.autograd.Function):
-    """(x, weights) -> (output, statistics), the latter without gradient."""
+    """Dense block as a function (x, weights) -> (output, statistics), the latter without gradient."""
 
     @staticmethod
     def forward(
@@ -392,10 +401,10 @@ class DenseBlockFunction(torch.autograd.Function):
         masks, (statistics, *kept) = rest[: ctx.counts[1]], rest[ctx.counts[1] :]
         if gradient is None:
             return (None,) * (6 + len(weights))
-        if torch.is_grad_enabled():  # somebody will differentiate the gradient
-            asked = [tensor for tensor in (x, *weights) if tensor.requires_grad]
+        if torch.is_grad_enabled():  # the gradient itself will be differentiated
+            inputs = [tensor for tensor in (x, *weights) if tensor.requires_grad]
             output = differentiable(ctx.shape, x, weights, masks)
-            found = iter(torch.autograd.grad(output, asked, gradient, create_graph=True))
-            return (None,) * 5 + tuple(next(found) if tensor.requires_grad else None for tensor in (x, *weights))
+            gradients = iter(torch.autograd.grad(output, inputs, gradient, create_graph=True))
+            return (None,) * 5 + tuple(next(gradients) if tensor.requires_grad else None for tensor in (x, *weights))
         dx, dweights = ctx.kernels.backward(ctx.shape, x, weights, masks, statistics, kept, gradient)
         return None, None, None, None, None, dx, *dweights

@@ -1,18 +1,19 @@
-"""The Triton kernels as functions of tensors on CUDA: float32, or bfloat16 with weights in either, as under autocast.
+"""Triton kernels as functions of tensors on CUDA.
 
-Two launches a convolution forward and four backward, small sums over tiles included; none waits for the device.
+Supported are float32, and bfloat16 with weights in either type, as under autocast. A convolution takes two launches in
+the forward pass and four in the backward pass, including small sums over tiles. None of them waits for the device.
 
-All maps of a block, its input's too, lie in one buffer [channels, pitch]: a channel's pixels of all images one after
-the other, so that what a layer makes is contiguous, and every row begins aligned whatever the growth rate. Gradients of
-maps have a buffer like it in float32. A product of float32 is made of three in TF32, which leaves an error of about
-1e-6. Tile sizes depend on sizes alone, never on a measurement: equal inputs give equal bits.
+All maps of a block, including its input, are in one buffer [channels, pitch]. A row holds the pixels of all images of
+one channel. The output of a layer is therefore contiguous, and every row is aligned for every growth rate. The
+gradients of maps have an equal buffer in float32. A float32 product consists of three TF32 products, which leaves an
+error of about 1e-6. Tile sizes depend only on the shape and never on a measurement, so equal inputs produce equal bits.
 
-A CUDA graph may hold the launches (`step`): what a first call makes, compiled kernels and tables of channels, no
-later one makes again. A graph reads the tables where they lay when it was captured; the caches below hold those of more
-networks than one training runs.
+A CUDA graph can capture the launches (`dnas.training.step`). Compiled kernels and tables of channels are created by the
+first call and reused by later ones. A graph reads the tables at the addresses of its capture, so the caches below are
+larger than the number of networks in one run.
 
-The logic is tested through Triton's interpreter (TRITON_INTERPRET=1, on the CPU, float32), and every kernel is compiled
-for a GPU in the suite. How fast they are on a GPU has not been measured yet.
+The logic is tested in Triton's interpreter (TRITON_INTERPRET=1, on the CPU, float32), and the tests compile every
+kernel for a GPU. The speed on a GPU has not been measured yet.
 """
 
 import os
@@ -28,17 +29,17 @@ from torch import Tensor
 from dnas.nn.kernels.reference import BlockShape, Kernels
 
 DTYPES = torch.float32, torch.bfloat16
-ALIGNED = 16  # values: Triton loads vectors from rows whose pitch is a multiple of it
-PIXELS = 128  # of a tile
-TILES = 256  # whose sums are added up at a time
-# Of the kernels with products: enough threads that nothing spills from registers, and what fits in 99 KiB of memory
-# shared by a program's threads, which every GPU since 2020 has.
-PRODUCT = {"num_warps": 8, "num_stages": 2}
-PROGRAMS = 512  # at least, where there are as many tiles: several for each of a GPU's multiprocessors
+PITCH_MULTIPLE = 16  # values: Triton uses vector loads if the pitch of rows is a multiple of this
+PIXELS = 128  # per tile
+TILES = 256  # tiles whose sums are added in one step
+# Launch options of kernels with products: enough threads to avoid register spills, within the 99 KiB of shared memory
+# that every GPU since 2020 has.
+PRODUCT_OPTIONS = {"num_warps": 8, "num_stages": 2}
+MIN_PROGRAMS = 512  # several per multiprocessor of a GPU, if there are as many tiles
 
 
 def unavailable_reason() -> str:
-    """Why this machine cannot run them, in one line; empty where it can."""
+    """Return one line on why this machine cannot run the kernels; empty if it can."""
     if find_spec("triton") is None:
         return "the package triton is not installed (it comes with PyTorch for CUDA on Linux)"
     if not _interprets() and not torch.cuda.is_available():
@@ -48,7 +49,7 @@ def unavailable_reason() -> str:
 
 def _unsupported_reason(x: Tensor, weights: Sequence[Tensor]) -> str:
     if x.dtype not in DTYPES or x.device.type != ("cpu" if _interprets() else "cuda"):
-        return f"kernels `triton` are for float32 and bfloat16 on CUDA, and not for {x.dtype} on {x.device.type}"
+        return f"kernels `triton` support float32 and bfloat16 on CUDA, but not {x.dtype} on {x.device.type}"
     return unavailable_reason()
 
 
@@ -67,19 +68,19 @@ def _forward(
         call.copy_input(maps, x)
         call.measure(rows.part(0, shape.sources[0]))
         kept = [maps]
-        of_convolution = _channels_first(masks)
+        remaining_masks = _channels_first(masks)
         *layers, last = shape.weights_of(weights)
-        for layer, own in enumerate(layers):
+        for layer, w in enumerate(layers):
             source, reads = rows, every[layer]
             if width := shape.widths[layer]:
-                here = slice(shape.inner[layer], shape.inner[layer + 1])
-                made = _Rows.of(call.empty(width), statistics[:, here])
-                call.convolve(source, reads, own[:3], next(of_convolution, None), made, measured=True)
+                part = slice(shape.inner[layer], shape.inner[layer + 1])
+                made = _Rows.of(call.empty(width), statistics[:, part])
+                call.convolve(source, reads, w[:3], next(remaining_masks, None), made, measured=True)
                 source, reads = made, call.identity(width)
                 if not recompute:
                     kept.append(made.values)
             made = rows.part(shape.starts[layer + 1], shape.starts[layer + 2])
-            call.convolve(source, reads, own[-3:], next(of_convolution, None), made, measured=True)
+            call.convolve(source, reads, w[-3:], next(remaining_masks, None), made, measured=True)
         return call.end(rows, every[-1], last), statistics, tuple(kept)
 
 
@@ -98,50 +99,50 @@ def _backward(
         kept_of = dict(zip((layer for layer, width in enumerate(shape.widths) if width), bottlenecks, strict=False))
         channels, every = shape.starts[-1], call.reads()
         sums = torch.zeros_like(statistics)
-        # The last consumer writes the gradients of what it reads, those before add to them.
+        # The last consumer writes the gradients of its sources, and earlier consumers add to them.
         g = (call.empty if len(every[-1]) == channels else call.zeros)(channels, torch.float32)
         rows = _Rows.of(maps, statistics[:, :channels], g, sums[:, :channels])
-        of_convolution = list(_channels_first(masks))
+        remaining_masks = list(_channels_first(masks))
         *layers, last = shape.weights_of(weights)
-        found = [call.end_backward(rows, every[-1], last, gradient)]
+        gradients = [call.end_backward(rows, every[-1], last, gradient)]
         for layer in reversed(range(shape.layers)):
-            own, width = layers[layer], shape.widths[layer]
+            w, width = layers[layer], shape.widths[layer]
             made = rows.part(shape.starts[layer + 1], shape.starts[layer + 2])
-            outer = of_convolution.pop() if masks else None
+            outer = remaining_masks.pop() if masks else None
             if not width:
-                found.append(call.convolve_backward(made, outer, own, rows, every[layer], add=True))
+                gradients.append(call.convolve_backward(made, outer, w, rows, every[layer], add=True))
                 continue
-            inner = of_convolution.pop() if masks else None
-            here = slice(shape.inner[layer], shape.inner[layer + 1])
+            inner = remaining_masks.pop() if masks else None
+            part = slice(shape.inner[layer], shape.inner[layer + 1])
             y = kept_of.get(layer)
             values = call.empty(width) if y is None else y
-            between = _Rows.of(values, statistics[:, here], call.empty(width, torch.float32), sums[:, here])
+            between = _Rows.of(values, statistics[:, part], call.empty(width, torch.float32), sums[:, part])
             if y is None:
-                call.convolve(rows, every[layer], own[:3], inner, between, measured=False)
-            second = call.convolve_backward(made, outer, own[3:], between, call.identity(width), add=False)
-            found.append(call.convolve_backward(between, inner, own[:3], rows, every[layer], add=True) + second)
+                call.convolve(rows, every[layer], w[:3], inner, between, measured=False)
+            second = call.convolve_backward(made, outer, w[3:], between, call.identity(width), add=False)
+            gradients.append(call.convolve_backward(between, inner, w[:3], rows, every[layer], add=True) + second)
         dx = call.input_gradient(rows.part(0, shape.sources[0]))
-        return dx, [tensor for own in reversed(found) for tensor in own]
+        return dx, [tensor for group in reversed(gradients) for tensor in group]
 
 
 def _infer(
     shape: BlockShape, x: Tensor, weights: Sequence[Tensor], means: Sequence[Tensor], variances: Sequence[Tensor]
 ) -> Tensor:
-    """Norms are applied where maps are read, in the convolution's own launch: there is nothing to gain by folding."""
+    """Run a block in evaluation mode. Convolutions apply norms when they read maps, so folding would save nothing."""
     with torch.cuda.device_of(x):
         call = _Call(shape, x, running=True)
         maps, every = call.empty(shape.starts[-1]), call.reads()
         call.copy_input(maps, x)
         running = zip(means, variances, strict=True)
         *layers, last = shape.weights_of(weights)
-        for layer, own in enumerate(layers):
+        for layer, w in enumerate(layers):
             source, reads = _Rows(maps, *next(running)), every[layer]
             if width := shape.widths[layer]:
                 y = call.empty(width)
-                call.convolve(source, reads, own[:3], None, source._replace(values=y), measured=False)
+                call.convolve(source, reads, w[:3], None, source._replace(values=y), measured=False)
                 source, reads = _Rows(y, *next(running)), call.identity(width)
             made = source._replace(values=maps[shape.starts[layer + 1] : shape.starts[layer + 2]])
-            call.convolve(source, reads, own[-3:], None, made, measured=False)
+            call.convolve(source, reads, w[-3:], None, made, measured=False)
         return call.end(_Rows(maps, *next(running)), every[-1], last)
 
 
@@ -149,8 +150,13 @@ TRITON = Kernels(_forward, _backward, _infer, _unsupported_reason, mixed=True)
 
 
 class _Rows(NamedTuple):
-    """Channels, a row each: values [channels, pitch], mean and biased variance, and for the backward pass the gradient
-    [channels, pitch] in float32, Σ γ·dβ and Σ γ·dγ over the consumers so far."""
+    """Channels as rows.
+
+    values: [channels, pitch].
+    mean, variance: [channels], the variance is biased.
+    gradient: [channels, pitch] in float32, for the backward pass.
+    of_beta, of_gamma: [channels], Σ γ·dβ and Σ γ·dγ over the consumers so far.
+    """
 
     values: Tensor
     mean: Tensor
@@ -169,16 +175,16 @@ class _Rows(NamedTuple):
 
 
 class _Call:
-    """The sizes of one call, and the launches."""
+    """The sizes of one call, and its kernel launches."""
 
     def __init__(self, shape: BlockShape, x: Tensor, running: bool = False) -> None:
-        from dnas.nn.kernels import triton_kernels  # triton is there on Linux alone, and slow to import
+        from dnas.nn.kernels import triton_kernels  # triton exists on Linux only and is slow to import
 
         self.kernels: Any = triton_kernels
         self.shape, self.dtype, self.device, self.running = shape, x.dtype, x.device, running
         self.images, _, self.height, self.width = x.shape
         self.values = self.images * self.height * self.width
-        self.pitch = -(-self.values // ALIGNED) * ALIGNED
+        self.pitch = -(-self.values // PITCH_MULTIPLE) * PITCH_MULTIPLE
         self.tiles = -(-self.values // PIXELS)
 
     def empty(self, channels: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -188,7 +194,7 @@ class _Call:
         return self.empty(channels, dtype).zero_()
 
     def sums(self, channels: int, count: int = 2) -> list[Tensor]:
-        """One number a channel and tile, some times."""
+        """Return `count` buffers [channels, tiles] for partial sums."""
         return list(torch.empty(count, channels, self.tiles, dtype=torch.float32, device=self.device))
 
     def reads(self) -> tuple[Tensor, ...]:
@@ -215,7 +221,7 @@ class _Call:
         made: _Rows,
         measured: bool,
     ) -> None:
-        """made = dropout of the convolution of what is read, normalised, and its statistics where they are measured."""
+        """Write the convolution of the normalised sources, after dropout, and optionally its statistics, to `made`."""
         gamma, beta, weight = weights
         weight = _regular(weight)
         outs = weight.shape[0]
@@ -227,7 +233,7 @@ class _Call:
             len(reads), outs, self.values, self.pitch, self.height, self.width, *_strides(weight),
             self.shape.eps, self.mask_scale,
             TAPS=_taps(weight), MASKED=mask is not None, MEASURED=measured, RUNNING=self.running,
-            PIXELS=PIXELS, CHANNELS=32, OUTS=size, **PRODUCT,
+            PIXELS=PIXELS, CHANNELS=32, OUTS=size, **PRODUCT_OPTIONS,
         )  # fmt: skip
         if measured:
             self.kernels.merge_statistics[(outs,)](
@@ -237,7 +243,7 @@ class _Call:
     def convolve_backward(
         self, made: _Rows, mask: Tensor | None, weights: Sequence[Tensor], source: _Rows, reads: Tensor, add: bool
     ) -> list[Tensor]:
-        """dγ, dβ and dW of one convolution and the norm before it; gives the source's gradients their part."""
+        """Return dγ, dβ and dW of a convolution and the norm before it, and add to the gradients of its sources."""
         gamma, beta, weight = weights
         weight = _regular(weight)
         outs, channels = weight.shape[:2]
@@ -249,19 +255,19 @@ class _Call:
         self.kernels.convolve_backward_input[(self.tiles, -(-channels // size))](
             *of_made, weight, *of_source, source.gradient, *sums, *sizes, *_strides(weight), self.shape.eps,
             self.mask_scale, TAPS=_taps(weight), MASKED=mask is not None, ADD=add,
-            PIXELS=PIXELS, CHANNELS=size, OUTS=_size(outs, 32), **PRODUCT,
+            PIXELS=PIXELS, CHANNELS=size, OUTS=_size(outs, 32), **PRODUCT_OPTIONS,
         )  # fmt: skip
         of_outs = _size(outs, 64 if self.dtype == torch.bfloat16 else 32)
         programs = -(-channels // size) * -(-outs // of_outs)
-        splits = min(self.tiles, -(-PROGRAMS // (programs * _taps(weight))))
-        tiles_a_split = -(-self.tiles // splits)
-        splits = -(-self.tiles // tiles_a_split)
+        splits = min(self.tiles, -(-MIN_PROGRAMS // (programs * _taps(weight))))
+        tiles_per_split = -(-self.tiles // splits)
+        splits = -(-self.tiles // tiles_per_split)
         split_dw = torch.empty(
             splits, outs, *weight.shape[2:], channels, dtype=torch.float32, device=self.device
-        )  # channels last, as the network's weights are in training
+        )  # channels last, like the network's weights in training
         self.kernels.convolve_backward_weight[(splits, programs, _taps(weight))](
-            *of_made, *of_source, split_dw, *sizes, tiles_a_split * PIXELS, self.shape.eps, self.mask_scale,
-            TAPS=_taps(weight), MASKED=mask is not None, PIXELS=64, CHANNELS=size, OUTS=of_outs, **PRODUCT,
+            *of_made, *of_source, split_dw, *sizes, tiles_per_split * PIXELS, self.shape.eps, self.mask_scale,
+            TAPS=_taps(weight), MASKED=mask is not None, PIXELS=64, CHANNELS=size, OUTS=of_outs, **PRODUCT_OPTIONS,
         )  # fmt: skip
         dw = split_dw.sum(0).permute(0, 3, 1, 2).to(weight.dtype)
         return [*self.sum_norm(sums, reads, source, gamma, beta), dw]
@@ -309,7 +315,7 @@ class _Call:
         return dx.transpose(0, 1)
 
     def window(self) -> tuple[int, int, int, int]:
-        """Rows and columns of the output, and how many rows and columns of the maps each is the mean of."""
+        """Return rows and columns of the output, and of the window of maps that each output averages."""
         match self.shape.end:
             case "pool":
                 return self.height // 2, self.width // 2, 2, 2
@@ -328,22 +334,22 @@ def _gradients(rows: _Rows) -> tuple[Tensor | None, ...]:
 
 
 def _channels_first(masks: Sequence[Tensor]) -> Any:
-    """As [maps, N, H, W] in memory, a byte each."""
+    """Yield the masks as bytes stored in the order [maps, N, H, W]."""
     return (mask.transpose(0, 1).contiguous().view(torch.uint8) for mask in masks)
 
 
 def _or(mask: Tensor | None, other: Tensor) -> Tensor:
-    """A launch takes a pointer where there is no mask too; nothing is read from it."""
+    """Return the mask, or another tensor as a pointer that the kernel does not read."""
     return other if mask is None else mask
 
 
-def _size(count: int, most: int) -> int:
-    """Of a tile along channels: the power of two that holds them, from 16 on, as tensor cores take them."""
-    return min(most, max(16, 1 << (count - 1).bit_length()))
+def _size(count: int, limit: int) -> int:
+    """Return the tile size along channels: a power of two, at least 16 as tensor cores require, at most `limit`."""
+    return min(limit, max(16, 1 << (count - 1).bit_length()))
 
 
 def _regular(weight: Tensor) -> Tensor:
-    """With taps that lie evenly apart."""
+    """Return the weight with evenly spaced kernel taps."""
     return weight if weight.stride(2) == weight.shape[3] * weight.stride(3) else weight.contiguous()
 
 
@@ -358,11 +364,11 @@ def _taps(weight: Tensor) -> int:
 
 @lru_cache(maxsize=256)
 def _rows_read(shape: BlockShape, device: torch.device) -> tuple[Tensor, ...]:
-    """Of each consumer the rows that it reads, as views of one tensor."""
-    found = [[c for source in read for c in range(*shape.starts[source : source + 2])] for read in shape.reads]
-    whole = torch.tensor([c for read in found for c in read], dtype=torch.int32, device=device)
-    stops = list(accumulate(map(len, found)))
-    return tuple(whole[stop - len(read) : stop] for stop, read in zip(stops, found, strict=True))
+    """Return the rows that each consumer reads, as views of one tensor."""
+    reads = [[c for source in read for c in range(*shape.starts[source : source + 2])] for read in shape.reads]
+    whole = torch.tensor([c for read in reads for c in read], dtype=torch.int32, device=device)
+    stops = list(accumulate(map(len, reads)))
+    return tuple(whole[stop - len(read) : stop] for stop, read in zip(stops, reads, strict=True))
 
 
 @lru_cache(maxsize=256)

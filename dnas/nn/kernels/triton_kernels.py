@@ -1,13 +1,14 @@
-"""The dense block's kernels in Triton, one tile of channels × pixels a program. `triton_block` calls them.
+"""Kernels of the dense block in Triton. A program computes one tile of channels × pixels; `triton_block` launches them.
 
-Rows are channels: a map of all images lies at `row * pitch`, its pixels as one flat axis of `values` = N·H·W numbers.
-The 3×3 convolution is one matrix product a tap, over pixels moved by the tap's place; what lies beyond an image's edge
-is read as zero, so the padding is there in effect and takes no memory. The 1×1 convolution is the case of one tap.
+Rows are channels. The map of a channel starts at `row * pitch` and holds the pixels of all images as one flat axis of
+`values` = N·H·W numbers. A 3×3 convolution is one matrix product per tap, over pixels shifted by the offset of the tap.
+Pixels beyond the edge of an image are read as zeros, so the padding takes no memory. A 1×1 convolution has a single
+tap.
 
-`reads` are the rows that a consumer reads, `mean` and `variance` of each row what `reads` points at (with RUNNING, as
-in evaluation, of each channel that the consumer reads). Whatever the type of the maps, sums are in float32. No two
-programs write to one address: sums over pixels are written a tile and added up by `merge_statistics`, `sum_norm`, or
-torch, always in the same order, so that equal inputs give equal bits.
+`reads` holds the rows that a consumer reads. `mean` and `variance` are indexed by row, or with RUNNING (in evaluation)
+by the consumer's channel. Sums are in float32 for every type of maps. No two programs write to the same address. Sums
+over pixels are written per tile and added by `merge_statistics`, `sum_norm` or torch, always in the same order, so that
+equal inputs produce equal bits.
 """
 
 import triton
@@ -18,14 +19,14 @@ import triton.language as tl
 
 @triton.jit
 def _tile(values, PIXELS: tl.constexpr):
-    """This program's pixels, and which of them there are."""
+    """Return this program's pixels, and a mask of those that exist."""
     p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     return p, p < values
 
 
 @triton.jit
 def _neighbour(p, inside, down, right, height, width):
-    """The pixels that lie (down, right) of p, and which of them are inside the image."""
+    """Return the pixels at offset (down, right) from p, and a mask of those inside the image."""
     row, column = p // width % height + down, p % width + right
     return p + down * width + right, inside & (row >= 0) & (row < height) & (column >= 0) & (column < width)
 
@@ -42,7 +43,7 @@ def _load(x, places, there):
 
 @triton.jit
 def _affine(reads, mean, variance, gamma, beta, c, channels, eps, RUNNING: tl.constexpr):
-    """Rows, mean, 1/σ, γ and b of the channels c that a consumer reads: a·x + b with a = γ/σ, b = β − mean·a."""
+    """Return rows, mean, 1/σ, γ and b of the channels c of a consumer, for a·x + b with a = γ/σ, b = β − mean·a."""
     known = c < channels
     rows = tl.load(reads + c, mask=known, other=0)
     at = c if RUNNING else rows
@@ -55,14 +56,14 @@ def _affine(reads, mean, variance, gamma, beta, c, channels, eps, RUNNING: tl.co
 
 @triton.jit
 def _relu(x, factor, shift):
-    """max(a·x + b, 0), where NaN stays NaN."""
+    """Return max(a·x + b, 0), and NaN for NaN."""
     z = x * factor[:, None] + shift[:, None]
     return tl.where(z <= 0, 0.0, z)
 
 
 @triton.jit
 def _kept(mask, o, p, there, values, mask_scale):
-    """Dropout's factor: 0, or 1 / (1 − rate)."""
+    """Return the factor of dropout: 0, or 1 / (1 − rate)."""
     kept = tl.load(mask + _places(o, p, values), mask=there, other=0)
     return kept.to(tl.float32) * mask_scale
 
@@ -72,9 +73,9 @@ def _made_gradient(
     y, dy, mean, variance, of_beta, of_gamma, mask, o, p, there, known, values, pitch, eps, mask_scale,
     MASKED: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of what a convolution made, zero where not `there`; of the maps all consumers have been added:
+    """Return the gradient of a convolution's output, after all consumers of its maps have been added.
 
-    (G − Σ γ·dβ / M − (y − mean)/σ · Σ γ·dγ / M)/σ, where dropout kept it.
+    It is (G − Σ γ·dβ / M − (y − mean)/σ · Σ γ·dγ / M)/σ where dropout kept the value, and zero outside of `there`.
     """
     centre = tl.load(mean + o, mask=known, other=0.0)
     inverse = 1 / tl.sqrt(tl.load(variance + o, mask=known, other=1.0) + eps)
@@ -92,8 +93,10 @@ def _made_gradient(
 def _take_in(
     dz, x, rows, centre, inverse, scale, shift, g, tile_dz, tile_dzx, c, p, there, channels, pitch, ADD: tl.constexpr,
 ):  # fmt: skip
-    """A consumer's last step, from dz of what its convolution reads: masks it, adds γ·dz to the gradient of the rows,
-    and writes this tile's Σ dz and Σ dz·(x − mean)."""
+    """Finish the backward pass of a consumer, given the gradient dz of the input of its convolution.
+
+    Masks dz, adds γ·dz to the gradient of the rows, and writes Σ dz and Σ dz·(x − mean) of this tile.
+    """
     places = _places(rows, p, pitch)
     value = _load(x, places, there)
     z = value * (scale * inverse)[:, None] + shift[:, None]
@@ -107,7 +110,7 @@ def _take_in(
     tl.store(tile_dzx + at, tl.sum(dz * (value - centre[:, None]), 1), mask=c < channels)
 
 
-# --- a layer ---------------------------------------------------------------------------------------------------------
+# --- layers ---------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -117,7 +120,7 @@ def convolve(
     TAPS: tl.constexpr, MASKED: tl.constexpr, MEASURED: tl.constexpr, RUNNING: tl.constexpr,
     PIXELS: tl.constexpr, CHANNELS: tl.constexpr, OUTS: tl.constexpr,
 ):  # fmt: skip
-    """out = the convolution of max(a·x + b, 0), after dropout; of each row of it this tile's mean and Σ (· − mean)²."""
+    """Write the convolution of max(a·x + b, 0), after dropout, and the mean and Σ (· − mean)² of each row's tile."""
     p, inside = _tile(values, PIXELS)
     o = tl.program_id(1) * OUTS + tl.arange(0, OUTS)
     made = tl.zeros((OUTS, PIXELS), tl.float32)
@@ -160,14 +163,16 @@ def convolve_backward_input(
     TAPS: tl.constexpr, MASKED: tl.constexpr, ADD: tl.constexpr,
     PIXELS: tl.constexpr, CHANNELS: tl.constexpr, OUTS: tl.constexpr,
 ):  # fmt: skip
-    """From the gradient of what `convolve` made: γ·dz into g (added to it with ADD), this tile's Σ dz and
-    Σ dz·(x − mean)."""
+    """Compute the gradient of the input of `convolve`.
+
+    Writes γ·dz to g, or adds it with ADD, and writes Σ dz and Σ dz·(x − mean) of this tile.
+    """
     p, inside = _tile(values, PIXELS)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     dz = tl.zeros((CHANNELS, PIXELS), tl.float32)
     for tap in tl.range(TAPS):
         at, here = p, inside
-        if TAPS == 9:  # the pixels that read this one through the tap
+        if TAPS == 9:  # pixels whose outputs use this pixel through the tap
             at, here = _neighbour(p, inside, 1 - tap // 3, 1 - tap % 3, height, width)
         for first in tl.range(0, outs, OUTS):
             o = first + tl.arange(0, OUTS)
@@ -191,18 +196,18 @@ def convolve_backward_input(
 def convolve_backward_weight(
     y, dy, y_mean, y_variance, of_beta, of_gamma, mask,
     x, reads, mean, variance, gamma, beta, split_dw,
-    channels, outs, values, pitch, height, width, pixels_a_split, eps, mask_scale,
+    channels, outs, values, pitch, height, width, pixels_per_split, eps, mask_scale,
     TAPS: tl.constexpr, MASKED: tl.constexpr,
     PIXELS: tl.constexpr, CHANNELS: tl.constexpr, OUTS: tl.constexpr,
 ):  # fmt: skip
-    """dW [outs, taps, channels] of this split's pixels, at its place in split_dw."""
+    """Write dW [outs, taps, channels] over the pixels of this split to split_dw."""
     split, tap = tl.program_id(0), tl.program_id(2)
     across = tl.cdiv(channels, CHANNELS)
     o = tl.program_id(1) // across * OUTS + tl.arange(0, OUTS)
     c = tl.program_id(1) % across * CHANNELS + tl.arange(0, CHANNELS)
     rows, _, inverse, scale, shift = _affine(reads, mean, variance, gamma, beta, c, channels, eps, False)
     dw = tl.zeros((OUTS, CHANNELS), tl.float32)
-    for first in tl.range(split * pixels_a_split, tl.minimum(values, (split + 1) * pixels_a_split), PIXELS):
+    for first in tl.range(split * pixels_per_split, tl.minimum(values, (split + 1) * pixels_per_split), PIXELS):
         p = first + tl.arange(0, PIXELS)
         at, here = p, p < values
         if TAPS == 9:
@@ -220,7 +225,7 @@ def convolve_backward_weight(
     tl.store(split_dw + at, dw, mask=(o < outs)[:, None] & (c < channels)[None, :])
 
 
-# --- what follows the block ------------------------------------------------------------------------------------------
+# --- end of the block ------------------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -229,7 +234,7 @@ def end(
     channels, out_values, pitch, height, width, rows_out, columns_out, down, right, eps,
     RUNNING: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """out [channels, N, rows_out, columns_out]: the means of max(a·x + b, 0) over windows of down × right pixels."""
+    """Write the means of max(a·x + b, 0) over windows of down × right pixels to out [channels, N, rows, columns]."""
     q, inside = _tile(out_values, PIXELS)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     rows, _, inverse, scale, shift = _affine(reads, mean, variance, gamma, beta, c, channels, eps, RUNNING)
@@ -249,7 +254,7 @@ def end_backward(
     channels, values, out_values, pitch, height, width, rows_out, columns_out, down, right, eps,
     ADD: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """From the gradient of what `end` made: as `convolve_backward_input`."""
+    """Compute the gradient of the input of `end`, with the outputs of `convolve_backward_input`."""
     p, inside = _tile(values, PIXELS)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     rows, centre, inverse, scale, shift = _affine(reads, mean, variance, gamma, beta, c, channels, eps, False)
@@ -266,7 +271,7 @@ def input_gradient(
     x, g, mean, variance, of_beta, of_gamma, dx, channels, values, pitch, eps,
     PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """dx [channels, values] of the block's input, of which all consumers have been added to g."""
+    """Write dx [channels, values] of the block's input, after all consumers have been added to g."""
     p, inside = _tile(values, PIXELS)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     there = (c < channels)[:, None] & inside[None, :]
@@ -281,7 +286,7 @@ def input_gradient(
 
 @triton.jit
 def merge_statistics(tile_mean, tile_square, mean, variance, tiles, values, PIXELS: tl.constexpr, TILES: tl.constexpr):
-    """Mean and biased variance of a row from its tiles' means and sums of squares: nothing large is subtracted."""
+    """Merge the means and sums of squares of tiles into mean and biased variance of a row, without cancellation."""
     row = tl.program_id(0)
     total = tl.zeros((TILES,), tl.float32)
     for first in tl.range(0, tiles, TILES):
@@ -303,7 +308,7 @@ def merge_statistics(tile_mean, tile_square, mean, variance, tiles, values, PIXE
 def sum_norm(
     tile_dz, tile_dzx, reads, variance, gamma, of_beta, of_gamma, dgamma, dbeta, tiles, eps, TILES: tl.constexpr
 ):
-    """dγ and dβ of a channel from its tiles' Σ dz and Σ dz·(x − mean); adds γ·dβ and γ·dγ to its row's sums."""
+    """Compute dγ and dβ of a channel from the sums of its tiles, and add γ·dβ and γ·dγ to the sums of its row."""
     c = tl.program_id(0)
     total, products = tl.zeros((TILES,), tl.float32), tl.zeros((TILES,), tl.float32)
     for first in tl.range(0, tiles, TILES):

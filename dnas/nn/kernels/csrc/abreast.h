@@ -1,19 +1,19 @@
-// Narrow images side by side.
+// Interleaved storage of narrow images.
 #pragma once
 
 #include <type_traits>
 
 #include "vectors.h"
 
-// Of narrow images so many are kept abreast, [images / abreast][pixels][abreast], that their rows fill a vector: a power
-// of two.
+// Narrow images are interleaved as [images / abreast][pixels][abreast]. The number of interleaved images is the power of
+// two for which a row fills a vector.
 inline Index abreast_of(Index images, Index width) {
   Index abreast = LANES;
   while (abreast > 1 && (abreast * width > LANES || images % abreast)) abreast /= 2;
   return abreast;
 }
 
-// use(constant) for an `abreast` known to the compiler.
+// Calls use(constant) with `abreast` as a compile-time constant.
 template <class Use>
 INLINE void with_abreast(Index abreast, const Use& use) {
   switch (abreast) {
@@ -25,7 +25,7 @@ INLINE void with_abreast(Index abreast, const Use& use) {
   }
 }
 
-// to[p·A + a] = from[a·of_image + p·of_pixel], the pixels p of A images.
+// Interleaves A images: to[p·A + a] = from[a·of_image + p·of_pixel] for all pixels p.
 INLINE void put_abreast(const float* from, Index of_image, Index of_pixel, Index pixels, Index abreast, float* to) {
   with_abreast(abreast, [&](auto count) {
     constexpr int A = decltype(count)::value;
@@ -34,7 +34,7 @@ INLINE void put_abreast(const float* from, Index of_image, Index of_pixel, Index
   });
 }
 
-// to[a·of_image + p·of_pixel] = from[p·A + a].
+// Separates A interleaved images: to[a·of_image + p·of_pixel] = from[p·A + a].
 INLINE void put_apart(const float* from, Index of_image, Index of_pixel, Index pixels, Index abreast, float* to) {
   with_abreast(abreast, [&](auto count) {
     constexpr int A = decltype(count)::value;

@@ -1,4 +1,4 @@
-// Batch norm: the statistics of channels, what a consumer applies, and the way back.
+// Batch norm: statistics of channels, the affine map that a consumer applies, and the backward pass.
 #pragma once
 
 #include <cmath>
@@ -6,7 +6,7 @@
 
 #include "vectors.h"
 
-// Number, mean and sum of squared deviations of values; two of them are merged as in Chan, Golub and LeVeque (1979).
+// Count, mean and sum of squared deviations of values. Two sets are merged as in Chan, Golub and LeVeque (1979).
 struct Moments {
   double count = 0, mean = 0, squares = 0;
 
@@ -19,7 +19,7 @@ struct Moments {
   }
 };
 
-// Of n > 0 values in a row: first their mean, then the deviations from it.
+// The moments of n > 0 consecutive values, in two passes: the mean, then the deviations from it.
 inline Moments moments_of(const float* x, Index n) {
   const Index whole = n / LANES * LANES;
   Vector sums[2] = {}, squares[2] = {};
@@ -44,11 +44,11 @@ inline Moments moments_of(const float* x, Index n) {
   return {static_cast<double>(n), mean, sum(squares[0] + squares[1])};
 }
 
-// What a consumer applies to each channel that it reads: z = max(scale·x + shift, 0).
+// The map z = max(scale·x + shift, 0) that a consumer applies to each channel that it reads.
 struct Affine {
   std::vector<float> scale, shift;
 
-  // scale = γ/σ, shift = β − mean·γ/σ, σ = √(var + ε); channel c's statistics lie at mean[at(c)], var[at(c)].
+  // scale = γ/σ, shift = β − mean·γ/σ, σ = √(var + ε); the statistics of channel c are mean[at(c)] and var[at(c)].
   template <class Number, class At>
   Affine(Index channels, const float* gamma, const float* beta, const Number* mean, const Number* var, double eps, At at)
       : scale(channels), shift(channels) {
@@ -61,9 +61,9 @@ struct Affine {
   Affine() = default;
 };
 
-// What the consumers of each channel add up: Σ γ·dβ and Σ γ·(Σ dz·(x − mean)). Once all have, the gradient of a map is
+// Sums over the consumers of each channel: Σ γ·dβ and Σ γ·(Σ dz·(x − mean)). After all consumers, the gradient of a map is
 //   dx = of_gradient·G + of_map·x + constant,
-// with G = Σ γ·dz over the consumers; from dx = (G − Σγdβ/M − (x − mean)·Σγ(Σ dz·(x − mean))/(M·σ²))/σ.
+// with G = Σ γ·dz over the consumers. It follows from dx = (G − Σγdβ/M − (x − mean)·Σγ(Σ dz·(x − mean))/(M·σ²))/σ.
 struct Totals {
   std::vector<double> of_beta, of_gamma;
 
@@ -78,7 +78,7 @@ struct Totals {
 struct Backward {
   std::vector<float> of_gradient, of_map, constant;
 
-  // Of `count` channels from `first` on; M values each.
+  // Coefficients of `count` channels from `first` on, with M values per channel.
   Backward(const Totals& totals, const double* mean, const double* var, double eps, Index first, Index count, double M)
       : of_gradient(count), of_map(count), constant(count) {
     for (Index i = 0; i < count; i++) {

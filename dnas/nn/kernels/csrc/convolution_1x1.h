@@ -1,4 +1,4 @@
-// BN-ReLU-Conv(1×1), forward and backward. Maps are [channel][pitch], the pixels of all images in a row.
+// BN-ReLU-Conv(1×1), forward and backward. Maps are [channel][pitch], with the pixels of all images in one row.
 #pragma once
 
 #include <algorithm>
@@ -8,9 +8,9 @@
 #include "threads.h"
 #include "weights.h"
 
-constexpr Index CACHE_FLOATS = 64 * 1024;  // what a tile may fill of a second-level cache of 512 KB or more
+constexpr Index CACHE_FLOATS = 64 * 1024;  // size of a tile, for a second-level cache of at least 512 KB
 
-// z[p / PANEL][c][p % PANEL] = max(scale·x + shift, 0) for the channels [from, from + count) and `pixels` from x[c] + p.
+// Packs z[p / PANEL][c][p % PANEL] = max(scale·x + shift, 0) for channels [from, from + count) and `pixels` from x[c] + p.
 inline void pack_panels(
     const float* const* x, const Affine& affine, Index from, Index count, Index p, Index pixels, float* z) {
   const Index panels = (pixels + PANEL - 1) / PANEL;
@@ -29,8 +29,8 @@ INLINE void drop(float* x, const std::uint8_t* kept, float scale, Index n) {
   for (Index i = 0; i < n; i++) x[i] *= kept[i] ? scale : 0.0f;
 }
 
-// y[o][p] = Σ_c W[o][c]·z[c][p], times dropout's mask [o][pixels] and scale where there is one. Adds up the moments of
-// each y[o] where `moments` is not null.
+// Computes y[o][p] = Σ_c W[o][c]·z[c][p], times the dropout mask [o][pixels] and its scale if there is a mask. Adds to the
+// moments of each y[o] unless `moments` is null.
 inline void convolve_1x1(
     const Team& team, Index pixels, const float* const* x, Index channels, const Affine& affine, const Packed& weight,
     Index out, float* y, Index pitch, const std::uint8_t* mask, float mask_scale, Moments* moments) {
@@ -79,10 +79,10 @@ inline void convolve_1x1(
       for (int part = 0; part < team.parts; part++) moments[o].add(of_part[part * out + o]);
 }
 
-// The gradient dy of y, in panels [p / PANEL][o][p % PANEL]: back through y's own batch norm and dropout. What lies
-// behind the last pixel, and behind the last row, is zero.
+// The gradient dy of y through y's batch norm and dropout. pack_gradient stores it in panels [p / PANEL][o][p % PANEL], with
+// zeros behind the last pixel and the last row.
 struct Gradient {
-  const float *of_y, *y;  // [o][pitch]: G, and the maps themselves
+  const float *of_y, *y;  // [o][pitch]: G and the maps
   const Backward* norm;
   const std::uint8_t* mask;
   float mask_scale;
@@ -112,7 +112,7 @@ inline void pack_gradient(
   }
 }
 
-// Of a group of channels and one panel: dz = Σ_o W[o][c]·dy[o] where z > 0, G[c] += γ·dz, and z, which dW needs.
+// For a group of channels and one panel: masks dz = Σ_o W[o][c]·dy[o] where z = 0, adds γ·dz to G[c], and stores z for dW.
 INLINE void spread_panel(
     const Rows& g, Index p, const float* const* x, float* const* gradients, const Affine& affine, const float* gamma,
     const float* mean, const float* dz, float* z, Vector (*sums)[2]) {
@@ -133,7 +133,7 @@ INLINE void spread_panel(
   }
 }
 
-// dW[o][c] = Σ_p dy[o][p]·z[c][p] is kept in blocks of DOT_ROWS × DOT_COLUMNS numbers, as `dots` makes them:
+// dW[o][c] = Σ_p dy[o][p]·z[c][p], stored in the blocks of DOT_ROWS × DOT_COLUMNS numbers that `dots` computes:
 // [groups][MOST_ROWS / DOT_COLUMNS][rows of blocks][DOT_ROWS][DOT_COLUMNS].
 struct Blocks {
   static constexpr Index ONE = DOT_ROWS * DOT_COLUMNS, OF_GROUP = MOST_ROWS / DOT_COLUMNS;
@@ -146,7 +146,7 @@ struct Blocks {
   }
 };
 
-// Adds the products of a group's channels with all of dy.
+// Adds the products of the channels of a group with all rows of dy.
 INLINE void add_weight_gradient(
     const Blocks& blocks, Index group, int padded, Index panels, const float* dy, const float* z, float* dw) {
   const Index dy_rows = blocks.rows * DOT_ROWS;
@@ -157,7 +157,8 @@ INLINE void add_weight_gradient(
           dw + blocks.at(o, group, c));
 }
 
-// From dy: adds γ·dz to each channel's gradient, and gives Σ dz, Σ dz·(x − mean) and dW [out][channels].
+// Backward pass from dy: adds γ·dz to the gradient of each channel, writes dW [out][channels], and returns Σ dz and
+// Σ dz·(x − mean).
 inline Sums convolve_1x1_backward(
     const Team& team, Index pixels, const Gradient& from, Index out, Index pitch, const float* const* x,
     float* const* gradients, Index channels, const Affine& affine, const float* gamma, const float* mean,
@@ -174,7 +175,7 @@ inline Sums convolve_1x1_backward(
     float* z = dy + dy_rows * tile;
     std::memset(z, 0, MOST_ROWS * tile * sizeof(float));
     alignas(64) float dz[MOST_ROWS * PANEL];
-    std::vector<const float*> next(out);  // what is fetched with each row of dy: maps and gradients of the next group
+    std::vector<const float*> next(out);  // rows to prefetch: maps and gradients of the next group
     for (Index p = begin; p < end; p += tile) {
       const Index n = std::min(tile, end - p), panels = (n + PANEL - 1) / PANEL;
       pack_gradient(from, out, dy_rows, pitch, pixels, p, n, dy);

@@ -1,16 +1,16 @@
 // BN-ReLU-Conv(3×3), forward and backward, by Winograd's arithmetic along the columns.
 //
-// Images of height H and width W are cut into tiles of four rows, and a task is some tiles. What the convolution makes of
-// a tile needs six rows of its input, the row above and the row below too; outside the image they are zeros. Winograd's
-// six terms of them are rows of W + 1 floats, the zero before a row also ends the row above it:
+// Images of height H and width W are divided into tiles of four rows. A task consists of some tiles. The output of a tile
+// depends on six rows of input, including the rows above and below, which are zeros outside the image. The six terms of
+// Winograd's algorithm are rows of W + 1 floats. The zero before a row also ends the preceding row:
 //
-//   term 0    0 a b c d      tile 0 of an image of width 4     So each of the three taps along a row is one shift of a
-//             0 e f g h      tile 1                            flat row of positions, and what the convolution makes of
-//             0              the end of the last               the zeros is not read.
+//   term 0    0 a b c d      tile 0 of an image of width 4     Each of the three taps along a row is therefore a shift
+//             0 e f g h      tile 1                            of one flat row of positions. Outputs at the positions of
+//             0              end of the last tile              zeros are not read.
 //   term 1    0 ...
 //
-// Of narrow images some lie abreast, a pixel of each behind the other: like one image as many times as wide, but that the
-// taps and the zeros are as many floats apart.
+// Narrow images are interleaved pixel by pixel. They form one image that is wider by their number, in which neighbouring
+// taps, and the zeros between rows, are that many floats apart.
 #pragma once
 
 #include <algorithm>
@@ -24,20 +24,20 @@
 #include "winograd.h"
 
 struct Tiles {
-  Index images, height, width;  // those abreast are one, of the width of all
-  Index apart;      // floats from a pixel to its neighbour: how many images lie abreast
-  Index row;        // floats of one
-  Index per_image;  // tiles
-  Index together;   // tiles in a task
+  Index images, height, width;  // interleaved images count as one wide image
+  Index apart;      // floats from a pixel to its neighbour, the number of interleaved images
+  Index row;        // floats per row
+  Index per_image;  // tiles per image
+  Index together;   // tiles per task
   Index tasks;
 
-  // enough: positions of a task; what it works on is to stay in a core's own cache.
-  Tiles(const Team& team, Index images_, Index height_, Index width_, Index abreast, Index enough)
+  // positions: Upper limit for the size of a task, so that its data remain in the cache of a core.
+  Tiles(const Team& team, Index images_, Index height_, Index width_, Index abreast, Index positions)
       : images(images_ / abreast), height(height_), width(width_ * abreast), apart(abreast), row(width + abreast),
         per_image((height_ + TILE - 1) / TILE) {
-    const Index most = std::max<Index>(1, std::min(enough / row, (count() + team.parts - 1) / team.parts));
-    together = most;
-    for (Index fewer = most; 2 * fewer > most; fewer--)
+    const Index limit = std::max<Index>(1, std::min(positions / row, (count() + team.parts - 1) / team.parts));
+    together = limit;
+    for (Index fewer = limit; 2 * fewer > limit; fewer--)
       if (panels(fewer) < panels(together)) together = fewer;
     tasks = (count() + together - 1) / together;
   }
@@ -45,16 +45,16 @@ struct Tiles {
   Index count() const { return images * per_image; }
   Index pixels() const { return height * width; }
   Index tiles_of(Index task) const { return std::min(together, count() - task * together); }
-  // The positions that a convolution makes: from the first pixel's to behind the last one's.
+  // Number of output positions of a task, from the first pixel to behind the last one.
   Index positions(Index task) const { return tiles_of(task) * row; }
   Index made() const { return rounded_up(together * row, PANEL); }
-  // Floats of one term of a channel: zeros before them, and room for a micro-kernel to look beyond.
+  // Floats of one term of a channel, with zeros in front and room for reads of a micro-kernel beyond the end.
   Index size() const { return made() + PANEL; }
-  // The first pixel of a task; those of the tasks follow one another.
+  // First pixel of a task. The pixels of tasks are consecutive.
   Index pixel_of(Index task) const { return pixel_of_tile(std::min(task * together, count())); }
 
-  // use(position, pixel, rows, number) for each tile of a task: where it begins, how many rows of it lie in the image, and
-  // which it is there.
+  // Calls use(position, pixel, rows, number) for each tile of a task: its first position and pixel, its number of rows
+  // inside the image, and its number in the image.
   template <class Use>
   INLINE_MEMBER void each(Index task, const Use& use) const {
     const Index positions = this->positions(task);
@@ -70,15 +70,16 @@ struct Tiles {
  private:
   Index pixel_of_tile(Index tile) const { return (tile / per_image * height + tile % per_image * TILE) * width; }
 
-  // Which a micro-kernel works through, where so many tiles are a task.
+  // Number of panels that the micro-kernels process with `tiles` tiles per task.
   Index panels(Index tiles) const {
     const auto of = [&](Index n) { return (n * row + PANEL - 1) / PANEL; };
     return count() / tiles * of(tiles) + of(count() % tiles);
   }
 };
 
-// use(d, at) for some columns at a time of each tile of a task: d are its six rows of one channel, and `at` is where they
-// lie in a row of size(). value(pixel, left, V{}): the next floats, as a V, of which `left` are in the row.
+// Calls use(d, at) for vectors of columns of each tile of a task. d are the six rows of one channel, and `at` is their
+// position in a row of size(). value(pixel, left, V{}) returns the floats from `pixel` on as a V, of which `left` belong to
+// the row.
 template <class V, class Value, class Use>
 INLINE void read_tiles_as(const Tiles& tiles, Index task, const Value& value, const Use& use) {
   constexpr Index STEP = sizeof(V) / sizeof(float);
@@ -94,7 +95,7 @@ INLINE void read_tiles_as(const Tiles& tiles, Index task, const Value& value, co
   });
 }
 
-// By the shortest vectors that hold a row, or the longest.
+// Selects the shortest vector type that holds a row, else the longest.
 template <class Value, class Use>
 INLINE void read_tiles(const Tiles& tiles, Index task, const Value& value, const Use& use) {
   if (tiles.width <= 4)
@@ -105,7 +106,7 @@ INLINE void read_tiles(const Tiles& tiles, Index task, const Value& value, const
     read_tiles_as<Vector>(tiles, task, value, use);
 }
 
-// The zeros around the tiles of a task in one term of a channel; what was written behind a row is overwritten.
+// Writes the zeros around the tiles of a task in one term of a channel. Values written behind a row are overwritten.
 INLINE void write_margins(const Tiles& tiles, Index task, float* to) {
   const Index positions = tiles.positions(task);
   with_abreast(tiles.apart, [&](auto apart) {
@@ -114,7 +115,7 @@ INLINE void write_margins(const Tiles& tiles, Index task, float* to) {
   std::memset(to + positions, 0, (tiles.size() - positions) * sizeof(float));
 }
 
-// Bᵀ z of one channel, six rows of size().
+// Computes Bᵀ z of one channel, six rows of size().
 INLINE void fill_activation(const Tiles& tiles, Index task, const float* x, float scale, float shift, float* to) {
   const Index size = tiles.size();
   read_tiles(
@@ -129,7 +130,7 @@ INLINE void fill_activation(const Tiles& tiles, Index task, const float* x, floa
   for (int term = 0; term < TERMS; term++) write_margins(tiles, task, to + term * size);
 }
 
-// A weight as the micro-kernels read it: [term][channel][tap][row] of each group of rows; at(row, channel, tap).
+// Packs a weight at(row, channel, tap) in the order of the micro-kernels: [term][channel][tap][row] of each group of rows.
 template <class At>
 void pack_3x3(Index rows, Index channels, const At& at, Packed& packed) {
   packed.reserve(rows, TERMS * channels * 3);
@@ -143,7 +144,7 @@ void pack_3x3(Index rows, Index channels, const At& at, Packed& packed) {
         }
 }
 
-// Aᵀ m of one map, six rows of made(), to the pixels of a task.
+// Writes Aᵀ m of one map, from six rows of made(), to the pixels of a task.
 INLINE void write_outputs(const Tiles& tiles, Index task, const float* products, float* y) {
   const Index made = tiles.made();
   tiles.each(task, [&](Index position, Index pixel, int rows, Index) {
@@ -157,10 +158,10 @@ INLINE void write_outputs(const Tiles& tiles, Index task, const float* products,
   });
 }
 
-constexpr Index CHUNK_FLOATS = 128 * 1024;  // what the terms of a chunk of channels may fill of a cache of 1 MB
+constexpr Index CHUNK_FLOATS = 128 * 1024;  // size of the terms of a chunk of channels, for a cache of 1 MB
 
-// y[o] = Σ_i W[o][i] * z[i], a convolution with a margin of one zero; y[o] points at each map. Mask and moments as in
-// convolve_1x1.
+// Computes y[o] = Σ_i W[o][i] * z[i], a convolution with zero padding of 1. y[o] points to each map. See convolve_1x1 for
+// mask and moments.
 inline void convolve_3x3(
     const Team& team, const Tiles& tiles, const float* const* x, Index channels, const Affine& affine,
     const Packed& weight, Index out, float* const* y, const std::uint8_t* mask, float mask_scale, Moments* moments) {
@@ -211,7 +212,7 @@ inline void convolve_3x3(
       for (int part = 0; part < team.parts; part++) moments[o].add(of_part[part * out + o]);
 }
 
-// Bᵀ dy and A dy of what a 3×3 convolution made, [o][pitch]; six rows of size() each.
+// Computes Bᵀ dy and A dy of the output [o][pitch] of a 3×3 convolution, six rows of size() each.
 INLINE void fill_gradient(
     const Tiles& tiles, Index task, const Gradient& from, Index o, Index pitch, float* as_input, float* as_output) {
   const float *g = from.of_y + o * pitch, *y = from.y + o * pitch;
@@ -242,7 +243,7 @@ INLINE void fill_gradient(
   }
 }
 
-// Of one channel: dz = Aᵀ m where z > 0, times γ, is added to G (or is G, where nothing was there before).
+// For one channel: computes dz = Aᵀ m where z > 0, and adds γ·dz to G with `onto`, else sets G to it.
 INLINE void spread_rows(
     const Tiles& tiles, Index task, const float* products, const float* x, float scale, float shift, float mean,
     float gamma, bool onto, float* gradient, double& of_dz, double& of_products) {
@@ -269,28 +270,28 @@ INLINE void spread_rows(
   of_products += sum_products.total();
 }
 
-// As convolve_1x1_backward. onto: the gradients hold something already; dW [out][channels][9].
+// See convolve_1x1_backward. With `onto`, gradients are added to. dW is [out][channels][9].
 inline Sums convolve_3x3_backward(
     const Team& team, const Tiles& tiles, const Gradient& from, Index out, Index pitch, const float* const* x,
     float* const* gradients, bool onto, Index channels, const Affine& affine, const float* gamma, const float* mean,
     const Packed& weight, const Weight& to) {
   const Index size = tiles.size(), made = tiles.made(), of_channel = TERMS * size;
-  // dW is made of so many maps' gradients at once: few are left over.
+  // Number of maps whose dW is computed together, chosen so that few rows are padding.
   const Index rows = DOT_ROWS == 4 || rounded_up(out, 4) < rounded_up(out, 6) ? 4 : 6;
   const Index dy_rows = rounded_up(out, rows);
   std::vector<Sums> of_part(team.parts, Sums(channels));
   Floats weight_gradients;
-  // (A dy) ⊙ (Bᵀ z) as `dots` adds it up: [channels][term][maps][tap].
+  // (A dy) ⊙ (Bᵀ z) as accumulated by `dots`: [channels][term][maps][tap].
   const Index of_term = dy_rows * 3, of_all = channels * TERMS * of_term;
   float* dw = weight_gradients.zeros(team.parts * of_all);
   team.split(tiles.tasks, 1, [&](int part, Index begin, Index end) {
     static thread_local Floats scratch;
     float* as_input = scratch.grow((dy_rows + out + MOST_ROWS) * of_channel + MOST_ROWS * TERMS * made + LANES);
-    float* as_output = as_input + out * of_channel + LANES - tiles.apart;  // its first pixels are aligned: they are read most
+    float* as_output = as_input + out * of_channel + LANES - tiles.apart;  // aligns its first pixels, which are read most often
     float* z = as_output + dy_rows * of_channel + tiles.apart;
     float* products = z + MOST_ROWS * of_channel;
     std::memset(as_output + out * of_channel, 0, (dy_rows - out) * of_channel * sizeof(float));
-    float* own = dw + part * of_all;
+    float* part_dw = dw + part * of_all;
     for (Index task = begin; task < end; task++) {
       const Index positions = tiles.positions(task);
       for (Index o = 0; o < out; o++)
@@ -324,11 +325,11 @@ inline Sums convolve_3x3_backward(
             for (int term = 0; term < TERMS; term++) {
               const Strip centres{as_output + o * of_channel + term * size + tiles.apart, of_channel, 0};
               const Strip shifted{z + r * of_channel + term * size, tiles.apart, 0};
-              float* found = own + ((g.first + r) * TERMS + term) * of_term + o * 3;
+              float* product = part_dw + ((g.first + r) * TERMS + term) * of_term + o * 3;
               if (rows == 4)
-                dots<4, 3>(centres, shifted, 1, positions, found);
+                dots<4, 3>(centres, shifted, 1, positions, product);
               else
-                dots<6, 3>(centres, shifted, 1, positions, found);
+                dots<6, 3>(centres, shifted, 1, positions, product);
             }
       }
     }

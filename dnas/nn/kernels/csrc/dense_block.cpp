@@ -1,8 +1,8 @@
-// A dense block and the consumer after it, in one call each way. The algorithm, and the names, are those of
-// dnas/nn/kernels/reference.py; dnas/nn/kernels/cpu.py fills the structures below and calls the functions at the end.
+// A dense block and the consumer after it, in one call per direction. The algorithm and the names follow
+// dnas/nn/kernels/reference.py. dnas/nn/kernels/cpu.py fills the structures below and calls the functions at the end.
 //
-// Read in this order: vectors.h (the machine), abreast.h, batch_norm.h, weights.h, products.h (the micro-kernels),
-// winograd.h, convolution_1x1.h, convolution_3x3.h, ends.h, and this.
+// Reading order: vectors.h (the machine), abreast.h, batch_norm.h, weights.h, products.h (the micro-kernels), winograd.h,
+// convolution_1x1.h, convolution_3x3.h, ends.h, and this file.
 
 #include <memory>
 #include <vector>
@@ -20,23 +20,23 @@ extern "C" {
 
 struct NormTensors {
   const float *gamma, *beta;
-  float *dgamma, *dbeta;   // null but for the backward pass
-  float *mean, *variance;  // running; null in the backward pass, or where a step does not change them here
-  std::int64_t* count;     // of the steps that they have seen; null in evaluation too
+  float *dgamma, *dbeta;   // null except in the backward pass
+  float *mean, *variance;  // running statistics; null in the backward pass, and if the caller updates them
+  std::int64_t* count;     // steps included in the running statistics; null in evaluation as well
 };
 
-// A layer; or the last consumer, of which only the first three matter.
+// A layer, or the last consumer, which uses only the first three members.
 struct Consumer {
-  Index channels;      // that it reads
-  const Index* reads;  // which of the block's
+  Index channels;      // number of channels that it reads
+  const Index* reads;  // numbers of these channels in the block
   NormTensors norm1;
-  Index width;  // of the bottleneck; 0: there is none, and the 3×3 convolution is the first
+  Index width;  // width of the bottleneck; 0 without one, when the 3×3 convolution is the first
   Weight weight1;
-  const std::uint8_t* mask1;  // dropout's, [maps][pixels]; null: none
+  const std::uint8_t* mask1;  // dropout mask [maps][pixels], or null
   NormTensors norm2;
   Weight weight2;
   const std::uint8_t* mask2;
-  Index out;  // maps that it makes
+  Index out;  // output channels
 };
 
 struct Block {
@@ -44,33 +44,33 @@ struct Block {
   Index x_channels;
   Index layers;
   Index end;
-  Images x_layout;  // of x and dx
+  Images x_layout;  // layout of x and dx
   Index threads;
   double eps;
   double mask_scale;
-  double momentum;  // of the running statistics
+  double momentum;  // momentum of the running statistics
   const Consumer* consumers;  // [layers + 1]
   const float* x;
   float* maps;           // [channels of all layers][pitch]
-  float* bottlenecks;    // [widths of all layers][pitch]; null: not kept
-  double *mean, *variance;  // [channels of the block, and then of the bottlenecks]
+  float* bottlenecks;    // [widths of all layers][pitch]; null if not kept
+  double *mean, *variance;  // [channels of the block, then of the bottlenecks]
   float* out;             // [channels][images][...]
-  const float* gradient;  // of out
+  const float* gradient;  // gradient of out
   float* dx;
 };
 }
 
 namespace {
 
-// A layer's weights and what it applies, ready for the kernels.
+// The weights and affine maps of a layer in the form that the kernels use.
 struct Prepared {
   Affine affine1, affine2;
   Packed weight1, weight2;          // for the forward pass
   Packed transposed1, transposed2;  // for the backward pass
 };
 
-// A convolution's weight for the forward pass, rows are the maps made; and for the backward pass, rows are the maps read,
-// and of 3×3 the taps begin at the other end.
+// Packs a convolution's weight. For the forward pass, rows are output maps. For the backward pass, rows are input maps, and
+// the taps of 3×3 kernels are reversed.
 void pack_forward(const Weight& w, Index out, Index in, bool is_1x1, Packed& packed) {
   if (is_1x1)
     packed.pack(out, in, [&](Index o, Index i) { return w.at(o, i, 0); });
@@ -85,10 +85,10 @@ void pack_backward(const Weight& w, Index out, Index in, bool is_1x1, Packed& pa
     pack_3x3(in, out, [&](Index i, Index o, Index tap) { return w.at(o, i, 8 - tap); }, packed);
 }
 
-// What is the same for all that is done with a block of given sizes.
+// Sizes, threads and helper functions for one call.
 class Work {
  public:
-  // positions: of a task of a 3×3 convolution; see Tiles.
+  // positions: Size of a task of a 3×3 convolution, see Tiles.
   Work(const Block& block, int threads, Index positions = 512)
       : b(block), pixels(b.images * b.height * b.width), pitch(pitch_of(pixels)),
         abreast(has_masks() ? 1 : abreast_of(b.images, b.width)), team(threads, pixels, pixels * weights_of_a_layer()),
@@ -104,32 +104,32 @@ class Work {
 
   Index channels() const { return starts.back(); }
   const Consumer& last() const { return b.consumers[b.layers]; }
-  bool has_masks() const { return b.consumers[0].mask1 != nullptr; }  // whose pixels do not lie abreast
+  bool has_masks() const { return b.consumers[0].mask1 != nullptr; }  // masked images are not interleaved
   Ending ending() const { return {static_cast<End>(b.end), b.images, b.height, b.width, abreast}; }
   float* maps_of(float* maps, Index layer) const { return maps + (starts[layer] - b.x_channels) * pitch; }
   float* bottleneck_of(float* bottlenecks, Index layer) const {
     return bottlenecks + (inner[layer] - channels()) * pitch;
   }
 
-  // Where each of the block's channels begins: those of x, and then the maps'.
+  // Pointers to each channel of the block: those of x, then those of the maps.
   template <class Float>
   std::vector<Float*> rows(Float* x, Float* maps) const {
-    std::vector<Float*> found;
-    for (Index c = 0; c < b.x_channels; c++) found.push_back(x + c * pitch);
-    for (Index c = 0; c < channels() - b.x_channels; c++) found.push_back(maps + c * pitch);
-    return found;
+    std::vector<Float*> pointers;
+    for (Index c = 0; c < b.x_channels; c++) pointers.push_back(x + c * pitch);
+    for (Index c = 0; c < channels() - b.x_channels; c++) pointers.push_back(maps + c * pitch);
+    return pointers;
   }
 
   template <class Value>
-  static std::vector<Value> chosen(const std::vector<Value>& of, const Consumer& consumer) {
-    std::vector<Value> found(consumer.channels);
-    for (Index c = 0; c < consumer.channels; c++) found[c] = of[consumer.reads[c]];
-    return found;
+  static std::vector<Value> selected(const std::vector<Value>& values, const Consumer& consumer) {
+    std::vector<Value> result(consumer.channels);
+    for (Index c = 0; c < consumer.channels; c++) result[c] = values[consumer.reads[c]];
+    return result;
   }
 
-  static std::vector<const float*> read_only(const std::vector<float*>& of) { return {of.begin(), of.end()}; }
+  static std::vector<const float*> read_only(const std::vector<float*>& rows) { return {rows.begin(), rows.end()}; }
 
-  // With the batch's statistics.
+  // Affine maps with the statistics of the batch.
   Affine affine1(const Consumer& c) const {
     return {c.channels, c.norm1.gamma, c.norm1.beta, b.mean, b.variance, b.eps, [&](Index i) { return c.reads[i]; }};
   }
@@ -140,7 +140,7 @@ class Work {
     return {channels, n.gamma, n.beta, n.mean, n.variance, eps, [](Index i) { return i; }};
   }
 
-  // Each norm's running mean and variance go towards the batch's, the unbiased one, by `momentum`.
+  // Moves each norm's running mean and variance towards the mean and unbiased variance of the batch by `momentum`.
   void update_running() const {
     const double M = static_cast<double>(pixels), unbiased = M / (M - 1);
     const auto update = [&](const NormTensors& n, Index count, const auto& at) {
@@ -159,7 +159,7 @@ class Work {
     }
   }
 
-  // The weights as the passes want them; backward, those of the forward pass only for bottlenecks that are made again.
+  // Packs the weights. The backward pass needs those of the forward pass only for recomputed bottlenecks.
   void prepare(std::vector<Prepared>& layers, bool backward) const {
     team.split(b.layers, 1, [&](int, Index begin, Index end) {
       for (Index l = begin; l < end; l++) {
@@ -174,7 +174,7 @@ class Work {
     });
   }
 
-  // Puts mean and variance of `count` channels at `first`.
+  // Stores mean and variance of channels from `first` on.
   void put(const std::vector<Moments>& moments, Index first) const {
     for (std::size_t i = 0; i < moments.size(); i++) {
       b.mean[first + i] = moments[i].mean;
@@ -182,7 +182,7 @@ class Work {
     }
   }
 
-  // The layers one after the other. `training`: the statistics are the batch's, are written down, and are used.
+  // Runs the layers in order. With `training`, the statistics of the batch are computed, stored and used.
   void run_layers(std::vector<Prepared>& layers, float* x, float* maps, float* bottlenecks, bool training) const {
     const std::vector<float*> all = rows(x, maps);
     Floats scratch;
@@ -191,7 +191,7 @@ class Work {
       Prepared& p = layers[l];
       std::vector<Moments> moments(training ? c.out : 0);
       Moments* measured = training ? moments.data() : nullptr;
-      std::vector<const float*> read = read_only(chosen(all, c));
+      std::vector<const float*> read = read_only(selected(all, c));
       float* const* made = all.data() + starts[l];
       for (Index i = 0; i < c.out; i++) std::memset(made[i] + pixels, 0, (pitch - pixels) * sizeof(float));
       if (training) p.affine1 = affine1(c);
@@ -218,12 +218,12 @@ class Work {
     convolve_1x1(
         team, pixels, read.data(), c.channels, p.affine1, p.weight1, c.width, y, pitch, c.mask1, b.mask_scale,
         measure ? moments.data() : nullptr);
-    // What lies behind the last pixel is read, and multiplied by zeros.
+    // Values behind the last pixel are read and multiplied by zeros, so they must be finite.
     for (Index i = 0; i < c.width; i++) std::memset(y + i * pitch + pixels, 0, (pitch - pixels) * sizeof(float));
     if (measure) put(moments, inner[layer]);
   }
 
-  // On average: so many products a pixel.
+  // Average number of multiply-adds per pixel of a layer.
   Index weights_of_a_layer() const {
     Index all = 0;
     for (Index l = 0; l < b.layers; l++) {
@@ -237,8 +237,8 @@ class Work {
   const Index pixels, pitch, abreast;
   const Team team;
   const Tiles tiles;
-  std::vector<Index> starts;  // the first channel of each layer's maps; last: how many channels there are
-  std::vector<Index> inner;   // the first of each bottleneck's among mean and variance
+  std::vector<Index> starts;  // first channel of each layer's maps, followed by the total number of channels
+  std::vector<Index> inner;   // first channel of each bottleneck in mean and variance
 };
 
 void forward(const Block& b) {
@@ -254,7 +254,7 @@ void forward(const Block& b) {
       moments.data());
   work.put(moments, 0);
   work.run_layers(layers, x.data(), b.maps, b.bottlenecks, true);
-  const auto read = Work::read_only(Work::chosen(work.rows(x.data(), b.maps), work.last()));
+  const auto read = Work::read_only(Work::selected(work.rows(x.data(), b.maps), work.last()));
   end_block(
       work.team, work.ending(), read.data(), work.last().channels, work.affine1(work.last()), b.images, b.out);
   work.update_running();
@@ -263,7 +263,7 @@ void forward(const Block& b) {
 // The backward pass, from the last consumer to the first.
 class BackwardWork : Work {
  public:
-  // Longer tasks than forward: fewer sums of weight gradients to end.
+  // Tasks are longer than in the forward pass, so that fewer sums of weight gradients must be merged.
   BackwardWork(const Block& block, int threads) : Work(block, threads, 1024), totals(inner.back()), layers(b.layers) {
     for (Index c = 0; c < inner.back(); c++) mean.push_back(static_cast<float>(b.mean[c]));
   }
@@ -292,24 +292,24 @@ class BackwardWork : Work {
  private:
   double values() const { return static_cast<double>(pixels); }
 
-  // The last consumer writes the first gradients; what it does not read has none yet.
+  // The last consumer initialises the gradients; those of channels that it does not read are set to zero.
   void begin() {
     const Consumer& c = last();
     std::vector<bool> written(channels());
     for (Index i = 0; i < c.channels; i++) written[c.reads[i]] = true;
     for (Index i = 0; i < channels(); i++)
       if (!written[i]) std::memset(gradients[i], 0, pitch * sizeof(float));
-    const auto read = read_only(chosen(all, c));
-    const auto to = chosen(gradients, c);
+    const auto read = read_only(selected(all, c));
+    const auto to = selected(gradients, c);
     const Affine affine = affine1(c);
-    const auto centre = chosen(mean, c);
+    const auto centre = selected(mean, c);
     const Sums sums = end_block_backward(
         team, ending(), b.gradient, read.data(), to.data(), c.channels, affine, c.norm1.gamma,
         centre.data());
     finish(c.norm1, c.channels, sums, [&](Index i) { return c.reads[i]; });
   }
 
-  // dγ, dβ of a norm, and what they add to the totals of the channels at(0), at(1) ...
+  // Writes dγ and dβ of a norm, and adds to the totals of the channels at(0), at(1) and so on.
   template <class At>
   void finish(const NormTensors& norm, Index count, const Sums& sums, const At& at) {
     for (Index i = 0; i < count; i++) {
@@ -323,9 +323,9 @@ class BackwardWork : Work {
     const Consumer& c = b.consumers[l];
     of_maps.mask = c.mask1;
     of_maps.mask_scale = static_cast<float>(b.mask_scale);
-    const auto read = read_only(chosen(all, c));
-    const auto to = chosen(gradients, c);
-    const auto centre = chosen(mean, c);
+    const auto read = read_only(selected(all, c));
+    const auto to = selected(gradients, c);
+    const auto centre = selected(mean, c);
     const Sums sums = convolve_3x3_backward(
         team, tiles, of_maps, c.out, pitch, read.data(), to.data(), true, c.channels, layers[l].affine1,
         c.norm1.gamma, centre.data(), layers[l].transposed1, c.weight1);
@@ -334,8 +334,8 @@ class BackwardWork : Work {
 
   void through_bottleneck(Index l, Gradient of_maps) {
     const Consumer& c = b.consumers[l];
-    const auto read = read_only(chosen(all, c));
-    float* y = b.bottlenecks ? bottleneck_of(b.bottlenecks, l) : again.grow(c.width * pitch);
+    const auto read = read_only(selected(all, c));
+    float* y = b.bottlenecks ? bottleneck_of(b.bottlenecks, l) : recomputed.grow(c.width * pitch);
     if (!b.bottlenecks) make_bottleneck(c, layers[l], l, read, y, false);
     float* dy = inside.grow(c.width * pitch);
     std::vector<const float*> rows_of_y;
@@ -352,8 +352,8 @@ class BackwardWork : Work {
     finish(c.norm2, c.width, sums, [&](Index i) { return inner[l] + i; });
     const Backward norm(totals, b.mean, b.variance, b.eps, inner[l], c.width, values());
     const Gradient of_y{dy, y, &norm, c.mask1, static_cast<float>(b.mask_scale)};
-    const auto to = chosen(gradients, c);
-    const auto centre = chosen(mean, c);
+    const auto to = selected(gradients, c);
+    const auto centre = selected(mean, c);
     sums = convolve_1x1_backward(
         team, pixels, of_y, c.width, pitch, read.data(), to.data(), c.channels, layers[l].affine1, c.norm1.gamma,
         centre.data(), layers[l].transposed1, c.weight1);
@@ -364,11 +364,11 @@ class BackwardWork : Work {
   std::vector<Prepared> layers;
   std::vector<float> mean;
   std::vector<float*> all, gradients;
-  Floats again, inside;
+  Floats recomputed, inside;
 };
 
-// Without statistics to wait for, each thread takes some images through all layers, so that they stay in its cache;
-// with fewer images than threads, all threads share each layer's work.
+// Inference needs no statistics of the batch. Each thread runs some images through all layers, so that they remain in its
+// cache. With fewer images than threads, all threads share the work of each layer.
 void infer(const Block& b) {
   const Work whole(b, static_cast<int>(b.threads));
   std::vector<Prepared> layers(b.layers);
@@ -380,9 +380,9 @@ void infer(const Block& b) {
   }
   const Affine affine = Work::running(whole.last().norm1, whole.last().channels, b.eps);
   const auto run = [&](Index first, Index count, int threads) {
-    Block some = b;
-    some.images = count;
-    const Work work(some, threads);
+    Block part = b;
+    part.images = count;
+    const Work work(part, threads);
     static thread_local Floats memory;
     float* x = memory.grow(work.channels() * work.pitch);
     float* maps = x + b.x_channels * work.pitch;
@@ -390,7 +390,7 @@ void infer(const Block& b) {
         work.team, b.x + first * b.x_layout.of_image, b.x_layout, count, b.x_channels, b.height * b.width, work.abreast,
         x, work.pitch, nullptr);
     work.run_layers(layers, x, maps, nullptr, false);
-    const auto read = Work::read_only(Work::chosen(work.rows(x, maps), work.last()));
+    const auto read = Work::read_only(Work::selected(work.rows(x, maps), work.last()));
     end_block(
         work.team, work.ending(), read.data(), work.last().channels, affine, b.images, b.out + first * work.ending().made());
   };
@@ -404,7 +404,7 @@ void infer(const Block& b) {
   });
 }
 
-// 0, or 1 where memory was short.
+// Returns 0, or 1 if memory is exhausted.
 template <class Run>
 int guarded(const Run& run) {
   try {

@@ -1,4 +1,4 @@
-// Where a block begins and ends: copies between torch's layouts and ours, and what the last consumer does.
+// Start and end of a block: copies between the layouts of torch and of the kernels, and the last consumer.
 #pragma once
 
 #include <algorithm>
@@ -8,27 +8,28 @@
 #include "memory.h"
 #include "threads.h"
 
-// Images [N, C, H, W] of torch: how far apart images, channels and pixels are. Dense layouts only.
+// Strides of images, channels and pixels of a torch tensor [N, C, H, W] in a dense layout.
 struct Images {
   Index of_image, of_channel, of_pixel;
 
   Index at(Index image, Index channel) const { return image * of_image + channel * of_channel; }
-  // Whether a channel's images lie one behind the other, as dnas has them between blocks.
+  // True if the images of a channel are contiguous, as between blocks of dnas.
   bool are_in_a_row(Index pixels) const { return of_pixel == 1 && of_image == pixels; }
 };
 
-constexpr Index LINE = 16;  // floats: channels that are done together, as they lie side by side where they come last
+constexpr Index LINE = 16;  // floats: channels that are copied together, because they are adjacent in channels-last layout
 
-// Images that are worth doing at once, so that small ones do not cost more than their pixels.
-inline Index at_once(Index pixels, Index abreast) {
+// Number of images to process together, so that the overhead of small images is low.
+inline Index images_per_step(Index pixels, Index abreast) {
   return rounded_up(std::max<Index>(1, 1024 / pixels), abreast);
 }
 
-// to[c][n·pixels + p] = from[n][c][p], or so many images abreast; zeros behind the last; moments of each channel.
+// Copies to[c][n·pixels + p] = from[n][c][p], interleaving `abreast` images, with zeros behind the last pixel. Adds to the
+// moments of each channel.
 inline void copy_in(
     const Team& team, const float* from, const Images& images, Index count, Index channels, Index pixels,
     Index abreast, float* to, Index pitch, Moments* moments) {
-  const Index together = at_once(pixels, abreast);
+  const Index together = images_per_step(pixels, abreast);
   const bool are_in_a_row = abreast == 1 && images.are_in_a_row(pixels);
   team.split(channels, LINE, [&](int, Index begin, Index end) {
     for (Index first = 0; first < count; first += together) {
@@ -57,7 +58,7 @@ inline void copy_in(
   });
 }
 
-// to[n][c][p] = dx, of each channel's G: see Totals.
+// Writes to[n][c][p] = dx, computed from G of each channel, see Totals.
 inline void copy_out_gradient(
     const Team& team, const float* gradient, const float* x, Index pitch, const Backward& norm, Index count,
     Index channels, Index pixels, Index abreast, float* to, const Images& images) {
@@ -93,13 +94,13 @@ struct Ending {
   Index made() const { return end == POOL ? (height / 2) * (width / 2) : end == MEAN ? 1 : pixels(); }
 };
 
-// z[p] = max(scale·x + shift, 0) for n values, and up to LANES − 1 more.
+// Computes z[p] = max(scale·x + shift, 0) for n values, and up to LANES − 1 more.
 inline void activate(const float* x, float scale, float shift, Index n, float* z) {
   const Vector a = all(scale), b = all(shift);
   for (Index p = 0; p < n; p += LANES) store(z + p, relu(load(x + p) * a + b));
 }
 
-// What the last consumer makes of one channel z of some images, all of them abreast but for MEAN; and so it gives it.
+// Applies the last consumer to one channel z of some images. Input and output are interleaved, except the output of MEAN.
 inline void end_forward(const Ending& e, const float* z, float* rows, float* made) {
   const Index abreast = e.abreast;
   if (e.end == RELU) {
@@ -136,7 +137,7 @@ inline void end_forward(const Ending& e, const float* z, float* rows, float* mad
   }
 }
 
-// dz, from the gradient `from` of what end_forward made.
+// Computes dz from the gradient `from` of the output of end_forward.
 inline void end_backward(const Ending& e, const float* from, float* dz) {
   const Index abreast = e.abreast;
   if (e.end == RELU) {
@@ -167,22 +168,22 @@ inline void end_backward(const Ending& e, const float* from, float* dz) {
   }
 }
 
-inline Index images_at_once(const Ending& e) {
-  return e.end == POOL && e.height % 2 ? e.abreast : std::min(e.images, at_once(e.pixels(), e.abreast));
+inline Index images_of_step(const Ending& e) {
+  return e.end == POOL && e.height % 2 ? e.abreast : std::min(e.images, images_per_step(e.pixels(), e.abreast));
 }
 
-// Some of the images as end_forward takes them. Those of even height lie one above the other like one: no 2×2 pixels are
-// of two images.
-inline Ending some_of(const Ending& e, Index images) {
+// Some of the images in the form that end_forward expects. Images of even height are treated as one tall image, because no
+// window of 2×2 pixels spans two images.
+inline Ending part_of(const Ending& e, Index images) {
   if (e.end == MEAN) return {MEAN, images, e.height, e.width, e.abreast};
   return {e.end, e.abreast, images / e.abreast * e.height, e.width, e.abreast};
 }
 
-// out[c][n][...] of the channels x[c], where out has `all_images` of them.
+// Writes out[c][n][...] of the channels x[c]; out has `all_images` images.
 inline void end_block(
     const Team& team, const Ending& e, const float* const* x, Index channels, const Affine& affine, Index all_images,
     float* out) {
-  const Index made = e.made(), together = images_at_once(e);
+  const Index made = e.made(), together = images_of_step(e);
   const bool apart = e.abreast > 1 && made > 1;
   team.split(channels, 1, [&](int, Index begin, Index end) {
     static thread_local Floats scratch;
@@ -194,18 +195,18 @@ inline void end_block(
         const Index count = std::min(together, e.images - n);
         float* to = out + (c * all_images + n) * made;
         activate(x[c] + n * e.pixels(), affine.scale[c], affine.shift[c], count * e.pixels(), z);
-        end_forward(some_of(e, count), z, rows, apart ? abreast : to);
+        end_forward(part_of(e, count), z, rows, apart ? abreast : to);
         for (Index i = 0; apart && i < count; i += e.abreast)
           put_apart(abreast + i * made, made, 1, made, e.abreast, to + i * made);
       }
   });
 }
 
-// Begins the gradients: G[c] = γ·dz where z > 0. Gives Σ dz and Σ dz·(x − mean). gradient [c][n][...].
+// Initialises the gradients: G[c] = γ·dz where z > 0. Returns Σ dz and Σ dz·(x − mean). gradient is [c][n][...].
 inline Sums end_block_backward(
     const Team& team, const Ending& e, const float* gradient, const float* const* x, float* const* gradients,
     Index channels, const Affine& affine, const float* gamma, const float* mean) {
-  const Index made = e.made(), together = images_at_once(e);
+  const Index made = e.made(), together = images_of_step(e);
   const bool apart = e.abreast > 1 && made > 1;
   Sums sums(channels);
   team.split(channels, 1, [&](int, Index begin, Index end) {
@@ -219,7 +220,7 @@ inline Sums end_block_backward(
         const float* of_made = gradient + (c * e.images + n) * made;
         for (Index i = 0; apart && i < count; i += e.abreast)
           put_abreast(of_made + i * made, made, 1, made, e.abreast, abreast + i * made);
-        end_backward(some_of(e, count), apart ? abreast : of_made, dz);
+        end_backward(part_of(e, count), apart ? abreast : of_made, dz);
         const float* u = x[c] + n * e.pixels();
         float* g = gradients[c] + n * e.pixels();
         Accumulator sum_dz, sum_products;

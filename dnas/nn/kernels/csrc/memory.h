@@ -1,4 +1,4 @@
-// Memory that is aligned, and given back by itself.
+// Aligned memory that is released automatically.
 #pragma once
 
 #include <sys/mman.h>
@@ -8,8 +8,8 @@
 
 #include "vectors.h"
 
-// Asks for large pages where they are at hand: a new page is filled with zeros at its first touch, and of small ones
-// there are hundreds of thousands a step.
+// Requests large pages where the system has them. Every new page is filled with zeros at first access, and a step would
+// need hundreds of thousands of small pages.
 inline void prefer_large_pages(float* from, Index count) {
 #if defined(MADV_HUGEPAGE)
   constexpr std::uintptr_t LARGE = 2 << 20;
@@ -29,7 +29,7 @@ class Floats {
   Floats& operator=(const Floats&) = delete;
   ~Floats() { std::free(data_); }
 
-  // At least so many, of any value where there are more than before; the values are not kept.
+  // Makes room for at least `count` floats. The contents are undefined afterwards if the memory grows.
   float* grow(Index count) {
     if (count > size_) {
       std::free(data_);
@@ -58,8 +58,8 @@ class Floats {
   Index size_ = 0;
 };
 
-// Floats from one channel of a buffer to its next, for `pixels` of them. There is room for a whole last panel, and an
-// odd number of cache lines, so that the same pixel of many channels does not fall on few places of the caches.
+// Floats from one channel of a buffer to the next, for channels of `pixels`. There is room for a complete last panel. The
+// number of cache lines is odd, so that equal pixels of different channels map to different cache sets.
 inline Index pitch_of(Index pixels) {
   const Index lines = (rounded_up(pixels, 64) + 32) / 16;
   return (lines | 1) * 16;

@@ -1,10 +1,10 @@
-// The micro-kernels: all that is worth counting in cycles.
+// The micro-kernels, which contain all code whose cycles matter.
 #pragma once
 
 #include "vectors.h"
 
-// What will be read next: the panels at rows[0] + at, rows[1] + at ... A micro-kernel that fetches one with each column
-// waits for none of them; what lies behind the last row of all is asked for too, which does no harm.
+// The panels that are read next, at rows[0] + at, rows[1] + at and so on. A micro-kernel prefetches one panel per column,
+// so that none of them causes a wait. Prefetching beyond the last row is harmless.
 struct Ahead {
   const float* const* rows;
   Index at;
@@ -14,8 +14,8 @@ struct Ahead {
   }
 };
 
-// out[r][p] = Σ_k w[k][r] · z[k][p]: R rows, one panel of pixels. A convolution of 1×1. FETCH: `ahead` has a row for
-// each column.
+// A 1×1 convolution: out[r][p] = Σ_k w[k][r] · z[k][p] for R rows and one panel of pixels. With FETCH, `ahead` has one
+// row per column.
 template <int R, bool FETCH>
 __attribute__((noinline)) void multiply(const float* w, const float* z, Index columns, float* out, Ahead ahead) {
   Vector low[R], high[R];
@@ -36,8 +36,8 @@ __attribute__((noinline)) void multiply(const float* w, const float* z, Index co
   }
 }
 
-// out[r][p] = Σ_{i, tap} w[i][tap][r] · z[i][p + tap·apart]: three taps along a row. Channels of z are `size` floats apart,
-// rows of out `pitch`; `onto` adds to what is there. FETCH: `ahead` has a row for each channel.
+// Three taps along a row: out[r][p] = Σ_{i, tap} w[i][tap][r] · z[i][p + tap·apart]. Channels of z are `size` floats apart,
+// and rows of out `pitch`. `onto` adds to out. With FETCH, `ahead` has one row per channel.
 template <int R, bool FETCH>
 __attribute__((noinline)) void multiply_taps(
     const float* w, const float* z, Index channels, Index size, Index apart, float* out, Index pitch, bool onto,
@@ -96,7 +96,7 @@ INLINE void multiply_rows_taps(
   }
 }
 
-// Where the rows of a factor lie: row r's vectors begin at at + r·row, and the next `run` floats are `step` further.
+// The rows of a factor: row r starts at `at + r·row`, and its next run of floats is `step` further.
 struct Strip {
   const float* at;
   Index row, step;

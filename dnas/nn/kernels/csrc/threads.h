@@ -1,5 +1,5 @@
-// A team of threads: work(part) for every part. What a part is never depends on who is faster, so that the same number
-// of threads gives the same bits.
+// A team of threads that runs work(part) for every part. The parts do not depend on the speed of threads, so that an equal
+// number of threads produces equal bits.
 #pragma once
 
 #include <pthread.h>
@@ -23,8 +23,8 @@
 
 class Pool {
  public:
-  // work(0) runs here, the others in workers. A second caller meanwhile does all the parts of its work by itself.
-  // Throws std::bad_alloc, when all have ended, where a part found no memory.
+  // Runs work(0) in the calling thread and the other parts in workers. A concurrent second caller runs all its parts by
+  // itself. Throws std::bad_alloc after all parts have ended if one of them ran out of memory.
   void run(int parts, const std::function<void(int)>& work) {
     std::unique_lock<std::mutex> alone(busy_, std::try_to_lock);
     if (!alone.owns_lock()) {
@@ -46,13 +46,13 @@ class Pool {
       if (i < SPINS)
         RELAX();
       else
-        std::this_thread::yield();  // a worker may be waiting for this very core
+        std::this_thread::yield();  // a worker may be waiting for this core
     }
     if (no_memory_) throw std::bad_alloc();
   }
 
  private:
-  static constexpr int SPINS = 4000;  // some tens of microseconds: the next piece of work is mostly about to come
+  static constexpr int SPINS = 4000;  // some tens of microseconds: the next work usually follows soon
 
   void attempt(int part) {
     try {
@@ -92,7 +92,8 @@ class Pool {
   std::atomic<int> left_{0};
 };
 
-// The process's pool, which ends with it. A forked child has none of its parent's threads: it begins anew, and leaves the old one alone.
+// The pool of the process, which lives as long as the process. A forked child has no threads of its parent, so it creates
+// its own pool and abandons the old one.
 inline Pool*& pool_of_process() {
   static Pool* pool = nullptr;
   return pool;
@@ -101,36 +102,36 @@ inline Pool*& pool_of_process() {
 inline Pool& pool() {
   static std::once_flag once;
   std::call_once(once, [] { pthread_atfork(nullptr, nullptr, [] { pool_of_process() = nullptr; }); });
-  static std::mutex making;  // held for so short that no fork is expected to meet it
+  static std::mutex making;  // held so briefly that a fork is not expected meanwhile
   std::lock_guard<std::mutex> hold(making);
   if (pool_of_process() == nullptr) pool_of_process() = new Pool;
   return *pool_of_process();
 }
 
-// So many threads, and the parts that work is cut into: more than threads where there is enough of it, so that a thread
-// that the machine holds up is given fewer. Sums are kept by part, and added in their order.
+// The number of threads, and the number of parts that work is divided into. Large work has more parts than threads, so
+// that a delayed thread runs fewer of them. Sums are stored per part and added in order.
 struct Team {
   int threads, parts;
 
-  // Fewer threads than asked for where each would have too little to do: `products`, of a layer, to be shared out.
-  Team(int asked, Index pixels, Index products)
-      : threads(static_cast<int>(std::clamp<Index>(products / WORTH_WAKING, 1, asked))),
-        parts(threads == 1 ? 1 : threads * static_cast<int>(std::clamp<Index>(pixels / threads / ENOUGH, 1, 4))) {}
+  // Uses fewer threads than requested if each would have too little work. `products` are the multiply-adds of a layer.
+  Team(int requested, Index pixels, Index products)
+      : threads(static_cast<int>(std::clamp<Index>(products / THREAD_PRODUCTS, 1, requested))),
+        parts(threads == 1 ? 1 : threads * static_cast<int>(std::clamp<Index>(pixels / threads / PART_PIXELS, 1, 4))) {}
 
-  // work(part) for each.
+  // Runs work(part) for each part.
   template <class Work>
   void run(const Work& work) const {
     std::atomic<int> next{0};
-    const auto some = [&](int) {
+    const auto take_parts = [&](int) {
       for (int part; (part = next.fetch_add(1)) < parts;) work(part);
     };
     if (threads == 1)
-      some(0);
+      take_parts(0);
     else
-      pool().run(threads, some);
+      pool().run(threads, take_parts);
   }
 
-  // work(part, from, to) for a share of [0, count) each; shares begin at multiples of step.
+  // Runs work(part, from, to) for shares of [0, count) that start at multiples of `step`.
   template <class Work>
   void split(Index count, Index step, const Work& work) const {
     const Index steps = (count + step - 1) / step;
@@ -141,6 +142,6 @@ struct Team {
   }
 
  private:
-  static constexpr Index ENOUGH = 2048;  // pixels of a part
-  static constexpr Index WORTH_WAKING = 1 << 19;  // products: some ten microseconds
+  static constexpr Index PART_PIXELS = 2048;
+  static constexpr Index THREAD_PRODUCTS = 1 << 19;  // per thread: about ten microseconds
 };

@@ -1,4 +1,4 @@
-// Vectors of floats in the compiler's own extension, so that one source serves AVX-512, AVX2, NEON and plain SSE.
+// Vectors of floats in the compiler's vector extension, so that one source supports AVX-512, AVX2, NEON and plain SSE.
 #pragma once
 
 #if defined(__SSE__)
@@ -18,7 +18,7 @@ constexpr int LANES = 8;
 constexpr int LANES = 4;
 #endif
 
-// Accumulators of a micro-kernel: rows of two vectors. They must all fit into registers, of which there are 32 or 16.
+// Rows of accumulators of a micro-kernel, two vectors each. All of them must fit into the 32 or 16 vector registers.
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int MOST_ROWS = 12;
 constexpr int DOT_ROWS = 6, DOT_COLUMNS = 4;
@@ -27,7 +27,7 @@ constexpr int MOST_ROWS = 6;
 constexpr int DOT_ROWS = 4, DOT_COLUMNS = 3;
 #endif
 
-constexpr int PANEL = 2 * LANES;  // pixels that a micro-kernel works on at once
+constexpr int PANEL = 2 * LANES;  // pixels that a micro-kernel processes together
 
 typedef float Vector __attribute__((vector_size(LANES * sizeof(float))));
 
@@ -39,7 +39,7 @@ typedef float Vector __attribute__((vector_size(LANES * sizeof(float))));
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
-// The compiler is to load v once into a register, and not again for each product with it.
+// Makes the compiler keep v in a register instead of reloading it for each product.
 #if defined(__AVX512F__)
 #define KEEP(v) asm("" : "+v"(v))
 #elif defined(__x86_64__)
@@ -66,7 +66,8 @@ INLINE Vector all(float s) {
 #endif
 }
 
-// load_first: the first n lanes, 0 < n, and zeros; keep_first: those of v. n may be more than there are.
+// The first n > 0 lanes, followed by zeros: load_first reads them from memory, keep_first takes them from v. n may exceed
+// LANES.
 #if defined(__AVX512F__)
 INLINE __mmask16 first(Index n) { return n >= LANES ? 0xffff : static_cast<__mmask16>((1u << n) - 1); }
 INLINE Vector load_first(const float* p, Index n) { return (Vector)_mm512_maskz_loadu_ps(first(n), p); }
@@ -92,10 +93,10 @@ INLINE Vector keep_first(Vector v, Index n) {
 }
 #endif
 
-// max(v, 0), and NaN where v is: a training that diverges must show it.
+// max(v, 0), and NaN for NaN, so that divergence remains visible.
 INLINE Vector relu(Vector v) {
 #if defined(__AVX512F__)
-  return (Vector)_mm512_max_ps(_mm512_setzero_ps(), (__m512)v);  // of two that are not ordered, the second
+  return (Vector)_mm512_max_ps(_mm512_setzero_ps(), (__m512)v);  // returns the second operand if the two are unordered
 #elif defined(__AVX2__)
   return (Vector)_mm256_max_ps(_mm256_setzero_ps(), (__m256)v);
 #else
@@ -119,10 +120,10 @@ INLINE float sum(Vector v) {
   return (q[0] + q[2]) + (q[1] + q[3]);
 }
 
-// The sums of four vectors.
+// The four horizontal sums of four vectors.
 INLINE Quad sums(Vector a, Vector b, Vector c, Vector d) {
 #if defined(__AVX512F__)
-  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));  // a02 b02 a13 b13, four times
+  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));  // a02 b02 a13 b13 in each quarter
   const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
   const __m512 low = _mm512_shuffle_ps(ab, cd, 0x44), high = _mm512_shuffle_ps(ab, cd, 0xee);
   return folded((Vector)_mm512_add_ps(low, high));
@@ -138,8 +139,8 @@ INLINE Quad sums(Vector a, Vector b, Vector c, Vector d) {
 
 typedef float Eight __attribute__((vector_size(32)));
 
-// use(i, V{}) for n floats from i = 0 on, where V is the longest of Vector, Eight, Quad and float that has room. Masks
-// would be simpler; but a masked store holds up a load of what lies beside it, some twenty times as long.
+// Calls use(i, V{}) for n floats from i = 0 on, where V is the longest fitting type of Vector, Eight, Quad and float. Masks
+// would be simpler, but a masked store delays loads of adjacent memory about twentyfold.
 template <class Use>
 INLINE void along(Index n, const Use& use) {
   Index i = 0;
@@ -168,7 +169,7 @@ INLINE V all_as(float s) {
   return s - V{};
 }
 
-// max(v, 0) of any length, and NaN where v is.
+// max(v, 0) for vectors of any length, and NaN for NaN.
 template <class V>
 INLINE V relu_as(V v) {
   if constexpr (sizeof(V) == sizeof(Vector)) {
@@ -186,7 +187,7 @@ INLINE V where_positive(V z, V v) {
   return z > zero ? v : zero;
 }
 
-// A sum of vectors of any length.
+// The sum of vectors of any length.
 struct Accumulator {
   Vector whole = {};
   Eight eight = {};

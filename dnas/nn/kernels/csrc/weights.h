@@ -1,4 +1,4 @@
-// Weights in the order in which the micro-kernels read them.
+// Weights packed in the order in which the micro-kernels read them.
 #pragma once
 
 #include <vector>
@@ -6,13 +6,13 @@
 #include "memory.h"
 
 struct Rows {
-  Index first, count;  // which rows of the matrix
-  int padded;          // an even number of at most MOST_ROWS, for which there is a micro-kernel; the others are zeros
-  Index row;           // how many rows are packed before them
-  Index offset;        // where they are packed
+  Index first, count;  // rows of the matrix
+  int padded;          // count rounded up to an even number, for which there is a micro-kernel; padding rows are zeros
+  Index row;           // packed rows before this group
+  Index offset;        // position of the packed group
 };
 
-// Rows in groups of MOST_ROWS; what is left over is shared by the last two.
+// Divides rows into groups of MOST_ROWS. The last two groups share the remainder.
 inline std::vector<Rows> grouped(Index rows, Index columns) {
   std::vector<Rows> groups;
   Index offset = 0;
@@ -30,7 +30,7 @@ inline std::vector<Rows> grouped(Index rows, Index columns) {
   return groups;
 }
 
-// A matrix [rows, columns], packed as [group][column][row].
+// A matrix [rows, columns] packed as [group][column][row].
 struct Packed {
   std::vector<Rows> groups;
   Floats values;
@@ -52,7 +52,7 @@ struct Packed {
   const float* of(const Rows& g) const { return values.data() + g.offset; }
 };
 
-// How a convolution's weight [out, in, kernel, kernel] lies in memory, and its gradient alike.
+// A convolution's weight [out, in, kernel, kernel] in memory, and its gradient with equal strides.
 struct Weight {
   const float* values;
   float* gradient;

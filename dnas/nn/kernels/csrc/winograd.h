@@ -1,18 +1,19 @@
-// Winograd's arithmetic along a column, F(4, 3): four outputs of a convolution with three taps from six inputs with six
-// products, not twelve. (S. Winograd, Arithmetic Complexity of Computations, 1980; A. Lavin and S. Gray, CVPR 2016.)
+// Winograd's arithmetic F(4, 3) along a column: four outputs of a convolution with three taps, computed from six inputs
+// with six products instead of twelve. (S. Winograd, Arithmetic Complexity of Computations, 1980; A. Lavin and S. Gray,
+// CVPR 2016.)
 //
 //   y = Aᵀ [(G g) ⊙ (Bᵀ d)],    backward: dg = Gᵀ [(A dy) ⊙ (Bᵀ d)],
 //
-// from polynomials at the points 0, ±p, ±r and ∞. 3/4 and 3/2 make all factors exact, and the errors the least of those
-// tried: three times those of the twelve products (1, 2: four times).
+// based on polynomials at the points 0, ±p, ±r and ∞. With p = 3/4 and r = 3/2 all factors are exact. The errors are the
+// smallest of the tested points, three times those of the twelve products (with 1 and 2, four times).
 #pragma once
 
 #include "vectors.h"
 
-constexpr int TERMS = 6, TILE = 4;  // rows of products, and rows that they make
+constexpr int TERMS = 6, TILE = 4;  // rows of products, and rows of outputs
 constexpr float P1 = 3.0f / 4, R1 = 3.0f / 2, P2 = P1 * P1, R2 = R1 * R1, P3 = P1 * P2, R3 = R1 * R2;
 
-// use(term, value) for each of G g.
+// Calls use(term, value) for each term of G g.
 template <class Use>
 INLINE void of_taps(float g0, float g1, float g2, const Use& use) {
   const float of_p = 1 / (2 * P2 * (P2 - R2)), of_r = 1 / (2 * R2 * (R2 - P2));
@@ -24,7 +25,7 @@ INLINE void of_taps(float g0, float g1, float g2, const Use& use) {
   use(5, g2);
 }
 
-// Gᵀ u.
+// g = Gᵀ u.
 INLINE void to_taps(const float* u, float* g) {
   const float of_p = 1 / (2 * P2 * (P2 - R2)), of_r = 1 / (2 * R2 * (R2 - P2));
   const float even_p = of_p * (u[1] + u[2]), odd_p = of_p * (u[1] - u[2]);
@@ -34,7 +35,7 @@ INLINE void to_taps(const float* u, float* g) {
   g[2] = P2 * even_p + R2 * even_r + u[5];
 }
 
-// use(term, value) for each of Bᵀ d.
+// Calls use(term, value) for each term of Bᵀ d.
 template <class V, class Use>
 INLINE void of_inputs(const V* d, const Use& use) {
   const V even_p = d[4] - R2 * d[2], odd_p = P1 * (d[3] - R2 * d[1]);
@@ -47,7 +48,7 @@ INLINE void of_inputs(const V* d, const Use& use) {
   use(5, P2 * R2 * d[1] - (P2 + R2) * d[3] + d[5]);
 }
 
-// use(term, value) for each of A dy.
+// Calls use(term, value) for each term of A dy.
 template <class V, class Use>
 INLINE void of_outputs(const V* dy, const Use& use) {
   const V even_p = dy[0] + P2 * dy[2], odd_p = P1 * dy[1] + P3 * dy[3];
