@@ -1,8 +1,8 @@
-"""An ablation as one page: the question, what may be concluded, whether to believe it, and the table for a paper.
+"""Write the page of an ablation: question, conclusions, validity, figures, and a table for a paper.
 
 reports/<study>/index.html               self-contained, as the page of a search
-reports/<study>/*.svg, *.png, *.pdf      each figure; *.csv the numbers behind it
-reports/<study>/table.md, .csv, .tex     the table; runs.csv: `dnas.batch.runs.read_runs`
+reports/<study>/*.svg, *.png, *.pdf      each figure; *.csv has its numbers
+reports/<study>/table.md, .csv, .tex     the table; runs.csv has the rows of `dnas.batch.runs.read_runs`
 """
 
 import json
@@ -47,7 +47,7 @@ from dnas.study.record import STATES, TrialRecord
 
 @dataclass
 class Page:
-    """All that the page is made from."""
+    """The data of the page, and the figures that have been drawn."""
 
     ablation: Ablation
     records: list[TrialRecord]
@@ -142,11 +142,11 @@ def _forest(page: Page) -> Picture:
     return Picture(
         figures.plot_forest(e, seed_noise(page.ablation.values[e.base], max(1, e.pairs), e.alpha)),
         _numbers(e),
-        f"Difference of each variant from {e.base} within a seed, the lowest on top. Small marks: the pairs; line: the"
-        f" {level(e)} interval of the mean; below it that of a bootstrap of the pairs. Filled marks are findings"
-        " after correction for all comparisons; hollow ones can't be told from zero. The band is what the seed alone"
-        " does: means of as many differences of two runs of the base from unlike seeds. Pairing is why an interval can"
-        " be narrower.",
+        f"Difference of each variant from {e.base} between runs of the same seed, the lowest on top. Small marks: single"
+        f" pairs; line: {level(e)} interval of the mean; thin line below: bootstrap interval. Filled marks are"
+        " significant after correction for all comparisons; hollow ones are not. The band shows the effect of the seed"
+        " alone: means of equally many differences between runs of the base from different seeds. Intervals can be"
+        " narrower than the band because runs are paired.",
     )
 
 
@@ -155,8 +155,8 @@ def _terms(page: Page) -> Picture:
     return Picture(
         figures.plot_forest(factorial),
         _numbers(factorial),
-        "Main effects (a factor's level against the base's, averaged over the other factors) and interactions (how far"
-        " effects together are from the sum of their own), within each seed.",
+        "Main effects (a level of a factor against the base's, averaged over the other factors) and interactions (the"
+        " deviation of joint effects from the sum of the single ones), within each seed.",
     )
 
 
@@ -173,8 +173,8 @@ def _interaction(page: Page) -> Picture:
     return Picture(
         figures.plot_interaction(cells, factorial),
         cells,
-        f"Mean error at each pair of levels, with {level(factorial)} t intervals over seeds. Differences between marks"
-        " are surer than these intervals show, since their runs share seeds: the forest plot has them.",
+        f"Mean error at each pair of levels, with {level(factorial)} t intervals over seeds. Runs share seeds, so"
+        " differences between marks are more precise than these intervals; the forest plot shows them.",
     )
 
 
@@ -183,8 +183,8 @@ def _slopes(page: Page) -> Picture:
     return Picture(
         figures.plot_slopes(page.ablation.values, e),
         page.ablation.values.reset_index(names="seed"),
-        f"A line a seed, from the error of {e.base} to that of the variant. Lines that all fall, however far apart, are"
-        " what paired runs show and means alone hide.",
+        f"Each line is a seed, from the error of {e.base} to the error of the variant. Lines that all fall show a"
+        " consistent effect, even if seeds differ more than variants do.",
     )
 
 
@@ -202,7 +202,7 @@ def _variants(page: Page) -> Picture:
     text = f"Mean error of each variant, and its range over seeds, against its {free} (for one image)."
     tolerance = float(a.config.get("ablation", {}).get("tolerance", 0.01))
     if a.equal in figures.HELD:
-        text += f" Held equal were the {a.equal}: at the right, by how much each variant misses the base's (band:"
+        text += f" The {a.equal} were held equal; right: relative deviation of each variant from the base (band:"
         text += f" {100 * tolerance:g}%)."
     return Picture(figures.plot_variants(rows, a.effects, a.equal, tolerance), rows, text)
 
@@ -214,12 +214,12 @@ def _curves(page: Page) -> Picture:
     return Picture(
         figures.plot_curves_of_variants(bands, a.effects, [variant.name for variant in a.variants]),
         bands,
-        "Validation error after each epoch: mean and range over the complete runs, in each panel a variant on"
-        f" {a.base}. The number of runs is in brackets.",
+        "Validation error after each epoch: mean and range over the complete runs, with one variant per panel and"
+        f" {a.base} for reference. The number of runs is in brackets.",
     )
 
 
-# In the order of the page. What a study doesn't hold raises `InputError`, with the reason.
+# In the order of the page. A picture that a study lacks the data for raises `InputError` with the reason.
 PICTURES: dict[str, Callable[[Page], Picture]] = {
     "forest": _forest,
     "slopes": _slopes,
@@ -231,7 +231,7 @@ PICTURES: dict[str, Callable[[Page], Picture]] = {
 
 
 def draw_one(name: str, study: str | Path, out: Path) -> str:
-    """Draws the picture `name` of an ablation into the file `out`; its title."""
+    """Draw the picture `name` of an ablation into the file `out` and return its title."""
     figures.check_format(out)
     a = read_ablation(study)
     picture = PICTURES[name](Page(a, a.folder.records(), learning_curves(a.folder), out.parent))
@@ -239,7 +239,7 @@ def draw_one(name: str, study: str | Path, out: Path) -> str:
     return figures.title(picture.figure)
 
 
-# --- words --------------------------------------------------------------------------------------------------------
+# --- text ---------------------------------------------------------------------------------------------------------
 
 
 def _status(page: Page) -> dict[str, Any]:
@@ -247,15 +247,15 @@ def _status(page: Page) -> dict[str, Any]:
     asked = len(page.ablation.config.get("runs", []))
     note = ""
     if not page.records:
-        note = "There is nothing yet: no run has been started."
+        note = "No run has been started yet."
     elif counts["running"]:
         verb = "run is" if counts["running"] == 1 else "runs are"
         note = (
-            f"{counts['running']} {verb} marked running: the study goes on, or was interrupted. This page shows what"
-            " was there when it was written; write it again for more."
+            f"{counts['running']} {verb} marked as running: the study is still running, or was interrupted. This page"
+            " shows the state when it was written; write it again to update it."
         )
     elif len(page.records) < asked:
-        note = f"{asked - len(page.records)} of {asked} runs have not begun: the same command goes on with them."
+        note = f"{asked - len(page.records)} of {asked} runs have not started; the same command resumes the study."
     elif not counts["complete"]:
         note = "Every run failed, so there is nothing to compare. The reasons are below."
     return {
@@ -296,7 +296,7 @@ def _answer(page: Page) -> dict[str, Any]:
 
 
 def _sentences(comparisons: Sequence[Comparison], effects: Effects) -> list[tuple[str, str]]:
-    """(verdict, sentence) of each; none where no comparison has a pair yet, which the answer says."""
+    """Return (verdict, sentence) of each comparison, or nothing if no comparison has a pair yet."""
     if not any(c.seeds for c in comparisons):
         return []
     return [(c.verdict if c.seeds else "no pair", sentence(c, effects)) for c in comparisons]

@@ -1,4 +1,4 @@
-"""Can I believe it: what limits the conclusions of an ablation, a line each."""
+"""Validity of an ablation: the limits of its conclusions, one line for each."""
 
 import math
 from collections import Counter
@@ -36,43 +36,43 @@ def _seeds(a: Ablation) -> Check:
     number, pairs = len(e.comparisons), max((len(found.seeds) for found in e.comparisons), default=0)
     least = 2.0 ** (1 - pairs)
     if not pairs:
-        body = "No seed is complete in the base and in another variant yet."
+        body = "No seed has complete runs of both the base and another variant yet."
     elif raced(e):
         most = a.config.get("ablation", {}).get("most", "unknown")
         body = (
-            f"The seeds were not fixed beforehand (--seeds auto): a comparison got another one only while it was"
-            f" undecided, {most} at most. Whoever tests again and again at {100 * e.alpha:g}% is wrong far more often;"
-            " here each look may spend only a part of that (a group-sequential sign-flip test with error spending, Lan"
-            " and DeMets 1983), so that p and the intervals hold whenever a comparison stopped. An effect that stopped"
-            " its race early looks larger than it is: believe the interval rather than the mean."
+            f"The number of seeds was not fixed beforehand (--seeds auto): seeds were added to a comparison only while"
+            f" it was undecided, up to {most}. Repeated tests at {100 * e.alpha:g}% would be wrong far more often. Here"
+            " each look spends only part of that error (a group-sequential sign-flip test with error spending, Lan and"
+            " DeMets 1983), so p and the intervals are valid whenever a comparison stopped. An effect whose comparison"
+            " stopped early is overestimated: rely on the interval rather than on the mean."
         )
     else:
         body = (
-            f"With {several(pairs, 'pair')} the smallest p that the exact test can give is 2^(1−{pairs}) = {least:.3g},"
-            f" and Holm's correction multiplies the smallest of {several(number, 'comparison')} by {number}:"
-            f" {min(1.0, number * least):.3g}, which must not be above {e.alpha:g}."
+            f"With {several(pairs, 'pair')} the smallest possible p of the exact test is 2^(1−{pairs}) = {least:.3g}."
+            f" Holm's correction multiplies the smallest p of {several(number, 'comparison')} by {number}:"
+            f" {min(1.0, number * least):.3g}, which must not exceed {e.alpha:g}."
         )
     for found in e.comparisons:
         if math.isfinite(found.detectable):
             body += (
-                f"\n{found.name}: its {several(len(found.seeds), 'pair')} find a difference of"
-                f" {100 * found.detectable:.2f} points four times in five."
+                f"\n{found.name}: {several(len(found.seeds), 'pair')} detect a difference of"
+                f" {100 * found.detectable:.2f} points with 80% power."
             )
     if a.earlier:
         counts = joined([str(count) for count in a.earlier])
-        text = f"Seeds were added after results with {counts} were there: p is smaller than it should be"
+        text = f"Seeds were added after results with {counts} seeds were available: p is too small"
         body += (
-            "\nThe test is exact for a number of seeds that was settled beforehand. Who may look and then add more has"
-            " more chances to find something; --seeds auto adds seeds by a rule that accounts for it."
+            "\nThe test is exact for a number of seeds that was fixed beforehand. Adding seeds after a look at the"
+            " results raises the rate of false findings; --seeds auto adds seeds by a rule that accounts for this."
         )
         return Check("mind", text, body)
     if e.can_conclude:
-        return Check("fine", f"Enough seeds to conclude from: {needed(e)}", body)
-    return Check("mind", f"Too few seeds to conclude from: {needed(e)}", body)
+        return Check("fine", f"Enough seeds for a conclusion: {needed(e)}", body)
+    return Check("mind", f"Too few seeds for a conclusion: {needed(e)}", body)
 
 
 def _of_pairs(a: Ablation, records: Sequence[TrialRecord]) -> list[tuple[TrialRecord, TrialRecord]]:
-    """(the base's run, the variant's) of every pair that is compared."""
+    """Return (run of the base, run of the variant) of each pair that is compared."""
     by = {(record.params.get("group"), record.seed[0]): record for record in records if record.seed}
     return [
         (by[a.base, seed], by[found.name, seed])
@@ -93,11 +93,11 @@ def _pairing(a: Ablation, records: Sequence[TrialRecord]) -> Check | None:
         or any(before.data.get(key) != after.data.get(key) for key in ("fingerprint", "split_seed", "train_size"))
     ]
     body = (
-        "From a seed follow the validation split, the order of the images, their augmentation, and the stream that the"
-        " first weights are drawn from: chance that both runs of a pair have in common cancels in their difference."
-        " Networks of unlike shapes draw unlike weights from the same stream, so part of it stays."
-        f" Checked in the records of {several(len(pairs), 'pair')}: seed, split seed, data fingerprint and the number"
-        " of training images."
+        "The seed determines the validation split, the order of the images, their augmentation and the random stream"
+        " of the initial weights. Variation that both runs of a pair share cancels in their difference. Networks of"
+        " different shapes draw different weights from the same stream, so part of the variation remains."
+        f" Checked in the records of {several(len(pairs), 'pair')}: seed, split seed, data fingerprint and number of"
+        " training images."
     )
     if unlike:
         keys = joined([str(after.params.get("key")) for _, after in unlike[:5]])
@@ -110,27 +110,25 @@ def _equal(a: Ablation) -> Check:
     between = f"from {params(min(sizes))} to {params(max(sizes))} params"
     if a.equal in ("", "none", "nothing"):
         if max(sizes) == min(sizes):
-            return Check(
-                "fact", "All variants have the same number of params", "Nothing had to be held equal for that."
-            )
+            return Check("fact", "All variants have the same number of params", "No width had to be solved for.")
         return Check(
             "mind",
             f"Sizes were not held equal: the variants have {between}",
-            'A difference may be one of size. equal = "params" in the study file solves the growth rate again, so that'
-            " the variants are of one size.",
+            'Differences may be due to size. With equal = "params" in the study file the width of each variant is'
+            " solved so that all variants have the same size.",
         )
     known = [(variant.name, variant.residual) for variant in a.variants if variant.residual is not None]
     others = [(name, miss) for name, miss in known if name != a.base]
     if not others:
-        return Check("mind", f"Equal {a.equal} was asked for, and no residual was written down", "")
+        return Check("mind", f"Equal {a.equal} was requested, but no residual was recorded", "")
     tolerance = float(a.config.get("ablation", {}).get("tolerance", 0.01))
-    worst, most = max(others, key=lambda one: abs(one[1]))
-    what = "the base's estimated training time" if a.equal == "seconds" else f"the base's {a.equal}"
-    body = "\n".join(f"{name}: {_signed(miss)} of {what}" for name, miss in others)
+    worst, largest = max(others, key=lambda one: abs(one[1]))
+    target = "the base's estimated training time" if a.equal == "seconds" else f"the base's {a.equal}"
+    body = "\n".join(f"{name}: {_signed(miss)} of {target}" for name, miss in others)
     if a.equal == "seconds":
-        body += f"\nThe epochs were chosen for equal time, so the variants have {between}."
-    line = f"Equal {a.equal}: the largest residual is {_signed(most)} ({worst})"
-    kept = abs(most) <= tolerance
+        body += f"\nThe numbers of epochs were chosen for equal time; the variants have {between}."
+    line = f"Equal {a.equal}: the largest residual is {_signed(largest)} ({worst})"
+    kept = abs(largest) <= tolerance
     return Check("fine" if kept else "mind", f"{line}, {'within' if kept else 'above'} {100 * tolerance:g}%", body)
 
 
@@ -174,8 +172,8 @@ def _correction(a: Ablation) -> Check:
             f" {100 * e.alpha:g}%."
         )
     body += (
-        f" The {level(e)} intervals are of each comparison alone: of the t distribution, which takes the differences as"
-        " normal, and bootstrap-t, which resamples the pairs."
+        f" The {level(e)} intervals are of each comparison alone: of the t distribution, which assumes normal"
+        " differences, and bootstrap-t, which resamples the pairs."
     )
     if a.factorial is not None and a.factorial.comparisons:
         body += (
@@ -191,11 +189,11 @@ def _noise(a: Ablation) -> Check | None:
         return None
     d = a.config.get("data", {})
     size = d.get("val_size" if e.measure == "val_error" else "test_size")
-    body = "The standard deviation of the base's error over seeds, the band in the forest plot: what a single run of"
-    body += " each variant could not have told apart."
+    body = "The standard deviation of the base's error over seeds, shown as the band in the forest plot. Smaller"
+    body += " differences cannot be detected by a single run of each variant."
     if isinstance(size, int) and size:
         body += f" One image of {size:,} is {100 / size:.2f} points."
-    return Check("fact", f"From seed to seed {a.base} varies by {100 * e.noise:.2f} points", body)
+    return Check("fact", f"The error of {a.base} varies by {100 * e.noise:.2f} points between seeds", body)
 
 
 def _split(a: Ablation, records: Sequence[TrialRecord]) -> Check:
@@ -203,9 +201,9 @@ def _split(a: Ablation, records: Sequence[TrialRecord]) -> Check:
     names = {"train_size": "training", "val_size": "validation", "test_size": "test"}
     sizes = " / ".join(f"{d[key]:,} {word}" for key, word in names.items() if isinstance(d.get(key), int))
     splits = sorted({record.data["split_seed"] for record in records if record.data.get("split_seed") is not None})
-    line = f"Split: {sizes} images" if sizes else "Split: its sizes were not written down"
+    line = f"Split: {sizes} images" if sizes else "Split: sizes not recorded"
     if len(splits) > 1:
-        line += f", drawn anew for each of {len(splits)} seeds"
+        line += f", drawn separately for each of {len(splits)} seeds"
     body = f"Stratified by class. Split seeds: {', '.join(map(str, splits)) or 'unknown'}."
     if d.get("subset") is not None:
         body += f" Only {d['subset']:,} of the training files were used."
@@ -214,17 +212,17 @@ def _split(a: Ablation, records: Sequence[TrialRecord]) -> Check:
 
 
 def _selection(a: Ablation, records: Sequence[TrialRecord]) -> Check:
-    body = "Each run counts with its error after the last epoch, not with the lowest of all epochs."
+    body = "Each run is represented by its error after the last epoch, not by the lowest of all epochs."
     if a.effects.measure == "test_error":
         return Check(
             "fact",
             "Measured on the test images, after training on the validation images too",
-            f"{body} Whoever chooses a variant by this table has chosen by the test set.",
+            f"{body} Selecting a variant by this table means selecting on the test set.",
         )
     opened = [record for record in records if record.test_error is not None]
     if opened:
-        return Check("mind", f"The test images were opened by {several(len(opened), 'run')}", body)
-    return Check("fine", "Measured on validation images; the test images were not opened", body)
+        return Check("mind", f"The test images were used by {several(len(opened), 'run')}", body)
+    return Check("fine", "Measured on validation images; the test images were not used", body)
 
 
 def _recipe(a: Ablation, records: Sequence[TrialRecord]) -> Check | None:
@@ -235,27 +233,28 @@ def _recipe(a: Ablation, records: Sequence[TrialRecord]) -> Check | None:
     differ = [key for key in keys if len({repr(recipe.get(key)) for recipe in known}) > 1]
     asked = {key.removeprefix("recipe.") for variant in a.variants for key in variant.changed}
     extra = [key for key in differ if key not in asked and (key, a.equal) != ("epochs", "seconds")]
-    body = "The recipe was not tuned for each variant: another learning rate or more epochs may suit one better."
+    body = "The recipe was not tuned for each variant. Some variants may be better with another learning rate or more"
+    body += " epochs."
     if extra:
-        return Check("mind", f"The recipes differ in {joined(extra)}, which is no factor of the study", body)
+        return Check("mind", f"The recipes differ in {joined(extra)}, which is not a factor of the study", body)
     if differ == ["epochs"] and a.equal == "seconds":
-        return Check("fact", "One recipe but for its epochs, which were chosen for equal training time", body)
+        return Check("fact", "One recipe, except for the epochs, which were chosen for equal training time", body)
     if differ:
-        return Check("fact", f"One recipe but for {joined(differ)}, as asked", body)
+        return Check("fact", f"One recipe, except for {joined(differ)}, as defined by the study", body)
     epochs = {record.epochs_planned for record in records}
-    said = f", {several(epochs.pop(), 'epoch')}" if len(epochs) == 1 else ""
-    return Check("fact", f"One recipe for all variants{said}", body)
+    length = f", {several(epochs.pop(), 'epoch')}" if len(epochs) == 1 else ""
+    return Check("fact", f"One recipe for all variants{length}", body)
 
 
 def missing(a: Ablation, records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
-    """A row a run that was asked for and has no error: key, variant, seed, state, why."""
-    found = {record.params.get("key"): record for record in records}
+    """Return one row per planned run without an error: key, variant, seed, state, why."""
+    record_of = {record.params.get("key"): record for record in records}
     rows = []
     for run in a.config.get("runs", []):
-        record = found.get(run["key"])
+        record = record_of.get(run["key"])
         if record is not None and record.state == "complete":
             continue
-        state = record.state if record is not None else "not begun"
+        state = record.state if record is not None else "not started"
         reason = record.reason if record is not None else None
         rows.append(
             {"key": run["key"], "variant": run["group"], "seed": run["seed"][0], "state": state, "why": reason or state}
@@ -267,16 +266,16 @@ def _left_out(a: Ablation, records: Sequence[TrialRecord]) -> Check:
     rows = missing(a, records)
     total = len(a.config.get("runs", []))
     if not rows:
-        return Check("fine", f"Nothing was left out: all {total} runs are complete", "Every seed is a pair.")
+        return Check("fine", f"All {total} runs are complete", "Every seed has a run of the base and of each variant.")
     base = sorted({row["seed"] for row in rows if row["variant"] == a.base})
     body = "\n".join(f"{row['key']}: {row['why']}" for row in rows[:20])
     if len(rows) > 20:
         body += f"\nand {len(rows) - 20} more, in the table of all runs."
     if base:
         seeds = f"seed{'s' * (len(base) > 1)} {joined(list(map(str, base)))}"
-        body += f"\nWithout the base's run there is no pair of {seeds} in any comparison."
+        body += f"\nThe run of the base is missing, so {seeds} cannot be used in any comparison."
     verb, their = ("has", "its pair is") if len(rows) == 1 else ("have", "their pairs are")
-    return Check("mind", f"{several(len(rows), 'run')} of {total} {verb} no error, and {their} left out", body)
+    return Check("mind", f"{several(len(rows), 'run')} of {total} {verb} no error; {their} left out", body)
 
 
 def _failures(records: Sequence[TrialRecord]) -> Check | None:
@@ -287,12 +286,12 @@ def _failures(records: Sequence[TrialRecord]) -> Check | None:
         return Check(
             "fine", "No run failed", "None diverged, ran out of memory, took too long, or ended with an error."
         )
-    reasons = Counter((r.reason or "no reason was written down").partition(":")[0].strip() for r in bad)
+    reasons = Counter((r.reason or "no reason was recorded").partition(":")[0].strip() for r in bad)
     by = Counter(str(record.params.get("group")) for record in bad)
-    said = joined([f"{number} × {reason}" for reason, number in reasons.most_common()])
+    counts = joined([f"{number} × {reason}" for reason, number in reasons.most_common()])
     body = f"By variant: {joined([f'{name} {number}' for name, number in by.most_common()])}. A variant that fails from"
-    body += " some seeds looks better than it is: only the runs that ended well are compared."
-    return Check("mind", f"{several(len(bad), 'run')} of {len(records)} failed: {said}", body)
+    body += " some seeds looks better than it is, since only successful runs are compared."
+    return Check("mind", f"{several(len(bad), 'run')} of {len(records)} failed: {counts}", body)
 
 
 def _same_machine(records: Sequence[TrialRecord]) -> Check | None:
@@ -300,6 +299,6 @@ def _same_machine(records: Sequence[TrialRecord]) -> Check | None:
         return None
     differ = confounders(records)
     if not differ:
-        return Check("fine", "All runs: one host, one kind of device, one commit, one version of each library", "")
+        return Check("fine", "All runs used one host, device type, commit and version of each library", "")
     body = "\n".join(f"{name}: {', '.join(some)}" for name, some in differ.items())
-    return Check("mind", f"The runs were not all made alike: several {joined(list(differ))}", body)
+    return Check("mind", f"The runs used different {joined(list(differ))}", body)

@@ -1,4 +1,4 @@
-"""Several studies on one page: whether one found better networks than another, and what may be said of it."""
+"""Comparison of several searches on one page: which one found better networks, and how certain that is."""
 
 import itertools
 from collections.abc import Sequence
@@ -18,15 +18,15 @@ from dnas.study.folder import find_study
 
 
 def read_all(names: Sequence[str | Path]) -> list[Study]:
-    """The studies, checked to be comparable: `InputError` where their data or their trained objective differ."""
+    """Read the studies, and raise `InputError` if their data or their trained objectives differ."""
     for name in names:
         folder = find_study(name)
         if "ablation" in folder.config():
-            raise InputError(f"{folder.name} is an ablation, which compares its own variants; give it alone.")
+            raise InputError(f"{folder.name} is an ablation, which compares its own variants; report it alone.")
     studies = [read_for_report(name, None) for name in names]
-    twice = {s.folder.path.resolve() for s in studies}
-    if len(twice) < len(studies):
-        raise InputError("a study can't be compared with itself; name each once.")
+    paths = {s.folder.path.resolve() for s in studies}
+    if len(paths) < len(studies):
+        raise InputError("a study cannot be compared with itself; name each study once.")
     first = studies[0]
     for other in studies[1:]:
         for what, of_first, of_other in (
@@ -38,7 +38,7 @@ def read_all(names: Sequence[str | Path]) -> list[Study]:
         ):
             if of_first != of_other:
                 raise InputError(
-                    f"{first.folder.name} and {other.folder.name} can't be compared: their {what} differ,"
+                    f"{first.folder.name} and {other.folder.name} cannot be compared: their {what} differ,"
                     f" {_short(of_first)} and {_short(of_other)}."
                 )
     return studies
@@ -50,8 +50,8 @@ def _short(value: object) -> str:
 
 
 def cautions(studies: Sequence[Study]) -> list[str]:
-    """What makes the studies unlike beside what is to be compared, a sentence each."""
-    found = []
+    """Return one sentence for each pair of studies with different settings, and one about the seeds."""
+    sentences = []
     first = studies[0]
     for other in studies[1:]:
         pairs = [
@@ -63,23 +63,23 @@ def cautions(studies: Sequence[Study]) -> list[str]:
         ]
         unlike = [what for what, a, b in pairs if a != b]
         if unlike:
-            found.append(f"{first.folder.name} and {other.folder.name} have different {joined(unlike)}.")
-    found.append(
-        "Each search was run once with its seed: what another seed would give is not in any interval here, unless"
-        " several of the studies differ in nothing but the seed."
+            sentences.append(f"{first.folder.name} and {other.folder.name} have different {joined(unlike)}.")
+    sentences.append(
+        "Each search was run once, from one seed. The intervals do not include the variation between seeds of a search,"
+        " unless several of the studies differ only in their seeds."
     )
-    return found
+    return sentences
 
 
 def same_but_seed(studies: Sequence[Study]) -> bool:
-    """Whether the studies differ in nothing but their seeds, so that they are repeats of one search."""
+    """Return whether the studies differ only in their seeds, so that they are repetitions of one search."""
     keys = ("space", "limits", "recipe", "objective", "sampler", "control", "stopping")
     alike = all(s.config.get(key) == studies[0].config.get(key) for s in studies for key in keys)
     return alike and len({s.config.get("seed") for s in studies}) == len(studies)
 
 
 def draw(studies: Sequence[Study], out: Path) -> dict[str, Drawn]:
-    """The figures that several studies share, written to `out`."""
+    """Draw the figures of the comparison into `out`."""
     objective = studies[0].objectives[0]
     drawn: dict[str, Drawn] = {}
 
@@ -114,10 +114,10 @@ def draw(studies: Sequence[Study], out: Path) -> dict[str, Drawn]:
             Picture(
                 figures.plot_distribution(spread, test, objective),
                 pd.DataFrame(rows),
-                "The share of complete trials at or below an error, with pointwise 95% bands by bootstrap over trials."
+                "Fraction of complete trials at or below an error, with pointwise 95% bootstrap bands over trials."
                 + (
-                    f" Between the first two: Mann and Whitney's test; the largest distance is {test.ks:.2f}. A"
-                    " sampler's trials follow from the earlier ones, so p is an approximation."
+                    f" The first two are compared by the Mann-Whitney test; the largest distance is {test.ks:.2f}. A"
+                    " sampler's trials depend on the earlier ones, so p is an approximation."
                     if test
                     else ""
                 ),
@@ -130,15 +130,15 @@ def draw(studies: Sequence[Study], out: Path) -> dict[str, Drawn]:
         except InputError:
             return drawn
         caption = (
-            "These studies differ in their seeds alone. At a cost: the lowest error that the best search, half of them,"
-            " and all of them reached (empirical attainment, Fonseca et al. 2011)."
+            "These studies differ only in their seeds. The lines show the lowest error at each cost that the best"
+            " search, half of the searches, and all searches reached (empirical attainment, Fonseca et al. 2011)."
         )
         put("attainment", Picture(figure, found, caption))
     return drawn
 
 
 def rows(studies: Sequence[Study]) -> list[dict[str, Any]]:
-    """A row a study of the table."""
+    """Return one row per study for the table."""
     objective = studies[0].objectives[0]
     return [
         {
@@ -157,17 +157,17 @@ def rows(studies: Sequence[Study]) -> list[dict[str, Any]]:
 
 
 def pairs(studies: Sequence[Study]) -> list[str]:
-    """A sentence for each two studies: how often a trial of one beats one of the other."""
+    """Return one sentence for each pair of studies: how often a trial of one is better than a trial of the other."""
     objective = studies[0].objectives[0]
-    found = []
+    sentences = []
     for a, b in itertools.combinations(studies, 2):
         mine, other = ([float(v) for r in s.of("complete") if (v := getattr(r, objective)) is not None] for s in (a, b))
         if not mine or not other:
             continue
         test = compare_distributions(mine, other)
         p = "p < 0.001" if test.p < 0.001 else f"p = {test.p:.2g}"
-        found.append(
+        sentences.append(
             f"By {METRICS[objective].label}, a complete trial of {a.folder.name} beats one of {b.folder.name} in"
             f" {test.better:.0%} of pairs ({p}; {several(len(mine), 'trial')} against {len(other)})."
         )
-    return found
+    return sentences

@@ -1,4 +1,4 @@
-"""The figures of a study, by name: each with the numbers behind it and what a reader is told with it."""
+"""Figures of a search by name, each with its numbers and caption."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -30,11 +30,11 @@ def _error(s: Study) -> Picture:
     points = s.published if len(s.published) else None
     caption = "Each mark is one network, trained once. "
     if len(s.axes) == 2:
-        caption += "The front joins the networks that no other one beats in both."
+        caption += "The line is the Pareto front: no other network is better in both."
     else:
-        caption += f"The ringed ones are on the front of {listed(s.axes)}, which the picture shows two of."
+        caption += f"Ringed networks are on the Pareto front of {listed(s.axes)}; the figure shows two of these."
     if points is not None:
-        caption += " Published points are test errors after training on all images, at the paper's epochs."
+        caption += " Published points are test errors after training on all images with the paper's schedule."
     columns = dict.fromkeys(["number", "state", "arm", "network", *s.axes])
     numbers = s.frame[[column for column in columns if column in s.frame]]
     numbers = numbers.assign(front=numbers["number"].isin(s.front.numbers))
@@ -50,8 +50,8 @@ def _control(s: Study) -> Picture:
     return Picture(
         figures.plot_control(s.arms),
         pd.DataFrame(rows, columns=["arm", "number", "value"]),
-        f"The {METRICS[s.objectives[0]].label} after epoch {s.arms.epoch} of every trial that got there: by trial, and"
-        " as the share of either arm at or below a value. A curve further to the right is the better arm.",
+        f"The {METRICS[s.objectives[0]].label} after epoch {s.arms.epoch} of every trial that reached it, by"
+        " trial and as the cumulative distribution of each arm. The arm whose curve is further left is better.",
     )
 
 
@@ -60,8 +60,8 @@ def _best_so_far(s: Study) -> Picture:
     return Picture(
         figures.plot_best_so_far(found, s.objectives[0]),
         found,
-        "The lowest of the complete trials so far, each arm by its own trials, training time and multiply-adds (3 times"
-        " those of a forward pass, each image and epoch), so that at equal x both had the same budget.",
+        "Lowest value of the complete trials so far, against the trials, training time and multiply-adds of each arm"
+        " (3 times those of a forward pass, per image and epoch). At equal x both arms have used the same budget.",
     )
 
 
@@ -71,8 +71,8 @@ def _distribution(s: Study) -> Picture:
     return Picture(
         figures.plot_distribution({s.folder.name: found}, objective=s.objectives[0]),
         numbers,
-        "The share of complete trials at or below an error, with a pointwise 95% band by bootstrap over trials. It is"
-        " of the networks that the search took to their end, not of the whole space.",
+        "Fraction of complete trials at or below an error, with a pointwise 95% bootstrap band over trials. It describes"
+        " the networks that the search trained to the end, not the whole space.",
     )
 
 
@@ -81,9 +81,9 @@ def _fidelity(s: Study) -> Picture:
     return Picture(
         figures.plot_fidelity(found),
         found,
-        "Spearman's rank correlation of the complete trials' validation errors after an epoch with those after the"
-        " last, with its 95% interval (Bonett and Wright 2000). Where bad trials were stopped early those left are"
-        " alike, and it looks lower than it is over the whole space.",
+        "Spearman's rank correlation between the validation errors after an epoch and after the last one, over complete"
+        " trials, with its 95% interval (Bonett and Wright 2000). If poor trials were stopped early, the remaining ones"
+        " are similar, and the correlation is lower than over the whole space.",
     )
 
 
@@ -92,12 +92,12 @@ def _timeline(s: Study) -> Picture:
     return Picture(
         figures.plot_timeline(found),
         found,
-        "A bar for each stretch in which a trial was trained, as the study's log has it, to the second.",
+        "Each bar is an interval in which a trial was trained, from the log of the study, to the second.",
     )
 
 
 def _done(s: Study) -> tuple[list[TrialRecord], pd.DataFrame, list[float]]:
-    """The complete trials with a finite value, their choices, and the values."""
+    """Return the complete trials with a finite value, their choices, and the values."""
     name = s.objectives[0]
     done = [r for r in s.of("complete") if r.params and (v := getattr(r, name)) is not None and np.isfinite(v)]
     return done, pd.DataFrame([r.params for r in done]), [float(getattr(r, name)) for r in done]
@@ -108,10 +108,10 @@ def _importance(s: Study) -> Picture:
     return Picture(
         figures.plot_importance(found),
         found,
-        "How much more often the values of a choice occur among the best tenth of the complete trials (at least 4) than"
-        " among all, as a share of the total (PED-ANOVA, Watanabe et al. 2023), with 95% intervals by bootstrap. Blue:"
-        " above what shuffled errors give. A sampler tries what it takes for good more often, so this is of the search,"
-        " not of the space.",
+        "Difference between the distribution of a choice among the best tenth of the complete trials (at least 4) and"
+        " among all, as a share of the total (PED-ANOVA, Watanabe et al. 2023), with 95% bootstrap intervals. Blue bars"
+        " exceed the importance with shuffled errors. A sampler prefers values that it expects to be good, so the result"
+        " describes the search, not the space.",
     )
 
 
@@ -121,12 +121,12 @@ def _fanova(s: Study) -> Picture:
     return Picture(
         figures.plot_fanova(s.fanova, best),
         numbers,
-        "How much of the error's variance over the whole space each choice makes, and each pair beyond its two choices:"
-        f" functional ANOVA of a random forest on {words.several(s.fanova.trials, 'complete trial')} (Hutter et al."
-        " 2014), with 95% intervals by bootstrap over trials. Right: of the errors clipped above the best tenth, since"
-        " bad regions make most of the variance of all. Blue: above what chance gives, a choice's values shuffled among"
-        " the trials, or a pair's errors rebuilt without interactions. R²: how well the forest predicts trials that it"
-        " was not given (out of bag); where it is low, the shares say little. Trials stopped early are left out.",
+        "Share of the variance of the error over the whole space that is due to each choice, and to each pair beyond its"
+        f" two choices: functional ANOVA of a random forest on {words.several(s.fanova.trials, 'complete trial')}"
+        " (Hutter et al. 2014), with 95% bootstrap intervals over trials. Right: errors clipped above the best tenth,"
+        " since poor regions account for most of the total variance. Blue bars exceed the share under chance, with the"
+        " values of a choice shuffled among trials, or the errors of a pair rebuilt without interactions. R² measures"
+        " out-of-bag predictions; where it is low, the shares are unreliable. Trials stopped early are left out.",
     )
 
 
@@ -134,29 +134,29 @@ def _interactions(s: Study) -> Picture:
     return Picture(
         figures.plot_interactions(s.fanova, s.objectives[0]),
         s.fanova.effects,
-        "The same shares over all as a matrix: on the diagonal the choices by themselves, elsewhere what two make"
-        " together beyond both. Right: the error that the forest predicts at each pair of values of the strongest"
-        " interaction, over all values of the other choices, also where a limit forbids the network.",
+        "The same shares as a matrix: single choices on the diagonal, interactions of two choices elsewhere. Right:"
+        " predicted error for each pair of values of the strongest interaction, averaged over all values of the other"
+        " choices, including networks that a limit excludes.",
     )
 
 
 def _path(s: Study) -> Picture:
     best, space = _best(s), s.evidence.space
     if not space.first:
-        raise InputError(f"space {space.name} names no first network; `dnas path --from` says where to begin.")
+        raise InputError(f"space {space.name} names no first network; pass one to `dnas path --from`.")
     path = find_path(s.evidence, space.first[0], best.params, BOOTSTRAPS)
     return Picture(
         figures.plot_path(path, s.objectives[0]),
         path_frame(path),
-        "From the space's first network to the best, a choice at a time, at each step the one that the forest predicts"
-        " to lower the error most (Fawcett and Hoos 2016, with a model in place of runs: Biedenkapp et al. 2017)."
-        f" Predicted, not trained (R² {path.r2:.2f} out of bag); intervals by bootstrap over trials. The best network's"
-        f" measured error is lucky, as it was chosen by it. `dnas path {s.folder.name} --train` measures the steps.",
+        "From the first network of the space to the best one, changing one choice at a time: the one with the largest"
+        " predicted decrease of the error (Fawcett and Hoos 2016; with a surrogate: Biedenkapp et al. 2017). The errors"
+        f" are predictions (out-of-bag R² {path.r2:.2f}) with 95% bootstrap intervals over trials. The measured error of"
+        f" the best network is optimistically biased. `dnas path {s.folder.name} --train` trains the steps.",
     )
 
 
 def _choices(s: Study) -> tuple[pd.DataFrame, list[str]]:
-    """A row a complete trial: its choices, the objective and number; and the names of the choices."""
+    """Return one row per complete trial (choices, objective and number), and the names of the choices."""
     done, params, values = _done(s)
     return params.assign(**{s.objectives[0]: values}, number=[r.number for r in done]), list(params)
 
@@ -166,8 +166,8 @@ def _slices(s: Study) -> Picture:
     return Picture(
         figures.plot_slices(frame, choices, s.objectives[0]),
         frame,
-        "Every complete trial by each of its choices, and the median at each value. The other choices differ from mark"
-        " to mark, so a slope is no proof of a cause; an ablation is.",
+        "Every complete trial by each of its choices, with the median at each value. The other choices differ between"
+        " marks, so a slope does not prove a causal effect; an ablation can.",
     )
 
 
@@ -176,7 +176,7 @@ def _parallel(s: Study) -> Picture:
     return Picture(
         figures.plot_parallel(frame, choices, s.objectives[0]),
         frame,
-        "A line a complete trial, through its choices to its error; the best tenth in colour.",
+        "Each line is a complete trial, from its choices to its error; the best tenth is coloured.",
     )
 
 
@@ -185,8 +185,8 @@ def _learning_curves(s: Study) -> Picture:
     return Picture(
         figures.plot_learning_curves(s.curves, best.number),
         s.curves,
-        "Validation error after each epoch, of every trial. The training error is a mean over the epoch's steps, on"
-        " augmented images and with dropout where there is some, so it can lie above the validation error.",
+        "Validation error of every trial after each epoch. The training error is the mean over the steps of an epoch, on"
+        " augmented images and with dropout if used, so it can exceed the validation error.",
     )
 
 
@@ -195,7 +195,7 @@ def _layer_costs(s: Study) -> Picture:
     return Picture(
         figures.plot_layer_costs(spec),
         pd.DataFrame([{name: getattr(c, name) for name in c.__dataclass_fields__} for c in layer_costs(spec)]),
-        "Params and multiply-adds (for one image) of each layer.",
+        "Params and multiply-adds per image of each layer.",
     )
 
 
@@ -204,7 +204,7 @@ def _diagram(s: Study) -> Picture:
     return Picture(
         figures.plot_diagram(spec),
         cost_by_part(spec),
-        "A bar a layer, in the order of execution, as high as the channels that it reads; dark: the maps that it adds.",
+        "One bar per layer, in order of execution. Height: input channels; dark: feature maps that the layer adds.",
     )
 
 
@@ -213,16 +213,16 @@ def _weight_norms(s: Study) -> Picture:
     return Picture(
         figures.plot_weight_norms(norms),
         pd.DataFrame(norms.values.T, columns=list(norms.layers)).rename_axis("epoch").reset_index(),
-        "Root-mean-square weight of each layer's convolutions, over its value before the first step. The scale is that"
-        " of the convolutions: no norm follows the classifier, so it can lie beyond the scale's ends.",
+        "Root-mean-square weight of each layer's convolutions relative to its initial value. The colour scale covers the"
+        " convolutions; no normalisation follows the classifier, so it can exceed the scale.",
     )
 
 
 def histories(s: Study) -> list[NormHistory]:
-    """Of the best network and of its final trainings, which are the same network from other seeds."""
+    """Return the norms of the best network and of its final runs, the same network trained from other seeds."""
     best = _best_with_spec(s)
     if not isinstance(best.network_spec, DenseNetSpec):
-        raise InputError("feature reuse is of DenseNets.")
+        raise InputError("feature reuse is defined for DenseNets only.")
     folders = [s.folder.trial_folder(best.number)]
     folders += [path for path, r in s.folder.retrained() if r.number == best.number and r.state == "complete"]
     return [read_norms(folder) for folder in folders]
@@ -233,8 +233,8 @@ def _reuse(s: Study) -> Picture:
     return Picture(
         figures.plot_reuse(found),
         found.frame(),
-        "Figure 5 of the paper for this network. How strongly each layer draws on each earlier one: a weight is no"
-        " proof of use; `dnas plot causal` cuts each connection and measures what is lost.",
+        "Figure 5 of the paper for this network: the weight that each layer puts on each earlier one. A weight does not"
+        " prove use; `dnas plot causal` cuts each connection and measures the loss.",
     )
 
 
@@ -243,8 +243,8 @@ def _gradients(s: Study) -> Picture:
     return Picture(
         figures.plot_gradients(norms),
         pd.DataFrame(norms.values.T, columns=list(norms.layers)).rename_axis("epoch").reset_index().iloc[1:],
-        "Root-mean-square gradient of the loss by each layer's weights, at the end of each epoch: whether the early"
-        " layers are taught as directly as the late ones (the paper's implicit deep supervision).",
+        "Root-mean-square gradient of the loss with respect to each layer's weights, at the end of each epoch. It shows"
+        " whether early layers are supervised as directly as late ones (the paper's implicit deep supervision).",
     )
 
 
@@ -256,11 +256,11 @@ def _best(s: Study) -> TrialRecord:
 
 def _best_with_spec(s: Study) -> TrialRecord:
     if not _best(s).spec:
-        raise InputError("the best network's spec was not written down.")
+        raise InputError("the spec of the best network was not recorded.")
     return _best(s)
 
 
-# In the order of the page. What a study doesn't hold raises `InputError`, with the reason.
+# In the order of the page. A picture that a study lacks the data for raises `InputError` with the reason.
 PICTURES: dict[str, Callable[[Study], Picture]] = {
     "error": _error,
     "control_arm": _control,
@@ -284,7 +284,7 @@ PICTURES: dict[str, Callable[[Study], Picture]] = {
 
 
 def draw_one(name: str, study: str | Path, out: Path) -> str:
-    """Draws the picture `name` of a study into the file `out`; its title. Names are written with `-` or `_`."""
+    """Draw the picture `name` of a study into the file `out` and return its title. `-` and `_` are equal in names."""
     figures.check_format(out)
     picture = PICTURES[name.replace("-", "_")](read_for_report(study, None))
     figures.save(picture.figure, out)
@@ -297,7 +297,7 @@ def draw_all(s: Study) -> None:
 
 
 def _draw(s: Study, name: str, make: Callable[[Study], Picture]) -> None:
-    """Draws one figure into its files and onto the page; what the study doesn't hold is left out."""
+    """Write one figure and add it to the page, unless the study lacks the data for it."""
     try:
         picture = make(s)
     except InputError:

@@ -1,5 +1,5 @@
 """The checklist of Lindauer and Hutter (Best Practices for Scientific Research on Neural Architecture Search, JMLR 21,
-2020) for an ablation, filled in from its records. What they don't show is not answered."""
+2020) for an ablation, answered from its records. Questions that the records do not answer are left open."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ SOURCE = "https://jmlr.org/papers/v21/20-056.html"
 
 @dataclass(frozen=True)
 class Practice:
-    """One of the fourteen. answer: yes, no, not applicable, or not shown (by the records)."""
+    """One of the fourteen best practices. answer: yes, no, not applicable, or not shown (by the records)."""
 
     number: int
     text: str
@@ -25,19 +25,19 @@ class Practice:
 
 
 def checklist(a: Ablation, records: Sequence[TrialRecord]) -> list[Practice]:
-    """The fourteen best practices in the paper's order, in our words."""
+    """Return the fourteen best practices in the order of the paper, paraphrased, with their answers."""
     done = [record for record in records if record.state == "complete"]
     rows = [
         ("Code of the training pipeline is available", *_code(records)),
-        ("Code of the search method is available", NOT, "Nothing was searched: the networks were listed beforehand."),
-        ("Code is released as it was used", *_as_used(records)),
-        ("All are compared on one benchmark: data, splits and training", *_benchmark(a, done)),
-        ("Ablations were run", YES, f"This is one: {_design(a)}."),
-        ("All are evaluated in one way", *_protocol(a, done)),
+        ("Code of the search method is available", NOT, "There was no search: the networks were listed beforehand."),
+        ("The released code is the code that was used", *_as_used(records)),
+        ("All methods use the same benchmark: data, splits and training", *_benchmark(a, done)),
+        ("Ablations were run", YES, f"This is an ablation: {_design(a)}."),
+        ("All methods use the same evaluation protocol", *_protocol(a, done)),
         ("Performance is shown as a function of compute", *_compute(done)),
-        ("Compared with random sampling and random search", NOT, "There is no search to compare with chance."),
+        ("Compared with random sampling and random search", NOT, "There was no search."),
         ("Several runs with different seeds", *_seeds(done)),
-        ("Tabular or surrogate benchmarks", NOT, "They stand in for searches; every number here is a training's own."),
+        ("Tabular or surrogate benchmarks", NOT, "They replace training; every number here was measured."),
         ("Confounding factors are controlled", *_confounders(records)),
         ("How hyperparameters were tuned is reported", UNKNOWN, _tuning(a)),
         ("Resources are reported from end to end", *_resources(records)),
@@ -50,12 +50,12 @@ YES, NO, NOT, UNKNOWN = "yes", "no", "not applicable", "not shown"
 
 
 def values_of(records: Sequence[TrialRecord], name: str) -> list[Any]:
-    """The different values of a field, in the records' order; what was not written down is left out."""
+    """Return the distinct values of a field, in the order of the records. Missing values are left out."""
     return list(dict.fromkeys(value for record in records if (value := getattr(record, name)) not in (None, "")))
 
 
 def software(record: TrialRecord) -> str:
-    """dnas 0.1.0, torch 2.11.0, python 3.11.2"""
+    """Return the versions of a run as text, such as `dnas 0.1.0, torch 2.11.0, python 3.11.2`."""
     return ", ".join(f"{key} {record.versions[key]}" for key in ("dnas", "torch", "python") if key in record.versions)
 
 
@@ -71,11 +71,11 @@ def _code(records: Sequence[TrialRecord]) -> tuple[str, str]:
 def _as_used(records: Sequence[TrialRecord]) -> tuple[str, str]:
     commits = values_of(records, "commit")
     if not commits or any(record.commit is None for record in records):
-        return UNKNOWN, "No commit was written down: dnas did not run from a checkout."
+        return UNKNOWN, "No commit was recorded: dnas did not run from a checkout."
     dirty = sum(str(record.commit).endswith("+") for record in records)
     if dirty:
         return NO, f"{several(dirty, 'run')} of {len(records)} used files that differ from their commit."
-    return YES, f"Every run was made by an unchanged checkout of {joined([c[:12] for c in commits])}."
+    return YES, f"Every run used an unmodified checkout of {joined([c[:12] for c in commits])}."
 
 
 def _benchmark(a: Ablation, done: Sequence[TrialRecord]) -> tuple[str, str]:
@@ -85,13 +85,13 @@ def _benchmark(a: Ablation, done: Sequence[TrialRecord]) -> tuple[str, str]:
     splits = {(record.seed[0], record.data.get("split_seed")) for record in done}
     per_seed = len(splits) == len({record.seed[0] for record in done})
     if len(prints) > 1 or not per_seed:
-        return NO, "The runs of one seed did not all have the same files and the same split."
+        return NO, "The runs of one seed do not all have the same data files and the same split."
     factors = list(a.config.get("ablation", {}).get("factors", {}))
     asked = sorted({name for variant in a.variants for name in changed(a, variant)})
     solved = sorted({name for variant in a.variants for name in variant.changed} - {*asked, *factors})
     text = "The same data files (one fingerprint), and for each seed the same split, in every variant"
-    text += f"; what differs is {joined(asked)}, as asked" if asked else ""
-    return YES, text + (f", and with it {joined(solved)}." if solved else ".")
+    text += f"; they differ in {joined(asked)}, as defined by the study" if asked else ""
+    return YES, text + (f", and consequently in {joined(solved)}." if solved else ".")
 
 
 def _design(a: Ablation) -> str:
@@ -108,7 +108,8 @@ def _protocol(a: Ablation, done: Sequence[TrialRecord]) -> tuple[str, str]:
         return NO, "Some runs are compared before their last epoch."
     return (
         YES,
-        f"Each run counts with its {METRICS[a.effects.measure].label} after its last epoch; none was stopped early.",
+        f"Each run is represented by its {METRICS[a.effects.measure].label} after the last epoch; none was stopped"
+        " early.",
     )
 
 
@@ -126,7 +127,7 @@ def _seeds(done: Sequence[TrialRecord]) -> tuple[str, str]:
 
 
 def confounders(records: Sequence[TrialRecord]) -> dict[str, list[str]]:
-    """What differs between runs without having been asked for: name -> its values."""
+    """Return the properties that differ between runs without being factors of the study, with their values."""
     devices = list(dict.fromkeys(record.device.partition(":")[0] for record in records))
     found = {
         "hosts": values_of(records, "host"),
@@ -152,9 +153,9 @@ def _confounders(records: Sequence[TrialRecord]) -> tuple[str, str]:
 
 
 def _tuning(a: Ablation) -> str:
-    text = "The records hold the recipe, not how it was found: say so where you report it."
+    text = "The records contain the recipe, but not how it was tuned: state this where you report the results."
     if a.equal in ("params", "macs"):
-        text += f" The widths were solved for equal {a.equal}, without looking at an error."
+        text += f" The widths were solved for equal {a.equal}, independently of the errors."
     return text
 
 
@@ -165,8 +166,8 @@ def _resources(records: Sequence[TrialRecord]) -> tuple[str, str]:
     epochs = sum(record.epochs for record in records)
     devices = joined(sorted({record.device.partition(":")[0] for record in records}))
     return YES, (
-        f"{several(len(records), 'run')}, {epochs:,} epochs, {duration(seconds)} of training on {devices}, those that"
-        " failed among them. There was no search whose cost would come on top."
+        f"{several(len(records), 'run')}, {epochs:,} epochs, {duration(seconds)} of training on {devices},"
+        " including failed runs. There was no search, and so no cost of one."
     )
 
 
@@ -187,5 +188,6 @@ def _details(a: Ablation, records: Sequence[TrialRecord]) -> tuple[str, str]:
         return NO, f"Missing in the records: {joined(missing)}."
     return (
         YES,
-        "Recipe, seeds, data fingerprint, host, device, threads and versions: under Do it again, and in every record.",
+        "Recipe, seeds, data fingerprint, host, device, threads and versions are listed at the end of this page and in"
+        " every record.",
     )

@@ -1,4 +1,4 @@
-"""The words and tables of a study's page, section by section, as plain values for the template."""
+"""Texts and tables of the page of a search, section by section, as plain values for the template."""
 
 import json
 import math
@@ -24,30 +24,28 @@ from dnas.report.figures import histories
 from dnas.space.parse import parse_space
 from dnas.study.record import STATES, TrialRecord
 
-FRONT_ROWS = 12  # of the table under the figure; pareto.csv has them all
+MAX_FRONT_ROWS = 12  # of the table under the figure; pareto.csv has all rows
 
 
 def status(s: Study) -> dict[str, Any]:
-    """How far the study is, in a word and a sentence."""
+    """Return the progress of the study: counts, times, and a note where it is not finished."""
     counts = Counter(record.state for record in s.records)
     parts = [f"{counts[state]} {state}" for state in STATES if counts[state]]
     times = sorted(t for record in s.records for t in (record.started, record.ended) if t)
-    word, note = "finished", ""
+    note = ""
     if not s.records:
-        word, note = "empty", "There is nothing yet: no trial has been started."
+        note = "No trial has been started yet."
     elif counts["running"]:
-        word = "running"
         note = (
-            f"{words.several(counts['running'], 'trial is', 'trials are')} marked running: the search goes on, or was"
-            " interrupted. This page shows what was there when it was written; write it again for more."
+            f"{words.several(counts['running'], 'trial is', 'trials are')} marked as running: the search is still"
+            " running, or was interrupted. This page shows the state when it was written; write it again to update it."
         )
+        if not counts["complete"]:
+            note = "No trial is complete yet, so there is no best network. " + note
     elif not counts["complete"]:
-        word = "no result"
-        note = "No trial is complete, so there is no network to name."
+        note = "No trial is complete, so there is no best network."
         if counts["failed"] + counts["infeasible"] == len(s.records):
-            note = "Every trial failed, so there is no network to name. The reasons are below."
-    if word == "running" and not counts["complete"]:
-        note = "No trial is complete yet, so there is no network to name. " + note
+            note = "Every trial failed, so there is no best network. The reasons are below."
     return {
         "note": note,
         "counts": words.joined(parts) if parts else "none",
@@ -61,7 +59,7 @@ def status(s: Study) -> dict[str, Any]:
 
 def answer(s: Study) -> dict[str, Any]:
     space = s.config.get("space", {})
-    # A space's first comment line ends as its author likes; the page goes on after it.
+    # The title may end with a period; the sentence of the page continues after it.
     title = str(space.get("title") or space.get("name") or "").strip().rstrip(".")
     answer: dict[str, Any] = {
         "space": title or "an unnamed space",
@@ -78,10 +76,10 @@ def answer(s: Study) -> dict[str, Any]:
     try:
         read = parse_space(str(space.get("text", "")), str(space.get("name", "")), "the space")
         points = read.size()
-        answer["networks"] = "endlessly many" if points is None else words.big(points)
+        answer["networks"] = "infinitely many" if points is None else words.big(points)
         answer["choices"] = [(choice.name, choice.describe()) for choice in read.choices]
     except InputError:
-        pass  # of another version of dnas: its text is at the end of the page
+        pass  # a space of another version of dnas; its text is at the end of the page
     if s.best is not None:
         answer["best"] = {
             "number": s.best.number,
@@ -92,7 +90,7 @@ def answer(s: Study) -> dict[str, Any]:
             "params": s.best.cost.get("params"),
             "macs": s.best.cost.get("macs"),
             "by": METRICS[s.objectives[0]].label if len(s.objectives) > 1 or s.objectives[0] != "val_error" else "",
-            # The error, the params and the macs have their own places.
+            # Error, params and macs are shown separately.
             "more": [
                 (METRICS[name].label, value(objective_of(s.best, name), name))
                 for name in s.objectives
@@ -103,7 +101,7 @@ def answer(s: Study) -> dict[str, Any]:
 
 
 def _minimised(s: Study) -> str:
-    """What the search minimised, and with several objectives what became of that, in a sentence."""
+    """Describe the objectives and, with several objectives, the front."""
     first, rest = s.objectives[0], s.objectives[1:]
     if not rest:
         return f"The search minimised the {METRICS[first].label} alone."
@@ -112,17 +110,17 @@ def _minimised(s: Study) -> str:
     if not len(rows):
         return text + "."
     text += f": {len(rows)} of {words.several(complete, 'complete network')} {'is' if len(rows) == 1 else 'are'} on the"
-    text += " front, where no other one is better in one of them and no worse in the others"
+    text += " front"
     if len(rows) > 1:
         ends = rows.sort_values([rest[0], first]).iloc[[0, -1]]
-        said = [f"{value(row[first], first)} at {value(row[rest[0]], rest[0])}" for _, row in ends.iterrows()]
+        points = [f"{value(row[first], first)} at {value(row[rest[0]], rest[0])}" for _, row in ends.iterrows()]
         unit = f" {METRICS[rest[0]].label}" if METRICS[rest[0]].plural else ""
-        text += f"; they go from {said[0]}{unit} to {said[1]}"
+        text += f", which ranges from {points[0]}{unit} to {points[1]}"
     return text + "."
 
 
 def front(s: Study) -> dict[str, Any] | None:
-    """The front as a table, of a search for several objectives."""
+    """Return the front as a table, for a search with several objectives."""
     if len(s.objectives) == 1 or not len(s.front.trials):
         return None
     records = {record.number: record for record in s.records}
@@ -136,22 +134,22 @@ def front(s: Study) -> dict[str, Any] | None:
                 "values": [value(objective_of(records[number], name), name) for name in s.objectives],
                 "best": s.best is not None and number == s.best.number,
             }
-            for number in s.front.numbers[:FRONT_ROWS]
+            for number in s.front.numbers[:MAX_FRONT_ROWS]
         ],
-        "more": max(0, len(s.front.numbers) - FRONT_ROWS),
+        "more": max(0, len(s.front.numbers) - MAX_FRONT_ROWS),
     }
 
 
 def _retrained(s: Study) -> list[dict[str, Any]]:
-    """A row a network that was trained again, the best on validation first."""
-    found = []
+    """Return one row per retrained network, the best on validation first."""
+    rows = []
     selected = {record.number: record for record in s.records}
     for number in dict.fromkeys(record.number for record in s.retrained):
         runs = [record for record in s.retrained if record.number == number]
         errors = [record.test_error for record in runs if record.test_error is not None]
         mean = statistics.fmean(errors) if errors else None
         test_size = runs[0].data.get("test_size") or s.data.get("test_size")
-        found.append(
+        rows.append(
             {
                 "number": number,
                 "network": runs[0].network,
@@ -168,7 +166,7 @@ def _retrained(s: Study) -> list[dict[str, Any]]:
                 ),
             }
         )
-    return sorted(found, key=lambda row: math.inf if row["val_error"] is None else row["val_error"])
+    return sorted(rows, key=lambda row: math.inf if row["val_error"] is None else row["val_error"])
 
 
 def inside(s: Study) -> dict[str, Any] | None:
@@ -195,16 +193,18 @@ def inside(s: Study) -> dict[str, Any] | None:
 
 
 def _observations(s: Study) -> list[dict[str, str]]:
-    """The paper's four observations on feature reuse, of the best network; none where its norms are missing."""
+    """Return the paper's four observations on feature reuse for the best network, or none if its norms are missing."""
     try:
-        found = observe(histories(s))
+        observations = observe(histories(s))
     except InputError:
         return []
     lines = []
-    for one in found:
+    for one in observations:
         if not math.isfinite(one.value):
             continue
-        interval = f"95% {one.low:.2f} to {one.high:.2f}" if math.isfinite(one.low) else "too few for an interval"
+        interval = (
+            f"95% {one.low:.2f} to {one.high:.2f}" if math.isfinite(one.low) else "too few values for an interval"
+        )
         before = f"; untrained {one.untrained:.2f}" if one.untrained is not None else ""
         lines.append(
             {
@@ -218,11 +218,11 @@ def _observations(s: Study) -> list[dict[str, str]]:
 
 def _growth(spec: DenseNetSpec) -> str:
     wider = sum(rate > k for k, rates in zip(spec.growth_rates, spec.layer_rates, strict=True) for rate in rates)
-    return _joined(spec.growth_rate) + (f", in {wider} of {sum(spec.block_layers)} layers one more" if wider else "")
+    return _joined(spec.growth_rate) + (f", plus 1 in {wider} of {sum(spec.block_layers)} layers" if wider else "")
 
 
 def _facts(spec: Spec) -> list[tuple[str, str]]:
-    own = (
+    family_facts = (
         [
             ("growth rate k", _growth(spec)),
             ("layers in each block", _joined(spec.block_layers)),
@@ -235,17 +235,17 @@ def _facts(spec: Spec) -> list[tuple[str, str]]:
         else [
             ("width of each stage", _joined(spec.widths)),
             ("residual units in each stage", _joined(spec.stage_units)),
-            ("bottleneck", f"widens {spec.bottleneck} times" if spec.bottleneck else "none"),
+            ("bottleneck", f"expansion {spec.bottleneck}" if spec.bottleneck else "none"),
             (
                 "stochastic depth",
-                f"drops the last unit at a rate of {spec.stochastic_depth:g}" if spec.stochastic_depth else "none",
+                f"drop rate {spec.stochastic_depth:g} at the last unit" if spec.stochastic_depth else "none",
             ),
         ]
     )
     return [
         ("kind", spec.title),
         ("depth L", str(spec.depth)),
-        *own,
+        *family_facts,
         ("stem", f"{spec.stem}, {spec.stem_width} channels"),
         ("input", f"{spec.in_channels}×{spec.image_size}×{spec.image_size}, {spec.classes} classes"),
     ]
@@ -274,11 +274,11 @@ def rows(s: Study) -> list[dict[str, Any]]:
     ]
 
 
-LOG_LETTERS = 4_000  # of a traceback, its end
+LOG_LETTERS = 4_000  # shown of a traceback, from its end
 
 
 def details(s: Study) -> Markup:
-    """What a click on a trial shows: its choices, curve and log, by its number, as JSON that is safe inside a page."""
+    """Return the details of each trial (choices, curve, log) by its number, as JSON that is safe inside a page."""
     curves = {
         number: [round(value, 5) for value in curve[:, 1].tolist()] for number, curve in error_curves(s.curves).items()
     }
@@ -302,20 +302,23 @@ def details(s: Study) -> Markup:
 
 
 def columns(s: Study) -> dict[str, str]:
-    """The objectives that have no column of their own in every study's table, and the head of theirs."""
+    """Return the objectives that need an additional column in the table of trials, with its header."""
     heads = {"val_loss": "val loss", "activation_bytes": "activations", "latency": "latency"}
     return {name: heads[name] for name in s.objectives if name in heads}
 
 
 def _reason(record: TrialRecord) -> str | None:
-    """Why a trial is not complete."""
+    """Return the reason why a trial is not complete."""
     if record.state == "paused":
         return f"paused after {words.several(record.epochs, 'epoch')}, may be promoted"
     return record.reason
 
 
 def shared_parts(networks: list[str]) -> set[str]:
-    """What the data settle and so every name ends with: `channels=1`, `size=8`. A table reads better without it."""
+    """Return the parts that all names share because the data set determines them, such as `channels=1` and `size=8`.
+
+    Tables are more readable without them.
+    """
     parts = [set(name.partition(":")[2].split(",")) for name in networks]
     fixed = ("channels=", "size=", "classes=", "stem=")
     return {part for part in set.intersection(*parts) if part.startswith(fixed)} if len(parts) > 1 else set()
@@ -330,7 +333,7 @@ SPARK = (72, 22)
 
 
 def sparklines(curves: pd.DataFrame) -> dict[int, str]:
-    """Points of an SVG polyline for each trial's validation error, all on one log scale and one axis of epochs."""
+    """Return the points of an SVG polyline of each trial's validation error, on a shared log scale and epoch axis."""
     known = error_curves(curves)
     positive = [error for curve in known.values() for error in curve[:, 1].tolist() if error > 0]
     if not positive:
@@ -368,7 +371,7 @@ def reproduction(s: Study) -> dict[str, Any]:
 def facts_of_study(
     c: Mapping[str, Any], inputs: list[tuple[str, Any]], host: str | None
 ) -> list[tuple[str, list[tuple[str, str]]]]:
-    """A title and its facts, of what study.toml says; those that were not written down are left out."""
+    """Return groups of facts from study.toml, each with a title. Missing facts are left out."""
     d = c.get("data", {})
     machine = [
         ("host", c.get("host") or host),

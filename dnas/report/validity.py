@@ -1,4 +1,4 @@
-"""Can I believe it: what limits the numbers of a study, a line each."""
+"""Validity of a search: the limits of its numbers, one line for each."""
 
 import math
 import statistics
@@ -17,12 +17,19 @@ from dnas.report.data import Study, listed, objective_of, value
 
 @dataclass(frozen=True)
 class Check:
-    """One line of "Can I believe it". mark: `fine`, `mind` (it limits what the numbers say) or `fact`."""
+    """One line of the section "Validity".
+
+    Attributes:
+        mark: `fine`, `mind` (it limits the conclusions) or `fact`.
+        line: The line itself.
+        body: Explanation that opens with the line, one paragraph per line of text.
+        figure: Stem of a figure that opens with the line.
+    """
 
     mark: str
     line: str
-    body: str  # a paragraph a line
-    figure: str = ""  # the stem of one that opens with it
+    body: str
+    figure: str = ""
 
 
 def checks(s: Study) -> list[Check]:
@@ -46,14 +53,14 @@ def checks(s: Study) -> list[Check]:
 def _selection(s: Study) -> Check:
     first, rest = METRICS[s.objectives[0]].label, s.objectives[1:]
     body = (
-        f"Each trial counts with its {first} after the last epoch, not with the lowest of all epochs. Of equal ones the"
-        f" one with the {'lower ' + listed(rest[:1]) if rest and rest[0] != 'params' else 'fewest params'} is named,"
-        f" then the earlier. Only trials that ran to the end can be chosen."
+        f"Each trial is represented by its {first} after the last epoch, not by the lowest of all epochs. Ties are"
+        f" broken by the {'lower ' + listed(rest[:1]) if rest and rest[0] != 'params' else 'number of params'}, then by"
+        " the order of the trials. Only trials that ran to the end can be selected."
     )
     if rest:
         body += (
-            f"\nThe search minimised {listed(s.objectives)} alike, and the first of them names the best: which network"
-            f" of the front is the right one depends on what {listed(rest)} may cost."
+            f"\nThe search minimised {listed(s.objectives)} equally. The best network is named by the first of these;"
+            f" which network of the front is the right choice depends on the cost of {listed(rest)}."
         )
     return Check("fine", f"The best network has the lowest {first} after its last epoch", body)
 
@@ -62,25 +69,28 @@ def _seeds(s: Study) -> Check:
     number = len(s.of("complete"))
     seeds = {tuple(r.seed[:1]) for r in s.retrained if r.test_error is not None}
     body = (
-        "Every network was trained once, from one seed (n = 1): another initialisation and another order of the images"
-        " would move each error."
+        "Every network was trained once, from one seed (n = 1). Another initialisation or order of the images would"
+        " change each error."
     )
     if number > 1:
         body += (
-            f" The best of {words.several(number, 'complete trial')} was chosen because its error is low, and part of"
-            " that is luck: its validation error is optimistically biased, the more so the more trials there are."
+            f" The best of {words.several(number, 'complete trial')} was selected by its low error, which is partly"
+            " chance: its validation error is optimistically biased, and the bias grows with the number of trials."
         )
     if seeds:
         body += (
-            f" The winners were trained again from {words.several(len(seeds), 'seed')}: their test errors above are"
-            " free of that bias."
+            f" The best networks were retrained from {words.several(len(seeds), 'seed')}; their test errors above lack"
+            " this bias."
         )
     else:
-        body += " Train the winners again from new seeds, and test them once, before you compare them with anything."
+        body += (
+            " Before comparing the best networks with others, retrain them from new seeds and test them once"
+            " (`dnas search --retrain-best`)."
+        )
     return Check(
         "mind" if not seeds else "fact",
-        "One seed a network" + (", and the best of many is flattered" if number > 1 else ""),
-        body + f" Study seed {s.config.get('seed', 'unknown')}; trial i draws from (seed, i).",
+        "One seed per network" + (f"; the best of {number} trials is optimistically biased" if number > 1 else ""),
+        body + f" Study seed {s.config.get('seed', 'unknown')}; trial i uses the stream (seed, i).",
     )
 
 
@@ -89,30 +99,30 @@ def _chance(s: Study) -> Check | None:
         return None
     complete = [r for r in s.of("complete") if r.val_error is not None]
     inside = [r for r in complete if r.val_error is not None and r.val_error <= s.floor.high and r is not s.best]
-    line = f"Chance in {s.floor.size:,} validation images alone: {percent(s.floor.low)} to {percent(s.floor.high)}"
+    line = f"Sampling error of {s.floor.size:,} validation images: {percent(s.floor.low)} to {percent(s.floor.high)}"
     body = (
         f"The best network's error of {percent(s.floor.error)} has a binomial standard error of"
         f" {100 * s.floor.standard_error:.2f} points and a Wilson 95% interval of {percent(s.floor.low)} to"
-        f" {percent(s.floor.high)}: the band in the figure. "
+        f" {percent(s.floor.high)}, shown as the band in the figure. "
     )
     if len(complete) > 1:
         body += (
             f"{len(inside)} of the {len(complete) - 1} other complete {'network' if len(complete) == 2 else 'networks'}"
-            f" {'lies' if len(inside) == 1 else 'lie'} inside it; this study can't tell"
-            f" {'that one' if len(inside) == 1 else 'those'} from the best. "
+            f" {'is' if len(inside) == 1 else 'are'} inside this interval and cannot be distinguished from the best"
+            " network by this study. "
             if inside
-            else f"None of the {words.several(len(complete) - 1, 'other complete network')} lies inside it. "
+            else f"None of the {words.several(len(complete) - 1, 'other complete network')} is inside this interval. "
         )
-    body += "What the seed of a training adds is not in this interval."
+    body += "The interval does not include the variation between training seeds."
     return Check("mind" if inside else "fact", line, body)
 
 
 def _split(s: Study) -> Check:
     d = s.data
     sizes = [f"{d[key]:,} {word}" for key, word in _PARTS.items() if isinstance(d.get(key), int)]
-    line = "Split: " + (" / ".join(sizes) + " images" if sizes else "its sizes were not written down")
+    line = "Split: " + (" / ".join(sizes) + " images" if sizes else "sizes not recorded")
     seed = d.get("split_seed", s.config.get("split_seed", "unknown"))
-    body = f"Drawn once, stratified by class, with split seed {seed}, and the same for every trial."
+    body = f"Drawn once with split seed {seed}, stratified by class, and used by every trial."
     if d.get("subset") is not None:
         body += f" Only {d['subset']:,} of the training files were used."
     body += f" Images: {d.get('size_rule', 'as stored')}; augmentation: {d.get('augmentation', 'unknown')}."
@@ -128,50 +138,48 @@ def _test(s: Study) -> Check:
     if not opened and not tested:
         return Check(
             "fine",
-            "The test images were not opened",
-            "No network was chosen, stopped or judged by them: they can still give an unbiased answer, once.",
+            "The test images were not used",
+            "No network was selected, stopped or evaluated on them, so they can still provide one unbiased estimate.",
         )
     numbers = sorted({r.number for r in [*opened, *tested]})
     return Check(
         "fine" if len(numbers) == 1 else "mind",
-        f"The test images were opened for {words.several(len(numbers), 'network')}: "
+        f"The test images were used for {words.several(len(numbers), 'network')}: "
         + words.joined([f"#{n}" for n in numbers]),
-        "After the choice was made on validation. Choosing among the tested networks by test error would spend the test"
-        " part.",
+        "They were used after the selection on validation images. Selecting among the tested networks by test error"
+        " would bias the test error too.",
     )
 
 
 def _control(s: Study) -> Check:
     drawn = [record for record in s.records if record.arm == "control"]
     if not drawn and s.config.get("sampler") == "random":
-        return Check(
-            "fact", "Every network was drawn at random", "So there is no sampler to compare with a control arm."
-        )
+        return Check("fact", "Every network was drawn at random", "There is no sampler to compare with a control arm.")
     if not drawn:
         return Check(
             "mind",
-            "There was no control arm (--control 0.15): whether the sampler beats chance is not known",
-            "With --control 0.15, 15% of a search's networks are drawn at random, spread evenly over it, and this line"
-            " compares them with the sampler's.",
+            "There is no control arm (--control 0.15), so it is unknown whether the sampler beats random search",
+            "With --control 0.15, 15% of the networks are drawn at random, spread evenly over the search, and this line"
+            " compares them with those of the sampler.",
         )
     arms, first = s.arms, s.objectives[0]
     if arms.beats is None or arms.p is None or arms.difference is None or arms.best is None:
         return Check(
             "mind",
-            f"Random control: {words.several(len(drawn), 'trial')}, and nothing to compare yet",
+            f"Random control: {words.several(len(drawn), 'trial')}, not enough for a comparison yet",
             f"Both arms need trials that finished epoch {arms.epoch}: the sampler has {len(arms.sampler)} and the"
             f" control {len(arms.control)}.",
         )
     numbers = f"{arms.beats:.0%} of pairs ({_p(arms.p)}; {len(arms.sampler)} trials against {len(arms.control)})"
     shown = arms.enough and arms.p < 0.05
     if not arms.enough:
-        mark, line = "mind", f"Too few trials to tell the sampler from chance: it beats a random trial in {numbers}"
+        mark, line = "mind", f"Too few trials to compare the sampler with random search: it wins in {numbers}"
     elif not shown:
-        mark, line = "mind", f"The sampler was not shown to beat chance: it beats a random trial in {numbers}"
+        mark, line = "mind", f"The sampler was not shown to beat random search: it wins in {numbers}"
     elif arms.beats > 0.5:
-        mark, line = "fine", f"The sampler beats chance: its trial beats a random one in {numbers}"
+        mark, line = "fine", f"The sampler beats random search: it wins in {numbers}"
     else:
-        mark, line = "mind", f"The sampler did worse than chance: its trial beats a random one in {numbers}"
+        mark, line = "mind", f"The sampler did worse than random search: it wins in {numbers}"
     return Check(mark, line, "\n".join(_control_body(s, arms, first)), "control_arm")
 
 
@@ -181,48 +189,46 @@ def _control_body(s: Study, arms: ArmComparison, first: str) -> list[str]:
     assert arms.detectable is not None
     n, m = len(arms.sampler), len(arms.control)
     unit, factor = METRICS[first].difference_unit, METRICS[first].scale
-    when = "the last one, for no trial was stopped early"
+    when = "the last one, since no trial was stopped early"
     if any(record.epochs_planned > arms.epoch for record in s.records):
-        when = "the first at which trials were stopped or paused: all that got there have it, and none was chosen by it"
+        when = "the first at which trials were stopped or paused, so that no trial was selected by this value"
     means = [sum(part.values()) / len(part) for part in (arms.sampler, arms.control)]
     interval = (
         f"Welch 95% interval {_signed(factor * arms.interval[0])} to {_signed(factor * arms.interval[1])}"
         if arms.interval
-        else "no interval: it needs two trials of each arm, and values that differ"
+        else "no interval, which needs two trials of each arm and values that differ"
     )
     text = [
-        f"Compared is the {METRICS[first].label} after epoch {arms.epoch}, {when}. The sampler's {n} trials have a mean"
-        f" of {value(means[0], first)}, the {m} drawn at random {value(means[1], first)}: a difference of"
-        f" {_signed(factor * arms.difference)} {unit} ({interval}). Of {words.several(arms.draws, 'trial')}, the best"
-        f" of the sampler's has {value(arms.best[0], first)} on average, of the random ones"
-        f" {value(arms.best[1], first)}.",
-        f"In {arms.beats:.0%} of all pairs of a trial of the sampler's and a random one the sampler's is better, ties"
-        " counted as half (Mann and Whitney, two-sided)."
-        f" With {n} and {m} trials only a share of 1/2 + 2.80/√(12·{n}·{m}/({n} + {m})) = {arms.detectable:.0%} or more"
-        " would be found four times in five"
-        + (" (Noether 1987)." if arms.enough else " (Noether 1987), and there is none above 100%: run more trials."),
+        f"The arms are compared by the {METRICS[first].label} after epoch {arms.epoch}, {when}. The sampler's {n}"
+        f" trials have a mean of {value(means[0], first)}, the {m} random trials {value(means[1], first)}: a difference"
+        f" of {_signed(factor * arms.difference)} {unit} ({interval}). The best of {words.several(arms.draws, 'trial')} has"
+        f" {value(arms.best[0], first)} on average with the sampler, and {value(arms.best[1], first)} at random.",
+        f"In {arms.beats:.0%} of all pairs of a sampler trial and a random trial the former is better, with ties counted"
+        " as half (Mann-Whitney test, two-sided)."
+        f" With {n} and {m} trials, a share of 1/2 + 2.80/√(12·{n}·{m}/({n} + {m})) = {arms.detectable:.0%} or more is"
+        " detected with 80% power (Noether 1987)" + ("." if arms.enough else ", which exceeds 100%: run more trials."),
     ]
     if len(s.objectives) > 1:
         text.append(_control_of_several(s, arms))
     lost = Counter(r.arm for r in s.records if r.state in ("failed", "infeasible") and r.epochs < arms.epoch)
     notes = [
-        "A sampler's trials follow from the earlier ones, so they are not independent, and p is an approximation; its"
-        " first ones are drawn at random too, and count as its own. Networks given first are in neither arm."
+        "A sampler's trials depend on the earlier ones, so p is an approximation. Its first trials, which are drawn at"
+        " random too, count as its own. Networks named in the space file are in neither arm."
     ]
     if any(record.epochs_planned > arms.epoch for record in s.records):
-        notes.append("An early error orders networks only roughly as the last one does.")
+        notes.append("The order of networks by an early error only approximates their final order.")
     if s.best is not None and s.best.arm == "control":
-        notes.append(f"The best network of the study, #{s.best.number}, is one that was drawn at random.")
+        notes.append(f"The best network of the study, #{s.best.number}, was drawn at random.")
     if lost["sampler"] or lost["control"]:
         notes.append(
-            f"{words.several(lost['sampler'], 'trial')} of the sampler's and {lost['control']} of the control's failed"
+            f"{words.several(lost['sampler'], 'trial')} of the sampler and {lost['control']} of the control arm failed"
             " before that epoch and are not counted."
         )
     return [*text, " ".join(notes)]
 
 
 def _control_of_several(s: Study, arms: ArmComparison) -> str:
-    """With several objectives the trained one alone undersells a sampler that also sought small networks."""
+    """Compare the arms in all objectives: a sampler that also looks for small networks has higher errors."""
     records = {record.number: record for record in s.records}
     rows = [
         [
@@ -236,10 +242,10 @@ def _control_of_several(s: Study, arms: ArmComparison) -> str:
     middles = [statistics.median(row[1] for row in part) for part in rows]
     name, verb = METRICS[cost].label, "are" if METRICS[cost].plural else "is"
     return (
-        f"The sampler sought low {listed(s.objectives[1:])} too, which the {METRICS[s.objectives[0]].label} alone does"
-        f" not show: its median {name} {verb} {value(middles[0], cost)}, the control's {value(middles[1], cost)}. In"
-        f" {ahead:.0%} of the pairs its network is no worse in any objective and better in one, in {behind:.0%} the"
-        " random one is."
+        f"The sampler also minimised {listed(s.objectives[1:])}, which the {METRICS[s.objectives[0]].label} alone does"
+        f" not show: its median {name} {verb} {value(middles[0], cost)}, the control's {value(middles[1], cost)}. Its"
+        f" network dominates the random one (no worse in any objective and better in one) in {ahead:.0%} of the pairs,"
+        f" and is dominated in {behind:.0%}."
     )
 
 
@@ -254,18 +260,18 @@ def _p(p: float) -> str:
 _RULES = {
     "asha": (
         "ASHA",
-        "Successive halving: at a rung the best third goes on. The others are paused there, and promoted when further"
-        " trials bring them into the best third.",
+        "Successive halving: at each rung the best third continues. The others are paused, and promoted later if they"
+        " enter the best third as more trials arrive.",
     ),
     "hyperband": (
         "Hyperband",
-        "Several ladders of successive halving side by side, some of which begin late: at a rung the best third of a"
-        " ladder goes on, the others are paused, and promoted when further trials bring them into the best third.",
+        "Several brackets of successive halving with different first rungs: at each rung the best third of a bracket"
+        " continues. The others are paused, and promoted later if they enter the best third as more trials arrive.",
     ),
     "median": (
         "median rule",
-        "A trial is stopped for good when its best value so far is worse than the median of what ended trials had on"
-        " average by the same epoch.",
+        "A trial is stopped permanently if its best value so far is worse than the median of the running averages of"
+        " finished trials at the same epoch.",
     ),
 }
 
@@ -273,33 +279,33 @@ _RULES = {
 def _stopping(s: Study) -> Check:
     rule = str(s.config.get("stopping", "none"))
     if rule == "none":
-        return Check("fact", "No early stopping", "Every trial was meant to run through all its epochs.")
+        return Check("fact", "No early stopping", "Every trial was to run for all its epochs.")
     name, body = _RULES.get(rule, (rule, ""))
     stopped, paused = s.of("stopped"), s.of("paused")
     promotions = sum(event["event"] == "promote" for event in s.events)
     pauses = max(sum(event["event"] == "pause" for event in s.events), len(paused))
-    said = [f"{words.several(len(stopped), 'trial')} stopped"] if stopped else []
+    counts = [f"{words.several(len(stopped), 'trial')} stopped"] if stopped else []
     if pauses:
-        said += [words.several(pauses, "pause"), words.several(promotions, "promotion")]
-    line = f"Early stopping ({name}): {words.joined(said) if said else 'no trial was stopped'}"
+        counts += [words.several(pauses, "pause"), words.several(promotions, "promotion")]
+    line = f"Early stopping ({name}): {words.joined(counts) if counts else 'no trial was stopped'}"
     if len(s.objectives) > 1:
-        body += " With several objectives a trial is compared with those of about its own size."
-    for word, some, after in (("Stopped", stopped, ""), ("Paused now", paused, ", and may be promoted")):
-        when = Counter(record.epochs for record in some)
-        if when:
-            listed = [f"{number} after {words.several(epochs, 'epoch')}" for epochs, number in sorted(when.items())]
-            body += f"\n{word}: {words.joined(listed)}{after}."
+        body += " With several objectives a trial is compared with networks of about the same size."
+    for word, records, after in (("Stopped", stopped, ""), ("Paused now", paused, ", and may be promoted")):
+        by_epoch = Counter(record.epochs for record in records)
+        if by_epoch:
+            parts = [f"{number} after {words.several(epochs, 'epoch')}" for epochs, number in sorted(by_epoch.items())]
+            body += f"\n{word}: {words.joined(parts)}{after}."
     if stopped or paused:
         planned = sum(record.epochs_planned for record in s.records)
         body += (
-            " Their errors are those of an unfinished schedule, so they are not on the front, and a late riser among"
-            f" them is lost. {sum(record.epochs for record in s.records):,} of {planned:,} epochs were trained."
+            " Their errors belong to an unfinished schedule, so they are not on the front, and slow learners among them"
+            f" may be missed. {sum(record.epochs for record in s.records):,} of {planned:,} epochs were trained."
         )
     return Check("fact", line, body.strip())
 
 
 def _fidelity(s: Study) -> Check | None:
-    """Whether an early error ranks networks as the last one does: what early stopping rests on."""
+    """Check that early errors rank networks like final errors, which early stopping relies on."""
     found = fidelity(s.curves)
     early = found[(found["epoch"] < found["epoch"].max()) & found["rho"].notna()] if len(found) else found
     if early.empty:
@@ -313,9 +319,10 @@ def _fidelity(s: Study) -> Check | None:
     sure = math.isfinite(row["low"]) and row["low"] > 0.5
     return Check(
         "fact" if sure else "mind",
-        f"Epoch {int(row['epoch'])}, {where}, ranks networks as epoch {last} does with ρ = {row['rho']:.2f}",
-        f"Spearman's rank correlation over {words.several(n, 'complete trial')}{bounds}. 1 is the same order, 0 none."
-        " Only trials that went to the end are in it, so where bad ones were stopped it is of networks that are alike.",
+        f"Rank correlation of epoch {int(row['epoch'])} ({where}) with epoch {last}: ρ = {row['rho']:.2f}",
+        f"Spearman's rank correlation over {words.several(n, 'complete trial')}{bounds}; 1 means the same order, 0 no"
+        " relation. Only trials that ran to the end are included; if poor trials were stopped, the remaining networks"
+        " are similar, which lowers the correlation.",
         "fidelity",
     )
 
@@ -327,12 +334,12 @@ def _failures(s: Study) -> Check:
         line = "No trial failed"
         text = "None diverged, ran out of memory, took too long, or ended with an error."
         if body:
-            line += ", and some were rescued"
+            line += "; some recovered from an error"
             text = "None diverged, took too long, or ended with an error."
         return Check("fine", line, "\n".join([text, *body]))
-    reasons = Counter((r.reason or "no reason was written down").partition(":")[0].strip() for r in bad)
+    reasons = Counter((r.reason or "no reason was recorded").partition(":")[0].strip() for r in bad)
     listed = [f"{number} × {reason}" for reason, number in reasons.most_common()]
-    text = "They are in the table with the whole reason. A region of the space that fails is one that was not searched."
+    text = "The table shows the full reasons. Regions of the space whose networks fail were not searched."
     known = [f"{reason}: {_FAILURES[reason]}." for reason in reasons if reason in _FAILURES]
     return Check(
         "mind",
@@ -341,37 +348,37 @@ def _failures(s: Study) -> Check:
     )
 
 
-# What a search makes of each way to fail.
+# Explanation of each reason to fail.
 _FAILURES = {
-    "diverged": "a loss was no number; the sampler was told the worst error",
-    "timeout": "longer than --timeout allowed; the sampler was told the worst error",
-    "out of memory": "even with recomputed activations and the device to itself; networks that need as much were not"
-    " proposed again",
+    "diverged": "the loss was not finite; the sampler received the worst possible error",
+    "timeout": "longer than --timeout; the sampler received the worst possible error",
+    "out of memory": "even with recomputed activations and exclusive use of the device; networks that need as much"
+    " memory were no longer proposed",
     "lost worker": "its process died or froze several times without finishing an epoch",
     "crash": "a signal such as SIGSEGV ended its process twice: native code crashes on this network",
-    "error": "an exception; its traceback.txt lies in the trial's folder",
+    "error": "an exception; see traceback.txt in the trial's folder",
 }
 
 
 def _rescued(s: Study) -> list[str]:
-    """Trials that met with an accident and went on, a sentence a kind."""
-    found = []
+    """Describe trials that recovered from an error, one sentence for each kind of error."""
+    sentences = []
     recomputed = [record for record in s.records if record.recompute]
     if recomputed:
-        again = [record for record in recomputed if record.state not in ("failed", "infeasible")]
-        found.append(
-            f"{words.several(len(recomputed), 'trial')} ran out of memory and went on with recomputed activations,"
-            f" which changes no result: {words.several(len(again), 'of them', 'of them')} did not fail again"
+        succeeded = [record for record in recomputed if record.state not in ("failed", "infeasible")]
+        sentences.append(
+            f"{words.several(len(recomputed), 'trial')} ran out of memory and continued with recomputed activations,"
+            f" which does not change results; {len(succeeded)} of these did not fail again"
             f" ({words.joined([f'#{record.number}' for record in recomputed])})."
         )
     losses = sum(record.losses for record in s.records)
     if losses:
         hit = [f"#{record.number}" for record in s.records if record.losses]
-        found.append(
-            f"{words.several(losses, 'worker was', 'workers were')} lost; the trials went on from their checkpoints"
+        sentences.append(
+            f"{words.several(losses, 'worker was', 'workers were')} lost; the trials resumed from their checkpoints"
             f" ({words.joined(hit)})."
         )
-    return found
+    return sentences
 
 
 def _comparison(s: Study) -> Check | None:
@@ -379,7 +386,7 @@ def _comparison(s: Study) -> Check | None:
         return None
     return Check(
         "mind",
-        "Published points are no like-for-like comparison",
-        "They are test errors of the paper's Table 2, after training on all training images for the paper's epochs; the"
-        " study's are validation errors after its own recipe.",
+        "Published points are not directly comparable",
+        "They are test errors from Table 2 of the paper, after training on all training images with the paper's"
+        " schedule. The errors of this study are validation errors after its own recipe.",
     )
