@@ -35,7 +35,7 @@ from dnas.report.tables import (
     NUMERIC,
     Row,
     caption,
-    heads,
+    headers,
     table_rows,
     to_csv,
     to_latex,
@@ -142,8 +142,8 @@ def _forest(page: Page) -> Picture:
     return Picture(
         figures.plot_forest(e, seed_noise(page.ablation.values[e.base], max(1, e.pairs), e.alpha)),
         _numbers(e),
-        f"Difference of each variant from {e.base} between runs of the same seed, the lowest on top. Small marks: single"
-        f" pairs; line: {level(e)} interval of the mean; thin line below: bootstrap interval. Filled marks are"
+        f"Difference of each variant from {e.base} between runs of the same seed, the lowest on top. Small marks:"
+        f" single pairs; line: {level(e)} interval of the mean; thin line below: bootstrap interval. Filled marks are"
         " significant after correction for all comparisons; hollow ones are not. The band shows the effect of the seed"
         " alone: means of equally many differences between runs of the base from different seeds. Intervals can be"
         " narrower than the band because runs are paired.",
@@ -303,7 +303,7 @@ def _sentences(comparisons: Sequence[Comparison], effects: Effects) -> list[tupl
 
 
 def _table(page: Page) -> dict[str, Any]:
-    names = heads(page.rows)
+    names = headers(page.rows)
     return {
         "caption": caption(page.ablation),
         "heads": [(name, name in NUMERIC) for name in names],

@@ -137,7 +137,7 @@ def _signed(share: float) -> str:
 
 
 def _aliases(a: Ablation) -> Check | None:
-    """What a fractional design can't tell apart."""
+    """List the effects that a fractional design confounds."""
     table = a.config.get("ablation", {})
     if "relation" not in table:
         return None
@@ -146,8 +146,7 @@ def _aliases(a: Ablation) -> Check | None:
     return Check(
         "mind",
         f"A fraction of the factorial design, of resolution {table.get('resolution', 'unknown')}",
-        f"Defining relation: {table['relation']}. Effects that the fraction can't tell apart share a number:\n"
-        + "\n".join(lines),
+        f"Defining relation: {table['relation']}. The effects in each line are confounded:\n" + "\n".join(lines),
     )
 
 
@@ -156,29 +155,29 @@ def _correction(a: Ablation) -> Check:
     number = len(e.comparisons)
     line = f"p is exact, and corrected for {several(number, 'comparison')}" if number > 1 else "p is exact"
     body = (
-        "Sign-flip test, two-sided: were there no difference, each pair's would have had either sign alike, so its mean"
-        " is compared with those under all patterns of signs. No distribution is assumed."
+        "Two-sided sign-flip test: without a difference, the sign of each pair would be random, so the mean is compared"
+        " with the means under all sign patterns. No distribution is assumed."
     )
     if raced(e):
         body += (
-            f" Bonferroni's correction shares {100 * e.alpha:g}% out among the comparisons, so that their intervals"
-            " hold together; main effects and interactions are not tested where comparisons decide how many seeds"
-            " there are."
+            f" Bonferroni's correction divides {100 * e.alpha:g}% among the comparisons, so that their intervals"
+            " hold simultaneously. Main effects and interactions are not tested, since the comparisons determine the"
+            " number of seeds."
         )
         return Check("fact", line, body)
     if number > 1:
         body += (
-            " Holm's correction keeps the chance of any false finding among all comparisons with the base at"
+            " Holm's correction limits the probability of any false finding among all comparisons with the base to"
             f" {100 * e.alpha:g}%."
         )
     body += (
-        f" The {level(e)} intervals are of each comparison alone: of the t distribution, which assumes normal"
-        " differences, and bootstrap-t, which resamples the pairs."
+        f" The {level(e)} intervals apply to each comparison alone. They are computed by the t distribution, which"
+        " assumes normal differences, and by bootstrap-t, which resamples the pairs."
     )
     if a.factorial is not None and a.factorial.comparisons:
         body += (
             f" The design's {several(len(a.factorial.comparisons), 'effect')} (main effects and interactions) are"
-            " corrected among themselves."
+            " corrected separately."
         )
     return Check("fact", line, body)
 

@@ -51,7 +51,7 @@ def _control(s: Study) -> Picture:
         figures.plot_control(s.arms),
         pd.DataFrame(rows, columns=["arm", "number", "value"]),
         f"The {METRICS[s.objectives[0]].label} after epoch {s.arms.epoch} of every trial that reached it, by"
-        " trial and as the cumulative distribution of each arm. The arm whose curve is further left is better.",
+        " trial and as the cumulative distribution of each arm. The arm whose curve is further right is better.",
     )
 
 
@@ -71,8 +71,8 @@ def _distribution(s: Study) -> Picture:
     return Picture(
         figures.plot_distribution({s.folder.name: found}, objective=s.objectives[0]),
         numbers,
-        "Fraction of complete trials at or below an error, with a pointwise 95% bootstrap band over trials. It describes"
-        " the networks that the search trained to the end, not the whole space.",
+        "Fraction of complete trials at or below an error, with a pointwise 95% bootstrap band over trials. It"
+        " describes the networks that the search trained to the end, not the whole space.",
     )
 
 
@@ -110,8 +110,8 @@ def _importance(s: Study) -> Picture:
         found,
         "Difference between the distribution of a choice among the best tenth of the complete trials (at least 4) and"
         " among all, as a share of the total (PED-ANOVA, Watanabe et al. 2023), with 95% bootstrap intervals. Blue bars"
-        " exceed the importance with shuffled errors. A sampler prefers values that it expects to be good, so the result"
-        " describes the search, not the space.",
+        " exceed the importance with shuffled errors. A sampler prefers values that it expects to be good, so the"
+        " result describes the search, not the space.",
     )
 
 
@@ -121,8 +121,8 @@ def _fanova(s: Study) -> Picture:
     return Picture(
         figures.plot_fanova(s.fanova, best),
         numbers,
-        "Share of the variance of the error over the whole space that is due to each choice, and to each pair beyond its"
-        f" two choices: functional ANOVA of a random forest on {words.several(s.fanova.trials, 'complete trial')}"
+        "Share of the variance of the error over the whole space due to each choice, and to each pair beyond its two"
+        f" choices: functional ANOVA of a random forest on {words.several(s.fanova.trials, 'complete trial')}"
         " (Hutter et al. 2014), with 95% bootstrap intervals over trials. Right: errors clipped above the best tenth,"
         " since poor regions account for most of the total variance. Blue bars exceed the share under chance, with the"
         " values of a choice shuffled among trials, or the errors of a pair rebuilt without interactions. R² measures"
@@ -150,8 +150,8 @@ def _path(s: Study) -> Picture:
         path_frame(path),
         "From the first network of the space to the best one, changing one choice at a time: the one with the largest"
         " predicted decrease of the error (Fawcett and Hoos 2016; with a surrogate: Biedenkapp et al. 2017). The errors"
-        f" are predictions (out-of-bag R² {path.r2:.2f}) with 95% bootstrap intervals over trials. The measured error of"
-        f" the best network is optimistically biased. `dnas path {s.folder.name} --train` trains the steps.",
+        f" are predictions (out-of-bag R² {path.r2:.2f}) with 95% bootstrap intervals over trials. The measured error"
+        f" of the best network is optimistically biased. `dnas path {s.folder.name} --train` trains the steps.",
     )
 
 
@@ -185,8 +185,8 @@ def _learning_curves(s: Study) -> Picture:
     return Picture(
         figures.plot_learning_curves(s.curves, best.number),
         s.curves,
-        "Validation error of every trial after each epoch. The training error is the mean over the steps of an epoch, on"
-        " augmented images and with dropout if used, so it can exceed the validation error.",
+        "Validation error of every trial after each epoch. The training error is the mean over the steps of an epoch,"
+        " on augmented images and with dropout if used, so it can exceed the validation error.",
     )
 
 
@@ -213,8 +213,8 @@ def _weight_norms(s: Study) -> Picture:
     return Picture(
         figures.plot_weight_norms(norms),
         pd.DataFrame(norms.values.T, columns=list(norms.layers)).rename_axis("epoch").reset_index(),
-        "Root-mean-square weight of each layer's convolutions relative to its initial value. The colour scale covers the"
-        " convolutions; no normalisation follows the classifier, so it can exceed the scale.",
+        "Root-mean-square weight of each layer's convolutions relative to its initial value. The colour scale covers"
+        " the convolutions; no normalisation follows the classifier, so it can exceed the scale.",
     )
 
 

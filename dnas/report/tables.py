@@ -1,4 +1,4 @@
-"""The table of an ablation, for the page and for a paper: one list of rows as Markdown, CSV and LaTeX (booktabs)."""
+"""Table of an ablation for the page and for a paper: one list of rows as Markdown, CSV and LaTeX (booktabs)."""
 
 import math
 import re
@@ -20,7 +20,7 @@ from dnas.formatting import macs, params, points, several
 
 @dataclass(frozen=True)
 class Row:
-    """A variant. Errors are fractions; differences are against the base over the pairs; None: there is none."""
+    """One variant. Errors are fractions; differences are against the base, over the pairs. Missing values are None."""
 
     variant: str
     changed: str
@@ -44,9 +44,9 @@ class Row:
 
 
 def table_rows(a: Ablation) -> list[Row]:
-    """The base, then the variants in their order."""
+    """Return the rows of the base and then of the variants, in their order."""
     means = over_seeds(a.values, a.effects.alpha).set_index("variant")
-    found = {c.name: c for c in a.effects.comparisons}
+    comparisons = {c.name: c for c in a.effects.comparisons}
     rows = []
     for variant in sorted(a.variants, key=lambda v: v.name != a.base):
         of = means.loc[variant.name] if variant.name in means.index else None
@@ -62,7 +62,7 @@ def table_rows(a: Ablation) -> list[Row]:
             _known(of["sd"]) if of is not None else None,
             published=published_for(variant.spec, str(a.config.get("data", {}).get("name", ""))),
         )
-        c = found.get(variant.name)
+        c = comparisons.get(variant.name)
         if c is not None and c.seeds:
             row = Row(
                 **{
@@ -80,8 +80,10 @@ def table_rows(a: Ablation) -> list[Row]:
 
 
 def changed(a: Ablation, variant: Variant) -> dict[str, Any]:
-    """The factors of the study whose level is another than the base's; of a variant that was listed, all it changes.
-    What is solved for (equal params) follows from them, and is in the network's name."""
+    """Return the factors whose level differs from the base's; for a listed variant, all its changes.
+
+    Solved values (equal params) follow from these, and are part of the network's name.
+    """
     base = next(one for one in a.variants if one.name == a.base)
     levels = {key: level for key, level in variant.levels.items() if level != base.levels.get(key)}
     return levels or dict(variant.changed)
@@ -96,7 +98,7 @@ def _known(value: float) -> float | None:
 
 
 def caption(a: Ablation) -> str:
-    """What the numbers are, for a reader of the table alone."""
+    """Return a caption that explains the numbers to a reader of the table alone."""
     e, d = a.effects, a.config.get("data", {})
     size = d.get("val_size" if e.measure == "val_error" else "test_size")
     images = f" ({size:,} images)" if isinstance(size, int) else ""
@@ -112,18 +114,18 @@ def caption(a: Ablation) -> str:
     return text
 
 
-HEADS = ("variant", "changed", "params", "macs", "error (%)", "n", "difference", "interval", "p", "verdict")
+HEADERS = ("variant", "changed", "params", "macs", "error (%)", "n", "difference", "interval", "p", "verdict")
 NUMERIC = ("params", "macs", "error (%)", "n", "difference", "interval", "p")
 
 
 def cells(row: Row) -> list[str]:
-    """What the table says of a row, under `HEADS`."""
+    """Return the cells of a row, in the order of `HEADERS`."""
     error = (
         "–" if row.mean is None else f"{100 * row.mean:.2f}" + (f" ± {100 * row.sd:.2f}" if row.sd is not None else "")
     )
     n = str(row.runs) if row.pairs in (None, row.runs) else f"{row.runs} ({several(row.pairs or 0, 'pair')})"
     between = "–" if row.interval is None else f"{points(row.interval[0])} to {points(row.interval[1])}"
-    # Where no difference could have made it small, p says nothing.
+    # With too few seeds, p cannot be small for any differences.
     p = "–" if row.p is None or row.verdict == "too few seeds" else "<0.001" if row.p < 0.001 else f"{row.p:.3f}"
     difference = "–" if row.difference is None else points(row.difference) + row.star
     verdict = row.verdict or ("the base" if row.pairs is None and row.runs else "–")
@@ -141,26 +143,26 @@ def cells(row: Row) -> list[str]:
     ]
 
 
-def heads(rows: Sequence[Row]) -> list[str]:
-    """`HEADS`, and that of what was published where a row has some."""
-    return [*HEADS, "published"] if any(row.published for row in rows) else list(HEADS)
+def headers(rows: Sequence[Row]) -> list[str]:
+    """Return `HEADERS`, with a column of published errors if any row has them."""
+    return [*HEADERS, "published"] if any(row.published for row in rows) else list(HEADERS)
 
 
 def written_cells(row: Row, names: Sequence[str]) -> list[str]:
-    found = cells(row)
-    return [*found, published_words(row.published)] if "published" in names else found
+    texts = cells(row)
+    return [*texts, published_text(row.published)] if "published" in names else texts
 
 
-def published_words(found: Sequence[Published]) -> str:
-    return ", ".join(f"{100 * one.error:.2f} ({one.tag})" for one in found) or "–"
+def published_text(published: Sequence[Published]) -> str:
+    return ", ".join(f"{100 * one.error:.2f} ({one.tag})" for one in published) or "–"
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """Numbers as they are: errors and differences as fractions."""
-    found = []
+    """Return the table as CSV, with errors and differences as fractions."""
+    records = []
     for row in rows:
         low, high = row.interval or (None, None)
-        found.append(
+        records.append(
             {
                 "variant": row.variant,
                 "changed": row.changed,
@@ -177,27 +179,27 @@ def to_csv(rows: Sequence[Row]) -> str:
                 "p_holm": row.p,
                 "effect_size": row.effect_size,
                 "verdict": row.verdict,
-                "published": published_words(row.published) if row.published else None,
+                "published": published_text(row.published) if row.published else None,
             }
         )
-    return pd.DataFrame(found).astype({"pairs": "Int64"}).to_csv(index=False)
+    return pd.DataFrame(records).astype({"pairs": "Int64"}).to_csv(index=False)
 
 
 def to_markdown(rows: Sequence[Row], text: str) -> str:
-    names = heads(rows)
+    names = headers(rows)
     lines = [names, ["---:" if name in NUMERIC else "---" for name in names]]
     lines += [[cell.replace("|", "\\|") for cell in written_cells(row, names)] for row in rows]
-    # A `*` at the end of a number would begin italics.
+    # An unescaped `*` at the end of a number would start italics.
     return "\n".join("| " + " | ".join(line).replace("*", "\\*") + " |" for line in lines) + f"\n\n{text}\n".replace(
         "*", "\\*"
     )
 
 
 def to_latex(rows: Sequence[Row], text: str, label: str) -> str:
-    """A `table` for a paper; needs \\usepackage{booktabs}."""
-    names = heads(rows)
+    """Return the table as a LaTeX `table` for a paper. It needs \\usepackage{booktabs}."""
+    names = headers(rows)
     lines = [
-        "% needs \\usepackage{booktabs}; made by dnas report",
+        "% needs \\usepackage{booktabs}; written by dnas report",
         "\\begin{table}[t]",
         "  \\centering",
         f"  \\caption{{{latex(text)}}}",
@@ -242,5 +244,5 @@ _LATEX: Mapping[str, str] = {
 
 
 def latex(text: str) -> str:
-    """`text` so that LaTeX prints it as it is. Letters with accents stay: every LaTeX of today reads UTF-8."""
+    """Escape `text` for LaTeX. Accented letters stay, since current LaTeX reads UTF-8."""
     return "".join(_LATEX.get(letter, letter) for letter in text)

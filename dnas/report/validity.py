@@ -201,10 +201,10 @@ def _control_body(s: Study, arms: ArmComparison, first: str) -> list[str]:
     text = [
         f"The arms are compared by the {METRICS[first].label} after epoch {arms.epoch}, {when}. The sampler's {n}"
         f" trials have a mean of {value(means[0], first)}, the {m} random trials {value(means[1], first)}: a difference"
-        f" of {_signed(factor * arms.difference)} {unit} ({interval}). The best of {words.several(arms.draws, 'trial')} has"
-        f" {value(arms.best[0], first)} on average with the sampler, and {value(arms.best[1], first)} at random.",
-        f"In {arms.beats:.0%} of all pairs of a sampler trial and a random trial the former is better, with ties counted"
-        " as half (Mann-Whitney test, two-sided)."
+        f" of {_signed(factor * arms.difference)} {unit} ({interval}). The best of {words.several(arms.draws, 'trial')}"
+        f" has {value(arms.best[0], first)} on average with the sampler, and {value(arms.best[1], first)} at random.",
+        f"In {arms.beats:.0%} of all pairs of a sampler trial and a random trial the former is better, with ties"
+        " counted as half (Mann-Whitney test, two-sided)."
         f" With {n} and {m} trials, a share of 1/2 + 2.80/√(12·{n}·{m}/({n} + {m})) = {arms.detectable:.0%} or more is"
         " detected with 80% power (Noether 1987)" + ("." if arms.enough else ", which exceeds 100%: run more trials."),
     ]
