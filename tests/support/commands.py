@@ -1,0 +1,165 @@
+"""Commands as processes that start at once: each is forked from a server that has imported torch and dnas.
+
+A new Python imports for 3 to 6 seconds of a core before `dnas search` trains, and its forkserver for as long again. A
+forked process starts in 0.05 seconds, and so does its forkserver. Tests of start-up, of signals while Python ends, and
+one kill per executor start a real `python -m dnas` instead.
+"""
+
+import itertools
+import json
+import multiprocessing.util
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import types
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import IO, Any
+
+ROOT = Path(__file__).resolve().parents[2]
+DNAS = "from dnas.cli import entry_point; raise SystemExit(entry_point())"
+LARGEST_REQUEST = 1 << 17  # bytes
+
+
+class Command:
+    """A command in a process group of its own; offers what the tests use of `subprocess.Popen`.
+
+    Args:
+        arguments: `sys.argv` of the command, without the program.
+        code: Python that the process runs; by default, dnas.
+        folder: Its working directory.
+        environment: All its environment variables; by default, those of this process.
+        merge: Whether its standard error goes where its standard output goes.
+    """
+
+    def __init__(
+        self,
+        *arguments: str,
+        code: str = DNAS,
+        folder: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        merge: bool = False,
+    ) -> None:
+        self.out: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
+        self.errors: IO[bytes] = self.out if merge else tempfile.TemporaryFile()  # noqa: SIM115
+        self.returncode: int | None = None
+        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        request = {
+            "arguments": list(arguments),
+            "code": code,
+            "folder": str(folder or Path.cwd()),
+            "environment": dict(os.environ if environment is None else environment),
+        }
+        with theirs:
+            socket.send_fds(
+                _server(), [json.dumps(request).encode()], [theirs.fileno(), self.out.fileno(), self.errors.fileno()]
+            )
+        self.pid = int(self._channel.recv(16))
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def poll(self) -> int | None:
+        """Return its exit status, as `subprocess` counts, or None while it runs."""
+        if self.returncode is None and select.select([self._channel], [], [], 0)[0]:
+            self.returncode = int(self._channel.recv(16))
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            if not select.select([self._channel], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0.0)
+            self.returncode = int(self._channel.recv(16))
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """Wait for its end, and return its output and its errors."""
+        self.wait(timeout)
+        return self._read(self.out), self._read(self.errors)
+
+    @staticmethod
+    def _read(file: IO[bytes]) -> str:
+        file.seek(0)
+        return file.read().decode()
+
+
+@cache
+def _server() -> socket.socket:
+    """Start the server of this process, and return the socket for requests. It ends with this process."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-m", "tests.support.commands", str(theirs.fileno())]
+        subprocess.Popen(command, cwd=ROOT, env=environment, pass_fds=[theirs.fileno()], start_new_session=True)
+    return ours
+
+
+def _serve(requests: socket.socket) -> dict[str, Any]:
+    """Fork for each request. Return in the forked process, with the request that it is to run."""
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(requests, LARGEST_REQUEST, 3)
+        if not message:
+            os._exit(0)
+        if os.fork() == 0:
+            break
+        for descriptor in descriptors:
+            os.close(descriptor)
+        while os.waitpid(-1, os.WNOHANG)[0]:  # the supervisors that ended
+            pass
+    requests.close()
+    channel = socket.socket(fileno=descriptors[0])
+    if process := os.fork():  # this is the supervisor of the command
+        channel.send(str(process).encode())
+        channel.send(str(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])).encode())
+        os._exit(0)
+    channel.close()
+    os.setsid()
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(descriptors[1], 1)
+    os.dup2(descriptors[2], 2)
+    _close_all_but(0, 1, 2)
+    request: dict[str, Any] = json.loads(message)
+    return request
+
+
+def _close_all_but(*kept: int) -> None:
+    for before, after in itertools.pairwise([-1, *sorted(kept), os.sysconf("SC_OPEN_MAX")]):
+        os.closerange(before + 1, after)
+
+
+def _spawn_by_fork(path: bytes, arguments: list[str], descriptors: list[int]) -> int:
+    """Start the forkserver of `multiprocessing` by a fork, with the descriptors that it would inherit otherwise."""
+    if "forkserver" not in str(arguments[-1]):
+        return _spawn(path, arguments, descriptors)
+    if process := os.fork():
+        return process
+    try:
+        _close_all_but(0, 1, 2, *descriptors)
+        exec(arguments[-1], {})
+    finally:
+        os._exit(0)
+
+
+_spawn = multiprocessing.util.spawnv_passfds
+
+if __name__ == "__main__":
+    import dnas.cli
+    import dnas.executors.worker
+    import dnas.search.run  # noqa: F401
+
+    request = _serve(socket.socket(fileno=int(sys.argv[1])))
+    multiprocessing.util.spawnv_passfds = _spawn_by_fork
+    os.chdir(request["folder"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    sys.argv = ["dnas", *request["arguments"]]
+    sys.modules["__main__"] = main = types.ModuleType("__main__")
+    exec(request["code"], main.__dict__)
