@@ -12,8 +12,7 @@ from tests.support.patience import patience, wait_until
 
 TWO_PROCESSES = """
 import multiprocessing, os, signal, sys, time
-from dnas.executors.forkserver import start_forkserver
-process = start_forkserver().Process(target=time.sleep, args=(600,))
+process = multiprocessing.get_context("forkserver").Process(target=time.sleep, args=(600,))
 process.start()
 print(process.pid, os.getppid(), multiprocessing.forkserver._forkserver._forkserver_pid, flush=True)
 signal.pause()

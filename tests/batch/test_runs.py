@@ -1,11 +1,6 @@
 """Studies whose trainings are listed: what is missing is trained, once, and a kill changes nothing."""
 
 import dataclasses
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +18,8 @@ from dnas.study.folder import StudyFolder
 from dnas.study.record import TrialRecord
 from dnas.training.recipe import make_recipe
 from tests.support.analytic import AnalyticExecutor, Silent, Trouble, curve
-from tests.support.patience import patience
+from tests.support.commands import Command
+from tests.support.patience import wait_until
 from tests.support.studies import equal_but_times
 
 RECIPE = make_recipe("fast", data_info("digits"), epochs=3)
@@ -217,9 +213,8 @@ train_runs("s", "t", planned(1, epochs=6), RUN_CONFIG, Silent(), final="final" i
 """
 
 
-def start(*words: str) -> "subprocess.Popen[bytes]":
-    root = Path(__file__).resolve().parents[2]
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, *words], env=os.environ | {"PYTHONPATH": str(root)})
+def start(*words: str) -> Command:
+    return Command(*words, code=SCRIPT)
 
 
 def test_killed_and_gone_on_with_it_ends_as_if_it_had_not_been() -> None:
@@ -229,10 +224,8 @@ def test_killed_and_gone_on_with_it_ends_as_if_it_had_not_been() -> None:
     StudyFolder(Path("studies/s")).path.rename("studies/whole")
     process = start()
     checkpoint = Path("studies/s/trials/1/checkpoint.pt")
-    deadline = time.monotonic() + patience(60)
-    while not checkpoint.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
+    wait_until(checkpoint.exists, "the first checkpoint of trial 1")
+    process.kill()
     process.wait()
     assert {record.state for record in records()} == {"complete", "running"}
     assert start().wait() == 0

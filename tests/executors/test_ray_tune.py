@@ -18,6 +18,7 @@ import pytest
 import ray
 from moto.server import ThreadedMotoServer
 
+from dnas.cli import main
 from dnas.errors import InputError
 from dnas.executors import ray_tune
 from dnas.executors.ray_tune import RayExecutor, connect
@@ -30,6 +31,7 @@ from dnas.study.folder import StudyFolder
 from dnas.study.record import TrialRecord
 from dnas.training.checkpoint import digest_of_weights, read_checkpoint
 from tests.support.analytic import Silent, search_config
+from tests.support.commands import Command
 from tests.support.patience import patience
 from tests.support.postgres import Server
 from tests.support.ray_nodes import PATIENCE, QUICK, ROOT, Nodes
@@ -97,6 +99,7 @@ def on_ray(address: str, options: SearchConfig, shared: Path | str, **changes: A
     return search(options, Silent(), RayExecutor(options.study, address, shared=shared, **changes))
 
 
+@pytest.mark.slow
 def test_study_is_the_same_wherever_it_is_trained(
     address: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,6 +140,23 @@ def test_study_is_the_same_wherever_it_is_trained(
         for record in other.records():
             for name in ("checkpoint.pt", "curve.csv", "norms.npz"):
                 assert (other.trial_folder(record.number) / name).exists()
+    assert not list((tmp_path / "shared").rglob("checkpoint.pt")), "fetched files are removed from the shared storage"
+
+
+def test_ray_runs_a_study_as_this_process_does(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nine trials, one at a time, with pauses and promotions: records and log are equal but for times."""
+    options = small(9, epochs=8, workers=1)
+    monkeypatch.chdir(tmp_path)
+    search(replace(options, study="local"), Silent(), AnalyticExecutor())
+    on_ray(address, replace(options, study="ray"), tmp_path / "shared", body="tests.support.ray_bodies:formula")
+    here, there = StudyFolder(Path("studies/local")), StudyFolder(Path("studies/ray"))
+    assert {"pause", "promote"} <= {event["event"] for event in here.events()}
+    pairs = zip(equal_but_times(there.records()), equal_but_times(here.records()), strict=True)
+    differing = [{key: (a[key], b[key]) for key in a if a[key] != b[key]} for a, b in pairs]
+    digests = [{key for key in row if key == "weights_digest"} for row in differing]  # a formula has no weights
+    assert [set(row) for row in differing] == digests
+    assert len(differing) == 9
+    assert events_but_times(there.events()) == events_but_times(here.events())
     assert not list((tmp_path / "shared").rglob("checkpoint.pt")), "fetched files are removed from the shared storage"
 
 
@@ -184,11 +204,16 @@ def test_nodes_may_share_only_an_object_store(
 # --- kills ----------------------------------------------------------------------------------------------------------
 
 
-def command(address: str, shared: str, *more: str) -> list[str]:
+def arguments(address: str, shared: str, *more: str) -> list[str]:
     return [
-        *(sys.executable, "-m", "dnas.cli", "search", "--space", "digits_bc", "--study", "s", "--subset", "300"),
+        *("search", "--space", "digits_bc", "--study", "s", "--subset", "300"),
         *("--executor", "ray", "--ray-address", address, "--shared", shared, "--stopping", "none", *more),
     ]
+
+
+def real(arguments: list[str]) -> list[str]:
+    """Return a command that starts a new Python."""
+    return [sys.executable, "-m", "dnas", *arguments]
 
 
 def events(folder: Path) -> list[dict[str, Any]]:
@@ -216,12 +241,11 @@ def was_kept(folder: Path, number: int, epochs: int) -> bool:
 def test_killed_node_loses_no_trial(address: str, nodes: Nodes, tmp_path: Path) -> None:
     """A node is killed in the middle of a trial. The trial resumes on another node from its last epoch."""
     epochs = 40
-    process = subprocess.Popen(
-        command(address, str(tmp_path / "shared"), "--trials", "2", "--epochs", str(epochs), "--workers", "2"),
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+    process = Command(
+        *arguments(address, str(tmp_path / "shared"), "--trials", "2", "--epochs", str(epochs), "--workers", "2"),
+        folder=tmp_path,
+        environment=ENVIRONMENT,
+        merge=True,
     )
     try:
         reached = lambda: {e["number"] for e in events(tmp_path) if e["event"] == "report" and e["epoch"] >= 3}  # noqa: E731
@@ -230,8 +254,9 @@ def test_killed_node_loses_no_trial(address: str, nodes: Nodes, tmp_path: Path) 
         nodes.add("three")
         out, _ = process.communicate(timeout=patience(2 * PATIENCE))
     finally:
-        process.kill()
-    assert process.returncode == 0, out.decode()
+        if process.poll() is None:
+            process.kill()
+    assert process.returncode == 0, out
     records = finished(tmp_path, 2, epochs)
     assert sum(record.losses for record in records) >= 1
     assert all(was_kept(tmp_path, record.number, 2) for record in records)
@@ -240,10 +265,10 @@ def test_killed_node_loses_no_trial(address: str, nodes: Nodes, tmp_path: Path) 
     assert again
     alone = tmp_path / "alone"
     alone.mkdir()
-    local = command(address, "", "--trials", "2", "--epochs", str(epochs), "--workers", "1")
+    local = arguments(address, "", "--trials", "2", "--epochs", str(epochs), "--workers", "1")
     for option in ("--executor", "--ray-address", "--shared"):
         del local[local.index(option) : local.index(option) + 2]
-    subprocess.run(local, cwd=alone, env=ENVIRONMENT, check=True, capture_output=True, timeout=patience(2 * PATIENCE))
+    assert Command(*local, folder=alone, environment=ENVIRONMENT).wait(patience(2 * PATIENCE)) == 0
     expected = {r.digest: r.weights_digest for r in finished(alone, 2, epochs)}
     shared_networks = [r for r in records if r.digest in expected]
     assert shared_networks, "the first network does not depend on the order of events"
@@ -252,24 +277,29 @@ def test_killed_node_loses_no_trial(address: str, nodes: Nodes, tmp_path: Path) 
 
 def test_killed_driver_resumes_from_the_shared_storage(address: str, tmp_path: Path) -> None:
     trials, epochs = 3, 6
-    run = command(address, str(tmp_path / "shared"), "--trials", str(trials), "--epochs", str(epochs), "--workers", "1")
-    process = subprocess.Popen(run, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    run = arguments(
+        address, str(tmp_path / "shared"), "--trials", str(trials), "--epochs", str(epochs), "--workers", "1"
+    )
+    process = subprocess.Popen(
+        real(run), cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     wait_until(lambda: any(e["event"] == "report" and e["number"] == 1 and e["epoch"] == 3 for e in events(tmp_path)))
     process.kill()
     process.wait()
     assert not (tmp_path / "studies/s/trials/1/checkpoint.pt").exists(), "it is only in the shared storage"
-    done = subprocess.run(
-        run, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=patience(2 * PATIENCE)
-    )
-    assert done.returncode == 0, done.stderr
+    resumed = Command(*run, folder=tmp_path, environment=ENVIRONMENT)
+    out, errors = resumed.communicate(patience(2 * PATIENCE))
+    assert resumed.returncode == 0, out + errors
     records = finished(tmp_path, trials, epochs)
     assert was_kept(tmp_path, 1, 2), "the first epochs were not retrained"
     assert records[1].attempts == 2
 
 
 def test_interrupt_stops_the_search(address: str, tmp_path: Path) -> None:
-    run = command(address, str(tmp_path / "shared"), "--trials", "50", "--epochs", "3")
-    process = subprocess.Popen(run, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    run = arguments(address, str(tmp_path / "shared"), "--trials", "50", "--epochs", "3")
+    process = subprocess.Popen(
+        real(run), cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
     wait_until(lambda: any(event["event"] == "report" for event in events(tmp_path)))
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=patience(PATIENCE))
@@ -420,13 +450,9 @@ def test_folder_that_cannot_be_written_is_reported_in_one_line(tmp_path: Path) -
         RayExecutor("s", "127.0.0.1:1", shared=tmp_path / "file")
 
 
-def test_options_of_ray_need_the_ray_executor(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    run = subprocess.run(
-        [sys.executable, "-m", "dnas.cli", "search", "--space", "tiny", "--trials", "1", "--gpus-per-trial", "0.5"],
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 2
-    assert run.stderr == "dnas: --gpus-per-trial is for --executor ray, but the executor is local.\n"
+def test_options_of_ray_need_the_ray_executor(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["search", "--space", "tiny", "--trials", "1", "--gpus-per-trial", "0.5"]) == 2
+    assert capsys.readouterr().err == "dnas: --gpus-per-trial is for --executor ray, but the executor is local.\n"

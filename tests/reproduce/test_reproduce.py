@@ -3,12 +3,7 @@
 import csv
 import json
 import math
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from collections import deque
 from pathlib import Path
 
@@ -32,7 +27,8 @@ from dnas.reproduce.targets import BUDGETS, TARGETS, Budget, Plan, Target, make_
 from dnas.study.config import RunConfig
 from dnas.study.folder import StudyFolder
 from tests.support.analytic import AnalyticExecutor, Silent
-from tests.support.patience import patience
+from tests.support.commands import Command
+from tests.support.patience import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -379,15 +375,13 @@ def make_tiny() -> None:
     TARGETS["fig4-left"] = Target(left.name, left.title, left.claim, {"tiny": TINY_NETWORKS})
 
 
-def start(*words: str) -> "subprocess.Popen[bytes]":
-    root = Path(__file__).resolve().parents[2]
-    command = [sys.executable, "-c", SCRIPT, "reproduce", "fig4-left", "--budget", "tiny", *words]
-    return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(root)}, stdout=subprocess.PIPE)
+def start(*words: str) -> Command:
+    return Command("reproduce", "fig4-left", "--budget", "tiny", *words, code=SCRIPT)
 
 
 def test_a_real_run_that_was_killed_ends_as_if_it_had_not_been() -> None:
     process = start("--workers", "2")
-    shown = process.communicate()[0].decode()
+    shown = process.communicate()[0]
     assert process.returncode == 0
     assert "at equal error DenseNet-BC needs fewer params than DenseNet" in shown
     assert "page      reports/reproduce/fig4-left-tiny/index.html" in shown
@@ -398,11 +392,9 @@ def test_a_real_run_that_was_killed_ends_as_if_it_had_not_been() -> None:
     Path("reports").rename("pages")
     process = start("--workers", "2")
     study = Path("studies/reproduce_fig4-left_tiny")
-    deadline = time.monotonic() + patience(60)
-    while len(list(study.glob("trials/*/checkpoint.pt"))) < 3 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    wait_until(lambda: len(list(study.glob("trials/*/checkpoint.pt"))) >= 3, "the checkpoints of three networks")
+    process.kill()
+    process.wait()
     states = [record.state for record in StudyFolder(study).records()]
     assert "running" in states
     again = start("--workers", "2")
@@ -410,7 +402,7 @@ def test_a_real_run_that_was_killed_ends_as_if_it_had_not_been() -> None:
     assert again.returncode == 0
     assert {name: (out / name).read_text() for name in before} == before
     third = start()
-    shown = third.communicate()[0].decode()
+    shown = third.communicate()[0]
     assert "8 are there" in shown
     assert "trial  #" not in shown
     assert json.loads((study / "trials/7/record.json").read_text())["params"]["group"] == "DenseNet-BC"

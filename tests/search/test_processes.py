@@ -17,10 +17,11 @@ from benchmarks.kill_workers import account, kill_at_random
 from benchmarks.kill_workers import command as kill_command
 from dnas.study.folder import StudyFolder
 from dnas.study.record import TrialRecord
+from tests.support.commands import Command
 from tests.support.patience import patience
 
-COMMAND = [sys.executable, "-m", "dnas.cli", "search", "--space", "tiny", "--trials", "4", "--epochs", "4"]
-COMMAND += ["--stopping", "none"]
+SEARCH = ["search", "--space", "tiny", "--trials", "4", "--epochs", "4", "--stopping", "none"]
+COMMAND = [sys.executable, "-m", "dnas", *SEARCH]
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 PATIENCE = 120.0  # seconds for a thing that takes about five
@@ -31,12 +32,12 @@ def essence(folder: Path) -> list[tuple[object, ...]]:
     return [(r.number, r.state, r.digest, r.val_error, r.val_loss, r.epochs, r.weights_digest) for r in records]
 
 
-def run(folder: Path) -> str:
-    done = subprocess.run(
-        COMMAND, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=patience(PATIENCE)
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def run(folder: Path, *arguments: str) -> str:
+    """Run a command to its end, and return its output."""
+    command = Command(*arguments, folder=folder)
+    out, errors = command.communicate(patience(PATIENCE))
+    assert command.returncode == 0, errors
+    return out
 
 
 def kill_when(folder: Path, ripe: Callable[[Path], bool], slow: Path | None = None) -> None:
@@ -65,12 +66,26 @@ def _events(study: Path, size: int) -> tuple[dict[str, object], ...]:
     return tuple(StudyFolder(study).events())
 
 
+def test_a_killed_search_resumes_as_if_it_had_not_been_killed(tmp_path: Path) -> None:
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    alone.mkdir()
+    killed.mkdir()
+    kill_when(killed, lambda study: any(event["event"] == "report" for event in events(study)))
+    out = run(killed, *SEARCH)
+    assert "best      #" in out
+    run(alone, *SEARCH)
+    assert essence(killed) == essence(alone)
+    assert [row[1] for row in essence(killed)] == ["complete"] * 4
+    asked = [event["number"] for event in events(killed / "studies" / "tiny") if event["event"] == "ask"]
+    assert asked == [0, 1, 2, 3]
+
+
 @pytest.mark.slow
 def test_a_killed_search_equals_one_that_was_left_alone(tmp_path: Path) -> None:
     alone, killed = tmp_path / "alone", tmp_path / "killed"
     alone.mkdir()
     killed.mkdir()
-    run(alone)
+    run(alone, *SEARCH)
 
     def after_an_ask(study: Path) -> bool:
         return any(event["event"] == "ask" for event in events(study))
@@ -94,7 +109,7 @@ def test_a_killed_search_equals_one_that_was_left_alone(tmp_path: Path) -> None:
     kill_when(killed, while_a_checkpoint_is_written, slow)
     assert list(killed.rglob(".checkpoint.pt.*")), "the kill met the checkpoint"
     kill_when(killed, before_a_tell)
-    out = run(killed)
+    out = run(killed, *SEARCH)
     assert "best      #" in out
     assert essence(killed) == essence(alone)
     assert len(essence(killed)) == 4
@@ -126,7 +141,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_command_then_does(tmp_path: Path) -> N
     assert "dnas search --space tiny --trials 4" in out
     assert "Traceback" not in errors
     assert {row[1] for row in essence(tmp_path)} >= {"running"}
-    run(tmp_path)
+    run(tmp_path, *SEARCH)
     assert {row[1] for row in essence(tmp_path)} == {"complete"}
 
 
@@ -161,23 +176,14 @@ def descendants(pid: int) -> list[int]:
 
 
 def test_a_diverging_recipe_is_recorded_by_real_workers(tmp_path: Path) -> None:
-    command = [*COMMAND[:-4], "--learning-rate", "1e30", "--trials", "2"]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=patience(PATIENCE)
-    )
-    assert done.returncode == 0, done.stderr
-    assert "2 failed" in done.stdout
+    assert "2 failed" in run(tmp_path, *SEARCH[:-4], "--learning-rate", "1e30", "--trials", "2")
     record = json.loads((tmp_path / "studies/tiny/trials/0/record.json").read_text())
     assert record["reason"].startswith("diverged: the training loss is ")
 
 
 def test_a_real_retraining_measures_on_the_test_set(tmp_path: Path) -> None:
-    command = [*COMMAND[:6], "--trials", "1", "--epochs", "1", "--retrain-best", "1"]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=patience(PATIENCE)
-    )
-    assert done.returncode == 0, done.stderr
-    assert "% test error, 1 seed\n" in done.stdout
+    out = run(tmp_path, *SEARCH[:3], "--trials", "1", "--epochs", "1", "--retrain-best", "1")
+    assert "% test error, 1 seed\n" in out
     record = json.loads((tmp_path / "studies/tiny/retrain/0-1/record.json").read_text())
     assert record["val_error"] is None
     assert record["data"]["val_size"] == 0

@@ -23,6 +23,25 @@ def curve(spec: DenseNetSpec, epochs: int) -> list[float]:
     return [floor + (0.9 - floor) * math.exp(-4 * epoch / epochs) for epoch in range(1, epochs + 1)]
 
 
+def epoch_row(number: int, error: float) -> dict[str, Any]:
+    """Return an epoch's row of the learning curve."""
+    row: dict[str, Any] = {"epoch": number, "train_loss": error, "train_error": error, "val_loss": 2 * error}
+    return row | {"val_error": error, "learning_rate": 0.1, "seconds": 1.0}
+
+
+def result(row: dict[str, Any], finished: bool) -> dict[str, Any]:
+    """Return the values of the `done` message of a run that ends with `row`."""
+    return {
+        "finished": finished,
+        "epochs": row["epoch"],
+        "val_error": row["val_error"],
+        "val_loss": row["val_loss"],
+        "seconds": 1.0 * row["epoch"],
+        "peak_memory_bytes": 1,
+        "weights_digest": f"{row['val_error']:.9f}",
+    }
+
+
 class AnalyticExecutor:
     """Keeps the contract of `LocalExecutor`: a job that is started again repeats the epochs it had reported."""
 
@@ -64,8 +83,7 @@ class AnalyticExecutor:
             if (trouble := self.trouble(job, number)) is not None:
                 messages.append(trouble)
                 break
-            row: dict[str, Any] = {"epoch": number, "train_loss": error, "train_error": error, "val_loss": 2 * error}
-            row |= {"val_error": error, "learning_rate": 0.1, "seconds": 1.0}
+            row = epoch_row(number, error)
             messages.append(Message("epoch", row))
         else:
             messages.append(Message("done", {"row": row, "finished": True}))
@@ -81,22 +99,11 @@ class AnalyticExecutor:
                 self.seconds += message.values["seconds"]
                 self.last[key] = message.values
             elif message.kind == "done":
-                message = Message("done", self._result(**message.values))
+                message = Message("done", result(**message.values))
             if message.kind in ("done", "failed", "lost"):
                 del self.jobs[key]
             return [(key, message)]
         raise AssertionError("every job waits for an answer")
-
-    def _result(self, row: dict[str, Any], finished: bool) -> dict[str, Any]:
-        return {
-            "finished": finished,
-            "epochs": row["epoch"],
-            "val_error": row["val_error"],
-            "val_loss": row["val_loss"],
-            "seconds": 1.0 * row["epoch"],
-            "peak_memory_bytes": 1,
-            "weights_digest": f"{row['val_error']:.9f}",
-        }
 
     def answer(self, key: str, go_on: bool) -> None:
         self.asked.discard(key)
