@@ -30,7 +30,7 @@ from dnas.study.config import SearchConfig
 from dnas.study.folder import StudyFolder
 from dnas.study.record import TrialRecord
 from dnas.training.checkpoint import digest_of_weights, read_checkpoint
-from tests.support.analytic import Silent, search_config
+from tests.support.analytic import AnalyticExecutor, Silent, search_config
 from tests.support.commands import Command
 from tests.support.patience import patience
 from tests.support.postgres import Server
