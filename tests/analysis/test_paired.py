@@ -321,6 +321,7 @@ def simulated(rng: np.random.Generator, pairs: int, shifts: list[float], shape: 
     return compare_with_base(pd.DataFrame(values, columns=["base", *"xyz"[: len(shifts)]]), "base")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "shifts"), [("normal", [0, 0, 0]), ("heavy tails", [0, 0, 9]), ("skewed", [0, 9, 9])]
 )
@@ -358,6 +359,7 @@ def test_a_planted_effect_is_found_and_no_other() -> None:
     assert abs(z.mean) < z.detectable
 
 
+@pytest.mark.slow
 def test_the_main_effects_of_a_factorial_keep_their_error_rate() -> None:
     rng, studies, false = np.random.default_rng(13), 400, 0
     for _ in range(studies):

@@ -30,7 +30,9 @@ def run_with(instructions: str | None, *what: str) -> None:
     assert done.returncode == 0, f"status {done.returncode}: {done.stderr[-2000:]}"
 
 
-@pytest.mark.parametrize("instructions", ["SSE41", "AVX2", None])
+@pytest.mark.parametrize(
+    "instructions", [pytest.param("SSE41", marks=pytest.mark.slow), "AVX2", pytest.param(None, marks=pytest.mark.slow)]
+)
 def test_narrow_networks_train_within_their_memory(instructions: str | None) -> None:
     run_with(instructions, "narrow")
 

@@ -5,7 +5,7 @@ forked process starts in 0.05 seconds, and so does its forkserver. Tests of star
 one kill per executor start a real `python -m dnas` instead.
 """
 
-import itertools
+import atexit
 import json
 import multiprocessing.util
 import os
@@ -15,8 +15,11 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import traceback
 import types
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
@@ -131,8 +134,9 @@ def _serve(requests: socket.socket) -> dict[str, Any]:
 
 
 def _close_all_but(*kept: int) -> None:
-    for before, after in itertools.pairwise([-1, *sorted(kept), os.sysconf("SC_OPEN_MAX")]):
-        os.closerange(before + 1, after)
+    for descriptor in {int(path.name) for path in Path("/proc/self/fd").iterdir()} - {*kept}:
+        with suppress(OSError):  # the folder's own, closed by now
+            os.close(descriptor)
 
 
 def _spawn_by_fork(path: bytes, arguments: list[str], descriptors: list[int]) -> int:
@@ -148,9 +152,33 @@ def _spawn_by_fork(path: bytes, arguments: list[str], descriptors: list[int]) ->
         os._exit(0)
 
 
+def _run(code: str, namespace: dict[str, Any]) -> None:
+    """Execute `code` and end the process as Python does, but without freeing torch's modules: 2 seconds of a core."""
+    status = 0
+    try:
+        exec(code, namespace)
+    except SystemExit as error:
+        if isinstance(error.code, str):
+            print(error.code, file=sys.stderr)
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException as error:
+        traceback.print_exc()
+        status = -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status == -signal.SIGINT:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    os._exit(status)
+
+
 _spawn = multiprocessing.util.spawnv_passfds
 
 if __name__ == "__main__":
+    import torch._dynamo  # noqa: F401
+
     import dnas.cli
     import dnas.executors.worker
     import dnas.search.run  # noqa: F401
@@ -162,4 +190,4 @@ if __name__ == "__main__":
     os.environ.update(request["environment"])
     sys.argv = ["dnas", *request["arguments"]]
     sys.modules["__main__"] = main = types.ModuleType("__main__")
-    exec(request["code"], main.__dict__)
+    _run(request["code"], main.__dict__)
