@@ -1,4 +1,4 @@
-"""Several hosts on one PostgreSQL: real trainings, real processes in folders of their own, real kills."""
+"""Several hosts on one PostgreSQL database: real training runs, real processes with their own folders, real kills."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ from tests.support.postgres import PASSWORD, Server
 from tests.support.studies import equal_but_times, events_but_times
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 150.0  # seconds for a thing that takes about ten
+PATIENCE = 150.0  # seconds to wait for an event that takes about ten
 DATA = {"name": "digits", "data_root": None, "subset": 200, "split_seed": 0, "augmentation": "auto"}
 
 
@@ -52,7 +52,7 @@ class Quiet(Silent):
 
 
 class Formulas(AnalyticExecutor):
-    """Trainings that are formulas, at a pace; each waits for its answer as real ones do."""
+    """Simulated training runs with a pause per epoch. Like real ones, they wait for the answer after each epoch."""
 
     def __init__(self, pause: float = 0.0, **changes: Any) -> None:
         super().__init__(**changes)
@@ -67,13 +67,13 @@ class Formulas(AnalyticExecutor):
 
 
 class Host:
-    """A worker in a thread, with a study folder and a connection of its own."""
+    """A worker in a thread, with its own study folder and connection."""
 
     def __init__(self, url: str, shared: Path, path: Path, executor: Any, slots: int = 1, expiry: float = 4.0) -> None:
         self.show = Quiet()
         self.database = Database(url, "s", self.show.note, expiry_seconds=expiry)
         config = read_config(self.database)
-        options = options_of(config, own())
+        options = options_of(config, host_config())
         self.folder = StoredStudy(path / "s", self.database, shared_of(config, str(shared)), self.show.note)
         data = load_data(config, options, self.show.note)
         self.executor = executor
@@ -107,19 +107,19 @@ class Host:
         return self.done
 
 
-def own(**changes: Any) -> SearchConfig:
+def host_config(**changes: Any) -> SearchConfig:
     values: dict[str, Any] = {"space": load_space("digits_bc", epochs=4), "trials": 8, "data": DATA}
     return search_config(**values | {"mirror": "none"} | changes)
 
 
-def begun(url: str, shared: Path, options: SearchConfig) -> None:
+def create(url: str, shared: Path, options: SearchConfig) -> None:
     database = Database(url, "s")
     create_study(database, SharedStorage(shared), options, "cpu", print)
     database.close()
 
 
-def exactly_once(folder: StudyFolder, trials: int) -> None:
-    """Every trial has one ask, one tell, and each of its epochs once; its record agrees."""
+def check_exactly_once(folder: StudyFolder, trials: int) -> None:
+    """Check that every trial has one ask, one tell, each epoch once, and a record that agrees."""
     events = folder.events()
     asked = [event["number"] for event in events if event["event"] == "ask"]
     assert asked == list(range(trials))
@@ -135,38 +135,40 @@ def exactly_once(folder: StudyFolder, trials: int) -> None:
 # --- hosts in threads ---------------------------------------------------------------------------------------------
 
 
-def test_a_worker_on_postgresql_makes_the_records_of_a_local_search(
+def test_worker_produces_the_records_of_a_local_search(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    options = own(stopping="asha", space=load_space("tiny", epochs=9), retrain=1)
+    options = host_config(stopping="asha", space=load_space("tiny", epochs=9), retrain=1)
     search(options, Silent(), LocalExecutor())
-    begun(url, tmp_path / "shared", options)
+    create(url, tmp_path / "shared", options)
     host = Host(url, tmp_path / "shared", tmp_path / "far", LocalExecutor()).start()
     assert host.join() == "complete"
-    here, far = StudyFolder(tmp_path / "studies" / "s"), StudyFolder(tmp_path / "far" / "s")
-    assert equal_but_times(far.records()) == equal_but_times(here.records())
-    assert events_but_times(far.events()) == events_but_times(here.events())
-    finals = [equal_but_times(record for _, record in study.retrained()) for study in (far, here)]
+    local, far = StudyFolder(tmp_path / "studies" / "s"), StudyFolder(tmp_path / "far" / "s")
+    assert equal_but_times(far.records()) == equal_but_times(local.records())
+    assert events_but_times(far.events()) == events_but_times(local.events())
+    finals = [equal_but_times(record for _, record in study.retrained()) for study in (far, local)]
     assert finals[0] == finals[1]
     assert finals[0][0]["test_error"] is not None
-    assert {record.state for record in far.records()} == {"complete", "paused"}, "early stopping had its say"
+    assert {record.state for record in far.records()} == {"complete", "paused"}, "early stopping took effect"
     for number in range(8):
         for name in ("norms.npz", "checkpoint.pt"):
             assert (far.trial_folder(number) / name).exists()
         assert len(far.curve(far.trial_folder(number))) == far.records()[number].epochs
-    put = sorted(path.name for path in (tmp_path / "shared/s/records").iterdir())
+    published = sorted(path.name for path in (tmp_path / "shared/s/records").iterdir())
     final = f"{far.best()[0].number}-1"
-    assert put == sorted([f"{final}-9.json", *(f"{r.number}-9.json" for r in far.records() if r.state == "complete")])
+    assert published == sorted(
+        [f"{final}-9.json", *(f"{r.number}-9.json" for r in far.records() if r.state == "complete")]
+    )
     assert (far.path / "retrain" / final / "checkpoint.pt").exists()
     left = {path.parent.name for path in (tmp_path / "shared/s/checkpoints").rglob("*.pt")}
-    assert left == {str(r.number) for r in far.records() if r.state == "paused"}, "only what a promotion needs"
+    assert left == {str(r.number) for r in far.records() if r.state == "paused"}, (
+        "only checkpoints that a promotion needs"
+    )
 
 
-def test_a_database_killed_in_the_middle_loses_nothing_and_repeats_nothing(
-    server: Server, url: str, tmp_path: Path
-) -> None:
-    begun(url, tmp_path / "shared", own(trials=6, stopping="none", space=load_space("tiny", epochs=4)))
+def test_killed_database_loses_nothing_and_repeats_nothing(server: Server, url: str, tmp_path: Path) -> None:
+    create(url, tmp_path / "shared", host_config(trials=6, stopping="none", space=load_space("tiny", epochs=4)))
     hosts = [Host(url, tmp_path / "shared", tmp_path / name, Counting()).start() for name in "ab"]
     for reports in (3, 12):
         wait_until(lambda reports=reports: reported(hosts) >= reports, hosts)  # type: ignore[misc]
@@ -175,9 +177,9 @@ def test_a_database_killed_in_the_middle_loses_nothing_and_repeats_nothing(
         server.start()
     assert [host.join() for host in hosts] == ["complete", "complete"]
     (proposer,) = (host for host in hosts if host.worker.outcome is not None)
-    exactly_once(proposer.folder, 6)
+    check_exactly_once(proposer.folder, 6)
     started = Counter(key for host in hosts for key in host.executor.started)
-    assert started == Counter(str(number) for number in range(6)), "nothing was begun twice"
+    assert started == Counter(str(number) for number in range(6)), "no job was started twice"
     assert not any("lost" in str(event) for event in proposer.folder.events())
     notes = [note.split(" (")[0] for host in hosts for note in host.show.notes]
     assert notes.count("the database does not answer; waiting") >= 2
@@ -186,7 +188,7 @@ def test_a_database_killed_in_the_middle_loses_nothing_and_repeats_nothing(
 
 
 class Counting(LocalExecutor):
-    """Real trainings; counts what it begins."""
+    """Local executor that records the keys of the jobs that it starts."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -198,24 +200,24 @@ class Counting(LocalExecutor):
 
 
 def reported(hosts: list[Host]) -> int:
-    """The epochs in the logs of the hosts' folders."""
+    """Return the largest number of epochs in the log of a host."""
     logs = [host.folder.events() for host in hosts]
     return max(sum(event["event"] == "report" for event in log) for log in logs)
 
 
-def wait_until(ripe: Callable[[], bool], nodes: "Iterable[Node | Host]" = ()) -> None:
+def wait_until(condition: Callable[[], bool], nodes: "Iterable[Node | Host]" = ()) -> None:
     began = time.monotonic()
-    while not ripe():
+    while not condition():
         for node in nodes:
             assert node.alive, node.end()
         assert time.monotonic() - began < patience(PATIENCE)
-        time.sleep(0.15)  # a look at the database is a new connection: it costs the others their processor
+        time.sleep(0.15)  # each query opens a connection, which takes CPU time from the hosts
 
 
-def test_a_proposer_that_lost_its_lease_trains_on_and_nothing_is_begun_again(
+def test_proposer_that_lost_its_lease_continues_training_and_no_job_restarts(
     server: Server, url: str, tmp_path: Path
 ) -> None:
-    begun(url, tmp_path / "shared", own(trials=12, stopping="none"))
+    create(url, tmp_path / "shared", host_config(trials=12, stopping="none"))
     hosts = [Host(url, tmp_path / "shared", tmp_path / name, Formulas(0.02), slots=2).start() for name in "ab"]
     for reports in (6, 18):
         wait_until(lambda reports=reports: reported(hosts) >= reports, hosts)  # type: ignore[misc]
@@ -225,34 +227,34 @@ def test_a_proposer_that_lost_its_lease_trains_on_and_nothing_is_begun_again(
     assert [host.join() for host in hosts] == ["complete", "complete"]
     (last,) = (host for host in hosts if host.worker.outcome is not None)
     assert [host for host in hosts if "another host proposes now; this one continues training" in host.show.notes]
-    exactly_once(last.folder, 12)
+    check_exactly_once(last.folder, 12)
     started = Counter(job.key for host in hosts for job in host.executor.started)
     assert started == Counter(str(number) for number in range(12))
     assert all(host.executor.started for host in hosts), "both trained"
 
 
-def test_a_shared_folder_that_is_away_is_waited_for(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun(url, tmp_path / "shared", own(trials=1, stopping="none", space=load_space("tiny", epochs=2)))
+def test_unreachable_shared_storage_is_waited_for(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    create(url, tmp_path / "shared", host_config(trials=1, stopping="none", space=load_space("tiny", epochs=2)))
     host = Host(url, tmp_path / "shared", tmp_path / "a", LocalExecutor())
     left, real = [5], SharedStorage.put
 
     def put(self: SharedStorage, name: str, source: Path) -> None:
         if left[0]:
             left[0] -= 1
-            raise OSError("the network is away")
+            raise OSError("the network is down")
         real(self, name, source)
 
     monkeypatch.setattr(SharedStorage, "put", put)
     assert host.start().join() == "complete"
-    exactly_once(host.folder, 1)
+    check_exactly_once(host.folder, 1)
     assert [note for note in host.show.notes if "waiting" in note] == [
-        f"cannot use {tmp_path / 'shared'}; waiting (the network is away)"
+        f"cannot use {tmp_path / 'shared'}; waiting (the network is down)"
     ]
 
 
 # --- hosts as processes -------------------------------------------------------------------------------------------
 
-# The command line, but who vanished is missed after six seconds.
+# The command line with an expiry of six seconds.
 RUN = """
 import sys
 from dnas import cli
@@ -260,8 +262,8 @@ from dnas.cluster import database, worker
 database.EXPIRY_SECONDS, worker.BEAT_SECONDS = 6.0, 0.4
 raise SystemExit(cli.main(sys.argv[1:]))
 """
-# A clock that is ten minutes ahead: in every process of the host, and wherever dnas asks for the date. (Compiled
-# packages crash where `datetime.datetime` itself is another class.)
+# A clock that is ten minutes ahead, in every process of the host and wherever dnas uses the date. (Compiled packages
+# crash if `datetime.datetime` itself is replaced.)
 AHEAD = "import time; wall = time.time; time.time = lambda: wall() + 600"
 RUN_AHEAD = RUN.replace(
     "raise",
@@ -279,7 +281,7 @@ raise""",
 
 
 class Node:
-    """`dnas worker s` as a process group of its own, in a folder of its own."""
+    """`dnas worker s` in its own process group and folder."""
 
     def __init__(self, folder: Path, url: str, *arguments: str, run: str = RUN, **environment: str) -> None:
         folder.mkdir(exist_ok=True)
@@ -332,19 +334,19 @@ def is_begun(server: Server, url: str) -> bool:
 
 
 def claimed_by(server: Server, url: str) -> list[str]:
-    """The workers that are in the middle of a training."""
+    """Return the workers that are in the middle of a training run."""
     query = "SELECT DISTINCT owner FROM dnas_jobs WHERE state = 'claimed' AND answered BETWEEN 1 AND 60 ORDER BY 1"
     return [owner for (owner,) in rows(server, url, query)]
 
 
 def proposer(server: Server, url: str) -> str | None:
-    found = rows(server, url, "SELECT owner FROM dnas_leases")
-    return found[0][0] if found else None
+    leases = rows(server, url, "SELECT owner FROM dnas_leases")
+    return leases[0][0] if leases else None
 
 
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An S3 of the test's own; the URL of a folder in it."""
+    """Start an S3 server; return the URL of a folder in it."""
     from moto.server import ThreadedMotoServer
 
     for name, value in (("ACCESS_KEY_ID", "me"), ("SECRET_ACCESS_KEY", "hush"), ("DEFAULT_REGION", "us-east-1")):
@@ -371,36 +373,36 @@ def test_nodes_with_private_folders_share_a_database_and_s3(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The first, whose clock is ten minutes ahead, begins and proposes, and is ended with Ctrl-C; the second, which
-    knows no more than the database, goes on."""
+    """The first node, whose clock is ten minutes ahead, creates the study, proposes, and ends with Ctrl-C. The second
+    node continues with only the database."""
     ahead = tmp_path / "ahead"
     ahead.mkdir()
     (ahead / "sitecustomize.py").write_text(AHEAD)
-    study = ("--space", "tiny", "--trials", "6", "--epochs", "6", "--stopping", "none", "--shared", s3)
-    wrong = {"PYTHONPATH": f"{ahead}{os.pathsep}{ROOT}"}
-    nodes.append(Node(tmp_path / "a", url, *study, "--storage", url, run=RUN_AHEAD, **wrong))
+    arguments = ("--space", "tiny", "--trials", "6", "--epochs", "6", "--stopping", "none", "--shared", s3)
+    clock = {"PYTHONPATH": f"{ahead}{os.pathsep}{ROOT}"}
+    nodes.append(Node(tmp_path / "a", url, *arguments, "--storage", url, run=RUN_AHEAD, **clock))
     wait_until(lambda: is_begun(server, url), nodes)
     nodes.append(Node(tmp_path / "b", url))
     wait_until(lambda: len(claimed_by(server, url)) == 2, nodes)
     first, second = nodes
     first.signal(signal.SIGINT)
-    said = first.end()
+    first_out = first.end()
     assert first.process.returncode == 130
-    (living,) = rows(server, url, "SELECT owner FROM dnas_hosts")  # what it held is given back at once
+    (living,) = rows(server, url, "SELECT owner FROM dnas_hosts")  # what it held was returned at once
     holders = rows(
         server, url, "SELECT owner FROM dnas_jobs WHERE state = 'claimed' UNION SELECT owner FROM dnas_leases"
     )
     assert set(holders) <= {living}
-    assert "every finished epoch is in s3://bucket/dnas" in said
-    assert "The same command joins it again" in said
+    assert "every finished epoch is in s3://bucket/dnas" in first_out
+    assert "The same command joins it again" in first_out
     out = second.end()
     assert second.process.returncode == 0, out
     assert "best      #" in out
-    here = StudyFolder(second.folder / "studies/s")
-    exactly_once(here, 6)
-    assert not any(record.losses for record in here.records()), "what was given back is not lost"
+    study = StudyFolder(second.folder / "studies/s")
+    check_exactly_once(study, 6)
+    assert not any(record.losses for record in study.records()), "returned jobs do not count as lost"
     (now,) = rows(server, url, "SELECT extract(epoch FROM clock_timestamp())")[0]
-    moments = [event["time"] for event in here.events()] + [r.ended for r in here.records()]
+    moments = [event["time"] for event in study.events()] + [r.ended for r in study.records()]
     assert max(map(seconds, moments)) <= float(now) + 1
     assert min(map(seconds, moments)) >= float(now) - patience(PATIENCE)
     import s3fs
@@ -408,22 +410,22 @@ def test_nodes_with_private_folders_share_a_database_and_s3(
     files = s3fs.S3FileSystem()
     assert sorted(files.ls("bucket/dnas/s/records")) == [f"bucket/dnas/s/records/{n}-6.json" for n in range(6)]
     assert not files.exists("bucket/dnas/s/checkpoints")
-    assert not SharedStorage(s3).create("s/records/0-6.json", b"another"), "a record is put once"
-    assert files.cat("bucket/dnas/s/records/0-6.json") == (here.trial_folder(0) / "record.json").read_bytes()
+    assert not SharedStorage(s3).create("s/records/0-6.json", b"another"), "a record is written once"
+    assert files.cat("bucket/dnas/s/records/0-6.json") == (study.trial_folder(0) / "record.json").read_bytes()
 
     third = tmp_path / "c"
     third.mkdir()
     monkeypatch.chdir(third)
     assert main(["pull", "s", "--storage", url]) == 0
-    for path in sorted(here.path.rglob("*")):
+    for path in sorted(study.path.rglob("*")):
         if path.is_file() and path.name not in ("lock", "study.db"):
-            assert (third / "studies/s" / path.relative_to(here.path)).read_bytes() == path.read_bytes()
+            assert (third / "studies/s" / path.relative_to(study.path)).read_bytes() == path.read_bytes()
     assert main(["replay", "s"]) == 0
     assert main(["eval", "s", "--trial", "0"]) == 0
     assert main(["search", "--study", "s", "--trials", "9"]) == 2
     assert "study s lives in a database, and this is a copy" in capsys.readouterr().err
 
-    for text in (said, out, *map(str, rows(server, url, "SELECT config FROM dnas_studies"))):
+    for text in (first_out, out, *map(str, rows(server, url, "SELECT config FROM dnas_studies"))):
         assert PASSWORD not in text
         assert "s3cret" not in text
     for path in tmp_path.rglob("*"):
@@ -437,16 +439,16 @@ def seconds(moment: str | None) -> float:
     return datetime.fromisoformat(moment).timestamp()
 
 
-def test_a_frozen_host_writes_nothing_more_and_a_killed_one_is_replaced(
+def test_frozen_host_writes_nothing_more_and_killed_host_is_replaced(
     server: Server, url: str, nodes: list[Node], tmp_path: Path
 ) -> None:
     shared = tmp_path / "shared"
-    # long enough that both are found in the first half of a training, and that there is work left for who wakes
-    begun(url, shared, own(trials=4, stopping="none", space=load_space("tiny", epochs=120)))
+    # Long enough to stop both hosts in the first half of a run, with jobs left for the host that wakes up.
+    create(url, shared, host_config(trials=4, stopping="none", space=load_space("tiny", epochs=120)))
     nodes += [Node(tmp_path / name, url) for name in "ab"]
     wait_until(lambda: len(claimed_by(server, url)) == 2, nodes)
     before = proposer(server, url)
-    held_by = {node: (node.folder / "studies/s/lock").exists() for node in nodes}  # who proposes has opened the folder
+    held_by = {node: (node.folder / "studies/s/lock").exists() for node in nodes}  # the proposer has opened the folder
     frozen, other = sorted(nodes, key=lambda node: not held_by[node])
     frozen.signal(signal.SIGSTOP)
     wait_until(lambda: b"no heartbeat from its worker" in other.log, nodes)
@@ -456,28 +458,28 @@ def test_a_frozen_host_writes_nothing_more_and_a_killed_one_is_replaced(
     }
     log, held = frozen.log, files_of(shared, lost, before)
     frozen.signal(signal.SIGCONT)
-    wait_until(lambda: before in claimed_by(server, url), nodes)  # it trains again, what the other proposes
+    wait_until(lambda: before in claimed_by(server, url), nodes)  # it runs jobs again, which the other host proposes
     assert frozen.log == log
-    assert files_of(shared, lost, before) <= held, "of the training that it lost, it shares nothing more"
-    other.signal(signal.SIGKILL)  # the proposer now, in the middle of its training
+    assert files_of(shared, lost, before) <= held, "it shares no more files of the job that it lost"
+    other.signal(signal.SIGKILL)  # the current proposer, in the middle of a job
     out = frozen.end()
     assert frozen.process.returncode == 0, out
     assert "another host proposes now; this one continues training" in out
-    here = StudyFolder(frozen.folder / "studies/s")
-    exactly_once(here, 4)
-    assert 1 <= sum(record.losses for record in here.records()) <= 2
+    study = StudyFolder(frozen.folder / "studies/s")
+    check_exactly_once(study, 4)
+    assert 1 <= sum(record.losses for record in study.records()) <= 2
     assert not list((shared / "s/checkpoints").rglob("*.pt"))
 
 
 def files_of(shared: Path, key: int, owner: str | None) -> set[str]:
-    """What a worker's first attempt at a trial has left in the shared folder."""
+    """Return the files of a worker's first attempt at a trial in the shared folder."""
     return {str(path) for path in (shared / "s").glob(f"*/{key}/*1-{str(owner)[:8]}*")}
 
 
 # --- bad input ----------------------------------------------------------------------------------------------------
 
 
-def test_what_a_worker_can_not_use_is_one_line(
+def test_unusable_input_of_a_worker_is_reported_in_one_line(
     server: Server, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -486,8 +488,8 @@ def test_what_a_worker_can_not_use_is_one_line(
     new = ["--space", "tiny", "--trials", "2"]
     at = ["--storage", url]
 
-    def refused(*words: str) -> str:
-        assert main(["worker", "s", *words]) == 2
+    def refused(*arguments: str) -> str:
+        assert main(["worker", "s", *arguments]) == 2
         text = capsys.readouterr()
         assert text.err.count("\n") == 1
         assert "s3cret" not in text.err + text.out
@@ -502,7 +504,7 @@ def test_what_a_worker_can_not_use_is_one_line(
     assert "cannot reach the database postgresql://" in stranger
     assert "password authentication failed" in stranger
     assert "; check host, user, password and database." in stranger
-    begun(url, tmp_path / "shared", own(space=load_space("tiny", epochs=2)))
+    create(url, tmp_path / "shared", host_config(space=load_space("tiny", epochs=2)))
     assert "is not the shared storage of study s" in refused(*at, "--shared", str(tmp_path / "elsewhere"))
     assert "was begun with another seed 0 (now 5)" in refused(*at, "--seed", "5")
     assert "was begun with subset 200, but got 100" in refused(*at, "--subset", "100")
@@ -516,19 +518,19 @@ def test_what_a_worker_can_not_use_is_one_line(
 
 
 def test_other_data_are_refused_at_the_start(url: str, tmp_path: Path) -> None:
-    begun(url, tmp_path / "shared", own())
+    create(url, tmp_path / "shared", host_config())
     database = Database(url, "s")
     config = read_config(database)
     config["data"]["fingerprint"] = "0" * 64
     with pytest.raises(InputError, match="on this host has other files than study s was started with"):
-        load_data(config, options_of(config, own()), print)
+        load_data(config, options_of(config, host_config()), print)
     database.close()
 
 
-def test_a_study_that_is_done_goes_on_with_more_trials_and_epochs(
+def test_finished_study_continues_with_more_trials_and_epochs(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun(url, tmp_path / "shared", own(trials=3, stopping="none"))
+    create(url, tmp_path / "shared", host_config(trials=3, stopping="none"))
     Host(url, tmp_path / "shared", tmp_path / "a", Formulas()).start().join()
     database = Database(url, "s")
     config = read_config(database)
@@ -543,5 +545,5 @@ def test_a_study_that_is_done_goes_on_with_more_trials_and_epochs(
         *[("complete", 6, 1)] * 3,
         *[("complete", 6, 0)] * 2,
     ]
-    put = sorted(path.name for path in (tmp_path / "shared/s/records").iterdir())
-    assert put == ["0-4.json", "0-6.json", "1-4.json", "1-6.json", "2-4.json", "2-6.json", "3-6.json", "4-6.json"]
+    published = sorted(path.name for path in (tmp_path / "shared/s/records").iterdir())
+    assert published == ["0-4.json", "0-6.json", "1-4.json", "1-6.json", "2-4.json", "2-6.json", "3-6.json", "4-6.json"]
