@@ -1,4 +1,4 @@
-"""The spec, its names and its costs: golden numbers, laws, and messages. Nothing here imports torch."""
+"""Specs, names and costs: golden numbers, invariants and messages. Nothing here imports torch."""
 
 import subprocess
 import sys
@@ -13,8 +13,8 @@ from dnas.arch.densenet import compressed, sources_of
 from dnas.errors import InputError
 from tests.support.specs import any_specs
 
-# name: (stem width, params, macs, channels that the classifier reads). Sources: the paper's Table 2 (sizes in M) and
-# the counts of torchvision's modules for the ImageNet networks.
+# name: (stem width, params, macs, channels that the classifier reads). Sources: Table 2 of the paper (sizes in M) and,
+# for the ImageNet networks, the parameter counts of torchvision's modules.
 GOLDEN_32 = {
     "densenet_40_12": (16, 1_019_722, 264_812_928, 448),
     "densenet_100_12": (16, 6_979_642, 1_769_516_448, 1168),
@@ -47,9 +47,9 @@ def test_golden_params_of_the_imagenet_networks(name: str) -> None:
 
 
 def test_presets_have_the_depth_of_their_name() -> None:
-    # 264 is the paper's own name for 6-12-64-48, which counts 265 by its rule.
+    # The paper calls 6-12-64-48 DenseNet-264, although its counting rule results in 265.
     expected = {"densenet121": 121, "densenet169": 169, "densenet201": 201, "densenet161": 161, "densenet264": 265}
-    expected |= {"wide_resnet_16_8": 14, "wide_resnet_28_10": 26}  # theirs counts two shortcuts
+    expected |= {"wide_resnet_16_8": 14, "wide_resnet_28_10": 26}  # the authors count two shortcuts
     for name, make in PRESETS.items():
         assert make().depth == expected.get(name) or str(make().depth) in name.split("_")
     assert parse_name("densenet264").block_layers == (6, 12, 64, 48)
@@ -58,7 +58,7 @@ def test_presets_have_the_depth_of_their_name() -> None:
 
 @given(any_specs())
 @settings(max_examples=200, deadline=None)
-def test_layers_add_up_to_the_whole(spec: Spec) -> None:
+def test_costs_of_layers_add_up_to_the_network(spec: Spec) -> None:
     whole, layers = cost(spec, batch=7), layer_costs(spec, batch=7)
     assert whole.params == sum(layer.params for layer in layers)
     assert whole.macs == sum(layer.macs for layer in layers)
@@ -74,7 +74,7 @@ def test_names_and_dicts_round_trip(spec: Spec) -> None:
 
 @given(any_specs())
 @settings(max_examples=100, deadline=None)
-def test_every_input_channel_is_traced_to_an_earlier_layer(spec: Spec) -> None:
+def test_sources_of_every_layer_are_earlier_layers(spec: Spec) -> None:
     made = {"input": spec.in_channels}
     for layer in spec.layers():
         for source in layer.sources:
@@ -82,7 +82,7 @@ def test_every_input_channel_is_traced_to_an_earlier_layer(spec: Spec) -> None:
         made[layer.name] = layer.out_channels
 
 
-def test_connectivities_read_what_they_say() -> None:
+def test_sources_of_each_connectivity() -> None:
     assert sources_of("dense", 5) == (0, 1, 2, 3, 4)
     assert sources_of("window:2", 5) == (3, 4)
     assert sources_of("window:9", 3) == (0, 1, 2)
@@ -92,7 +92,7 @@ def test_connectivities_read_what_they_say() -> None:
     assert sources_of("none", 5) == (4,)
 
 
-def test_equal_networks_have_one_digest() -> None:
+def test_equal_networks_have_equal_digests() -> None:
     spec = parse_name("densenet-bc:L=40,k=12")
     assert replace(spec, growth_rate=(12, 12, 12)).digest == spec.digest
     assert replace(spec, stem_channels=24).digest == spec.digest
@@ -103,10 +103,10 @@ def test_equal_networks_have_one_digest() -> None:
     assert replace(spec, dropout=0.2).digest != spec.digest
     single = DenseNetSpec((1,))
     assert replace(single, compression=0.3).digest == single.digest  # there is no transition
-    assert replace(single, connectivity="none").digest != single.digest  # what follows the block reads less
+    assert replace(single, connectivity="none").digest != single.digest  # the classifier reads fewer channels
 
 
-def test_equal_specs_are_equal_however_they_were_written() -> None:
+def test_equivalent_arguments_create_equal_specs() -> None:
     assert DenseNetSpec([2, 2], growth_rate=[8, 8]) == DenseNetSpec((2, 2), growth_rate=8)  # type: ignore[arg-type]
     assert DenseNetSpec((2, 2), compression=1).compression.is_integer()
     assert format_name(DenseNetSpec((2, 2), growth_rate=(8, 8))) == "densenet-bc:L=11,blocks=2,k=8"
@@ -121,19 +121,19 @@ def test_equal_specs_are_equal_however_they_were_written() -> None:
         ("densenet-bc", 4, 0.5, "DenseNet-BC"),
     ],
 )
-def test_the_kinds_are_the_papers(kind: str, bottleneck: int, compression: float, title: str) -> None:
+def test_kinds_match_the_variants_of_the_paper(kind: str, bottleneck: int, compression: float, title: str) -> None:
     spec = parse_name(f"{kind}:L=40,k=12")
     assert (spec.bottleneck, spec.compression, spec.title) == (bottleneck, compression, title)
     assert format_name(spec) == f"{kind}:L=40,k=12"
 
 
-def test_the_stem_is_two_growth_rates_wide_of_the_first_block() -> None:
+def test_stem_width_follows_the_growth_rate_of_the_first_block() -> None:
     assert parse_name("densenet-bc:layers=1-1,k=5-16").stem_width == 10
     assert parse_name("densenet:layers=1-1,k=5-16").stem_width == 16
     assert parse_name("densenet-bc:layers=1-1,k=5-16,stem_channels=7").stem_width == 7
 
 
-def test_compression_is_taken_in_decimal() -> None:
+def test_compression_is_computed_in_decimal() -> None:
     assert compressed(100, 0.29) == 29  # 28.999... in binary
     assert compressed(100, 1.0) == 100
 
@@ -165,7 +165,7 @@ def test_compression_is_taken_in_decimal() -> None:
         ("densenet-bc:L=40,wider=x", "wider must be a value such as 5 or at3-7-12, but got 'x'."),
     ],
 )
-def test_impossible_networks_are_refused_with_the_way_out(name: str, message: str) -> None:
+def test_impossible_networks_are_refused_with_a_hint(name: str, message: str) -> None:
     with pytest.raises(InputError) as error:
         parse_name(name)
     assert message in str(error.value)
@@ -173,7 +173,7 @@ def test_impossible_networks_are_refused_with_the_way_out(name: str, message: st
 
 
 @given(depth=st.integers(1, 300), blocks=st.integers(1, 5), bottleneck=st.sampled_from([0, 4]))
-def test_a_depth_is_built_exactly_or_refused(depth: int, blocks: int, bottleneck: int) -> None:
+def test_depth_is_exact_or_refused(depth: int, blocks: int, bottleneck: int) -> None:
     try:
         spec = DenseNetSpec.of_depth(depth, blocks=blocks, bottleneck=bottleneck, image_size=64)
     except InputError as error:
@@ -187,6 +187,6 @@ def test_a_depth_is_built_exactly_or_refused(depth: int, blocks: int, bottleneck
         assert spec.depth == depth
 
 
-def test_arch_needs_no_torch() -> None:
+def test_arch_does_not_import_torch() -> None:
     code = "import dnas.arch, sys; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,4 +1,4 @@
-"""Networks of equal size."""
+"""Networks resized to equal parameters or multiply-adds."""
 
 from dataclasses import replace
 
@@ -16,13 +16,13 @@ def test_wider_layers_add_one_map_each() -> None:
     spec = parse_name("densenet:layers=2-3,k=4,wider=at1-4")
     assert isinstance(spec, DenseNetSpec)
     assert spec.layer_rates == ((5, 4), (4, 5, 4))
-    # By hand: a 3×3 convolution has 9 weights for each pair of maps, a norm 2 numbers for each map. The stem makes 16;
-    # layers read 16, 21 | 25, 29, 34 and add 5, 4 | 4, 5, 4; the transition maps 25 to 25, the classifier reads 38.
+    # A 3×3 convolution has 9 weights per pair of maps, and a norm 2 parameters per map. The stem has 16 channels.
+    # Layers read 16, 21 | 25, 29, 34 and add 5, 4 | 4, 5, 4. The transition maps 25 to 25, and the classifier reads 38.
     layers = sum(2 * reads + 9 * reads * adds for reads, adds in [(16, 5), (21, 4), (25, 4), (29, 5), (34, 4)])
     assert cost(spec).params == 9 * 3 * 16 + layers + 2 * 25 + 25 * 25 + 2 * 38 + 38 * 10 + 10
 
 
-def test_a_count_is_spread_evenly() -> None:
+def test_number_of_wider_layers_is_spread_evenly() -> None:
     assert evenly_spread(3, 12) == (4, 8, 12)
     assert evenly_spread(2, 5) == (3, 5)
     assert evenly_spread(0, 5) == ()
@@ -30,17 +30,17 @@ def test_a_count_is_spread_evenly() -> None:
     assert DenseNetSpec((2, 3), wider_layers=()) == DenseNetSpec((2, 3))
 
 
-def test_the_digest_goes_by_what_the_layers_add() -> None:
+def test_digest_depends_on_the_maps_that_layers_add() -> None:
     plain = DenseNetSpec((2, 3), growth_rate=(4, 5), stem_channels=8)
     same = DenseNetSpec((2, 3), growth_rate=4, wider_layers=(3, 4, 5), stem_channels=8)
     assert same.digest == plain.digest
     assert replace(same, wider_layers=(1, 4, 5)).digest != plain.digest
-    # As it was before layers could be wider: what is recorded of a network stays its name.
+    # The digest from before layers could be wider, because recorded digests must remain valid.
     assert parse_name("densenet_40_12").digest == "046b8d939adfbdc6"
 
 
 @pytest.mark.parametrize(
-    ("wider", "said"),
+    ("wider", "message"),
     [
         (-1, "`wider_layers >= 0`"),
         (5, "increase growth_rate by one"),
@@ -51,8 +51,8 @@ def test_the_digest_goes_by_what_the_layers_add() -> None:
         (1.5, "whole number"),
     ],
 )
-def test_impossible_wider_layers_are_refused(wider: object, said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_impossible_wider_layers_are_refused(wider: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         DenseNetSpec((2, 3), wider_layers=wider)  # type: ignore[arg-type]
 
 
@@ -69,18 +69,18 @@ def test_impossible_wider_layers_are_refused(wider: object, said: str) -> None:
         "densenet-bc:layers=6-12-24-16,k=8-12-16-20",
     ],
 )
-def test_the_papers_kinds_are_made_as_large_as_a_plain_densenet(name: str, measure: str) -> None:
-    """A whole growth rate misses by some percent; with wider layers what is left is below a third of one."""
+def test_variants_of_the_paper_are_resized_to_a_plain_densenet(name: str, measure: str) -> None:
+    """An integer growth rate misses by some percent; with wider layers the difference is below 0.3 percent."""
     target = getattr(cost(parse_name("densenet_40_12")), measure)
     spec = parse_name(name)
-    found = resize(spec, measure, target)
-    assert abs(getattr(cost(found), measure) / target - 1) <= 0.003
-    assert residual(found, measure, target) == pytest.approx(getattr(cost(found), measure) / target - 1)
+    resized = resize(spec, measure, target)
+    assert abs(getattr(cost(resized), measure) / target - 1) <= 0.003
+    assert residual(resized, measure, target) == pytest.approx(getattr(cost(resized), measure) / target - 1)
     assert isinstance(spec, DenseNetSpec)
-    assert isinstance(found, DenseNetSpec)
-    rates = zip(spec.growth_rates, found.growth_rates, strict=True)
+    assert isinstance(resized, DenseNetSpec)
+    rates = zip(spec.growth_rates, resized.growth_rates, strict=True)
     assert len({after - before for before, after in rates}) == 1, "the blocks' rates are moved by the same number"
-    assert replace(found, growth_rate=spec.growth_rate, wider_layers=0) == spec, "nothing else is changed"
+    assert replace(resized, growth_rate=spec.growth_rate, wider_layers=0) == spec, "no other field changes"
 
 
 @given(
@@ -91,19 +91,19 @@ def test_the_papers_kinds_are_made_as_large_as_a_plain_densenet(name: str, measu
     measure=st.sampled_from(["params", "macs"]),
 )
 @settings(max_examples=60, deadline=None)
-def test_no_growth_rate_and_no_count_is_nearer(
+def test_no_other_growth_rate_or_count_is_nearer(
     layers: list[int], growth_rate: int, bottleneck: int, target: int, measure: str
 ) -> None:
     spec = DenseNetSpec(tuple(layers), growth_rate=growth_rate, bottleneck=bottleneck, image_size=8)
     target = target if measure == "params" else 40 * target
-    found = abs(residual(resize(spec, measure, target), measure, target))
+    difference = abs(residual(resize(spec, measure, target), measure, target))
     for rate in range(1, 30):
         for count in range(sum(layers)):
             other = replace(spec, growth_rate=rate, wider_layers=count)
-            assert found <= max(0.002, abs(residual(other, measure, target)))
+            assert difference <= max(0.002, abs(residual(other, measure, target)))
 
 
-def test_a_size_is_kept_by_the_network_that_has_it() -> None:
+def test_network_of_the_target_size_is_unchanged() -> None:
     spec = parse_name("densenet_bc_100_12")
     assert resize(spec, "params", 769_162) == spec
     assert format_name(resize(parse_name("resnet_110"), "params", cost(parse_name("resnet_110")).params)) == (
@@ -111,6 +111,6 @@ def test_a_size_is_kept_by_the_network_that_has_it() -> None:
     )
 
 
-def test_networks_are_not_made_equal_in_anything_else() -> None:
+def test_unknown_measure_is_refused() -> None:
     with pytest.raises(InputError, match="params or macs"):
         resize(parse_name("densenet_40_12"), "seconds", 1)

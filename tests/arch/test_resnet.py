@@ -1,4 +1,4 @@
-"""Pre-activation ResNets: sizes worked out by hand, modules that know nothing of ours, stochastic depth."""
+"""Pre-activation ResNets: sizes computed by hand, independent reference modules, and stochastic depth."""
 
 import json
 from dataclasses import replace
@@ -23,8 +23,8 @@ from dnas.space.space import Space
 from dnas.study.folder import find_study
 from tests.support.specs import resnet_specs
 
-# name: (params without norms, params, macs), 32×32×3 images and 10 classes; worked out by hand in
-# `test_the_golden_counts_by_hand`, the wide ones as their authors' code counts them.
+# name: (params without norms, params, macs) for 32×32×3 images and 10 classes. `test_golden_costs_follow_by_hand`
+# derives them; those of wide networks are from their authors' code.
 GOLDEN = {
     "resnet_110": (1_722_426, 1_730_522, 253_149_824),
     "resnet_164": (1_679_034, 1_703_258, 244_500_992),
@@ -36,7 +36,7 @@ GOLDEN = {
 
 
 class _Unit(nn.Module):
-    """A residual unit as a reader of the papers would write it, apart from `dnas.nn`."""
+    """A residual unit written directly from the papers, independent of `dnas.nn`."""
 
     def __init__(self, parts: list[tuple[int, int, int, int]], shares: bool) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class _Unit(nn.Module):
 
 
 def reference(depth: int, bottleneck: bool, widths: tuple[int, ...] = (16, 32, 64), stem: int = 16) -> nn.Sequential:
-    """The CIFAR network of He et al. 2016, built apart from ours; its parameters come in another order."""
+    """Build the CIFAR network of He et al. 2016 independently; its parameters have another order."""
     count = (depth - 2) // (9 if bottleneck else 6)
     net: list[nn.Module] = [nn.Conv2d(3, stem, 3, padding=1, bias=False)]
     channels = stem
@@ -91,13 +91,13 @@ def test_golden_costs(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "millions"), [("resnet_110", 1.7), ("resnet_164", 1.7), ("resnet_1001", 10.2)])
-def test_the_published_sizes_are_those_without_norms(name: str, millions: float) -> None:
+def test_published_sizes_exclude_norms(name: str, millions: float) -> None:
     plain = GOLDEN[name][0]
     assert plain is not None
     assert round(plain / 1e6, 1) == millions
 
 
-def test_the_golden_counts_by_hand() -> None:
+def test_golden_costs_follow_by_hand() -> None:
     squares = 16**2 + 32**2 + 64**2
     for depth, units in ((110, 18), (1202, 200)):
         convolutions = 18 * units * squares - 9 * 16 * 32 - 9 * 32 * 64 + (16 * 32 + 32 * 64)
@@ -105,11 +105,11 @@ def test_the_golden_counts_by_hand() -> None:
         assert GOLDEN[f"resnet_{depth}"][:2] == (convolutions + 432 + 650, convolutions + 432 + 650 + norms)
     for depth, units in ((164, 18), (1001, 111)):
         convolutions = (4 + 9 + 4) * units * squares
-        convolutions -= (64 - 16) * 16 + (128 - 64) * 32 + (256 - 128) * 64  # what the stages' first units read less
-        convolutions += 16 * 64 + 64 * 128 + 128 * 256  # their shortcuts
+        convolutions -= (64 - 16) * 16 + (128 - 64) * 32 + (256 - 128) * 64  # first units of stages
+        convolutions += 16 * 64 + 64 * 128 + 128 * 256  # shortcuts
         norms = 2 * (6 * units * (16 + 32 + 64) - (64 - 16) - (128 - 64) - (256 - 128) + 256)
         assert GOLDEN[f"resnet_{depth}"][:2] == (convolutions + 432 + 2570, convolutions + 432 + 2570 + norms)
-    # macs of L = 110: maps of 32², 16², 8²; a stage's unit costs 18 · width² weights at each pixel
+    # macs of L = 110: maps of 32², 16² and 8² pixels, and 18 · width² multiply-adds per unit and pixel
     pixels = {16: 1024, 32: 256, 64: 64}
     macs = sum(18 * 18 * width**2 * pixels[width] for width in pixels) + 432 * 1024 + 640
     macs += (16 * 32 - 9 * 16 * 32) * 256 + (32 * 64 - 9 * 32 * 64) * 64
@@ -120,7 +120,7 @@ def test_the_golden_counts_by_hand() -> None:
     ("name", "depth", "bottleneck"),
     [("resnet:L=14", 14, False), ("resnet-b:L=20", 20, True), ("resnet_110", 110, False)],
 )
-def test_outputs_and_gradients_are_the_references(name: str, depth: int, bottleneck: bool) -> None:
+def test_outputs_and_gradients_equal_the_reference(name: str, depth: int, bottleneck: bool) -> None:
     torch.manual_seed(0)
     ours, theirs = build(parse_name(name)), reference(depth, bottleneck)
     for left, right in zip(_leaves(ours), _leaves(theirs), strict=True):
@@ -137,17 +137,17 @@ def test_outputs_and_gradients_are_the_references(name: str, depth: int, bottlen
 
 
 def _leaves(net: nn.Module) -> list[nn.Module]:
-    """Modules with weights; of a unit first the norms, then the convolutions, then the shortcut."""
-    found: list[nn.Module] = []
+    """Return the modules with weights; in a unit first norms, then convolutions, then the shortcut."""
+    leaves: list[nn.Module] = []
     for module in net.modules():
         if type(module).__name__ in ("_Unit", "ResidualUnit"):
             own = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d | nn.Conv2d)]
-            found += sorted(own, key=lambda m: isinstance(m, nn.Conv2d))
+            leaves += sorted(own, key=lambda m: isinstance(m, nn.Conv2d))
     rest = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d | nn.Conv2d | nn.Linear)]
-    return found + [m for m in rest if not any(m is other for other in found)]
+    return leaves + [m for m in rest if not any(m is other for other in leaves)]
 
 
-def test_each_unit_costs_what_its_module_counts() -> None:
+def test_cost_of_each_unit_equals_its_module() -> None:
     spec = parse_name("resnet-b:units=2-3,width=5-7,b=3,stem=imagenet,size=65,stem_channels=15")  # odd sizes
     net = build(spec)
     sides: dict[str, int] = {}
@@ -168,7 +168,7 @@ def test_each_unit_costs_what_its_module_counts() -> None:
     assert "features.stage2.unit1.shortcut" in sides
 
 
-def test_a_thousand_layers_are_priced_without_a_walk() -> None:
+def test_cost_takes_no_longer_for_a_thousand_layers() -> None:
     spec = parse_name("resnet:L=60002")
     assert cost(spec).params == cost(parse_name("resnet:L=8")).params + 9_999 * 2 * (9 * (16**2 + 32**2 + 64**2) + 224)
 
@@ -176,14 +176,14 @@ def test_a_thousand_layers_are_priced_without_a_walk() -> None:
 # --- stochastic depth -------------------------------------------------------------------------------------------------
 
 
-def test_the_rates_decay_linearly() -> None:
+def test_survival_decays_linearly() -> None:
     assert parse_name("resnet:units=2-2,drop=0.8").drop_rates == pytest.approx((0.2, 0.4, 0.6, 0.8))  # type: ignore[union-attr]
     spec = parse_name("resnet_110_sd")
     assert isinstance(spec, ResNetSpec)
     assert (spec.drop_rates[0], spec.drop_rates[26], spec.drop_rates[-1]) == pytest.approx((0.5 / 54, 0.25, 0.5))
 
 
-def test_a_unit_is_dropped_as_often_as_its_rate_says() -> None:
+def test_units_are_dropped_at_their_rates() -> None:
     net: Any = build(parse_name("resnet:units=1-1,width=2,drop=0.6,size=4,channels=1")).train()
     runs = [0, 0]
     for index, unit in enumerate(net._units):
@@ -193,7 +193,7 @@ def test_a_unit_is_dropped_as_often_as_its_rate_says() -> None:
     with torch.no_grad():
         for _ in range(2000):
             net(x)
-    # 4 standard deviations of a share of 2,000 are 0.041 and 0.044
+    # 4 standard deviations of a fraction of 2,000 draws are 0.041 and 0.044
     assert (runs[0] / 2000, runs[1] / 2000) == (pytest.approx(0.7, abs=0.041), pytest.approx(0.4, abs=0.044))
     runs[:] = 0, 0
     with torch.no_grad():
@@ -201,7 +201,7 @@ def test_a_unit_is_dropped_as_often_as_its_rate_says() -> None:
     assert runs == [1, 1]
 
 
-def test_a_dropped_branch_leaves_the_shortcut_and_no_trace() -> None:
+def test_dropped_branch_leaves_only_the_shortcut() -> None:
     net: Any = build(parse_name("resnet:units=2-2,width=3,drop=0.5,size=8")).train()
     before = {name: buffer.clone() for name, buffer in net.named_buffers()}
     net.draw = lambda units: [0.0, 1.0, 1.0, 0.0]  # the second and the third unit are dropped
@@ -216,7 +216,7 @@ def test_a_dropped_branch_leaves_the_shortcut_and_no_trace() -> None:
     assert third.conv1.weight.grad is None
     assert third.shortcut.weight.grad is not None
     assert last.conv2.weight.grad is not None
-    # by hand, in the same order
+    # literally, in the same order
     with torch.no_grad():
         y = first(net.features.conv0(x))
         y = last(third.shortcut(third.norm1(y).relu()))
@@ -237,14 +237,14 @@ def test_evaluation_scales_branches_by_their_survival() -> None:
         torch.testing.assert_close(dropping(x), whole(x))
 
 
-def test_without_stochastic_depth_nothing_is_drawn() -> None:
+def test_no_random_numbers_without_stochastic_depth() -> None:
     net = build(parse_name("resnet:units=1-1,width=2,size=4,channels=1")).train()
     before = torch.get_rng_state()
     net(torch.randn(2, 1, 4, 4, generator=torch.Generator()))
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_compiled_network_drops_units_too() -> None:
+def test_compiled_network_drops_units() -> None:
     logits = []
     for compiled in (False, True):
         torch.manual_seed(0)
@@ -258,19 +258,19 @@ def test_a_compiled_network_drops_units_too() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*logits, strict=True))
 
 
-# --- the spec ---------------------------------------------------------------------------------------------------------
+# --- specs ---------------------------------------------------------------------------------------------------------
 
 
 @given(resnet_specs())
 @settings(max_examples=50, deadline=None)
-def test_units_follow_each_other(spec: ResNetSpec) -> None:
+def test_source_of_each_unit_is_the_previous_one(spec: ResNetSpec) -> None:
     layers = list(spec.layers())
     assert [layer.sources[0].layer for layer in layers] == ["input", *(layer.name for layer in layers[:-1])]
     assert sum(layer.kind == "unit" for layer in layers) == sum(spec.stage_units)
     assert spec.depth == (3 if spec.bottleneck else 2) * sum(spec.stage_units) + 2
 
 
-def test_equal_networks_have_one_digest() -> None:
+def test_equal_networks_have_equal_digests() -> None:
     spec = parse_name("resnet:L=20")
     for same in ("resnet:L=20,width=16-32-64", "resnet:units=3-3-3", "resnet:L=20,stem_channels=16"):
         assert parse_name(same).digest == spec.digest
@@ -304,14 +304,14 @@ def test_titles() -> None:
         ("resnet:L=20,stem=big", "stem must be one of small, imagenet, but got 'big'."),
     ],
 )
-def test_impossible_networks_are_refused_with_the_way_out(name: str, message: str) -> None:
+def test_impossible_networks_are_refused_with_a_hint(name: str, message: str) -> None:
     with pytest.raises(InputError) as error:
         parse_name(name)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
-# --- spaces, and all that is done with a study ------------------------------------------------------------------------
+# --- spaces and studies ------------------------------------------------------------------------
 
 SPACE = """\
 # Residual networks of a few hundred weights.
@@ -334,7 +334,7 @@ def space_of(text: str) -> Space:
     return parse_space(text, "residual", "residual.toml")
 
 
-def test_a_space_of_resnets() -> None:
+def test_space_of_resnets() -> None:
     space = space_of(SPACE)
     assert space.size() == 32
     params = {"stage_units_1": 2, "stage_units_2": 1, "width": 3, "bottleneck": 2, "stochastic_depth": 0.5}
@@ -343,19 +343,19 @@ def test_a_space_of_resnets() -> None:
         (2, 1), width=3, bottleneck=2, stochastic_depth=0.5, in_channels=1, image_size=8, classes=10
     )
     assert space.name_of(spec) == "resnet-b:units=2-1,width=3,b=2,drop=0.5,channels=1,size=8"
-    # DenseNets get the recipe's dropout where images are not augmented; ResNets have none.
+    # DenseNets have the dropout of the recipe on data without augmentation; ResNets have none.
     assert space.for_data(1, 8, 10, augmented=False).spec_of(params) == spec
 
 
-def test_a_depth_and_a_width_for_each_stage_can_be_chosen() -> None:
+def test_depth_and_width_of_each_stage_can_be_chosen() -> None:
     text = SPACE.replace("bottleneck       = { of = [0, 2] }", "depth = { int = [8, 14], step = 6 }")
     text = text.replace("stage_units      = { int = [1, 2], times = 2 }", "")
     space = space_of(text.replace("{ of = [2, 3] }", "{ int = [2, 4], times = 3 }"))
-    found = space.spec_of({"depth": 14, "width_1": 2, "width_2": 2, "width_3": 4, "stochastic_depth": 0.0})
-    assert (found.depth, found.stage_units, found.widths) == (14, (2, 2, 2), (2, 2, 4))  # type: ignore[union-attr]
+    spec = space.spec_of({"depth": 14, "width_1": 2, "width_2": 2, "width_3": 4, "stochastic_depth": 0.0})
+    assert (spec.depth, spec.stage_units, spec.widths) == (14, (2, 2, 2), (2, 2, 4))  # type: ignore[union-attr]
 
 
-def test_the_width_is_fitted_to_the_limits() -> None:
+def test_width_is_fitted_to_the_limits() -> None:
     text = SPACE.replace("width            = { of = [2, 3] }", "").replace(
         "[recipe]", "[limits]\nparams = 5_000\n[recipe]"
     )
@@ -368,7 +368,7 @@ def test_the_width_is_fitted_to_the_limits() -> None:
         assert cost(spec).params <= 5_000 < cost(replace(spec, width=spec.width + 1)).params
 
 
-def test_a_study_is_searched_gone_on_with_shown_and_exported(
+def test_study_of_resnets_is_searched_resumed_reported_and_exported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -401,7 +401,7 @@ def test_a_study_is_searched_gone_on_with_shown_and_exported(
         np.testing.assert_allclose(logits, net(images).numpy(), rtol=1e-4, atol=1e-5)
 
 
-def test_specs_written_before_there_were_families_are_densenets() -> None:
+def test_specs_without_a_family_are_densenets() -> None:
     spec = parse_name("densenet-bc:L=16,k=4")
     values = spec.to_dict()
     assert values.pop("family") == "densenet"

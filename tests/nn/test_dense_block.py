@@ -1,4 +1,4 @@
-"""The fast dense block is the same function as the plain modules."""
+"""Dense blocks run by kernels are the same function as the plain modules."""
 
 import copy
 import gc
@@ -41,7 +41,7 @@ from tests.support.specs import specs
 def nets(
     spec: DenseNetSpec, kernels: str, dtype: torch.dtype, memory: str = "linear", seed: int = 3
 ) -> tuple[DenseNet, DenseNet]:
-    """The plain network and one with `kernels`, of equal weights far from their start: γ and β are not 1 and 0."""
+    """Return a plain network and one with `kernels`, with equal weights and random γ and β."""
     torch.manual_seed(seed)
     plain = DenseNet(spec)
     for name, parameter in plain.named_parameters():
@@ -60,17 +60,17 @@ def images(spec: DenseNetSpec, batch: int, dtype: torch.dtype) -> tuple[Tensor, 
 
 
 def step(net: DenseNet, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """All that a training step leaves behind, and what the network then says in evaluation mode."""
+    """Run a training step, and return all its results and the logits in evaluation mode afterwards."""
     torch.manual_seed(7)
     x = x.clone().requires_grad_()
     logits = net.train()(x)
     F.cross_entropy(logits, y).backward()
-    found = {"logits": logits.detach(), "image gradient": x.grad, "stream": torch.get_rng_state()}
-    found |= {f"gradient {name}": parameter.grad for name, parameter in net.named_parameters()}
-    found |= {name: buffer.clone() for name, buffer in net.named_buffers()}
+    results = {"logits": logits.detach(), "image gradient": x.grad, "stream": torch.get_rng_state()}
+    results |= {f"gradient {name}": parameter.grad for name, parameter in net.named_parameters()}
+    results |= {name: buffer.clone() for name, buffer in net.named_buffers()}
     with torch.no_grad():
-        found["evaluation"] = net.eval()(x)
-    return found  # type: ignore[return-value]
+        results["evaluation"] = net.eval()(x)
+    return results  # type: ignore[return-value]
 
 
 def assert_close(fast: dict[str, Tensor], plain: dict[str, Tensor], tolerance: float) -> None:
@@ -81,21 +81,21 @@ def assert_close(fast: dict[str, Tensor], plain: dict[str, Tensor], tolerance: f
         assert error <= tolerance * max(1.0, size), (name, error, size)
 
 
-def largest_gradient(found: dict[str, Tensor]) -> float:
-    return max(tensor.abs().max().item() for name, tensor in found.items() if name.startswith("gradient"))
+def largest_gradient(results: dict[str, Tensor]) -> float:
+    return max(tensor.abs().max().item() for name, tensor in results.items() if name.startswith("gradient"))
 
 
 def check_equal(spec: DenseNetSpec, batch: int, kernels: str, memory: str, layout: torch.memory_format) -> None:
     plain, fast = nets(spec, kernels, torch.float64, memory)
     plain, fast = plain.to(memory_format=layout), fast.to(memory_format=layout)
     x, y = images(spec, batch, torch.float64)
-    values = batch * spec._blocks[-1].size ** 2  # over which the last norms are
+    values = batch * spec._blocks[-1].size ** 2  # values per channel of the last norms
     if values == 1:
         with pytest.raises(ValueError, match="more than 1 value per channel"):
             step(fast, x, y)
         return
     expected = step(plain, x, y)
-    # Norms over a few values are ill-conditioned: they enlarge the rounding of either path.
+    # Norms over few values are ill-conditioned and amplify the rounding errors of both paths.
     tolerance = 1e-12 if values >= 32 else 1e-10
     assert_close(step(fast, x, y), expected, tolerance * max(1.0, largest_gradient(expected)))
 
@@ -110,23 +110,24 @@ def check_equal(spec: DenseNetSpec, batch: int, kernels: str, memory: str, layou
 @example(parse_name("densenet-b:layers=2-2,k=1,dropout=0.2,connect=none,channels=1,size=4"), 1, torch.channels_last)
 @settings(max_examples=25, deadline=None)
 @pytest.mark.parametrize("memory", ["linear", "recompute"])
-def test_ref_is_the_same_function(memory: str, spec: DenseNetSpec, batch: int, layout: torch.memory_format) -> None:
+def test_ref_equals_the_plain_modules(memory: str, spec: DenseNetSpec, batch: int, layout: torch.memory_format) -> None:
     check_equal(spec, batch, "ref", memory, layout)
 
 
-# --- the kernels -----------------------------------------------------------------------------------------------------
+# --- kernels -----------------------------------------------------------------------------------------------------
 
 
-# A unit whose input is within rounding of the ReLU's kink is on in float32 and off in float64, now and then: then other
-# weights are tried. What is wrong is wrong with all.
+# A unit whose input is within rounding of the kink of the ReLU may be on in float32 and off in float64. Tests then try
+# other weights. A defect would fail with all of them.
 SEEDS = (3, 4, 5)
 
 
-def distance(found: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
-    """The largest error of all, of the size of what it is an error of, or of the largest gradient's thousandth."""
-    least = 1e-3 * max(1e-3, largest_gradient(truth))
+def distance(results: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
+    """Return the largest error relative to the largest value of its tensor, or to 1/1000 of the largest gradient."""
+    smallest_scale = 1e-3 * max(1e-3, largest_gradient(truth))
     return max(
-        (found[name].double() - value.double()).abs().max().item() / max(value.double().abs().max().item(), least)
+        (results[name].double() - value.double()).abs().max().item()
+        / max(value.double().abs().max().item(), smallest_scale)
         for name, value in truth.items()
     )
 
@@ -138,10 +139,10 @@ def distance(found: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
 @example(parse_name("densenet:layers=3-2,k=4,dropout=0.3,connect=window:2,size=7"), 5, torch.contiguous_format)
 @example(parse_name("densenet-bc:layers=5-4,k=5,connect=log,stem=imagenet,size=45"), 3, torch.channels_last)
 @settings(max_examples=20, deadline=None)
-def test_cpu_is_the_same_function(spec: DenseNetSpec, batch: int, layout: torch.memory_format) -> None:
-    """In float32, against float64 and beside the plain path, which has the same rounding to bear."""
+def test_cpu_equals_the_reference(spec: DenseNetSpec, batch: int, layout: torch.memory_format) -> None:
+    """Errors in float32 against float64 are about as small as those of the plain path."""
     if batch * spec._blocks[-1].size ** 2 < 20:
-        return  # norms of so few values enlarge the rounding until nothing is said
+        return  # norms over so few values amplify rounding too much for a comparison
     x, y = images(spec, batch, torch.float32)
     errors = []
     for seed in SEEDS:
@@ -163,7 +164,7 @@ class Shape(NamedTuple):
     width: int
     images: int = 7
     dropout: float = 0.25
-    layout: str = "NCHW"  # of the input's memory
+    layout: str = "NCHW"  # memory layout of the input
 
 
 SHAPES = [
@@ -173,22 +174,22 @@ SHAPES = [
     Shape((30, 12), ((0,), (0, 1)), (48,), "pool", 40, 40),
     Shape((16, 12), ((0,), (0, 1)), (16,), "mean", 16, 16),
     Shape((2, 1), ((0,), (0, 1)), (1,), "mean", 2, 1),
-    # Narrow images, of which several lie abreast: 2, 4, 8 or 16 with vectors of 16.
+    # Narrow images, of which 2, 4, 8 or 16 are interleaved with vectors of 16.
     Shape((5, 3, 3), ((0,), (0, 1), (0, 1, 2)), (0, 0), "pool", 8, 8, 6, 0, "NHWC"),
     Shape((9, 4), ((0,), (0, 1)), (8,), "pool", 5, 4, 12, 0, "CNHW"),
     Shape((3, 2, 4), ((0,), (1,), (0, 2)), (0, 3), "relu", 3, 3, 120, 0),
     Shape((18, 4, 4), ((0,), (0, 1), (0, 1, 2)), (0, 0), "mean", 2, 2, 24, 0, "CNHW"),
     Shape((3, 2), ((0,), (0, 1)), (0,), "pool", 3, 2, 8, 0, "NHWC"),
     Shape((3, 2), ((0,), (0, 1)), (4,), "mean", 1, 1, 48, 0, "NHWC"),
-    Shape((3, 2), ((0,), (0, 1)), (4,), "pool", 4, 4, 16, 0.25),  # but with dropout's masks they do not
+    Shape((3, 2), ((0,), (0, 1)), (4,), "pool", 4, 4, 16, 0.25),  # not interleaved because of the dropout masks
 ]
-# Several threads are woken for it by the C++, but not by torch, whose OpenMP hangs in a forked child of a parent that
-# has used it.
+# Number of a shape for which the C++ kernels use several threads but torch does not. torch's OpenMP hangs in a forked
+# child of a parent that has used it.
 LARGE = 4
 
 
 def run_kernels(kernels: Kernels, number: int, dtype: torch.dtype, recompute: bool, seed: int) -> dict[str, Tensor]:
-    """Forward, backward and inference of SHAPES[number], without a module around them."""
+    """Run forward, backward and inference of SHAPES[number] without modules."""
     sources, reads, widths, end, height, width, images, dropout, layout = SHAPES[number]
     shape = BlockShape(sources, reads, widths, end, dropout, 1e-5)
     generator = torch.Generator().manual_seed(seed)
@@ -214,14 +215,14 @@ def run_kernels(kernels: Kernels, number: int, dtype: torch.dtype, recompute: bo
     gradient = draw(*out.shape)
     dx, dweights = kernels.backward(shape, x, weights, masks, statistics, kept, gradient)
     running = [(draw(len(gamma)), draw(len(gamma), low=0.5)) for gamma in weights if gamma.dim() == 1][::2]
-    answer = kernels.infer(shape, x, weights, *map(list, zip(*running, strict=True)))
-    return {"out": out, "statistics": statistics, "dx": dx, "answer": answer} | dict(
+    inference = kernels.infer(shape, x, weights, *map(list, zip(*running, strict=True)))
+    return {"out": out, "statistics": statistics, "dx": dx, "answer": inference} | dict(
         zip((f"gradient {i}" for i in range(len(dweights))), dweights, strict=True)
     )
 
 
 @pytest.mark.parametrize("number", range(len(SHAPES)))
-def test_any_number_of_threads(number: int) -> None:
+def test_cpu_is_correct_with_any_number_of_threads(number: int) -> None:
     threads_before = torch.get_num_threads()
     cpu = load_kernels("cpu")
     assert cpu is not None
@@ -230,46 +231,46 @@ def test_any_number_of_threads(number: int) -> None:
         truth = run_kernels(REF, number, torch.float64, False, seed)
         for threads in best:
             torch.set_num_threads(threads)
-            runs = [run_kernels(cpu, number, torch.float32, again, seed) for again in (False, True, False)]
+            runs = [run_kernels(cpu, number, torch.float32, recompute, seed) for recompute in (False, True, False)]
             torch.set_num_threads(threads_before)
-            assert bits(runs[0]) == bits(runs[1]) == bits(runs[2]), "recomputed or not, once more or not"
+            assert bits(runs[0]) == bits(runs[1]) == bits(runs[2]), "runs must be equal with and without recomputation"
             best[threads] = min(best[threads], distance(runs[0], truth))
     assert max(best.values()) < 2e-5
 
 
-def bits(found: dict[str, Tensor]) -> dict[str, bytes]:
-    return {name: tensor.contiguous().numpy().tobytes() for name, tensor in found.items()}
+def bits(results: dict[str, Tensor]) -> dict[str, bytes]:
+    return {name: tensor.contiguous().numpy().tobytes() for name, tensor in results.items()}
 
 
 @pytest.mark.parametrize("name", ["densenet-bc:layers=3-2,k=5,size=9,dropout=0.1", "densenet:layers=3-2,k=4,size=8"])
-def test_a_network_gives_the_same_bits(name: str) -> None:
+def test_repeated_steps_are_equal_bit_for_bit(name: str) -> None:
     spec = parse_name(name)
     x, y = images(spec, 7, torch.float32)
     runs = [bits(step(nets(spec, "cpu", torch.float32, memory)[1], x, y)) for memory in MEMORY for _ in range(2)]
-    assert all(run == runs[0] for run in runs), "recomputed or not"
+    assert all(run == runs[0] for run in runs), "also with recomputation"
 
 
-def test_calls_from_several_threads_at_once() -> None:
+def test_concurrent_calls_from_several_threads() -> None:
     with ThreadPoolExecutor(4, initializer=torch.set_num_threads, initargs=(2,)) as pool:
         expected = pool.submit(lambda: bits(run_kernels(CPU, LARGE, torch.float32, False, 3))).result()
-        found = list(pool.map(lambda _: bits(run_kernels(CPU, LARGE, torch.float32, False, 3)), range(40)))
-    assert all(bits == expected for bits in found)
+        results = list(pool.map(lambda _: bits(run_kernels(CPU, LARGE, torch.float32, False, 3)), range(40)))
+    assert all(result == expected for result in results)
 
 
-def _in_a_child(pipe: Connection) -> None:
+def _run_in_child(pipe: Connection) -> None:
     torch.set_num_threads(2)
     pipe.send(bits(run_kernels(CPU, LARGE, torch.float32, False, 3)))
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_children_have_threads_of_their_own(method: str) -> None:
+def test_child_processes_start_their_own_threads(method: str) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     expected = bits(run_kernels(CPU, LARGE, torch.float32, False, 3))
     torch.set_num_threads(before)
     context: Any = multiprocessing.get_context(method)
     ours, theirs = context.Pipe()
-    child = context.Process(target=_in_a_child, args=(theirs,), daemon=True)
+    child = context.Process(target=_run_in_child, args=(theirs,), daemon=True)
     child.start()
     assert ours.poll(60)
     assert ours.recv() == expected
@@ -277,7 +278,7 @@ def test_children_have_threads_of_their_own(method: str) -> None:
     assert child.exitcode == 0
 
 
-def test_nan_is_not_hidden() -> None:
+def test_nan_is_propagated() -> None:
     net = nets(parse_name("densenet-bc:layers=2-2,k=4,size=8"), "cpu", torch.float32)[1]
     x = torch.randn(4, 3, 8, 8)
     x[0, 0, 3, 3] = float("nan")
@@ -298,21 +299,21 @@ def test_memory_is_linear_in_depth() -> None:
     assert kept[1] < 0.35 * kept[0]
 
 
-# --- where the modules themselves are run ----------------------------------------------------------------------------
+# --- fallback to the modules ----------------------------------------------------------------------------
 
 SMALL = parse_name("densenet-bc:layers=2-2,k=4,size=8")
 
 
 def reasons(net: DenseNet, kernels: str = "cpu") -> list[str]:
-    """Of each block why it is left to its modules."""
+    """Return for each block why it is left to its modules."""
     features = net.features
     x = next(net.parameters()).new_zeros(3, SMALL.stem_width, 8, 8)
     z = x.new_zeros(3, features.transition1.conv.out_channels, 4, 4)
-    found = load_kernels(kernels)
-    assert found is not None
+    loaded = load_kernels(kernels)
+    assert loaded is not None
     return [
-        fallback_reason(found, features.denseblock1, features.transition1, x),
-        fallback_reason(found, features.denseblock2, features.norm5, z),
+        fallback_reason(loaded, features.denseblock1, features.transition1, x),
+        fallback_reason(loaded, features.denseblock2, features.norm5, z),
     ]
 
 
@@ -354,13 +355,13 @@ def forget(net: DenseNet) -> None:
     norm.track_running_stats, norm.running_mean, norm.running_var = False, None, None
 
 
-def own_forward(net: DenseNet) -> None:
+def replace_forward(net: DenseNet) -> None:
     norm = net.features.denseblock1.denselayer2.norm1
     norm.forward = lambda x: 2 * type(norm).forward(norm, x)  # type: ignore[method-assign]
 
 
 def scatter(net: DenseNet) -> None:
-    """A running mean lies in every second place of memory."""
+    """Store a running mean in every second position of memory."""
     norm = net.features.denseblock1.denselayer2.norm1
     norm.running_mean = torch.stack([norm.running_mean, norm.running_mean], dim=1)[:, 0]  # type: ignore[list-item]
 
@@ -390,8 +391,8 @@ def subclass_transition(net: DenseNet) -> None:
     net.features.transition1.__class__ = Twice
 
 
-def rest(net: DenseNet) -> None:
-    """Running statistics that are there, but stay as they are."""
+def freeze_statistics(net: DenseNet) -> None:
+    """Keep running statistics, but do not update them."""
     net.features.denseblock1.denselayer2.norm1.track_running_stats = False
 
 
@@ -400,7 +401,7 @@ def count_otherwise(net: DenseNet) -> None:
 
 
 @pytest.mark.parametrize("kernels", ["ref", "cpu"])
-def test_norms_may_be_of_several_momenta(kernels: str) -> None:
+def test_norms_may_have_different_momenta(kernels: str) -> None:
     plain, fast = nets(SMALL, kernels, torch.float32)
     for net in (plain, fast):
         net.features.denseblock1.denselayer2.norm1.momentum = 0.4
@@ -413,11 +414,22 @@ def test_norms_may_be_of_several_momenta(kernels: str) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        *(freeze, evaluate_one, hook, hook_backward, parametrise, replace_relu, average, forget, scatter, own_forward),
-        *(subclass, subclass_block, subclass_transition, rest, count_otherwise),
+        *(
+            freeze,
+            evaluate_one,
+            hook,
+            hook_backward,
+            parametrise,
+            replace_relu,
+            average,
+            forget,
+            scatter,
+            replace_forward,
+        ),
+        *(subclass, subclass_block, subclass_transition, freeze_statistics, count_otherwise),
     ],
 )
-def test_one_block_is_left_to_its_modules(change: Callable[[DenseNet], None], kernels: str) -> None:
+def test_unsupported_block_is_left_to_its_modules(change: Callable[[DenseNet], None], kernels: str) -> None:
     plain, fast = nets(SMALL, kernels, torch.float32)
     assert reasons(fast.train(), kernels) == ["", ""]
     x, y = images(SMALL, 6, torch.float32)
@@ -426,9 +438,9 @@ def test_one_block_is_left_to_its_modules(change: Callable[[DenseNet], None], ke
         change(net.train())
         loss = F.cross_entropy(net(x), y)
         loss.backward()
-        found = {name: parameter.grad for name, parameter in net.named_parameters() if parameter.grad is not None}
+        gradients = {name: parameter.grad for name, parameter in net.named_parameters() if parameter.grad is not None}
         outcomes.append(
-            found | {name: buffer.clone() for name, buffer in net.named_buffers()} | {"loss": loss.detach()}
+            gradients | {name: buffer.clone() for name, buffer in net.named_buffers()} | {"loss": loss.detach()}
         )
     first, second = reasons(fast, kernels)
     assert first
@@ -436,22 +448,22 @@ def test_one_block_is_left_to_its_modules(change: Callable[[DenseNet], None], ke
     assert_close(outcomes[1], outcomes[0], 2e-5)
 
 
-def test_dropout_beside_norms_in_evaluation_mode() -> None:
-    """As it is done to draw several answers of one network."""
+def test_dropout_with_norms_in_evaluation_mode() -> None:
+    """The mode is used to sample several predictions of one network."""
     spec = parse_name("densenet-bc:layers=2-2,k=4,size=8,dropout=0.3")
     x, _ = images(spec, 6, torch.float32)
-    drawn = []
+    outputs = []
     for net in nets(spec, "cpu", torch.float32):
         for module in net.train().modules():
             module.train(not isinstance(module, torch.nn.BatchNorm2d))
         torch.manual_seed(1)
         with torch.no_grad():
-            drawn.append(net(x))
-    assert torch.equal(drawn[0], drawn[1])
+            outputs.append(net(x))
+    assert torch.equal(outputs[0], outputs[1])
 
 
 def prune(net: DenseNet) -> None:
-    """A bottleneck of 7 maps, not 16, by the tensors alone."""
+    """Reduce a bottleneck from 16 to 7 maps by replacing only the tensors."""
     layer = net.features.denseblock1.denselayer1
     layer.conv1.weight.data = layer.conv1.weight.data[:7].clone()
     layer.conv2.weight.data = layer.conv2.weight.data[:, :7].clone()
@@ -460,7 +472,7 @@ def prune(net: DenseNet) -> None:
         tensor.data = tensor.data[:7].clone()
 
 
-def test_what_counts_is_the_tensors_shapes() -> None:
+def test_shapes_are_taken_from_the_tensors() -> None:
     plain, fast = nets(SMALL, "cpu", torch.float32)
     x, y = images(SMALL, 6, torch.float32)
     for net in (plain, fast):
@@ -470,7 +482,7 @@ def test_what_counts_is_the_tensors_shapes() -> None:
     assert_close(step(fast, x, y), step(plain, x, y), 1e-4)
 
 
-def test_weights_that_do_not_fit_together_are_an_error() -> None:
+def test_inconsistent_weights_raise_the_error_of_the_modules() -> None:
     for net in nets(SMALL, "cpu", torch.float32):
         net.eval().features.denseblock1.denselayer1.conv1.weight.data = torch.zeros(7, SMALL.stem_width, 1, 1)
         with torch.no_grad(), pytest.raises(RuntimeError, match="running_mean should contain 7 elements not 16"):
@@ -478,8 +490,8 @@ def test_weights_that_do_not_fit_together_are_an_error() -> None:
 
 
 @pytest.mark.parametrize("move", ["double", "channels_last", "half_and_back"])
-def test_tensors_that_are_changed_in_place(move: str) -> None:
-    """They stay the same objects."""
+def test_parameters_modified_in_place_are_detected(move: str) -> None:
+    """The parameters remain the same objects."""
     plain, fast = nets(SMALL, "cpu", torch.float32)
     x, y = images(SMALL, 6, torch.float32)
     for net in (fast, plain):
@@ -495,7 +507,7 @@ def test_tensors_that_are_changed_in_place(move: str) -> None:
     assert_close(step(fast, x, y), step(plain, x, y), 1e-4)
 
 
-def test_a_transition_may_be_replaced() -> None:
+def test_transition_can_be_replaced() -> None:
     plain, fast = nets(SMALL, "cpu", torch.float32)
     x, y = images(SMALL, 6, torch.float32)
     for net in (plain, fast):
@@ -505,8 +517,8 @@ def test_a_transition_may_be_replaced() -> None:
     assert_close(step(fast, x, y), step(plain, x, y), 1e-4)
 
 
-def test_attributes_of_any_kind() -> None:
-    """What somebody writes down at a module may be such that Python cannot compare it."""
+def test_modules_may_have_attributes_without_comparison() -> None:
+    """A user may store attributes that Python cannot compare, such as tensors."""
     plain, fast = nets(SMALL, "cpu", torch.float32)
     x, y = images(SMALL, 6, torch.float32)
     for seen in (torch.zeros(2), torch.zeros(3), None):
@@ -515,7 +527,7 @@ def test_attributes_of_any_kind() -> None:
         assert reasons(fast.train()) == ["", ""]
 
 
-def test_a_network_is_forgotten() -> None:
+def test_deleted_network_is_released() -> None:
     net = nets(SMALL, "cpu", torch.float32)[1]
     net(torch.zeros(2, 3, 8, 8))
     block = weakref.ref(net.features.denseblock1)
@@ -524,7 +536,7 @@ def test_a_network_is_forgotten() -> None:
     assert block() is None
 
 
-def test_lent_tensors_are_forgotten() -> None:
+def test_lent_tensors_are_released() -> None:
     net = nets(SMALL, "cpu", torch.float32)[1].train()
     lent = {name: tensor.detach().clone().requires_grad_() for name, tensor in net.named_parameters()}
     alive = [weakref.ref(tensor) for tensor in lent.values()]
@@ -535,7 +547,7 @@ def test_lent_tensors_are_forgotten() -> None:
     assert all(tensor() is None for tensor in alive)
 
 
-def test_hooks_everywhere_see_what_they_saw() -> None:
+def test_hooks_on_all_modules_are_called_once() -> None:
     net = nets(SMALL, "cpu", torch.float32)[1].train()
     seen: list[str] = []
     for name, module in net.named_modules():
@@ -544,10 +556,10 @@ def test_hooks_everywhere_see_what_they_saw() -> None:
     assert sorted(seen) == sorted(name for name, module in net.named_modules())
 
 
-def test_a_synchronised_norm_is_not_passed_by() -> None:
+def test_synchronised_norm_is_left_to_its_module() -> None:
     net = nets(SMALL, "cpu", torch.float32)[1].train()
     synchronise(net)
-    assert reasons(net) == ["a SyncBatchNorm2d in the place of a BatchNorm2d", ""]
+    assert reasons(net) == ["a SyncBatchNorm2d instead of a BatchNorm2d", ""]
 
 
 def test_evaluation_with_gradients() -> None:
@@ -577,7 +589,7 @@ def test_other_precisions(kernels: str) -> None:
 @pytest.mark.parametrize("kernels", ["ref", "cpu"])
 def test_gradients_of_gradients(kernels: str) -> None:
     spec = parse_name("densenet-bc:layers=2-2,k=3,size=6,dropout=0.2")
-    found = []
+    gradients = []
     for net in nets(spec, kernels, torch.float64 if kernels == "ref" else torch.float32):
         torch.manual_seed(2)
         dtype = net.classifier.weight.dtype
@@ -586,11 +598,11 @@ def test_gradients_of_gradients(kernels: str) -> None:
         loss = F.cross_entropy(net.train()(x), y)
         (slope,) = torch.autograd.grad(loss, x, create_graph=True)
         (loss + slope.square().sum()).backward()
-        found.append({name: parameter.grad for name, parameter in net.named_parameters()} | {"x": x.grad})
-    assert_close(found[1], found[0], 1e-11 if kernels == "ref" else 1e-3)  # type: ignore[arg-type]
+        gradients.append({name: parameter.grad for name, parameter in net.named_parameters()} | {"x": x.grad})
+    assert_close(gradients[1], gradients[0], 1e-11 if kernels == "ref" else 1e-3)  # type: ignore[arg-type]
 
 
-def test_a_graph_that_is_kept_can_be_gone_through_again() -> None:
+def test_retained_graph_has_a_second_backward_pass() -> None:
     net = nets(parse_name("densenet-bc:layers=2-2,k=4,dropout=0.2,size=8"), "cpu", torch.float32, "recompute")[1]
     loss = net.train()(torch.randn(3, 3, 8, 8)).square().sum()
     weights = list(net.parameters())
@@ -623,17 +635,17 @@ def test_transformations() -> None:
 def test_functional_call_in_training_reads_the_given_tensors() -> None:
     plain, fast = nets(SMALL, "cpu", torch.float32)
     x, _ = images(SMALL, 6, torch.float32)
-    found = []
+    results = []
     for net in (plain, fast):
-        net.train()(x)  # nothing is remembered of the net's own
+        net.train()(x)  # the network's own parameters must not be reused
         given = {name: tensor.detach().clone() * 1.1 for name, tensor in net.state_dict().items()}
         for name, _ in net.named_parameters():
             given[name].requires_grad_()
         before = net.features.norm5.running_mean.clone()
         torch.func.functional_call(net.train(), given, (x,)).square().sum().backward()
         assert torch.equal(net.features.norm5.running_mean, before)
-        found.append({name: tensor.grad if tensor.requires_grad else tensor for name, tensor in given.items()})
-    assert_close(found[1], found[0], 1e-5)
+        results.append({name: tensor.grad if tensor.requires_grad else tensor for name, tensor in given.items()})
+    assert_close(results[1], results[0], 1e-5)
 
 
 def test_compiled_and_exported() -> None:
@@ -648,7 +660,7 @@ def test_compiled_and_exported() -> None:
 
 
 def twice(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """In the place of the sum over processes: every gradient comes by here."""
+    """Double every gradient instead of summing over processes."""
     reduced: torch.futures.Future[Tensor] = torch.futures.Future()
     reduced.set_result(bucket.buffer() * 2)
     return reduced
@@ -673,16 +685,16 @@ def test_in_distributed_data_parallel(tmp_path: Path) -> None:
 def test_copies_and_state_dicts() -> None:
     net = nets(SMALL, "cpu", torch.float32)[1].eval()
     x = torch.randn(2, 3, 8, 8)
-    again = pickle.loads(pickle.dumps(copy.deepcopy(net)))
+    restored = pickle.loads(pickle.dumps(copy.deepcopy(net)))
     with torch.no_grad():
-        assert torch.equal(again(x), net(x))
-    assert (again.kernels, again.memory) == ("cpu", "linear")
+        assert torch.equal(restored(x), net(x))
+    assert (restored.kernels, restored.memory) == ("cpu", "linear")
     assert net.state_dict().keys() == DenseNet(SMALL).state_dict().keys()
 
 
-def test_layers_of_several_widths() -> None:
+def test_layers_may_have_different_widths() -> None:
     plain, fast = nets(SMALL, "cpu", torch.float32)
-    for net in (plain, fast):  # the second layer of the first block makes 7 maps, and what follows reads them
+    for net in (plain, fast):  # the second layer of the first block has 7 output maps
         torch.manual_seed(4)
         block, width = net.features.denseblock1, SMALL.stem_width + 4
         block.denselayer2 = DenseLayer(width, 7, 2, 0.0)
@@ -692,7 +704,7 @@ def test_layers_of_several_widths() -> None:
     assert_close(step(fast, x, y), step(plain, x, y), 1e-4)
 
 
-def test_recompute_is_a_word_for_memory() -> None:
+def test_recompute_is_an_alias_of_memory() -> None:
     net = DenseNet(SMALL, memory="recompute")
     assert net.recompute
     net.recompute = False
@@ -706,30 +718,30 @@ def test_recompute_is_a_word_for_memory() -> None:
 @pytest.mark.parametrize(
     ("plain", "chosen"), [([0.5] * 5, "plain"), ([0.5] * 4 + [0.9], "cpu"), ([0.9], "cpu"), ([2.0], "cpu")]
 )
-def test_of_kernels_about_as_fast_the_same_are_chosen_every_time(
+def test_preferred_kernels_win_unless_clearly_slower_in_every_round(
     monkeypatch: pytest.MonkeyPatch, plain: list[float], chosen: str
 ) -> None:
-    """One round that the C++ does not clearly lose keeps it; after the first step of each, which does not count."""
+    """The first step of each candidate is a warm-up. Measuring stops after a round that C++ does not clearly lose."""
     seconds = {"cpu": iter([9.0] + [1.0] * 5), "plain": iter([0.1, *plain])}
     monkeypatch.setattr("dnas.nn.kernels.autotune.unavailable_reason", lambda name: "")
     monkeypatch.setattr("dnas.nn.kernels.autotune._step_seconds", lambda net, x, y: next(seconds[net.kernels]))
     assert resolve_kernels("auto", SMALL, "cpu", 8) == chosen
-    assert not list(seconds["plain"]), "no more steps are timed than the choice needs"
+    assert not list(seconds["plain"]), "no more steps are timed than necessary"
 
 
-def test_what_else_the_machine_does_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step that is held up for a quarter of a second takes no longer."""
+def test_step_time_excludes_other_load_on_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that sleeps for a quarter of a second is not measured as slower."""
     net = DenseNet(SMALL, kernels="plain")
 
-    def held_up(*args: Tensor) -> Tensor:
+    def delayed(*args: Tensor) -> Tensor:
         time.sleep(0.25)
         return F.cross_entropy(*args)
 
-    monkeypatch.setattr("dnas.nn.kernels.autotune.F", SimpleNamespace(cross_entropy=held_up))
+    monkeypatch.setattr("dnas.nn.kernels.autotune.F", SimpleNamespace(cross_entropy=delayed))
     assert _step_seconds(net, torch.randn(2, 3, 8, 8), torch.tensor([0, 1])) < 0.2
 
 
-def test_auto_takes_what_is_fastest_and_leaves_the_stream_alone() -> None:
+def test_resolving_auto_leaves_the_random_stream_unchanged() -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
     assert resolve_kernels("auto", SMALL, "cpu", 8) in ("plain", "cpu")

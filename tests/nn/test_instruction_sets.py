@@ -1,4 +1,4 @@
-"""Networks train without touching memory that is not theirs, whatever instructions the processor has."""
+"""Networks train without memory errors with the instruction sets of different processors."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ def run_with(instructions: str | None, *what: str) -> None:
     if MALLOC_DEBUG:
         environment |= {"LD_PRELOAD": str(MALLOC_DEBUG[0]), "MALLOC_CHECK_": "3", "MALLOC_PERTURB_": "165"}
     command = [sys.executable, "-m", "tests.support.instruction_sets", *what]
-    # A process whose heap is broken may also hang: in its own abort handler.
+    # A process with a corrupted heap may hang in its abort handler.
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=patience(400))
     assert done.returncode == 0, f"status {done.returncode}: {done.stderr[-2000:]}"
 
@@ -33,7 +33,7 @@ def run_with(instructions: str | None, *what: str) -> None:
 @pytest.mark.parametrize(
     "instructions", [pytest.param("SSE41", marks=pytest.mark.slow), "AVX2", pytest.param(None, marks=pytest.mark.slow)]
 )
-def test_narrow_networks_train_within_their_memory(instructions: str | None) -> None:
+def test_narrow_networks_train_without_memory_errors(instructions: str | None) -> None:
     run_with(instructions, "narrow")
 
 
@@ -45,8 +45,8 @@ def test_the_smallest_network_of_every_shipped_space_trains(instructions: str | 
 
 @pytest.mark.parametrize("size", [7, 8])
 @pytest.mark.parametrize("channels", [(16, 32), (3, 5)])
-def test_a_pointwise_convolution_equals_torchs_strided_convolution(size: int, channels: tuple[int, int]) -> None:
-    """In float64, where no vectorised kernel reorders the sum over channels: equal bit for bit, gradients too."""
+def test_pointwise_convolution_equals_a_strided_convolution(size: int, channels: tuple[int, int]) -> None:
+    """Outputs and gradients are equal bit for bit in float64, where no kernel reorders the sum over channels."""
     torch.manual_seed(0)
     x = torch.randn(2, channels[0], size, size, dtype=torch.float64)
     weight = torch.randn(channels[1], channels[0], 1, 1, dtype=torch.float64)

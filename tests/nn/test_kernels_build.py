@@ -1,4 +1,4 @@
-"""The C++ kernels are built when they are first needed, by whoever comes first, and never half."""
+"""The C++ kernels are built at first use, by one process, and never partially."""
 
 import logging
 import os
@@ -28,7 +28,7 @@ needs_compiler = pytest.mark.skipif(not any(map(shutil.which, build.COMPILERS)),
 
 @pytest.fixture
 def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty cache, and a process that has not loaded the kernels yet."""
+    """Provide an empty cache, and forget kernels loaded in this process."""
     monkeypatch.setenv("DNAS_KERNELS", str(tmp_path / "kernels"))
     monkeypatch.setattr(build, "BASE_FLAGS", ["-O0" if flag == "-O3" else flag for flag in build.BASE_FLAGS])
     build.load_library.cache_clear()
@@ -37,7 +37,7 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def counting_compiler(folder: Path) -> tuple[Path, Path]:
-    """A compiler that also writes a line a call to a file."""
+    """Return a compiler that appends one line per call to a file, and that file."""
     compiler, calls = folder / "counting-c++", folder / "calls"
     real = next(filter(None, map(shutil.which, build.COMPILERS)))
     compiler.write_text(f'#!/bin/sh\ncase "$1" in --version) ;; *) echo call >> {calls};; esac\nexec {real} "$@"\n')
@@ -46,7 +46,9 @@ def counting_compiler(folder: Path) -> tuple[Path, Path]:
 
 
 @needs_compiler
-def test_built_once_and_again_when_it_is_damaged(fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_library_is_built_once_and_rebuilt_if_damaged(
+    fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     compiler, calls = counting_compiler(tmp_path)
     monkeypatch.setenv("CXX", str(compiler))
     command = [*build.find_compiler(), *build.BASE_FLAGS, *build.processor_flags()]
@@ -63,13 +65,13 @@ def test_built_once_and_again_when_it_is_damaged(fresh: Path, tmp_path: Path, mo
     assert sorted(p.suffix for p in fresh.iterdir()) == [".lock", ".sha256", ".so"]
 
 
-def test_the_name_says_all_that_matters() -> None:
+def test_library_name_depends_on_compiler_and_flags() -> None:
     names = {build.library_name(["c++", *flags]) for flags in ([], ["-mavx2"], ["-mavx2", "-mavx512f"])}
     assert len(names) == 3
 
 
 @needs_compiler
-def test_of_two_processes_one_builds(tmp_path: Path) -> None:
+def test_only_one_of_two_processes_builds(tmp_path: Path) -> None:
     compiler, calls = counting_compiler(tmp_path)
     program = (
         "from dnas.nn.kernels import build; from pathlib import Path;"
@@ -81,13 +83,13 @@ def test_of_two_processes_one_builds(tmp_path: Path) -> None:
         subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    said = [process.communicate(timeout=patience(120))[0] for process in both]
-    assert said[0] == said[1]
-    assert Path(said[0].strip()).is_file()
+    outputs = [process.communicate(timeout=patience(120))[0] for process in both]
+    assert outputs[0] == outputs[1]
+    assert Path(outputs[0].strip()).is_file()
     assert calls.read_text().count("call") == 1
 
 
-def test_vectors_that_this_processor_has() -> None:
+def test_vector_flags_of_processor_features() -> None:
     assert build.vector_flags({"sse2", "avx", "fma"}) == []
     assert build.vector_flags({"avx2", "fma"}) == ["-mavx2", "-mfma"]
     assert build.vector_flags({"avx2", "fma", "avx512f"}) == ["-mavx2", "-mfma"]
@@ -95,7 +97,9 @@ def test_vectors_that_this_processor_has() -> None:
     assert set(build.vector_flags(every)) == {f"-m{feature}" for feature in every}
 
 
-def test_without_a_compiler(fresh: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_compiler_is_reported(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(fresh))
     with pytest.raises(InputError, match=r"plain, ref, (triton, )?auto, but not cpu: there is no C\+\+ compiler"):
@@ -106,7 +110,7 @@ def test_without_a_compiler(fresh: Path, monkeypatch: pytest.MonkeyPatch, caplog
     assert "there is no C++ compiler here" in caplog.text
 
 
-def test_a_compiler_that_fails(
+def test_failing_compiler_is_reported(
     fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     compiler = tmp_path / "broken-c++"
@@ -117,27 +121,29 @@ def test_a_compiler_that_fails(
         DenseNet(parse_name(SPEC), kernels="cpu")
     assert "vectors are out of stock" in caplog.text
     assert resolve_kernels("auto", parse_name(SPEC), "cpu", 4) == "plain"
-    assert not list(fresh.glob("*.so*[0-9]")), "nothing half is left"
+    assert not list(fresh.glob("*.so*[0-9]")), "no partial library remains"
 
 
 @needs_compiler
-def test_a_cache_that_cannot_be_written_to(fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwritable_cache_is_replaced_by_a_temporary_folder(
+    fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    fresh.write_text("a file, where the folder should be")  # root may write to a folder that is read-only
+    fresh.write_text("a file, where the folder should be")  # root can write to read-only folders
     path = build.library_in(fresh, [*build.find_compiler(), *build.BASE_FLAGS])
     assert path.is_file()
     assert path.parent.name.startswith("dnas-kernels-")
 
 
 def sanitizers() -> list[str]:
-    """The run-time libraries of gcc's sanitizers; empty where there are none."""
+    """Return the runtime libraries of gcc's sanitizers; empty if they are not installed."""
     if not shutil.which("g++"):
         return []
-    found = [
+    libraries = [
         subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
         for name in ("libasan.so", "libubsan.so")
     ]
-    return found if all(Path(path).is_absolute() for path in found) else []
+    return libraries if all(Path(path).is_absolute() for path in libraries) else []
 
 
 SANITIZED = """
@@ -154,7 +160,7 @@ print("clean")
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sanitizers(), reason="gcc's sanitizers are not installed")
-def test_clean_under_the_sanitizers(tmp_path: Path) -> None:
+def test_kernels_are_clean_under_sanitizers(tmp_path: Path) -> None:
     environment = os.environ | {
         "PYTHONPATH": str(REPOSITORY),
         "DNAS_KERNELS": str(tmp_path),
@@ -175,7 +181,7 @@ def test_clean_under_the_sanitizers(tmp_path: Path) -> None:
 
 @needs_compiler
 @pytest.mark.parametrize("flags", [[], ["-mavx2", "-mfma"]])
-def test_other_processors_code_is_the_same_function(
+def test_code_for_other_processors_equals_the_reference(
     fresh: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]
 ) -> None:
     if not set(flags) <= set(build.processor_flags()):
@@ -190,7 +196,7 @@ def test_other_processors_code_is_the_same_function(
 
 
 def built_driver(folder: Path, compiler: str, *flags: str) -> Path:
-    """tests/support/run_blocks.cpp as a program."""
+    """Compile tests/support/run_blocks.cpp to a program."""
     program = folder / "run_blocks"
     base = [flag for flag in build.BASE_FLAGS if flag not in ("-shared", "-fPIC", "-O3")]
     source = REPOSITORY / "tests" / "support" / "run_blocks.cpp"
@@ -208,8 +214,8 @@ def printed(*command: str | Path) -> list[tuple[str, torch.Tensor]]:
 @pytest.mark.slow
 @needs_compiler
 @pytest.mark.skipif(not shutil.which("valgrind"), reason="valgrind is not installed")
-def test_clean_under_valgrind(tmp_path: Path) -> None:
-    """With AVX2 where the processor has it: valgrind knows no longer vectors."""
+def test_kernels_are_clean_under_valgrind(tmp_path: Path) -> None:
+    """Uses AVX2 at most, because valgrind does not support longer vectors."""
     flags = [flag for flag in build.processor_flags() if flag in ("-mavx2", "-mfma")]
     program = built_driver(tmp_path, build.find_compiler()[0], "-g", "-O1", *flags)
     assert len(printed("valgrind", "--quiet", "--error-exitcode=9", program)) == 156
@@ -220,11 +226,11 @@ ARM = "aarch64-linux-gnu-g++", "qemu-aarch64"
 
 @pytest.mark.slow
 @pytest.mark.skipif(not all(map(shutil.which, ARM)), reason=f"{' and '.join(ARM)} are not installed")
-def test_an_arm_processor_makes_the_same(tmp_path: Path) -> None:
+def test_arm_code_equals_native_code(tmp_path: Path) -> None:
     compiler, emulator = ARM
     program = built_driver(tmp_path, compiler, "-O2", "-static")
-    there = printed(emulator, program)
-    here = printed(built_driver(tmp_path, build.find_compiler()[0], "-O2", *build.processor_flags()))
-    assert len(here) == 156
-    for (name, values), (_, others) in zip(here, there, strict=True):
+    emulated = printed(emulator, program)
+    native = printed(built_driver(tmp_path, build.find_compiler()[0], "-O2", *build.processor_flags()))
+    assert len(native) == 156
+    for (name, values), (_, others) in zip(native, emulated, strict=True):
         assert (values - others).abs().max() <= 1e-3 * values.abs().max(), name

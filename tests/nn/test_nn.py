@@ -1,4 +1,4 @@
-"""The modules equal their specs: counts against the cost model, and outputs against torchvision."""
+"""Modules match their specs: costs equal the cost model, and outputs equal torchvision's."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ BATCH = 3
 
 
 def counted_macs(net: nn.Module, x: Tensor) -> int:
-    """Multiply-adds of the real convolutions and linear layers, from the shapes that pass through them."""
+    """Count the multiply-adds of all convolutions and linear layers from the shapes of their tensors."""
     total = 0
 
     def count(module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -34,7 +34,7 @@ def counted_macs(net: nn.Module, x: Tensor) -> int:
 
 
 def saved_bytes(net: nn.Module, x: Tensor, y: Tensor) -> int:
-    """Distinct storages that autograd keeps for the backward pass, parameters and buffers apart."""
+    """Return the bytes of distinct storages that autograd keeps, without parameters and buffers."""
     own = {tensor.untyped_storage().data_ptr() for tensor in [*net.parameters(), *net.buffers()]}
     seen: dict[int, Tensor] = {}
 
@@ -53,10 +53,10 @@ def saved_bytes(net: nn.Module, x: Tensor, y: Tensor) -> int:
 
 @given(any_specs())
 @settings(max_examples=200, deadline=None)
-def test_the_cost_model_equals_the_real_module(spec: Spec) -> None:
+def test_cost_model_equals_the_module(spec: Spec) -> None:
     net, price = build(spec), cost(spec, batch=BATCH)
     if isinstance(net, ResNet):
-        net.draw = lambda units: [0.0] * units  # stochastic depth is priced as a step that drops no unit
+        net.draw = lambda units: [0.0] * units  # the cost model assumes a step that drops no unit
     x = torch.randn(BATCH, spec.in_channels, spec.image_size, spec.image_size)
     y = torch.arange(BATCH) % spec.classes
     assert sum(parameter.numel() for parameter in net.parameters()) == price.params
@@ -64,7 +64,7 @@ def test_the_cost_model_equals_the_real_module(spec: Spec) -> None:
     assert saved_bytes(net, x, y) == price.activation_bytes
 
 
-def test_each_layer_costs_what_its_module_counts() -> None:
+def test_cost_of_each_layer_equals_its_module() -> None:
     spec = parse_name("densenet-bc:layers=2-3,k=5,theta=0.7,stem=imagenet,size=65,connect=log")  # an odd size
     net = build(spec)
     sides: dict[str, int] = {}
@@ -85,13 +85,13 @@ def test_each_layer_costs_what_its_module_counts() -> None:
 @pytest.mark.parametrize(
     "name", ["densenet_40_12", "densenet_bc_40_12", "densenet_bc_100_12", "densenet121", "densenet161", "densenet264"]
 )
-def test_presets_build_with_their_count(name: str) -> None:
+def test_presets_have_the_number_of_parameters_of_the_cost_model(name: str) -> None:
     with torch.device("meta"):
         net = build(parse_name(name))
     assert sum(parameter.numel() for parameter in net.parameters()) == cost(parse_name(name)).params
 
 
-def test_state_dicts_are_torchvisions_both_ways() -> None:
+def test_state_dicts_are_interchangeable_with_torchvision() -> None:
     torch.manual_seed(0)
     theirs, ours = torchvision.models.densenet121().eval(), build(parse_name("densenet121")).eval()
     x = torch.randn(2, 3, 64, 64)
@@ -104,7 +104,7 @@ def test_state_dicts_are_torchvisions_both_ways() -> None:
         torch.testing.assert_close(fresh(x), theirs(x), rtol=1e-5, atol=1e-5)
 
 
-def test_training_steps_are_torchvisions() -> None:
+def test_training_steps_equal_those_of_torchvision() -> None:
     torch.manual_seed(0)
     theirs, ours = torchvision.models.densenet121(num_classes=5), build(parse_name("densenet121:classes=5"))
     ours.load_state_dict(theirs.state_dict())
@@ -119,7 +119,7 @@ def test_training_steps_are_torchvisions() -> None:
         torch.testing.assert_close(right, left)
 
 
-def test_a_layer_reads_only_the_sources_that_its_spec_names() -> None:
+def test_layer_reads_only_the_sources_of_its_spec() -> None:
     spec = parse_name("densenet-bc:layers=5-1,k=3,connect=log,size=16")
     block = build(spec).eval().features.denseblock1
     outputs: list[Tensor] = []
@@ -140,7 +140,7 @@ def test_a_layer_reads_only_the_sources_that_its_spec_names() -> None:
         made[layer.name] = wrote
 
 
-def test_convolutions_start_with_he_variance() -> None:
+def test_convolutions_are_initialised_with_he_variance() -> None:
     torch.manual_seed(0)
     net = build(parse_name("densenet-bc:L=40,k=24"))
     for module in net.modules():
@@ -160,7 +160,7 @@ def test_dropout_follows_every_convolution_but_the_first() -> None:
     net = build(spec).train()
     zeros = []
     for name, module in net.named_modules():
-        if name.endswith(("norm2", "transition1.pool")):  # each reads the output of a convolution, dropped out
+        if name.endswith(("norm2", "transition1.pool")):  # reads the output of a convolution after dropout
             module.register_forward_pre_hook(lambda _m, inputs: zeros.append((inputs[0] == 0).float().mean().item()))
     stem = []
     net.features.conv0.register_forward_hook(lambda _m, _i, output: stem.append((output == 0).float().mean().item()))

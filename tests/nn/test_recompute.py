@@ -1,4 +1,4 @@
-"""Recomputation of activations: the same training bit for bit, in a fraction of the memory."""
+"""Recomputed activations: an equal run bit for bit, in a fraction of the memory."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ BATCH = 5
 
 
 class Live(TorchDispatchMode):
-    """Bytes of the storages that are alive, made since it began: now, and the most that there ever were."""
+    """Tracks the bytes of live storages created inside the context, and their peak."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Live(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         known = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in known:  # a new one, not a view
+            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in known:  # a new storage, not a view
                 storage = leaf.untyped_storage()
                 self.storages[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
         self.most = max(self.most, self.now())
@@ -48,7 +48,7 @@ class Live(TorchDispatchMode):
 
 
 def step_bytes(net: nn.Module, x: Tensor, y: Tensor, autocast: bool = False) -> tuple[int, int]:
-    """What a training step keeps for its backward pass, and the most that it holds, gradients included."""
+    """Return the bytes that a training step keeps for its backward pass, and its peak including gradients."""
     net.train().zero_grad(set_to_none=True)
     with Live() as live:
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -61,33 +61,35 @@ def step_bytes(net: nn.Module, x: Tensor, y: Tensor, autocast: bool = False) -> 
 def outcome(
     spec: Spec, recompute: bool, dtype: torch.dtype, steps: int = 2, autocast: bool = False
 ) -> dict[str, Tensor]:
-    """All that training steps leave behind: outputs, gradients, weights and statistics, and the random stream."""
+    """Run training steps, and return outputs, gradients, weights, statistics and the random stream."""
     torch.manual_seed(1)
     net: Any = build(spec).to(dtype).to(memory_format=torch.channels_last).train()
     net.recompute = recompute
     x = torch.randn(BATCH, spec.in_channels, spec.image_size, spec.image_size, dtype=dtype, requires_grad=True)
     y = torch.arange(BATCH) % spec.classes
-    found: dict[str, Tensor] = {}
+    results: dict[str, Tensor] = {}
     for step in range(steps):
         net.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             logits = net(x)
             loss = F.cross_entropy(logits, y)
         loss.backward()
-        found[f"logits {step}"] = logits.detach()
-        found |= {f"gradient {step} {name}": p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
-        found |= {f"buffer {step} {name}": buffer.clone() for name, buffer in net.named_buffers()}
+        results[f"logits {step}"] = logits.detach()
+        results |= {
+            f"gradient {step} {name}": p.grad.clone() for name, p in net.named_parameters() if p.grad is not None
+        }
+        results |= {f"buffer {step} {name}": buffer.clone() for name, buffer in net.named_buffers()}
         with torch.no_grad():
             for parameter in net.parameters():
                 if parameter.grad is not None:  # None: of a unit that stochastic depth dropped
                     parameter -= 0.1 * parameter.grad
     assert x.grad is not None
-    return found | {"image gradient": x.grad, "stream": torch.get_rng_state()}
+    return results | {"image gradient": x.grad, "stream": torch.get_rng_state()}
 
 
 def assert_same(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
     assert left.keys() == right.keys()
-    # Bit for bit: a NaN of tiny maps equals itself, and 0 is not -0.
+    # Compare bits, so that NaN (of tiny maps) equals itself, and 0 differs from -0.
     wrong = [name for name in left if left[name].numpy(force=True).tobytes() != right[name].numpy(force=True).tobytes()]
     assert wrong == []
 
@@ -102,18 +104,18 @@ def assert_same(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
 @example(parse_name("resnet-b:units=2-2,width=4,stem=imagenet,size=33"))
 @settings(max_examples=60, deadline=None)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_step_leaves_the_same_bits(dtype: torch.dtype, spec: Spec) -> None:
+def test_recomputed_step_is_equal_bit_for_bit(dtype: torch.dtype, spec: Spec) -> None:
     assert_same(outcome(spec, True, dtype), outcome(spec, False, dtype))
 
 
-def test_a_step_in_bf16_leaves_the_same_bits() -> None:
+def test_recomputed_step_in_bf16_is_equal_bit_for_bit() -> None:
     spec = parse_name("densenet-bc:layers=3-2,k=4,dropout=0.2,size=8")
     logits = outcome(spec, True, torch.float32, autocast=True)["logits 0"]
     assert logits.dtype == torch.bfloat16
-    plain, again = (outcome(spec, recompute, torch.float32, autocast=True) for recompute in (False, True))
-    for found in (plain, again):
-        found.update({name: tensor.float() for name, tensor in found.items() if tensor.dtype == torch.bfloat16})
-    assert_same(plain, again)
+    plain, recomputed_results = (outcome(spec, recompute, torch.float32, autocast=True) for recompute in (False, True))
+    for results in (plain, recomputed_results):
+        results.update({name: tensor.float() for name, tensor in results.items() if tensor.dtype == torch.bfloat16})
+    assert_same(plain, recomputed_results)
 
 
 @pytest.mark.parametrize(
@@ -125,10 +127,10 @@ def test_a_step_in_bf16_leaves_the_same_bits() -> None:
         ("densenet-bc:L=40,k=12,dropout=0.2,connect=log", 0.07, 0.3),
         ("resnet:L=56", 0.27, 0.45),
         ("resnet-b:L=83", 0.4, 0.6),
-        ("densenet-bc:layers=3-3,k=12,stem=imagenet,size=64", 0.15, 0.6),  # few layers: the stem's maps are the most
+        ("densenet-bc:layers=3-3,k=12,stem=imagenet,size=64", 0.15, 0.6),  # mostly maps of the stem
     ],
 )
-def test_a_step_needs_a_fraction_of_the_memory(name: str, kept: float, most: float) -> None:
+def test_recomputed_step_needs_a_fraction_of_the_memory(name: str, kept: float, most: float) -> None:
     spec = parse_name(name)
     net: Any = build(spec).to(memory_format=torch.channels_last)
     x, y = torch.randn(4, 3, spec.image_size, spec.image_size), torch.zeros(4, dtype=torch.long)
@@ -139,7 +141,7 @@ def test_a_step_needs_a_fraction_of_the_memory(name: str, kept: float, most: flo
     assert less[1] < most * plain[1]
 
 
-def test_only_what_layers_put_out_is_kept() -> None:
+def test_only_outputs_of_layers_are_kept() -> None:
     spec = parse_name("densenet-bc:layers=6-6,k=4,size=16")
     net: Any = build(spec)
     net.recompute = True
@@ -158,7 +160,7 @@ def test_only_what_layers_put_out_is_kept() -> None:
     assert sum(sizes) <= kept < 1.02 * sum(sizes) + 1000  # the loss keeps the log-probabilities
 
 
-def test_without_gradients_nothing_is_run_twice() -> None:
+def test_nothing_runs_twice_without_gradients() -> None:
     net: Any = build(parse_name("densenet-bc:layers=2-2,k=4,size=8"))
     runs: list[str] = []
     for name, module in net.named_modules():
@@ -177,7 +179,7 @@ def test_without_gradients_nothing_is_run_twice() -> None:
     assert runs.count(last) == 1, "the second run ends where nothing more is needed"
 
 
-def test_a_graph_that_is_kept_can_be_gone_through_again() -> None:
+def test_retained_graph_has_a_second_backward_pass() -> None:
     net: Any = build(parse_name("densenet-bc:layers=2-2,k=4,dropout=0.2,size=8")).train()
     net.recompute = True
     loss = net(torch.randn(3, 3, 8, 8)).square().sum()
@@ -205,15 +207,15 @@ def curve(epochs: list[Epoch]) -> list[tuple[object, ...]]:
         "resnet-b:units=2-2,width=4,drop=0.5,channels=1,size=8",
     ],
 )
-def test_a_training_ends_bit_equal(digits: Dataset, tmp_path: Path, name: str) -> None:
+def test_run_with_changing_recomputation_ends_bit_equal(digits: Dataset, tmp_path: Path, name: str) -> None:
     spec, recipe = parse_name(name), make_recipe("fast", data_info("digits"), epochs=3)
     plain = fit(spec, digits, recipe, seed=(3, 1))
-    again = fit(spec, digits, recipe, seed=(3, 1), recompute=True)
-    assert again.weights_digest == plain.weights_digest
-    assert curve(again.run.curve) == curve(plain.run.curve)
-    assert again.run.norms == plain.run.norms
+    recomputing = fit(spec, digits, recipe, seed=(3, 1), recompute=True)
+    assert recomputing.weights_digest == plain.weights_digest
+    assert curve(recomputing.run.curve) == curve(plain.run.curve)
+    assert recomputing.run.norms == plain.run.norms
 
-    for epoch, recompute in ((1, False), (2, True)):  # one that ran out of memory goes on with less, and back
+    for epoch, recompute in ((1, False), (2, True)):  # switch as after running out of memory, and back
         fit(
             spec,
             digits,
@@ -228,7 +230,7 @@ def test_a_training_ends_bit_equal(digits: Dataset, tmp_path: Path, name: str) -
     assert curve(mixed.run.curve) == curve(plain.run.curve)
 
 
-def test_a_compiled_network_takes_no_notice(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_network_ignores_recomputation(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = parse_name("densenet-bc:layers=2-1,k=4,channels=1,size=8")
     digests = []
     monkeypatch.setattr(densenet, "recomputed", None)

@@ -1,5 +1,7 @@
-"""The Triton kernels are the same function as `ref`: on the CPU, in float32, through Triton's interpreter; and they
-compile for GPUs. On a GPU they are tested where there is one."""
+"""The Triton kernels equal `ref` in Triton's interpreter (on the CPU, in float32), and compile for GPUs.
+
+Tests on a GPU run on machines that have one.
+"""
 
 import json
 import os
@@ -18,13 +20,13 @@ from dnas.nn.kernels.reference import BlockShape
 from dnas.nn.kernels.triton_block import PIXELS, TRITON
 from tests.nn.test_dense_block import images, nets, step
 from tests.support.interpreted import CASES, errors, run, weights_of
-from tests.training.test_step import Asked
+from tests.training.test_step import Synchronisations
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
-SHARED_BYTES = 99 * 1024  # of a GPU's memory for the threads of one program, at the least since 2020
+SHARED_BYTES = 99 * 1024  # shared memory per program that every GPU since 2020 has
 
 
-# The kernels are interpreted once, in a process of their own: not by each worker of the suite.
+# The kernels are interpreted once, in a separate process, instead of by each worker of the test suite.
 pytestmark = pytest.mark.xdist_group("triton")
 
 
@@ -40,19 +42,19 @@ def interpreted() -> dict[str, Any]:
 
 @needs_triton
 @pytest.mark.parametrize("case", [*CASES, "network"])
-def test_the_same_function(interpreted: dict[str, Any], case: str) -> None:
+def test_interpreted_kernels_equal_the_reference(interpreted: dict[str, Any], case: str) -> None:
     assert {name: error for name, error in interpreted[case].items() if not error <= 1e-5} == {}
 
 
 @needs_triton
-def test_variances_far_from_zero(interpreted: dict[str, Any]) -> None:
-    """float32 holds a number near 1000 to 3e-5: differences of squares would say nothing of a variance near 1."""
+def test_variance_of_maps_with_a_large_mean(interpreted: dict[str, Any]) -> None:
+    """float32 stores a number near 1000 to 3e-5, so differences of squares could not resolve a variance near 1."""
     assert interpreted["far from zero"]["mean"] < 1e-6
     assert interpreted["far from zero"]["variance"] < 1e-4
 
 
 class _Compiled:
-    """Stands where a kernel is, and compiles it as it is launched, for a GPU that need not be there."""
+    """Replaces a kernel, and compiles it at launch for a GPU that need not exist."""
 
     def __init__(self, kernel: Any) -> None:
         self.kernel, self.made = kernel, dict[str, Any]()
@@ -71,7 +73,7 @@ class _Compiled:
             name: f"*{_TYPES[argument.dtype]}" if isinstance(argument, torch.Tensor) else _TYPES[type(argument)]
             for name, argument in given.items()
         }
-        # As in a launch: a whole number that is 1 is compiled in.
+        # As in a launch, an integer argument equal to 1 is compiled in.
         constants |= {name: 1 for name, argument in given.items() if isinstance(argument, int) and argument == 1}
         signature |= dict.fromkeys(constants, "constexpr")
         key = repr((signature, constants))
@@ -95,8 +97,8 @@ _TYPES = {
 
 @needs_triton
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
-def test_they_compile(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As they are launched in bfloat16 for a layer with a bottleneck of 128; products are tensor cores'."""
+def test_kernels_compile_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Launched in bfloat16 for a layer with a bottleneck of 128; products use tensor cores."""
     from dnas.nn.kernels import triton_kernels
 
     names = [name for name in vars(triton_kernels) if not name.startswith("_") and name not in ("triton", "tl")]
@@ -108,10 +110,10 @@ def test_they_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     masks = [torch.ones(1, outs, 16, 16, dtype=torch.bool) for outs in (128, 32)]
     output, statistics, kept = TRITON.forward(shape, x, weights, masks, False)
     TRITON.backward(shape, x, weights, masks, statistics, kept, output)
-    with Asked() as asked:  # by the second call its tables are there
+    with Synchronisations() as recorded:  # by the second call its tables are there
         output, statistics, kept = TRITON.forward(shape, x, weights, masks, False)
         TRITON.backward(shape, x, weights, masks, statistics, kept, output)
-    assert asked.calls == [], "what waits for the device cannot be captured in a CUDA graph"
+    assert recorded.calls == [], "what waits for the device cannot be captured in a CUDA graph"
     for name, kernel in kernels.items():
         assert kernel.made, f"{name} is not launched"
         for compiled in kernel.made.values():
@@ -121,7 +123,7 @@ def test_they_compile(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_without_a_device_they_are_refused() -> None:
+def test_triton_is_refused_without_a_device() -> None:
     with pytest.raises(InputError, match=r"this machine runs the kernels plain, .*but not triton: .+\.$"):
         check_kernels("triton")
     shape = BlockShape((2, 1), ((0,), (0, 1)), (0,), "pool", 0.0, 1e-5)
@@ -129,15 +131,15 @@ def test_without_a_device_they_are_refused() -> None:
 
 
 @needs_triton
-def test_other_types_are_refused(interpreted: dict[str, Any]) -> None:
+def test_unsupported_types_are_refused(interpreted: dict[str, Any]) -> None:
     float32, float64 = interpreted["why not"]
     assert float32 == ""
     assert float64.startswith("kernels `triton` support float32 and bfloat16 on CUDA, but not torch.float64")
 
 
 @needs_triton
-def test_they_are_for_autocast(interpreted: dict[str, Any]) -> None:
-    """Training on a GPU is under it: maps are bfloat16, weights float32."""
+def test_triton_supports_autocast(interpreted: dict[str, Any]) -> None:
+    """Runs on a GPU use autocast: maps are bfloat16 and weights float32."""
     assert interpreted["under autocast"] == ["", "autocast", "autocast"]
 
 
@@ -153,8 +155,8 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is n
 
 @needs_gpu
 @pytest.mark.parametrize("case", CASES)
-def test_on_a_gpu(case: str) -> None:
-    """bfloat16 keeps 8 bits; float32 errs by 1e-6 a product."""
+def test_kernels_on_a_gpu_equal_the_reference(case: str) -> None:
+    """bfloat16 has 8 significant bits; a float32 product has an error of 1e-6."""
     from dnas.nn.kernels.dispatch import drawn_masks
     from dnas.nn.kernels.reference import REF
 
@@ -165,21 +167,21 @@ def test_on_a_gpu(case: str) -> None:
     truth = run(REF, shape, x.double(), [weight.double() for weight in weights], masks, recompute)
     for dtype, tolerance in ((torch.float32, 1e-3), (torch.bfloat16, 0.1)):
         there = [weight.to("cuda", dtype) for weight in weights], [mask.cuda() for mask in masks]
-        found = run(TRITON, shape, x.to("cuda", dtype), *there, recompute)
+        results = run(TRITON, shape, x.to("cuda", dtype), *there, recompute)
         again = run(TRITON, shape, x.to("cuda", dtype), *there, recompute)
-        assert all(torch.equal(found[name], again[name]) for name in found)
-        found = {name: tensor.cpu() for name, tensor in found.items()}
-        assert {name: error for name, error in errors(found, truth).items() if not error <= tolerance} == {}
+        assert all(torch.equal(results[name], again[name]) for name in results)
+        results = {name: tensor.cpu() for name, tensor in results.items()}
+        assert {name: error for name, error in errors(results, truth).items() if not error <= tolerance} == {}
 
 
 @needs_gpu
 @pytest.mark.parametrize("mixed", [False, True])
-def test_a_training_step_on_a_gpu(mixed: bool) -> None:
+def test_training_step_on_a_gpu_equals_the_plain_modules(mixed: bool) -> None:
     spec = parse_name("densenet-bc:layers=3-2,k=5,size=9,dropout=0.1")
     plain, fast = (net.cuda() for net in nets(spec, "triton", torch.float32))
     x, y = (tensor.cuda() for tensor in images(spec, 2 * PIXELS // 81 + 2, torch.float32))
     with torch.autocast("cuda", torch.bfloat16, enabled=mixed):
-        found, truth = (step(net, x, y) for net in (fast, plain))
-    del found["stream"], truth["stream"]
-    wrong = errors({k: v.cpu() for k, v in found.items()}, {k: v.cpu() for k, v in truth.items()})
+        results, truth = (step(net, x, y) for net in (fast, plain))
+    del results["stream"], truth["stream"]
+    wrong = errors({k: v.cpu() for k, v in results.items()}, {k: v.cpu() for k, v in truth.items()})
     assert {name: error for name, error in wrong.items() if not error <= (0.2 if mixed else 1e-2)} == {}
