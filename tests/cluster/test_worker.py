@@ -28,6 +28,7 @@ from dnas.space.parse import load_space
 from dnas.study.config import SearchConfig
 from dnas.study.folder import StudyFolder
 from tests.support.analytic import AnalyticExecutor, Silent, search_config
+from tests.support.commands import Command
 from tests.support.patience import patience
 from tests.support.postgres import PASSWORD, Server
 from tests.support.studies import equal_but_times, events_but_times
@@ -287,15 +288,20 @@ class Node:
         folder.mkdir(exist_ok=True)
         self.folder = folder
         environment = os.environ | {"PYTHONPATH": str(ROOT), "DNAS_STORAGE": url} | environment
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", run, "worker", "s", "--workers", "1", *arguments],
-            cwd=folder,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        words = ("worker", "s", "--workers", "1", *arguments)
+        self.process: Command | subprocess.Popen[str]
+        if run == RUN:
+            self.process = Command(*words, code=run, folder=folder, environment=environment, merge=True)
+        else:  # a new Python, whose clock is another one from its start
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", run, *words],
+                cwd=folder,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
 
     def signal(self, number: int) -> None:
         os.killpg(self.process.pid, number)
@@ -364,6 +370,7 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     moto.stop()
 
 
+@pytest.mark.slow
 def test_nodes_with_private_folders_share_a_database_and_s3(
     server: Server,
     url: str,

@@ -379,6 +379,7 @@ def start(*words: str) -> Command:
     return Command("reproduce", "fig4-left", "--budget", "tiny", *words, code=SCRIPT)
 
 
+@pytest.mark.slow
 def test_a_real_run_that_was_killed_ends_as_if_it_had_not_been() -> None:
     process = start("--workers", "2")
     shown = process.communicate()[0]
