@@ -1,4 +1,4 @@
-"""All that a report is made from, read once."""
+"""The data of a report, read once from the study."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -21,9 +21,8 @@ from dnas.study.config import objectives_of
 from dnas.study.folder import StudyFolder, find_study, read_study
 from dnas.study.record import TrialRecord, rank
 
-# Of the forests that a page fits: a second or two in all.
-BOOTSTRAPS, ROUNDS = 30, 3
-# Of `read_study`, for a study without a trial: even then trials.csv has its head.
+BOOTSTRAPS, ROUNDS = 30, 3  # of the random forests on a page, which take one or two seconds together
+# Columns of `read_study`, for the header of trials.csv of a study without trials.
 COLUMNS = [
     *("number", "state", "arm", "network", "digest", "params", "macs", "activation_bytes", "val_error", "val_loss"),
     *("test_error", "epochs", "epochs_planned", "seconds", "peak_memory_bytes", "latency"),
@@ -33,7 +32,7 @@ COLUMNS = [
 
 @dataclass
 class Study:
-    """All that the page is made from."""
+    """The data of the page, and the figures that have been drawn."""
 
     folder: StudyFolder
     config: dict[str, Any]
@@ -57,7 +56,7 @@ class Study:
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """The objectives of the figure and the front: a search for the error alone is shown against params."""
+        """Objectives of the main figure and the front. A search by error alone is shown against params."""
         return self.objectives if len(self.objectives) > 1 else (self.objectives[0], "params")
 
     @property
@@ -67,11 +66,11 @@ class Study:
 
     @cached_property
     def evidence(self) -> Evidence:
-        """The complete trials, for what is said of their choices."""
+        """The complete trials, for the analysis of their choices."""
         try:
             return evidence(self.config, self.records)
         except KeyError as missing:
-            raise InputError(f"study.toml has no {missing}, without which its choices can't be weighed.") from None
+            raise InputError(f"study.toml has no {missing}, which the analysis of its choices needs.") from None
 
     @cached_property
     def fanova(self) -> Fanova:
@@ -88,7 +87,7 @@ def read_for_report(study: str | Path, out: Path | None) -> Study:
     try:
         events = folder.events()
     except InputError:
-        events = []  # the records tell the same, but for how often a trial was paused and promoted
+        events = []  # the records contain the same, except for the numbers of pauses and promotions
     if frame.empty:
         frame = pd.DataFrame(columns=COLUMNS)
     best = next(iter(rank(records)), None)
@@ -96,14 +95,14 @@ def read_for_report(study: str | Path, out: Path | None) -> Study:
     floor = None
     if best is not None and best.val_error is not None and data.get("val_size"):
         floor = noise_floor(best.val_error, int(data["val_size"]))
-    # Parts of a data set, or images of another size, are another task than the paper's.
+    # A part of a data set, or another image size, is a different task from the paper's.
     whole = data.get("subset") is None and data.get("image_size", 32) == 32
     points = published(str(data.get("name", ""))) if whole else published("")
     points = points[points["augmented"] == (data.get("augmentation", "none") != "none")]
     curves = learning_curves(folder)
     costs = objectives[1:] or ("params",)
     for column in costs:
-        # A latency that no trial has measured yet is a column of None.
+        # The column is None where no trial has measured the latency yet.
         frame[column] = pd.to_numeric(frame[column])
     return Study(
         folder,
@@ -124,27 +123,28 @@ def read_for_report(study: str | Path, out: Path | None) -> Study:
 
 
 def _objectives(config: dict[str, Any]) -> tuple[str, ...]:
-    """As `objectives_of`; of a file that names unknown ones, the error."""
-    found = objectives_of(config)
-    known = found[0] in TRAINED and all(name in METRICS for name in found)
-    return found if known else ("val_error",)
+    """Return the objectives of a study, or the validation error if the study names unknown ones."""
+    objectives = objectives_of(config)
+    known = objectives[0] in TRAINED and all(name in METRICS for name in objectives)
+    return objectives if known else ("val_error",)
 
 
 def _arms(
     objective: str, records: list[TrialRecord], events: list[dict[str, Any]], curves: pd.DataFrame
 ) -> ArmComparison:
-    """The sampler's arm against the control's, at the first epoch at which a trial was stopped or paused."""
-    # After `--epochs` was raised, the trials that were left behind have another schedule: they are no comparison.
+    """Compare the sampler with the control arm at the first epoch at which a trial was stopped or paused."""
+    # If `--epochs` was raised, trials that were not continued have another schedule and cannot be compared.
     last = max((record.epochs_planned for record in records), default=0)
-    able = [record for record in records if record.epochs_planned == last]
-    epoch = decision_epoch(events, [r.epochs for r in able if r.state in ("stopped", "paused") and r.epochs], last)
-    numbers = {record.number for record in able}
-    values = {n: value for n, value in values_at(curves, objective, epoch).items() if n in numbers}
-    return compare_arms(values, {record.number: record.arm for record in able}, objective, epoch)
+    comparable = [record for record in records if record.epochs_planned == last]
+    ended = [r.epochs for r in comparable if r.state in ("stopped", "paused") and r.epochs]
+    epoch = decision_epoch(events, ended, last)
+    arms = {record.number: record.arm for record in comparable}
+    values = {n: value for n, value in values_at(curves, objective, epoch).items() if n in arms}
+    return compare_arms(values, arms, objective, epoch)
 
 
 def value(value: float | None, objective: str) -> str:
-    """A value of an objective as the whole page writes it."""
+    """Format a value of an objective for the page."""
     return METRICS[objective].written(value)
 
 
@@ -153,7 +153,7 @@ def listed(objectives: Iterable[str]) -> str:
 
 
 def objective_of(record: TrialRecord, name: str) -> float | None:
-    """A trial's value of one of the objectives, whether it was one of its study's or not."""
+    """Return a trial's value of any objective, including those that its study does not minimise."""
     if name in TRAINED or name == "latency":
         value: float | None = getattr(record, name)
         return value

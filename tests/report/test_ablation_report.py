@@ -1,4 +1,4 @@
-"""The page of an ablation: sentences true to the numbers, whole tables, and it fits where it is read."""
+"""The page of an ablation: sentences that match the numbers, complete tables, and layout in a browser."""
 
 import csv
 import io
@@ -42,14 +42,14 @@ IMAGES = 144
 
 
 def errors(shifts: dict[str, list[int]], base: list[int]) -> dict[str, dict[int, float | str]]:
-    """plain makes `base` errors among 144 images, a number a seed; the others so many more."""
+    """Return errors among 144 images: `base` for each seed of plain, and the base plus a shift for the others."""
     found: dict[str, dict[int, float | str]] = {"plain": {seed: n / IMAGES for seed, n in enumerate(base)}}
     for name, more in shifts.items():
         found[name] = {seed: (n + m) / IMAGES for seed, (n, m) in enumerate(zip(base, more, strict=True))}
     return found
 
 
-# B is 3 to 5 images lower from every seed, C is now above and now below, BC is 6 to 8 lower.
+# B is 3 to 5 images lower from every seed, C varies around the base, BC is 6 to 8 images lower.
 BASE = [14, 15, 13, 16, 14, 15, 12]
 SHIFTS = {"B": [-4, -3, -5, -4, -3, -4, -5], "C": [1, -1, 0, 2, -2, 1, -1], "BC": [-7, -8, -6, -7, -6, -8, -7]}
 
@@ -66,7 +66,7 @@ def page(study: StudyFolder) -> Page:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests of words alone."""
+    """Skip the figures in tests of text."""
     monkeypatch.setattr("dnas.report.ablation._draw_all", lambda *_: None)
 
 
@@ -203,7 +203,7 @@ def test_variants_over_seeds_and_cells() -> None:
     assert cells["line_level"].tolist() == [1, 2, 1, 2]
     assert cells["mean"].tolist() == pytest.approx([0.15, 0.6, 0.3, 0.8])
     assert cells["n"].tolist() == [2, 2, 1, 2]
-    # A cell of two variants has a seed only where both have it: else levels of a third factor would be compared.
+    # A cell of two variants uses a seed only if both have it; otherwise levels of a third factor would be compared.
     both = {"p": {"x": 0, "y": 1, "z": 0}, "q": {"x": 0, "y": 1, "z": 1}}
     cells = cell_means(pd.DataFrame({"p": [0.1, 0.2], "q": [0.3, NAN]}), both)
     (cell,) = cells[cells["line_factor"] == "y"].to_dict("records")
@@ -223,7 +223,7 @@ def test_curves_of_a_variant_are_mean_and_range_over_its_runs() -> None:
 # --- the page -----------------------------------------------------------------------------------------------------
 
 
-def test_the_page_says_what_the_numbers_say(page: Page, study: StudyFolder) -> None:
+def test_the_sentences_match_the_numbers(page: Page, study: StudyFolder) -> None:
     a = read_ablation(study.path)
     found = {c.name: c for c in a.effects.comparisons}
     assert {name: c.verdict for name, c in found.items()} == {
@@ -231,14 +231,14 @@ def test_the_page_says_what_the_numbers_say(page: Page, study: StudyFolder) -> N
         "C": "cannot tell",
         "BC": "fewer errors",
     }
-    mean = sum(SHIFTS["BC"]) / 7 / IMAGES  # worked out here, not read from where the page has it
+    mean = sum(SHIFTS["BC"]) / 7 / IMAGES  # computed here, independently of the page
     assert (
         f"BC makes fewer errors than plain: −{abs(100 * mean):.2f} percentage points of validation error" in page.text
     )
     assert "C can't be told from plain: 0.00 percentage points" in page.text
     assert "Do bottlenecks and compression help?" in page.text
     spread = 100 * np.std(BASE, ddof=1) / IMAGES
-    assert f"From seed to seed plain varies by {spread:.2f} points" in page.text
+    assert f"The error of plain varies by {spread:.2f} points between seeds" in page.text
     assert "One image of 144 is 0.69 points" in page.text
     assert "1 of 32 have" not in page.text
 
@@ -255,7 +255,7 @@ def test_every_figure_is_drawn_saved_and_has_its_numbers(page: Page, study: Stud
     )
 
 
-def test_nothing_is_asked_of_the_network(page: Page) -> None:
+def test_the_page_loads_nothing_from_the_network(page: Page) -> None:
     for tag, attributes in page.tags:
         for name in ("src", "href", "srcset", "poster", "action"):
             value = attributes.get(name) or ""
@@ -277,15 +277,15 @@ def test_all_runs_are_there_with_commit_and_versions(page: Page, study: StudyFol
     assert "dnas ablate whole --seeds 7" in page.text
 
 
-def test_what_failed_is_left_out_and_said(tmp_path: Path, undrawn: None) -> None:
+def test_failed_runs_are_left_out_and_reported(tmp_path: Path, undrawn: None) -> None:
     some = errors(SHIFTS, BASE)
     some["BC"][3] = "failed"
     some["plain"][5] = "failed"
     study = make_ablation(tmp_path / "s", some)
     text = Page(write_report(study.path, tmp_path / "out")).text
-    assert "2 runs of 28 have no error, and their pairs are left out" in text
+    assert "2 runs of 28 have no error; their pairs are left out" in text
     assert "BC/s3: diverged: the training loss is nan" in text
-    assert "Without the base's run there is no pair of seed 5 in any comparison." in text
+    assert "The run of the base is missing, so seed 5 cannot be used in any comparison." in text
     assert "2 runs of 28 failed: 2 × diverged" in text
     assert "BC against plain" in text
     assert "the mean of 5 pairs" in text
@@ -293,22 +293,22 @@ def test_what_failed_is_left_out_and_said(tmp_path: Path, undrawn: None) -> None
 
 
 @pytest.mark.parametrize(
-    ("state", "words"),
+    ("state", "note"),
     [
-        ("running", "1 run is marked running"),
+        ("running", "1 run is marked as running"),
         ("failed", "Nothing can be compared yet"),
     ],
 )
-def test_a_study_that_has_only_begun_is_no_trouble(tmp_path: Path, state: str, words: str) -> None:
+def test_a_study_with_a_single_run_has_a_page(tmp_path: Path, state: str, note: str) -> None:
     study = make_ablation(tmp_path / "s", {"plain": {0: state}})
     text = Page(write_report(study.path, tmp_path / "out")).text
-    assert words in text
+    assert note in text
     assert "makes fewer errors" not in text
 
 
 def test_a_study_without_a_run_has_a_page(tmp_path: Path) -> None:
     study = make_ablation(tmp_path / "s", {})
-    assert "There is nothing yet: no run has been started." in Page(write_report(study.path, tmp_path / "out")).text
+    assert "No run has been started yet." in Page(write_report(study.path, tmp_path / "out")).text
 
 
 def test_no_star_and_no_finding_from_too_few_seeds(tmp_path: Path, undrawn: None) -> None:
@@ -323,25 +323,25 @@ def test_no_star_and_no_finding_from_too_few_seeds(tmp_path: Path, undrawn: None
     assert "0.750" not in tables  # p could not have been below it
 
 
-def test_a_race_says_what_holds_of_it(tmp_path: Path, undrawn: None) -> None:
+def test_a_race_reports_its_own_interval_and_correction(tmp_path: Path, undrawn: None) -> None:
     found = make_ablation(tmp_path / "s", errors(SHIFTS, BASE), seeds="auto", most=20)
     text = Page(write_report(found.path, tmp_path / "out")).text
     assert "interval of the race" in text
-    assert "a comparison got another one only while it was undecided, 20 at most" in text
+    assert "seeds were added to a comparison only while it was undecided, up to 20" in text
     assert "after Holm" not in text
-    assert "Factor by factor" not in text  # whose tests would not hold
+    assert "Effects of the factors" not in text  # their tests would be invalid
     assert "race's sign-flip test, after Bonferroni over 3 comparisons" in text
 
 
-# --- can I believe it ---------------------------------------------------------------------------------------------
+# --- validity -----------------------------------------------------------------------------------------------------
 
 
 def lines(study: StudyFolder) -> dict[str, str]:
-    """Line of a check -> its mark."""
+    """Return the mark of each line of the section "Validity"."""
     return {check.line: check.mark for check in checks(read_ablation(study.path), study.records())}
 
 
-def test_the_equal_control_is_held_to_its_tolerance(tmp_path: Path) -> None:
+def test_equal_sizes_are_checked_against_the_tolerance(tmp_path: Path) -> None:
     small = {name: {0: 0.1} for name in VARIANTS}
     near = make_ablation(
         tmp_path / "a", small, equal="params", residuals={"B": 0.004, "C": -0.0062, "BC": 0.002, "plain": 0}
@@ -353,13 +353,13 @@ def test_the_equal_control_is_held_to_its_tolerance(tmp_path: Path) -> None:
     assert any(line.startswith("Sizes were not held equal: the variants have from 0.0") for line in lines(free))
 
 
-def test_seeds_that_were_added_after_a_look_are_told(tmp_path: Path) -> None:
+def test_seeds_added_after_results_are_reported(tmp_path: Path) -> None:
     study = make_ablation(tmp_path / "s", errors(SHIFTS, BASE), earlier=[3, 5])
-    line = "Seeds were added after results with 3 and 5 were there: p is smaller than it should be"
+    line = "Seeds were added after results with 3 and 5 seeds were available: p is too small"
     assert lines(study)[line] == "mind"
 
 
-def test_pairs_of_unlike_data_are_found(study: StudyFolder, tmp_path: Path) -> None:
+def test_pairs_with_different_data_are_reported(study: StudyFolder, tmp_path: Path) -> None:
     assert lines(study)["Both runs of each of 21 pairs have the same seed, split and data"] == "fine"
     copy = StudyFolder(Path(shutil.copytree(study.path, tmp_path / "s")))
     record = copy.records()[1]  # B/s0
@@ -368,28 +368,28 @@ def test_pairs_of_unlike_data_are_found(study: StudyFolder, tmp_path: Path) -> N
     assert lines(copy)["1 pair of 21 differ in seed or data: B/s0"] == "mind"
 
 
-def test_the_test_images_and_the_machine_are_told(study: StudyFolder, tmp_path: Path) -> None:
+def test_use_of_test_images_and_different_machines_are_reported(study: StudyFolder, tmp_path: Path) -> None:
     found = lines(study)
-    assert found["Measured on validation images; the test images were not opened"] == "fine"
-    assert found["All runs: one host, one kind of device, one commit, one version of each library"] == "fine"
+    assert found["Measured on validation images; the test images were not used"] == "fine"
+    assert found["All runs used one host, device type, commit and version of each library"] == "fine"
     copy = StudyFolder(Path(shutil.copytree(study.path, tmp_path / "s")))
     record = copy.records()[2]
     record.host, record.test_error = "another", 0.1
     copy.write_record(record)
     found = lines(copy)
-    assert found["The test images were opened by 1 run"] == "mind"
-    assert found["The runs were not all made alike: several hosts"] == "mind"
+    assert found["The test images were used by 1 run"] == "mind"
+    assert found["The runs used different hosts"] == "mind"
 
 
 def answers(study: StudyFolder) -> dict[int, str]:
     return {row.number: row.answer for row in checklist(read_ablation(study.path), study.records())}
 
 
-def test_the_checklist_answers_what_the_records_show_and_no_more(study: StudyFolder, tmp_path: Path) -> None:
+def test_the_checklist_answers_only_what_the_records_show(study: StudyFolder, tmp_path: Path) -> None:
     whole = answers(study)
     assert list(whole) == list(range(1, 15))
     assert {n for n, answer in whole.items() if answer == "not applicable"} == {2, 8, 10}
-    assert {n for n, answer in whole.items() if answer == "not shown"} == {12}  # how the recipe was found
+    assert {n for n, answer in whole.items() if answer == "not shown"} == {12}  # how the recipe was tuned
     assert {n for n, answer in whole.items() if answer == "no"} == set()
     copy = StudyFolder(Path(shutil.copytree(study.path, tmp_path / "s")))
     for record in copy.records():
@@ -398,9 +398,9 @@ def test_the_checklist_answers_what_the_records_show_and_no_more(study: StudyFol
         record.host = "another" if record.number == 4 else record.host
         copy.write_record(record)
     changed = answers(copy)
-    assert changed[3] == "not shown"  # no commit was written down
+    assert changed[3] == "not shown"  # no commit was recorded
     assert changed[4] == "no"  # one run has other files
-    assert changed[11] == "no"  # one run was made elsewhere
+    assert changed[11] == "no"  # one run used another host
     dirty = StudyFolder(Path(shutil.copytree(study.path, tmp_path / "dirty")))
     record = dirty.records()[0]
     record.commit = "f" * 40 + "+"
@@ -414,7 +414,7 @@ def test_the_checklist_answers_what_the_records_show_and_no_more(study: StudyFol
 # --- tables -------------------------------------------------------------------------------------------------------
 
 
-def test_the_markdown_table_has_a_row_a_variant(study: StudyFolder) -> None:
+def test_the_markdown_table_has_one_row_per_variant(study: StudyFolder) -> None:
     a = read_ablation(study.path)
     text = to_markdown(table_rows(a), caption(a))
     table = [line for line in text.splitlines() if line.startswith("|")]
@@ -426,7 +426,7 @@ def test_the_markdown_table_has_a_row_a_variant(study: StudyFolder) -> None:
     assert "\\*" not in table[4]
 
 
-def test_the_csv_table_has_numbers_as_they_are(study: StudyFolder) -> None:
+def test_the_csv_table_has_unrounded_numbers(study: StudyFolder) -> None:
     rows = {row["variant"]: row for row in csv.DictReader(io.StringIO(to_csv(table_rows(read_ablation(study.path)))))}
     assert float(rows["plain"]["mean"]) == pytest.approx(np.mean(BASE) / IMAGES)
     assert float(rows["plain"]["sd"]) == pytest.approx(np.std(BASE, ddof=1) / IMAGES)
@@ -436,7 +436,7 @@ def test_the_csv_table_has_numbers_as_they_are(study: StudyFolder) -> None:
     assert rows["BC"]["pairs"] == "7"
 
 
-def test_the_latex_table_is_whole_and_escaped(study: StudyFolder) -> None:
+def test_the_latex_table_is_complete_and_escaped(study: StudyFolder) -> None:
     a = read_ablation(study.path)
     text = to_latex(table_rows(a), caption(a), "ablation-a_b")
     assert text.index("\\toprule") < text.index("\\midrule") < text.index("\\bottomrule")
@@ -450,7 +450,7 @@ def test_the_latex_table_is_whole_and_escaped(study: StudyFolder) -> None:
         assert not re.search(r"(?<!\\)[%#]", line)
     assert "\\label{tab:ablation-a-b}" in text
     assert "$^{*}$" in rows[1]
-    # Beside the comment of its first line everything is plain ASCII, so that any LaTeX takes it.
+    # Everything is ASCII, so that any LaTeX can read it.
     assert text.isascii()
     balance = 0
     for letter in re.sub(r"\\[{}]", "", text):
@@ -470,11 +470,11 @@ def test_the_latex_table_is_whole_and_escaped(study: StudyFolder) -> None:
         ("bottleneck × θ < 1", "bottleneck $\\times$ $\\theta$ $<$ 1"),
     ],
 )
-def test_latex_prints_text_as_it_is(text: str, escaped: str) -> None:
+def test_text_is_escaped_for_latex(text: str, escaped: str) -> None:
     assert latex(text) == escaped
 
 
-def test_the_tables_on_the_page_are_those_beside_it(page: Page, study: StudyFolder) -> None:
+def test_the_page_contains_the_tables_of_the_files(page: Page, study: StudyFolder) -> None:
     out = study.path.parent / "report"
     for name in ("table.md", "table.tex", "table.csv"):
         first = (out / name).read_text().splitlines()[1]
@@ -483,10 +483,10 @@ def test_the_tables_on_the_page_are_those_beside_it(page: Page, study: StudyFold
     assert {"table.md", "table.tex", "table.csv"} <= links
 
 
-# --- beside the paper ---------------------------------------------------------------------------------------------
+# --- comparison with the paper ------------------------------------------------------------------------------------
 
 
-def test_published_errors_are_of_the_same_network_alone() -> None:
+def test_published_errors_belong_to_the_same_network() -> None:
     found = published_for(parse_name("densenet:L=40,k=12,dropout=0.2"), "cifar10")
     assert [(one.tag, one.error) for one in found] == [("C10", 0.07), ("C10+", 0.0524)]
     assert found[1].schedule == "300 epochs, no dropout"
@@ -500,7 +500,7 @@ def test_published_errors_are_of_the_same_network_alone() -> None:
     assert published_for(parse_name("resnet:L=110,width=16"), "cifar10") == ()
 
 
-def test_published_numbers_stand_beside_ours_and_enter_none(tmp_path: Path, undrawn: None, page: Page) -> None:
+def test_published_numbers_are_shown_separately(tmp_path: Path, undrawn: None, page: Page) -> None:
     variants = {
         "plain": ({"kind": "plain"}, parse_name("densenet:L=40,k=12")),
         "BC": ({"kind": "BC"}, parse_name("densenet-bc:L=100,k=12")),
@@ -509,14 +509,14 @@ def test_published_numbers_stand_beside_ours_and_enter_none(tmp_path: Path, undr
     some: dict[str, dict[int, float | str]] = {"plain": {0: 0.08, 1: 0.09}, "BC": {0: 0.07, 1: 0.06}}
     study = make_ablation(tmp_path / "s", some, variants, design="one-at-a-time", data=facts)
     found = Page(write_report(study.path, tmp_path / "out"))
-    assert "Beside the paper" in found.text
+    assert "Comparison with the paper" in found.text
     assert "5.24% published" in found.text
     assert "Ours: 6 epochs on CIFAR-10, validation error." in found.text
     assert "300 epochs, no dropout" in found.text
     assert "7.00 (C10), 5.24 (C10+)" in (tmp_path / "out" / "table.md").read_text()
     row = next(csv.DictReader((tmp_path / "out" / "table.csv").open()))
     assert float(row["mean"]) == pytest.approx(0.085)
-    assert "Beside the paper" not in page.text  # of digits the paper has none
+    assert "Comparison with the paper" not in page.text  # the paper has no results on digits
 
 
 # --- the command --------------------------------------------------------------------------------------------------
@@ -528,7 +528,7 @@ def test_the_command_writes_draws_and_refuses(
     assert main(["report", str(study.path), "--out", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "index.html").is_file()
     search = make_study(tmp_path / "search", ["complete"] * 2)
-    with pytest.raises(InputError, match="whole is an ablation, which compares its own variants; give it alone"):
+    with pytest.raises(InputError, match="whole is an ablation, which compares its own variants; report it alone"):
         write_comparison([search.path, study.path], tmp_path / "both")
     assert main(["plot", "forest", str(study.path), "-o", str(tmp_path / "forest.svg")]) == 0
     assert "BC" in capsys.readouterr().out
@@ -537,7 +537,7 @@ def test_the_command_writes_draws_and_refuses(
     assert "is not an ablation" in capsys.readouterr().err
 
 
-def test_a_watched_ablation_is_written_again_until_it_is_over(
+def test_a_watched_ablation_is_updated_until_it_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undrawn: None
 ) -> None:
     monkeypatch.setattr("dnas.report.write.WATCH_SECONDS", 0.05)
@@ -549,14 +549,14 @@ def test_a_watched_ablation_is_written_again_until_it_is_over(
     until = time.monotonic() + patience(20)
     while not notes and time.monotonic() < until:
         time.sleep(0.05)
-    assert "marked running" in (tmp_path / "out" / "index.html").read_text()
+    assert "marked as running" in (tmp_path / "out" / "index.html").read_text()
     record = study.records()[1]
     record.state, record.val_error, record.objectives = "complete", 0.05, {"val_error": 0.05}
     study.write_record(record)
     watching.join(patience(20))
     assert not watching.is_alive()
     text = (tmp_path / "out" / "index.html").read_text()
-    assert "marked running" not in text
+    assert "marked as running" not in text
     assert "http-equiv" not in text
 
 
@@ -571,12 +571,12 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def alone(page: Page, study: StudyFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page by itself, as it comes by mail."""
+    """Copy the page without its files, as if it was sent by mail."""
     return Path(shutil.copy(study.path.parent / "report" / "index.html", tmp_path_factory.mktemp("mail")))
 
 
 @pytest.mark.parametrize(("width", "dark"), [(390, False), (1440, False), (1440, True)])
-def test_it_asks_for_nothing_and_fits(browser: Browser, alone: Path, width: int, dark: bool) -> None:
+def test_the_page_loads_nothing_and_fits_the_window(browser: Browser, alone: Path, width: int, dark: bool) -> None:
     opened = Opened(browser, alone, width, dark)
     assert opened.errors == []
     assert opened.requests == [alone.absolute().as_uri()]
@@ -606,7 +606,7 @@ def test_runs_sort_filter_and_open(browser: Browser, alone: Path, study: StudyFo
     assert opened.errors == []
 
 
-def test_marks_tell_their_pair_and_tables_can_be_taken_along(browser: Browser, alone: Path) -> None:
+def test_marks_show_their_pair_and_tables_can_be_saved(browser: Browser, alone: Path) -> None:
     opened = Opened(browser, alone)
     texts = opened.page.locator("#figure-forest use[data-t]").evaluate_all("marks => marks.map(m => m.dataset.t)")
     assert len(texts) == 21

@@ -1,4 +1,4 @@
-"""The page in a real browser: it asks for nothing, fits a phone, sorts, filters, tells values, saves its figures."""
+"""The page in a browser: no requests, layout on a phone, sorting, filtering, hover texts and saved figures."""
 
 import io
 import shutil
@@ -17,7 +17,7 @@ from dnas.study.folder import StudyFolder, read_study
 from tests.support.browser import Opened, chromium
 from tests.support.studies import add_trial, make_study
 
-pytestmark = pytest.mark.xdist_group("page")  # one browser and one page for all
+pytestmark = pytest.mark.xdist_group("page")  # one browser and one page for all tests
 
 STATES = ["complete", "complete", "stopped", "failed", "complete", "paused", "complete", "complete"] * 3
 MANY = 5_000
@@ -36,13 +36,13 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
 
 @pytest.fixture(scope="module")
 def path(study: StudyFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page alone, as it comes by mail."""
+    """Copy the page without its files, as if it was sent by mail."""
     page = write_report(study.path, study.path.parent / "report")
     return Path(shutil.copy(page, tmp_path_factory.mktemp("mail")))
 
 
 @pytest.mark.parametrize(("width", "dark"), [(390, False), (1440, False), (1440, True)])
-def test_it_asks_for_nothing_and_fits(browser: Browser, path: Path, width: int, dark: bool) -> None:
+def test_the_page_loads_nothing_and_fits_the_window(browser: Browser, path: Path, width: int, dark: bool) -> None:
     opened = Opened(browser, path, width, dark)
     assert opened.errors == []
     assert opened.requests == [path.absolute().as_uri()]
@@ -56,7 +56,7 @@ def numbers(opened: Opened) -> list[int]:
     return [int(name.removeprefix("trial-")) for name in rows.evaluate_all("rows => rows.map(row => row.id)")]
 
 
-def test_the_table_sorts_both_ways_with_the_unknown_last(browser: Browser, path: Path, study: StudyFolder) -> None:
+def test_the_table_sorts_both_ways_with_missing_values_last(browser: Browser, path: Path, study: StudyFolder) -> None:
     opened = Opened(browser, path)
     errors = read_study(study.path).set_index("number")["val_error"].astype(float)
     for ascending in (True, False):
@@ -68,7 +68,7 @@ def test_the_table_sorts_both_ways_with_the_unknown_last(browser: Browser, path:
         assert shown.tail(shown.isna().sum()).isna().all()
 
 
-def test_the_table_filters_by_words_state_and_front(browser: Browser, path: Path, study: StudyFolder) -> None:
+def test_the_table_filters_by_text_state_and_front(browser: Browser, path: Path, study: StudyFolder) -> None:
     opened = Opened(browser, path)
     frame = read_study(study.path)
     opened.page.select_option("#state", "complete")
@@ -106,7 +106,7 @@ def test_a_failed_trial_shows_its_log_as_text(browser: Browser, tmp_path: Path) 
     assert opened.errors == []
 
 
-def test_a_mark_tells_its_trial(browser: Browser, path: Path, study: StudyFolder) -> None:
+def test_hovering_over_a_mark_shows_its_trial(browser: Browser, path: Path, study: StudyFolder) -> None:
     opened = Opened(browser, path)
     marks = opened.page.locator("#figure-error_against_params use[data-t]")
     shown = [record for record in study.records() if record.state in ("complete", "stopped", "paused")]
@@ -115,7 +115,7 @@ def test_a_mark_tells_its_trial(browser: Browser, path: Path, study: StudyFolder
     texts = marks.evaluate_all("marks => marks.map(mark => mark.dataset.t)")
     (index,) = [i for i, text in enumerate(texts) if text.startswith(f"#{best.number} ")]
     assert best.network in texts[index]
-    # Each text is at its own mark: further to the right is the larger network.
+    # Each text belongs to its mark: larger networks are further right.
     sizes = {f"#{record.number}": record.cost["params"] for record in shown}
     places = marks.evaluate_all("marks => marks.map(mark => Number(mark.getAttribute('x')))")
     by_place = [sizes[text.split()[0]] for _, text in sorted(zip(places, texts, strict=True))]
@@ -127,7 +127,7 @@ def test_a_mark_tells_its_trial(browser: Browser, path: Path, study: StudyFolder
     assert opened.page.locator("#tip").inner_text().startswith("#")
 
 
-def test_figures_are_saved_from_the_page_alone(browser: Browser, path: Path, study: StudyFolder) -> None:
+def test_figures_can_be_saved_without_their_files(browser: Browser, path: Path, study: StudyFolder) -> None:
     opened = Opened(browser, path)
     links = opened.page.locator("#figure-error_against_params .save a")
     saved = {}
@@ -139,13 +139,13 @@ def test_figures_are_saved_from_the_page_alone(browser: Browser, path: Path, stu
     assert b"<svg" in saved["svg"][:200]
     assert b"data-t" not in saved["svg"]
     picture = np.asarray(Image.open(io.BytesIO(saved["png"])).convert("L"))
-    assert picture.std() > 5  # there is something on it
+    assert picture.std() > 5  # the picture is not blank
     table = pd.read_csv(io.BytesIO(saved["csv"]))
     known = read_study(study.path).set_index("number")["params"]
     assert (table.set_index("number")["params"] == known[table["number"]]).all()
 
 
-def test_a_comparison_opens_as_well(browser: Browser, study: StudyFolder, tmp_path: Path) -> None:
+def test_a_comparison_opens(browser: Browser, study: StudyFolder, tmp_path: Path) -> None:
     other = make_study(tmp_path / "other", STATES[:9], seed=1)
     opened = Opened(browser, write_comparison([study.path, other.path], tmp_path / "out"), 390)
     assert opened.errors == []
@@ -167,7 +167,9 @@ def test_five_thousand_trials_open_within_three_seconds(browser: Browser, tmp_pa
     assert shown.inner_text() == f"200 of {MANY} shown"
     assert numbers(opened) == list(range(200))
     opened.page.locator("#table thead button").first.click()
-    assert numbers(opened) == list(range(MANY - 1, MANY - 201, -1)), "sorted are all, not those that are there"
+    assert numbers(opened) == list(range(MANY - 1, MANY - 201, -1)), (
+        "all rows must be sorted, not only the visible ones"
+    )
     opened.page.select_option("#state", "stopped")
     stopped = [number for number in range(3, MANY) if number % 3 == 0]
     assert shown.inner_text() == f"200 of {len(stopped)} shown"
@@ -179,7 +181,7 @@ def test_five_thousand_trials_open_within_three_seconds(browser: Browser, tmp_pa
     assert not opened.page.locator("#all").is_visible()
 
 
-def test_a_curve_without_numbers_is_no_trouble(browser: Browser, tmp_path: Path) -> None:
+def test_a_curve_without_numbers_is_not_drawn(browser: Browser, tmp_path: Path) -> None:
     study = make_study(tmp_path / "s", ["complete"] * 3 + ["failed"])
     rows = study.curve(study.trial_folder(0)).head(4)
     for number, lost in ((3, range(4)), (1, range(2, 4))):

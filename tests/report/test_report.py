@@ -1,4 +1,4 @@
-"""The report: true, whole, self-contained and readable, whatever state a study is in."""
+"""The report of a search: correct numbers, complete, self-contained, and available in any state of a study."""
 
 import dataclasses
 import re
@@ -34,12 +34,12 @@ NOT_THERE = {
     "interactions",
     "path",
     "gradients",
-}  # of the study below: no log, too few trials, none measured
+}  # missing for the study below, which has no log, too few trials and no gradients
 VOID = {"meta", "input", "br", "img", "link", "hr"}
 
 
 class Page(HTMLParser):
-    """What a page holds; on the way it checks that every element is closed in order."""
+    """Parser of a page that also checks that every element is closed in order."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ def report(study: StudyFolder) -> Page:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests of words alone: the drawings take most of a report's time."""
+    """Skip the figures, which take most of the time of a report, in tests of its text."""
     monkeypatch.setattr("dnas.report.figures._draw", lambda *_: None)
 
 
@@ -95,7 +95,7 @@ def page(study: StudyFolder) -> Page:
     return report(study)
 
 
-def test_it_names_the_best_network_its_error_and_its_interval(study: StudyFolder, page: Page) -> None:
+def test_the_best_network_is_reported_with_its_error_and_interval(study: StudyFolder, page: Page) -> None:
     best = study.best()[0]
     assert best.val_error is not None
     low, high = wilson_interval(best.val_error, 144)
@@ -108,20 +108,20 @@ def test_it_names_the_best_network_its_error_and_its_interval(study: StudyFolder
     assert "5 complete, 1 stopped, 1 infeasible and 1 failed" in page.text
 
 
-def test_it_says_what_limits_the_numbers(page: Page) -> None:
-    assert "One seed a network" in page.text
+def test_the_validity_of_the_numbers_is_reported(page: Page) -> None:
+    assert "One seed per network; the best of 5 trials is optimistically biased" in page.text
     assert "(n = 1)" in page.text
     assert "optimistically biased" in page.text
     assert "The best network has the lowest validation error after its last epoch" in page.text
     assert "1,294 training / 144 validation / 359 test images" in page.text
-    assert "The test images were not opened" in page.text
+    assert "The test images were not used" in page.text
     assert "Early stopping (ASHA): 1 trial stopped" in page.text
     assert "1 after 3 epochs" in page.text
     assert "2 trials of 8 failed: 1 × diverged and 1 × params 61,002 > 60,000" in page.text
-    assert "diverged: a loss was no number; the sampler was told the worst error." in page.text
+    assert "diverged: the loss was not finite; the sampler received the worst possible error." in page.text
 
 
-def test_it_needs_nothing_but_itself(study: StudyFolder, page: Page) -> None:
+def test_the_page_is_self_contained(study: StudyFolder, page: Page) -> None:
     beside = study.path.parent / f"report-{study.name}"
     for tag, attributes in page.tags:
         for name in ("src", "href", "xlink:href", "data", "action", "poster", "srcset"):
@@ -135,20 +135,20 @@ def test_it_needs_nothing_but_itself(study: StudyFolder, page: Page) -> None:
     assert page.count("link") == page.count("img") == page.count("iframe") == 0
 
 
-def test_its_parts_are_named_once_and_found(page: Page) -> None:
+def test_ids_are_unique_and_links_resolve(page: Page) -> None:
     ids = [a["id"] for _, a in page.tags if "id" in a]
     assert len(ids) == len(set(ids))
     targets = re.findall(r'(?:href="|url\()#([^")]+)', page.source)
     targets += [str(a[k]) for _, a in page.tags for k in ("aria-labelledby", "for") if k in a]
     assert set(targets) <= set(ids)
-    assert {"answer", "believe", "inside", "trials", "again"} <= set(ids)
+    assert {"answer", "validity", "inside", "trials", "reproduce"} <= set(ids)
     drawings = [a for tag, a in page.tags if tag == "svg" and a.get("role") == "img"]
     assert len(drawings) == len(PICTURES) - len(NOT_THERE)
     assert all(len(a["aria-label"] or "") > 40 for a in drawings)
     assert all("scope" in a for tag, a in page.tags if tag == "th")
 
 
-def test_its_table_has_every_trial_and_marks_the_front(study: StudyFolder, page: Page) -> None:
+def test_the_table_lists_every_trial_and_marks_the_front(study: StudyFolder, page: Page) -> None:
     rows = [a for tag, a in page.tags if tag == "tr" and str(a.get("id", "")).startswith("trial-")]
     assert [a["id"] for a in rows] == [f"trial-{n}" for n in range(len(STATES))]
     assert [a["data-state"] for a in rows] == STATES
@@ -156,20 +156,20 @@ def test_its_table_has_every_trial_and_marks_the_front(study: StudyFolder, page:
     assert fronted == sorted(pareto_front(read_study(study.path)).numbers)
     assert [a["id"] for a in rows if a.get("class") == "is-best"] == [f"trial-{study.best()[0].number}"]
     assert "diverged: the training loss is nan at step 3 of epoch 1." in page.text
-    # What all have in common is said once, not in each row.
-    assert "Every network has channels=1, size=8." in page.text
+    # Parts that all names share are stated once, not in each row.
+    assert "All networks have channels=1, size=8." in page.text
     assert f"sampler {study.best()[0].network.removesuffix(',channels=1,size=8')} " in page.text
 
 
-def test_it_says_how_to_do_it_again(page: Page) -> None:
+def test_the_page_states_how_to_reproduce_the_study(page: Page) -> None:
     for fact in ("dnas search --space digits_bc --trials 8", "2.11.0", "f" * 40, "test-host", "0123456789abcdef" * 4):
         assert fact in page.text
     assert "growth_rate = { int = [4, 16], step = 4 }" in page.text
-    assert "The check, from the study's own files" in page.text
+    assert "To verify the study from its own files" in page.text
     assert "dnas replay whole" in page.text
 
 
-def test_the_files_beside_it_hold_the_same(study: StudyFolder, page: Page) -> None:
+def test_the_files_beside_the_page_hold_the_same_numbers(study: StudyFolder, page: Page) -> None:
     beside, frame = study.path.parent / f"report-{study.name}", read_study(study.path)
     pd.testing.assert_frame_equal(
         pd.read_csv(beside / "trials.csv").astype(object).fillna(-1), frame.astype(object).fillna(-1), check_dtype=False
@@ -184,12 +184,12 @@ def test_the_files_beside_it_hold_the_same(study: StudyFolder, page: Page) -> No
         assert len(pd.read_csv(beside / f"{name}.csv"))
 
 
-def test_the_same_study_gives_the_same_page(study: StudyFolder, page: Page) -> None:
+def test_equal_studies_have_identical_pages(study: StudyFolder, page: Page) -> None:
     assert report(study).source == page.source
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_final_trainings_are_shown_with_their_test_errors(tmp_path: Path) -> None:
+def test_final_runs_are_shown_with_their_test_errors(tmp_path: Path) -> None:
     study = make_study(tmp_path / "final", ["complete"] * 3, norms=False)
     first, second = study.best(2)
     for winner, seeds in ((first, {1: 0.02, 2: 0.04}), (second, {1: 0.05, 2: None})):
@@ -202,11 +202,11 @@ def test_final_trainings_are_shown_with_their_test_errors(tmp_path: Path) -> Non
     text = report(study).text
     low, high = wilson_interval(0.03, 359)
     interval = f"95% interval {100 * low:.2f} to {100 * high:.2f}%"
-    assert f"test error of #{first.number} 3.00% mean of 2 final trainings, {interval}" in text
+    assert f"test error of #{first.number} 3.00% mean of 2 final runs, {interval}" in text
     assert "2.00% to 4.00%" in text  # the range of the seeds
     assert "(1 running)" in text
-    assert f"The test images were opened for 2 networks: #{min(first.number, second.number)}" in text
-    assert "Weight norms were not written down" in text
+    assert f"The test images were used for 2 networks: #{min(first.number, second.number)}" in text
+    assert "Weight norms were not recorded" in text
 
 
 # --- several objectives -------------------------------------------------------------------------------------------
@@ -223,7 +223,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyFolder, Page
     return study, report(study)
 
 
-def test_several_objectives_are_said_and_the_first_names_the_best(several: tuple[StudyFolder, Page]) -> None:
+def test_the_first_of_several_objectives_selects_the_best_network(several: tuple[StudyFolder, Page]) -> None:
     study, page = several
     best, front = study.best()[0], pareto_front(read_study(study.path), ("macs", "val_error", "latency"))
     assert best.val_error == min(record.val_error for record in study.records() if record.state == "complete")  # type: ignore[type-var]
@@ -234,11 +234,11 @@ def test_several_objectives_are_said_and_the_first_names_the_best(several: tuple
     )
     low, high = front.trials.iloc[0], front.trials.iloc[-1]
     assert (
-        f"they go from {words.percent(low['val_error'])} at {words.macs(low['macs'])} multiply-adds to"
+        f"which ranges from {words.percent(low['val_error'])} at {words.macs(low['macs'])} multiply-adds to"
         f" {words.percent(high['val_error'])} at {words.macs(high['macs'])}." in page.text
     )
     assert "The best network has the lowest validation error after its last epoch" in page.text
-    assert "Of equal ones the one with the lower multiply-adds is named" in page.text
+    assert "Ties are broken by the lower multiply-adds" in page.text
     assert f"latency of the best {1000 * best.objectives['latency']:.2f} ms" in page.text
 
 
@@ -264,7 +264,7 @@ def test_the_front_of_several_objectives_is_a_table(several: tuple[StudyFolder, 
 
 def test_one_objective_has_no_front_table(page: Page) -> None:
     assert "The search minimised the validation error alone." in page.text
-    assert "The Pareto front: no other" not in page.text
+    assert "Pareto front: no other complete network" not in page.text
 
 
 def test_a_search_by_loss_is_shown_by_loss(tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ def test_a_search_by_loss_is_shown_by_loss(tmp_path: Path) -> None:
 
 
 def with_arms(path: Path, sampler: float, control: float, count: int = 40, **config: Any) -> StudyFolder:
-    """A study whose fourth trials are of the control arm; the errors of either arm after the rung lie near a value."""
+    """Make a study with every fourth trial in the control arm, and with given errors of both arms after the rung."""
     study = make_study(path, [], epochs=8, **config)
     spec = DenseNetSpec((1, 1, 1), growth_rate=4, in_channels=1, image_size=8)
     for number in range(count):
@@ -291,7 +291,7 @@ def with_arms(path: Path, sampler: float, control: float, count: int = 40, **con
         record = add_trial(study, number, spec, state, 8, arm=arm)
         at_rung = {"sampler": sampler, "control": control}[arm] + 0.001 * (number // 4 % 8)
         curve = study.curve(study.trial_folder(number))
-        # The ends are the reverse: those of trials that were chosen by their early error.
+        # The final errors are reversed: they belong to trials that were selected by their early error.
         curve.loc[curve["epoch"] == 2, "val_error"] = at_rung
         curve.loc[curve["epoch"] > 2, "val_error"] = 0.9 - at_rung
         curve.to_csv(study.trial_folder(number) / "curve.csv", index=False)
@@ -302,64 +302,59 @@ def with_arms(path: Path, sampler: float, control: float, count: int = 40, **con
 @pytest.mark.parametrize(
     ("sampler", "control", "line", "mark"),
     [
-        (0.2, 0.4, "The sampler beats chance: its trial beats a random one in 100% of pairs (p < 0.001;", "fine"),
-        (
-            0.4,
-            0.2,
-            "The sampler did worse than chance: its trial beats a random one in 0% of pairs (p < 0.001;",
-            "mind",
-        ),
-        (0.3, 0.3, "The sampler was not shown to beat chance: it beats a random trial in", "mind"),
+        (0.2, 0.4, "The sampler beats random search: it wins in 100% of pairs (p < 0.001;", "fine"),
+        (0.4, 0.2, "The sampler did worse than random search: it wins in 0% of pairs (p < 0.001;", "mind"),
+        (0.3, 0.3, "The sampler was not shown to beat random search: it wins in", "mind"),
     ],
 )
-def test_the_arms_are_compared_before_any_was_chosen(
+def test_the_arms_are_compared_before_any_trial_was_stopped(
     tmp_path: Path, sampler: float, control: float, line: str, mark: str
 ) -> None:
     page = report(with_arms(tmp_path / "s", sampler, control))
     text = page.text.replace("\xa0", " ")
     assert line in text
     assert "30 trials against 10)" in text
-    said = {"fine": "✓ fine", "mind": "! mind"}[mark]
-    assert f"{said}{line}" in text
-    assert "Compared is the validation error after epoch 2, the first at which trials were stopped or paused" in text
+    label = {"fine": "✓ ok", "mind": "! caution"}[mark]
+    assert f"{label}{line}" in text
+    assert "compared by the validation error after epoch 2, the first at which trials were stopped or paused" in text
     assert (tmp_path / "report-s" / "control_arm.svg").is_file()
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_the_arms_numbers_are_on_the_page(tmp_path: Path) -> None:
+def test_the_numbers_of_both_arms_are_reported(tmp_path: Path) -> None:
     text = report(with_arms(tmp_path / "s", 0.2, 0.4)).text
-    assert "The sampler's 30 trials have a mean of 20.29%, the 10 drawn at random 40.29%" in text
+    assert "The sampler's 30 trials have a mean of 20.29%, the 10 random trials 40.29%" in text
     assert "a difference of −20.00 points (Welch 95% interval −20.19 to −19.81)" in text
-    assert "Of 10 trials, the best of the sampler's has 20.0" in text
-    assert "on average, of the random ones 40.00%." in text
-    assert "1/2 + 2.80/√(12·30·10/(30 + 10)) = 80% or more would be found four times in five (Noether 1987)." in text
+    assert "The best of 10 trials has 20.0" in text
+    assert "on average with the sampler, and 40.00% at random." in text
+    assert "1/2 + 2.80/√(12·30·10/(30 + 10)) = 80% or more is detected with 80% power (Noether 1987)." in text
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_too_few_trials_say_so_and_by_which_law(tmp_path: Path) -> None:
+def test_too_few_trials_are_reported_with_the_detectable_share(tmp_path: Path) -> None:
     text = report(with_arms(tmp_path / "s", 0.2, 0.4, count=8)).text.replace("\xa0", " ")
-    assert "Too few trials to tell the sampler from chance: it beats a random trial in 100% of pairs" in text
-    assert "(Noether 1987), and there is none above 100%: run more trials." in text
+    assert "Too few trials to compare the sampler with random search: it wins in 100% of pairs" in text
+    assert "(Noether 1987), which exceeds 100%: run more trials." in text
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_several_objectives_are_compared_in_all_of_them(tmp_path: Path) -> None:
+def test_arms_are_compared_in_all_objectives(tmp_path: Path) -> None:
     text = report(with_arms(tmp_path / "s", 0.2, 0.4, objective="val_error,params")).text
-    # All networks are one: the arm with the lower error dominates in every pair.
-    assert "In 100% of the pairs its network is no worse in any objective and better in one, in 0% the random" in text
+    # All networks are the same, so the arm with the lower error dominates in every pair.
+    assert "(no worse in any objective and better in one) in 100% of the pairs, and is dominated in 0%" in text
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_without_a_control_arm_it_says_how_to_have_one(tmp_path: Path) -> None:
+def test_without_a_control_arm_the_option_is_named(tmp_path: Path) -> None:
     assert (
-        "There was no control arm (--control 0.15): whether the sampler beats chance is not known"
+        "There is no control arm (--control 0.15), so it is unknown whether the sampler beats random search"
         in report(make_study(tmp_path / "s", ["complete"] * 3, norms=False)).text
     )
     random = report(make_study(tmp_path / "r", ["complete"] * 3, norms=False, sampler="random")).text
     assert "Every network was drawn at random" in random
     assert "no control arm" not in random
     early = make_study(tmp_path / "e", ["complete"] * 3 + ["running"] * 3 + ["failed"], epochs=12, norms=False)
-    assert "Random control: 1 trial, and nothing to compare yet" in report(early).text
+    assert "Random control: 1 trial, not enough for a comparison yet" in report(early).text
 
 
 # --- early stopping, failures -------------------------------------------------------------------------------------
@@ -392,13 +387,13 @@ def test_pauses_and_promotions_are_counted(tmp_path: Path) -> None:
         ("none", "No early stopping"),
     ],
 )
-def test_the_rule_is_named(tmp_path: Path, rule: str, line: str) -> None:
+def test_the_stopping_rule_is_named(tmp_path: Path, rule: str, line: str) -> None:
     state = {"hyperband": "paused", "median": "stopped"}.get(rule, "complete")
     assert line in report(make_study(tmp_path / "s", ["complete", state], norms=False, stopping=rule)).text
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_failures_are_told_by_reason_and_rescues_too(tmp_path: Path) -> None:
+def test_failures_are_counted_by_reason_and_recoveries_are_listed(tmp_path: Path) -> None:
     study = make_study(tmp_path / "s", ["complete"] * 3 + ["failed"] * 4 + ["infeasible"], norms=False)
     changes: dict[int, dict[str, Any]] = {
         0: {"recompute": True},
@@ -413,44 +408,44 @@ def test_failures_are_told_by_reason_and_rescues_too(tmp_path: Path) -> None:
     text = report(study).text
     line = "5 trials of 8 failed: 1 × diverged, 1 × timeout, 1 × lost worker, 1 × error and 1 × out of memory"
     assert line in text
-    assert "2 trials ran out of memory and went on with recomputed activations" in text
-    assert "1 of them did not fail again (#0 and #7)" in text
-    assert "3 workers were lost; the trials went on from their checkpoints (#1 and #5)." in text
+    assert "2 trials ran out of memory and continued with recomputed activations" in text
+    assert "1 of these did not fail again (#0 and #7)" in text
+    assert "3 workers were lost; the trials resumed from their checkpoints (#1 and #5)." in text
     assert "lost worker: its process died or froze several times without finishing an epoch." in text
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_rescue_is_told_where_nothing_failed(tmp_path: Path) -> None:
+def test_a_recovery_is_reported_where_no_trial_failed(tmp_path: Path) -> None:
     study = make_study(tmp_path / "s", ["complete"] * 2, norms=False)
     assert "None diverged, ran out of memory, took too long" in report(study).text
     study.write_record(dataclasses.replace(study.records()[1], recompute=True))
     text = report(study).text
-    assert "No trial failed, and some were rescued" in text
-    assert "1 trial ran out of memory and went on with recomputed activations" in text
+    assert "No trial failed; some recovered from an error" in text
+    assert "1 trial ran out of memory and continued with recomputed activations" in text
 
 
 @pytest.mark.parametrize(
-    ("states", "says"),
+    ("states", "note"),
     [
-        ([], "There is nothing yet: no trial has been started."),
-        (["failed", "failed", "infeasible"], "Every trial failed, so there is no network to name."),
-        (["stopped", "failed"], "No trial is complete, so there is no network to name."),
-        (["running", "stopped"], "No trial is complete yet, so there is no network to name. 1 trial is marked running"),
-        (["complete", "running", "running"], "2 trials are marked running: the search goes on, or was interrupted."),
+        ([], "No trial has been started yet."),
+        (["failed", "failed", "infeasible"], "Every trial failed, so there is no best network."),
+        (["stopped", "failed"], "No trial is complete, so there is no best network."),
+        (["running", "stopped"], "No trial is complete yet, so there is no best network. 1 trial is marked as running"),
+        (["complete", "running", "running"], "2 trials are marked as running: the search is still running, or was"),
         (["complete"], "The only trial, #0:"),
     ],
 )
-def test_it_works_at_any_moment(tmp_path: Path, states: list[str], says: str) -> None:
+def test_a_report_can_be_written_at_any_time(tmp_path: Path, states: list[str], note: str) -> None:
     study = make_study(tmp_path / "s", states, epochs=1 if len(states) == 1 else 4, trials=60)
     page = report(study)
-    assert says in page.text
+    assert note in page.text
     assert ("Inside the best network" in page.text) == ("complete" in states)
     beside = tmp_path / "report-s"
     assert len(pd.read_csv(beside / "trials.csv")) == len(states)
     assert len(pd.read_csv(beside / "pareto.csv")) == states.count("complete")
 
 
-def test_hostile_words_stay_words(tmp_path: Path) -> None:
+def test_hostile_text_is_escaped(tmp_path: Path) -> None:
     bad = "</script></style><script>alert(1)</script><img src=x onerror=alert(1)>\"'&$x^{"
     study = make_study(tmp_path / "s", ["complete"] * 3, norms=False, name=bad, command=bad, host=bad, sampler=bad)
     config = study.config()
@@ -466,17 +461,17 @@ def test_hostile_words_stay_words(tmp_path: Path) -> None:
     assert page.text.count("<script>alert(1)</script>") > 10
 
 
-def test_missing_keys_are_only_missing(tmp_path: Path) -> None:
+def test_missing_keys_are_left_out(tmp_path: Path) -> None:
     study = StudyFolder(tmp_path / "bare")
     study.create({"name": "bare"})
     add_trial(study, 0, DenseNetSpec((1, 1), growth_rate=4), "complete", 2, objectives={}, data={"val_size": 10})
     page = report(study)
     assert "an unnamed space" in page.text
-    assert "The command was not written down." in page.text
+    assert "The command was not recorded." in page.text
     assert "95% interval" not in page.text
 
 
-def test_a_large_study_is_no_burden(tmp_path: Path) -> None:
+def test_a_large_study_has_a_small_page(tmp_path: Path) -> None:
     study = StudyFolder(tmp_path / "large")
     make_study(study.path, ["complete"] * 3, epochs=2)
     spec, rng = DenseNetSpec((1, 1, 1), growth_rate=4, in_channels=1, image_size=8), np.random.default_rng(0)
@@ -489,7 +484,7 @@ def test_a_large_study_is_no_burden(tmp_path: Path) -> None:
 
 def test_published_points_are_shown_only_for_the_same_task(tmp_path: Path) -> None:
     same = {"name": "cifar10", "title": "CIFAR-10", "image_size": 32, "augmentation": "crop+flip"}
-    warning = "Published points are no like-for-like comparison"
+    warning = "Published points are not directly comparable"
     for number, (change, shown) in enumerate([({}, True), ({"subset": 5000}, False)]):
         study = make_study(
             tmp_path / f"s{number}", ["complete"], data=same | change, image=(3, 32), sizes=(8, 14), norms=False
@@ -497,7 +492,7 @@ def test_published_points_are_shown_only_for_the_same_task(tmp_path: Path) -> No
         assert (warning in report(study).text) == shown
 
 
-def test_no_study_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_study_is_refused_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     make_study(tmp_path / "studies" / "digits", [])
     with pytest.raises(InputError, match="no study 'digit'; there are digits"):
@@ -514,7 +509,7 @@ def test_reports_of_plain_files_need_neither_optuna_nor_torch(study: StudyFolder
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_an_inlined_drawing_keeps_its_references_to_itself() -> None:
+def test_an_inlined_figure_keeps_its_internal_references() -> None:
     svg = (
         '<?xml version="1.0"?>\n<!DOCTYPE svg>\n<svg xmlns="x" width="1pt" viewBox="0 0 10 5">\n'
         "<metadata><a>m</a></metadata><style>*{x}</style>"
@@ -526,7 +521,7 @@ def test_an_inlined_drawing_keeps_its_references_to_itself() -> None:
     )
 
 
-def test_studies_of_different_data_are_not_compared(tmp_path: Path) -> None:
+def test_studies_of_different_data_cannot_be_compared(tmp_path: Path) -> None:
     first = make_study(tmp_path / "first", ["complete"] * 2)
     for number, (change, what) in enumerate(
         [
@@ -548,11 +543,11 @@ def test_studies_of_different_data_are_not_compared(tmp_path: Path) -> None:
         write_comparison([first.path, by_loss.path], tmp_path / "out")
 
 
-def test_repeats_of_a_search_show_what_they_attained(tmp_path: Path) -> None:
+def test_repetitions_of_a_search_show_their_attainment(tmp_path: Path) -> None:
     studies = [make_study(tmp_path / name, ["complete"] * 4, seed=seed) for seed, name in enumerate(("a", "b", "c"))]
     out = tmp_path / "out"
     page = Page(write_comparison([study.path for study in studies], out))
-    assert "These studies differ in their seeds alone." in page.text
+    assert "These studies differ only in their seeds." in page.text
     table = pd.read_csv(out / "attainment.csv")
     assert table["best"].iloc[-1] == min(study.best()[0].val_error or 1 for study in studies)
     assert pd.read_csv(out / "fronts.csv")["study"].nunique() == 3
@@ -561,20 +556,20 @@ def test_repeats_of_a_search_show_what_they_attained(tmp_path: Path) -> None:
     studies[1].write_config(config)
     page = Page(write_comparison([study.path for study in studies], tmp_path / "again"))
     assert "a and b have different recipes." in page.text
-    assert "differ in their seeds alone" not in page.text
+    assert "differ only in their seeds." not in page.text
     empty = make_study(tmp_path / "empty", [])
     assert "no complete trial" in Page(write_comparison([studies[0].path, empty.path], tmp_path / "third")).text
 
 
-def test_a_watched_page_is_renewed_until_the_search_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_watched_page_is_updated_until_the_search_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dnas.report.figures._draw", lambda *_: None)
     monkeypatch.setattr("dnas.report.write.WATCH_SECONDS", 0.05)
     study = make_study(tmp_path / "s", ["complete", "running"], trials=2)
-    said: list[str] = []
-    watcher = threading.Thread(target=watch_report, args=(study.path, tmp_path / "out", said.append), daemon=True)
+    messages: list[str] = []
+    watcher = threading.Thread(target=watch_report, args=(study.path, tmp_path / "out", messages.append), daemon=True)
     watcher.start()
-    wait_for(lambda: bool(said))
-    assert "written again as the study goes on" in said[0]
+    wait_for(lambda: bool(messages))
+    assert "updated while the study runs" in messages[0]
     page = tmp_path / "out" / "index.html"
     assert 'http-equiv="refresh"' in page.read_text()
     study.write_record(dataclasses.replace(study.records()[1], state="failed", reason="error: x"))
