@@ -1,4 +1,4 @@
-"""Whether an ablation's statistics keep what they promise: coverage, error rates, power, and what `auto` saves.
+"""Validity of an ablation's statistics: coverage, error rates, power, and the savings of `--seeds auto`.
 
     python benchmarks/bench_ablation_stats.py > benchmarks/results/ablation_stats.md
 
@@ -42,7 +42,7 @@ SPENDING: dict[str, Callable[[float, float], float]] = {  # (t, level) -> share 
 
 
 def percent(share: float, number: int) -> str:
-    """With its standard error."""
+    """Format a share in percent with its standard error."""
     return f"{100 * share:.1f} ± {100 * math.sqrt(share * (1 - share) / number):.1f}"
 
 
@@ -68,7 +68,7 @@ def coverage(number: int) -> None:
             others = []
             for method in ("percentile", "BCa"):
                 some = draws[: number // 4]
-                some = some[np.ptp(some, axis=1) > 0]  # scipy's BCa has none where all are equal
+                some = some[np.ptp(some, axis=1) > 0]  # scipy's BCa fails if all values are equal
                 found = stats.bootstrap(
                     (some,), np.mean, axis=-1, n_resamples=999, batch=50, method=method, rng=np.random.default_rng(0)
                 ).confidence_interval
@@ -160,7 +160,7 @@ def race_intervals(number: int) -> None:
     for name in list(SHAPES)[:4]:
         for shift in (0.0, 1.0, 2.0):
             draws = SHAPES[name](np.random.default_rng(9), (number, 12)) + shift
-            if "skewed" in name:  # of a difference: of two such errors
+            if "skewed" in name:  # a difference of two such errors
                 draws -= SHAPES[name](np.random.default_rng(10), (number, 12))
             found = [race.run_race(d, 1, 0.05, 12) for d in draws]
             students = [t_interval(d[: r.pairs]) for d, r in zip(draws, found, strict=True)]
@@ -175,7 +175,7 @@ def race_intervals(number: int) -> None:
 
 
 def studies(number: int) -> None:
-    """Three variants, of which each has its shift in sd of a difference; `most` seeds."""
+    """Simulate studies of three variants, each with a shift in sd of a difference, with at most `most` seeds."""
     head(
         "shifts", "most", "pairs with auto", "found with auto", "any false", "found with all pairs, Holm", "Bonferroni"
     )
@@ -206,20 +206,25 @@ def studies(number: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--simulations", type=int, default=2000, help="of each line (a part of them where it says so)")
+    parser.add_argument(
+        "--simulations",
+        type=int,
+        default=2000,
+        help="simulations per row, fewer where the page says so (default: 2000)",
+    )
     number = parser.parse_args().simulations
     print(
-        f"""# Whether an ablation's statistics keep what they promise
+        f"""# Validity of an ablation's statistics
 
     python benchmarks/bench_ablation_stats.py > benchmarks/results/ablation_stats.md
 
 {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, numpy {np.__version__}, scipy \
 {scipy.__version__}, {time.strftime("%Y-%m-%d")}; fixed seeds.
-All numbers are percent but where another unit is said, ± the standard error of the simulation.
+All numbers are percentages unless another unit is given, ± the standard error of the simulation.
 
 ## Coverage of the 95% intervals
 
-{number} simulations a line; percentile and BCa are scipy's, with 999 resamples, on a quarter of them.
+{number} simulations per row. Percentile and BCa are scipy's, with 999 resamples, on a quarter of the simulations.
 """
     )
     coverage(number)
@@ -227,46 +232,47 @@ All numbers are percent but where another unit is said, ± the standard error of
         f"""
 ## False verdicts where there is no difference
 
-All variants are the base again; the error of a run has the shape in the first column, and all are compared with the
-same runs of the base. Sign-flip p with Holm, at 5%; {number} studies a line.
+All variants equal the base. The error of a run has the distribution in the first column, and all variants are compared
+with the same runs of the base. Sign-flip p with Holm, at 5%; {number} studies per row.
 """
     )
     error_rates(number)
     print(
         f"""
-## The smallest effect that could have been found
+## Smallest detectable effect
 
-Normal differences, shifted by `detectable_difference` at 80% power; found: p at or below 5% over the comparisons. The
-plain formula is noncentral t at 5% over the comparisons, without regard to the levels that signs have.
-{number} simulations a line, a quarter of them for 16 pairs.
+Normal differences, shifted by `detectable_difference` at 80% power. A difference is found if p is at or below 5%
+divided by the number of comparisons. The plain formula is noncentral t at that level, without regard to the discrete
+levels of signs. {number} simulations per row, a quarter of them for 16 pairs.
 """
     )
     power(number)
     print(
         f"""
-## Looking after each pair
+## Testing after each pair
 
-No difference, one comparison, at most so many pairs; {number} simulations a line for the race, a quarter of them for t,
-and a sixteenth for p.
+No difference, one comparison, at most the given number of pairs; {number} simulations per row for the race, a quarter
+of them for t, and a sixteenth for p.
 """
     )
     peeking(number)
     print(
         f"""
-## How the level is spent
+## Spending of the level
 
-Found, and the mean number of pairs at the end; normal differences, shifts in their sd; {number // 8} simulations each.
+Percentage found, and the mean number of pairs at the end. Normal differences, shifts in their sd; {number // 8}
+simulations each.
 """
     )
     spending(number // 8)
-    print(f"\n## The race's intervals\n\nOne comparison, at most 12 pairs; {number // 8} simulations a line.\n")
+    print(f"\n## Intervals of the race\n\nOne comparison, at most 12 pairs; {number // 8} simulations per row.\n")
     race_intervals(number // 8)
     print(
         f"""
 ## A study with `--seeds auto`
 
-Three variants, their shifts in sd of a difference, one base for all; {number // 4} studies a line. Pairs: the mean of a
-comparison.
+Three variants with shifts in sd of a difference, and one base for all; {number // 4} studies per row. Pairs: the mean
+per comparison.
 """
     )
     studies(number // 4)

@@ -1,11 +1,11 @@
-"""What Ray costs a trial, and how well a study uses a cluster, on a cluster of several nodes of this machine.
+"""Overhead of Ray per trial, and scaling of a study, on a cluster of several nodes on this machine.
 
-    python benchmarks/bench_cluster.py                  # all of it: about half an hour
-    python benchmarks/bench_cluster.py --part overhead  # an objective that does nothing, beside Ray Tune's OptunaSearch
+    python benchmarks/bench_cluster.py                  # everything, about half an hour
+    python benchmarks/bench_cluster.py --part overhead  # an empty objective, compared with Ray Tune's OptunaSearch
     python benchmarks/bench_cluster.py --part scale     # an objective that sleeps, on 1, 2 and 4 nodes
 
-Every trial goes through dnas's own loop, Ray Tune, an actor and a process of its own, and writes a checkpoint; only
-what is trained is a sleep. The results go to --kept, and `--report` writes the page from there.
+Every trial runs through dnas's loop, Ray Tune, an actor and its own process, and writes a checkpoint. Only the
+training is replaced by a sleep. The results are stored in --kept, and `--report` writes the page from them.
 """
 
 import argparse
@@ -27,41 +27,41 @@ from dnas.executors.worker import Job, Message
 
 RESULTS = Path(__file__).parent / "results" / "cluster.md"
 ROOT = Path(__file__).resolve().parent.parent
-NOTHING, AT_ONCE, REPEATS = 40, 2, 3  # trials of a run of the overhead; how many at once; runs of each
-TRIALS, SLEEP_SECONDS, SLOTS = 1000, 0.5, 3  # of the scale: trials, what each sleeps, trials at once on a node
+NOTHING, AT_ONCE, REPEATS = 40, 2, 3  # overhead: trials per run, trials at once, runs
+TRIALS, SLEEP_SECONDS, SLOTS = 1000, 0.5, 3  # of the scale: trials, what each sleeps, trials at once per node
 NODES = (1, 2, 4)
 
 
-def sleep(job: Job, say: Callable[[Message], None], ask: Callable[[Message], bool]) -> None:
-    """In the place of `run_job`: one epoch that sleeps for `learning_rate` seconds."""
-    say(Message("started", {"device": job.device, "latency": None, "resident_bytes": 0}))
+def sleep(job: Job, send: Callable[[Message], None], ask: Callable[[Message], bool]) -> None:
+    """Replacement of `run_job`: one epoch that sleeps for `learning_rate` seconds."""
+    send(Message("started", {"device": job.device, "latency": None, "resident_bytes": 0}))
     time.sleep(job.recipe["learning_rate"])
     Path(job.folder, "checkpoint.pt").write_bytes(bytes(1000))
     row: dict[str, Any] = {"epoch": 1, "train_loss": 1.0, "train_error": 0.5, "val_loss": 1.0, "val_error": 0.5}
     row |= {"learning_rate": 0.1, "seconds": job.recipe["learning_rate"]}
     ask(Message("epoch", row))
     done = {"finished": True, "epochs": 1, "val_error": 0.5, "val_loss": 1.0, "seconds": row["seconds"]}
-    say(Message("done", done | {"peak_memory_bytes": 1, "weights_digest": "0"}))
+    send(Message("done", done | {"peak_memory_bytes": 1, "weights_digest": "0"}))
 
 
 @contextlib.contextmanager
 def cluster(nodes: int, slots: int) -> Iterator[str]:
-    """The address of a Ray cluster of `nodes` nodes with `slots` CPUs each, and a head that runs no trial."""
+    """Start a Ray cluster of `nodes` nodes with `slots` CPUs each and a head without trials; yield its address."""
     from ray.cluster_utils import Cluster
 
-    os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"  # the nodes import this file
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"  # nodes import this file
+    ray_cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     try:
         for _ in range(nodes):
-            made.add_node(num_cpus=slots)
-        made.wait_for_nodes()
-        yield made.address
+            ray_cluster.add_node(num_cpus=slots)
+        ray_cluster.wait_for_nodes()
+        yield ray_cluster.address
     finally:
-        made.shutdown()
+        ray_cluster.shutdown()
 
 
 def through_dnas(address: str, trials: int, seconds: float, workers: int) -> tuple[float, list[float]]:
-    """Seconds from the first ask to the last tell of a study, and the moments of the tells after the first ask."""
+    """Return the seconds from the first ask of a study to its last tell, and to each of its tells."""
     from dnas.executors.ray_tune import RayExecutor
     from dnas.search.run import search
     from tests.support.analytic import Silent, search_config
@@ -70,20 +70,20 @@ def through_dnas(address: str, trials: int, seconds: float, workers: int) -> tup
         executor = RayExecutor("s", address, shared=Path(folder, "shared"), body="benchmarks.bench_cluster:sleep")
         chosen = search_config(trials, sampler="random", stopping="none", workers=workers, mirror="none")
         chosen = _with_recipe(chosen, epochs=1, learning_rate=seconds)
-        told: list[float] = []
-        began: list[float] = []
+        ends: list[float] = []
+        starts: list[float] = []
 
         class Watch(Silent):
             def began(self, record: Any) -> None:
-                began.append(time.monotonic())
+                starts.append(time.monotonic())
 
             def ended(self, record: Any) -> None:
                 assert record.state == "complete", record.reason
-                told.append(time.monotonic())
+                ends.append(time.monotonic())
 
         search(chosen, Watch(), executor)
-        assert len(told) == trials
-        return told[-1] - began[0], [moment - began[0] for moment in told]
+        assert len(ends) == trials
+        return ends[-1] - starts[0], [end - starts[0] for end in ends]
 
 
 def _with_recipe(chosen: Any, **values: Any) -> Any:
@@ -96,7 +96,7 @@ def _with_recipe(chosen: Any, **values: Any) -> Any:
 
 
 def through_optuna_search(address: str, trials: int, workers: int) -> float:
-    """Seconds of Ray Tune with its own OptunaSearch, as its documentation has it, from `fit` to its end."""
+    """Return the seconds of `Tuner.fit` with Ray Tune's OptunaSearch, used as in its documentation."""
     import ray
     from ray import tune
     from ray.tune.search.optuna import OptunaSearch
@@ -121,58 +121,58 @@ def through_optuna_search(address: str, trials: int, workers: int) -> float:
                 run_config=tune.RunConfig(storage_path=folder, verbose=0),
             )
             began = time.monotonic()
-            found = tuner.fit()
-            assert len(found) == trials
-            assert not found.errors
+            results = tuner.fit()
+            assert len(results) == trials
+            assert not results.errors
             return time.monotonic() - began
     finally:
         ray.shutdown()
 
 
 def measure_overhead() -> dict[str, list[float]]:
-    """Seconds a trial of an objective that does nothing, `AT_ONCE` at once: the median gap between ends, once warm."""
-    found: dict[str, list[float]] = {"dnas": [], "dnas, with its start": [], "OptunaSearch": []}
+    """Measure the seconds per trial of an empty objective, `AT_ONCE` at once, without and with the start."""
+    seconds: dict[str, list[float]] = {"dnas": [], "dnas, with its start": [], "OptunaSearch": []}
     for _ in range(REPEATS):
         with cluster(AT_ONCE, 1) as address:
-            whole, told = through_dnas(address, NOTHING, 0.0, AT_ONCE)
-            warm = told[NOTHING // 4 :]
-            found["dnas"].append((warm[-1] - warm[0]) / (len(warm) - 1))
-            found["dnas, with its start"].append(whole / NOTHING)
+            total, ends = through_dnas(address, NOTHING, 0.0, AT_ONCE)
+            warm = ends[NOTHING // 4 :]
+            seconds["dnas"].append((warm[-1] - warm[0]) / (len(warm) - 1))
+            seconds["dnas, with its start"].append(total / NOTHING)
         with cluster(AT_ONCE, 1) as address:
-            found["OptunaSearch"].append(through_optuna_search(address, NOTHING, AT_ONCE) / NOTHING)
-        print({name: round(values[-1], 3) for name, values in found.items()}, flush=True)
-    return found
+            seconds["OptunaSearch"].append(through_optuna_search(address, NOTHING, AT_ONCE) / NOTHING)
+        print({name: round(values[-1], 3) for name, values in seconds.items()}, flush=True)
+    return seconds
 
 
 def measure_scale() -> list[dict[str, float]]:
-    found = []
+    rows = []
     for nodes in NODES:
         with cluster(nodes, SLOTS) as address:
-            whole, told = through_dnas(address, TRIALS, SLEEP_SECONDS, nodes * SLOTS)
+            total, ends = through_dnas(address, TRIALS, SLEEP_SECONDS, nodes * SLOTS)
         ideal = TRIALS * SLEEP_SECONDS / (nodes * SLOTS)
-        skipped = TRIALS // 20  # the first trials wait for the actors' imports
-        steady = (TRIALS - 1 - skipped) * SLEEP_SECONDS / (nodes * SLOTS) / (told[-1] - told[skipped])
-        found.append({"nodes": nodes, "whole": whole, "ideal": ideal, "steady": steady})
-        print(found[-1], flush=True)
-    return found
+        skipped = TRIALS // 20  # these wait for the actors' imports
+        steady = (TRIALS - 1 - skipped) * SLEEP_SECONDS / (nodes * SLOTS) / (ends[-1] - ends[skipped])
+        rows.append({"nodes": nodes, "whole": total, "ideal": ideal, "steady": steady})
+        print(rows[-1], flush=True)
+    return rows
 
 
 def page(kept: dict[str, Any]) -> str:
     overhead = kept["overhead"]
     optuna = statistics.median(overhead["OptunaSearch"])
     lines = [
-        "# Ray: what a trial costs, and how a study scales",
+        "# Ray: overhead per trial, and scaling over nodes",
         "",
         "    python benchmarks/bench_cluster.py",
         "",
-        f"{kept['machine']}. Every node is a raylet of this one machine.",
+        f"{kept['machine']}. All nodes are raylets on this machine.",
         "",
         f"## An objective that does nothing, {AT_ONCE} at once",
         "",
-        f"Seconds a trial, n = {len(overhead['dnas'])} runs of {NOTHING} trials each, by turns. dnas: from one end",
-        "to the next, after the first quarter; a process of its own for each trial, and a checkpoint carried. With its",
-        "start: from the first proposal on, the actors' import of torch included. OptunaSearch: the whole of `fit`, a",
-        "fresh actor for each trial, which is its default.",
+        f"Seconds per trial, n = {len(overhead['dnas'])} runs of {NOTHING} trials each, in turn. dnas: from one end",
+        "to the next, after the first quarter, with a process and a checkpoint per trial. With its",
+        "start: from the first proposal, including the actors' import of torch. OptunaSearch: the whole of `fit`, with",
+        "a new actor per trial, which is its default.",
         "",
         "| | median | from | to | of OptunaSearch |",
         "|---|---|---|---|---|",
@@ -187,13 +187,14 @@ def page(kept: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        f"## An objective that sleeps {SLEEP_SECONDS:g} s, {TRIALS:,} trials, {SLOTS} at once on a node",
+        f"## An objective that sleeps {SLEEP_SECONDS:g} s, {TRIALS:,} trials, {SLOTS} at once per node",
         "",
-        "Efficiency: the ideal time (all sleeps, divided by the places) over the time taken, n = 1 run each. Steady:",
-        "without the first twentieth, which waits for the actors to start. All nodes share the machine's cores: where",
-        "the seconds a trial stay the same with more nodes, these are what saturates, not the study.",
+        "Efficiency: the ideal time (all sleeps, divided by the number of trials at once) over the measured time,",
+        "n = 1 run each. Steady: without the first twentieth of the trials, which wait for the actors to start. All",
+        "nodes share the machine's cores. If the seconds per trial do not change with more nodes, the cores are",
+        "saturated, not the study.",
         "",
-        "| nodes | trials at once | seconds a trial | efficiency | steady |",
+        "| nodes | trials at once | seconds per trial | efficiency | steady |",
         "|---|---|---|---|---|",
     ]
     for row in kept["scale"]:
@@ -207,8 +208,10 @@ def page(kept: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=("overhead", "scale"))
-    parser.add_argument("--kept", type=Path, default=Path("cluster.json"), help="where the figures are kept")
-    parser.add_argument("--report", action="store_true", help="measure nothing; write the page")
+    parser.add_argument(
+        "--kept", type=Path, default=Path("cluster.json"), help="file of the results (default: cluster.json)"
+    )
+    parser.add_argument("--report", action="store_true", help="write the page from --kept without measuring")
     options = parser.parse_args()
     options.kept = options.kept.absolute()
     kept = json.loads(options.kept.read_text()) if options.kept.exists() else {}

@@ -1,9 +1,9 @@
-"""How soon the command line answers, and how fast networks are priced.
+"""Response time of the command line, and speed of the cost model.
 
     python benchmarks/bench_cost.py
 
-Whole processes are timed from outside, each beside `python -c pass` in the same run, so that the machine's speed can
-be taken out; medians of 11, with the range. Prints a table in Markdown.
+Times whole processes, each paired with `python -c pass` in the same run to cancel the machine's speed. Medians of 11
+with the range. Prints a Markdown table.
 """
 
 import os
@@ -53,7 +53,7 @@ def main() -> None:
         ],
     }
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; n = {RUNS}\n")
-    print("| what | median (range), seconds | median ratio to an empty Python, same run |")
+    print("| command | median (range), seconds | median ratio to an empty Python, same run |")
     print("|---|---|---|")
     for name, command in commands.items():
         pairs = [(seconds(command), seconds(python)) for _ in range(RUNS)]

@@ -1,22 +1,23 @@
-"""The fast dense block beside what others use: training step, inference, saved activations, peak memory.
+"""The fast dense block compared with other implementations: time, saved activations, peak memory.
 
     python benchmarks/bench_dense_block.py                          # all networks, 2 threads: results/dense_block.md
     python benchmarks/bench_dense_block.py --network tiny --threads 1 --rounds 9 --compiled
-    python benchmarks/bench_dense_block.py --print                  # the table and the figure of what was measured last
+    python benchmarks/bench_dense_block.py --print                  # the table and the figure of the last measurements
 
-Every variant trains the same network on the same random images. Variants take turns, so that a machine that slows down
-slows all; a turn is a step, or of small networks as many as take a tenth of a second. A figure is the median of
-`--rounds` turns (the range behind it), a ratio that of two medians of one run. The floor is the network's multiply-adds
-(the transitions' after pooling, and half of those of the layers' 3×3 convolutions, which Winograd's arithmetic needs
-along one axis) at the speed of this machine's largest matrix product, and the bytes that the fast path must move at the
-speed of a copy, measured in the same run; forward counts once, backward twice.
+Every variant trains the same network on the same random images. Variants take turns, so that a slowdown of the
+machine affects all of them. A turn is one step, or for small networks as many steps as take a tenth of a second.
+Values are medians of `--rounds` turns with their range, and ratios compare two medians of one run. The floor is the
+larger of two times, with speeds measured in the same run: the network's multiply-adds at the speed of a large matrix
+product, and the bytes that the fast path must move at the speed of a copy. Transitions are counted after pooling. The
+3×3 convolutions count half, as Winograd's algorithm along one axis needs. The forward pass counts once, the backward
+pass twice.
 
-Peers: torchvision's DenseNet, and, written here in their spirit, timm's (concatenation in the layer) and
-efficient_densenet_pytorch's (BN-ReLU-Conv(1×1) of a concatenation under torch.utils.checkpoint). The script sets
-malloc the same for all, to keep the memory that it has once got: page faults would cost the peers most. Peak memory is
-that of one step in a process of its own, with malloc as it is, beyond what the process held before the network.
+Peers: torchvision's DenseNet, and re-implementations of timm's (concatenation in the layer) and
+efficient_densenet_pytorch's (BN-ReLU-Conv(1×1) of a concatenation under torch.utils.checkpoint). The script makes
+malloc keep freed memory for all variants, since page faults would slow the peers most. Peak memory is measured for
+one step in a separate process with the default malloc, beyond the memory of the process before the network was built.
 
-What was measured is kept beside the results as JSON, a network at a time.
+The measurements are stored beside the results as JSON, one network at a time.
 """
 
 import argparse
@@ -52,7 +53,7 @@ NETWORKS = {  # name: (spec, batch)
     "DenseNet-121": ("densenet121", 8),
     "tiny": ("densenet:L=10,k=4,channels=1,size=8", 128),
 }
-MALLOC = {  # memory that was got once is kept
+MALLOC = {  # keep freed memory
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "4294967296",
     "MALLOC_TOP_PAD_": "268435456",
@@ -62,16 +63,16 @@ OURS, RECOMPUTED = "ours, cpu", "ours, cpu, recompute"
 HERE = Path(__file__).parent
 RESULTS, KEPT = HERE / "results" / "dense_block.md", HERE / "results" / "dense_block.json"
 FIGURE = HERE.parent / "docs" / "images" / "dense_block.png"
-RESULTS_HEAD = """# How fast and how small is the dense block?
+RESULTS_HEAD = """# Speed and memory of the dense block
 
     python benchmarks/bench_dense_block.py --compiled
 
-Variants take turns, of a step, or of small networks as many as take 0.1 s; a figure is a median, its range behind it.
-`best peer / it`: how many times as fast as the best variant that is not ours. Saved: what autograd keeps for the
-backward pass. Peak: the most that one training step takes. Compiled variants have no peak: their compiler runs in the
-same process. No GPU has been measured."""
+Variants take turns. A turn is one step, or for small networks as many steps as take 0.1 s. Values are medians with
+ranges. `best peer / it`: time of the best variant that is not ours, divided by the variant's time. Saved: bytes that
+autograd keeps for the backward pass. Peak: peak memory of one training step. Compiled variants have no peak, since
+their compiler runs in the same process. No GPU has been measured."""
 
-PATCH = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # so that no line crosses a number
+PATCH = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # background of numbers, over grid lines
 
 Kept = dict[str, Any]
 
@@ -87,7 +88,7 @@ class Variant:
 
 
 class PeerLayer(nn.Module):
-    """A layer that concatenates what it reads; `efficient` keeps neither that nor its normalised copy."""
+    """A layer that concatenates its inputs and, with `efficient`, keeps neither the result nor its normalised copy."""
 
     def __init__(self, like: nn.Module, efficient: bool) -> None:
         super().__init__()
@@ -119,7 +120,7 @@ class PeerBlock(nn.Module):
 
 
 def peer(spec: DenseNetSpec, efficient: bool) -> nn.Module:
-    """timm's or efficient_densenet_pytorch's arithmetic."""
+    """Build a network with the arithmetic of timm, or of efficient_densenet_pytorch with `efficient`."""
     net = DenseNet(spec)
     for name, stage in list(net.features.named_children()):
         if name.startswith("denseblock"):
@@ -128,7 +129,7 @@ def peer(spec: DenseNetSpec, efficient: bool) -> nn.Module:
 
 
 def torchvisions(spec: DenseNetSpec, memory_efficient: bool) -> nn.Module:
-    """Its layers have bottlenecks; its stem is ImageNet's, and is replaced where ours is small."""
+    """Build torchvision's DenseNet, which has bottlenecks; its ImageNet stem is replaced if `spec` has a small one."""
     net = torchvision.models.DenseNet(
         growth_rate=spec.growth_rates[0],
         block_config=spec.block_layers,
@@ -174,13 +175,13 @@ class Measured:
 
 
 def saved_bytes(net: nn.Module, x: Tensor, y: Tensor) -> int:
-    """Distinct storages that autograd keeps for the backward pass, parameters and buffers apart."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in [*net.parameters(), *net.buffers()]}
+    """Return the bytes of the storages that autograd keeps for the backward pass, without parameters and buffers."""
+    of_the_net = {tensor.untyped_storage().data_ptr() for tensor in [*net.parameters(), *net.buffers()]}
     seen: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
+        if storage.data_ptr() not in of_the_net:
             seen[storage.data_ptr()] = storage.nbytes()
         return tensor
 
@@ -192,7 +193,7 @@ def saved_bytes(net: nn.Module, x: Tensor, y: Tensor) -> int:
 
 
 def live_bytes(net: nn.Module, x: Tensor, y: Tensor) -> int:
-    """What a step keeps, where the network itself has hooks on saved tensors (recomputation): new storages alive."""
+    """Return the bytes of new storages alive after the forward pass, for networks with their own saved-tensor hooks."""
     from tests.nn.test_recompute import step_bytes
 
     return step_bytes(net, x, y)[0]
@@ -232,15 +233,17 @@ def measure(spec: DenseNetSpec, batch: int, rounds: int, chosen: list[Variant]) 
 
 
 def turn(work: Callable[[], object]) -> float:
-    """The seconds of one step. Of a small network: the mean of those of `TURN_SECONDS`, after a first one, which finds
-    the caches as another variant left them; no training does."""
+    """Return the seconds of one step; for a small network the mean over `TURN_SECONDS`.
+
+    The first step of a small network is not counted, since it runs with the caches of another variant.
+    """
     first = timed(work)
     count = int(TURN_SECONDS / first)
     return timed(lambda: [work() for _ in range(count)]) / count if count else first
 
 
 def floor_seconds(spec: DenseNetSpec, batch: int, saved: int) -> tuple[float, float, float, float]:
-    """Of a training step: its arithmetic and its bytes at this machine's speeds; and these, in GFLOP/s and GB/s."""
+    """Return the floor of a training step: seconds of arithmetic and of memory, and the speeds in GFLOP/s and GB/s."""
     n = 2048
     a, b = torch.randn(n, n), torch.randn(n, n)
     product = min(timed(lambda: a @ b) for _ in range(5))
@@ -252,7 +255,7 @@ def floor_seconds(spec: DenseNetSpec, batch: int, saved: int) -> tuple[float, fl
     widths = [spec.bottleneck * layer.out_channels or layer.in_channels for layer in dense]
     of_3x3 = sum(9 * width * layer.out_channels * layer.size**2 for width, layer in zip(widths, dense, strict=True))
     macs = cost(spec).macs - 0.75 * transitions - 0.5 * of_3x3
-    # Each layer reads its maps forward; backward it reads them, and adds to their gradients.
+    # Each layer reads its inputs in the forward pass. In the backward pass it reads them and adds to their gradients.
     read = sum(layer.in_channels * layer.size**2 for layer in dense) * 4 * batch
     return 3 * 2 * macs * batch / flops, (4 * read + 2 * saved) / bandwidth, flops / 1e9, bandwidth / 1e9
 
@@ -264,7 +267,7 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def peak_bytes(network: str, variant: str, threads: int, batch: int) -> int:
-    """The most that a process of its own holds in one training step, beyond what it held before the network's."""
+    """Return the peak memory of one training step in a separate process, beyond its memory before the network."""
     command = [sys.executable, __file__, "--network", network, "--only", variant, "--peak", "--threads", str(threads)]
     command += ["--batch", str(batch)]
     plain = {key: value for key, value in os.environ.items() if key not in MALLOC}
@@ -273,7 +276,7 @@ def peak_bytes(network: str, variant: str, threads: int, batch: int) -> int:
 
 def print_peak(spec: DenseNetSpec, batch: int, v: Variant) -> None:
     before = status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins again
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     net = v.make(spec)
     net = net.to(memory_format=torch.channels_last) if v.channels_last else net
     x = torch.randn(batch, spec.in_channels, spec.image_size, spec.image_size)
@@ -282,13 +285,13 @@ def print_peak(spec: DenseNetSpec, batch: int, v: Variant) -> None:
 
 
 def status(key: str) -> int:
-    """Bytes, of this process as Linux says them."""
+    """Return a size in bytes from the status file of this process."""
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{key}:")]
     return int(line.split()[1]) * 1024
 
 
 def measured(network: str, spec: DenseNetSpec, batch: int, threads: int, rounds: int, chosen: list[Variant]) -> Kept:
-    """All that the table says of a network, as JSON holds it."""
+    """Measure a network; return everything that the table shows, as JSON values."""
     found = measure(spec, batch, rounds, chosen)
     arithmetic, memory, flops, bandwidth = floor_seconds(spec, batch, found[OURS].saved_bytes)
     rows = {}
@@ -347,7 +350,7 @@ def keep(found: dict[str, Kept]) -> None:
 
 
 def write(found: dict[str, Kept]) -> None:
-    """The table and the figure of all that was measured."""
+    """Write the table and the figure of all measurements."""
     ordered = {name: found[name] for name in NETWORKS if name in found}
     parts = [RESULTS_HEAD, *(table(network, kept) for network, kept in ordered.items()), growth(found)]
     RESULTS.write_text("\n\n".join(part for part in parts if part) + "\n")
@@ -355,7 +358,7 @@ def write(found: dict[str, Kept]) -> None:
 
 
 def growth(found: dict[str, Kept]) -> str:
-    """How memory grows with depth: saved bytes of blocks of so many layers."""
+    """Return the table of saved bytes against the number of layers of a block."""
     if "growth" not in found:
         return ""
     saved = found["growth"]["rows"]
@@ -364,7 +367,7 @@ def growth(found: dict[str, Kept]) -> str:
     lines += [f"| {n} | {row['ours'] / 1e6:.2f} | {row['plain'] / 1e6:.2f} |" for n, row in saved.items()]
     ours = [row["ours"] for row in saved.values()]
     ratios = ", ".join(f"{after / before:.2f}" for before, after in itertools.pairwise(ours))
-    return "\n".join([*lines, "", f"Twice the layers take {ratios} times the bytes."])
+    return "\n".join([*lines, "", f"Doubling the layers multiplies the bytes by {ratios}."])
 
 
 def measured_growth() -> Kept:
@@ -378,7 +381,7 @@ def measured_growth() -> Kept:
 
 
 def figure(found: dict[str, Kept]) -> None:
-    """Seconds and saved bytes of each variant over those of ours, one column a network."""
+    """Draw the time and saved bytes of each variant relative to ours, with one column per network."""
     from matplotlib.figure import Figure
 
     from dnas.figures.style import GREY, INK, RED
@@ -411,16 +414,22 @@ def figure(found: dict[str, Kept]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=NETWORKS, action="append")
-    parser.add_argument("--threads", type=int, default=2, help="of the tiny network always 1")
+    parser.add_argument(
+        "--threads", type=int, default=2, help="number of threads; the tiny network always uses 1 (default: 2)"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int)
-    parser.add_argument("--only", action="append", help="a variant; several may be given")
-    parser.add_argument("--compiled", action="store_true", help="torch.compile too: minutes until its first step")
-    parser.add_argument("--print", action="store_true", dest="print_only", help="measure nothing; print what was")
-    parser.add_argument("--peak", action="store_true", help="only print the peak memory of one variant, in bytes")
+    parser.add_argument("--only", action="append", help="measure only this variant; may be repeated")
+    parser.add_argument(
+        "--compiled", action="store_true", help="also measure torch.compile, which takes minutes before its first step"
+    )
+    parser.add_argument(
+        "--print", action="store_true", dest="print_only", help="print the last measurements without measuring"
+    )
+    parser.add_argument("--peak", action="store_true", help="print only the peak memory of one variant in bytes")
     args = parser.parse_args()
     if not args.peak and not args.print_only and any(os.environ.get(key) != value for key, value in MALLOC.items()):
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | MALLOC)  # malloc reads them as it begins
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | MALLOC)  # read by malloc at its start
     kept: dict[str, Kept] = json.loads(KEPT.read_text()) if KEPT.exists() else {}
     for network in () if args.print_only else args.network or NETWORKS:
         name, batch = NETWORKS[network]
@@ -432,7 +441,7 @@ def main() -> None:
             print_peak(spec, batch, chosen[0])
             return
         if reason := unavailable_reason("cpu"):
-            sys.exit(f"there are no kernels `cpu` here: {reason}")
+            sys.exit(f"the kernels `cpu` are not available on this machine: {reason}")
         kept[network] = measured(network, spec, batch, threads, args.rounds, chosen)
         print(table(network, kept[network]), flush=True)
         keep(kept)

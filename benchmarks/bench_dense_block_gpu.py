@@ -1,17 +1,17 @@
-"""The dense block on a GPU beside torchvision's, compiled and with CUDA graphs: training step and peak memory, in bf16.
+"""Dense block on a GPU in bf16 compared with torchvision's, compiled and with CUDA graphs: step and peak memory.
 
     python benchmarks/bench_dense_block_gpu.py                      # BC(100,12), batches 64 and 512
     python benchmarks/bench_dense_block_gpu.py --batch 64 --rounds 9
 
-Prints a table in Markdown a batch. What is aimed at, on an H100: 2.5 times as fast as torchvision's DenseNet,
-channels-last, with torch.compile and CUDA graphs, in a quarter of its memory. It needs a CUDA device, and has not been
+Prints one Markdown table per batch size. The target on an H100 is 2.5 times the speed of torchvision's DenseNet,
+channels-last, with torch.compile and CUDA graphs, in a quarter of its memory. Requires a CUDA device; it has not been
 run on one yet.
 
-Every variant trains the same network on the same random images, weights float32, under autocast to bfloat16, and takes
-turns; a figure is the median over rounds of the mean of `STEPS` steps, its range behind it. The peak is the most that
-tensors held while a variant was made and took its first steps, a graph's own memory included, beyond what was held
-before it. "CUDA graph" is the whole step as one graph (`GraphedStep`), "reduce-overhead" torch.compile's own
-graphs, of forward and backward.
+Every variant trains the same network on the same random images, with float32 weights under autocast to bfloat16.
+Variants take turns. Values are medians over rounds of the mean of `STEPS` steps, with their range. The peak is the
+largest memory of tensors while a variant was built and made its first steps, including the memory of a graph, beyond
+the memory before it. "CUDA graph" captures the whole step in one graph (`GraphedStep`). "reduce-overhead" uses
+torch.compile's graphs of forward and backward.
 """
 
 import argparse
@@ -34,8 +34,8 @@ from dnas.training.step import GraphedStep, Step
 
 NETWORK = "densenet_bc_100_12"
 BATCHES = 64, 512
-STEPS = 20  # between two looks at the clock
-FIRST = 5  # steps that are not timed: they compile, choose and capture
+STEPS = 20  # per measured time
+FIRST = 5  # untimed steps, in which networks are compiled, tuned and captured
 OURS, PEERS = (
     "ours, triton, CUDA graph",
     ("torchvision, compiled, reduce-overhead", "torchvision, compiled, CUDA graph"),
@@ -46,14 +46,14 @@ OURS, PEERS = (
 class Variant:
     name: str
     make: Callable[[DenseNetSpec], nn.Module]
-    mode: str | None = None  # torch.compile's
+    mode: str | None = None  # mode of torch.compile
     graph: bool = False
 
 
 @dataclass
 class Measured:
     peak_bytes: int
-    seconds: list[float] = field(default_factory=list)  # a step, by round
+    seconds: list[float] = field(default_factory=list)  # seconds per step, one value per round
 
 
 def peer(spec: DenseNetSpec) -> nn.Module:
@@ -122,7 +122,7 @@ def seconds_a_step(step: Step, x: Tensor, y: Tensor, count: int) -> float:
 
 
 def table(batch: int, found: dict[str, Measured]) -> str:
-    """Ratios to the faster of the two peers that are compiled and have CUDA graphs."""
+    """Return the table, with ratios to the faster of the two peers with compilation and CUDA graphs."""
     middle = {name: statistics.median(m.seconds) for name, m in found.items()}
     best = min((name for name in PEERS if name in found), key=lambda name: middle[name], default=None)
     lines = [f"## {NETWORK}, batch {batch}, bf16, n = {len(next(iter(found.values())).seconds)}", ""]
@@ -143,12 +143,14 @@ def table(batch: int, found: dict[str, Measured]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, action="append", help="several may be given (default 64 and 512)")
+    parser.add_argument("--batch", type=int, action="append", help="batch size; may be repeated (default: 64 and 512)")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", choices=[v.name for v in VARIANTS], action="append", help="several may be given")
+    parser.add_argument(
+        "--only", choices=[v.name for v in VARIANTS], action="append", help="measure only this variant; may be repeated"
+    )
     args = parser.parse_args()
     if not torch.cuda.is_available():
-        sys.exit("there is no CUDA device here: nothing is measured")
+        sys.exit("This machine has no CUDA device; nothing was measured.")
     print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, {torch.cuda.get_device_name()}\n")
     for batch in args.batch or BATCHES:
         chosen = [v for v in VARIANTS if not args.only or v.name in args.only]

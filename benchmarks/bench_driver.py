@@ -1,10 +1,11 @@
-"""What dnas adds to a trial besides its training, everything written, as a study grows.
+"""Overhead of dnas per trial, with everything written to disk, as a study grows.
 
     python benchmarks/bench_driver.py --trials 2000
 
-A search of `cifar_bc` whose trainings are a formula with 10 reports each, through the product's loop: proposal, event
-log, records, decisions. Beside it plain optuna with the same TPE, suggested and told by hand, its study in memory, in a
-journal file and in SQLite. Milliseconds a trial (median over 20 trials, and the worst of them) at several sizes.
+Runs a search of `cifar_bc` through the real loop (proposals, event log, records, decisions), with training runs
+simulated by a formula with 10 reports each. Compares it with plain Optuna and the same TPE by ask and tell, with the
+study in memory, in a journal file and in SQLite. Prints milliseconds per trial (median and maximum of 20 trials) at
+several sizes.
 """
 
 import argparse
@@ -43,13 +44,13 @@ DATA = {
 
 
 def errors(params: int) -> list[float]:
-    """A curve: it falls towards a floor that is lower for larger networks."""
+    """Return a curve that falls to a floor, which is lower for larger networks."""
     floor = 0.03 + 100 / params
     return [floor + (0.9 - floor) * 0.6**epoch for epoch in range(1, REPORTS + 1)]
 
 
 class Formula:
-    """An executor whose trainings take no time; it notes when each trial was begun by the driver's loop."""
+    """Executor of simulated training runs that take no time."""
 
     def __init__(self) -> None:
         self.queue: list[tuple[str, Message]] = []
@@ -113,7 +114,7 @@ class Formula:
 
 
 class Watch:
-    """A `Show` that takes the time between the ends of trials."""
+    """Display that records the times at which trials end."""
 
     def __init__(self) -> None:
         self.ends = [time.perf_counter()]
@@ -129,7 +130,7 @@ class Watch:
 
 
 def ours(sampler: str, trials: int) -> list[float]:
-    """Seconds of each trial."""
+    """Return the seconds of each trial with dnas."""
     folder, watch = StudyFolder(Path("studies") / sampler), Watch()
     space = load_space("cifar_bc", epochs=REPORTS)
     config = SearchConfig(space, sampler, trials, RunConfig(DATA), sampler=sampler, stopping="none")
@@ -178,7 +179,7 @@ def main() -> None:
     sizes = [size for size in (10, 100, 500, 1000, 2000, 5000, 10_000) if size <= args.trials]
     with tempfile.TemporaryDirectory() as place, contextlib.chdir(place):
         print(f"{platform.machine()}, {os.cpu_count()} cores (shared), Python {platform.python_version()},", end=" ")
-        print(f"optuna {optuna.__version__}; milliseconds a trial: median (worst) of the 20 before that many trials\n")
+        print(f"optuna {optuna.__version__}; ms per trial: median (maximum) of the last 20 of that many trials\n")
         print("| | " + " | ".join(f"{size:,}" for size in sizes) + " |\n|---|" + "---|" * len(sizes))
         for sampler in filter(None, args.samplers.split(",")):
             print(row(f"dnas, {sampler}, everything written", ours(sampler, args.trials), sizes), flush=True)

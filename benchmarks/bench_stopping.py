@@ -2,9 +2,10 @@
 
     python benchmarks/bench_stopping.py > benchmarks/results/stopping.md
 
-Two sources of curves. Parametric ones: what is assumed stands in the docstring of `planted`. Recorded ones: real
-trainings on digits, from benchmarks/data/digits_curves.csv (benchmarks/record_curves.py). Every rule gets the same
-trials in the same order and four asynchronous workers, which take a promotable trial before a new one. Prints Markdown.
+There are two sources of curves: parametric curves, with the assumptions in the docstring of `planted`, and training
+runs recorded on digits, from benchmarks/data/digits_curves.csv (benchmarks/record_curves.py). Every rule receives the
+same trials in the same order and four asynchronous workers, which prefer a promotable trial to a new one. Prints
+Markdown.
 """
 
 import argparse
@@ -35,7 +36,7 @@ RECORDED = Path(__file__).resolve().parent / "data" / "digits_curves.csv"
 
 @dataclass(frozen=True)
 class Curve:
-    """What a trial would report were it never stopped: its error after each epoch. `size` in params."""
+    """Errors of a trial after each epoch if it is never stopped. `size` is in params."""
 
     errors: tuple[float, ...]
     size: float
@@ -43,8 +44,13 @@ class Curve:
 
 @dataclass
 class Run:
-    """What came of it. `reached`: the last epoch of each trial; `events`: what the ladder was told, in order;
-    `resumed`: each promoted trial, the epoch it had been paused after and the one it trained next."""
+    """Result of a simulation.
+
+    Attributes:
+        reached: last epoch of each trial.
+        events: reports to the ladder, in order.
+        resumed: for each promotion the trial, the epoch after which it was paused, and the epoch that it trained next.
+    """
 
     reached: dict[int, int] = field(default_factory=dict)
     events: list[tuple[object, ...]] = field(default_factory=list)
@@ -61,15 +67,15 @@ class Run:
 def simulate(
     ladder: Ladder, curves: Iterable[Curve], *, several: bool, most: float = math.inf, workers: int = WORKERS
 ) -> Run:
-    """Trains `curves` as far as `ladder` lets it, on `workers` at once, until none is left or `most` epochs are spent.
+    """Simulate the training of `curves` under `ladder` on `workers`, until none is left or `most` epochs are used.
 
-    A free worker takes the promotable trial if there is one, else the next new one, else it waits. An epoch takes
-    longer on a larger network.
+    A free worker takes the promotable trial if there is one, otherwise the next new trial, otherwise it waits. An epoch
+    takes longer for a larger network.
     """
     run, curves = Run(), list(curves)
     new = iter(range(len(curves)))
     busy: list[tuple[float, int]] = []  # (when its epoch ends, number)
-    paused: dict[int, int] = {}  # of those that were promoted and not heard of since
+    paused: dict[int, int] = {}  # promoted trials that have not reported since
     clock, spent = 0.0, 0
 
     def train(number: int) -> None:
@@ -110,9 +116,11 @@ def simulate(
 
 @dataclass(frozen=True)
 class Scene:
-    """The trials of one seed: `trials` of them are compared, and the rest follow where epochs are left.
+    """Trials of one seed. The first `trials` are compared; the rest are used if epochs are left.
 
-    corner: the reference of the hypervolume, in error and log10 of the size. planted: whose survival is counted.
+    Attributes:
+        corner: reference point of the hypervolume, in error and log10 of the size.
+        planted: the trial whose survival is counted.
     """
 
     curves: list[Curve]
@@ -151,8 +159,10 @@ def planted(seed: int, trials: int = TRIALS, epochs: int = EPOCHS, slower: float
 
 
 def recorded(seed: int, trials: int = TRIALS, path: Path = RECORDED) -> Scene:
-    """Recorded trainings on digits in a random order. The corner is 10% error and a tenth more params than the largest:
-    networks that end above 10% count nothing."""
+    """Return the runs recorded on digits in a random order.
+
+    The corner is 10% error and 1.1 times the params of the largest network, so networks above 10% error do not count.
+    """
     found: dict[int, tuple[float, list[float]]] = {}
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
@@ -168,8 +178,11 @@ def recorded(seed: int, trials: int = TRIALS, path: Path = RECORDED) -> Scene:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one seed, beside no stopping. `share` of the epochs of no stopping; hypervolumes as ratios to its own, with
-    the same trials, and with more trials but half its epochs; errors as differences to its own."""
+    """Result of a rule on one seed, relative to no stopping.
+
+    `share` is the share of epochs. Hypervolumes are ratios and errors are differences, with the same trials, and with
+    more trials but half the epochs.
+    """
 
     share: float
     complete: int
@@ -182,13 +195,13 @@ class Outcome:
 
 
 def volume(scene: Scene, numbers: Iterable[int]) -> float:
-    """The hypervolume of final error and log10 of size of those trials: only complete ones have a final error."""
+    """Return the hypervolume of final error and log10 of size of the given trials, which must be complete."""
     points = [(scene.curves[number].errors[-1], math.log10(scene.curves[number].size)) for number in numbers]
     return hypervolume(np.array(points).reshape(-1, 2), scene.corner)
 
 
 def compare(make: Callable[[int], Ladder], scene: Scene, *, several: bool) -> Outcome:
-    """One rule on one scene; `make` gives a ladder for a number of epochs."""
+    """Compare a rule with no stopping on one scene. `make` returns a ladder for a number of epochs."""
     curves, trials = scene.curves, range(scene.trials)
     epochs = len(curves[0].errors)
     whole = scene.trials * epochs
@@ -212,7 +225,7 @@ def compare(make: Callable[[int], Ladder], scene: Scene, *, several: bool) -> Ou
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half the width of its 95% interval (Student's t)."""
+    """Return the mean and half the width of its 95% interval (Student's t)."""
     spread = float(np.std(values, ddof=1)) / math.sqrt(len(values))
     return float(np.mean(values)), float(stats.t.ppf(0.975, len(values) - 1)) * spread
 
@@ -261,7 +274,7 @@ def main() -> None:
     seeds = range(parser.parse_args().seeds)
     day, assumed = time.strftime("%Y-%m-%d"), inspect.cleandoc(planted.__doc__ or "").split("Assumed, not measured:")[1]
     print(
-        f"""# What early stopping saves, and what it loses
+        f"""# Savings and losses of early stopping
 
     python benchmarks/bench_stopping.py > benchmarks/results/stopping.md
 
@@ -269,10 +282,10 @@ def main() -> None:
 {len(seeds)} seeds, {TRIALS} trials each, {WORKERS} asynchronous workers on a simulated clock. Mean ± half the 95%
 interval over the seeds (Student's t).
 
-*epochs*: as a share of what no stopping spends on the same trials. *hypervolume*: of final error and log10 of params,
-of the trials that ran to their end, as a ratio to no stopping's, paired by seed; with the same trials, and with half
-the epochs of no stopping, for which new networks are tried as long as they last. *best error*: that of the best
-complete trial less no stopping's. The row `none` at half the epochs is what half the training gives without a rule.
+*epochs*: share of the epochs that the same trials need without stopping. *hypervolume*: of final error and log10 of
+params of the complete trials, as a ratio to that without stopping, paired by seed. It is reported for the same
+trials, and for half the epochs, which are filled with new networks. *best error*: error of the best complete trial
+minus that without stopping. The row `none` at half the epochs is the result of half the training without a rule.
 
 ## Parametric curves, with a planted large slow starter
 
@@ -280,7 +293,7 @@ Assumed, not measured:{assumed.rstrip()}"""
     )
     scenes = [planted(seed) for seed in seeds]
     tables(scenes)
-    print(f"\n### How many strata\n\nError and params, asha.\n\n{HEAD}")
+    print(f"\n### Number of strata\n\nError and params, asha.\n\n{HEAD}")
     for strata in (1, 2, 3, 4, 6, 8):
         line(f"{strata} strata" if strata > 1 else "no strata", "asha", scenes, several=True, strata=strata)
     print(
@@ -301,13 +314,13 @@ Assumed, not measured:{assumed.rstrip()}"""
         f"""
 ## Recorded curves: digits
 
-{count} random networks of digits_bc, {epochs} epochs each, one seed a network (`benchmarks/record_curves.py`); each
+{count} random networks of digits_bc, {epochs} epochs each, one seed per network (`benchmarks/record_curves.py`); each
 seed here is another order of them, so that its {TRIALS} trials overlap with other seeds' and the intervals are too
 narrow. The corner is 10% error and a tenth more params than the largest has. 144 validation images:
 one of them is 0.69 points."""
     )
     tables(every)
-    print("\n## What deciding costs\n\nMilliseconds of CPU for one arrival at a rung: decide, note and promotable.\n")
+    print("\n## Cost of decisions\n\nMilliseconds of CPU for one arrival at a rung: decide, note and promotable.\n")
     print("| objectives | median at 2,000 arrivals | median at 10,000 |\n|---|---|---|")
     for objectives in (1, 2, 3):
         early, late = (f"{1000 * seconds:.1f}" for seconds in seconds_to_decide(objectives))
@@ -315,7 +328,7 @@ one of them is 0.69 points."""
 
 
 def seconds_to_decide(objectives: int) -> tuple[float, float]:
-    """Median CPU seconds of an arrival at a rung, among the 200 before the 2,000th and before the 10,000th."""
+    """Return the median CPU seconds of an arrival at a rung, of the last 200 of 2,000 and of 10,000 arrivals."""
     ladder, rng, taken = Ladder("asha", EPOCHS, several=objectives > 1), np.random.default_rng(0), []
     for number in range(10_000):
         values = (rng.random(), 10 ** rng.uniform(4, 6), rng.random())[:objectives]

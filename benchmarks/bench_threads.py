@@ -1,9 +1,9 @@
-"""What waiting threads cost: a training step with spinning and passive OpenMP threads, quiet and beside other work.
+"""Cost of waiting threads: a training step with spinning and passive OpenMP threads, with and without other load.
 
     python benchmarks/bench_threads.py
 
-Each variant is a process of its own, in turn (A B C A B C ...); the load is two busy Python processes. Prints medians
-over the rounds and the ratio to one thread in the same round, in Markdown.
+Each variant runs in its own process, in turn (A B C A B C ...). The load is two busy Python processes. Prints a
+Markdown table with medians over the rounds and the ratio to one thread in the same round.
 """
 
 import argparse
@@ -44,24 +44,24 @@ def main() -> None:
     import torch
 
     print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}; n = {args.rounds} rounds\n")
-    print("| network | machine | variant | ms a step, median (range) | ratio to 1 thread |")
+    print("| network | machine | variant | ms per step, median (range) | ratio to 1 thread |")
     print("|---|---|---|---|---|")
     clean = {key: value for key, value in os.environ.items() if not key.startswith("OMP_")}
     for network, steps in NETWORKS.items():
         for load in (0, 2):
             busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(load)]
             try:
-                found: dict[str, list[float]] = {}
+                measured: dict[str, list[float]] = {}
                 for _ in range(args.rounds):
                     for name, (threads, environment) in VARIANTS.items():
                         run = [sys.executable, "-c", STEP, threads, network, str(steps)]
                         out = subprocess.run(run, env=clean | environment, capture_output=True, text=True, check=True)
-                        found.setdefault(name, []).append(1000 * float(out.stdout))
+                        measured.setdefault(name, []).append(1000 * float(out.stdout))
             finally:
                 for process in busy:
                     process.kill()
-            for name, times in found.items():
-                ratio = statistics.median(a / b for a, b in zip(times, found["1 thread"], strict=True))
+            for name, times in measured.items():
+                ratio = statistics.median(a / b for a, b in zip(times, measured["1 thread"], strict=True))
                 spread = f"{statistics.median(times):.0f} ({min(times):.0f} to {max(times):.0f})"
                 beside = f"beside {load} busy processes" if load else "quiet"
                 print(f"| `{network}` | {beside} | {name} | {spread} | {ratio:.2f} |", flush=True)

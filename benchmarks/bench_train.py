@@ -1,9 +1,9 @@
-"""Seconds an epoch and peak memory of real trainings on CIFAR-10 with augmentation, recipe `paper`.
+"""Seconds per epoch and peak memory of training runs on CIFAR-10 with augmentation and the recipe `paper`.
 
     python benchmarks/bench_train.py --dataset cifar10 --device cuda --epochs 3
     python benchmarks/bench_train.py --dataset cifar10 --device cuda --epochs 3 --kernels triton --cuda-graph
 
-The first epoch is not counted: on a GPU it chooses kernels. Prints a row in Markdown.
+The first epoch, in which a GPU chooses its kernels, is not counted. Prints a Markdown table.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def main() -> None:
     )
     counted = seconds[1:] or seconds
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"{platform.machine()} CPU"
-    print("| network | device | torch | images an epoch | seconds an epoch, median (range), n | peak memory |")
+    print("| network | device | torch | images per epoch | seconds per epoch, median (range), n | peak memory |")
     print("|---|---|---|---|---|---|")
     how = f", {args.kernels}" * (args.kernels != "plain") + ", compiled" * args.compile
     how += ", CUDA graph" * args.cuda_graph

@@ -1,11 +1,11 @@
-"""Kills a search with SIGKILL again and again and compares what comes of it with one that was left alone.
+"""Kill a search with SIGKILL repeatedly, and compare its result with that of an undisturbed search.
 
     python benchmarks/kill_search.py --random 12
 
-Each kill takes the driver, its forkserver and its workers at once. Four are aimed: after an ask, inside an epoch, while
-a checkpoint is written (made slow for this one, or no kill would hit it), and before a tell; the rest come at random
-moments. Prints what each kill met, and at the end whether specs, errors and the digests of the final weights are equal.
-Exit status 1 where they are not.
+Each kill ends the driver, its fork server and its workers at once. Four kills are aimed: after an ask, inside an
+epoch, while a checkpoint is written (which is slowed down for this purpose), and before a tell. The others come at
+random times. Prints the state that each kill interrupted, and at the end whether specs, errors and the digests of the
+final weights are equal. The exit status is 1 if they are not.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def essence(folder: Path) -> list[tuple[object, ...]]:
     ]
 
 
-# Imported by every Python process of a search whose PYTHONPATH leads here: a checkpoint waits before it is renamed.
+# Imported by every Python process of a search with this folder in PYTHONPATH: delays the renaming of checkpoints.
 SLOW_RENAME = """import pathlib, time
 plain = pathlib.Path.replace
 def replace(self, target):
@@ -49,7 +49,7 @@ pathlib.Path.replace = replace
 
 
 def kill(folder: Path, run: list[str], ripe: Callable[[Path], bool], slow: Path | None = None) -> str:
-    """Starts the search, kills all of it as soon as `ripe`, and says what the kill met."""
+    """Start the search, kill all its processes as soon as `ripe` is true, and return the interrupted state."""
     environment = dict(os.environ)
     if slow is not None:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(slow), os.environ.get("PYTHONPATH")]))
@@ -86,7 +86,7 @@ def reports(study: Path) -> int:
 
 
 def aimed(study: Path, at: str) -> Callable[[Path], bool]:
-    """A condition that is met at the next moment of the wanted kind, from where the study stands now."""
+    """Return a condition that becomes true at the next event of the given kind."""
     log = study / "events.jsonl"
     start = log.stat().st_size if log.exists() else 0
 
@@ -111,7 +111,12 @@ EPOCHS = 8
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--random", type=int, default=12, help="kills at random moments, beside the aimed ones")
+    parser.add_argument(
+        "--random",
+        type=int,
+        default=12,
+        help="number of kills at random times, in addition to the aimed ones (default: 12)",
+    )
     parser.add_argument("--trials", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -129,11 +134,11 @@ def main() -> int:
 
         def strike(what: str, ripe: Callable[[Path], bool]) -> str:
             nonlocal kills
-            found = kill(killed, run, ripe, slow if what == "aimed at write" else None)
+            state = kill(killed, run, ripe, slow if what == "aimed at write" else None)
             kills += 1
-            met[found] = met.get(found, 0) + 1
-            print(f"kill {kills:3d}  {what:16s} {found}", flush=True)
-            return found
+            met[state] = met.get(state, 0) + 1
+            print(f"kill {kills:3d}  {what:16s} {state}", flush=True)
+            return state
 
         for at, wanted in (("ask", "ask"), ("epoch", "inside"), ("write", "checkpoint.pt"), ("tell", "tell")):
             for _ in range(3):

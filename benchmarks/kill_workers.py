@@ -1,12 +1,13 @@
-"""Kills workers and drivers of a search with several objectives at random, and accounts for every trial at the end.
+"""Kill workers and drivers of a search with several objectives at random, and check every trial at the end.
 
     python benchmarks/kill_workers.py --kills 100 --trials 40
 
-Half of the SIGKILLs take one worker, a quarter the driver alone, a quarter the driver with its forkserver and workers;
-a killed driver is started again by the same command, and is killed again only after it has got on. At the end: every
-number has one record and one proposal; each is complete or paused; every epoch was told just once; no network was tried
-twice; `dnas replay` finds no difference; nothing half-written is left; and some of the trials, trained again from the
-start, give the same curves and weights. Exit status 1 where one of these does not hold.
+Half of the SIGKILLs hit one worker, a quarter the driver alone, and a quarter the driver with its fork server and
+workers. A killed driver is restarted by the same command, and is killed again only after it has made progress. At the
+end the script checks that every number has one record and one proposal, that each trial is complete or paused, that
+every epoch was reported once, that no network was tried twice, that `dnas replay` finds no difference, that no
+partial file remains, and that some of the trials, retrained from the start, have the same curves and weights. The
+exit status is 1 if a check fails.
 """
 
 import argparse
@@ -26,6 +27,9 @@ from dnas.search.replay import replay, train_again
 from dnas.study.folder import StudyFolder
 
 
+NO_PROCESS = "no process"
+
+
 def command(trials: int, epochs: int) -> list[str]:
     options = ["--space", "digits_bc", "--study", "front", "--objective", "val_error,params", "--workers", "2"]
     options += ["--trials", str(trials), "--epochs", str(epochs), "--threads", "1", "--control", "0.2"]
@@ -38,7 +42,7 @@ def start(folder: Path, run: list[str]) -> subprocess.Popen[bytes]:
 
 
 def workers(study: StudyFolder) -> list[int]:
-    """The processes that hold a lease on a trial."""
+    """Return the processes that hold a lease on a trial."""
     leases = [read_lease(path.parent) for path in study.path.glob("trials/*/lease.json")]
     return [lease.pid for lease in leases if lease is not None]
 
@@ -49,11 +53,11 @@ def log_size(study: StudyFolder) -> int:
 
 
 def strike(process: subprocess.Popen[bytes], study: StudyFolder, rng: random.Random) -> str:
-    """One SIGKILL, and whom it took."""
+    """Send one SIGKILL; return its target."""
     if rng.random() < 0.5:
         victims = workers(study)
         if not victims:
-            return "nobody"
+            return NO_PROCESS
         with suppress(ProcessLookupError):
             os.kill(rng.choice(victims), signal.SIGKILL)
         return "a worker"
@@ -63,7 +67,7 @@ def strike(process: subprocess.Popen[bytes], study: StudyFolder, rng: random.Ran
         return "the driver"
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    return "all of it"
+    return "all processes"
 
 
 def ended(process: subprocess.Popen[bytes], seconds: float) -> bool:
@@ -74,7 +78,7 @@ def ended(process: subprocess.Popen[bytes], seconds: float) -> bool:
 
 
 def kill_at_random(folder: Path, run: list[str], kills: int, seed: int, pause: tuple[float, float]) -> Counter[str]:
-    """Runs the command to its end under so many kills; whom they took. Fewer where it ends before."""
+    """Run the command to its end under at most `kills` kills; return the number of kills by target."""
     rng, study, met = random.Random(seed), StudyFolder(folder / "studies" / "front"), Counter[str]()
     process, size = start(folder, run), log_size(study)
     failures = 0
@@ -85,23 +89,21 @@ def kill_at_random(folder: Path, run: list[str], kills: int, seed: int, pause: t
                 return met
             failures += process.returncode > 0
             if failures > kills + 20:
-                raise AssertionError(f"the search ends with status {process.returncode} again and again: see its log")
-            process, size = (
-                start(folder, run),
-                log_size(study),
-            )  # it was killed, or (exit 2) an earlier one was still ending
+                raise AssertionError(f"the search repeatedly ends with status {process.returncode}; see its log")
+            # It was killed, or it ended with status 2 because an earlier one was still ending.
+            process, size = start(folder, run), log_size(study)
         elif left > 0:
-            whom = strike(process, study, rng) if log_size(study) > size else "nobody"
-            if whom != "nobody":
-                met[whom] += 1
-                print(f"kill {sum(met.values()):3d}  {whom:10s}  {len(study.events())} events", flush=True)
+            target = strike(process, study, rng) if log_size(study) > size else NO_PROCESS
+            if target != NO_PROCESS:
+                met[target] += 1
+                print(f"kill {sum(met.values()):3d}  {target:10s}  {len(study.events())} events", flush=True)
         else:
             os.killpg(process.pid, signal.SIGKILL)
             raise AssertionError("the search does not end")
 
 
-def account(study: StudyFolder, trials: int, again: int) -> list[str]:
-    """What does not add up, a line each. again: so many trials are trained again."""
+def failed_checks(study: StudyFolder, trials: int, retrained: int) -> list[str]:
+    """Return one line per failed check. retrained: number of trials to retrain."""
     wrong = []
     records, events = study.records(), study.events()
     numbers = [event["number"] for event in events if event["event"] == "ask"]
@@ -114,15 +116,13 @@ def account(study: StudyFolder, trials: int, again: int) -> list[str]:
             wrong.append(f"trial {record.number} ended as {record.state}: {record.reason}")
         told = [e["epoch"] for e in events if e["event"] == "report" and e["number"] == record.number]
         if told != list(range(1, record.epochs + 1)):
-            wrong.append(f"trial {record.number} has {record.epochs} epochs, but told {told}")
+            wrong.append(f"trial {record.number} has {record.epochs} epochs, but reported {told}")
     wrong += replay(study).differences
-    wrong += [f"{path.relative_to(study.path)} is left" for path in study.path.rglob(".*.[0-9]*")]
-    for record in sorted(records, key=lambda r: -r.losses)[:again]:
+    wrong += [f"{path.relative_to(study.path)} remains" for path in study.path.rglob(".*.[0-9]*")]
+    for record in sorted(records, key=lambda r: -r.losses)[:retrained]:
         result = train_again(study, record.number)
         if result.first is not None or result.same_weights is False:
-            wrong.append(
-                f"trial {record.number} trained again differs (epoch {result.first}): {result.then}, {result.now}"
-            )
+            wrong.append(f"trial {record.number} retrained differs (epoch {result.first}): {result.then}, {result.now}")
     return wrong
 
 
@@ -131,7 +131,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--again", type=int, default=6, help="trials that are trained again at the end")
+    parser.add_argument("--again", type=int, default=6, help="number of trials to retrain at the end (default: 6)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
@@ -139,14 +139,14 @@ def main() -> int:
         run = command(args.trials, args.epochs)
         met = kill_at_random(Path(place), run, args.kills, args.seed, (0.5, 5.0))
         study = StudyFolder(Path(place) / "studies" / "front")
-        wrong = account(study, args.trials, args.again)
+        wrong = failed_checks(study, args.trials, args.again)
         records = study.records()
         states = Counter(record.state for record in records)
         events = Counter(event["event"] for event in study.events())
-        print(f"\n{sum(met.values())} kills ({', '.join(f'{n} {who}' for who, n in met.items())}) in")
+        print(f"\n{sum(met.values())} kills ({', '.join(f'{n} {target}' for target, n in met.items())}) in")
         print(f"{(time.monotonic() - began) / 60:.0f} min; {len(records)} trials: {dict(states)};")
         print(f"{events['promote']} promotions; {sum(r.losses for r in records)} lost workers seen by a driver;")
-        print(f"{args.again} of the most often killed trained again; {len(wrong)} things do not add up")
+        print(f"{args.again} of the most often killed trials retrained; {len(wrong)} checks failed")
         print("\n".join(wrong))
     return int(bool(wrong))
 

@@ -1,10 +1,10 @@
-"""Learning curves of real trainings, to replay stopping rules on: random networks of digits_bc, every one to its end.
+"""Record learning curves for replaying stopping rules: random networks of digits_bc, each trained to its end.
 
     python benchmarks/record_curves.py --networks 250
 
-Appends to benchmarks/data/digits_curves.csv, one row an epoch, as each network ends; run again, it goes on with those
-that are missing. The networks are distinct uniform draws inside the space's limits, each trained from seed (0, number)
-with one thread, as `dnas search` would train it.
+Appends one row per epoch to benchmarks/data/digits_curves.csv as each network ends. A second run continues with the
+missing networks. The networks are distinct uniform draws within the space's limits, each trained from seed (0,
+number) with one thread, as `dnas search` would train it.
 """
 
 import argparse
@@ -26,7 +26,7 @@ SEED = 0
 
 
 def networks(space: Space, wanted: int) -> Iterator[DenseNetSpec]:
-    """`wanted` distinct networks inside the limits, the same ones in the same order every time."""
+    """Return `wanted` distinct networks within the limits, always the same ones in the same order."""
     rng, seen = random.Random(SEED), set()
     while len(seen) < wanted:
         spec = space.feasible(space.random_point(rng))
@@ -53,7 +53,7 @@ def main() -> None:
     done: set[int] = set()
     if args.out.exists():
         with args.out.open(newline="", encoding="utf-8") as file:
-            done = {int(row["number"]) for row in csv.DictReader(file)}  # rows come a network at a time
+            done = {int(row["number"]) for row in csv.DictReader(file)}  # the rows of a network are contiguous
     else:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")

