@@ -26,7 +26,6 @@ from dnas.executors.lease import read_lease
 from dnas.search.replay import replay, train_again
 from dnas.study.folder import StudyFolder
 
-
 NO_PROCESS = "no process"
 
 
