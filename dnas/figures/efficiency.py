@@ -1,7 +1,8 @@
-"""Error against what a network costs, and the sampler's arm against the control's."""
+"""Figures of efficiency: error against cost, and the sampler against the random control."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,7 @@ from dnas.figures.style import (
     INK,
     QUIET,
     UNFINISHED,
+    Drawing,
     canvas,
     cost_axis,
     error_axis,
@@ -39,121 +41,116 @@ def plot_error_against_cost(
     best: int | None = None,
     objectives: Sequence[str] = ("val_error", "params"),
 ) -> Figure:
-    """The trained objective of every trial against its first cost, with the Pareto front (as Figure 4 of the paper).
+    """Plot the trained objective of every trial against its first cost, with the Pareto front (the paper's Figure 4).
 
-    frame: as `read_study`. objectives: the trained one, then the costs; of two, the front is a line, of more it is a
-    surface, of which the trials are marked. best: the number of the network that was chosen; the front's lowest error
-    unless given. published: test errors of the paper (`dnas.analysis.published`), against params only; noise_floor:
-    drawn as a band, that of the best's error.
+    Args:
+        frame: Trials, as returned by `read_study`.
+        front: The Pareto front. For two objectives it is a line; for more, its trials are ringed.
+        published: Test errors of the paper, from `dnas.analysis.published`. Drawn against params only.
+        noise_floor: Interval of the best network's error, drawn as a band.
+        best: Number of the chosen network. Defaults to the lowest error of the front.
+        objectives: The trained objective, then the costs.
     """
     y, x = objectives[0], objectives[1]
-    known = frame[frame[y].notna() & frame[x].notna()] if len(frame) and x in frame else frame.iloc[:0]
-    if len(known):
-        known = known.astype({x: float, y: float})  # a frame of records has objects where one had no value
-    complete = known[known["state"] == "complete"] if len(known) else known
-    unfinished = {state: known[known["state"] == state] for state in UNFINISHED} if len(known) else {}
-    unfinished = {state: some for state, some in unfinished.items() if len(some)}
+    complete, unfinished = _finite_trials(frame, x, y)
     if best is None and len(front.trials):
         best = int(front.trials.sort_values([y, x])["number"].iloc[0])
     chosen = complete[complete["number"] == best] if len(complete) else complete
-    if len(chosen):
-        row = chosen.iloc[0]
-        title = f"Lowest {METRICS[y].noun}: {METRICS[y].format(row[y])} with {METRICS[x].with_noun(row[x])}"
-        title += f" (#{int(row['number'])})"
-        if len(objectives) > 2:
-            title += f"; {len(front.trials)} on the front in all {len(objectives)} objectives"
-    else:
-        title = "No trial is complete yet" if unfinished else "Nothing to show yet: no trial has an error"
     with styled():
-        figure = canvas(4.9, title)
+        figure = canvas(4.9, _cost_title(chosen, front, objectives, bool(unfinished)))
         axes = figure.add_subplot()
         comparable = (x, y) == ("params", "val_error")
         points = published if comparable and published is not None and len(published) else None
-        errors = [value for some in (complete, *unfinished.values()) for value in some.get(y, [])]
-        sizes = [value for some in (complete, *unfinished.values()) for value in some.get(x, [])]
-        if points is not None:
-            errors, sizes = [*errors, *points["test_error"]], [*sizes, *points["params"]]
-        handles: list = []
+        drawn = [some for some in (complete, *unfinished.values()) if len(some)]
+        errors, sizes = ([value for some in drawn for value in some[name]] for name in (y, x))
+        handles: list[Artist] = []
         if noise_floor is not None and len(chosen) and y == "val_error":
             errors += [noise_floor.low, noise_floor.high]
-            axes.axhspan(noise_floor.low, noise_floor.high, color=COLOURS["best"], alpha=0.09, lw=0, zorder=0)
-            handles.append(
-                Patch(
-                    color=COLOURS["best"],
-                    alpha=0.14,
-                    lw=0,
-                    label=f"95% interval of the best (n = {noise_floor.size:,})",
-                )
-            )
-        for state, some in unfinished.items():
-            marks = axes.scatter(
-                some[x],
-                some[y],
-                marker="x",
-                s=16,
-                lw=0.9,
-                color=GREY,
-                alpha=0.55,
-                label=f"{UNFINISHED[state]} ({len(some)})",
-                zorder=2,
-                gid=state,
-            )
-            figure.hover[state] = _told(some, x, y)
-            handles.append(marks)
-        for arm in ("control", "sampler", "first"):
-            some = complete[complete["arm"] == arm] if len(complete) else complete
-            if not len(some):
-                continue
-            marker, label = ARMS[arm]
-            marks = axes.scatter(
-                some[x],
-                some[y],
-                marker=marker,
-                s=30,
-                color=COLOURS[arm],
-                edgecolor="white",
-                lw=0.5,
-                alpha=0.85,
-                label=f"{label} ({len(some)})",
-                zorder=3,
-                gid=f"arm-{arm}",
-            )
-            figure.hover[f"arm-{arm}"] = _told(some, x, y)
-            handles.insert(0, marks)
+            handles.append(_draw_noise_floor(axes, noise_floor))
+        handles += _draw_unfinished(figure, axes, unfinished, x, y)
+        handles = _draw_arms(figure, axes, complete, x, y) + handles
         if points is not None:
+            errors, sizes = [*errors, *points["test_error"]], [*sizes, *points["params"]]
             handles.append(_draw_published(axes, points))
-        label, factor = METRICS[y].axis_label, METRICS[y].scale
-        error_axis(axes, errors, label + (", published: test error (%)" if points is not None else ""), factor)
+        label = METRICS[y].axis_label + (", published: test error (%)" if points is not None else "")
+        error_axis(axes, errors, label, METRICS[y].scale)
         cost_axis(axes, sizes, x)
         if len(front.trials):
             handles.insert(0, _draw_front(axes, front, objectives))
         if len(chosen):
-            axes.scatter(
-                chosen[x],
-                chosen[y],
-                s=95,
-                facecolor="none",
-                edgecolor=COLOURS["best"],
-                lw=1.8,
-                zorder=5,
-                gid="best",
-            )
+            ring: dict[str, Any] = {"facecolor": "none", "edgecolor": COLOURS["best"], "lw": 1.8}
+            axes.scatter(chosen[x], chosen[y], s=95, zorder=5, gid="best", **ring)
         if handles:
-            figure.legend(
-                handles=handles,
-                loc="outside lower left",
-                ncols=3,
-                columnspacing=1.6,
-                handletextpad=0.5,
-                handlelength=1.4,
-            )
-        shown = [some for some in (complete, *unfinished.values()) if len(some)]
-        _label_points(figure, axes, front, best, points, pd.concat(shown) if shown else front.trials, objectives)
+            spacing: dict[str, Any] = {"columnspacing": 1.6, "handletextpad": 0.5, "handlelength": 1.4}
+            figure.legend(handles=handles, loc="outside lower left", ncols=3, **spacing)
+        _label_points(figure, axes, front, best, points, pd.concat(drawn) if drawn else front.trials, objectives)
     return figure
 
 
-def _told(some: pd.DataFrame, x: str, y: str) -> list[str]:
-    """What each mark of a trial says of itself."""
+def _finite_trials(frame: pd.DataFrame, x: str, y: str) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
+    """Trials with both values: the complete ones, and the unfinished ones by state."""
+    known = frame[frame[y].notna() & frame[x].notna()] if len(frame) and x in frame else frame.iloc[:0]
+    if not len(known):
+        return known, {}
+    known = known.astype({x: float, y: float})  # the columns of a frame of records may hold objects
+    unfinished = {state: known[known["state"] == state] for state in UNFINISHED}
+    return known[known["state"] == "complete"], {state: some for state, some in unfinished.items() if len(some)}
+
+
+def _cost_title(chosen: pd.DataFrame, front: Front, objectives: Sequence[str], any_unfinished: bool) -> str:
+    y, x = (METRICS[name] for name in objectives[:2])
+    if not len(chosen):
+        return "No trial is complete yet" if any_unfinished else "Nothing to show yet: no trial has an error"
+    row = chosen.iloc[0]
+    title = f"Lowest {y.noun}: {y.format(row[y.key])} with {x.with_noun(row[x.key])} (#{int(row['number'])})"
+    if len(objectives) > 2:
+        title += f"; {len(front.trials)} on the front in all {len(objectives)} objectives"
+    return title
+
+
+def _draw_noise_floor(axes: Axes, floor: NoiseFloor) -> Patch:
+    axes.axhspan(floor.low, floor.high, color=COLOURS["best"], alpha=0.09, lw=0, zorder=0)
+    label = f"95% interval of the best (n = {floor.size:,})"
+    return Patch(color=COLOURS["best"], alpha=0.14, lw=0, label=label)
+
+
+def _draw_unfinished(
+    figure: Drawing, axes: Axes, unfinished: Mapping[str, pd.DataFrame], x: str, y: str
+) -> list[Artist]:
+    handles: list[Artist] = []
+    look: dict[str, Any] = {"marker": "x", "s": 16, "lw": 0.9, "color": GREY, "alpha": 0.55, "zorder": 2}
+    for state, some in unfinished.items():
+        label = f"{UNFINISHED[state]} ({len(some)})"
+        handles.append(axes.scatter(some[x], some[y], label=label, gid=state, **look))
+        figure.hover[state] = _hover_texts(some, x, y)
+    return handles
+
+
+def _draw_arms(figure: Drawing, axes: Axes, complete: pd.DataFrame, x: str, y: str) -> list[Artist]:
+    """Draw the complete trials of each arm; the control is drawn first, below the others, and comes last in legends."""
+    handles: list[Artist] = []
+    look: dict[str, Any] = {"s": 30, "edgecolor": "white", "lw": 0.5, "alpha": 0.85, "zorder": 3}
+    for arm in ("control", "sampler", "first"):
+        some = complete[complete["arm"] == arm] if len(complete) else complete
+        if len(some):
+            marker, name = ARMS[arm]
+            label, gid = f"{name} ({len(some)})", f"arm-{arm}"
+            marks = axes.scatter(
+                some[x],
+                some[y],
+                marker=marker,
+                color=COLOURS[arm],
+                label=label,
+                gid=gid,
+                **look,
+            )
+            figure.hover[gid] = _hover_texts(some, x, y)
+            handles.insert(0, marks)
+    return handles
+
+
+def _hover_texts(some: pd.DataFrame, x: str, y: str) -> list[str]:
+    """Text of each trial for its mark."""
     return [
         f"#{row['number']}  {METRICS[y].format(row[y])}, {METRICS[x].with_noun(row[x])}\n{row.get('network', '')}"
         for row in some.to_dict("records")
@@ -161,7 +158,7 @@ def _told(some: pd.DataFrame, x: str, y: str) -> list[str]:
 
 
 def _draw_published(axes: Axes, points: pd.DataFrame) -> Line2D:
-    """Hollow squares; those of one family joined in order of size."""
+    """Draw published points as hollow squares, with those of one family joined in order of size."""
     for family, some in points.groupby(points["method"].str.replace(r" \(.*", "", regex=True), sort=True):
         some = some.sort_values("params")
         line = ":" if str(family).startswith("DenseNet") else "none"
@@ -187,13 +184,15 @@ def _draw_published(axes: Axes, points: pd.DataFrame) -> Line2D:
         mfc="white",
         mew=1.1,
         color=COLOURS["published"],
-        label="published: the paper's Table 2 (others than DenseNets grey)",
+        label="published: the paper's Table 2 (grey: not DenseNets)",
     )
 
 
 def _draw_front(axes: Axes, front: Front, objectives: Sequence[str]) -> Artist:
-    """Steps: at a cost, the lowest error that a network of at most that cost reached; to the right it goes on. The
-    front of three objectives is no line on two of them: its trials are ringed."""
+    """Draw the front as steps: at a cost, the lowest error of any network of at most that cost.
+
+    A front of three objectives is not a line in two of them, so its trials are ringed.
+    """
     x, y = (front.trials[name].astype(float).tolist() for name in (objectives[1], objectives[0]))
     if len(objectives) > 2:
         label = f"Pareto front in all {len(objectives)} objectives ({len(x)})"
@@ -215,9 +214,9 @@ def _label_points(
     others: pd.DataFrame,
     objectives: Sequence[str],
 ) -> None:
-    """Names the front's trials and the published points beside their marks, as far as there is room; the best first.
+    """Label the front's trials and the published points beside their marks as far as there is room, the best first.
 
-    Below and to the left of the front nothing can lie, so its labels go there where they can.
+    No mark can be below and to the left of the front, so its labels are placed there if possible.
     """
     error, cost = objectives[0], objectives[1]
     wanted: list[tuple[float, float, str, str, str]] = []
@@ -235,7 +234,7 @@ def _label_points(
                 wanted.append((row["params"], row["test_error"], name, colour, "normal"))
     if not wanted:
         return
-    figure.draw_without_rendering()  # settles the layout: only then is a point's place on the page known
+    figure.draw_without_rendering()  # applies the layout, which determines the positions of points
     to_page, scale = axes.transData.transform, figure.dpi / 72
     avoid = [tuple(to_page((x, y))) for x, y in zip(others[cost], others[error], strict=True)]
     avoid += [tuple(to_page((x, y))) for x, y, *_ in wanted]
@@ -248,7 +247,7 @@ def _label_points(
     for index, (x, y, text, colour, weight) in enumerate(wanted):
         places = [(-6, -11, "right"), (7, -11, "left"), (7, 6, "left"), (-7, 6, "right"), (9, -3, "left")]
         if 0 < index < len(rows):
-            del places[1:]  # above the front a label looks as if it belonged to another point
+            del places[1:]  # a label above the front would seem to belong to another point
         px, py = to_page((x, y))
         width, height = 5.7 * len(text) * scale * (1.1 if weight == "bold" else 1), 10.5 * scale
         for dx, dy, ha in places:
@@ -275,20 +274,22 @@ def _label_points(
 
 
 def _published_name(method: str, depth: int) -> tuple[str, str]:
-    """A short label and its colour."""
+    """Return a short label and its colour."""
     if method.startswith("DenseNet"):
         return method.replace(" (", f" (L={depth}, "), COLOURS["published"]
     return f"{method.partition(' (')[0].replace(' with ', ' + ')}, {depth} layers", QUIET
 
 
 def plot_control(arms: ArmComparison) -> Figure:
-    """The sampler's and the control's values by trial number, and beside them the share of each at or below a value."""
+    """Plot the values of the sampler and the control by trial number, and the distribution of each."""
+    import seaborn
+
     label, factor = METRICS[arms.objective].axis_label, METRICS[arms.objective].scale
     if arms.beats is None:
-        raise InputError("the arms can't be drawn: one of them has no trial that got so far.")
+        raise InputError("cannot draw the arms: one of them has no trial that reached this epoch.")
     title = f"A trial of the sampler beats a random one with probability {arms.beats:.0%}"
     if not arms.enough:
-        title += ", of too few to tell"
+        title += " (too few to tell)"
     with styled():
         figure = canvas(2.9, title)
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2.2, 1))
@@ -305,7 +306,7 @@ def plot_control(arms: ArmComparison) -> Figure:
                 zorder=3 if arm == "sampler" else 2,
                 gid=f"arm-{arm}",
             )
-            right.ecdf(list(values.values()), orientation="horizontal", color=COLOURS[arm], lw=1.6, gid=f"ecdf-{arm}")
+            seaborn.ecdfplot(y=list(values.values()), ax=right, color=COLOURS[arm], lw=1.6, gid=f"ecdf-{arm}")
         every = [*arms.control.values(), *arms.sampler.values()]
         error_axis(
             left, every, f"{label.partition(' (')[0]}\nafter epoch {arms.epoch} ({label.partition(' (')[2]}", factor

@@ -1,37 +1,43 @@
-"""What a search's trials say of its choices: functional ANOVA, interactions, and the path between two networks."""
+"""Figures of the influence of choices: functional ANOVA, interactions, and the path between two networks."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from dnas.analysis.ablation_path import Estimate, Path, Trained
 from dnas.analysis.fanova import REST, Axis, Fanova
 from dnas.analysis.metrics import METRICS
 from dnas.errors import InputError
+from dnas.figures.heatmap import add_colorbar, draw_heatmap
 from dnas.figures.style import BLUE, GREY, INK, ORANGE, QUIET, RED, canvas, styled
 from dnas.formatting import several
 
-PAIRS = 6  # of the bars
-MAP = "cividis"
-LABELS = 12  # of the ticks of a matrix's side
+PAIRS = 6  # pairs of choices that get a bar
+MAX_TICKS = 12  # on a side of the matrix of predicted errors
 
 
 def plot_fanova(found: Fanova, best: Fanova | None = None) -> Figure:
-    """The shares of the error's variance that each choice and the greatest pairs make, over all trials and, beside it,
-    of what happens in the best tenth."""
+    """Plot the share of the error's variance due to each choice and to the strongest pairs.
+
+    found: Over all trials. best: Among the best tenth, in a second panel.
+    """
     effects = found.effects
     pairs = effects[effects["other"] != ""].head(PAIRS)
     single = effects[(effects["other"] == "") & (effects["choice"] != REST)]
     clear = effects[effects["clear"]]
     if not found.believable:
-        title = f"The trials teach too little for these shares (R² {found.r2:.2f} on unseen ones)"
+        title = f"Too few trials to assess these shares (R² {found.r2:.2f} on unseen trials)"
     elif len(clear):
-        title = f"{_term(clear.iloc[0])} makes the largest part of the error's variance: {clear.iloc[0]['share']:.0%}"
+        title = (
+            f"{_term(clear.iloc[0])} explains the largest part of the error's variance: {clear.iloc[0]['share']:.0%}"
+        )
     else:
-        title = "No choice is told from chance: these trials are too few, or none matters"
+        title = "No choice exceeds chance: the trials are too few, or none matters"
     keys = [(row["choice"], row["other"]) for _, row in [*single.iterrows(), *pairs.iterrows()]] + [(REST, "")]
     panels = [("over all", found)] + ([("for the best tenth", best)] if best is not None else [])
     with styled():
@@ -39,7 +45,7 @@ def plot_fanova(found: Fanova, best: Fanova | None = None) -> Figure:
         row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axes, (name, one) in zip(row, panels, strict=True):
             _bars(axes, one, keys)
-            trust = "" if one.believable else ", not to be believed"
+            trust = "" if one.believable else ", unreliable"
             axes.set_title(f"{name}: R² {one.r2:.2f}{trust}", fontsize=9, loc="left")
             axes.set_xlabel("share of the variance (%), 95% interval")
         row[-1].legend(loc="lower right", fontsize=8)
@@ -58,74 +64,91 @@ def _bars(axes: Axes, found: Fanova, keys: Sequence[tuple[str, str]]) -> None:
     axes.barh(places, 100 * rows["share"], color=colours, height=0.62)
     axes.hlines(places, 100 * rows["low"], 100 * rows["high"], color=INK, lw=1.1)
     null = 100 * rows["null"].to_numpy(dtype=float)
-    axes.scatter(null[~rest], places[~rest], marker="|", s=90, color=RED, zorder=4, label="what chance gives")
+    axes.scatter(null[~rest], places[~rest], marker="|", s=90, color=RED, zorder=4, label="share by chance")
     axes.set_yticks(places, [f"{a} × {b}" if b else a for a, b in keys], fontsize=8.5)
     axes.grid(axis="y", visible=False)
     axes.set_xlim(0)
 
 
 def plot_interactions(found: Fanova, objective: str = "val_error") -> Figure:
-    """The matrix of all pairs' shares, with the single choices' on its diagonal; and the mean predicted error over the
-    two choices of the pair that makes most."""
-    forest = found.forest
-    axes_of = forest.box.axes
+    """Plot the shares of all pairs of choices as a matrix, and the mean predicted error over the strongest pair.
+
+    The diagonal holds the shares of single choices. They are printed but not coloured, because they are often so much
+    greater that the pairs could not be distinguished.
+    """
+    axes_of = found.forest.box.axes
     if len(axes_of) < 2:
         raise InputError("interactions need two choices that vary.")
-    shares = forest.shares
-    values = shares.pair + np.diag(shares.single)
-    names = [axis.name for axis in axes_of]
     pairs = found.effects[found.effects["other"] != ""]
-    first = pairs.iloc[0]
-    said = f"{_term(first)}: {first['share']:.0%} of the variance"
-    if not found.believable:
-        title = f"The trials teach too little of interactions (R² {found.r2:.2f} on unseen ones)"
-    elif pairs["clear"].any():
-        first = pairs[pairs["clear"]].iloc[0]
-        title = f"The strongest interaction is {_term(first)}: {first['share']:.0%} of the variance"
-    else:
-        title = f"No interaction is told from chance; the greatest is {said}"
-    clear = {frozenset((row["choice"], row["other"])) for _, row in pairs[pairs["clear"]].iterrows()}
+    strongest = (pairs[pairs["clear"]] if pairs["clear"].any() else pairs).iloc[0]
+    names = [axis.name for axis in axes_of]
     with styled():
-        figure = canvas(4.3, title)
+        figure = canvas(4.3, _interactions_title(found, pairs, strongest))
         left, right = figure.subplots(1, 2, width_ratios=[1.15, 1])
-        hidden = np.triu(np.ones_like(values, dtype=bool), 1)
-        top = max(float(values[~np.eye(len(values), dtype=bool)].max()), 0.01)
-        left.imshow(np.ma.array(100 * values, mask=hidden), cmap=MAP, vmin=0, vmax=100 * top)
-        for i in range(len(names)):
-            for j in range(i + 1):
-                told = i == j or frozenset((names[i], names[j])) in clear
-                colour = "white" if values[i, j] < 0.55 * top else INK
-                left.text(
-                    j, i, f"{100 * values[i, j]:.1f}", ha="center", va="center", color=colour,
-                    fontsize=8, fontweight="bold" if told and i != j else "normal",
-                )  # fmt: skip
-        left.set_xticks(range(len(names)), names, rotation=35, ha="right", fontsize=8)
-        left.set_yticks(range(len(names)), names, fontsize=8)
-        left.grid(visible=False)
-        left.set_title("share of the variance (%); bold: above chance", fontsize=9, loc="left")
-        a, b = names.index(first["choice"]), names.index(first["other"])
-        label, factor = METRICS[objective].axis_label, METRICS[objective].scale
-        image = right.imshow(factor * forest.marginal(a, b).T, cmap=MAP, aspect="auto", origin="lower")
+        _draw_share_matrix(figure, left, found, names, pairs)
+        a, b = names.index(strongest["choice"]), names.index(strongest["other"])
+        metric = METRICS[objective]
+        errors = metric.scale * found.forest.marginal(a, b).T
+        norm = Normalize(float(errors.min()), max(float(errors.max()), float(errors.min()) + 1e-9))
+        mesh = draw_heatmap(right, errors, norm)
+        right.invert_yaxis()
         _ticks(right, "x", axes_of[a])
         _ticks(right, "y", axes_of[b])
-        right.grid(visible=False)
-        right.set_title("predicted, mean over the other choices", fontsize=9, loc="left")
-        figure.colorbar(image, ax=right, shrink=0.85, label=label)
+        right.set_title("predicted mean over the other choices", fontsize=9, loc="left")
+        add_colorbar(figure, mesh, metric.axis_label, ax=right, shrink=0.85)
     return figure
 
 
+def _interactions_title(found: Fanova, pairs: pd.DataFrame, strongest: "pd.Series[Any]") -> str:
+    if not found.believable:
+        return f"Too few trials to assess interactions (R² {found.r2:.2f} on unseen trials)"
+    share = f"{_term(strongest)}: {strongest['share']:.0%} of the variance"
+    if pairs["clear"].any():
+        return f"The strongest interaction is {share}"
+    return f"No interaction exceeds chance; the greatest is {share}"
+
+
+def _draw_share_matrix(figure: Figure, axes: Axes, found: Fanova, names: Sequence[str], pairs: pd.DataFrame) -> None:
+    shares = 100 * found.forest.shares.pair
+    single = 100 * found.forest.shares.single
+    clear = {frozenset((row["choice"], row["other"])) for _, row in pairs[pairs["clear"]].iterrows()}
+    below = np.tril(np.ones_like(shares, dtype=bool), -1)
+    top = max(float(shares[below].max()), 1.0)
+    mesh = draw_heatmap(axes, np.where(below, shares, np.nan), Normalize(0, top), lines=0.5)
+    for i, name in enumerate(names):
+        for j in range(i + 1):
+            bold = i != j and frozenset((name, names[j])) in clear
+            axes.text(
+                j + 0.5,
+                i + 0.5,
+                f"{single[i] if i == j else shares[i, j]:.1f}",
+                ha="center",
+                va="center",
+                color="white" if i != j and shares[i, j] < 0.55 * top else INK,
+                fontsize=8,
+                fontweight="bold" if bold else "normal",
+            )
+    places = np.arange(len(names)) + 0.5
+    axes.set_xticks(places, names, rotation=35, ha="right", fontsize=8)
+    axes.set_yticks(places, names, rotation=0, fontsize=8)
+    axes.set_title("share of the variance (%); bold: above chance", fontsize=9, loc="left")
+    add_colorbar(figure, mesh, "share of a pair (%)", ax=axes, shrink=0.85)
+
+
 def _ticks(axes: Axes, side: str, axis: Axis) -> None:
-    step = -(-len(axis.values) // LABELS)
+    step = -(-len(axis.values) // MAX_TICKS)
     texts = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in axis.values]
-    places = range(0, len(texts), step)
+    places = [place + 0.5 for place in range(0, len(texts), step)]
     rotation = 30 if side == "x" and max(map(len, texts)) > 6 else 0
-    getattr(axes, f"set_{side}ticks")(list(places), texts[::step], fontsize=8, rotation=rotation)
+    getattr(axes, f"set_{side}ticks")(places, texts[::step], fontsize=8, rotation=rotation)
     getattr(axes, f"set_{side}label")(axis.name)
 
 
 def plot_path(path: Path, objective: str = "val_error", trained: Trained | None = None) -> Figure:
-    """The error of each network on the path, a row each from the first to the last, and what each step changed:
-    predicted with intervals, as measured in the search, and as trained for it."""
+    """Plot the error of each network on the path, one row per network, and the change at each step.
+
+    Errors are predicted with intervals, as measured in the search, and, if given, as trained along the path.
+    """
     metric = METRICS[objective]
     label, factor, word = metric.axis_label, metric.scale, metric.noun
     rows = np.arange(len(path.nodes))
@@ -174,7 +197,7 @@ def _estimates(
 
 
 def _params(axes: Axes, path: Path) -> None:
-    """The size of each network, right of its row."""
+    """Write the size of each network to the right of its row."""
     place: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "color": QUIET, "annotation_clip": False}
     across = axes.get_yaxis_transform()
     for i, node in enumerate(path.nodes):
@@ -185,17 +208,17 @@ def _params(axes: Axes, path: Path) -> None:
 
 def _step_title(path: Path, changes: Sequence[Estimate], trained: bool, objective: str, word: str) -> str:
     gains = np.array([change.value for change in changes[1:]])
-    takes = "took off" if trained else "is predicted to take off"
+    reduces = "reduced" if trained else "is predicted to reduce"
     if not np.isfinite(gains).any() or np.nanmin(gains) >= 0:
-        return f"No step {takes} any {word}"
+        return f"No step {reduces} the {word}"
     most = int(np.nanargmin(gains)) + 1
     sure = changes[most].high < 0
     size = METRICS[objective].format(-changes[most].value)
-    return f"{node_label(path, most)} {takes} most: {size} {word}" + ("" if sure else ", but its interval holds 0")
+    return f"{node_label(path, most)} {reduces} the {word} most, by {size}" + ("" if sure else " (interval includes 0)")
 
 
 def node_label(path: Path, place: int) -> str:
-    """`growth_rate 8 → 16`."""
+    """Description of the step that leads to a node, such as `growth_rate 8 → 16`."""
     return said_changes(path.nodes[place].changes) if place else "the first network"
 
 

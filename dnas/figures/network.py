@@ -1,8 +1,8 @@
-"""What is inside trained networks: how layers reuse each other's maps, and how large weights and gradients are."""
+"""Figures of the inside of trained networks: feature reuse, gradients, and the weight norms of several trials."""
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,172 +16,187 @@ from dnas.analysis.efficiency import part_of
 from dnas.analysis.reuse import BlockReuse, Reuse
 from dnas.analysis.weight_norms import WeightNorms
 from dnas.errors import InputError
+from dnas.figures.heatmap import SEQUENTIAL, add_colorbar, draw_heatmap, ticks_at_cells
 from dnas.figures.style import BLUE, GREY, INK, QUIET, WIDTH, canvas, log_ticks, styled
-from dnas.figures.training import SIZES, name_rows
+from dnas.figures.training import SIZES, label_rows, separate_parts
 from dnas.formatting import percent, several
 
-# From blue to red as in the paper, but in ColorBrewer's steps, which colour-blind readers can tell apart.
+# From blue to red as in the paper, in the steps of ColorBrewer, which colour-blind readers can distinguish.
 REUSE_MAP = "RdYlBu_r"
+LINE_PITCH = 6  # points; triangles of smaller cells are drawn without lines between them
 
-_MEANING = {
-    "column": "over the greatest of its column: red is the source that a layer draws on most",
-    "block": "over the greatest of its block",
+_NORMALISATIONS = {
+    "column": "divided by the greatest of its column: red is the source that a layer uses most",
+    "block": "divided by the greatest of its block",
     "none": "not normalised",
 }
+_ROWS_AND_FRAMES = " Top row: the block's input. Framed column: the transition or classifier."
 
 # --- feature reuse ------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Triangles:
+    """Content of a figure of triangles, one per dense block. factor: from values to the ticks of the colour bar."""
+
+    blocks: Sequence[BlockReuse]
+    title: str
+    caption: str
+    cmap: str
+    norm: Normalize
+    label: str
+    factor: float = 1
+
+
 def plot_reuse(reuse: Reuse) -> Figure:
-    """The paper's Figure 5: a triangle a block, rows are sources (the first the block's input), columns targets (the
-    last, framed, the transition or classifier), all on one scale; hatched where a cell can't be told from untrained."""
-    found = reuse.strongest()
-    layers = sum(found.values())
-    if reuse.epoch == 0:
-        title = "Untrained, no source of a layer stands out"
-    elif not layers:
-        title = "Each layer reads a single source: nothing is reused"
-    else:
-        title = (
-            f"Of {several(layers, 'layer')}, {found['before']} draw most on the layer just before,"
-            f" {found['input']} on their block's input"
+    """Plot the paper's Figure 5: one triangle per dense block, all on one colour scale.
+
+    Rows are sources (the first is the block's input), columns are targets (the last, framed, is the transition or
+    classifier). Cells that do not differ from the untrained network are hatched.
+    """
+    top = 1.0 if reuse.normalise != "none" else max(float(np.nanmax(block.values)) for block in reuse.blocks)
+    divisor = {"column": " ÷ column's greatest", "block": " ÷ block's greatest", "none": ""}[reuse.normalise]
+    return _draw_triangles(
+        _Triangles(
+            reuse.blocks,
+            _reuse_title(reuse),
+            _reuse_caption(reuse),
+            REUSE_MAP,
+            Normalize(0, top or 1.0),
+            f"mean |w|{divisor}",
         )
+    )
+
+
+def _reuse_title(reuse: Reuse) -> str:
+    if reuse.epoch == 0:
+        return "Untrained: no source of a layer stands out"
     cells = sum(int(np.isfinite(block.values).sum()) for block in reuse.blocks)
-    unclear = sum(int(block.unclear.sum()) for block in reuse.blocks)
-    if reuse.epoch != 0 and unclear > cells / 2:
-        title = f"{unclear} of {cells} cells can't be told from the same network untrained"
-    when = "after the last epoch" if reuse.epoch is None else f"after epoch {reuse.epoch}"
+    unclear = _unclear(reuse)
+    if unclear > cells / 2:
+        return f"{unclear} of {cells} cells do not differ from the untrained network"
+    strongest = reuse.strongest()
+    layers = sum(strongest.values())
+    if not layers:
+        return "Each layer reads a single source: no features are reused"
+    return (
+        f"Of {several(layers, 'layer')}, {strongest['before']} rely most on the preceding layer,"
+        f" {strongest['input']} on their block's input"
+    )
+
+
+def _reuse_caption(reuse: Reuse) -> str:
+    when = (
+        "after the last epoch" if reuse.epoch is None else f"after epoch {reuse.epoch}" if reuse.epoch else "untrained"
+    )
     seeds = f"mean of {reuse.networks} seeds" if reuse.networks > 1 else "one seed"
     caption = (
         "Mean |w| of the target's first convolution (or the classifier's matrix) over the channels that the source"
-        f" made, {_MEANING[reuse.normalise]}; {when if reuse.epoch != 0 else 'untrained'}, {seeds}."
-        " Top row: the block's input; framed: the transition or classifier."
+        f" produces, {_NORMALISATIONS[reuse.normalise]}; {when}, {seeds}.{_ROWS_AND_FRAMES}"
     )
-    if unclear:
-        caption += " Hatched: cannot be told from the same network untrained (95%, cell by cell)."
-    top = 1.0 if reuse.normalise != "none" else max(float(np.nanmax(block.values)) for block in reuse.blocks)
-    label = "mean |w|" + {"column": " ÷ column's greatest", "block": " ÷ block's greatest", "none": ""}[reuse.normalise]
-    return _triangles(reuse.blocks, title, caption, REUSE_MAP, Normalize(0, top or 1.0), label)
+    if _unclear(reuse):
+        caption += " Hatched: does not differ from the untrained network (95%, each cell by itself)."
+    return caption
+
+
+def _unclear(reuse: Reuse) -> int:
+    return sum(int(block.unclear.sum()) for block in reuse.blocks)
 
 
 def plot_causal(causal: Reuse, intact: float, images: int, correlation: str) -> Figure:
-    """The validation error gained where a target no longer gets a source's channels, in the form of `plot_reuse`.
+    """Plot the validation error gained by cutting each connection, in the form of `plot_reuse`.
 
-    causal: `CausalReuse.as_reuse()`, fractions. intact: the error with every connection, on so many `images`.
-    correlation: what the title says of the weights, such as "ρ with the weights 0.61 (0.50 to 0.70)".
+    Args:
+        causal: `CausalReuse.as_reuse()`, in fractions.
+        intact: Error of the network with every connection.
+        images: Number of validation images that the errors were measured on.
+        correlation: Statement about the weights for the title, such as "ρ with the weights 0.61 (0.50 to 0.70)".
     """
     values = np.concatenate([block.values[np.isfinite(block.values)] for block in causal.blocks])
-    blocks = [replace(block, values=np.maximum(block.values, 0)) for block in causal.blocks]
-    worst = max(float(values.max()), 1e-9)
+    worst = float(values.max())
     title = f"Cutting one connection costs {percent(float(np.median(values)))} error at the median, at most"
-    title += f" {percent(float(values.max()))}; {correlation}"
+    title += f" {percent(worst)}; {correlation}"
     caption = (
-        "Validation error gained (percentage points) where the target no longer gets the source's channels: its"
-        " weights on them are zero, every other reader keeps them, nothing is trained again. Intact:"
-        f" {percent(intact)} error on {several(images, 'image')}."
-        " Top row: the block's input; framed: the transition or classifier."
+        "Validation error gained (percentage points) where the target no longer receives the source's channels: its"
+        " weights on them are zero, all other readers keep them, and the network is not retrained. Intact:"
+        f" {percent(intact)} error on {several(images, 'image')}.{_ROWS_AND_FRAMES}"
     )
     if (values < 0).any():
         caption += " Cells where the error fell are drawn as 0."
-    return _triangles(blocks, title, caption, "cividis", PowerNorm(0.5, 0, worst), "error gained (points)", factor=100)
+    blocks = [replace(block, values=np.maximum(block.values, 0)) for block in causal.blocks]
+    norm = PowerNorm(0.5, 0, max(worst, 1e-9))
+    return _draw_triangles(_Triangles(blocks, title, caption, SEQUENTIAL, norm, "error gained (points)", factor=100))
 
 
-def _triangles(
-    blocks: Sequence[BlockReuse], title: str, caption: str, cmap: str, norm: Normalize, label: str, factor: float = 1
-) -> Figure:
-    columns = [len(block.targets) for block in blocks]
-    left, gap, right, bar = 0.62, 0.42, 0.75, 0.14  # inches
-    cell = min(0.42, (WIDTH - left - right - gap * (len(blocks) - 1)) / sum(columns))
-    lines = textwrap.wrap(caption, 146)
-    hatched = any(block.unclear.any() for block in blocks)
-    heading = textwrap.wrap(title, 84)
+def _draw_triangles(content: _Triangles) -> Figure:
+    """Lay out the triangles, a colour bar on the right, and the caption. All lengths are in inches."""
+    columns = [len(block.targets) for block in content.blocks]
+    left, gap, right = 0.62, 0.42, 0.75
+    cell = min(0.42, (WIDTH - left - right - gap * (len(columns) - 1)) / sum(columns))
+    lines = textwrap.wrap(content.caption, 146)
+    hatched = any(block.unclear.any() for block in content.blocks)
+    heading = textwrap.wrap(content.title, 84)
     above, below = 0.52 + 0.2 * len(heading), 0.56 + 0.2 * hatched + 0.16 * len(lines)
-    tall = max(columns) * cell
-    height = above + max(tall, 0.9) + below
+    shown = max(max(columns) * cell, 0.9)
+    height = above + shown + below
     with styled():
         figure = Figure(figsize=(WIDTH, height))
         figure.suptitle(
             "\n".join(heading), x=0.012, y=1 - 0.1 / height, ha="left", va="top", fontsize=11.5, fontweight="bold"
         )
         x = left
-        for block, count in zip(blocks, columns, strict=True):
+        for block, count in zip(content.blocks, columns, strict=True):
             side = count * cell
-            axes = figure.add_axes(
-                (x / WIDTH, 1 - (above + side) / height, side / WIDTH, side / height), gid=f"block-{block.number}"
-            )
-            _triangle(axes, block, cell * 72, cmap, norm)
-            if block is blocks[0]:
+            place = (x / WIDTH, 1 - (above + side) / height, side / WIDTH, side / height)
+            axes = figure.add_axes(place, gid=f"block-{block.number}")
+            _draw_triangle(axes, block, cell * 72, content.cmap, content.norm)
+            if block is content.blocks[0]:
                 axes.set_ylabel("source layer s")
             x += side + gap
-        shown = max(tall, 0.9)
-        across = x - gap + 0.22
-        cax = figure.add_axes((across / WIDTH, 1 - (above + shown) / height, bar / WIDTH, shown / height))
-        scale = figure.colorbar(ScalarMappable(norm, cmap), cax=cax)
-        scale.set_label(label, fontsize=8.5)
-        scale.outline.set_visible(False)
-        scale.ax.yaxis.set_major_locator(MaxNLocator(5))
-        scale.ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{factor * v:.3g}"))
-        scale.ax.yaxis.set_minor_formatter(NullFormatter())
-        scale.ax.tick_params(length=0, labelsize=8)
+        place = ((x - gap + 0.22) / WIDTH, 1 - (above + shown) / height, 0.14 / WIDTH, shown / height)
+        _draw_triangle_scale(figure, place, content)
         if hatched:
-            mark = Patch(facecolor="#d9d9de", edgecolor=INK, hatch="////", lw=0, label="not told from untrained")
-            figure.legend(
-                handles=[mark],
-                loc="lower right",
-                bbox_to_anchor=(1 - 0.08 / WIDTH, (0.14 + 0.16 * len(lines)) / height),
-                handlelength=1.4,
-                handleheight=1.2,
-            )
+            _hatch_legend(figure, (1 - 0.08 / WIDTH, (0.14 + 0.16 * len(lines)) / height))
         figure.text(
             0.012, 0.08 / height, "\n".join(lines), ha="left", va="bottom", fontsize=8, color=QUIET, linespacing=1.25
         )
     return figure
 
 
-def _triangle(axes: Axes, block: BlockReuse, pitch: float, cmap: str, norm: Normalize) -> None:
+def _draw_triangle_scale(figure: Figure, place: tuple[float, float, float, float], content: _Triangles) -> None:
+    bar = figure.colorbar(ScalarMappable(content.norm, content.cmap), cax=figure.add_axes(place))
+    bar.set_label(content.label, fontsize=8.5)
+    bar.outline.set_visible(False)
+    bar.ax.yaxis.set_major_locator(MaxNLocator(5))
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{content.factor * v:.3g}"))
+    bar.ax.yaxis.set_minor_formatter(NullFormatter())
+    bar.ax.tick_params(length=0, labelsize=8)
+
+
+def _hatch_legend(figure: Figure, anchor: tuple[float, float]) -> None:
+    mark = Patch(facecolor="#d9d9de", edgecolor=INK, hatch="////", lw=0, label="does not differ from untrained")
+    figure.legend(handles=[mark], loc="lower right", bbox_to_anchor=anchor, handlelength=1.4, handleheight=1.2)
+
+
+def _draw_triangle(axes: Axes, block: BlockReuse, pitch: float, cmap: str, norm: Normalize) -> None:
+    """Draw one block. pitch: side of a cell in points."""
     count = len(block.targets)
-    axes.grid(False)
-    axes.imshow(
-        np.ma.masked_invalid(block.values),
-        cmap=cmap,
-        norm=norm,
-        interpolation="nearest",
-        aspect="auto",
-        extent=(0.5, count + 0.5, count - 0.5, -0.5),
-    )
+    draw_heatmap(axes, block.values, norm, cmap, lines=0.5 if pitch > LINE_PITCH else 0)
+    hatch = "////" if pitch > 9 else "//////"
     for row, column in zip(*np.nonzero(block.unclear), strict=True):
-        axes.add_patch(
-            Rectangle(
-                (column + 0.5, row - 0.5),
-                1,
-                1,
-                fill=False,
-                hatch="////" if pitch > 9 else "//////",
-                lw=0,
-                edgecolor=INK,
-                alpha=0.55,
-                gid="unclear",
-            )
-        )
-    if pitch > 6:  # white lines between cells
-        for at in range(1, count):
-            axes.plot([at + 0.5] * 2, [-0.5, at + 0.5], color="white", lw=0.5, zorder=2)
-            axes.plot([at - 0.5, count + 0.5], [at - 0.5] * 2, color="white", lw=0.5, zorder=2)
-    axes.add_patch(
-        Rectangle((count - 0.5, -0.5), 1, count, fill=False, lw=1.5, ec=INK, clip_on=False, zorder=4, gid="frame")
-    )
+        cell = Rectangle((column, row), 1, 1, fill=False, hatch=hatch, lw=0, edgecolor=INK, alpha=0.55, gid="unclear")
+        axes.add_patch(cell)
+    frame = Rectangle((count - 1, 0), 1, count, fill=False, lw=1.5, ec=INK, clip_on=False, zorder=4, gid="frame")
+    axes.add_patch(frame)
     every = next(step for step in (1, 2, 4, 5, 8, 10, 16, 20) if step * pitch >= 15 or step == 20)
     numbers = list(range(every, count, every))
+    rows = [0, *numbers]
+    axes.set_yticks([row + 0.5 for row in rows], ["in", *map(str, rows[1:])], fontsize=8, rotation=0)
     if numbers and count - numbers[-1] < 12 / pitch:
         numbers.pop()
-    axes.set_xticks([*numbers, count], [*map(str, numbers), "T" if block.follower == "transition" else "C"], fontsize=8)
-    rows = range(every, count, every)
-    axes.set_yticks([0, *rows], ["in", *map(str, rows)], fontsize=8)
+    last = "T" if block.follower == "transition" else "C"
+    axes.set_xticks([n - 0.5 for n in [*numbers, count]], [*map(str, numbers), last], fontsize=8)
     axes.tick_params(length=0, pad=2)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    axes.set_xlim(0.5, count + 0.5)
-    axes.set_ylim(count - 0.5, -0.5)
     axes.set_title(f"Block {block.number}", fontsize=9.5)
     axes.set_xlabel("target layer ℓ", labelpad=2)
 
@@ -190,58 +205,26 @@ def _triangle(axes: Axes, block: BlockReuse, pitch: float, cmap: str, norm: Norm
 
 
 def plot_gradients(norms: WeightNorms) -> Figure:
-    """Heatmap of each layer's RMS gradient (rows, in depth order) by epoch, and beside it the first and last epoch's
-    profile over depth. norms: as `gradient_norms`."""
+    """Plot a heatmap of each layer's RMS gradient by epoch, and the profile over depth at the first and last epoch.
+
+    norms: As returned by `gradient_norms`.
+    """
     values = norms.values[:, 1:]
     if values.size == 0 or not np.isfinite(values).any() or not (values > 0).any():
-        raise InputError("gradients can't be drawn: no epoch is finished.")
-    measured = np.isfinite(values).any(axis=0)
-    first, last = int(np.argmax(measured)), values.shape[1] - 1
-    ends = values[:, last]
-    title = f"At the end of epoch {last + 1}, the first layer's gradient is {ends[0] / ends[-1]:.2g} times"
-    title += " the classifier's"
-    inner = ends[:-1][ends[:-1] > 0]
-    if len(inner) > 1:
-        title += f"; the layers before it span a factor of {inner.max() / inner.min():.2g}"
-    rows, columns = values.shape
-    parts = [part_of(layer) for layer in norms.layers]
+        raise InputError("cannot draw gradients: no epoch is finished.")
+    rows = len(values)
     with styled():
-        figure = canvas(float(np.clip(1.8 + 0.17 * rows, 3.0, 7.4)), "\n".join(textwrap.wrap(title, 84)))
-        axes, profile = figure.subplots(1, 2, sharey=True, width_ratios=(2.3, 1))
-        axes.grid(False)
+        title = "\n".join(textwrap.wrap(_gradient_title(values), 84))
+        figure = canvas(float(np.clip(1.8 + 0.17 * rows, 3.0, 7.4)), title)
+        axes, profile = figure.subplots(1, 2, width_ratios=(2.3, 1))
         positive = values[values > 0]
-        mesh = axes.imshow(
-            np.ma.masked_less_equal(np.ma.masked_invalid(values), 0),
-            aspect="auto",
-            interpolation="nearest",
-            cmap="cividis",
-            norm=LogNorm(positive.min(), max(positive.max(), positive.min() * 1.001)),
-            extent=(0.5, columns + 0.5, rows - 0.5, -0.5),
-        )
-        bar = figure.colorbar(mesh, ax=axes, pad=0.02, aspect=30)
-        bar.set_label("RMS gradient of a weight")
+        norm = LogNorm(positive.min(), max(positive.max(), positive.min() * 1.001))
+        mesh = draw_heatmap(axes, np.where(values > 0, values, np.nan), norm)
+        bar = add_colorbar(figure, mesh, "RMS gradient of a weight", ax=axes)
         log_ticks(bar.ax, "y", 1.0)
-        bar.outline.set_visible(False)
         axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(min(12, columns), integer=True))
-        for epoch, colour in ((first, GREY), (last, BLUE)) if first < last else ((last, BLUE),):
-            profile.plot(values[:, epoch], range(rows), "-o", ms=3, lw=1.2, color=colour, label=f"epoch {epoch + 1}")
-        profile.set_xscale("log")
-        profile.autoscale_view()
-        low, high = profile.get_xlim()
-        if high > 10 * low:
-            profile.xaxis.set_major_locator(LogLocator(numticks=5))
-            profile.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-            profile.xaxis.set_minor_formatter(NullFormatter())
-        else:
-            log_ticks(profile, "x", 1.0)
-        profile.set_xlabel("RMS gradient of a weight")
-        profile.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handlelength=1.5, columnspacing=1.2)
-        profile.tick_params(axis="y", labelleft=False, length=0)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
-        axes.tick_params(length=0)
-        axes.set_ylim(rows - 0.5, -0.5)
+        ticks_at_cells(axes, 1, values.shape[1])
+        _draw_profile(profile, values)
         figure.supxlabel(
             "Root mean square over a layer's weights and over the last 10 steps of the epoch.",
             x=0.012,
@@ -250,63 +233,78 @@ def plot_gradients(norms: WeightNorms) -> Figure:
             color=QUIET,
         )
         figure.draw_without_rendering()
-        name_rows(axes, norms.layers, parts, axes.bbox.height * 72 / figure.dpi / rows)
+        label_rows(axes, norms.layers, axes.bbox.height * 72 / figure.dpi / rows)
     return figure
 
 
-# --- weight norms of many -----------------------------------------------------------------------------------------
+def _gradient_title(values: np.ndarray) -> str:
+    ends = values[:, -1]
+    title = f"At the end of epoch {values.shape[1]}, the first layer's gradient is {ends[0] / ends[-1]:.2g} times"
+    title += " the classifier's"
+    inner = ends[:-1][ends[:-1] > 0]
+    if len(inner) > 1:
+        title += f"; the layers before it span a factor of {inner.max() / inner.min():.2g}"
+    return title
+
+
+def _draw_profile(axes: Axes, values: np.ndarray) -> None:
+    """Draw the gradients over depth at the first measured epoch and the last, at the height of the heatmap's rows."""
+    rows, columns = values.shape
+    first, last = int(np.argmax(np.isfinite(values).any(axis=0))), columns - 1
+    for epoch, colour in {first: GREY, last: BLUE}.items():
+        places = np.arange(rows) + 0.5
+        axes.plot(values[:, epoch], places, "-o", ms=3, lw=1.2, color=colour, label=f"epoch {epoch + 1}")
+    axes.set_ylim(rows, 0)
+    axes.set_xscale("log")
+    axes.autoscale_view(scaley=False)
+    low, high = axes.get_xlim()
+    if high > 10 * low:
+        axes.xaxis.set_major_locator(LogLocator(numticks=5))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        log_ticks(axes, "x", 1.0)
+    axes.set_xlabel("RMS gradient of a weight")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handlelength=1.5, columnspacing=1.2)
+    axes.tick_params(axis="y", labelleft=False, length=0)
+
+
+# --- weight norms of several trials -------------------------------------------------------------------------------
 
 
 def plot_weight_norms_of_trials(trials: Sequence[tuple[str, WeightNorms]], left_out: int = 0) -> Figure:
-    """Small heatmaps side by side, one a trial, as `plot_weight_norms` draws one, all on one scale.
+    """Plot small heatmaps side by side, one per trial, in the form of `plot_weight_norms` and on one scale.
 
-    trials: (title, norms), of one kind, in the order of drawing. left_out: how many further trials there are.
+    Args:
+        trials: (title, norms) of each trial, all norms of one kind, in the order of drawing.
+        left_out: Number of further trials, for the title.
     """
     if not trials:
         raise InputError("there is nothing to draw: no trial has norms.")
-    what, label = SIZES[trials[0][1].kind]
-    ratios = [norms.ratio for _, norms in trials]
-    inner = [
-        ratio[[layer != "classifier" for layer in norms.layers]]
-        for ratio, (_, norms) in zip(ratios, trials, strict=True)
-    ]
+    subject, label = SIZES[trials[0][1].kind]
+    inner = [norms.ratio[[layer != "classifier" for layer in norms.layers]] for _, norms in trials]
     known = np.concatenate([ratio[np.isfinite(ratio)] for ratio in inner])
     if not len(known):
-        raise InputError("weight norms can't be drawn: no layer has weights of a finite size, before training.")
+        raise InputError("cannot draw weight norms: no layer has weights of a finite size before training.")
     ends = np.concatenate([ratio[:, -1][np.isfinite(ratio[:, -1])] for ratio in inner])
-    title = f"{what} ended at {ends.min():.2f} to {ends.max():.2f} times their untrained size in"
+    title = f"{subject} ended at {ends.min():.2f} to {ends.max():.2f} times their untrained size in"
     title += f" {several(len(trials), 'trial')}" + (f", the best of {len(trials) + left_out}" if left_out else "")
     across = min(len(trials), 6)
     down = -(-len(trials) // across)
+    norm = Normalize(float(known.min()), float(max(known.max(), known.min() + 1e-6)))
+    heading = textwrap.wrap(title, 84)
     with styled():
-        figure = canvas(1.1 + 1.6 * down, title)
+        figure = canvas(0.9 + 0.2 * len(heading) + 1.6 * down, "\n".join(heading))
         grid = figure.subplots(down, across, squeeze=False)
-        norm = Normalize(float(known.min()), float(max(known.max(), known.min() + 1e-6)))
-        for axes, ratio, (name, norms) in zip(grid.flat, ratios, trials, strict=False):
-            rows, columns = ratio.shape
-            axes.grid(False)
-            mesh = axes.imshow(
-                np.ma.masked_invalid(ratio),
-                aspect="auto",
-                interpolation="nearest",
-                cmap="cividis",
-                norm=norm,
-                extent=(-0.5, columns - 0.5, rows - 0.5, -0.5),
-            )
+        for axes, (name, norms) in zip(grid.flat, trials, strict=False):
+            mesh = draw_heatmap(axes, norms.ratio, norm)
             axes.set_title(name, fontsize=8.5)
-            axes.set_xticks([0, columns - 1] if columns > 1 else [0])
-            parts = [part_of(layer) for layer in norms.layers]
-            for row in range(1, rows):
-                if parts[row] != parts[row - 1]:
-                    axes.axhline(row - 0.5, color="white", lw=0.8)
-            axes.set_yticks([])
-            axes.tick_params(length=0, labelsize=8)
-            for spine in axes.spines.values():
-                spine.set_visible(False)
+            columns = norms.ratio.shape[1]
+            numbers = [0, columns - 1] if columns > 1 else [0]
+            axes.set_xticks([number + 0.5 for number in numbers], [str(number) for number in numbers], fontsize=8)
+            separate_parts(axes, [part_of(layer) for layer in norms.layers], 0.8)
         for axes in list(grid.flat)[len(trials) :]:
             axes.set_visible(False)
-        bar = figure.colorbar(mesh, ax=grid, pad=0.02, aspect=30)
-        bar.set_label(label)
-        bar.outline.set_visible(False)
-        figure.supxlabel("epoch; each row is a layer, the stem at the top, the classifier at the bottom", fontsize=8.5)
+        add_colorbar(figure, mesh, label, ax=grid)
+        figure.supxlabel("epoch; each row is a layer, from the stem (top) to the classifier (bottom)", fontsize=8.5)
     return figure

@@ -97,7 +97,12 @@ def plot_best_so_far(found: pd.DataFrame, objective: str = "val_error") -> Figur
 def plot_distribution(
     spread: Mapping[str, Distribution], comparison: SpaceComparison | None = None, objective: str = "val_error"
 ) -> Figure:
-    """The share of trials at or below each error, with its band; a curve a study. comparison: of the first two."""
+    """Plot the share of trials at or below each error with its band, one curve per study.
+
+    comparison: Of the first two studies, for the title.
+    """
+    import seaborn
+
     label, factor = METRICS[objective].axis_label, METRICS[objective].scale
     (name, first), *rest = spread.items()
     middle = first.error[np.searchsorted(first.share, 0.5)]
@@ -111,10 +116,11 @@ def plot_distribution(
         for (study, found), colour in zip(spread.items(), SERIES, strict=False):
             x = factor * found.error
             axes.fill_between(x, 100 * found.low, 100 * found.high, step="post", color=colour, alpha=0.15, lw=0)
-            axes.step(
-                x,
-                100 * found.share,
-                where="post",
+            seaborn.ecdfplot(
+                x=x,
+                weights=np.diff(found.share, prepend=0),
+                stat="percent",
+                ax=axes,
                 color=colour,
                 lw=1.8,
                 label=f"{study} ({found.n})",
@@ -216,7 +222,7 @@ def plot_importance(found: pd.DataFrame) -> Figure:
     if len(clear):
         title = f"{clear.iloc[0]['choice']} mattered most for being among the best: {clear.iloc[0]['share']:.0%}"
     else:
-        title = "No choice is told from chance: these trials are too few, or none matters"
+        title = "No choice exceeds chance: the trials are too few, or none matters"
     with styled():
         figure = canvas(float(1.3 + 0.32 * len(found)), title)
         axes = figure.add_subplot()
@@ -224,7 +230,7 @@ def plot_importance(found: pd.DataFrame) -> Figure:
         colours = [BLUE if low > null else GREY for low, null in zip(found["low"], found["null"], strict=True)]
         axes.barh(places, 100 * found["share"], color=colours, height=0.6)
         axes.hlines(places, 100 * found["low"], 100 * found["high"], color=INK, lw=1.2)
-        axes.scatter(100 * found["null"], places, marker="|", s=120, color=RED, zorder=4, label="what chance gives")
+        axes.scatter(100 * found["null"], places, marker="|", s=120, color=RED, zorder=4, label="share by chance")
         axes.set_yticks(places, found["choice"])
         axes.grid(axis="y", visible=False)
         axes.set_xlim(0)

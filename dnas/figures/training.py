@@ -1,4 +1,4 @@
-"""What happened while networks trained: learning curves, the sizes of weights, and what each layer costs."""
+"""Figures of training: learning curves, weight norms, and the cost of each layer."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -16,106 +17,131 @@ from dnas.analysis.curves import error_curves
 from dnas.analysis.efficiency import cost_by_part, part_of
 from dnas.arch import Spec, layer_costs
 from dnas.errors import InputError
+from dnas.figures.heatmap import add_colorbar, draw_heatmap, ticks_at_cells
 from dnas.figures.style import BLUE, COLOURS, GREY, KINDS, QUIET, UNFINISHED, canvas, error_axis, styled
 from dnas.formatting import percent
 
+DENSE_POINTS, DENSE_LINES = 20_000, 1_000  # above either, the faint curves are rasterized
+# Colour and width of the faint curves, by the state of their trials.
+_STATE_LINES = {"stopped": (GREY, 0.7), "paused": (GREY, 0.7), "complete": (BLUE, 0.8), "running": (BLUE, 0.8)}
+
 
 def plot_learning_curves(curves: pd.DataFrame, best: int) -> Figure:
-    """Every trial's validation error by epoch, faint, and on them the best's, with its training error.
+    """Plot the validation error of every trial by epoch, faint, with the curves of the best trial on top.
 
-    curves: as `dnas.analysis.learning_curves`. best: the number of the trial to stand out.
+    Args:
+        curves: Learning curves, as returned by `dnas.analysis.learning_curves`.
+        best: Number of the trial to highlight. Its training error is drawn too.
+
+    Raises:
+        InputError: If trial `best` has no recorded epoch.
     """
-    own = curves[curves["number"] == best].sort_values("epoch") if len(curves) else curves
-    if not len(own):
-        raise InputError(f"no learning curve of trial {best}: none of its epochs was written down.")
-    val = own.dropna(subset=["val_error"])
-    last = own.iloc[-1]
-    if not len(val):
-        title = f"#{best} ended at {percent(last['train_error'])} training error"
-    else:
-        title = f"#{best} ended at {percent(val.iloc[-1]['val_error'])} validation error"
-        lead = leads_from(curves, best)
-        if lead is not None and curves["number"].nunique() > 1:
-            title += (
-                f", and none was below it from epoch {lead} on"
-                if lead < last["epoch"]
-                else ", ahead only in the last epoch"
-            )
+    highlighted = curves[curves["number"] == best].sort_values("epoch") if len(curves) else curves
+    if not len(highlighted):
+        raise InputError(f"no learning curve of trial {best}: no epoch of it was recorded.")
+    others = curves[curves["number"] != best].dropna(subset=["val_error"])
     with styled():
-        figure = canvas(4.0, title)
+        figure = canvas(4.0, _learning_title(curves, highlighted, best))
         axes = figure.add_subplot()
-        others = curves[curves["number"] != best].dropna(subset=["val_error"])
-        for state, colour, width in (
-            ("stopped", GREY, 0.7),
-            ("paused", GREY, 0.7),
-            ("complete", BLUE, 0.8),
-            ("running", BLUE, 0.8),
-        ):
-            some = [*error_curves(others[others["state"] == state]).values()]
-            if some:
-                faint = float(np.clip(10 / len(some), 0.04, 0.6))
-                dense = (
-                    sum(map(len, some)) > 20_000 or len(some) > 1_000
-                )  # as vectors they would make a file of megabytes
-                axes.add_collection(
-                    LineCollection(
-                        some, colors=colour, linewidths=width, alpha=faint, zorder=1, gid=state, rasterized=dense
-                    )
-                )
-        single = others[~others["number"].duplicated(keep=False)]  # a line of one point shows nothing
-        single = single[~single["state"].isin(UNFINISHED)]
-        if len(single):
-            axes.scatter(single["epoch"], single["val_error"], s=12, color=BLUE, alpha=0.6, zorder=2, gid="single")
-        ended = others[others["state"].isin(UNFINISHED)].groupby("number").tail(1)
-        if len(ended):
-            axes.scatter(ended["epoch"], ended["val_error"], marker="x", s=12, lw=0.8, color=GREY, alpha=0.6, zorder=2)
-        axes.plot(
-            own["epoch"], own["train_error"], color=COLOURS["best"], lw=1.3, ls=(0, (4, 2)), zorder=4, gid="best-train"
-        )
-        axes.plot(val["epoch"], val["val_error"], color=COLOURS["best"], lw=2, zorder=5, gid="best-val")
-        if len(own) == 1:
-            axes.plot(own["epoch"], own["train_error"], marker="o", mfc="white", color=COLOURS["best"], zorder=4)
-            axes.plot(val["epoch"], val["val_error"], marker="o", color=COLOURS["best"], zorder=5)
-        error_axis(axes, [*own["train_error"], *others["val_error"], *val["val_error"]], "error (%)")
+        _draw_other_curves(axes, others)
+        _draw_best_curves(axes, highlighted)
+        val_errors = highlighted["val_error"].dropna()
+        error_axis(axes, [*highlighted["train_error"], *others["val_error"], *val_errors], "error (%)")
         final = int(curves["epoch"].max())
         axes.set_xlim(1 - 0.02 * final, final * 1.02) if final > 1 else axes.set_xlim(0.5, 1.5)
         axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
         axes.set_xlabel("epoch")
         figure.draw_without_rendering()
-        ends = [("training, as it was augmented", last["train_error"], "normal")]
-        if len(val):
-            ends.insert(0, (f"#{best} validation", val.iloc[-1]["val_error"], "bold"))
+        last = highlighted.iloc[-1]
+        ends = [("training, as augmented", last["train_error"], "normal")]
+        if len(val_errors):
+            ends.insert(0, (f"#{best} validation", val_errors.iloc[-1], "bold"))
         _label_ends(figure, axes, float(last["epoch"]), ends)
-        handles: list = []
-        for state, colour, text in (
-            ("complete", BLUE, "other complete trials"),
-            ("stopped", GREY, "stopped early"),
-            ("paused", GREY, "paused, may be promoted"),
-        ):
-            number = others[others["state"] == state]["number"].nunique()
-            if number:
-                marker = "x" if state in UNFINISHED else ""
-                handles.append(
-                    Line2D([], [], color=colour, lw=1.2, marker=marker, ms=4, label=f"{text} ({number}), validation")
-                )
+        handles = _handles_of_others(others)
         if handles:
             axes.legend(handles=handles, loc="upper right")
     return figure
 
 
+def _learning_title(curves: pd.DataFrame, highlighted: pd.DataFrame, best: int) -> str:
+    val_errors = highlighted["val_error"].dropna()
+    last = highlighted.iloc[-1]
+    if not len(val_errors):
+        return f"#{best} ended at {percent(last['train_error'])} training error"
+    title = f"#{best} ended at {percent(val_errors.iloc[-1])} validation error"
+    lead = leads_from(curves, best)
+    if lead is None or curves["number"].nunique() < 2:
+        return title
+    return title + (
+        f", and no trial was below it from epoch {lead} on"
+        if lead < last["epoch"]
+        else ", the lowest of the last epoch"
+    )
+
+
+def _draw_other_curves(axes: Axes, others: pd.DataFrame) -> None:
+    for state, (colour, width) in _STATE_LINES.items():
+        lines = [*error_curves(others[others["state"] == state]).values()]
+        if lines:
+            # As vectors, many long curves would make a file of megabytes.
+            dense = sum(map(len, lines)) > DENSE_POINTS or len(lines) > DENSE_LINES
+            alpha = float(np.clip(10 / len(lines), 0.04, 0.6))
+            axes.add_collection(
+                LineCollection(
+                    lines, colors=colour, linewidths=width, alpha=alpha, zorder=1, gid=state, rasterized=dense
+                )
+            )
+    single = others[~others["number"].duplicated(keep=False)]  # a line through one point is invisible
+    single = single[~single["state"].isin(UNFINISHED)]
+    if len(single):
+        axes.scatter(single["epoch"], single["val_error"], s=12, color=BLUE, alpha=0.6, zorder=2, gid="single")
+    ended = others[others["state"].isin(UNFINISHED)].groupby("number").tail(1)
+    if len(ended):
+        axes.scatter(ended["epoch"], ended["val_error"], marker="x", s=12, lw=0.8, color=GREY, alpha=0.6, zorder=2)
+
+
+def _draw_best_curves(axes: Axes, highlighted: pd.DataFrame) -> None:
+    colour = COLOURS["best"]
+    val = highlighted.dropna(subset=["val_error"])
+    epochs, train = highlighted["epoch"], highlighted["train_error"]
+    axes.plot(epochs, train, color=colour, lw=1.3, ls=(0, (4, 2)), zorder=4, gid="best-train")
+    axes.plot(val["epoch"], val["val_error"], color=colour, lw=2, zorder=5, gid="best-val")
+    if len(highlighted) == 1:
+        axes.plot(epochs, train, marker="o", mfc="white", color=colour, zorder=4)
+        axes.plot(val["epoch"], val["val_error"], marker="o", color=colour, zorder=5)
+
+
+def _handles_of_others(others: pd.DataFrame) -> list[Line2D]:
+    texts = {
+        "complete": "other complete trials",
+        "stopped": "stopped early",
+        "paused": "paused, may be promoted",
+    }
+    handles = []
+    for state, text in texts.items():
+        number = others[others["state"] == state]["number"].nunique()
+        if number:
+            marker = "x" if state in UNFINISHED else ""
+            label = f"{text} ({number}), validation"
+            handles.append(Line2D([], [], color=_STATE_LINES[state][0], lw=1.2, marker=marker, ms=4, label=label))
+    return handles
+
+
 def _label_ends(figure: Figure, axes: Axes, x: float, ends: list[tuple[str, float, str]]) -> None:
-    """Labels at the right ends of lines, moved apart where they would touch."""
+    """Label the right ends of lines, with labels moved apart that would overlap.
+
+    ends: (text, y, font weight) of each line.
+    """
     scale = figure.dpi / 72
     heights = [axes.transData.transform((x, y))[1] / scale for _, y, _ in ends]
-    order = np.argsort(heights)
     placed: dict[int, float] = {}
     lowest = -np.inf
-    for index in order:
+    for index in np.argsort(heights):
         lowest = max(heights[index], lowest + 12)
         placed[int(index)] = lowest
     for index, (text, y, weight) in enumerate(ends):
         axes.annotate(
-            text.replace(", ", ",\n") if len(text) > 22 else text,
+            text.replace(", ", ",\n") if len(text) > 20 else text,
             (x, y),
             xytext=(7, placed[index] - heights[index]),
             textcoords="offset points",
@@ -127,7 +153,7 @@ def _label_ends(figure: Figure, axes: Axes, x: float, ends: list[tuple[str, floa
         )
 
 
-# Of a kind of weight norm: what it is of, and its colour bar's label.
+# Subject of the title, and label of the colour bar, by kind of weight norm.
 SIZES = {
     "rms": ("Convolutions", "RMS weight ÷ its untrained value"),
     "l1": ("Convolutions", "mean |weight| ÷ its untrained value"),
@@ -136,61 +162,51 @@ SIZES = {
 
 
 def plot_weight_norms(norms: WeightNorms) -> Figure:
-    """Heatmap: rows are layers in depth order, columns epochs, the colour a layer's size over its untrained value.
+    """Plot a heatmap of each layer's weight norm over its untrained value, with layers in rows and epochs in columns.
 
-    The scale is that of the layers before the classifier; a classifier beyond it has the colour of the end.
+    The colour scale covers the layers before the classifier. No batch norm follows the classifier, so its weights often
+    grow several times over and would hide all else; beyond the scale it takes the colour of the end.
     """
-    what, label = SIZES[norms.kind]
+    subject, label = SIZES[norms.kind]
     ratio = norms.ratio
-    last = [layer == "classifier" for layer in norms.layers]
-    inner = ratio[~np.array(last)]
+    is_last = np.array([layer == "classifier" for layer in norms.layers])
+    inner = ratio[~is_last]
     if not np.isfinite(inner).any():
-        raise InputError("weight norms can't be drawn: no convolution has weights of a finite size, before training.")
-    low, high = float(np.nanmin(inner[:, -1])), float(np.nanmax(inner[:, -1]))
+        raise InputError("cannot draw weight norms: no convolution has weights of a finite size before training.")
+    low, high = float(np.nanmin(inner)), float(np.nanmax(inner))
     rows, columns = ratio.shape
-    parts = [part_of(layer) for layer in norms.layers]
-    title = "Untrained: no epoch is finished"
-    if columns > 1:
-        title = f"{what} ended at {low:.2f} to {high:.2f} times their untrained size"
-        if any(last) and np.isfinite(ratio[-1, -1]):
-            title += f", the classifier at {ratio[-1, -1]:.2f}"
     with styled():
-        figure = canvas(float(np.clip(1.5 + 0.17 * rows, 2.8, 7.4)), title)
+        figure = canvas(float(np.clip(1.5 + 0.17 * rows, 2.8, 7.4)), _norms_title(subject, ratio, is_last))
         axes = figure.add_subplot()
-        axes.grid(False)
-        shown = np.ma.masked_invalid(ratio)
-        # No norm follows the classifier, so it often grows several times over: on a scale of its own range nothing else
-        # would show, so it may lie beyond the ends.
-        least, most = float(np.nanmin(inner)), float(np.nanmax(inner))
-        beyond = (float(shown.min()) < least, float(shown.max()) > most)
-        mesh = axes.imshow(
-            shown,
-            aspect="auto",
-            interpolation="nearest",
-            cmap="cividis",
-            vmin=least,
-            vmax=most if most > least else least + 1e-6,
-            extent=(-0.5, columns - 0.5, rows - 0.5, -0.5),
-        )
-        ends = {(True, True): "both", (True, False): "min", (False, True): "max"}
-        bar = figure.colorbar(mesh, ax=axes, pad=0.015, aspect=30, extend=ends.get(beyond, "neither"), extendfrac=0.03)
-        bar.set_label(label)
-        bar.outline.set_visible(False)
-        if least < 1 < most:
+        mesh = draw_heatmap(axes, ratio, Normalize(low, high if high > low else low + 1e-6))
+        beyond = (float(np.nanmin(ratio)) < low, float(np.nanmax(ratio)) > high)
+        extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get(beyond, "neither")
+        bar = add_colorbar(figure, mesh, label, ax=axes, pad=0.015, extend=extend, extendfrac=0.03)
+        if low < 1 < high:
             bar.ax.axhline(1, color="white", lw=1.5)
         axes.set_xlabel("epoch (0: untrained)")
-        axes.xaxis.set_major_locator(MaxNLocator(min(12, columns), integer=True))
-        axes.set_xlim(-0.5, columns - 0.5)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
-        axes.tick_params(length=0)
+        ticks_at_cells(axes, 0, columns)
         figure.draw_without_rendering()
-        name_rows(axes, norms.layers, parts, axes.bbox.height * 72 / figure.dpi / rows)
+        label_rows(axes, norms.layers, axes.bbox.height * 72 / figure.dpi / rows)
     return figure
 
 
-def name_rows(axes: Axes, layers: Sequence[str], parts: Sequence[str], pitch: float) -> None:
-    """Ticks at as many layers as there is room for (`pitch`: points a row), a white line and a name at each block."""
+def _norms_title(subject: str, ratio: np.ndarray, is_last: np.ndarray) -> str:
+    if ratio.shape[1] < 2:
+        return "Untrained: no epoch is finished"
+    ends = ratio[~is_last, -1]
+    title = f"{subject} ended at {np.nanmin(ends):.2f} to {np.nanmax(ends):.2f} times their untrained size"
+    if is_last.any() and np.isfinite(ratio[-1, -1]):
+        title += f", the classifier at {ratio[-1, -1]:.2f}"
+    return title
+
+
+def label_rows(axes: Axes, layers: Sequence[str], pitch: float) -> None:
+    """Label the rows of a heatmap of layers: numbers where there is room, and a white line and a name at each block.
+
+    pitch: Height of a row in points.
+    """
+    parts = [part_of(layer) for layer in layers]
     every = max(1, int(np.ceil(10 / pitch)))
     single = [row for row, part in enumerate(parts) if parts.count(part) == 1]
     ticks = {row: parts[row] for row in single}
@@ -200,16 +216,16 @@ def name_rows(axes: Axes, layers: Sequence[str], parts: Sequence[str], pitch: fl
             continue
         for row in rows:
             number = int(layers[row][len(layers[row].rstrip("0123456789")) :] or 0)
-            near = min((abs(row - other) for other in single), default=every)
+            nearest = min((abs(row - other) for other in single), default=every)
             if (
                 (number == 1 or number % every == 0)
-                and near >= every
+                and nearest >= every
                 and (every == 1 or number != 1 or rows[-1] - row >= every)
             ):
                 ticks[row] = str(number)
         axes.annotate(
             part,
-            (0, (rows[0] + rows[-1]) / 2),
+            (0, (rows[0] + rows[-1] + 1) / 2),
             xycoords=("axes fraction", "data"),
             xytext=(-34, 0),
             textcoords="offset points",
@@ -218,14 +234,19 @@ def name_rows(axes: Axes, layers: Sequence[str], parts: Sequence[str], pitch: fl
             va="center",
             color=QUIET,
         )
-    axes.set_yticks(sorted(ticks), [ticks[row] for row in sorted(ticks)], fontsize=8)
+    axes.set_yticks([row + 0.5 for row in sorted(ticks)], [ticks[row] for row in sorted(ticks)], fontsize=8)
+    separate_parts(axes, parts, 1.4 if pitch > 4 else 0.9)
+
+
+def separate_parts(axes: Axes, parts: Sequence[str], width: float) -> None:
+    """Draw a white line of the given width between rows of different parts."""
     for row in range(1, len(parts)):
         if parts[row] != parts[row - 1]:
-            axes.axhline(row - 0.5, color="white", lw=1.4 if pitch > 4 else 0.9)
+            axes.axhline(row, color="white", lw=width)
 
 
 def plot_layer_costs(spec: Spec) -> Figure:
-    """Params and macs of each layer in the order of execution, coloured by what kind of layer it is."""
+    """Plot params and multiply-adds of each layer in the order of execution, coloured by kind of layer."""
     costs = layer_costs(spec)
     shares = cost_by_part(spec).set_index("part")
     most_params, most_macs = shares["params_share"].idxmax(), shares["macs_share"].idxmax()

@@ -205,7 +205,7 @@ def test_the_figure_has_a_row_a_network(study: StudyFolder) -> None:
     path = path_of(study, read_evidence(study), None, 20)
     figure = plot_path(path)
     left, right = figure.axes
-    assert title(figure).startswith("growth_rate 4 → 16 is predicted to take off most: ")
+    assert title(figure).startswith("growth_rate 4 → 16 is predicted to reduce the error most, by ")
     assert [text.get_text() for text in left.get_yticklabels()][:2] == ["the first network", "growth_rate 4 → 16"]
     x = left.collections[1].get_offsets()
     np.testing.assert_allclose(np.asarray(x)[:, 0], [100 * one.value for one in path.predicted])

@@ -273,7 +273,7 @@ def test_the_figures_say_what_was_found(study: StudyFolder) -> None:
     whole, best = found.fanova(False, 20, 1), found.fanova(True, 20, 1)
     figure = plot_fanova(whole, best)
     first = whole.effects.iloc[0]
-    assert title(figure) == f"{first['choice']} makes the largest part of the error's variance: {first['share']:.0%}"
+    assert title(figure) == f"{first['choice']} explains the largest part of the error's variance: {first['share']:.0%}"
     left, right = figure.axes
     shown = [text.get_text() for text in left.get_yticklabels()]
     bars = {text: bar.get_width() for text, bar in zip(shown, left.patches, strict=True)}
@@ -284,5 +284,5 @@ def test_the_figures_say_what_was_found(study: StudyFolder) -> None:
     texts = {text.get_text() for text in matrix.axes[0].texts}
     assert f"{100 * shares_of(whole)['growth_rate', 'connectivity']:.1f}" in texts
     doubtful = Fanova(whole.effects, 0.1, whole.trials, None, whole.forest)
-    assert "teach too little" in title(plot_fanova(doubtful))
-    assert "teach too little" in title(plot_interactions(doubtful))
+    assert "Too few trials to assess these shares" in title(plot_fanova(doubtful))
+    assert "Too few trials to assess interactions" in title(plot_interactions(doubtful))

@@ -40,7 +40,7 @@ def test_best_so_far_draws_each_arm_to_its_end() -> None:
 def test_a_distribution_is_drawn_in_percent() -> None:
     figure = figures.plot_distribution({"a": distribution([0.1, 0.2, 0.2, 0.3])})
     assert figures.title(figure) == "Half of 4 trials are at or below 20.00%"
-    np.testing.assert_allclose(line(figure, "edf-a"), [[10, 25], [20, 75], [30, 100]])
+    np.testing.assert_allclose(line(figure, "edf-a"), [[-np.inf, 0], [10, 25], [20, 75], [30, 100]])
     both = {"a": distribution([0.1]), "b": distribution([0.2])}
     figure = figures.plot_distribution(both, SpaceComparison(0.75, 0.0004, 0.5))
     assert figures.title(figure) == "A trial of a beats one of b in 75% of pairs (p < 0.001)"
@@ -82,7 +82,7 @@ def test_importance_colours_what_is_above_chance() -> None:
     first, second = figure.axes[0].patches
     assert (first.get_width(), second.get_width()) == (80, 20)
     assert first.get_facecolor() != second.get_facecolor()
-    assert figures.title(figures.plot_importance(found.assign(low=0.0))).startswith("No choice is told from chance")
+    assert figures.title(figures.plot_importance(found.assign(low=0.0))).startswith("No choice exceeds chance")
 
 
 def test_slices_and_parallel_coordinates_show_what_varies() -> None:
