@@ -52,10 +52,10 @@ def _reads(connectivity: str, layers: int) -> tuple[int, int]:
 
 def _reads_by_rate(connectivity: str, in_channels: int, rates: tuple[int, ...]) -> dict[int, tuple[int, int]]:
     """Map each growth rate in a block to the number of its layers and the channels that they read."""
-    made, reads = (in_channels, *rates), dict[int, tuple[int, int]]()
+    sources_channels, reads = (in_channels, *rates), dict[int, tuple[int, int]]()
     for consumer, rate in enumerate(rates, 1):
         n, channels = reads.get(rate, (0, 0))
-        reads[rate] = n + 1, channels + sum(made[source] for source in sources_of(connectivity, consumer))
+        reads[rate] = n + 1, channels + sum(sources_channels[source] for source in sources_of(connectivity, consumer))
     return reads
 
 

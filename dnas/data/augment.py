@@ -17,8 +17,8 @@ def shift(images: Tensor, pad: int, offsets: Tensor) -> Tensor:
     """
     height, width = images.shape[2:]
     windows = functional.pad(images, (pad, pad, pad, pad)).unfold(2, height, 1).unfold(3, width, 1)
-    every = torch.arange(len(images), device=images.device)
-    return windows[every, :, offsets[:, 0], offsets[:, 1]]
+    image_numbers = torch.arange(len(images), device=images.device)
+    return windows[image_numbers, :, offsets[:, 0], offsets[:, 1]]
 
 
 def mirror(images: Tensor, flips: Tensor) -> Tensor:

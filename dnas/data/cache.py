@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from dnas.data.images import Say
+from dnas.data.images import Progress
 
 DECODING_VERSION = 1  # increased whenever decoding or resizing changes, so that older entries are not used
 
@@ -91,7 +91,7 @@ def _write(entry: Path, decoded: Decoded) -> None:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def decoded_once(folder: Path, key: str, compute: Callable[[], Decoded], say: Say) -> Decoded:
+def decoded_once(folder: Path, key: str, compute: Callable[[], Decoded], progress: Progress) -> Decoded:
     """Return the entry `key` of the cache `folder`, memory-mapped. Compute and write it if it is missing."""
     entry = folder / key
     decoded = _open(entry)
@@ -100,13 +100,13 @@ def decoded_once(folder: Path, key: str, compute: Callable[[], Decoded], say: Sa
         try:
             _write(entry, decoded)
         except OSError as error:
-            say(f"cannot write the cache {folder} ({error}); continuing without a cache")
+            progress(f"cannot write the cache {folder} ({error}); continuing without a cache")
         else:
             decoded = _open(entry) or decoded
     return decoded
 
 
-def known_once(folder: Path, key: str, compute: Callable[[], Any], say: Say) -> Any:
+def known_once(folder: Path, key: str, compute: Callable[[], Any], progress: Progress) -> Any:
     """Return a small JSON value of the cache `folder`. Compute and write it if it is missing."""
     path = folder / f"{key}.json"
     try:
@@ -120,5 +120,5 @@ def known_once(folder: Path, key: str, compute: Callable[[], Any], say: Say) -> 
             json.dump(value, file)
         Path(fresh).replace(path)
     except OSError as error:
-        say(f"cannot write the cache {folder} ({error}); continuing without a cache")
+        progress(f"cannot write the cache {folder} ({error}); continuing without a cache")
     return value

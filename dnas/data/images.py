@@ -17,7 +17,7 @@ from dnas.errors import InputError
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16L", "I;16B", "I;16N", "F")
 
-Say = Callable[[str], None]
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +208,7 @@ def cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def for_each(count: int, work: Callable[[int], None], verb: str, say: Say) -> None:
+def for_each(count: int, work: Callable[[int], None], verb: str, progress: Progress) -> None:
     """Call `work(i)` for i below `count` on a few threads, and report progress every two seconds.
 
     An `InputError` of `work` counts as one broken image. At the end one `InputError` names the first three of them.
@@ -225,13 +225,13 @@ def for_each(count: int, work: Callable[[int], None], verb: str, say: Say) -> No
         return stop - start
 
     done, reported = 0, time.monotonic()
-    say(f"{verb} {count:,} images")
+    progress(f"{verb} {count:,} images")
     with ThreadPoolExecutor(min(8, cpus())) as pool:
         for finished in pool.map(run, range(0, count, 64)):
             done += finished
             if time.monotonic() - reported > 2 and done < count:
                 reported = time.monotonic()
-                say(f"{verb} {done:,} of {count:,} images")
+                progress(f"{verb} {done:,} of {count:,} images")
     if len(broken) == 1:
         raise broken[0][1]
     if broken:
@@ -242,7 +242,7 @@ def for_each(count: int, work: Callable[[int], None], verb: str, say: Say) -> No
 
 
 def decode(
-    count: int, read: Callable[[int], Image.Image], channels: int, image_size: int, say: Say
+    count: int, read: Callable[[int], Image.Image], channels: int, image_size: int, progress: Progress
 ) -> tuple[np.ndarray, bool]:
     """Decode the images that `read` returns.
 
@@ -256,5 +256,5 @@ def decode(
         resized[i] = image.size != (image_size, image_size)
         images[i] = to_array(fit(image, image_size, image_size))
 
-    for_each(count, work, "decoding", say)
+    for_each(count, work, "decoding", progress)
     return images, bool(resized.any())

@@ -14,7 +14,15 @@ from dnas.data import split
 from dnas.data.cache import Decoded, cache_key, decoded_once, known_once, measured
 from dnas.data.catalog import RESIDENT_IMAGE_SIZE, DataInfo, choose_augmentation, choose_image_size, data_info
 from dnas.data.dataset import Dataset
-from dnas.data.images import ImageFiles, Say, count_channels, decode, for_each, list_test_images, list_training_images
+from dnas.data.images import (
+    ImageFiles,
+    Progress,
+    count_channels,
+    decode,
+    for_each,
+    list_test_images,
+    list_training_images,
+)
 from dnas.data.pixels import Pixels, Resident, StoredImages, Stream, margin
 from dnas.data.sources import NamedPart, imagenet_folder
 from dnas.errors import InputError
@@ -61,7 +69,7 @@ def load_dataset(
     cache = Path(os.environ.get("DNAS_CACHE") or "~/.cache/dnas/arrays").expanduser()
     root = Path(data_root or os.environ.get("DNAS_DATA") or "~/.cache/dnas/data").expanduser()
     reader = _Reader(side, torch.device(device), cache, progress or _ignore)
-    train, test, test_size = _find_parts(info, root, reader.say)
+    train, test, test_size = _find_parts(info, root, reader.progress)
 
     labelled = reader.labelled(train, info.channels)
     used = _subset(labelled.labels, subset, split_seed)
@@ -98,13 +106,13 @@ def _ignore(text: str) -> None:
 
 
 def _find_parts(
-    info: DataInfo, root: Path, say: Say
+    info: DataInfo, root: Path, progress: Progress
 ) -> tuple[ImageFiles | NamedPart, ImageFiles | NamedPart | None, int]:
     """Return the training part, the test part (None if there is none) and the number of test images."""
     if not info.name.startswith("folder:") and info.name != "imagenet":
         return NamedPart(info.name, "train", root), NamedPart(info.name, "test", root), info.test_size or 0
     if info.name == "imagenet":
-        folder = imagenet_folder(root, say)
+        folder = imagenet_folder(root, progress)
     else:
         folder = Path(info.name.removeprefix("folder:").strip()).expanduser().absolute()
     train = list_training_images(folder)
@@ -121,7 +129,7 @@ def _subset(labels: np.ndarray, subset: int | None, seed: int) -> np.ndarray:
         raise InputError(
             f"subset must be between {2 * classes} (two images per class) and {len(labels)} (all), but got {subset}."
         )
-    return split.choose(labels, subset, seed, split.SUBSET, least=2, spare=0)
+    return split.choose(labels, subset, seed, split.SUBSET, minimum=2, spare=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +150,7 @@ class _Reader:
     image_size: int
     device: torch.device
     cache: Path
-    say: Say
+    progress: Progress
 
     @property
     def is_resident(self) -> bool:
@@ -155,7 +163,7 @@ class _Reader:
             return _Labelled(decoded.labels, decoded.class_names, decoded.fingerprint, decoded.images.shape[1], decoded)
         if channels is None:
             key = cache_key("channels", part.digest())
-            channels = known_once(self.cache, key, lambda: count_channels(part), self.say)
+            channels = known_once(self.cache, key, lambda: count_channels(part), self.progress)
         return _Labelled(part.labels, part.class_names, part.fingerprint(), channels, part)
 
     def training_pixels(self, part: _Labelled, used: np.ndarray, keep_all: bool) -> tuple[Pixels, str]:
@@ -195,15 +203,19 @@ class _Reader:
         if isinstance(part, ImageFiles):
             assert image_size is not None
             key = cache_key("files", str(part.root), part.digest(), image_size, channels)
-            return decoded_once(self.cache, key, partial(_decode_files, part, image_size, channels, self.say), self.say)
+            return decoded_once(
+                self.cache, key, partial(_decode_files, part, image_size, channels, self.progress), self.progress
+            )
         stamps, fresh = part.stamps(), None
         if stamps is None:  # not downloaded yet
-            fresh = _decode_named(part, image_size, self.say)
+            fresh = _decode_named(part, image_size, self.progress)
             stamps = part.stamps()
         if fresh is not None and stamps is None:  # the digits have no files and are read in no time
             return fresh
         key = cache_key(part.name, part.part, str(part.root.absolute()), stamps, image_size)
-        return decoded_once(self.cache, key, lambda: fresh or _decode_named(part, image_size, self.say), self.say)
+        return decoded_once(
+            self.cache, key, lambda: fresh or _decode_named(part, image_size, self.progress), self.progress
+        )
 
     def _resident(self, decoded: Decoded, used: np.ndarray | None) -> Resident:
         images, sums = decoded.images, decoded.sums
@@ -213,7 +225,7 @@ class _Reader:
 
     def _stream(self, source: ImageFiles | StoredImages, identity: str, channels: int) -> Stream:
         pin = self.device.type == "cuda"
-        return Stream(source, channels, self.image_size, pin, identity, self.cache, self.say)
+        return Stream(source, channels, self.image_size, pin, identity, self.cache, self.progress)
 
     def _check(self, files: ImageFiles, channels: int) -> None:
         """Read every image of a small streamed folder once, so that a broken one is reported before training."""
@@ -224,25 +236,25 @@ class _Reader:
             files.read(i, channels)
 
         def check() -> bool:
-            for_each(len(files), work, "checking", self.say)
+            for_each(len(files), work, "checking", self.progress)
             return True
 
-        known_once(self.cache, cache_key("checked", files.digest()), check, self.say)
+        known_once(self.cache, cache_key("checked", files.digest()), check, self.progress)
 
 
-def _decode_files(files: ImageFiles, image_size: int, channels: int | None, say: Say) -> Decoded:
+def _decode_files(files: ImageFiles, image_size: int, channels: int | None, progress: Progress) -> Decoded:
     channels = channels or count_channels(files)
     read = partial(files.read, channels=channels)
-    images, resized = decode(len(files), read, channels, image_size, say)
+    images, resized = decode(len(files), read, channels, image_size, progress)
     return measured(images, files.labels, files.class_names, resized)
 
 
-def _decode_named(part: NamedPart, image_size: int | None, say: Say) -> Decoded:
-    images, labels, class_names = part.read(say)
+def _decode_named(part: NamedPart, image_size: int | None, progress: Progress) -> Decoded:
+    images, labels, class_names = part.read(progress)
     resized = image_size is not None and images.shape[2:] != (image_size, image_size)
     if resized:
         assert image_size is not None
         channels = images.shape[1]
         read = partial(StoredImages(images).read, channels=channels)
-        images, _ = decode(len(images), read, channels, image_size, say)
+        images, _ = decode(len(images), read, channels, image_size, progress)
     return measured(images, labels, class_names, resized)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from dnas.data.cache import cache_key, known_once
-from dnas.data.images import ImageFiles, Say, cpus, for_each, to_array
+from dnas.data.images import ImageFiles, Progress, cpus, for_each, to_array
 from dnas.errors import InputError
 
 STATISTICS_IMAGES = 2000  # at most this many images of a streamed part are used to measure mean and std
@@ -114,7 +114,7 @@ class Stream:
     pin: bool  # page-locked batches, for transfers to a GPU
     identity: str  # digest of the listing, which determines the images
     cache: Path
-    say: Say = field(repr=False)
+    progress: Progress = field(repr=False)
 
     def batches(self, groups: list[Tensor], epoch: int | None, workers: int | None) -> Iterator[Tensor]:
         """Yield the images of each group of positions: centre crops, or random resized crops with an `epoch` number.
@@ -157,11 +157,11 @@ class Stream:
                 wide = read.one(int(sample[i])).astype(np.int64)
                 sums[i, :, 0], sums[i, :, 1] = wide.sum(axis=(1, 2)), (wide * wide).sum(axis=(1, 2))
 
-            for_each(count, work, "measuring mean and std on", self.say)
+            for_each(count, work, "measuring mean and std on", self.progress)
             return list(mean_and_std(sums, self.image_size**2))
 
         key = cache_key("statistics", self.identity, self.channels, self.image_size, sample.tolist())
-        mean, std = known_once(self.cache, key, measure, self.say)
+        mean, std = known_once(self.cache, key, measure, self.progress)
         return tuple(mean), tuple(std)
 
 

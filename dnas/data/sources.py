@@ -9,7 +9,7 @@ from tarfile import TarError
 import numpy as np
 
 from dnas.data.catalog import DATASETS
-from dnas.data.images import Say
+from dnas.data.images import Progress
 from dnas.data.split import choose
 from dnas.errors import InputError
 
@@ -49,7 +49,7 @@ class NamedPart:
             return None
         return [(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
 
-    def read(self, say: Say) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    def read(self, progress: Progress) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
         """Read images uint8 [N, C, H, W], labels int64 [N] and class names. Missing files are downloaded.
 
         If a download fails, an `InputError` names the file and the folder to put it into.
@@ -58,7 +58,7 @@ class NamedPart:
             return _digits(self.part)
         title = DATASETS[self.name].title
         if self.stamps() is None:
-            say(f"downloading {title} into {self.root}")
+            progress(f"downloading {title} into {self.root}")
         try:
             images, labels, names = self._cifar() if self.name in _ARCHIVES else self._svhn()
         except (OSError, RuntimeError, EOFError, TarError, HTTPException) as error:
@@ -91,7 +91,7 @@ def _digits(part: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     pixels, labels = _digits_table()
     images = np.rint(pixels.reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)  # stored as 0..16
     labels = labels.astype(np.int64)
-    test = choose(labels, (len(labels) + 2) // 5, seed=0, purpose=2, least=1, spare=1)
+    test = choose(labels, (len(labels) + 2) // 5, seed=0, purpose=2, minimum=1, spare=1)
     chosen = test if part == "test" else np.setdiff1d(np.arange(len(labels)), test)
     return images[chosen], labels[chosen], tuple(str(digit) for digit in range(10))
 
@@ -110,7 +110,7 @@ def _digits_table() -> tuple[np.ndarray, np.ndarray]:
     return data.data, data.target
 
 
-def imagenet_folder(root: Path, say: Say) -> Path:
+def imagenet_folder(root: Path, progress: Progress) -> Path:
     """Return the folder with ImageNet's train/ and val/. Unpacks the official archives in it if train/ is missing.
 
     Raises `InputError` if neither exists, and after an earlier unpacking that was interrupted.
@@ -122,7 +122,7 @@ def imagenet_folder(root: Path, say: Say) -> Path:
             raise InputError(f"ImageNet is missing; put {names} into {folder}, or class folders under train/ and val/.")
         from torchvision.datasets import imagenet
 
-        say(f"unpacking ImageNet in {folder}")
+        progress(f"unpacking ImageNet in {folder}")
         try:
             imagenet.parse_devkit_archive(str(folder))
             imagenet.parse_train_archive(str(folder))

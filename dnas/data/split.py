@@ -9,14 +9,14 @@ import numpy as np
 VALIDATION, SUBSET = 0, 1  # one random stream per purpose, so that the two choices are independent
 
 
-def apportion(sizes: np.ndarray, count: int, least: int, spare: int) -> np.ndarray:
+def apportion(sizes: np.ndarray, count: int, minimum: int, spare: int) -> np.ndarray:
     """Distribute `count` images over classes of `sizes` [classes] in proportion; the result sums to `count`.
 
-    At least `least` images are taken from every class, and at least `spare` are left in it. Remainders go to the
+    At minimum `minimum` images are taken from every class, and at minimum `spare` are left in it. Remainders go to the
     classes that are furthest below their share, and among equals to the first. `count` must be within these bounds.
     """
     total, limits = int(sizes.sum()), sizes - spare
-    counts = np.clip(sizes * count // total, least, limits)
+    counts = np.clip(sizes * count // total, minimum, limits)
 
     def deficits() -> np.ndarray:  # distance of each class below its share, in units of 1/total: exact in integers
         return sizes * count - counts * total
@@ -25,15 +25,15 @@ def apportion(sizes: np.ndarray, count: int, least: int, spare: int) -> np.ndarr
     while counts.sum() < count:
         counts[np.argmax(np.where(counts < limits, deficits(), smallest))] += 1
     while counts.sum() > count:
-        counts[np.argmax(np.where(counts > least, -deficits(), smallest))] -= 1
+        counts[np.argmax(np.where(counts > minimum, -deficits(), smallest))] -= 1
     return counts
 
 
-def choose(labels: np.ndarray, count: int, seed: int, purpose: int, least: int, spare: int) -> np.ndarray:
+def choose(labels: np.ndarray, count: int, seed: int, purpose: int, minimum: int, spare: int) -> np.ndarray:
     """Choose `count` positions of `labels` [N], ascending and stratified by `apportion`."""
     keys = np.random.PCG64([seed, purpose]).random_raw(len(labels))
     names, sizes = np.unique(labels, return_counts=True)
-    counts = apportion(sizes.astype(np.int64), count, least, spare)
+    counts = apportion(sizes.astype(np.int64), count, minimum, spare)
     chosen = []
     for name, k in zip(names, counts, strict=True):
         members = np.flatnonzero(labels == name)
@@ -44,4 +44,4 @@ def choose(labels: np.ndarray, count: int, seed: int, purpose: int, least: int, 
 def validation(labels: np.ndarray, seed: int) -> np.ndarray:
     """Return the positions of the validation part: a tenth of `labels`, at least one per class, one per class left."""
     count = max((len(labels) + 5) // 10, len(np.unique(labels)))
-    return choose(labels, count, seed, VALIDATION, least=1, spare=1)
+    return choose(labels, count, seed, VALIDATION, minimum=1, spare=1)

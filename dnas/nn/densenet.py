@@ -132,8 +132,8 @@ class DenseNet(nn.Module):
                 x = after(block(x))
                 x = self._classify(x) if isinstance(after, nn.BatchNorm2d) else x
             else:
-                then = self._classify if isinstance(after, nn.BatchNorm2d) else None
-                x = recomputed(after, block.maps(x, recomputed), then)
+                finish = self._classify if isinstance(after, nn.BatchNorm2d) else None
+                x = recomputed(after, block.maps(x, recomputed), finish)
         return x
 
     def _run_kernels(self, kernels: Kernels, block: DenseBlock, after: nn.Module, x: Tensor) -> Tensor | None:

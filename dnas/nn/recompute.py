@@ -17,12 +17,12 @@ def plain(module: nn.Module, maps: list[Tensor]) -> Tensor:
     return module(concatenated(maps))
 
 
-def recomputed(module: nn.Module, maps: list[Tensor], then: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """Return `then(module(concatenation of maps))`, for which autograd keeps only `maps`."""
+def recomputed(module: nn.Module, maps: list[Tensor], finish: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Return `finish(module(concatenation of maps))`, for which autograd keeps only `maps`."""
 
     def run(maps: list[Tensor]) -> Tensor:
         output = plain(module, maps)
-        return output if then is None else then(output)
+        return output if finish is None else finish(output)
 
     return _TwiceRun(run, module, maps)()
 

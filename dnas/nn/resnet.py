@@ -156,7 +156,7 @@ class ResNet(nn.Module):
         for unit, keep in zip(self._units, kept, strict=True):
             x = run(unit, x) if keep else unit.without_branch(x)
         if recompute:
-            return recomputed(self.norm, [x], then=self._classify)
+            return recomputed(self.norm, [x], finish=self._classify)
         return self._classify(self.norm(x))
 
     def _classify(self, x: Tensor) -> Tensor:

@@ -173,11 +173,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def check_same_run(path: Path, spec: Spec, recipe: Recipe, data: Dataset, seed: tuple[int, int]) -> dict[str, Any]:
     """Read the checkpoint at `path`. An `InputError` lists the settings in which it differs from this run."""
     content, facts = read_checkpoint(path), data.describe()
-    before = {**content["spec"], **content["recipe"], "seed": tuple(content["seed"])}
+    stored = {**content["spec"], **content["recipe"], "seed": tuple(content["seed"])}
     now = {**spec.to_dict(), **recipe.to_dict(), "seed": tuple(seed)}
     for key in ("fingerprint", "subset", "split_seed", "augmentation", "train_size"):
-        before[key], now[key] = content["data"][key], facts[key]
-    changed = [f"{key}={before.get(key)} (now {now[key]})" for key in now if before.get(key) != now[key]]
+        stored[key], now[key] = content["data"][key], facts[key]
+    changed = [f"{key}={stored.get(key)} (now {now[key]})" for key in now if stored.get(key) != now[key]]
     if changed:
         raise InputError(
             f"{path} belongs to another run, with {', '.join(changed)}; choose another folder, or remove that one."

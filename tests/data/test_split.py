@@ -58,7 +58,7 @@ def test_default_sizes_and_augmentations():
         choose_augmentation(folder, 32, "resized-crop+flip")
     with pytest.raises(InputError, match=r"no augmentation 'flip'"):
         choose_augmentation(folder, 32, "flip")
-    with pytest.raises(InputError, match="at least 1 pixel, but got 0"):
+    with pytest.raises(InputError, match="at minimum 1 pixel, but got 0"):
         choose_image_size(folder, 0, "small")
 
 
@@ -66,14 +66,14 @@ def test_default_sizes_and_augmentations():
 @given(st.lists(st.integers(2, 60), min_size=2, max_size=12), st.data())
 def test_apportion_sums_to_the_count_and_is_near_each_share(sizes, data):
     sizes = np.array(sizes)
-    least, spare = data.draw(st.sampled_from([(1, 1), (2, 0)]))
-    count = data.draw(st.integers(least * len(sizes), int((sizes - spare).sum())))
-    counts = apportion(sizes, count, least, spare)
+    minimum, spare = data.draw(st.sampled_from([(1, 1), (2, 0)]))
+    count = data.draw(st.integers(minimum * len(sizes), int((sizes - spare).sum())))
+    counts = apportion(sizes, count, minimum, spare)
     assert counts.sum() == count
-    assert (counts >= least).all()
+    assert (counts >= minimum).all()
     assert (counts <= sizes - spare).all()
     share = sizes * count / sizes.sum()
-    assume((share >= least).all())
+    assume((share >= minimum).all())
     assume((share <= sizes - spare).all())
     assert (abs(counts - share) < 1).all()
 

@@ -64,24 +64,24 @@ def _forward(
         call = _Call(shape, x)
         maps = call.empty(shape.starts[-1])
         statistics = torch.empty(2, shape.inner[-1], dtype=torch.float32, device=x.device)
-        rows, every = _Rows.of(maps, statistics[:, : shape.starts[-1]]), call.reads()
+        rows, all_reads = _Rows.of(maps, statistics[:, : shape.starts[-1]]), call.reads()
         call.copy_input(maps, x)
         call.measure(rows.part(0, shape.sources[0]))
         kept = [maps]
         remaining_masks = _channels_first(masks)
         *layers, last = shape.weights_of(weights)
         for layer, w in enumerate(layers):
-            source, reads = rows, every[layer]
+            source, reads = rows, all_reads[layer]
             if width := shape.widths[layer]:
                 part = slice(shape.inner[layer], shape.inner[layer + 1])
-                made = _Rows.of(call.empty(width), statistics[:, part])
-                call.convolve(source, reads, w[:3], next(remaining_masks, None), made, measured=True)
-                source, reads = made, call.identity(width)
+                target = _Rows.of(call.empty(width), statistics[:, part])
+                call.convolve(source, reads, w[:3], next(remaining_masks, None), target, measured=True)
+                source, reads = target, call.identity(width)
                 if not recompute:
-                    kept.append(made.values)
-            made = rows.part(shape.starts[layer + 1], shape.starts[layer + 2])
-            call.convolve(source, reads, w[-3:], next(remaining_masks, None), made, measured=True)
-        return call.end(rows, every[-1], last), statistics, tuple(kept)
+                    kept.append(target.values)
+            target = rows.part(shape.starts[layer + 1], shape.starts[layer + 2])
+            call.convolve(source, reads, w[-3:], next(remaining_masks, None), target, measured=True)
+        return call.end(rows, all_reads[-1], last), statistics, tuple(kept)
 
 
 def _backward(
@@ -97,20 +97,20 @@ def _backward(
         call = _Call(shape, x)
         maps, *bottlenecks = kept
         kept_of = dict(zip((layer for layer, width in enumerate(shape.widths) if width), bottlenecks, strict=False))
-        channels, every = shape.starts[-1], call.reads()
+        channels, all_reads = shape.starts[-1], call.reads()
         sums = torch.zeros_like(statistics)
         # The last consumer writes the gradients of its sources, and earlier consumers add to them.
-        g = (call.empty if len(every[-1]) == channels else call.zeros)(channels, torch.float32)
+        g = (call.empty if len(all_reads[-1]) == channels else call.zeros)(channels, torch.float32)
         rows = _Rows.of(maps, statistics[:, :channels], g, sums[:, :channels])
         remaining_masks = list(_channels_first(masks))
         *layers, last = shape.weights_of(weights)
-        gradients = [call.end_backward(rows, every[-1], last, gradient)]
+        gradients = [call.end_backward(rows, all_reads[-1], last, gradient)]
         for layer in reversed(range(shape.layers)):
             w, width = layers[layer], shape.widths[layer]
-            made = rows.part(shape.starts[layer + 1], shape.starts[layer + 2])
+            target = rows.part(shape.starts[layer + 1], shape.starts[layer + 2])
             outer = remaining_masks.pop() if masks else None
             if not width:
-                gradients.append(call.convolve_backward(made, outer, w, rows, every[layer], add=True))
+                gradients.append(call.convolve_backward(target, outer, w, rows, all_reads[layer], add=True))
                 continue
             inner = remaining_masks.pop() if masks else None
             part = slice(shape.inner[layer], shape.inner[layer + 1])
@@ -118,9 +118,9 @@ def _backward(
             values = call.empty(width) if y is None else y
             between = _Rows.of(values, statistics[:, part], call.empty(width, torch.float32), sums[:, part])
             if y is None:
-                call.convolve(rows, every[layer], w[:3], inner, between, measured=False)
-            second = call.convolve_backward(made, outer, w[3:], between, call.identity(width), add=False)
-            gradients.append(call.convolve_backward(between, inner, w[:3], rows, every[layer], add=True) + second)
+                call.convolve(rows, all_reads[layer], w[:3], inner, between, measured=False)
+            second = call.convolve_backward(target, outer, w[3:], between, call.identity(width), add=False)
+            gradients.append(call.convolve_backward(between, inner, w[:3], rows, all_reads[layer], add=True) + second)
         dx = call.input_gradient(rows.part(0, shape.sources[0]))
         return dx, [tensor for group in reversed(gradients) for tensor in group]
 
@@ -131,19 +131,19 @@ def _infer(
     """Run a block in evaluation mode. Convolutions apply norms when they read maps, so folding would save nothing."""
     with torch.cuda.device_of(x):
         call = _Call(shape, x, running=True)
-        maps, every = call.empty(shape.starts[-1]), call.reads()
+        maps, all_reads = call.empty(shape.starts[-1]), call.reads()
         call.copy_input(maps, x)
         running = zip(means, variances, strict=True)
         *layers, last = shape.weights_of(weights)
         for layer, w in enumerate(layers):
-            source, reads = _Rows(maps, *next(running)), every[layer]
+            source, reads = _Rows(maps, *next(running)), all_reads[layer]
             if width := shape.widths[layer]:
                 y = call.empty(width)
                 call.convolve(source, reads, w[:3], None, source._replace(values=y), measured=False)
                 source, reads = _Rows(y, *next(running)), call.identity(width)
-            made = source._replace(values=maps[shape.starts[layer + 1] : shape.starts[layer + 2]])
-            call.convolve(source, reads, w[-3:], None, made, measured=False)
-        return call.end(_Rows(maps, *next(running)), every[-1], last)
+            target = source._replace(values=maps[shape.starts[layer + 1] : shape.starts[layer + 2]])
+            call.convolve(source, reads, w[-3:], None, target, measured=False)
+        return call.end(_Rows(maps, *next(running)), all_reads[-1], last)
 
 
 TRITON = Kernels(_forward, _backward, _infer, _unsupported_reason, mixed=True)
@@ -218,10 +218,10 @@ class _Call:
         reads: Tensor,
         weights: Sequence[Tensor],
         mask: Tensor | None,
-        made: _Rows,
+        target: _Rows,
         measured: bool,
     ) -> None:
-        """Write the convolution of the normalised sources, after dropout, and optionally its statistics, to `made`."""
+        """Write the convolution of the normalised sources, after dropout and optionally its statistics to `target`."""
         gamma, beta, weight = weights
         weight = _regular(weight)
         outs = weight.shape[0]
@@ -229,7 +229,7 @@ class _Call:
         size = _size(outs, 128)
         self.kernels.convolve[(self.tiles, -(-outs // size))](
             source.values, reads, source.mean, source.variance, gamma, beta, weight, _or(mask, source.mean),
-            made.values, tile_mean, tile_square,
+            target.values, tile_mean, tile_square,
             len(reads), outs, self.values, self.pitch, self.height, self.width, *_strides(weight),
             self.shape.eps, self.mask_scale,
             TAPS=_taps(weight), MASKED=mask is not None, MEASURED=measured, RUNNING=self.running,
@@ -237,23 +237,30 @@ class _Call:
         )  # fmt: skip
         if measured:
             self.kernels.merge_statistics[(outs,)](
-                tile_mean, tile_square, made.mean, made.variance, self.tiles, self.values, PIXELS=PIXELS, TILES=TILES
+                tile_mean,
+                tile_square,
+                target.mean,
+                target.variance,
+                self.tiles,
+                self.values,
+                PIXELS=PIXELS,
+                TILES=TILES,
             )
 
     def convolve_backward(
-        self, made: _Rows, mask: Tensor | None, weights: Sequence[Tensor], source: _Rows, reads: Tensor, add: bool
+        self, target: _Rows, mask: Tensor | None, weights: Sequence[Tensor], source: _Rows, reads: Tensor, add: bool
     ) -> list[Tensor]:
         """Return dγ, dβ and dW of a convolution and the norm before it, and add to the gradients of its sources."""
         gamma, beta, weight = weights
         weight = _regular(weight)
         outs, channels = weight.shape[:2]
         sums = self.sums(channels)
-        of_made = *_gradients(made), _or(mask, source.mean)
+        target_arguments = *_gradients(target), _or(mask, source.mean)
         of_source = source.values, reads, source.mean, source.variance, gamma, beta
         sizes = channels, outs, self.values, self.pitch, self.height, self.width
         size = _size(channels, 64)
         self.kernels.convolve_backward_input[(self.tiles, -(-channels // size))](
-            *of_made, weight, *of_source, source.gradient, *sums, *sizes, *_strides(weight), self.shape.eps,
+            *target_arguments, weight, *of_source, source.gradient, *sums, *sizes, *_strides(weight), self.shape.eps,
             self.mask_scale, TAPS=_taps(weight), MASKED=mask is not None, ADD=add,
             PIXELS=PIXELS, CHANNELS=size, OUTS=_size(outs, 32), **PRODUCT_OPTIONS,
         )  # fmt: skip
@@ -266,7 +273,7 @@ class _Call:
             splits, outs, *weight.shape[2:], channels, dtype=torch.float32, device=self.device
         )  # channels last, like the network's weights in training
         self.kernels.convolve_backward_weight[(splits, programs, _taps(weight))](
-            *of_made, *of_source, split_dw, *sizes, tiles_per_split * PIXELS, self.shape.eps, self.mask_scale,
+            *target_arguments, *of_source, split_dw, *sizes, tiles_per_split * PIXELS, self.shape.eps, self.mask_scale,
             TAPS=_taps(weight), MASKED=mask is not None, PIXELS=64, CHANNELS=size, OUTS=of_outs, **PRODUCT_OPTIONS,
         )  # fmt: skip
         dw = split_dw.sum(0).permute(0, 3, 1, 2).to(weight.dtype)

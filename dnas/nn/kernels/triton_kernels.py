@@ -37,8 +37,8 @@ def _places(rows, p, pitch):
 
 
 @triton.jit
-def _load(x, places, there):
-    return tl.load(x + places, mask=there, other=0.0).to(tl.float32)
+def _load(x, places, valid):
+    return tl.load(x + places, mask=valid, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -62,49 +62,49 @@ def _relu(x, factor, shift):
 
 
 @triton.jit
-def _kept(mask, o, p, there, values, mask_scale):
+def _kept(mask, o, p, valid, values, mask_scale):
     """Return the factor of dropout: 0, or 1 / (1 − rate)."""
-    kept = tl.load(mask + _places(o, p, values), mask=there, other=0)
+    kept = tl.load(mask + _places(o, p, values), mask=valid, other=0)
     return kept.to(tl.float32) * mask_scale
 
 
 @triton.jit
-def _made_gradient(
-    y, dy, mean, variance, of_beta, of_gamma, mask, o, p, there, known, values, pitch, eps, mask_scale,
+def _output_gradient(
+    y, dy, mean, variance, of_beta, of_gamma, mask, o, p, valid, known, values, pitch, eps, mask_scale,
     MASKED: tl.constexpr,
 ):  # fmt: skip
     """Return the gradient of a convolution's output, after all consumers of its maps have been added.
 
-    It is (G − Σ γ·dβ / M − (y − mean)/σ · Σ γ·dγ / M)/σ where dropout kept the value, and zero outside of `there`.
+    It is (G − Σ γ·dβ / M − (y − mean)/σ · Σ γ·dγ / M)/σ where dropout kept the value, and zero outside of `valid`.
     """
     centre = tl.load(mean + o, mask=known, other=0.0)
     inverse = 1 / tl.sqrt(tl.load(variance + o, mask=known, other=1.0) + eps)
     of_mean = tl.load(of_beta + o, mask=known, other=0.0) / values
     of_scale = tl.load(of_gamma + o, mask=known, other=0.0) * inverse / values
     places = _places(o, p, pitch)
-    centred = _load(y, places, there) - centre[:, None]
-    found = (_load(dy, places, there) - of_mean[:, None] - centred * of_scale[:, None]) * inverse[:, None]
+    centred = _load(y, places, valid) - centre[:, None]
+    gradient = (_load(dy, places, valid) - of_mean[:, None] - centred * of_scale[:, None]) * inverse[:, None]
     if MASKED:
-        found *= _kept(mask, o, p, there, values, mask_scale)
-    return tl.where(there, found, 0.0)
+        gradient *= _kept(mask, o, p, valid, values, mask_scale)
+    return tl.where(valid, gradient, 0.0)
 
 
 @triton.jit
-def _take_in(
-    dz, x, rows, centre, inverse, scale, shift, g, tile_dz, tile_dzx, c, p, there, channels, pitch, ADD: tl.constexpr,
+def _finish_consumer(
+    dz, x, rows, centre, inverse, scale, shift, g, tile_dz, tile_dzx, c, p, valid, channels, pitch, ADD: tl.constexpr,
 ):  # fmt: skip
     """Finish the backward pass of a consumer, given the gradient dz of the input of its convolution.
 
     Masks dz, adds γ·dz to the gradient of the rows, and writes Σ dz and Σ dz·(x − mean) of this tile.
     """
     places = _places(rows, p, pitch)
-    value = _load(x, places, there)
+    value = _load(x, places, valid)
     z = value * (scale * inverse)[:, None] + shift[:, None]
-    dz = tl.where((z <= 0) | (there == 0), 0.0, dz)
-    given = scale[:, None] * dz
+    dz = tl.where((z <= 0) | (valid == 0), 0.0, dz)
+    scaled = scale[:, None] * dz
     if ADD:
-        given += tl.load(g + places, mask=there, other=0.0)
-    tl.store(g + places, given, mask=there)
+        scaled += tl.load(g + places, mask=valid, other=0.0)
+    tl.store(g + places, scaled, mask=valid)
     at = c * tl.num_programs(0) + tl.program_id(0)
     tl.store(tile_dz + at, tl.sum(dz, 1), mask=c < channels)
     tl.store(tile_dzx + at, tl.sum(dz * (value - centre[:, None]), 1), mask=c < channels)
@@ -123,33 +123,33 @@ def convolve(
     """Write the convolution of max(a·x + b, 0), after dropout, and the mean and Σ (· − mean)² of each row's tile."""
     p, inside = _tile(values, PIXELS)
     o = tl.program_id(1) * OUTS + tl.arange(0, OUTS)
-    made = tl.zeros((OUTS, PIXELS), tl.float32)
+    product = tl.zeros((OUTS, PIXELS), tl.float32)
     for tap in tl.range(TAPS):
-        at, here = p, inside
+        at, inside_image = p, inside
         if TAPS == 9:
-            at, here = _neighbour(p, inside, tap // 3 - 1, tap % 3 - 1, height, width)
+            at, inside_image = _neighbour(p, inside, tap // 3 - 1, tap % 3 - 1, height, width)
         for first in tl.range(0, channels, CHANNELS):
             c = first + tl.arange(0, CHANNELS)
             rows, _, inverse, scale, shift = _affine(
                 reads, mean, variance, gamma, beta, c, channels, eps, RUNNING
             )  # fmt: skip
-            there = (c < channels)[:, None] & here[None, :]
-            z = tl.where(there, _relu(_load(x, _places(rows, at, pitch), there), scale * inverse, shift), 0.0)
+            valid = (c < channels)[:, None] & inside_image[None, :]
+            z = tl.where(valid, _relu(_load(x, _places(rows, at, pitch), valid), scale * inverse, shift), 0.0)
             w = tl.load(
                 weight + o[:, None] * of_out + c[None, :] * of_in + tap * of_tap,
                 mask=(o < outs)[:, None] & (c < channels)[None, :], other=0.0,
             )  # fmt: skip
             kind = x.dtype.element_ty
-            made = tl.dot(w.to(kind), z.to(kind), made, input_precision="tf32x3")
-    there = (o < outs)[:, None] & inside[None, :]
+            product = tl.dot(w.to(kind), z.to(kind), product, input_precision="tf32x3")
+    valid = (o < outs)[:, None] & inside[None, :]
     if MASKED:
-        made *= _kept(mask, o, p, there, values, mask_scale)
-    rounded = made.to(out.dtype.element_ty)
-    tl.store(out + _places(o, p, pitch), rounded, mask=there)
+        product *= _kept(mask, o, p, valid, values, mask_scale)
+    rounded = product.to(out.dtype.element_ty)
+    tl.store(out + _places(o, p, pitch), rounded, mask=valid)
     if MEASURED:
-        made = tl.where(there, rounded.to(tl.float32), 0.0)
-        centre = tl.sum(made, 1) / tl.minimum(PIXELS, values - tl.program_id(0) * PIXELS)
-        centred = tl.where(there, made - centre[:, None], 0.0)
+        product = tl.where(valid, rounded.to(tl.float32), 0.0)
+        centre = tl.sum(product, 1) / tl.minimum(PIXELS, values - tl.program_id(0) * PIXELS)
+        centred = tl.where(valid, product - centre[:, None], 0.0)
         at = o * tl.num_programs(0) + tl.program_id(0)
         tl.store(tile_mean + at, centre, mask=o < outs)
         tl.store(tile_square + at, tl.sum(centred * centred, 1), mask=o < outs)
@@ -171,14 +171,14 @@ def convolve_backward_input(
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     dz = tl.zeros((CHANNELS, PIXELS), tl.float32)
     for tap in tl.range(TAPS):
-        at, here = p, inside
+        at, inside_image = p, inside
         if TAPS == 9:  # pixels whose outputs use this pixel through the tap
-            at, here = _neighbour(p, inside, 1 - tap // 3, 1 - tap % 3, height, width)
+            at, inside_image = _neighbour(p, inside, 1 - tap // 3, 1 - tap % 3, height, width)
         for first in tl.range(0, outs, OUTS):
             o = first + tl.arange(0, OUTS)
-            there = (o < outs)[:, None] & here[None, :]
-            made = _made_gradient(
-                y, dy, y_mean, y_variance, of_beta, of_gamma, mask, o, at, there, o < outs, values, pitch, eps,
+            valid = (o < outs)[:, None] & inside_image[None, :]
+            dout = _output_gradient(
+                y, dy, y_mean, y_variance, of_beta, of_gamma, mask, o, at, valid, o < outs, values, pitch, eps,
                 mask_scale, MASKED,
             )  # fmt: skip
             w = tl.load(
@@ -186,10 +186,12 @@ def convolve_backward_input(
                 mask=(o < outs)[None, :] & (c < channels)[:, None], other=0.0,
             )  # fmt: skip
             kind = x.dtype.element_ty
-            dz = tl.dot(w.to(kind), made.to(kind), dz, input_precision="tf32x3")
+            dz = tl.dot(w.to(kind), dout.to(kind), dz, input_precision="tf32x3")
     rows, centre, inverse, scale, shift = _affine(reads, mean, variance, gamma, beta, c, channels, eps, False)
-    there = (c < channels)[:, None] & inside[None, :]
-    _take_in(dz, x, rows, centre, inverse, scale, shift, g, tile_dz, tile_dzx, c, p, there, channels, pitch, ADD)
+    valid = (c < channels)[:, None] & inside[None, :]
+    _finish_consumer(
+        dz, x, rows, centre, inverse, scale, shift, g, tile_dz, tile_dzx, c, p, valid, channels, pitch, ADD
+    )
 
 
 @triton.jit
@@ -209,18 +211,18 @@ def convolve_backward_weight(
     dw = tl.zeros((OUTS, CHANNELS), tl.float32)
     for first in tl.range(split * pixels_per_split, tl.minimum(values, (split + 1) * pixels_per_split), PIXELS):
         p = first + tl.arange(0, PIXELS)
-        at, here = p, p < values
+        at, inside_image = p, p < values
         if TAPS == 9:
-            at, here = _neighbour(p, p < values, tap // 3 - 1, tap % 3 - 1, height, width)
-        there = (o < outs)[:, None] & (p < values)[None, :]
-        made = _made_gradient(
-            y, dy, y_mean, y_variance, of_beta, of_gamma, mask, o, p, there, o < outs, values, pitch, eps, mask_scale,
+            at, inside_image = _neighbour(p, p < values, tap // 3 - 1, tap % 3 - 1, height, width)
+        valid = (o < outs)[:, None] & (p < values)[None, :]
+        dout = _output_gradient(
+            y, dy, y_mean, y_variance, of_beta, of_gamma, mask, o, p, valid, o < outs, values, pitch, eps, mask_scale,
             MASKED,
         )  # fmt: skip
-        there = (c < channels)[:, None] & here[None, :]
-        z = tl.where(there, _relu(_load(x, _places(rows, at, pitch), there), scale * inverse, shift), 0.0)
+        valid = (c < channels)[:, None] & inside_image[None, :]
+        z = tl.where(valid, _relu(_load(x, _places(rows, at, pitch), valid), scale * inverse, shift), 0.0)
         kind = x.dtype.element_ty
-        dw = tl.dot(made.to(kind), tl.trans(z.to(kind)), dw, input_precision="tf32x3")
+        dw = tl.dot(dout.to(kind), tl.trans(z.to(kind)), dw, input_precision="tf32x3")
     at = ((split * outs + o)[:, None] * TAPS + tap) * channels + c[None, :]
     tl.store(split_dw + at, dw, mask=(o < outs)[:, None] & (c < channels)[None, :])
 
@@ -238,14 +240,14 @@ def end(
     q, inside = _tile(out_values, PIXELS)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     rows, _, inverse, scale, shift = _affine(reads, mean, variance, gamma, beta, c, channels, eps, RUNNING)
-    there = (c < channels)[:, None] & inside[None, :]
+    valid = (c < channels)[:, None] & inside[None, :]
     image, row, column = q // (rows_out * columns_out), q // columns_out % rows_out, q % columns_out
     first = (image * height + row * down) * width + column * right
     total = tl.zeros((CHANNELS, PIXELS), tl.float32)
     for step in tl.range(down * right):
         at = first + step // right * width + step % right
-        total += _relu(_load(x, _places(rows, at, pitch), there), scale * inverse, shift)
-    tl.store(out + _places(c, q, out_values), (total / (down * right)).to(out.dtype.element_ty), mask=there)
+        total += _relu(_load(x, _places(rows, at, pitch), valid), scale * inverse, shift)
+    tl.store(out + _places(c, q, out_values), (total / (down * right)).to(out.dtype.element_ty), mask=valid)
 
 
 @triton.jit
@@ -260,10 +262,12 @@ def end_backward(
     rows, centre, inverse, scale, shift = _affine(reads, mean, variance, gamma, beta, c, channels, eps, False)
     image, row, column = p // (height * width), p // width % height // down, p % width // right
     q = (image * rows_out + row) * columns_out + column
-    there = (c < channels)[:, None] & inside[None, :]
-    read = there & ((row < rows_out) & (column < columns_out))[None, :]
+    valid = (c < channels)[:, None] & inside[None, :]
+    read = valid & ((row < rows_out) & (column < columns_out))[None, :]
     dz = _load(gradient, _places(c, q, out_values), read) / (down * right)
-    _take_in(dz, x, rows, centre, inverse, scale, shift, g, tile_dz, tile_dzx, c, p, there, channels, pitch, ADD)
+    _finish_consumer(
+        dz, x, rows, centre, inverse, scale, shift, g, tile_dz, tile_dzx, c, p, valid, channels, pitch, ADD
+    )
 
 
 @triton.jit
@@ -274,11 +278,11 @@ def input_gradient(
     """Write dx [channels, values] of the block's input, after all consumers have been added to g."""
     p, inside = _tile(values, PIXELS)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    there = (c < channels)[:, None] & inside[None, :]
-    found = _made_gradient(
-        x, g, mean, variance, of_beta, of_gamma, x, c, p, there, c < channels, values, pitch, eps, 1.0, False
+    valid = (c < channels)[:, None] & inside[None, :]
+    gradient = _output_gradient(
+        x, g, mean, variance, of_beta, of_gamma, x, c, p, valid, c < channels, values, pitch, eps, 1.0, False
     )
-    tl.store(dx + _places(c, p, values), found.to(dx.dtype.element_ty), mask=there)
+    tl.store(dx + _places(c, p, values), gradient.to(dx.dtype.element_ty), mask=valid)
 
 
 # --- sums over tiles -------------------------------------------------------------------------------------------------
