@@ -12,7 +12,7 @@ VALIDATION, SUBSET = 0, 1  # one random stream per purpose, so that the two choi
 def apportion(sizes: np.ndarray, count: int, minimum: int, spare: int) -> np.ndarray:
     """Distribute `count` images over classes of `sizes` [classes] in proportion; the result sums to `count`.
 
-    At minimum `minimum` images are taken from every class, and at minimum `spare` are left in it. Remainders go to the
+    At least `minimum` images are taken from every class, and at least `spare` are left in it. Remainders go to the
     classes that are furthest below their share, and among equals to the first. `count` must be within these bounds.
     """
     total, limits = int(sizes.sum()), sizes - spare
