@@ -1,1 +1,1 @@
-"""`dnas reproduce`: a table or figure of the paper from one's own trainings, beside what was published."""
+"""`dnas reproduce`: reproduce a table or figure of the paper from new runs and compare it with the published one."""

@@ -1,4 +1,4 @@
-"""From finished runs to what a target says: findings with verdicts, figures, and the numbers behind them."""
+"""Results of a reproduction from its finished runs: findings with verdicts, figures, and their numbers."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -20,16 +20,16 @@ from dnas.reproduce.targets import Plan
 from dnas.study.folder import StudyFolder
 
 BC = "DenseNet-BC"
-SIMILAR = 0.01  # a point of error: closer ones are called similar
+SIMILAR = 0.01  # errors that differ by less than one percentage point are called similar
 PUBLISHED_RATIO = 3.0  # Figure 4's caption: DenseNet-BC "only requires around 1/3 of the parameters of ResNets"
-# Of torchvision's documentation of its own modules, whose classifiers and norms are counted too.
+# From the documentation of torchvision, including classifiers and norms.
 TORCHVISION = {"DenseNet-121": 7_978_856, "DenseNet-169": 14_149_480, "DenseNet-201": 20_013_928}
 _FAMILY = {"DenseNet": "DenseNet", "DenseNet-BC": "DenseNet-BC", "ResNet (pre-activation)": "ResNet"}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A claim of the paper, whether it holds here, and the numbers that says so."""
+    """A claim of the paper, the verdict on it, and the numbers that support the verdict."""
 
     claim: str
     verdict: Verdict
@@ -38,8 +38,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Result:
-    """What a page shows. figures: name -> (figure, caption); tables: name -> (frame for CSV, caption), of which those
-    in `shown` are on the page too. notes: what a reader must know before believing it."""
+    """The content of a page.
+
+    Attributes:
+        figures: Name -> (figure, caption).
+        tables: Name -> (frame for the CSV file, caption).
+        shown: Names of the tables that the page shows too.
+        notes: Limits of the results.
+    """
 
     findings: tuple[Finding, ...]
     figures: Mapping[str, tuple[Figure, str]] = field(default_factory=dict)
@@ -49,7 +55,7 @@ class Result:
 
 
 def read_result(plan: Plan, folder: StudyFolder | None) -> Result:
-    """The result of a target from the study that was trained for it; folder None: nothing is trained for it."""
+    """Return the result of a target from its study; the folder is None for targets without training."""
     if folder is None:
         return _table1()
     frame = read_runs(folder.path)
@@ -57,7 +63,7 @@ def read_result(plan: Plan, folder: StudyFolder | None) -> Result:
     done = frame[frame["state"] == "complete"] if len(frame) else frame
     done = done[[key in asked for key in done["key"]]] if len(done) else done
     if not len(done):
-        raise InputError(f"no run of {folder.name} is complete: nothing can be drawn yet.")
+        raise InputError(f"no run of {folder.name} is complete, so there is nothing to draw yet.")
     readers: dict[str, Callable[[Plan, StudyFolder, pd.DataFrame], Result]] = {
         "table2": _table2,
         "fig3": _fig3,
@@ -76,32 +82,34 @@ def _notes(plan: Plan, folder: StudyFolder, done: pd.DataFrame) -> list[str]:
     notes = []
     if plan.info.name == "digits":
         notes.append(
-            f"Digits are not CIFAR-10: {data['train_size']:,} grey images of 8×8 pixels, networks of a hundredth of the"
-            " paper's size, a few epochs. This shows that the whole way from networks to verdict works, and which way"
-            " it points on an easy task; it can neither confirm nor refute what the paper says of CIFAR-10, and its"
-            " errors and ratios are not the paper's."
+            f"Digits are not CIFAR-10: there are {data['train_size']:,} grey images of 8×8 pixels, the networks have a"
+            " hundredth of the paper's size, and training takes a few epochs. This demonstrates the method on an easy"
+            " task. It can neither confirm nor refute the paper's claims about CIFAR-10, and its errors and ratios are"
+            " not comparable with the paper's."
         )
     elif plan.budget.name == "short":
         notes.append(
-            f"{plan.recipe.epochs} epochs of the recipe {plan.recipe.name} are not the paper's 300: errors are higher"
-            " than published ones, and networks that learn slowly look worse than they are. The order of families may"
-            " be compared with the paper's, the errors may not."
+            f"Networks are trained for {plan.recipe.epochs} epochs of the recipe {plan.recipe.name} instead of the"
+            " paper's 300. Errors are higher than the published ones, and slow learners look worse than they are. The"
+            " order of the families can be compared with the paper's, the errors cannot."
         )
     if not plan.final:
         step = 1 / max(1, data["val_size"])
         notes.append(
-            f"Errors are those of the last epoch on {data['val_size']:,} validation images that were not trained on"
-            f" (one image is {percent(step)}); the paper's are test errors. All runs share one split, so an interval"
-            " over seeds does not say what another split would give."
+            f"Errors are measured after the last epoch on {data['val_size']:,} held-out validation images (one image is"
+            f" {percent(step)}); the paper's are test errors. All runs share one split, so intervals over seeds do not"
+            " include the variation between splits."
         )
     else:
         notes.append(
-            "As in the paper, each network was trained on training and validation data together and measured on the"
-            " test set after its last epoch."
+            "As in the paper, each network was trained on the training and validation data together, and measured on"
+            " the test set after its last epoch."
         )
     missing = len(plan.runs) - len(done)
     if missing:
-        notes.append(f"{several(missing, 'run')} of {len(plan.runs)} did not finish, and are not in these numbers.")
+        notes.append(
+            f"{several(missing, 'run')} of {len(plan.runs)} did not finish and are not included in these numbers."
+        )
     return notes
 
 
@@ -122,12 +130,12 @@ def _error_label(plan: Plan, folder: StudyFolder) -> str:
 def _readings(networks: Sequence[Sized], against: str, by: str) -> list[IsoError]:
     groups = [group for group in dict.fromkeys(n.group for n in networks) if group != against]
     if against not in {n.group for n in networks} or not groups:
-        raise InputError(f"a comparison needs runs of {against} and of another family, and they are not complete.")
+        raise InputError(f"the comparison needs complete runs of {against} and of another family.")
     return [iso_error(networks, group, against, by) for group in groups]
 
 
 def _points() -> pd.DataFrame:
-    """Table 2's DenseNets and pre-activation ResNets on C10+: group, params, error."""
+    """Return the DenseNets and pre-activation ResNets of Table 2 on C10+: group, params, error."""
     points = published("cifar10")
     points = points[points["augmented"]].assign(method=points["method"].str.replace(r" \(k=\d+\)$", "", regex=True))
     points = points[points["method"].isin(list(_FAMILY))]
@@ -144,8 +152,8 @@ def _points() -> pd.DataFrame:
 
 def _published_reading(points: pd.DataFrame, first: str, second: str) -> str:
     found = iso_error(sized(points, "params", "error"), first, second)
-    text = found.sentence().replace("; one seed each gives no interval", "")
-    return f"The points that the paper published (Table 2, C10+), read the same way: {text}."
+    text = found.sentence().partition("; one seed each")[0]
+    return f"The points published in the paper (Table 2, C10+), analysed in the same way: {text}."
 
 
 def _family_table(networks: Sequence[Sized], by: str) -> pd.DataFrame:
@@ -168,7 +176,7 @@ def _family_table(networks: Sequence[Sized], by: str) -> pd.DataFrame:
 
 
 def _reading_table(readings: Sequence[IsoError], points: pd.DataFrame | None = None) -> pd.DataFrame:
-    """points: as `_points`, of which the same ratio is read where they have both families."""
+    """Return the readings as a table, with the published ratio where `points` has both families."""
     groups = set(points["group"]) if points is not None else set()
     networks = sized(points, "params", "error") if points is not None else []
     rows = []
@@ -193,7 +201,7 @@ def _reading_table(readings: Sequence[IsoError], points: pd.DataFrame | None = N
 
 
 def _finding(reading: IsoError, p: float | None, family: int) -> Finding:
-    """One comparison of `family` many; p: adjusted for them."""
+    """Return the finding of one comparison among `family`; p is adjusted for all of these."""
     verdict = reading.verdict
     numbers = reading.sentence()
     if reading.range is not None:
@@ -217,12 +225,12 @@ def _findings(readings: Sequence[IsoError]) -> tuple[Finding, ...]:
 
 
 def _headline(findings: Sequence[Finding], reading: IsoError, where: str) -> str:
-    """A figure's title: what the first comparison says."""
+    """Return the title of a figure, which states the result of the first comparison."""
     cost = METRICS[reading.cost].label
     if findings[0].verdict == "cannot tell":
-        return f"{where}: whether {reading.second} needs fewer {cost} than {reading.first} can't be told"
+        return f"{where}: no clear difference in {cost} between {reading.second} and {reading.first}"
     if reading.ratio is None:
-        return f"{where}: {reading.first} never gets as low as {reading.second}"
+        return f"{where}: {reading.first} does not reach the errors of {reading.second}"
     ratio = reading.ratio if reading.ratio >= 1 else 1 / reading.ratio
     word = "fewer" if reading.ratio >= 1 else "more"
     text = f"{where}: {reading.second} needs {ratio:.1f} times {word} {cost} than {reading.first}"
@@ -268,12 +276,12 @@ def _fig4_middle(plan: Plan, folder: StudyFolder, done: pd.DataFrame) -> Result:
 
 
 def about_a_third(reading: IsoError, comparable: bool) -> Finding:
-    """Whether the published three times lie in the interval; on other data that says nothing."""
+    """Compare the interval with the published ratio of three. On other data the result is inconclusive."""
     claim = "the ratio agrees with the published one, about three"
     if reading.ratio is None or reading.low is None or reading.high is None:
         return Finding(claim, "cannot tell", "there is no ratio with an interval here")
     inside = reading.low <= PUBLISHED_RATIO <= reading.high
-    numbers = f"3 lies {'inside' if inside else 'outside'} the 95% interval {reading.low:.1f} to {reading.high:.1f}"
+    numbers = f"3 is {'inside' if inside else 'outside'} the 95% interval {reading.low:.1f} to {reading.high:.1f}"
     wide = inside and reading.low <= 1 <= reading.high
     if not comparable:
         return Finding(claim, "cannot tell", f"{numbers}, but these are not the data that it was published for")
@@ -295,8 +303,8 @@ def _fig3(plan: Plan, folder: StudyFolder, done: pd.DataFrame) -> Result:
     )
     both = pd.concat([_family_table(networks[by], by) for by in networks], ignore_index=True)
     caption = _caption("Figure 3", plan) + (
-        " Of the figure's ResNets no numbers were published with it; the hollow points are Table 3's DenseNets, their"
-        " params and multiply-adds counted by us."
+        " The paper published no numbers for the ResNets of this figure. The hollow points are the DenseNets of Table"
+        " 3, with params and multiply-adds computed by dnas."
     )
     return Result(
         findings,
@@ -307,7 +315,7 @@ def _fig3(plan: Plan, folder: StudyFolder, done: pd.DataFrame) -> Result:
 
 
 _TABLE = "Mean error of each network with its 95% interval"
-_READINGS = "How many times fewer the second family needs than the first, at equal error: here, and of Table 2's points"
+_READINGS = "Cost ratio of the first to the second family at equal error: here, and for the points of Table 2"
 
 
 def _families_result(
@@ -330,17 +338,17 @@ def _families_result(
 
 
 def _comparable(plan: Plan) -> bool:
-    """Whether ours are errors on the data of Table 2."""
+    """Return whether the runs use the data of Table 2."""
     return plan.info.name == "cifar10"
 
 
 def _caption(what: str, plan: Plan) -> str:
     return (
         f"{what} of the paper, from {several(len(plan.runs), 'run')} of recipe {plan.recipe.name},"
-        f" {several(plan.recipe.epochs, 'epoch')}. Marks are means over seeds, bars the 95% interval of the mean, lines"
-        " the best fit that never rises; the arrow is drawn at an error where the ratio is the mean one over the range"
-        " that both families reach. The ratio's interval pools the spread of all networks of both families, so it is"
-        " narrower than bars from few seeds suggest."
+        f" {several(plan.recipe.epochs, 'epoch')}. Marks: means over seeds; bars: 95% intervals of the mean; lines:"
+        " monotone fits. The arrow marks an error at which the ratio equals its mean over the range that both families"
+        " reach. The interval of the ratio pools the spread of all networks of both families, so it is narrower than"
+        " bars from few seeds suggest."
     )
 
 
@@ -378,9 +386,9 @@ def _fig4_right(plan: Plan, folder: StudyFolder, done: pd.DataFrame) -> Result:
     figure = plot_two_curves(curves, finding=finding, error=_error_label(plan, folder))
     caption = (
         f"Figure 4, right, of the paper, from {several(len(plan.runs), 'run')} of"
-        f" {several(plan.recipe.epochs, 'epoch')}: lines are means over seeds, bands reach"
-        " from the lowest to the highest. These are validation curves; the paper's are test curves, and nothing here"
-        f" looks at the test set. Published (Table 2, C10+, after 300 epochs): {_published_ends()}."
+        f" {several(plan.recipe.epochs, 'epoch')}. Lines: means over seeds; bands: ranges over seeds. These are"
+        " validation curves, since the test set is not used; the paper shows test curves. Published (Table 2, C10+,"
+        f" after 300 epochs): {_published_ends()}."
     )
     columns = ["group", "network", "params", "seed", "epoch", "train_loss", "train_error", "val_loss", "val_error"]
     final = last[columns].sort_values(["group", "seed"])
@@ -404,14 +412,14 @@ def _published_ends() -> str:
 
 @dataclass(frozen=True)
 class Paired:
-    """Mean of the differences over the seeds that both have, and Student's 95% interval; None for one seed."""
+    """Mean of the differences over common seeds, with Student's 95% interval (None for one seed)."""
 
     mean: float
     interval: tuple[float, float] | None
     seeds: int
 
     def verdict_below(self, bar: float) -> Verdict:
-        """Whether the difference is below `bar`."""
+        """Return the verdict on the claim that the difference is below `bar`."""
         if self.interval is None or self.interval[0] <= bar <= self.interval[1]:
             return "cannot tell"
         return "holds" if self.interval[1] < bar else "does not hold"
@@ -425,8 +433,15 @@ class Paired:
 
 
 def paired(table: pd.DataFrame, first: str, second: str, step: float = 0.0) -> Paired:
-    """first less second over the rows that have both. step: what the values are rounded to, such as one image of an
-    error; the differences are taken to deviate by no less than two such roundings do, step/√6."""
+    """Return the mean difference `first` - `second` over the rows that have both.
+
+    Args:
+        table: One row per seed.
+        first: Column of the minuend.
+        second: Column of the subtrahend.
+        step: Resolution of the values, such as one image of an error. The standard deviation of the differences is at
+            least that of two such roundings, step/√6.
+    """
     differences = (table[first] - table[second]).dropna().to_numpy(float)
     mean, pairs = float(differences.mean()), len(differences)
     if pairs < 2:
@@ -437,7 +452,7 @@ def paired(table: pd.DataFrame, first: str, second: str, step: float = 0.0) -> P
 
 
 def error_verdict(loss: Paired) -> Verdict:
-    """Whether the difference is above 0."""
+    """Return the verdict on the claim that the difference is above 0."""
     if loss.interval is None or loss.interval[0] <= 0 <= loss.interval[1]:
         return "cannot tell"
     return "holds" if loss.interval[0] > 0 else "does not hold"
@@ -460,7 +475,7 @@ def _fig5(plan: Plan, folder: StudyFolder, done: pd.DataFrame) -> Result:
     )
     caption = (
         f"Figure 5 of the paper for {done['network'].iloc[0]}, the mean of {several(len(done), 'seed')}. Rows are"
-        " sources, columns targets; framed is the transition or the classifier; hatched is what can't be told from the"
+        " sources, columns targets. Frames mark transitions and the classifier; hatched cells do not differ from the"
         " same networks untrained."
     )
     return Result(
@@ -468,7 +483,7 @@ def _fig5(plan: Plan, folder: StudyFolder, done: pd.DataFrame) -> Result:
         {"figure": (plot_reuse(reuse), caption)},
         {"reuse": (reuse.frame(), "Every cell of the heatmaps")},
         (),
-        ("The paper drew one network, and stated what it saw without numbers; the measures and bars here are ours.",),
+        ("The paper shows one network and states its observations without numbers. Measures and thresholds are ours.",),
     )
 
 
@@ -514,18 +529,18 @@ def _table1() -> Result:
         Finding(
             "the architectures are the published ones",
             "holds" if equal == len(frame) else "does not hold",
-            f"growth rate and the layers of each block are equal for {equal} of {len(frame)}; the depth in the name is"
-            f" that of {int((frame['depth'] == frame['depth_published']).sum())}: counted as the others are, the"
-            " published blocks of DenseNet-264 have 265 layers",
+            f"growth rate and layers of each block are equal for {equal} of {len(frame)}; the depth equals the name for"
+            f" {int((frame['depth'] == frame['depth_published']).sum())}: counted in the same way, the published blocks"
+            " of DenseNet-264 have 265 layers",
         ),
         Finding(
-            "their sizes are those of the networks that others ship",
+            "their sizes equal those of torchvision's networks",
             "holds" if same == len(known) else "does not hold",
-            f"params are equal to torchvision's to the last one for {same} of {len(known)} (it has no DenseNet-264; the"
-            " paper gives no sizes with Table 1)",
+            f"params equal torchvision's exactly for {same} of {len(known)} (it has no DenseNet-264, and Table 1 states"
+            " no sizes)",
         ),
     )
-    return Result(findings, {}, {"architectures": (frame, "Ours beside Table 1")}, ("architectures",))
+    return Result(findings, {}, {"architectures": (frame, "Comparison with Table 1")}, ("architectures",))
 
 
 def _table2(plan: Plan, folder: StudyFolder, done: pd.DataFrame) -> Result:
@@ -567,7 +582,7 @@ def _table2(plan: Plan, folder: StudyFolder, done: pd.DataFrame) -> Result:
     ]
     claim = "the errors on C10+ are the published ones, or lower"
     if not plan.final:
-        text = "after so few epochs, and on a validation part, errors are not comparable"
+        text = "errors after few epochs on validation images are not comparable"
         if plan.info.name == "digits":
             text = "digits are not CIFAR-10"
         trained = joined([f"{name} {percent(n.mean)}" for name, n in ours.items()])
@@ -579,6 +594,8 @@ def _table2(plan: Plan, folder: StudyFolder, done: pd.DataFrame) -> Result:
         text += f" for {len(above)} of {len(ours)} networks"
         verdict: Verdict = "does not hold" if above else "holds"
         if plan.seeds < 2:
-            verdict, text = "cannot tell", f"{text}; one seed each says nothing of another's"
+            verdict, text = "cannot tell", f"{text}; one seed cannot show the variation between seeds"
         findings.append(Finding(claim, verdict, text))
-    return Result(tuple(findings), {}, {"networks": (pd.DataFrame(rows), "Ours beside Table 2, C10+")}, ("networks",))
+    return Result(
+        tuple(findings), {}, {"networks": (pd.DataFrame(rows), "Comparison with Table 2, C10+")}, ("networks",)
+    )

@@ -1,4 +1,4 @@
-"""What each table and figure of the paper takes: networks, budgets, and the claim that is read from them."""
+"""Tables and figures of the paper that can be reproduced: networks, budgets and claims."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,8 +15,13 @@ from dnas.training.recipe import Recipe, make_recipe
 
 @dataclass(frozen=True)
 class Budget:
-    """How much is trained. epochs and batch_size None: the recipe's own. images: of the training part, for estimates;
-    exact ones come from the data. seeds: unless `--seeds` says otherwise."""
+    """Amount of training.
+
+    Attributes:
+        epochs: None for the epochs of the recipe; the same applies to `batch_size`.
+        images: Approximate number of training images, for time estimates.
+        seeds: Default number of seeds.
+    """
 
     name: str
     dataset: str
@@ -34,10 +39,14 @@ class Budget:
 
 @dataclass(frozen=True)
 class Target:
-    """A table or figure. networks: budget -> group -> names; datasets: budget -> another data set than the budget's.
+    """A table or figure of the paper.
 
-    least_seeds: fewer give no interval. final: the budgets at which it trains on the validation part too and measures
-    on the test set, as the paper did. seeds, epochs: in place of the budget's.
+    Attributes:
+        networks: Budget -> group -> names of networks.
+        least_seeds: Smallest number of seeds for an interval.
+        final: Budgets that train on the validation images too and measure on the test images, as the paper did.
+        seeds: Budget -> number of seeds that replaces the default of the budget; the same applies to `epochs` and
+            `datasets`.
     """
 
     name: str
@@ -132,7 +141,7 @@ TARGETS = {
             "at equal error DenseNet-BC needs fewer params than the other variants",
             {
                 "smoke": {
-                    # With the stem of 16 channels that those without a bottleneck have else, it would be most of them.
+                    # The default stem of 16 channels would contain most of the params of networks this small.
                     "DenseNet": _sizes("densenet:L={},k=2,stem_channels=4", 7, 10, 16),
                     "DenseNet-B": _sizes("densenet-b:L={},k=2", 10, 16, 22),
                     "DenseNet-C": _sizes("densenet-c:L={},k=2,stem_channels=4", 10, 13, 19),
@@ -174,7 +183,7 @@ TARGETS = {
         ),
         Target(
             "fig5",
-            "Figure 5: how a layer uses what came before it",
+            "Figure 5: use of earlier layers by later ones",
             "later layers use features of all earlier ones",
             {
                 "smoke": {"DenseNet": ("densenet:L=16,k=4",)},
@@ -190,7 +199,7 @@ TARGETS = {
 
 @dataclass(frozen=True)
 class Listed:
-    """One training that a plan asks for."""
+    """One planned run."""
 
     group: str
     name: str
@@ -204,7 +213,7 @@ class Listed:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `dnas reproduce` will train. info: the data set's facts; final: whether the test set is opened."""
+    """The runs of `dnas reproduce`. info: facts of the data set; final: whether errors are measured on the test set."""
 
     target: Target
     budget: Budget
@@ -216,17 +225,17 @@ class Plan:
 
     @property
     def study(self) -> str:
-        """studies/<this>: a study of its own for each target and budget."""
+        """Name of the study, one per target and budget."""
         return f"reproduce_{self.target.name}_{self.budget.name}"
 
     @property
     def folder(self) -> str:
-        """reports/reproduce/<this>"""
+        """Name of the folder in reports/reproduce/."""
         return f"{self.target.name}-{self.budget.name}" if self.runs else self.target.name
 
     @property
     def error(self) -> str:
-        """The column that is measured."""
+        """Column of the measured error."""
         return "test_error" if self.final else "val_error"
 
     def planned(self) -> list[PlannedRun]:
@@ -235,21 +244,26 @@ class Plan:
 
 
 def make_plan(target: str, budget: str, seeds: int | None = None) -> Plan:
-    """The plan of `dnas reproduce target --budget budget`. Runs come seed by seed: what is there first compares all
-    networks. `InputError` for unknown names, and for fewer seeds than the target's interval needs."""
+    """Return the plan of `dnas reproduce target --budget budget`.
+
+    Runs are ordered by seed, so that the first results already compare all networks.
+
+    Raises:
+        InputError: For unknown names, or for fewer seeds than the interval of the target needs.
+    """
     if target not in TARGETS:
         raise unknown("target", target, TARGETS)
     if budget not in BUDGETS:
         raise unknown("budget", budget, BUDGETS)
-    what, much = TARGETS[target], BUDGETS[budget]
-    count = seeds if seeds is not None else what.seeds.get(budget, much.seeds)
-    if count < what.least_seeds:
+    definition, amount = TARGETS[target], BUDGETS[budget]
+    count = seeds if seeds is not None else definition.seeds.get(budget, amount.seeds)
+    if count < definition.least_seeds:
         raise InputError(
-            f"{target} is read with an interval over seeds, which needs --seeds {what.least_seeds} or more, but got"
+            f"{target} needs an interval over seeds, so --seeds must be at least {definition.least_seeds}, but got"
             f" {count}."
         )
-    info = data_info(what.datasets.get(budget, much.dataset))
-    networks = what.networks.get(budget, {})
+    info = data_info(definition.datasets.get(budget, amount.dataset))
+    networks = definition.networks.get(budget, {})
     specs = {name: spec_for(name, info) for names in networks.values() for name in names}
     runs = tuple(
         Listed(group, name, specs[name], seed)
@@ -257,16 +271,18 @@ def make_plan(target: str, budget: str, seeds: int | None = None) -> Plan:
         for group, names in networks.items()
         for name in names
     )
-    return Plan(what, much, info, much.training(what, info.name), count, budget in what.final, runs)
+    return Plan(
+        definition, amount, info, amount.training(definition, info.name), count, budget in definition.final, runs
+    )
 
 
 def spec_for(name: str, info: DataInfo) -> Spec:
-    """The network `name` for a data set's images and classes."""
+    """Return the network `name` for the images and classes of a data set."""
     facts: dict[str, Any] = {"in_channels": info.channels, "image_size": info.image_size, "classes": info.classes}
     return dataclasses.replace(parse_name(name), **facts)
 
 
 def describe(target: Target) -> str:
-    """For `--help`: `fig4-left (12 networks at smoke)`."""
+    """Describe a target for `--help`, such as `fig4-left (12 networks)`."""
     count = sum(len(names) for names in target.networks.get("smoke", {}).values())
     return f"{target.name} ({several(count, 'network')})"

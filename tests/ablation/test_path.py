@@ -1,4 +1,4 @@
-"""The path between two networks, a choice at a time: its order, its conditions, and `dnas path`."""
+"""The path between two networks, one choice at a time: its order, conditional choices, and `dnas path`."""
 
 import dataclasses
 import json
@@ -83,7 +83,7 @@ def test_every_network_on_the_path_is_one_of_the_space_and_one_step_from_the_las
     ]
 
 
-def test_a_choice_goes_with_its_condition() -> None:
+def test_a_conditional_choice_changes_with_its_condition() -> None:
     # Without a bottleneck there is no compression to set: it comes with the bottleneck, in one step.
     narrow = {**FIRST, "bottleneck": 4, "compression": 0.5}
     assert changes(SPACE, {**FIRST, "compression": 1.0}, narrow, search_error) == [
@@ -93,7 +93,7 @@ def test_a_choice_goes_with_its_condition() -> None:
     assert changes(SPACE, narrow, FIRST, search_error) == [(("bottleneck", 4, 0), ("compression", 0.5, None))]
 
 
-def test_what_is_no_network_alone_is_changed_with_another() -> None:
+def test_choices_that_are_invalid_alone_are_changed_together() -> None:
     # A transition that keeps a tenth of 4 channels keeps none; of 16, one. Space files are checked for such networks as
     # far as they can be looked through.
     narrow = tuple(
@@ -109,7 +109,7 @@ def test_what_is_no_network_alone_is_changed_with_another() -> None:
     assert found == [(("growth_rate", 4, 16),), (("compression", 1.0, 0.1),)]
 
 
-def test_networks_over_a_limit_are_the_last_resort_and_said() -> None:
+def test_networks_over_a_limit_are_used_last_and_marked() -> None:
     limited = dataclasses.replace(SPACE, limits=dataclasses.replace(SPACE.limits, params=4_000))
     target = {**WIDE, "block_layers_1": 1, "connectivity": "dense"}
     nodes = greedy_path(limited, FIRST, target, by(search_error))
@@ -201,7 +201,7 @@ def test_predicting_needs_no_torch(study: StudyFolder) -> None:
     assert ran.stdout.splitlines()[-1] == "False"
 
 
-def test_the_figure_has_a_row_a_network(study: StudyFolder) -> None:
+def test_the_figure_has_one_row_per_network(study: StudyFolder) -> None:
     path = path_of(study, read_evidence(study), None, 20)
     figure = plot_path(path)
     left, right = figure.axes

@@ -1,4 +1,4 @@
-"""`dnas reproduce`: plans, verdicts from studies with planted answers, and a real one that is killed."""
+"""`dnas reproduce`: plans, verdicts on studies with planted effects, and resuming a killed run."""
 
 import csv
 import json
@@ -63,12 +63,12 @@ RUNS = {  # networks times seeds
 }
 
 
-def test_there_is_a_plan_for_every_target_and_budget() -> None:
+def test_every_target_and_budget_has_a_plan() -> None:
     assert set(RUNS) == {(target, budget) for target in TARGETS for budget in BUDGETS}
 
 
 @pytest.mark.parametrize(("target", "budget"), RUNS)
-def test_a_plans_networks_exist_for_its_data_and_have_their_own_sizes(target: str, budget: str) -> None:
+def test_networks_of_a_plan_match_its_data_and_differ_in_size(target: str, budget: str) -> None:
     plan = make_plan(target, budget)
     assert len(plan.runs) == RUNS[target, budget]
     assert len({run.key for run in plan.runs}) == len(plan.runs)
@@ -90,7 +90,7 @@ def test_a_plans_networks_exist_for_its_data_and_have_their_own_sizes(target: st
             assert bc[0] < found[-1], group
 
 
-def test_what_the_paper_budget_trains_is_what_the_paper_trained() -> None:
+def test_the_paper_budget_trains_the_networks_of_the_paper() -> None:
     assert make_plan("table2", "paper").recipe.epochs == 300
     assert (make_plan("fig3", "paper").recipe.epochs, make_plan("fig3", "paper").info.name) == (90, "imagenet")
     sizes = [cost(run.spec).params for run in make_plan("table2", "paper", 1).runs]
@@ -101,7 +101,7 @@ def test_what_the_paper_budget_trains_is_what_the_paper_trained() -> None:
     assert not any(make_plan(target, budget).final for target in TARGETS for budget in ("smoke", "short"))
 
 
-def test_all_networks_of_a_seed_come_before_the_next_seed() -> None:
+def test_runs_are_ordered_by_seed() -> None:
     assert [run.seed for run in make_plan("fig4-left", "smoke").runs] == [0] * 12 + [1] * 12 + [2] * 12
     assert [run.seed for run in make_plan("fig4-left", "smoke").planned()][12] == (1, 0)
 
@@ -111,13 +111,16 @@ def test_all_networks_of_a_seed_come_before_the_next_seed() -> None:
     [
         (["fig4"], "no target 'fig4'; there are"),
         (["fig4-left", "--budget", "tiny"], "no budget 'tiny'; there are paper, short, smoke"),
-        (["fig4-left", "--seeds", "1"], "fig4-left is read with an interval over seeds, which needs --seeds 2"),
+        (
+            ["fig4-left", "--seeds", "1"],
+            "fig4-left needs an interval over seeds, so --seeds must be at least 2, but got 1",
+        ),
         (["fig4-left", "--executor", "slurm"], "no executor 'slurm'"),
         (["fig4-left", "--shared", "x"], "--shared is for --executor ray"),
         (["fig4-left", "--budget", "short", "--data-root", "nowhere"], "nowhere"),
     ],
 )
-def test_bad_input_is_one_line(
+def test_invalid_input_is_refused_with_one_line(
     words: list[str], line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nothing is downloaded
@@ -139,8 +142,8 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(capsys: pytest.CaptureFixt
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_plan_tells_what_is_there_and_what_a_machine_does_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiny images on CPUs: a training a core."""
+def test_a_plan_counts_complete_runs_and_parallel_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny images on CPUs use one run per core."""
     monkeypatch.setattr("dnas.cli.execution.cores", lambda: 7)
     plan = make_plan("fig4-right", "smoke")
     means = Execution(device="cpu").run_config({"name": "digits"}, 8)
@@ -217,16 +220,16 @@ def test_fig4_left_finds_the_planted_ratios() -> None:
     assert names == {"index.html", "networks.csv", "readings.csv", "figure.svg", "figure.png", "figure.pdf"}
 
 
-def test_a_claim_that_is_wrong_here_does_not_hold() -> None:
+def test_a_wrong_claim_does_not_hold() -> None:
     _, result = read("fig4-left", {"DenseNet-BC": 0.3})
     assert [finding.verdict for finding in result.findings] == ["does not hold"] * 3
     assert "times more params" in result.findings[0].numbers
 
 
-def test_fig4_middle_asks_for_a_third_but_not_of_digits() -> None:
+def test_fig4_middle_compares_the_published_ratio_on_cifar_only() -> None:
     _, result = read("fig4-middle", {"DenseNet-BC": 3.0})
     assert [finding.verdict for finding in result.findings] == ["holds", "cannot tell"]
-    assert "3 lies inside" in result.findings[1].numbers
+    assert "3 is inside" in result.findings[1].numbers
     assert "not the data that it was published for" in result.findings[1].numbers
 
 
@@ -241,7 +244,7 @@ def test_the_published_ratio_agrees_where_an_interval_that_excludes_one_holds_it
     assert about_a_third(reading, True).verdict == verdict
 
 
-def test_fig3_reads_params_and_multiply_adds() -> None:
+def test_fig3_compares_params_and_multiply_adds() -> None:
     _, result = read("fig3", {"DenseNet-BC": 3.0})
     assert [finding.claim for finding in result.findings] == [
         "at equal error DenseNet-BC needs fewer params than ResNet",
@@ -263,12 +266,12 @@ def test_fig4_right_compares_the_ends_of_the_curves() -> None:
     assert "validation curves" in result.figures["figure"][1]
 
 
-def test_fig4_right_where_the_small_network_is_worse() -> None:
+def test_fig4_right_does_not_hold_if_the_small_network_is_worse() -> None:
     _, result = read("fig4-right", {})
     assert [finding.verdict for finding in result.findings] == ["does not hold", "holds"]
 
 
-def test_table2_compares_sizes_now_and_errors_only_where_they_can_be() -> None:
+def test_table2_compares_sizes_and_comparable_errors_only() -> None:
     _, result = read("table2", {}, seeds=1)
     assert [finding.verdict for finding in result.findings] == ["holds", "cannot tell"]
     assert "params are equal for 6 of 6" in result.findings[0].numbers
@@ -290,7 +293,7 @@ def test_table1_needs_no_training(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert [row["params"] for row in rows] == ["7978856", "14149480", "20013928", "33337704"]
 
 
-def test_runs_that_did_not_finish_are_said_to_be_missing() -> None:
+def test_unfinished_runs_are_reported_as_missing() -> None:
     plan = make_plan("fig4-middle", "smoke")
     executor = Planted(plan, {"DenseNet-BC": 3.0})
     train_runs(plan.study, "t", plan.planned()[:9], RunConfig({"name": "digits"}), Silent(), executor)
@@ -298,7 +301,7 @@ def test_runs_that_did_not_finish_are_said_to_be_missing() -> None:
     assert any("9 runs of 18 did not finish" in note for note in result.notes)
 
 
-def test_without_a_complete_run_or_without_the_other_family_nothing_is_drawn() -> None:
+def test_without_complete_runs_of_both_families_nothing_is_drawn() -> None:
     plan = make_plan("fig4-middle", "smoke")
     failing = AnalyticExecutor(lambda job, epoch: Message("failed", {"reason": "diverged", "text": "nan"}))
     train_runs(plan.study, "t", plan.planned()[:2], RunConfig({"name": "digits"}), Silent(), _no_curves(failing))
@@ -306,7 +309,7 @@ def test_without_a_complete_run_or_without_the_other_family_nothing_is_drawn() -
         read_result(plan, StudyFolder(Path("studies") / plan.study))
     left = make_plan("fig4-left", "smoke")
     train_runs(left.study, "t", left.planned()[:3], RunConfig({"name": "digits"}), Silent(), Planted(left, {}))
-    with pytest.raises(InputError, match="needs runs of DenseNet-BC and of another family"):
+    with pytest.raises(InputError, match="needs complete runs of DenseNet-BC and of another family"):
         read_result(left, StudyFolder(Path("studies") / left.study))
 
 
@@ -380,7 +383,7 @@ def start(*words: str) -> Command:
 
 
 @pytest.mark.slow
-def test_a_real_run_that_was_killed_ends_as_if_it_had_not_been() -> None:
+def test_a_killed_run_resumes_to_the_result_of_an_uninterrupted_one() -> None:
     process = start("--workers", "2")
     shown = process.communicate()[0]
     assert process.returncode == 0
