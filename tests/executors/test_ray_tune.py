@@ -182,6 +182,7 @@ def test_tunes_files_do_not_grow(address: str, tmp_path: Path, monkeypatch: pyte
     assert len(states) <= 1
 
 
+@pytest.mark.slow
 def test_nodes_may_share_only_an_object_store(
     address: str, s3: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,6 +276,7 @@ def test_killed_node_loses_no_trial(address: str, nodes: Nodes, tmp_path: Path) 
     assert all(expected[r.digest] == r.weights_digest for r in shared_networks if r.seed == [0, r.number])
 
 
+@pytest.mark.slow
 def test_killed_driver_resumes_from_the_shared_storage(address: str, tmp_path: Path) -> None:
     trials, epochs = 3, 6
     run = arguments(
@@ -295,6 +297,7 @@ def test_killed_driver_resumes_from_the_shared_storage(address: str, tmp_path: P
     assert records[1].attempts == 2
 
 
+@pytest.mark.slow
 def test_interrupt_stops_the_search(address: str, tmp_path: Path) -> None:
     run = arguments(address, str(tmp_path / "shared"), "--trials", "50", "--epochs", "3")
     process = subprocess.Popen(
@@ -310,6 +313,7 @@ def test_interrupt_stops_the_search(address: str, tmp_path: Path) -> None:
 # --- failures -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_trial_over_its_time_limit_is_ended(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     options = small(3, epochs=400, workers=2, timeout=3.0, stopping="none")
@@ -335,6 +339,7 @@ def test_failure_on_a_node_is_reported_with_its_traceback(
     assert outcome.stopped_by.startswith("3 trials in a row failed alike")
 
 
+@pytest.mark.slow
 def test_trial_whose_worker_dies_repeatedly_fails(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -357,6 +362,7 @@ def test_network_that_crashes_its_process_fails_at_the_second_crash(
     assert record.losses == 1
 
 
+@pytest.mark.slow
 def test_trials_share_a_gpu_and_stay_within_the_cluster(
     nodes: Nodes, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
