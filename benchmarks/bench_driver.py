@@ -22,6 +22,7 @@ from typing import Any
 import optuna
 
 from dnas.arch import DenseNetSpec, cost
+from dnas.executors.runner import TrialRunner
 from dnas.executors.worker import Job, Message
 from dnas.search.driver import Driver
 from dnas.search.samplers.tpe import distributions
@@ -136,10 +137,10 @@ def ours(sampler: str, trials: int) -> list[float]:
     config = SearchConfig(space, sampler, trials, RunConfig(DATA), sampler=sampler, stopping="none")
     folder.path.mkdir(parents=True)
     folder.create({"name": sampler, "recipe": space.recipe.to_dict()})
-    driver = Driver(folder, config, space, DATA, watch, Formula())
+    driver = Driver(folder, config, space, DATA, watch)
     driver.open()
     watch.ends = [time.perf_counter()]
-    driver.run()
+    TrialRunner(driver, Formula(), watch).run()
     return [after - before for before, after in zip(watch.ends, watch.ends[1:], strict=False)]
 
 

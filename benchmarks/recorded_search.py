@@ -11,6 +11,7 @@ from benchmarks.recorded import CHOICES, Table, row_of
 from dnas.arch import Cost
 from dnas.arch.families import FAMILIES
 from dnas.cli.display import PlainLines
+from dnas.executors.runner import TrialRunner
 from dnas.executors.worker import Job, Message
 from dnas.search.driver import Driver
 from dnas.space.parse import load_space
@@ -103,6 +104,7 @@ def search_recorded(table: Table, sampler: str, run: int, evaluations: int, meas
     with tempfile.TemporaryDirectory() as place:
         folder = StudyFolder(Path(place))
         folder.create({"name": "recorded", "recipe": recipe.to_dict()})
-        driver = Driver(folder, config, space, {}, PlainLines(quiet=True), Recorded(measure))
+        show = PlainLines(quiet=True)
+        driver = Driver(folder, config, space, {}, show)
         driver.open()
-        driver.run()
+        TrialRunner(driver, Recorded(measure), show).run()

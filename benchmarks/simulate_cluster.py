@@ -121,6 +121,7 @@ class Simulated:
 
 def simulate(workers: int, trials: int, sampler: str, seconds: float) -> dict[str, Any]:
     from benchmarks.bench_driver import DATA
+    from dnas.executors.runner import TrialRunner
     from dnas.search.driver import Driver
     from dnas.space.parse import load_space
     from dnas.study.config import RunConfig, SearchConfig
@@ -137,10 +138,10 @@ def simulate(workers: int, trials: int, sampler: str, seconds: float) -> dict[st
         config = SearchConfig(space, "s", trials, run, sampler=sampler)
         folder.path.mkdir(parents=True)
         folder.create({"name": "s", "trials": trials})
-        driver = Driver(folder, config, space, DATA, Silent(), executor)
+        driver = Driver(folder, config, space, DATA, Silent())
         driver.open()
         began = time.process_time()
-        driver.run()
+        TrialRunner(driver, executor, Silent()).run()
         real = time.process_time() - began
         states = [record.state for record in driver.records.values()]
         events = sum(1 for _ in (folder.path / "events.jsonl").open())

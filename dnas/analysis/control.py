@@ -14,6 +14,7 @@ import pandas as pd
 from scipy import stats
 
 from dnas.analysis.intervals import welch_interval
+from dnas.search.state import stop_epochs
 
 # Of a two-sided test at 5% that is to find a difference four times in five: the normal quantiles 0.975 and 0.8.
 _QUANTILES = 1.959963984540054 + 0.8416212335729143
@@ -67,13 +68,7 @@ def decision_epoch(events: Iterable[Mapping], ended: Iterable[int], last: int) -
     """The first epoch at which the log tells that a trial was stopped or paused, since the study's epochs were last
     raised; of `ended`, the epochs of those that are stopped or paused now, the least, if that is less (a log may be
     lost); `last` where there was none."""
-    found: set[int] = set()
-    for event in events:
-        if event["event"] == "extend":
-            found.clear()  # of a shorter schedule, at whose epochs other errors are usual
-        elif event["event"] == "report" and not event.get("go_on", True):
-            found.add(int(event["epoch"]))
-    return min({*found, *ended, last})
+    return min({*stop_epochs(events), *ended, last})
 
 
 def values_at(curves: pd.DataFrame, objective: str, epoch: int) -> dict[int, float]:

@@ -12,6 +12,7 @@ from scipy import stats
 from dnas.analysis.efficiency import Front
 from dnas.analysis.intervals import percentile_interval
 from dnas.errors import InputError
+from dnas.search.state import training_spans
 from dnas.study.record import TrialRecord
 
 ENDED = ("complete", "stopped", "paused", "infeasible", "failed")
@@ -130,21 +131,11 @@ def timeline(records: Iterable[TrialRecord], events: Iterable[Mapping[str, Any]]
     """When each trial was trained: a row a stretch, number, state (what it ended in: `paused` where it was promoted
     later), lane (from 0: as many as ran at once), start, end (seconds since the first began; to the second)."""
     by_number = {record.number: record for record in records}
-    open_since: dict[int, datetime] = {}
     stretches: list[tuple[datetime, datetime, int, str]] = []
-    last: datetime | None = None
-    for event in events:
-        if "time" not in event or event.get("number") not in by_number:
-            continue
-        last, number = datetime.fromisoformat(event["time"]), event["number"]
-        match event["event"]:
-            case "ask" | "promote":
-                open_since.setdefault(number, last)
-            case "pause" if number in open_since:
-                stretches.append((open_since.pop(number), last, number, "paused"))
-            case "tell" if number in open_since:
-                stretches.append((open_since.pop(number), last, number, by_number[number].state))
-    stretches += [(since, last or since, number, "running") for number, since in open_since.items()]
+    for span in training_spans(event for event in events if event.get("number") in by_number):
+        start, end = (datetime.fromisoformat(time) for time in (span.start, span.end or span.start))
+        state = by_number[span.number].state if span.state == "ended" else span.state
+        stretches.append((start, end, span.number, state))
     stretches.sort()
     free: list[datetime] = []  # when each lane is free again
     rows = []

@@ -17,10 +17,10 @@ import pandas as pd
 from dnas.arch import Spec, cost, format_name
 from dnas.data import Dataset, load_dataset
 from dnas.errors import InputError
-from dnas.executors.job import make_job, take
+from dnas.executors.job import make_job, take_result
 from dnas.executors.local import LocalExecutor
 from dnas.executors.protocol import Executor, Outcome, Show
-from dnas.executors.runner import Trainings
+from dnas.executors.runner import COUNTED_ERRORS, TrialRunner
 from dnas.executors.worker import Job
 from dnas.formatting import percent
 from dnas.nn.kernels import check_kernels
@@ -32,7 +32,6 @@ from dnas.training.devices import list_devices
 from dnas.training.recipe import Recipe
 
 ARM = "listed"
-NOT_THE_NETWORKS = ("error", "input", "lost worker", "crash")  # reasons to fail that another call may not meet
 
 
 @dataclass(frozen=True)
@@ -98,10 +97,10 @@ def train_runs(
             folder.write_config(config)
         numbers = {row["key"]: number for number, row in enumerate(config["runs"])}
         executor = executor or LocalExecutor(run_config.workers, devices)
-        driver = ListDriver(folder, run_config, {numbers[run.key]: run for run in runs}, facts, show, executor, final)
+        source = ListedRuns(folder, run_config, {numbers[run.key]: run for run in runs}, facts, show, final)
         try:
-            driver.open()
-            return driver.run()
+            source.open()
+            return TrialRunner(source, executor, show).run()
         finally:
             executor.stop()
 
@@ -235,8 +234,12 @@ def _config(
     }
 
 
-class ListDriver(Trainings):
-    """The one owner of such a study while it trains. runs: number -> run; facts: key -> `Dataset.describe()`."""
+class ListedRuns:
+    """The `Source` of such a study.
+
+    runs: number -> run.
+    facts: key of a run -> `Dataset.describe()`.
+    """
 
     def __init__(
         self,
@@ -245,30 +248,30 @@ class ListDriver(Trainings):
         runs: Mapping[int, PlannedRun],
         facts: Mapping[str, Mapping[str, Any]],
         show: Show,
-        executor: Executor,
         final: bool = False,
     ) -> None:
-        super().__init__()
-        self.folder, self.run_config, self.show, self.executor = folder, run_config, show, executor
+        self.folder, self.run_config, self.show = folder, run_config, show
         self.runs, self.facts, self.final = runs, facts, final
+        self.records: dict[int, TrialRecord] = {}
+        self._interrupted: deque[TrialRecord] = deque()
         self._planned: deque[int] = deque()
-        self._seconds: dict[int, dict[int, float]] = {}  # number -> epoch -> what it took
+        self._seconds: dict[int, dict[int, float]] = {}  # number -> epoch -> seconds
 
     def open(self) -> None:
-        """Reads what is there; what was interrupted goes on first, then what has no record yet, in the list's order."""
+        """Read the records. Interrupted runs come first, then runs without a record, in the order of the list."""
         self.records = {record.number: record for record in self.folder.records() if record.number in self.runs}
         for record in self.records.values():
-            if record.state == "failed" and (record.reason or "").split(":")[0] in NOT_THE_NETWORKS:
+            if record.state == "failed" and (record.reason or "").split(":")[0] in COUNTED_ERRORS:
                 record.state, record.reason, record.ended = "running", None, None
                 self.folder.write_record(record)
             if record.state == "running":
                 self._catch_up(record)
-                self.waiting.append(record)
+                self._interrupted.append(record)
         self._planned = deque(number for number in self.runs if number not in self.records)
         self.show.opened([self.records[number] for number in sorted(self.records)], len(self.runs))
 
     def _catch_up(self, record: TrialRecord) -> None:
-        """The record of a training in progress is as old as its start; its curve is as young as its checkpoint."""
+        """Take the epochs of an interrupted run from its curve: its record is as old as its start."""
         path = self.folder.trial_folder(record.number)
         if not (path / "curve.csv").is_file() or not (path / "checkpoint.pt").is_file():
             return
@@ -276,9 +279,9 @@ class ListDriver(Trainings):
         self._seconds[record.number] = dict(zip(curve["epoch"].tolist(), curve["seconds"].tolist(), strict=True))
         record.epochs, record.seconds = len(curve), float(curve["seconds"].sum())
 
-    def _next(self, outcome: Outcome) -> TrialRecord | None:
-        if self.waiting:
-            return self.waiting.popleft()
+    def next(self, running: list[str]) -> TrialRecord | None:
+        if self._interrupted:
+            return self._interrupted.popleft()
         return self._new_record(self._planned.popleft()) if self._planned else None
 
     def _new_record(self, number: int) -> TrialRecord:
@@ -301,27 +304,31 @@ class ListDriver(Trainings):
         self.folder.write_record(record)
         return record
 
-    def _job(self, record: TrialRecord) -> Job:
+    def job(self, record: TrialRecord) -> Job:
         run_config = replace(self.run_config, data=self.run_config.data | dict(self.runs[record.number].data))
         folder = self.folder.trial_folder(record.number)
         return make_job(run_config, record, folder, str(record.number), final=self.final)
 
-    def _on_epoch(self, record: TrialRecord, row: dict[str, Any]) -> bool:
+    def on_started(self, record: TrialRecord, values: Mapping[str, Any]) -> None: ...
+
+    def on_epoch(self, record: TrialRecord, row: dict[str, Any]) -> bool:
         times = self._seconds.setdefault(record.number, {})
         times[row["epoch"]] = row["seconds"]
         record.epochs, record.val_error, record.val_loss = row["epoch"], row["val_error"], row["val_loss"]
         record.seconds = sum(seconds for epoch, seconds in times.items() if epoch <= row["epoch"])
-        self.show.epoch(record, row)
         return True
 
-    def _finish(self, record: TrialRecord, values: dict[str, Any]) -> None:
-        take(record, values)
+    def on_result(self, record: TrialRecord, values: dict[str, Any]) -> None:
+        take_result(record, values)
         record.state = "complete"
         if self.final:
             record.test_error, record.test_loss = values["test_error"], values["test_loss"]
             record.objectives = {"test_error": values["test_error"]}
         else:
             record.objectives = {"val_error": values["val_error"]}
-        self._end(record)
-        if self.final:
+
+    def on_retry(self, record: TrialRecord, reason: str, *, recompute: bool = False) -> None: ...
+
+    def on_end(self, record: TrialRecord) -> None:
+        if record.test_error is not None:
             self.show.note(f"#{record.number}: {percent(record.test_error)} test error")

@@ -63,10 +63,10 @@ def _decide(folder: "StudyFolder", as_json: bool) -> int:
 
 def _retrain(folder: "StudyFolder", trial: int, device: str | None, as_json: bool) -> int:
     from dnas.formatting import percent, several
-    from dnas.search.replay import train_again
+    from dnas.search.replay import retrain_trial
 
     show = printer(quiet=as_json)
-    again = train_again(
+    again = retrain_trial(
         folder,
         trial,
         device,

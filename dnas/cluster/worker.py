@@ -22,10 +22,9 @@ from dnas.executors.protocol import Executor, Outcome, Show
 from dnas.executors.worker import Message
 from dnas.formatting import percent, several
 from dnas.search.driver import Driver
-from dnas.search.retrain import retrain_best
+from dnas.search.run import search_and_retrain
 from dnas.study.config import SearchConfig
 from dnas.study.folder import StudyHeld
-from dnas.study.optuna_mirror import open_mirror
 
 BEAT_SECONDS = 2.0
 COMPLETE = "complete"
@@ -163,13 +162,9 @@ class Worker:
         folder, options = self.folder, self.options
         with folder.lock(), self.show:
             folder.sync()
-            executor = PostgresExecutor(self.database)
-            driver = Driver(folder, options, options.space, self.data.describe(), self.show, executor)
+            driver = Driver(folder, options, options.space, self.data.describe(), self.show)
             driver.open()
-            with open_mirror(folder, options.mirror, self.show.note):
-                outcome = driver.run()
-                if outcome.stopped_by is None and options.retrain:
-                    outcome.stopped_by = retrain_best(driver, self.data)
+            outcome = search_and_retrain(driver, self.data, PostgresExecutor(self.database))
             folder.clear_up()
             proposer.finish_study(self.database, outcome.stopped_by or COMPLETE)
             folder.pull()

@@ -1,4 +1,4 @@
-"""What a record becomes on its way to a worker, and what it takes from the worker's result."""
+"""Conversion of records to worker jobs, and of worker results to records."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +18,16 @@ def make_job(
     final: bool = False,
     latency: bool = False,
 ) -> Job:
+    """Convert a record to a job.
+
+    Args:
+        run_config: Settings of the study's runs.
+        record: Record of the run.
+        folder: Folder of the run's files.
+        key: Name of the run for the executor.
+        final: Train on the validation part too, and evaluate on the test set.
+        latency: Measure the latency of a forward pass before training.
+    """
     return Job(
         key=key,
         folder=str(folder),
@@ -34,14 +44,14 @@ def make_job(
         activation_bytes=record.cost.get("activation_bytes", 0),
         params=record.cost.get("params", 0),
         recompute=record.recompute,
-        alone=record.recompute,  # what ran out of memory once gets a device to itself
+        alone=record.recompute,  # a run that filled the memory once gets a device to itself
         measure_latency=latency,
         attempt=record.attempts,
         fingerprint=record.data.get("fingerprint"),
     )
 
 
-def take(record: TrialRecord, values: Mapping[str, Any]) -> None:
-    """Takes what a worker says at its end into its record."""
+def take_result(record: TrialRecord, values: Mapping[str, Any]) -> None:
+    """Copy the fields of a worker's result into its record."""
     for name in ("epochs", "val_error", "val_loss", "seconds", "peak_memory_bytes", "weights_digest"):
         setattr(record, name, values[name])

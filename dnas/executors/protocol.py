@@ -1,23 +1,63 @@
-"""Interfaces between the run loop, its executor, and the display."""
+"""Interfaces of the run loop: where runs come from, what executes them, and who watches."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from dnas.executors.worker import Job, Message
+from dnas.study.config import RunConfig
+from dnas.study.folder import StudyFolder
 from dnas.study.record import TrialRecord
 
 
 @dataclass
 class Outcome:
-    """How a search ended: `stopped_by` is None where it did what was asked, else why it did not."""
+    """Result of a search or a batch of runs.
+
+    `stopped_by` is the reason for an early stop, or None. `exhausted` is True if no untried network was left.
+    """
 
     trials: int
     exhausted: bool = False
     stopped_by: str | None = None
 
 
+class Source(Protocol):
+    """Supplies the runs of one study and interprets their results. `dnas.search.driver.Driver` is one.
+
+    The job of a record identifies its run: `job.key` names it for the executor, and `job.folder` holds its files.
+    """
+
+    @property
+    def folder(self) -> StudyFolder: ...
+    @property
+    def run_config(self) -> RunConfig: ...
+    @property
+    def records(self) -> Mapping[Any, TrialRecord]:
+        """Records of all runs that have been started."""
+
+    def next(self, running: list[str]) -> TrialRecord | None:
+        """Return the next run to start, or None if there is none now. running: keys of the runs in progress."""
+
+    def job(self, record: TrialRecord) -> Job: ...
+    def on_started(self, record: TrialRecord, values: Mapping[str, Any]) -> None:
+        """Take in what the worker measured before training."""
+
+    def on_epoch(self, record: TrialRecord, row: dict[str, Any]) -> bool:
+        """Take in an epoch, which may be one of a checkpoint. Return True if the run continues."""
+
+    def on_result(self, record: TrialRecord, values: dict[str, Any]) -> None:
+        """Take a result into the record, its `state` included."""
+
+    def on_retry(self, record: TrialRecord, reason: str, *, recompute: bool = False) -> None:
+        """Note that a run restarts from its checkpoint."""
+
+    def on_end(self, record: TrialRecord) -> None:
+        """Note the end or the pause of a run, whose record has been written."""
+
+
 class Executor(Protocol):
-    """Carries trials and decides nothing; `dnas.executors.local.LocalExecutor` is one."""
+    """Runs jobs and makes no decisions. `dnas.executors.local.LocalExecutor` is one."""
 
     @property
     def running(self) -> list[str]: ...
@@ -35,7 +75,7 @@ class Executor(Protocol):
 
 
 class Show(Protocol):
-    """What the loop tells whoever watches."""
+    """Observer of a run loop, such as a display."""
 
     def opened(self, records: list[TrialRecord], wanted: int) -> None: ...
     def began(self, record: TrialRecord) -> None: ...

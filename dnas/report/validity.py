@@ -13,6 +13,7 @@ from dnas.analysis.metrics import METRICS
 from dnas.analysis.progress import fidelity
 from dnas.formatting import percent
 from dnas.report.data import Study, listed, objective_of, value
+from dnas.search.state import count_pauses, stop_epochs
 
 
 @dataclass(frozen=True)
@@ -282,8 +283,8 @@ def _stopping(s: Study) -> Check:
         return Check("fact", "No early stopping", "Every trial was to run for all its epochs.")
     name, body = _RULES.get(rule, (rule, ""))
     stopped, paused = s.of("stopped"), s.of("paused")
-    promotions = sum(event["event"] == "promote" for event in s.events)
-    pauses = max(sum(event["event"] == "pause" for event in s.events), len(paused))
+    pauses, promotions = count_pauses(s.events)
+    pauses = max(pauses, len(paused))
     counts = [f"{words.several(len(stopped), 'trial')} stopped"] if stopped else []
     if pauses:
         counts += [words.several(pauses, "pause"), words.several(promotions, "promotion")]
@@ -310,7 +311,7 @@ def _fidelity(s: Study) -> Check | None:
     early = found[(found["epoch"] < found["epoch"].max()) & found["rho"].notna()] if len(found) else found
     if early.empty:
         return None
-    rungs = sorted({event["epoch"] for event in s.events if event["event"] == "report" and not event["go_on"]})
+    rungs = sorted(stop_epochs(s.events, whole_log=True))
     at = early[early["epoch"].isin(rungs)] if rungs else early
     row = (at if len(at) else early).iloc[0 if rungs else len(early) // 2]
     last, n = int(found["epoch"].max()), int(row["n"])

@@ -27,12 +27,12 @@ from dnas.executors.lease import EXPIRY_SECONDS, Lease, LeaseHeld, is_dead, read
 from dnas.executors.lease import NAME as LEASE
 from dnas.formatting import joined, several
 from dnas.io import remove_torn
-from dnas.search.state import ENDED, History, Trial
+from dnas.search.optuna_mirror import NAME as MIRROR
+from dnas.search.optuna_mirror import mirror_agrees, remove_mirror, sync_mirror
+from dnas.search.state import ENDED, OldLog, SearchState, Trial, record_of, with_changes
 from dnas.study.config import DEFAULTS, check_proposed, objectives_of, space_of
 from dnas.study.folder import StudyFolder
-from dnas.study.optuna_mirror import NAME as MIRROR
-from dnas.study.optuna_mirror import mirror_agrees, remove_mirror, sync_mirror
-from dnas.study.record import STATES, TrialRecord, new_record
+from dnas.study.record import STATES, TrialRecord
 
 if TYPE_CHECKING:
     from dnas.training.checkpoint import Epoch
@@ -76,27 +76,13 @@ def is_running(folder: StudyFolder) -> bool:
 
 
 @dataclass
-class _Told:
-    """What the log tells of a trial, beside its `Trial`."""
-
-    ask: Mapping[str, Any]
-    rows: dict[int, dict[str, Any]] = field(default_factory=dict)  # epoch -> its report
-    end: Mapping[str, Any] | None = None  # its tell or pause, unless it went on
-    planned: set[int] = field(default_factory=set)  # every number of epochs that it was to be trained
-    losses: int = 0
-    earlier: list[dict[str, Any]] = field(default_factory=list)
-    tables: Mapping[str, Any] | None = None  # space and limits, where they were widened after it was asked for
-
-
-@dataclass
 class _Doctor:
     folder: StudyFolder
     mend: bool
     busy: bool
     findings: list[Finding] = field(default_factory=list)
     config: dict[str, Any] | None = None  # None where study.toml says nothing
-    history: History | None = None  # None where the log cannot be followed to its end
-    told: dict[int, _Told] = field(default_factory=dict)
+    state: SearchState | None = None  # None where the log cannot be followed to its end
 
     def look(self) -> list[Finding]:
         self._config()
@@ -104,14 +90,14 @@ class _Doctor:
         if not self.busy:
             self._leftovers()
             self._leases()
-        if self.history is not None:
+        if self.state is not None:
             self._strays()
-            for number, trial in sorted(self.history.trials.items()):
+            for number, trial in sorted(self.state.trials.items()):
                 self._record(number, trial)
         self._final_records()
         for path in self._folders():
             self._training(path)
-        if not self.busy and self.config is not None and self.history is not None:
+        if not self.busy and self.config is not None and self.state is not None:
             self._mirror()
         return self.findings
 
@@ -183,56 +169,28 @@ class _Doctor:
             what = "has no events" if path.exists() else "is missing"
             self._found(f"{what}, though there are trials: no search can go on from their records alone", path)
             sound = False
-        # What a log of dnas 0.1 says is too little to follow; its study can be reported, and not gone on with.
-        old = any(event["event"] == "ask" and "cost" not in event for _, event in events)
-        if sound and not old and self.config is not None:
+        if sound and self.config is not None:
             self._follow(events, path)
 
     def _follow(self, events: list[tuple[int, dict[str, Any]]], path: Path) -> None:
-        """Folds the log: `history` and `told`."""
+        """Fold the log into `state`."""
         assert self.config is not None
+        only_events = [event for _, event in events]
+        changes = with_changes(self.config, only_events)  # study.toml may not have caught up
+        self.config |= {key: changes[key] for key in ("space", "limits")}
         config = self.config
-        for _, event in events:
-            if event["event"] == "widen":  # study.toml may not have caught up
-                config |= {key: event[key] for key in ("space", "limits") if key in event}
-        epochs = next((event["epochs"] for _, event in events if "epochs" in event), config["recipe"]["epochs"])
-        history = History(objectives_of(config), config["stopping"], epochs)
+        epochs = config["recipe"]["epochs"]
+        state = SearchState.of_events(only_events, objectives_of(config), config["stopping"], epochs)
         for line, event in events:
             try:
-                if event["event"] == "ask" and event["number"] != len(history.trials):
-                    raise ValueError(f"trial {event['number']} is asked for after {len(history.trials)} trials")
-                self._note(event, history)
-                history.apply(event)
+                state.apply(event)
+            except OldLog:
+                return  # its study can be reported, and not resumed
             except BAD_EVENT as error:
                 text = f"{event['event']}: {type(error).__name__ if isinstance(error, AssertionError) else error}"
                 self._found(f"line {line} does not follow from those before it ({text})", path)
                 return
-        self.history = history
-
-    def _note(self, event: Mapping[str, Any], history: History) -> None:
-        """What `History` does not keep; called before it takes the event in."""
-        kind = event["event"]
-        match kind:
-            case "ask":
-                self.told[event["number"]] = _Told(event, planned={event.get("epochs", history.epochs)})
-            case "report":
-                self.told[event["number"]].rows[event["epoch"]] = dict(event)
-            case "tell" | "pause":
-                self.told[event["number"]].end = event
-            case "promote":
-                self.told[event["number"]].end = None
-            case "again":
-                self.told[event["number"]].losses += str(event.get("reason", "")).startswith("lost worker")
-            case "extend":
-                for number in event["trials"]:
-                    told, trial = self.told[number], history.trials[number]
-                    if trial.state == "complete" and told.end is not None:
-                        told.earlier.append(_reached(trial) | {"weights_digest": None, "ended": told.end["time"]})
-                    told.rows, told.end = {}, None
-                    told.planned.add(event["epochs"])
-            case "widen":
-                for told in self.told.values():
-                    told.tables = told.tables or event["before"]
+        self.state = state
 
     # what kills leave behind
 
@@ -259,9 +217,9 @@ class _Doctor:
             self._found(f"is held by {holder}, which is gone", path / LEASE, done, partial(_free, path))
 
     def _strays(self) -> None:
-        assert self.history is not None
+        assert self.state is not None
         for path in sorted(self.folder.path.glob("trials/*")):
-            known = path.name.isdecimal() and str(int(path.name)) == path.name and int(path.name) in self.history.trials
+            known = path.name.isdecimal() and str(int(path.name)) == path.name and int(path.name) in self.state.trials
             if path.is_dir() and not known and not self.busy:
                 self._set_aside("the log asks for no such trial", path, "no search can go on with it")
 
@@ -274,7 +232,7 @@ class _Doctor:
             what = "is damaged" if path.exists() else "is missing"
             if not path.exists() and self.busy:
                 return
-        elif not self.busy and (contradiction := _contradiction(number, record, trial, self.told[number])):
+        elif not self.busy and (contradiction := _contradiction(record, trial)):
             what = contradiction
         else:
             return
@@ -297,53 +255,29 @@ class _Doctor:
     def _remade(self, number: int, trial: Trial, old: TrialRecord | None) -> tuple[TrialRecord, list[str]]:
         """A trial's record as the log tells it, and what of it could not be recovered. What else an `old` record says
         is kept, if it is of this trial."""
-        from dnas.search.samplers.tpe import distributions_json
-
         assert self.config is not None
-        told, config = self.told[number], self.config
-        ask, tables = told.ask, told.tables or {}
+        config, tables = self.config, trial.tables or {}
         space = space_of(config | {key: tables[key] for key in ("space", "limits") if key in tables})
-        spec = space.spec_of(ask["params"])
-        if spec.digest != ask["digest"]:
-            raise InputError("the space would make another network of its choices")
-        if old is not None and (old.number != number or old.digest != spec.digest):
-            old = None
         checkpoint = _content(self.folder.trial_folder(number) / "checkpoint.pt")
-        planned = trial.epochs
-        made = new_record(
-            number,
-            ask["arm"],
-            ask["params"],
-            spec,
-            network=space.name_of(spec),
-            distributions=distributions_json(space.choices),
-            cost=ask["cost"],
-            seed=[config["seed"], number],
-            recipe=space.recipe.to_dict() | {"epochs": planned},
+        made = record_of(
+            trial,
+            space,
+            trial.asked_params,
+            config["seed"],
             data=self._data(checkpoint),
-            epochs_planned=planned,
-            history_digest=ask.get("history"),
             device=config.get("device", "cpu"),
             threads=config.get("threads", 1),
-            started=ask["time"],
-            losses=told.losses,
-            earlier=told.earlier,
-            recompute=trial.recompute,
-            latency=trial.latency,
+            started=trial.asked,
         )
+        if made.digest != trial.digest:
+            raise InputError("the space would make another network of its choices")
+        if old is not None and (old.number != number or old.digest != made.digest):
+            old = None
         lost = list(NOT_TOLD)
         if old is not None:
             kept = ("device", "threads", "started", "attempts", "losses", "earlier", "versions", "commit", "host")
             made = replace(made, **{name: getattr(old, name) for name in (*kept, "peak_memory_bytes", "data")})
             lost.clear()
-        made.state, made.reason = trial.state, trial.reason
-        if trial.curve:
-            reached = _reached(trial)
-            made.epochs, made.seconds = reached["epochs"], reached["seconds"]
-            made.val_error, made.val_loss = reached["val_error"], reached["val_loss"]
-        if told.end is not None:
-            made.ended = told.end["time"]
-            made.objectives = told.end.get("values") or {}
         if trial.state == "paused":
             made.reason = old.reason if old is not None and old.state == "paused" else None
             lost += ["its reason"] if made.reason is None else []
@@ -428,7 +362,8 @@ class _Doctor:
         if (path / "curve.csv").exists() and not _is_curve(path / "curve.csv"):
             number = int(path.name) if path.parent.name == "trials" and path.name.isdecimal() else -1
             names = [f.name for f in fields(Epoch)]
-            rows = [row for _, row in sorted(self.told[number].rows.items())] if number in self.told else []
+            trial = self.state.trials.get(number) if self.state is not None else None
+            rows = [row for _, row in sorted(trial.curve.items())] if trial is not None else []
             if rows and all(name in row for row in rows for name in names):
                 curve = [Epoch(**{name: row[name] for name in names}) for row in rows]
                 done = "written again from the log"
@@ -471,19 +406,12 @@ def _read(path: Path) -> TrialRecord | None:
     return record if all(kinds) else None
 
 
-def _reached(trial: Trial) -> dict[str, Any]:
-    last = trial.curve[trial.furthest]
-    seconds = sum(row.get("seconds") or 0.0 for row in trial.curve.values())
-    found = {"epochs": trial.furthest, "val_error": last.get("val_error"), "val_loss": last.get("val_loss")}
-    return found | {"seconds": seconds}
-
-
-def _contradiction(number: int, record: TrialRecord, trial: Trial, told: _Told) -> str | None:
+def _contradiction(record: TrialRecord, trial: Trial) -> str | None:
     """What a record says that cannot be so where the log is right; None where a kill may have left the two so, which
     the next search brings together."""
-    if (record.number, record.digest) != (number, trial.digest) or record.params != told.ask["params"]:
+    if (record.number, record.digest) != (trial.number, trial.digest) or record.params != trial.asked_params:
         return "is of another network than the log asks for"
-    if record.epochs_planned not in told.planned:
+    if record.epochs_planned not in trial.planned:
         return f"is of {record.epochs_planned} epochs, the log of {trial.epochs}"
     if record.epochs_planned != trial.epochs:
         return None  # more epochs, which have not reached the record
@@ -503,9 +431,8 @@ def _contradiction(number: int, record: TrialRecord, trial: Trial, told: _Told) 
             return text
         if record.val_error != last.get("val_error"):
             return f"says a validation error of {record.val_error}, the log {last.get('val_error')}"
-    values = (told.end or {}).get("values")
-    if values is not None and record.state == trial.state and record.objectives != values:
-        return f"says {record.objectives}, the log {values}"
+    if trial.objectives is not None and record.state == trial.state and record.objectives != trial.objectives:
+        return f"says {record.objectives}, the log {trial.objectives}"
     return None
 
 

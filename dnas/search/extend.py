@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dnas.errors import InputError
-from dnas.search.state import History, Trial
+from dnas.search.state import SearchState, Trial, with_changes
 from dnas.space.space import Choice, Limits, Space
 from dnas.study.config import DEFAULTS, objectives_of, space_of
 from dnas.study.folder import StudyFolder
@@ -28,10 +28,9 @@ def extend(folder: StudyFolder, wider: Space, limits: Mapping[str, float]) -> li
     changes = _changes(before, wider)
     with folder.lock():
         folder.mend_events()
-        history = History(objectives_of(config), config["stopping"], config["recipe"]["epochs"])
-        for event in folder.events():
-            history.apply(event)
-        params = {number: _at_new_choices(trial, before, wider) for number, trial in sorted(history.trials.items())}
+        state = SearchState(objectives_of(config), config["stopping"], config["recipe"]["epochs"])
+        state.fold(folder.events())
+        params = {number: _at_new_choices(trial, before, wider) for number, trial in sorted(state.trials.items())}
         if not changes:
             return []
         folder.append(
@@ -40,7 +39,7 @@ def extend(folder: StudyFolder, wider: Space, limits: Mapping[str, float]) -> li
                 "space": _table(wider),
                 "limits": wider.limits.stated(),
                 "before": {"space": config["space"], "limits": config["limits"]},
-                "trials": len(history.trials),
+                "trials": len(state.trials),
                 "params": {str(number): values for number, values in params.items() if values},
             }
         )
@@ -57,12 +56,7 @@ def settle(folder: StudyFolder) -> None:
             f"study {folder.name} lives in a database, and this is a copy: `dnas worker {folder.name} --storage URL`"
             " goes on with it."
         )
-    settled = dict(config)
-    for event in folder.events():
-        if event["event"] == "widen":
-            settled |= {"space": event["space"], "limits": event["limits"]}
-        elif event["event"] == "extend":
-            settled["recipe"] = config["recipe"] | {"epochs": event["epochs"]}
+    settled = with_changes(config, folder.events())
     if settled != config:
         folder.write_config(settled)
 

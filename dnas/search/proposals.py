@@ -17,7 +17,7 @@ from dnas.arch import Spec
 from dnas.errors import InputError, did_you_mean
 from dnas.search.samplers.feasible import Region
 from dnas.search.samplers.problem import Exhausted, Problem, Sampler, Told
-from dnas.search.state import History
+from dnas.search.state import SearchState
 
 __all__ = [
     "DEFAULT_SAMPLER",
@@ -80,10 +80,10 @@ def is_control(number: int, share: float) -> bool:
     return int((number + 1) * share + 1e-9) > int(number * share + 1e-9)
 
 
-def propose(region: Region, history: History, sampler: Sampler, control: float, seed: int) -> Proposal:
+def propose(region: Region, state: SearchState, sampler: Sampler, control: float, seed: int) -> Proposal:
     """The next network: inside every limit, and untried. Raises `Exhausted`."""
-    number, space = len(history.trials), region.space
-    region.memory = float("inf") if history.memory is None else history.memory
+    number, space = len(state.trials), region.space
+    region.memory = float("inf") if state.memory is None else state.memory
     if number < len(space.first) and region.accept(space.first[number]) is not None:
         return Proposal("first", dict(space.first[number]), region.spec(space.first[number]))
     problem = Problem(space.choices, region.objectives, region.accept, region.drawer())
@@ -92,7 +92,7 @@ def propose(region: Region, history: History, sampler: Sampler, control: float, 
         params = make_sampler("random")(problem, [], np.random.default_rng([seed, number, _ARM_STREAM]))
     else:
         with _one_thread():
-            params = sampler(problem, history.told(), np.random.default_rng([seed, number]))
+            params = sampler(problem, state.told(), np.random.default_rng([seed, number]))
     assert region.accept(params) is not None, "a sampler proposed what it was to filter"
     return Proposal(arm, params, region.spec(params))
 

@@ -1,8 +1,8 @@
-"""`dnas replay`: everything that a study decided, decided again from its records."""
+"""Replay of a study for `dnas replay`: recompute its decisions from the log, or retrain one trial."""
 
 import dataclasses
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ from dnas.arch import spec_from_dict
 from dnas.data import load_dataset
 from dnas.errors import InputError
 from dnas.search.proposals import Exhausted, Region, make_sampler, propose
-from dnas.search.state import ENDED, History
+from dnas.search.state import ENDED, Event, SearchState, Visitor, before_changes, last_tells, reports_of
 from dnas.study.config import DEFAULTS, data_arguments_of, objectives_of, space_of
 from dnas.study.folder import StudyFolder
+from dnas.study.record import TrialRecord
 from dnas.training.checkpoint import Epoch
 from dnas.training.devices import check_device
 from dnas.training.fit import fit
@@ -22,111 +23,138 @@ from dnas.training.recipe import Recipe
 
 @dataclass
 class Replay:
-    """What was decided again, and where it came out otherwise, a line each."""
+    """Number of proposals and decisions that were recomputed, and their differences, one per line."""
 
     proposals: int = 0
     decisions: int = 0
     differences: list[str] = field(default_factory=list)
 
+    def differs(self, number: int, what: str, then: Any, now: Any) -> None:
+        self.differences.append(f"trial {number}: {what} was {then}, and is {now} now")
+
 
 def replay(folder: StudyFolder, on_event: Callable[[int, int], None] = lambda done, total: None) -> Replay:
-    """Proposes every trial of a study again, and decides again who goes on, from the log alone; then compares the log
-    with the records. A difference has a cause: another version of dnas or of a library, or files that were changed."""
-    config = DEFAULTS | folder.config()
-    events = folder.events()
-    records = {record.number: record for record in folder.records()}
-    tables = next((event["before"] for event in events if event["event"] == "widen"), config)
-    objectives = objectives_of(config)
-    history = History(objectives, config["stopping"], next((e["epochs"] for e in events if "epochs" in e), 1))
-    space = space_of(config | tables)
-    region, sampler = Region(space, objectives), make_sampler(config["sampler"])
-    found = Replay()
-    last_tell = {event["number"]: index for index, event in enumerate(events, 1) if event["event"] == "tell"}
+    """Recompute every proposal and decision of a study from its log alone, then compare the log with the records.
 
-    def differs(number: int, what: str, then: Any, now: Any) -> None:
-        found.differences.append(f"trial {number}: {what} was {then}, and is {now} now")
+    A difference has a cause: another version of dnas or of a library, or files that were changed.
 
-    for done, event in enumerate(events, 1):
-        on_event(done, len(events))
-        number = event.get("number", -1)
-        match event["event"]:
-            case "ask":
-                found.proposals += 1
-                if event["history"] != history.digest:
-                    differs(number, "the history that its proposal saw", event["history"], history.digest)
-                try:
-                    proposal = propose(region, history, sampler, config["control"], config["seed"])
-                    if (proposal.arm, proposal.params) != (event["arm"], event["params"]):
-                        differs(number, "the proposal", _said(event["params"]), _said(proposal.params))
-                except Exhausted:
-                    differs(number, "the proposal", _said(event["params"]), "that nothing is left to try")
-                region.tried.add(event["digest"])
-                _compare_record(found, records, event)
-            case "report":
-                found.decisions += 1
-                go_on = history.decide(number, event)
-                if go_on != event["go_on"]:
-                    words = {True: "to go on", False: "to stop"}
-                    differs(number, f"the decision after epoch {event['epoch']}", words[event["go_on"]], words[go_on])
-            case "promote":
-                found.decisions += 1
-                if (best := history.promotable()) != number:
-                    differs(number, "the promotion", f"that of trial {number}", f"that of trial {best}")
-            case "tell":
-                record = records.get(number)
-                if record is None or record.state not in ENDED or last_tell[number] != done:
-                    pass  # it has no record, which is said elsewhere; or it went on since
-                elif (record.state, record.objectives) != (event["state"], event["values"]):
-                    differs(
-                        number, "its end", _end(event["state"], event["values"]), _end(record.state, record.objectives)
-                    )
-            case "widen":
-                space = space_of(config | {"space": event["space"], "limits": event["limits"]})
-                region = Region(space, objectives)
-                region.tried = {trial.digest for trial in history.trials.values()}
-        history.apply(event)
-    found.differences += [
+    Args:
+        folder: The study.
+        on_event: Receives the numbers of events replayed and of all events.
+    """
+    config, events = DEFAULTS | folder.config(), folder.events()
+    replayer = _Replayer(config, events, {record.number: record for record in folder.records()}, on_event)
+    state = SearchState.of_events(events, objectives_of(config), config["stopping"], 1).fold(events, replayer)
+    replayer.result.differences += [
         f"trial {number}: it has a record, but no proposal in the log"
-        for number in records.keys() - history.trials.keys()
+        for number in replayer.records.keys() - state.trials.keys()
     ]
-    return found
+    return replayer.result
+
+
+class _Replayer(Visitor):
+    """Compares each event with what the state before it leads to."""
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        events: Sequence[Event],
+        records: dict[int, TrialRecord],
+        on_event: Callable[[int, int], None],
+    ) -> None:
+        self.config, self.records, self.result = config, records, Replay()
+        self.objectives = objectives_of(config)
+        self.region = Region(space_of(before_changes(config, events)), self.objectives)
+        self.sampler = make_sampler(config["sampler"])
+        self._on_event, self._done, self._total = on_event, 0, len(events)
+        self._last_tells = last_tells(events)
+
+    def on_event(self, state: SearchState, event: Event) -> None:
+        self._done += 1
+        self._on_event(self._done, self._total)
+
+    def on_ask(self, state: SearchState, event: Event) -> None:
+        result, number, config = self.result, event["number"], self.config
+        result.proposals += 1
+        if event["history"] != state.digest:
+            result.differs(number, "the history that its proposal saw", event["history"], state.digest)
+        try:
+            proposal = propose(self.region, state, self.sampler, config["control"], config["seed"])
+            if (proposal.arm, proposal.params) != (event["arm"], event["params"]):
+                result.differs(number, "the proposal", _listed(event["params"]), _listed(proposal.params))
+        except Exhausted:
+            result.differs(number, "the proposal", _listed(event["params"]), "that nothing is left to try")
+        self.region.tried.add(event["digest"])
+        if number not in self.records:
+            result.differences.append(f"trial {number}: it was proposed, but has no record")
+        elif self.records[number].digest != event["digest"]:
+            result.differences.append(
+                f"trial {number}: its record is of network {self.records[number].digest}, its proposal of"
+                f" {event['digest']}"
+            )
+
+    def on_report(self, state: SearchState, event: Event) -> None:
+        self.result.decisions += 1
+        go_on = state.decide(event["number"], event)
+        if go_on != event["go_on"]:
+            names = {True: "to continue", False: "to stop"}
+            what = f"the decision after epoch {event['epoch']}"
+            self.result.differs(event["number"], what, names[event["go_on"]], names[go_on])
+
+    def on_promote(self, state: SearchState, event: Event) -> None:
+        self.result.decisions += 1
+        number, best = event["number"], state.promotable()
+        if best != number:
+            self.result.differs(number, "the promotion", f"that of trial {number}", f"that of trial {best}")
+
+    def on_tell(self, state: SearchState, event: Event) -> None:
+        record = self.records.get(event["number"])
+        if record is None or record.state not in ENDED or self._last_tells[event["number"]] is not event:
+            return  # a missing record is reported elsewhere; other trials continued
+        if (record.state, record.objectives) != (event["state"], event["values"]):
+            before, now = _end(event["state"], event["values"]), _end(record.state, record.objectives)
+            self.result.differs(event["number"], "its end", before, now)
+
+    def on_widen(self, state: SearchState, event: Event) -> None:
+        space = space_of(self.config | {"space": event["space"], "limits": event["limits"]})
+        self.region = Region(space, self.objectives)
+        self.region.tried = {trial.digest for trial in state.trials.values()}
 
 
 def _end(state: str, values: dict[str, float]) -> str:
     return " ".join([state, *(f"{name}={value}" for name, value in values.items())])
 
 
-def _said(params: dict[str, Any]) -> str:
+def _listed(params: dict[str, Any]) -> str:
     return " ".join(f"{name}={value}" for name, value in params.items())
 
 
-def _compare_record(found: Replay, records: dict[int, Any], event: dict[str, Any]) -> None:
-    number = event["number"]
-    if number not in records:
-        found.differences.append(f"trial {number}: it was proposed, but has no record")
-    elif records[number].digest != event["digest"]:
-        found.differences.append(
-            f"trial {number}: its record is of network {records[number].digest}, its proposal of {event['digest']}"
-        )
-
-
 @dataclass(frozen=True)
-class Again:
-    """One trial's training, repeated: `first` is the first epoch that differs (None: none does)."""
+class Retrained:
+    """Comparison of a retrained trial with its log. `first` is the first epoch that differs, or None."""
 
     epochs: int
     first: int | None
     then: str
     now: str
-    same_weights: bool | None  # None where the record has no digest of them
+    same_weights: bool | None  # None if the record has no digest of them
 
 
-def train_again(
+def retrain_trial(
     folder: StudyFolder, number: int, device: str | None = None, on_epoch: Callable[[Epoch], None] = lambda epoch: None
-) -> Again:
-    """Trains trial `number` again, up to where it came, and compares every epoch's loss and error with the log's.
+) -> Retrained:
+    """Retrain a trial up to its last epoch, and compare the loss and error of every epoch with the log's.
 
-    On the CPU of one kind of machine, with the same versions and threads, they are equal bit for bit.
+    On the same kind of CPU, with the same versions and threads, they are bit-identical.
+
+    Args:
+        folder: The study.
+        number: The trial.
+        device: Device to train on; by default that of the record.
+        on_epoch: Receives each epoch.
+
+    Raises:
+        InputError: There is no such trial, it finished no epoch, or the images differ.
     """
     import torch
 
@@ -134,10 +162,8 @@ def train_again(
     if number not in records:
         raise InputError(f"study {folder.name} has no trial {number}; there are {len(records)}, from 0 on.")
     record = records[number]
-    reports = [event for event in folder.events() if event["event"] == "report" and event["number"] == number]
-    reports = (
-        reports[-record.epochs :] if record.epochs else []
-    )  # those before the epochs were raised are of another run
+    reports = reports_of(folder.events(), number)
+    reports = reports[-record.epochs :] if record.epochs else []  # reports before the epochs were raised: another run
     if not reports:
         raise InputError(f"trial {number} of {folder.name} finished no epoch ({record.state}): nothing to compare.")
     config = DEFAULTS | folder.config()
@@ -170,6 +196,6 @@ def train_again(
         now = dataclasses.asdict(epoch)
         if any(then[key] != now[key] for key in keys):
             texts = [", ".join(f"{key} {row[key]:.9g}" for key in keys) for row in (then, now)]
-            return Again(len(seen), epoch.epoch, texts[0], texts[1], None)
+            return Retrained(len(seen), epoch.epoch, texts[0], texts[1], None)
     same = None if record.weights_digest is None else result.weights_digest == record.weights_digest
-    return Again(len(seen), None, "", "", same)
+    return Retrained(len(seen), None, "", "", same)

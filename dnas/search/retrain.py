@@ -1,87 +1,87 @@
-"""The final trainings: the best again, on training and validation data, from fresh seeds. They open the test set."""
+"""Final runs: retrain the best trials on training and validation data, from fresh seeds, and open the test set."""
 
 import socket
+from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dnas.arch import spec_from_dict
 from dnas.data import Dataset
 from dnas.errors import InputError
-from dnas.executors.job import make_job, take
-from dnas.executors.protocol import Outcome, Show
-from dnas.executors.runner import Trainings
+from dnas.executors.job import make_job, take_result
+from dnas.executors.protocol import Executor, Show
+from dnas.executors.runner import TrialRunner
 from dnas.executors.worker import Job
 from dnas.formatting import percent
+from dnas.study.config import SearchConfig
+from dnas.study.folder import StudyFolder
 from dnas.study.provenance import git_commit, versions
 from dnas.study.record import TrialRecord, new_record
 
-if TYPE_CHECKING:
-    from dnas.search.driver import Driver
 
+def retrain_best(
+    folder: StudyFolder, config: SearchConfig, data: Dataset, executor: Executor, show: Show
+) -> str | None:
+    """Retrain the best `config.retrain` trials, each from `config.retrain_seeds` seeds.
 
-def retrain_best(driver: "Driver", data: Dataset) -> str | None:
-    """Trains the best `config.retrain` again, from `config.retrain_seeds` seeds each; what is done stays. Why it
-    stopped early, if it did."""
+    Final runs that are complete are kept. Returns the reason for an early stop, if any.
+
+    Raises:
+        InputError: The data have no test set.
+    """
     if not data.test_size:
         raise InputError(
             f"{data.title} has no held-out test set, which --retrain-best measures on; put class folders under test/."
         )
-    return FinalTrainings(driver, data).run().stopped_by
+    return TrialRunner(FinalRuns(folder, config, data), executor, _Notes(show)).run().stopped_by
 
 
-class FinalTrainings(Trainings):
-    """The final trainings of a search. One is known by its trial's number and its seed: `17-1`, its folder's name."""
+class FinalRuns:
+    """The `Source` of a search's final runs. The key of a run, and its folder's name, is `<trial>-<seed>`."""
 
-    def __init__(self, driver: "Driver", data: Dataset) -> None:
-        super().__init__()
-        self.driver, self.folder, self.run_config, self.executor = (
-            driver,
-            driver.folder,
-            driver.run_config,
-            driver.executor,
-        )
-        self.show = _Notes(driver.show)
-        self._finals: dict[str, TrialRecord] = {}
-        for winner in self.folder.best(driver.config.retrain):
-            for offset in range(1, driver.config.retrain_seeds + 1):
-                seed = driver.config.seed + offset
-                record = _opened(data, winner, seed, self.folder.path / "retrain" / f"{winner.number}-{seed}")
+    def __init__(self, folder: StudyFolder, config: SearchConfig, data: Dataset) -> None:
+        self.folder, self.run_config = folder, config.run
+        self.records: dict[str, TrialRecord] = {}
+        for winner in folder.best(config.retrain):
+            for offset in range(1, config.retrain_seeds + 1):
+                seed = config.seed + offset
+                record = _open_record(data, winner, seed, folder.path / "retrain" / f"{winner.number}-{seed}")
                 if record.state == "running":
-                    self._finals[self._key(record)] = record
-                    self.waiting.append(record)
-            _write_test_error(driver, winner.number)  # a kill may have come before it
+                    self.records[_key(record)] = record
+            _write_test_error(folder, winner.number)  # a kill may have prevented it
+        self._waiting = deque(self.records.values())
 
-    def _record(self, key: str) -> TrialRecord:
-        return self._finals[key]
+    def next(self, running: list[str]) -> TrialRecord | None:
+        return self._waiting.popleft() if self._waiting else None
 
-    def _key(self, record: TrialRecord) -> str:
-        return f"{record.number}-{record.seed[0]}"
+    def job(self, record: TrialRecord) -> Job:
+        key = _key(record)
+        return make_job(self.run_config, record, self.folder.path / "retrain" / key, key, final=True)
 
-    def _path(self, record: TrialRecord) -> Path:
-        return self.folder.path / "retrain" / self._key(record)
+    def on_started(self, record: TrialRecord, values: Mapping[str, Any]) -> None: ...
 
-    def _job(self, record: TrialRecord) -> Job:
-        return make_job(self.run_config, record, self._path(record), self._key(record), final=True)
-
-    def _next(self, outcome: Outcome) -> TrialRecord | None:
-        return self.waiting.popleft() if self.waiting else None
-
-    def _on_epoch(self, record: TrialRecord, row: dict[str, Any]) -> bool:
+    def on_epoch(self, record: TrialRecord, row: dict[str, Any]) -> bool:
         record.epochs = row["epoch"]
         return True
 
-    def _finish(self, record: TrialRecord, values: dict[str, Any]) -> None:
-        take(record, values)
+    def on_result(self, record: TrialRecord, values: dict[str, Any]) -> None:
+        take_result(record, values)
         record.state = "complete"
         record.test_error, record.test_loss = values["test_error"], values["test_loss"]
-        self._end(record)
 
-    def _emit_tell(self, record: TrialRecord) -> None:
-        _write_test_error(self.driver, record.number)
+    def on_retry(self, record: TrialRecord, reason: str, *, recompute: bool = False) -> None: ...
+
+    def on_end(self, record: TrialRecord) -> None:
+        _write_test_error(self.folder, record.number)
+
+
+def _key(record: TrialRecord) -> str:
+    return f"{record.number}-{record.seed[0]}"
 
 
 class _Notes:
-    """A display of the search's trials has no place for these: it gets lines. They have no validation error."""
+    """Shows final runs as notes: they have no validation error, and no place among the trials."""
 
     def __init__(self, show: Show) -> None:
         self.note = show.note
@@ -91,22 +91,20 @@ class _Notes:
     def epoch(self, record: TrialRecord, row: dict[str, Any]) -> None: ...
 
     def began(self, record: TrialRecord) -> None:
-        self.note(
-            f"training #{record.number} ({record.network}) again with seed {record.seed[0]}, on all training data"
-        )
+        self.note(f"retraining #{record.number} ({record.network}) with seed {record.seed[0]}, on all training data")
 
     def ended(self, record: TrialRecord) -> None:
         text = f"{percent(record.test_error)} test error" if record.test_error is not None else record.reason
         self.note(f"#{record.number} seed {record.seed[0]}: {text}")
 
 
-def _opened(data: Dataset, winner: TrialRecord, seed: int, path: Path) -> TrialRecord:
+def _open_record(data: Dataset, winner: TrialRecord, seed: int, path: Path) -> TrialRecord:
     if (path / "record.json").exists():
         record = TrialRecord.from_json((path / "record.json").read_text())
         if record.recipe == winner.recipe:
             return record
-        for old in sorted(path.iterdir(), key=lambda old: old.name == "record.json"):  # of fewer epochs
-            old.unlink()  # the record last: without it the rest would be taken for this training's
+        for old in sorted(path.iterdir(), key=lambda old: old.name == "record.json"):  # a run of fewer epochs
+            old.unlink()  # the record last: without it the other files would pass for this run's
     return new_record(
         winner.number,
         winner.arm,
@@ -124,11 +122,11 @@ def _opened(data: Dataset, winner: TrialRecord, seed: int, path: Path) -> TrialR
     )
 
 
-def _write_test_error(driver: "Driver", number: int) -> None:
-    """The trial's own record gets the mean over its final trainings."""
-    record = driver.records[number]
-    finals = [final for _, final in driver.folder.retrained() if final.number == number]
+def _write_test_error(folder: StudyFolder, number: int) -> None:
+    """Write the mean test error of a trial's final runs into the trial's own record."""
+    record = TrialRecord.from_json((folder.trial_folder(number) / "record.json").read_text())
+    finals = [final for _, final in folder.retrained() if final.number == number]
     errors = [f.test_error for f in finals if f.recipe == record.recipe and f.test_error is not None]
     if errors and record.test_error != sum(errors) / len(errors):
         record.test_error = sum(errors) / len(errors)
-        driver.folder.write_record(record)
+        folder.write_record(record)

@@ -148,7 +148,7 @@ def test_three_errors_alike_stop_it() -> None:
     failing = AnalyticExecutor(lambda job, epoch: Message("failed", {"reason": "error", "text": "no such file"}))
     outcome = train(planned(3), failing)
     assert outcome.stopped_by is not None
-    assert "3 trials in a row failed alike: no such file" in outcome.stopped_by
+    assert "3 trials in a row failed with the same error: no such file" in outcome.stopped_by
     assert len(failing.started) == 3
 
 

@@ -347,7 +347,10 @@ def test_a_search_whose_trials_all_fail_alike_fails(
     trained_by_formula(monkeypatch, trouble)
     assert main(["search", "--space", "tiny", "--trials", "9"]) == 1
     out = capsys.readouterr().out
-    assert "stopped: 3 trials in a row failed alike: KeyError: 'x' (see studies/tiny/trials/2/traceback.txt)" in out
+    assert (
+        "stopped: 3 trials in a row failed with the same error: KeyError: 'x' (see studies/tiny/trials/2/traceback.txt)"
+        in out
+    )
     assert "trials    3 failed" in out
 
 

@@ -336,7 +336,7 @@ def test_failure_on_a_node_is_reported_with_its_traceback(
     assert records[0].reason == "error: ValueError: no good"
     assert "no good" in Path("studies/s/trials/0/traceback.txt").read_text()
     assert outcome.stopped_by is not None
-    assert outcome.stopped_by.startswith("3 trials in a row failed alike")
+    assert outcome.stopped_by.startswith("3 trials in a row failed with the same error")
 
 
 @pytest.mark.slow

@@ -22,10 +22,10 @@ from dnas.executors.lease import Lease, read_lease
 from dnas.executors.worker import Job, Message
 from dnas.search import doctor
 from dnas.search.doctor import Finding, diagnose
+from dnas.search.optuna_mirror import mirror_agrees
 from dnas.search.run import search
 from dnas.space.parse import load_space
 from dnas.study.folder import StudyFolder
-from dnas.study.optuna_mirror import mirror_agrees
 from dnas.study.record import TrialRecord
 from dnas.training.checkpoint import load_run, weights_digest
 from dnas.training.fit import fit

@@ -18,7 +18,7 @@ from dnas.executors.lease import LeaseInfo
 from dnas.executors.worker import Job, Message
 from dnas.search.driver import Outcome
 from dnas.search.run import search
-from dnas.search.state import History
+from dnas.search.state import SearchState
 from dnas.space.parse import load_space, parse_space
 from dnas.study.folder import StudyFolder, check_study_name, find_study, read_study
 from dnas.study.record import TrialRecord, rank
@@ -643,7 +643,7 @@ def test_a_training_that_takes_too_long_is_ended_and_told_as_the_worst() -> None
     assert [record.state for record in records()] == ["failed"] * 3
     assert records()[0].reason == "timeout: 7 s of training, more than --timeout 6.5 allows"
     assert [event["epoch"] for event in events() if event["event"] == "report"] == [*range(1, 8)] * 3
-    history = History(("val_error",), "none", 12)
+    history = SearchState(("val_error",), "none", 12)
     for event in events():
         history.apply(event)
     assert [told.values for told in history.told()] == [(1.0,)] * 3
@@ -677,7 +677,7 @@ def test_a_worker_without_a_heartbeat_is_ended_and_its_trial_goes_on(monkeypatch
     executor, show = Frozen(), Silent()
     search(search_config(1), show, executor)
     assert len(executor.started) == 2
-    assert show.notes == ["trial 0: no heartbeat from its worker; going on from its checkpoint"]
+    assert show.notes == ["trial 0: no heartbeat from its worker; resuming from its checkpoint"]
     assert [(record.state, record.losses) for record in records()] == [("complete", 1)]
 
 
@@ -697,14 +697,14 @@ def test_workers_that_always_freeze_stop_the_search(monkeypatch: pytest.MonkeyPa
 
     outcome = search(search_config(9), Silent(), Frozen())
     assert outcome.stopped_by is not None
-    assert outcome.stopped_by.startswith("3 trials in a row failed alike: no heartbeat from its worker")
+    assert outcome.stopped_by.startswith("3 trials in a row failed with the same error: no heartbeat from its worker")
     assert [record.state for record in records()] == ["failed"] * 3
 
 
 def test_three_identical_errors_in_a_row_stop_the_search() -> None:
     outcome = run(10, failing("error", "KeyError: 'x'"))
     assert outcome.stopped_by is not None
-    assert "3 trials in a row failed alike: KeyError: 'x'" in outcome.stopped_by
+    assert "3 trials in a row failed with the same error: KeyError: 'x'" in outcome.stopped_by
     assert len(records()) == 3
 
 
@@ -771,7 +771,9 @@ def test_crashes_of_different_trials_stop_the_search_only_when_three_fail_in_a_r
     crash = Message("lost", {"text": "its process was ended by SIGSEGV", "crashed": True})
     outcome = run(9, lambda job, epoch: crash)
     assert outcome.stopped_by is not None
-    assert outcome.stopped_by.startswith("3 trials in a row failed alike: its process was ended by SIGSEGV 2 times")
+    assert outcome.stopped_by.startswith(
+        "3 trials in a row failed with the same error: its process was ended by SIGSEGV 2 times"
+    )
     assert [record.attempts for record in records()] == [2] * 3
 
 
@@ -963,7 +965,7 @@ def test_a_final_training_whose_worker_froze_goes_on(monkeypatch: pytest.MonkeyP
     executor, show = Frozen(), Silent()
     search(search_config(1, retrain=1), show, executor)
     assert [job.key for job in executor.started] == ["0-1", "0-1"]
-    assert "trial 0-1: no heartbeat from its worker; going on from its checkpoint" in show.notes
+    assert "trial 0-1: no heartbeat from its worker; resuming from its checkpoint" in show.notes
     [(_, record)] = find_study("s").retrained()
     assert (record.state, record.losses) == ("complete", 1)
 
@@ -975,7 +977,7 @@ def test_final_trainings_that_fail_alike_stop_the_search() -> None:
     executor = Measuring(trouble)
     outcome = search(search_config(1, retrain=1, retrain_seeds=9), Silent(), executor)
     assert outcome.stopped_by is not None
-    assert "3 trials in a row failed alike: KeyError: 'x'" in outcome.stopped_by
+    assert "3 trials in a row failed with the same error: KeyError: 'x'" in outcome.stopped_by
     assert sum(job.final for job in executor.started) == 3
 
 

@@ -158,7 +158,7 @@ def test_a_killed_worker_is_replaced_and_its_trial_goes_on(tmp_path: Path) -> No
             os.kill(pid, signal.SIGKILL)
     out, _ = process.communicate(timeout=patience(PATIENCE))
     assert process.returncode == 0
-    assert "its process was ended by SIGKILL; going on from its checkpoint" in out
+    assert "its process was ended by SIGKILL; resuming from its checkpoint" in out
     records = StudyFolder(study).records()
     assert [record.state for record in records] == ["complete"] * 4
     assert max(record.attempts for record in records) == 2

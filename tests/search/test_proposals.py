@@ -23,7 +23,7 @@ from dnas.search.proposals import (
 )
 from dnas.search.samplers.problem import Problem, Told
 from dnas.search.samplers.tpe import distributions, frozen_trial
-from dnas.search.state import History
+from dnas.search.state import SearchState
 from dnas.space.parse import load_space, parse_space
 from dnas.space.space import Space
 from dnas.study.config import check_objectives
@@ -50,7 +50,7 @@ def proposals(
     seed: int = 0,
 ) -> Iterator[Proposal]:
     """Asks and tells a formula: error falls with size, a little noise beside."""
-    history, region = History(objectives, "none", 1), Region(space, objectives)
+    history, region = SearchState(objectives, "none", 1), Region(space, objectives)
     rng, ask = random.Random(seed), make_sampler(sampler)
     for n in range(number):
         try:
@@ -143,7 +143,7 @@ def test_the_first_networks_are_tried_first_unless_they_break_a_limit() -> None:
 
 def test_what_ran_out_of_memory_is_not_proposed_again_nor_anything_larger() -> None:
     space = load_space("digits_bc")
-    region, history = Region(space, ("val_error",)), History(("val_error",), "none", 12)
+    region, history = Region(space, ("val_error",)), SearchState(("val_error",), "none", 12)
     first = propose(region, history, make_sampler("random"), 0.0, 3)
     needed = space.cost(first.spec).activation_bytes
     event = {"event": "ask", "number": 0, "params": first.params, "digest": first.spec.digest}
@@ -257,6 +257,6 @@ def test_linear_algebra_in_a_proposal_has_one_thread() -> None:
         return problem.draw(random.Random(0))
 
     with threadpool_limits(2, user_api="blas"):
-        propose(Region(space, ("val_error",)), History(("val_error",), "none", 3), sampler, 0.0, 0)
+        propose(Region(space, ("val_error",)), SearchState(("val_error",), "none", 3), sampler, 0.0, 0)
         assert {one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"} == {2}
     assert set(seen) == {1}

@@ -9,7 +9,7 @@ import pytest
 from dnas.arch import DenseNetSpec, parse_name
 from dnas.cli import main
 from dnas.errors import InputError
-from dnas.executors.runner import Trainings
+from dnas.executors.runner import measured_kernels
 from dnas.executors.worker import Job, Message
 from dnas.nn import kernels_or_plain
 from dnas.nn.kernels import unavailable_reason
@@ -95,10 +95,9 @@ def test_a_worker_says_which_kernels_it_has(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_residual_networks_have_no_such_kernels() -> None:
-    trainings = Trainings()
-    trainings.run_config = RunConfig({"name": "digits"}, kernels="auto")
+    run_config = RunConfig({"name": "digits"}, kernels="auto")
     record = new_record(0, "first", {}, parse_name("resnet:L=8,width=4"), recipe={"batch_size": 64})
-    assert trainings._measured_kernels(record) == "plain"
+    assert measured_kernels(run_config, record) == "plain"
 
 
 def test_a_trial_that_began_before_there_was_a_choice_goes_on_as_it_was() -> None:

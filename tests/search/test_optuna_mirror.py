@@ -18,11 +18,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from dnas.errors import InputError
 from dnas.executors.worker import Job, Message
+from dnas.search import optuna_mirror as mirror
+from dnas.search.optuna_mirror import FINGERPRINT, Mirror, mirror_agrees, open_mirror, sync_mirror
 from dnas.search.run import search
 from dnas.space.parse import load_space
-from dnas.study import optuna_mirror as mirror
 from dnas.study.folder import StudyFolder
-from dnas.study.optuna_mirror import FINGERPRINT, Mirror, mirror_agrees, open_mirror, sync_mirror
 from dnas.study.record import TrialRecord
 from tests.support.analytic import AnalyticExecutor, Silent, search_config
 from tests.support.patience import patience
@@ -514,7 +514,7 @@ def test_the_end_does_not_wait_for_a_database_that_hangs(monkeypatch: pytest.Mon
 
 def test_nothing_of_optunas_databases_is_imported_before() -> None:
     heavy = "('optuna', 'sqlalchemy', 'torch')"
-    code = f"import sys, dnas.study.optuna_mirror; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, dnas.search.optuna_mirror; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

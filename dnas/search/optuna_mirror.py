@@ -26,13 +26,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dnas.errors import InputError
+from dnas.search.state import Trial, TrialLog, before_changes
 from dnas.study.config import DEFAULTS, objectives_of
 from dnas.study.folder import StudyFolder
 from dnas.study.record import TrialRecord
@@ -194,16 +195,21 @@ class _Log:
     """What the mirror needs of the event log, read as it grows."""
 
     path: Path
-    objective: str
     offset: int = 0
-    trials: dict[int, "_Told"] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._fold = TrialLog(0)
+
+    @property
+    def trials(self) -> dict[int, Trial]:
+        return self._fold.trials
 
     def read(self) -> set[int]:
         """Takes the new whole lines in; gives the numbers of the trials they tell of."""
         size = self.path.stat().st_size if self.path.exists() else 0
         if size < self.offset:  # another log: what was read is of no use
             self.offset = 0
-            self.trials.clear()
+            self._fold = TrialLog(0)
         if size == self.offset:
             return set()
         with self.path.open("rb") as file:
@@ -213,36 +219,12 @@ class _Log:
         self.offset += len(whole)
         touched: set[int] = set()
         for line in whole.splitlines():
-            with suppress(ValueError, KeyError, TypeError):  # a damaged line is the doctor's
-                touched |= self._take(json.loads(line))
+            with suppress(ValueError, KeyError, TypeError, InputError):  # a damaged line is the doctor's
+                touched |= self._fold.apply(json.loads(line))
         return touched
 
-    def _take(self, event: Mapping[str, Any]) -> set[int]:
-        match event["event"]:
-            case "ask":
-                self.trials[event["number"]] = _Told(event["time"], event["time"])
-            case "report":
-                row = {key: event.get(key) for key in ("val_error", "seconds")} | {"value": event[self.objective]}
-                self.trials[event["number"]].curve[event["epoch"]] = row
-            case "extend":
-                for number in event["trials"]:
-                    self.trials[number].curve = {}
-        numbers = set(event["trials"]) if event["event"] == "extend" else {event["number"]}
-        for number in numbers:
-            self.trials[number].last = event["time"]
-        return numbers
 
-
-@dataclass
-class _Told:
-    """What the events tell of a trial: when it was asked for, when they last told of it, a row for each epoch."""
-
-    asked: str
-    last: str
-    curve: dict[int, dict[str, Any]] = field(default_factory=dict)
-
-
-def mirrored(record: TrialRecord, told: _Told, objectives: tuple[str, ...]) -> "FrozenTrial":
+def mirrored(record: TrialRecord, trial: Trial, objectives: tuple[str, ...]) -> "FrozenTrial":
     """A trial in optuna's terms: a function of its record and of the events about it."""
     from optuna.trial import FrozenTrial, TrialState
 
@@ -262,13 +244,11 @@ def mirrored(record: TrialRecord, told: _Told, objectives: tuple[str, ...]) -> "
         "reason": record.reason,
         "state": record.state,
     }
-    if record.state == "running" and told.curve:  # its record is not written at each epoch
-        last = max(told.curve)
-        seconds = sum(row["seconds"] or 0.0 for row in told.curve.values())
-        attributes |= {"epochs": last, "val_error": told.curve[last]["val_error"], "seconds": seconds}
+    if record.state == "running" and (reached := trial.reached()):  # its record is not written at each epoch
+        attributes |= {name: reached[name] for name in ("epochs", "val_error", "seconds")}
     params = {name: value for name, value in record.params.items() if name in record.distributions}
-    curve = {epoch: float(row["value"]) for epoch, row in sorted(told.curve.items())} if len(objectives) == 1 else {}
-    trial = FrozenTrial(
+    rows = sorted(trial.curve.items()) if len(objectives) == 1 else []
+    frozen = FrozenTrial(
         number=record.number,
         trial_id=-1,
         state=state,
@@ -276,14 +256,14 @@ def mirrored(record: TrialRecord, told: _Told, objectives: tuple[str, ...]) -> "
         values=values,
         params=params,
         distributions={name: _distribution(record.distributions[name]) for name in params},
-        intermediate_values=curve,
-        datetime_start=_local(record.started or told.asked),
-        datetime_complete=_local(record.ended or told.last) if state.is_finished() else None,
+        intermediate_values={epoch: float(row[objectives[0]]) for epoch, row in rows},
+        datetime_start=_local(record.started or trial.asked or ""),
+        datetime_complete=_local(record.ended or trial.last or "") if state.is_finished() else None,
         user_attrs={name: value for name, value in attributes.items() if value is not None},
         system_attrs={},
     )
-    trial.system_attrs[FINGERPRINT] = _fingerprint(trial, record.distributions)
-    return trial
+    frozen.system_attrs[FINGERPRINT] = _fingerprint(frozen, record.distributions)
+    return frozen
 
 
 def _value(record: TrialRecord, name: str) -> float:
@@ -324,14 +304,13 @@ def _fingerprint(trial: "FrozenTrial", distributions: Mapping[str, str]) -> str:
 
 def identity_of(folder: StudyFolder) -> dict[str, Any]:
     """What tells a study from another that has its name: its space is the one that it was begun with."""
-    config, space = folder.config(), None
-    with suppress(FileNotFoundError), (folder.path / "events.jsonl").open("rb") as file:
-        for line in file:
-            if b'"widen"' in line:
-                with suppress(ValueError, KeyError, TypeError):
-                    space = json.loads(line)["before"]["space"]["name"]
-                    break
-    return {"created": config["created"], "seed": config["seed"], "space": space or config["space"]["name"]}
+    config = first = folder.config()
+    with (
+        suppress(FileNotFoundError, ValueError, KeyError, TypeError),
+        (folder.path / "events.jsonl").open("rb") as file,
+    ):
+        first = before_changes(config, (json.loads(line) for line in file if b'"before"' in line))
+    return {"created": config["created"], "seed": config["seed"], "space": first["space"]["name"]}
 
 
 # --- the database -------------------------------------------------------------------------------------------------
@@ -352,7 +331,7 @@ class Mirror:
         identity = identity_of(folder)
         self._path = (folder.path / NAME).resolve() if url is None else None
         self._inode = 0
-        self._log = _Log(folder.path / "events.jsonl", self.objectives[0])
+        self._log = _Log(folder.path / "events.jsonl")
         self._stamps: dict[int, tuple[int, ...] | None] = {}
         self._known: dict[int, tuple[int, str]] = {}  # number -> (optuna's trial id, fingerprint)
         if url is not None:
