@@ -42,7 +42,7 @@ HOMES = {
         "dnas.export",
         "dnas.analysis",
     },
-    "optuna": {"dnas.search", "dnas.study"},
+    "optuna": {"dnas.search"},
     "matplotlib": {"dnas.figures", "dnas.report", "dnas.cli", "dnas.reproduce"},
     "seaborn": {"dnas.figures"},
     "sklearn": {"dnas.data", "dnas.analysis"},

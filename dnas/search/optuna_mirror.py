@@ -20,8 +20,6 @@ shows that a trial goes on after a pause when it is reloaded, a program with `op
 
 import hashlib
 import json
-import re
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -33,6 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dnas.errors import InputError
+from dnas.search.optuna_storage import IDENTITY, described, first_line, is_sound, named_storage, own_storage, shown_url
 from dnas.search.state import Trial, TrialLog, before_changes
 from dnas.study.config import DEFAULTS, objectives_of
 from dnas.study.folder import StudyFolder
@@ -40,7 +39,6 @@ from dnas.study.record import TrialRecord
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
-    from optuna.storages import RDBStorage
     from optuna.trial import FrozenTrial
 
 NO_MIRROR = "none"
@@ -49,7 +47,6 @@ EVERY_SECONDS = 3.0
 SHARE = 0.05  # of the time, at most, goes into the mirror
 OPENING_SECONDS = 30.0  # a database that has not answered by then is taken for one that never will
 CLOSING_SECONDS = 10.0  # the end of a search waits no longer for the last pass
-IDENTITY = "dnas:study"  # the study's user attribute that tells it from another of its name
 FINGERPRINT = "dnas:fingerprint"  # a trial's system attribute: which dashboards do not show
 CHUNK = 500  # trials in one statement: databases bound its variables
 STATES = {
@@ -60,7 +57,6 @@ STATES = {
     "infeasible": "FAIL",
     "failed": "FAIL",
 }
-PACKAGES = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}  # module -> package
 
 
 # --- while a search runs ------------------------------------------------------------------------------------------
@@ -103,7 +99,7 @@ class _Keeper:
             return
         if not self._opened.wait(OPENING_SECONDS):
             raise InputError(
-                f"--mirror {_shown(self._url)} has not answered for {OPENING_SECONDS:.0f} s; is it running, and is"
+                f"--mirror {shown_url(self._url)} has not answered for {OPENING_SECONDS:.0f} s; is it running, and is"
                 " there a firewall between? --mirror none does without."
             )
         if self._refusal is not None:
@@ -134,7 +130,7 @@ class _Keeper:
                 self._pass()
             except Exception as error:  # a mirror is never worth a search
                 self._drop()
-                self._say(_first_line(error))
+                self._say(first_line(error))
             if last:
                 break
             took = time.monotonic() - began
@@ -156,7 +152,7 @@ class _Keeper:
 
     def _say(self, trouble: str) -> None:
         if not self._said:
-            where = self._folder.path / NAME if self._url is None else _shown(self._url)
+            where = self._folder.path / NAME if self._url is None else shown_url(self._url)
             self._note(f"the mirror in {where} is behind ({trouble}); the search needs none, and it is tried again")
         self._said = True
 
@@ -172,7 +168,7 @@ def sync_mirror(folder: StudyFolder, storage_url: str | None = None) -> int:
 
 def mirror_agrees(folder: StudyFolder) -> bool:
     """Whether the study's own study.db says what its log and its records say; nothing is changed."""
-    if not _is_whole(folder.path / NAME, folder.name, identity_of(folder)):
+    if not is_sound(folder.path / NAME, folder.name, identity_of(folder)):
         return False
     mirror = Mirror(folder, None)
     try:
@@ -335,12 +331,12 @@ class Mirror:
         self._stamps: dict[int, tuple[int, ...] | None] = {}
         self._known: dict[int, tuple[int, str]] = {}  # number -> (optuna's trial id, fingerprint)
         if url is not None:
-            self._storage = _named_storage(url)
+            self._storage = named_storage(url)
         else:
             assert self._path is not None
-            if self._path.exists() and not _is_whole(self._path, folder.name, identity):
+            if self._path.exists() and not is_sound(self._path, folder.name, identity):
                 remove_mirror(folder)
-            self._storage = _own_storage(self._path)
+            self._storage = own_storage(self._path)
             self._inode = self._path.stat().st_ino
         try:
             self._study_id = self._open_study(identity, url)
@@ -389,8 +385,8 @@ class Mirror:
                 told = {attribute.key: json.loads(attribute.value_json) for attribute in study.user_attributes}
                 if told.get(IDENTITY) != identity:
                     raise InputError(
-                        f"--mirror {_shown(url or '')} holds another study called {name}"
-                        f" ({_said_of(told.get(IDENTITY))}); name another database, or remove that study from it."
+                        f"--mirror {shown_url(url or '')} holds another study called {name}"
+                        f" ({described(told.get(IDENTITY))}); name another database, or remove that study from it."
                     )
                 study_id: int = study.study_id  # type: ignore[assignment]
                 self._known = self._read_known(session, study_id)
@@ -398,7 +394,7 @@ class Mirror:
         except SQLAlchemyError as error:
             if url is None:
                 raise
-            raise InputError(f"--mirror {_shown(url)} cannot be written: {_first_line(error)}.") from None
+            raise InputError(f"--mirror {shown_url(url)} cannot be written: {first_line(error)}.") from None
 
     def _read_known(self, session: Any, study_id: int) -> dict[int, tuple[int, str]]:
         """What the database says of each trial. A number that two rows share is known as neither, and written anew."""
@@ -572,93 +568,3 @@ def _distribution_text(distribution: "BaseDistribution") -> str:
 def _chunks(ids: list[int]) -> Iterator[list[int]]:
     for start in range(0, len(ids), CHUNK):
         yield ids[start : start + CHUNK]
-
-
-def _own_storage(path: Path) -> "RDBStorage":
-    """study.db, which is made unless it is there."""
-    from optuna.storages import RDBStorage
-
-    def connect() -> sqlite3.Connection:
-        # By its path, which as part of a URL would need quoting in three ways.
-        connection = sqlite3.connect(path, timeout=10.0, check_same_thread=False)
-        # A power failure may damage it: then it is made again. Waiting for the disk would slow down the search's own
-        # writing there.
-        connection.execute("PRAGMA synchronous = OFF")
-        return connection
-
-    # Looking up the schema's version takes longer than all else, and every optuna that we run with has the same.
-    return RDBStorage("sqlite:///study.db", {"creator": connect}, skip_compatibility_check=True)
-
-
-def _named_storage(url: str) -> "RDBStorage":
-    """The storage that somebody named; `InputError` where it cannot be used."""
-    from optuna.exceptions import StorageInternalError
-    from optuna.storages import RDBStorage
-    from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
-
-    shown = _shown(url)
-    try:
-        return RDBStorage(url)
-    except NoSuchModuleError:
-        raise InputError(
-            f"--mirror {shown} names a kind of database that SQLAlchemy does not know; give sqlite:///<file>,"
-            " postgresql+psycopg://<user>@<host>/<database> or mysql+pymysql://<user>@<host>/<database>."
-        ) from None
-    except (ArgumentError, KeyError, IndexError, ValueError):
-        raise InputError(
-            f"--mirror must be the URL of a storage, such as sqlite:///<file> or"
-            f" postgresql+psycopg://<user>@<host>/<database>, or none, but got {shown!r}."
-        ) from None
-    except ImportError as error:
-        module = next((e.name for e in (error, error.__cause__) if isinstance(e, ImportError) and e.name), None)
-        package = PACKAGES.get(module or "", module) or "its driver's package"
-        raise InputError(f"--mirror {shown} needs a package that is not installed: pip install '{package}'.") from None
-    except RuntimeError as error:  # a schema of another optuna
-        raise InputError(f"--mirror {shown} cannot be used: {_first_line(error)}") from None
-    except (SQLAlchemyError, StorageInternalError) as error:
-        raise InputError(
-            f"--mirror {shown} cannot be reached: {_first_line(error)}; start it, or give another, or none."
-        ) from None
-
-
-def _is_whole(path: Path, name: str, identity: Mapping[str, Any]) -> bool:
-    """Whether study.db is a sound database that holds this study and no other. Raises where it cannot be looked at
-    now, because it is locked or there is no right to: then nothing is known of it."""
-    try:
-        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=10.0)
-        try:
-            sound = connection.execute("PRAGMA quick_check(1)").fetchall() == [("ok",)]
-            names = connection.execute("SELECT study_name FROM studies").fetchall()
-            told = connection.execute("SELECT value_json FROM study_user_attributes WHERE key = ?", (IDENTITY,))
-            return sound and names == [(name,)] and [json.loads(text) for (text,) in told] == [identity]
-        finally:
-            connection.close()
-    except sqlite3.DatabaseError as error:
-        if getattr(error, "sqlite_errorname", "").startswith(("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_CANTOPEN")):
-            raise
-        return False
-    except ValueError:
-        return False
-
-
-def _shown(url: str) -> str:
-    """A URL as it may be printed: without its password."""
-    head, sign, rest = re.sub(r"(password=)[^&]*", r"\1***", url).partition("://")
-    user, at, host = rest.rpartition("@")
-    return f"{head}{sign}{user.partition(':')[0]}{':***' if ':' in user else ''}{at}{host}"
-
-
-def _said_of(identity: Any) -> str:
-    if not isinstance(identity, dict):
-        return "not made by dnas"
-    return f"of the space {identity.get('space')}, seed {identity.get('seed')}, begun {identity.get('created')}"
-
-
-def _first_line(error: BaseException) -> str:
-    """An error in a line: of those that wrap a driver's, the driver's own words."""
-    while (inner := getattr(error, "orig", None) or (error.__cause__ if not str(error).strip() else None)) is not None:
-        error = inner
-    cause = error.__cause__
-    if type(error).__name__ == "StorageInternalError" and cause is not None:  # says nothing of what happened
-        return _first_line(cause)
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".")

@@ -313,7 +313,7 @@ def test_a_missing_driver_is_named_and_no_password_is_shown(monkeypatch: pytest.
 def test_a_database_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = threading.Event()
     monkeypatch.setattr(mirror, "OPENING_SECONDS", 0.2)
-    monkeypatch.setattr(mirror, "_named_storage", lambda url: ended.wait(patience(30)))
+    monkeypatch.setattr(mirror, "named_storage", lambda url: ended.wait(patience(30)))
     began = time.monotonic()
     message = refused("postgresql://me:sesame@here/x")
     ended.set()

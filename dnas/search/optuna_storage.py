@@ -1,0 +1,111 @@
+"""Optuna storages for the mirror: opening, soundness, and errors in one line."""
+
+import json
+import re
+import sqlite3
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dnas.errors import InputError
+
+if TYPE_CHECKING:
+    from optuna.storages import RDBStorage
+
+IDENTITY = "dnas:study"  # user attribute that tells a study from another of its name
+# module of a database driver -> package to install
+PACKAGES = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
+
+
+def own_storage(path: Path) -> "RDBStorage":
+    """Open study.db; create it if it is missing."""
+    from optuna.storages import RDBStorage
+
+    def connect() -> sqlite3.Connection:
+        # Connect by path: as part of a URL it would need quoting in three ways.
+        connection = sqlite3.connect(path, timeout=10.0, check_same_thread=False)
+        # A power failure may damage the file, which is then rebuilt. Waiting for the disk would slow down the search's
+        # own writes.
+        connection.execute("PRAGMA synchronous = OFF")
+        return connection
+
+    # Checking the schema's version takes longer than everything else, and all supported versions share one schema.
+    return RDBStorage("sqlite:///study.db", {"creator": connect}, skip_compatibility_check=True)
+
+
+def named_storage(url: str) -> "RDBStorage":
+    """Open the storage at a URL; raise `InputError` if it cannot be used."""
+    from optuna.exceptions import StorageInternalError
+    from optuna.storages import RDBStorage
+    from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+
+    shown = shown_url(url)
+    try:
+        return RDBStorage(url)
+    except NoSuchModuleError:
+        raise InputError(
+            f"--mirror {shown} names a kind of database that SQLAlchemy does not know; give sqlite:///<file>,"
+            " postgresql+psycopg://<user>@<host>/<database> or mysql+pymysql://<user>@<host>/<database>."
+        ) from None
+    except (ArgumentError, KeyError, IndexError, ValueError):
+        raise InputError(
+            f"--mirror must be the URL of a storage, such as sqlite:///<file> or"
+            f" postgresql+psycopg://<user>@<host>/<database>, or none, but got {shown!r}."
+        ) from None
+    except ImportError as error:
+        module = next((e.name for e in (error, error.__cause__) if isinstance(e, ImportError) and e.name), None)
+        package = PACKAGES.get(module or "", module) or "its driver's package"
+        raise InputError(f"--mirror {shown} needs a package that is not installed: pip install '{package}'.") from None
+    except RuntimeError as error:  # schema of another Optuna version
+        raise InputError(f"--mirror {shown} cannot be used: {first_line(error)}") from None
+    except (SQLAlchemyError, StorageInternalError) as error:
+        raise InputError(
+            f"--mirror {shown} cannot be reached: {first_line(error)}; start it, or give another, or none."
+        ) from None
+
+
+def is_sound(path: Path, name: str, identity: Mapping[str, Any]) -> bool:
+    """Return True if study.db is a sound database that holds this study and no other.
+
+    Raises:
+        sqlite3.Error: It cannot be read now, because it is locked or access is denied; its state is unknown.
+    """
+    try:
+        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=10.0)
+        try:
+            sound = connection.execute("PRAGMA quick_check(1)").fetchall() == [("ok",)]
+            names = connection.execute("SELECT study_name FROM studies").fetchall()
+            told = connection.execute("SELECT value_json FROM study_user_attributes WHERE key = ?", (IDENTITY,))
+            return sound and names == [(name,)] and [json.loads(text) for (text,) in told] == [identity]
+        finally:
+            connection.close()
+    except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorname", "").startswith(("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_CANTOPEN")):
+            raise
+        return False
+    except ValueError:
+        return False
+
+
+def shown_url(url: str) -> str:
+    """Return a URL without its password."""
+    head, sign, rest = re.sub(r"(password=)[^&]*", r"\1***", url).partition("://")
+    user, at, host = rest.rpartition("@")
+    return f"{head}{sign}{user.partition(':')[0]}{':***' if ':' in user else ''}{at}{host}"
+
+
+def described(identity: Any) -> str:
+    """Describe the study that an `IDENTITY` attribute belongs to."""
+    if not isinstance(identity, dict):
+        return "not made by dnas"
+    return f"of the space {identity.get('space')}, seed {identity.get('seed')}, begun {identity.get('created')}"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error, or of the database driver's error that it wraps."""
+    while (inner := getattr(error, "orig", None) or (error.__cause__ if not str(error).strip() else None)) is not None:
+        error = inner
+    cause = error.__cause__
+    if type(error).__name__ == "StorageInternalError" and cause is not None:  # its text lacks the cause
+        return first_line(cause)
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".")
