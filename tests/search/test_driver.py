@@ -185,7 +185,7 @@ def test_what_a_kill_leaves_between_two_writes_is_mended() -> None:
         path.unlink()
     show = Silent()
     search(search_config(6, stopping="none"), show, AnalyticExecutor())
-    assert show.notes == ["mended events.jsonl: its last line was torn (14 bytes cut)"]
+    assert show.notes == ["repaired events.jsonl: its last line was torn (14 bytes cut)"]
     assert essence(records()) == whole
     assert events() == before
 
