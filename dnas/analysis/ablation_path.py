@@ -64,8 +64,10 @@ class Path:
 
 @dataclass(frozen=True)
 class Trained:
-    """What the path's networks came to when they were trained. values: index seed, a column a node's place, fractions,
-    NaN where a training failed or is missing."""
+    """Errors of the path's networks when trained.
+
+    values: Fractions, indexed by seed, with one column per node. NaN if a run failed or is missing.
+    """
 
     values: pd.DataFrame
 
@@ -282,8 +284,8 @@ def _near(value: Any, other: Any) -> bool:
 
 
 def path_frame(path: Path, trained: Trained | None = None) -> pd.DataFrame:
-    """A row a network: step, choice, before, after, network's params and macs, over (limits exceeded), predicted,
-    change, measured, and of trained ones trained and trained_change, each with low and high."""
+    """Return one row per network: step, choice, before, after, network's params and macs, over (limits exceeded),
+    predicted, change, measured, and of trained ones trained and trained_change, each with low and high."""
     rows = []
     for i, node in enumerate(path.nodes):
         row: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Causal reuse: what a network loses where one layer no longer gets the channels of one other."""
+"""Causal reuse: error gained by a network if one layer no longer receives the channels of another."""
 
 import csv
 import hashlib
@@ -65,13 +65,13 @@ def causal_reuse(
     cache: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> CausalReuse:
-    """Cuts one connection s -> l at a time and measures on the validation part.
+    """Cut one connection s -> l at a time, and measure the error on the validation part.
 
     The weights with which l's first convolution (the transition's, the classifier's matrix) reads the channels of s are
     set to zero, and afterwards back. It is as if these channels were zero behind the norm and ReLU that l reads them
-    through; every other reader of s gets them as before, and nothing is trained again.
+    through; all other readers of s receive them as before, and nothing is retrained.
 
-    cache: a CSV that gets a row a measurement, and from which an interrupted run goes on; `InputError` where it is of
+    cache: a CSV file with one row per measurement, from which an interrupted run resumes; `InputError` where it is of
     other weights or other images. progress: called with the connections done and their number.
     """
     if not data.val_size:
@@ -118,14 +118,13 @@ def causal_reuse(
 
 
 def with_fewer_images(data: Dataset, images: int) -> Dataset:
-    """`data` with so many of its validation images, chosen at random but always the same."""
+    """Restrict `data` to at most `images` validation images, chosen at random with a fixed seed."""
     chosen = torch.randperm(data.val_size, generator=torch.Generator().manual_seed(0))[:images]
     return replace(data, val_index=data.val_index[chosen.sort().values])
 
 
 def correlate(causal: CausalReuse, weights: Reuse, what: str = "error_gained") -> RankCorrelation:
-    """Do the weights tell what a connection is worth? Spearman's ρ of their values and of what was gained, over the
-    cells of all blocks."""
+    """Spearman's ρ between weights and the error (or loss) gained by cutting, over the cells of all blocks."""
     gained = np.concatenate([block.ravel() for block in getattr(causal, what)])
     values = np.concatenate([block.values.ravel() for block in weights.blocks])
     both = np.isfinite(gained) & np.isfinite(values)

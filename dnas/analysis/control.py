@@ -1,4 +1,4 @@
-"""Does the sampler beat chance? Its trials against the control arm's, which the same study drew at random.
+"""Comparison of the sampler's trials with the control arm, which the same study drew at random.
 
 Early stopping makes the ends of trials no fair comparison: who trained to the end was chosen by its error. So the two
 arms are compared at the first epoch at which a trial was stopped or paused, which every trial that got there has.
@@ -46,19 +46,19 @@ class ArmComparison:
 
     @property
     def detectable(self) -> float | None:
-        """The least probability of beating chance that so many trials would show (5%, two-sided) four times in five:
-        1/2 + 2.80/√(12nm/(n + m)) for n and m trials (Noether 1987, "Sample size determination for
+        """The least probability of beating chance that this number of trials would detect (5%, two-sided) four times
+        in five: 1/2 + 2.80/√(12nm/(n + m)) for n and m trials (Noether 1987, "Sample size determination for
         some common nonparametric tests"). 1 or more: too few for anything."""
         return detectable(len(self.sampler), len(self.control))
 
     @property
     def enough(self) -> bool:
-        """Whether the trials are enough to tell the arms apart at all."""
+        """True if the trials are enough to distinguish the arms at all."""
         return self.detectable is not None and self.detectable < 1
 
 
 def detectable(first: int, second: int) -> float | None:
-    """As `ArmComparison.detectable`, for arms of so many trials; None where one is empty."""
+    """`ArmComparison.detectable` for arms of the given sizes; None if one is empty."""
     if not first or not second:
         return None
     return 0.5 + _QUANTILES / math.sqrt(12 * first * second / (first + second))

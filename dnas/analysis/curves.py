@@ -21,8 +21,8 @@ COLUMNS = [
 
 
 def learning_curves(study: StudyFolder) -> pd.DataFrame:
-    """A row a trial and epoch (from 1): number, state, epoch, train_error, val_error (fractions), train_loss, val_loss
-    (nats), learning_rate. Trials that finished no epoch have no rows."""
+    """Return one row per trial and epoch (from 1): number, state, epoch, train_error, val_error (fractions),
+    train_loss, val_loss (nats), learning_rate. Trials that finished no epoch have no rows."""
     # The files of one head are read as one: a reader a file would take milliseconds for each of thousands.
     bodies: dict[bytes, list[bytes]] = defaultdict(list)
     trials: dict[bytes, list[tuple[int, str]]] = defaultdict(list)
@@ -46,7 +46,7 @@ def learning_curves(study: StudyFolder) -> pd.DataFrame:
 
 def error_curves(curves: pd.DataFrame) -> dict[int, np.ndarray]:
     """Each trial's epochs and validation errors, [epochs, 2], by its number and in order; those that are not known are
-    left out. curves: as `learning_curves` gives them."""
+    left out. curves: as returned by `learning_curves`."""
     if not len(curves):
         return {}
     known = curves.dropna(subset=["val_error"]).sort_values(["number", "epoch"])

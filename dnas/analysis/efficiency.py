@@ -1,4 +1,4 @@
-"""Error against size: the front of a study, what the paper reached, and which differences mean nothing."""
+"""Error against size: the Pareto front of a study, the published results, and the noise floor."""
 
 import itertools
 import math
@@ -29,8 +29,10 @@ class Front:
 
 @dataclass(frozen=True)
 class NoiseFloor:
-    """What the finite validation part alone makes of an error. `low` and `high` bound the Wilson 95% interval. A second
-    training of the same network differs by more than this: initialisation and order are not in it."""
+    """Uncertainty of an error due to the finite validation part alone, with its Wilson 95% interval (`low`, `high`).
+
+    A second run of the same network differs by more, because initialisation and data order vary too.
+    """
 
     error: float
     size: int
@@ -43,7 +45,7 @@ def pareto_front(frame: pd.DataFrame, objectives: Sequence[str] = ("params", "va
     """The non-dominated complete trials in `objectives` (columns, minimised), ascending in the first.
 
     One trial dominates another if it is no worse in each and strictly better in one; so of equal trials all stay.
-    frame: as `dnas.study.folder.read_study` gives it. Trials without a finite value in each are left out.
+    frame: as returned by `dnas.study.folder.read_study`. Trials without a finite value in each are left out.
     """
     if frame.empty:
         return Front(frame.reindex(columns=["number", "network", *objectives]))
@@ -58,7 +60,7 @@ def pareto_front(frame: pd.DataFrame, objectives: Sequence[str] = ("params", "va
 
 
 def noise_floor(error: float, size: int) -> NoiseFloor:
-    """How far chance in the choice of `size` validation images moves `error` (fraction)."""
+    """Uncertainty of `error` (fraction) due to the random choice of `size` validation images."""
     low, high = wilson_interval(error, size)
     return NoiseFloor(error, size, standard_error(error, size), low, high)
 
@@ -146,7 +148,7 @@ _COLUMNS = {
 
 
 def published_for(spec: Spec, dataset: str) -> tuple[Published, ...]:
-    """What the paper published for this very network (dropout set aside): on `dataset` (its name), or where it is none
+    """Return the published errors of this network (ignoring dropout): on `dataset` (its name), or where it is none
     of the paper's on every one that has as many classes. Empty where the paper has no such network."""
     if not isinstance(spec, DenseNetSpec):
         return ()
@@ -196,9 +198,9 @@ def within_reach(points: pd.DataFrame, frame: pd.DataFrame, factor: float = 4.0)
 
 
 def cost_by_part(spec: Spec) -> pd.DataFrame:
-    """A row a part (stem, block 1, transition 1, ..., classifier; of ResNets stages in place of blocks): part, layers,
-    in_channels, out_channels, size (pixels a side), params, macs, activation_bytes at batch 64, params_share and
-    macs_share (fractions of the whole).
+    """Return one row per part (stem, block 1, transition 1, ..., classifier; of ResNets stages in place of blocks):
+    part, layers, in_channels, out_channels, size (pixels a side), params, macs, activation_bytes at batch 64,
+    params_share and macs_share (fractions of the whole).
 
     out_channels of a block are those that what follows it reads.
     """

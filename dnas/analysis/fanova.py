@@ -69,7 +69,7 @@ class Shares:
 
     @property
     def rest(self) -> float:
-        """What neither single choices nor pairs make."""
+        """Share due to neither single choices nor pairs."""
         return max(0.0, float(1 - self.single.sum() - np.triu(self.pair).sum()))
 
 
@@ -232,7 +232,7 @@ def _filled(cells: np.ndarray, axes: Sequence[Axis], rng: np.random.Generator) -
 
 @dataclass(frozen=True)
 class Fanova:
-    """effects: a row a choice and a row a pair, the greatest first, and last the rest of the variance (`REST`):
+    """effects: one row per choice and per pair, the greatest first, and last the rest of the variance (`REST`):
     choice, other ("" for a single one), share, low, high (95%), null, clear. r2: out of bag; ceiling: what greater
     errors were set to, None where none was; forest: the one of all trials, whose marginals can be drawn."""
 
@@ -248,7 +248,7 @@ class Fanova:
 
     @property
     def single(self) -> float:
-        """What the choices make one by one."""
+        """Share due to single choices."""
         return float(self.forest.shares.single.sum())
 
     @property

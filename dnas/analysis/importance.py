@@ -1,4 +1,4 @@
-"""Which choices mattered in a search: its trials as evidence, and PED-ANOVA of being among the best."""
+"""Importance of a search's choices: its trials as evidence, and PED-ANOVA of being among the best."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,8 +25,8 @@ FACT_CELLS = 16  # that a fact of many values is cut into, at its quantiles
 
 @dataclass(frozen=True)
 class Evidence:
-    """What importance is measured on. params: a row a trial, a column a choice, None where the choice was not made;
-    errors: of the study's first objective; numbers: the trials'. axes: the values that each column can have.
+    """Data that importance is measured on. params: one row per trial and one column per choice, None if it was not
+    made; errors: of the study's first objective; numbers: the trials'. axes: the values that each column can have.
 
     left_out: state -> how many trials have no such error; epoch: after which the errors are, None for the last one.
     """
@@ -72,9 +72,9 @@ def evidence(
     """The trials of a search as evidence. config: its study.toml.
 
     Those that were trained to their end count, with their last epoch's value; those stopped or paused have one of
-    fewer epochs, which is no comparison. values: in place of that, number -> the value after `epoch` of whatever
-    trial got there (`dnas.analysis.control.values_at`). by: `choices`, or `spec`: the fields of the network, its depth
-    L, params and macs, each value weighed alike; a fact of many values is cut at its quantiles.
+    fewer epochs, which is no comparison. values: in place of that, number -> the value after `epoch` of each
+    trial that reached it (`dnas.analysis.control.values_at`). by: `choices`, or `spec`: the fields of the network, its
+    depth L, params and macs, each value weighed alike; a fact of many values is cut at its quantiles.
     """
     space, objective = space_of(config), objectives_of(config)[0]
     if values is None:
@@ -106,12 +106,12 @@ def evidence(
 
 
 def best_count(trials: int, best_share: float = BEST_SHARE) -> int:
-    """How many are "the best tenth": at least `LEAST_BEST`."""
+    """Number of trials in "the best tenth", at least `LEAST_BEST`."""
     return min(trials, max(LEAST_BEST, round(best_share * trials)))
 
 
 def _facts(records: Sequence[TrialRecord]) -> tuple[pd.DataFrame, tuple[Axis, ...]]:
-    """What differs between the networks, and the axes of it."""
+    """Return the facts that differ between the networks, and their axes."""
     rows = []
     for record in records:
         row: dict[str, Any] = {}
@@ -138,17 +138,17 @@ def _facts(records: Sequence[TrialRecord]) -> tuple[pd.DataFrame, tuple[Axis, ..
 def importance(
     params: pd.DataFrame, errors: Sequence[float], best_share: float = BEST_SHARE, seed: int = 0
 ) -> pd.DataFrame:
-    """How much each choice decides whether a network is among the best `best_share` (at least 4 trials).
+    """Importance of each choice for being among the best `best_share` (at least 4 trials), by PED-ANOVA.
 
-    params: a row a trial, a column a choice, as the sampler holds it (numbers, or text for a category). errors: their
-    validation errors, lower is better. Of each choice the Pearson divergence Σ_v p_all(v) (p_best(v)/p_all(v) - 1)²
-    between how often a value v occurs among the best and among all, each smoothed by half a count a value; numbers of
-    more than 8 values are cut into 8 bins at their quantiles. Shares: divided by the sum over all choices (Watanabe,
-    Bansal and Hutter 2023, "PED-ANOVA", equation 14, in one dimension and for histograms).
+    params: one row per trial and one column per choice, as the sampler stores it (numbers, or text for a category).
+    errors: their validation errors, lower is better. Of each choice the Pearson divergence Σ_v p_all(v)
+    (p_best(v)/p_all(v) - 1)² between how often a value v occurs among the best and among all, each smoothed by half a
+    count a value; numbers of more than 8 values are cut into 8 bins at their quantiles. Shares: divided by the sum
+    over all choices (Watanabe, Bansal and Hutter 2023, "PED-ANOVA", equation 14, in one dimension and for histograms).
 
-    A row a choice, the greatest first: choice, share, low, high (95%, percentile bootstrap over trials), and null: the
-    mean share when the errors are shuffled, which is what chance makes of a choice that matters nothing. It says
-    nothing about values that the search never tried, and a sampler tries what it takes for good more often.
+    Returns one row per choice, the greatest first: choice, share, low, high (95%, percentile bootstrap over trials),
+    and null: the mean share when the errors are shuffled, which is what chance makes of a choice that matters nothing.
+    It says nothing about values that the search never tried, and a sampler tries what it takes for good more often.
     `InputError` with fewer than 10 trials.
     """
     values = np.asarray(errors, dtype=float)

@@ -1,8 +1,8 @@
-"""What the paper says of feature reuse (section 5, "Feature Reuse"), as four measured statements with verdicts.
+"""The paper's statements about feature reuse (section 5, "Feature Reuse"), as four measurements with verdicts.
 
 w(s, l) is the mean |w| of l's first convolution over the channels that s made: `feature_reuse` with `normalise="none"`.
 Only connected pairs count. Each statement is a number with a 95% interval (percentile bootstrap, `DRAWS` draws from a
-fixed seed) and a bar: it holds where the whole interval lies above the bar, does not hold where it lies below, and
+fixed seed) and a bar: it holds if the whole interval is above the bar, does not hold if it is below, and
 can't be told in between, or where there is too little to resample.
 """
 
@@ -88,7 +88,7 @@ def observe(histories: NormHistory | Sequence[NormHistory]) -> tuple[Observation
 
 @dataclass(frozen=True)
 class _Sample:
-    """Of one network: groups of so many things to resample, and the value of a resample (an array of indices a
+    """Of one network: sizes of the groups to resample, and the value of a resample (an array of indices a
     group)."""
 
     sizes: tuple[int, ...]

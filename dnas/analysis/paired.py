@@ -1,11 +1,11 @@
-"""What an ablation says: paired differences, how sure they are, and what so many seeds could have found at all.
+"""Statistics of an ablation: paired differences, their uncertainty, and the smallest detectable effect.
 
 Runs of one seed are a pair: they share the split, the order of the data, the augmentation and the stream of the
 initialisation, so that what they share cancels in their difference. Of d_1 .. d_n, one a seed:
 
 - the mean, with Student's t interval and a bootstrap-t interval (`bootstrap_interval`), each of its own comparison;
 - p: exact two-sided sign-flip test (`sign_flip_p`). Only this one, adjusted by Holm for the number of comparisons,
-  gives a verdict;
+  decides the verdict;
 - d_z = mean / sd (Cohen 1988, "Statistical Power Analysis for the Behavioral Sciences", 2.3.5);
 - the smallest difference that would have been found four times in five (`detectable_difference`).
 
@@ -43,8 +43,8 @@ class Comparison:
         fewer than two pairs.
     p, p_holm: two-sided sign-flip, and adjusted by Holm over the study's comparisons; 1 without a pair.
     effect_size: d_z; nan where fewer than two pairs, or an sd of 0, give none.
-    detectable: the smallest mean difference that so many pairs of this sd find with 80% power beside the study's other
-        comparisons; infinite where they can find none, nan where the sd is 0 or unknown.
+    detectable: the smallest mean difference that this number of pairs of this sd finds with 80% power beside the
+        study's other comparisons; infinite where they can find none, nan where the sd is 0 or unknown.
     aliases: terms that the design can't tell from this one (fractional designs).
     race_interval: where seeds were added until the comparison was decided (`sequential`), the interval that
         holds in spite of that, at 1 - α over all comparisons together; else None.
@@ -98,7 +98,8 @@ def pairs_needed(comparisons: int, alpha: float = 0.05) -> int:
 
 
 def compare_with_base(values: pd.DataFrame, base: str, *, measure: str = "val_error", alpha: float = 0.05) -> Effects:
-    """Each variant against the base, Holm over all of them. values: index seed, a column a variant: its error, or NaN.
+    """Each variant against the base, Holm over all of them. values: errors (or NaN), indexed by seed, one column per
+    variant.
 
     A pair that lacks a value is left out of its own comparison alone. `InputError` for a base that is no column, a seed
     that comes twice, and an `alpha` outside (0, 1).
@@ -117,7 +118,7 @@ def factorial_effects(
     measure: str = "val_error",
     alpha: float = 0.05,
 ) -> Effects:
-    """Main effects and interactions of two factors, Holm over all of them. Each seed gives one value of each contrast,
+    """Main effects and interactions of two factors, Holm over all of them. Each seed yields one value of each contrast,
     over the whole design, and those are treated as the differences of pairs are.
 
     values: as in `compare_with_base`. levels: variant -> the level of each factor (those not named are the base's).
@@ -129,7 +130,7 @@ def factorial_effects(
         interaction effect (Box, Hunter and Hunter 1978, chapter 10).
 
     A contrast needs each run that it weighs: seeds that lack one are left out of it. In fractional designs a contrast
-    stands for several terms: those of up to three factors whose contrasts are not orthogonal to it are its `aliases`,
+    represents several terms: those of up to three factors whose contrasts are not orthogonal to it are its `aliases`,
     and what differs from an earlier one by its sign or scale alone is not tested twice.
 
     `InputError` where a variant has no levels, where two have the same, and where the levels of two factors don't meet
@@ -206,7 +207,7 @@ def detectable_difference(
 
 
 def _level(pairs: int, alpha: float) -> float:
-    """Half a step below the largest level up to `alpha` that a sign-flip test of so many pairs has; 0: none."""
+    """Half a step below the largest level up to `alpha` that a sign-flip test of this number of pairs has; 0: none."""
     signs = 2.0 ** (pairs - 1)
     rejected = math.floor(signs * alpha * (1 + 1e-12))
     return (rejected - 0.5) / signs if rejected else 0.0
@@ -217,9 +218,9 @@ def _level(pairs: int, alpha: float) -> float:
 
 @dataclass(frozen=True)
 class SeedNoise:
-    """How much the seed alone moves the base's error. sd: over `seeds` runs, nan below two; difference: sd·√2, that of
-    the difference of two runs; band: half the width of the (1 - α) band about 0 in which the mean of `pairs` such
-    differences falls, t_(n-1)·sd·√(2 / pairs). Runs of one seed have much in common, so that paired differences of
+    """Variation of the base's error due to the seed alone. sd: over `seeds` runs, nan below two; difference: sd·√2,
+    that of the difference of two runs; band: half the width of the (1 - α) band about 0 in which the mean of `pairs`
+    such differences falls, t_(n-1)·sd·√(2 / pairs). Runs of one seed have much in common, so that paired differences of
     variants may vary less."""
 
     sd: float
@@ -314,7 +315,8 @@ def _judged(comparisons: Sequence[Comparison], alpha: float) -> tuple[Comparison
 
 
 def check_values(values: pd.DataFrame, base: str, alpha: float) -> None:
-    """`InputError` where `values` is no table of a row a seed and a column a variant, the base among them."""
+    """`InputError` where `values` is not a table with one row per seed and one column per variant, including the
+    base."""
     _check_alpha(alpha)
     for axis, kind in ((values.index, "seed"), (values.columns, "variant")):
         if axis.has_duplicates:

@@ -1,4 +1,4 @@
-"""How a search went: what it had found by when, how its errors spread, whether early epochs rank as late ones do."""
+"""Progress of a search: best error over time, distribution of errors, and rank fidelity of early epochs."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ STEP_MACS = 3  # multiply-adds of a training step over those of a forward pass: 
 def best_so_far(records: Iterable[TrialRecord], objective: str = "val_error") -> pd.DataFrame:
     """The lowest error among the complete trials when the n-th trial of an arm had ended.
 
-    A row a trial and arm: arm (`search`: sampler's and given ones, `control`: drawn at random), trials (ended so far in
-    this arm), seconds (their training time added up), macs (multiply-adds of their training added up: 3 times those of
-    a forward pass, for each training image and epoch), error (not a number before the first complete one). Arms are
-    counted apart: at equal x both had the same budget.
+    Returns one row per trial and arm: arm (`search`: sampler's and given ones, `control`: drawn at random), trials
+    (ended so far in this arm), seconds (their training time added up), macs (multiply-adds of their training added up:
+    3 times those of a forward pass, for each training image and epoch), error (not a number before the first complete
+    one). Arms are counted apart: at equal x both had the same budget.
     """
     rows: list[dict[str, Any]] = []
     ended = sorted((r for r in records if r.state in ENDED), key=lambda r: (r.ended or "", r.number))
@@ -85,7 +85,7 @@ class SpaceComparison:
 
 
 def compare_distributions(first: Sequence[float], second: Sequence[float]) -> SpaceComparison:
-    """Whether the errors of one search are lower than another's. Both need a value."""
+    """Compare the errors of two searches. Each needs at least one value."""
     a, b = (np.asarray(values, dtype=float) for values in (first, second))
     a, b = a[np.isfinite(a)], b[np.isfinite(b)]
     if not len(a) or not len(b):
@@ -97,12 +97,12 @@ def compare_distributions(first: Sequence[float], second: Sequence[float]) -> Sp
 
 
 def fidelity(curves: pd.DataFrame) -> pd.DataFrame:
-    """How well the validation errors after an epoch rank the networks as the last epoch's do.
+    """Rank correlation between the validation errors after each epoch and after the last.
 
-    curves: as `learning_curves`. A row an epoch: epoch, rho (Spearman's, of the complete trials' errors there and at
-    their last epoch), low, high (95%: Fisher's z with the standard error √((1 + ρ²/2)/(n - 3)) of Bonett and Wright
-    2000; not a number below n = 5), n. Only complete trials have a last epoch; where bad ones were stopped early, those
-    left are alike, which makes ρ smaller than it is over the whole space.
+    curves: as `learning_curves`. Returns one row per epoch: epoch, rho (Spearman's, of the complete trials' errors
+    there and at their last epoch), low, high (95%: Fisher's z with the standard error √((1 + ρ²/2)/(n - 3)) of Bonett
+    and Wright 2000; not a number below n = 5), n. Only complete trials have a last epoch; where bad ones were stopped
+    early, those left are alike, which makes ρ smaller than it is over the whole space.
     """
     columns = ["epoch", "rho", "low", "high", "n"]
     done = curves[curves["state"] == "complete"].dropna(subset=["val_error"]) if len(curves) else curves
@@ -128,8 +128,9 @@ def fidelity(curves: pd.DataFrame) -> pd.DataFrame:
 
 
 def timeline(records: Iterable[TrialRecord], events: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """When each trial was trained: a row a stretch, number, state (what it ended in: `paused` where it was promoted
-    later), lane (from 0: as many as ran at once), start, end (seconds since the first began; to the second)."""
+    """Return the intervals in which each trial trained, one row per interval: number, state (what it ended in:
+    `paused` where it was promoted later), lane (from 0: as many as ran at once), start, end (seconds since the first
+    began; to the second)."""
     by_number = {record.number: record for record in records}
     stretches: list[tuple[datetime, datetime, int, str]] = []
     for span in training_spans(event for event in events if event.get("number") in by_number):
@@ -156,11 +157,12 @@ def timeline(records: Iterable[TrialRecord], events: Iterable[Mapping[str, Any]]
 
 
 def attainment(fronts: Sequence[Front], cost: str = "params", objective: str = "val_error") -> pd.DataFrame:
-    """What share of several searches attained: at a cost, the lowest error that one, half and all of them reached.
+    """Attainment of several searches: the lowest error at a cost that one, half and all of them reached.
 
-    fronts: of searches of one space with different seeds. A row a cost at which any front has a point: that cost,
-    `best`, `median` and `worst` over the searches (infinite where so many have nothing so small); Fonseca et al. 2011.
-    With an even number of searches the median is the worse of the middle two: what at least half of them attained.
+    fronts: of searches of one space with different seeds. Returns one row per cost at which any front has a point:
+    that cost, `best`, `median` and `worst` over the searches (infinite if too few have a network that small); Fonseca
+    et al. 2011. With an even number of searches the median is the worse of the middle two: what at least half of them
+    attained.
     """
     if not fronts:
         raise InputError("an attainment surface needs a front, but there is none.")

@@ -18,7 +18,7 @@ NORMALISATIONS = ("column", "block", "none")
 class BlockReuse:
     """One dense block of m layers. values [m + 1, m + 1]: row s is the source (0: the block's input, s: its s-th
     layer), column l - 1 the target (l = 1 .. m: its layers, last: what follows); not a number where l reads no s.
-    unclear [m + 1, m + 1]: whether a connected cell can't be told from the same network untrained.
+    unclear [m + 1, m + 1]: whether a connected cell does not differ from the untrained network.
     """
 
     number: int
@@ -55,7 +55,7 @@ class Reuse:
         return found
 
     def frame(self) -> pd.DataFrame:
-        """A row a connected cell: block, source, target, value, unclear."""
+        """Return one row per connected cell: block, source, target, value, unclear."""
         rows = [
             (b.number, b.sources[s], b.targets[t], b.values[s, t], bool(b.unclear[s, t]))
             for b in self.blocks
@@ -88,7 +88,7 @@ def feature_reuse(
 
     A cell is `unclear` where the same networks untrained have much the same value u: with several, where the 95%
     interval of the mean of the paired differences v - u (Student's t, a network and its own start being a pair)
-    contains 0; with one, where v lies within the 95% interval of the untrained values of its block (mean and standard
+    contains 0; with one, where v is within the 95% interval of the untrained values of its block (mean and standard
     deviation of those cells whose column has several sources; Student's t). It is a cell's own interval, corrected for
     nothing: of the cells in which training changed nothing, one in twenty is not marked. Where nothing was measured
     before the training, no cell is marked; at epoch 0 each is.
@@ -130,7 +130,7 @@ def _unclear(values: np.ndarray, null: np.ndarray) -> np.ndarray:
     if len(cells) < 2:
         return connected
     reach = t_quantile(len(cells) - 1) * cells.std(ddof=1)
-    # The only source of a column is its greatest, whatever training did.
+    # The only source of a column is always its greatest, with or without training.
     return connected & (~several | (np.abs(values[0] - cells.mean()) <= reach))
 
 

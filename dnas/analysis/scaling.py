@@ -47,8 +47,8 @@ def sized(
 ) -> list[Sized]:
     """Each network of `frame`, by group in the order in which they come and ascending in cost.
 
-    frame: a row a run, with group, network, seed, and the columns `cost` and `error`; runs without an error are left
-    out. images: those that each error was measured on.
+    frame: one row per run, with group, network, seed, and the columns `cost` and `error`; runs without an error are
+    left out. images: those that each error was measured on.
     """
     found = []
     known = frame[pd.to_numeric(frame[error]).notna()]
@@ -134,7 +134,7 @@ def shared_errors(first: Fit, second: Fit) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class IsoError:
-    """How many times the cost of `second` a network of `first` needs for the same error.
+    """Ratio of the costs that networks of `first` and `second` need for the same error.
 
     ratio: None where no error is reached by both; `bound` then is the ratio that the measured costs bound it by, from
     below where `first` never gets as good (`beyond` is 1), from above where `second` does not (-1).
@@ -157,7 +157,7 @@ class IsoError:
 
     @property
     def verdict(self) -> Verdict:
-        """Whether `second` needs less of the cost, by the 95% interval."""
+        """Verdict on the claim that `second` needs less of the cost, by the 95% interval."""
         if self.low is None or self.high is None or self.low <= 1 <= self.high:
             return "cannot tell"
         return "holds" if self.low > 1 else "does not hold"

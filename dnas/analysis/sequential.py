@@ -42,10 +42,10 @@ class Race:
     """One comparison where it stopped: at the pair that decided it, or at the last there is.
 
     pairs: counted up to there; decided: whether the test rejects. mean: of their differences, nan without any.
-    interval: the shifts of the differences that the test does not reject, so that it holds 0 just where nothing is
-        decided: all comparisons' hold together at 1 - α, whenever they stop. Unbounded before `first_look`.
+    interval: the shifts of the differences that the test does not reject, so that it contains 0 if and only if nothing
+        is decided: all comparisons' hold together at 1 - α, whenever they stop. Unbounded before `first_look`.
     p: the share of the ways rejected by then, and of those left that are as extreme as its own, over f. At or below
-        α/m just where the comparison is decided; elsewhere it tells how near it is, and no test is made with it.
+        α/m if and only if the comparison is decided; elsewhere it tells how near it is, and no test is made with it.
     """
 
     pairs: int
@@ -81,7 +81,7 @@ def undecided(values: pd.DataFrame, base: str, alpha: float, most: int) -> tuple
     """The variants whose comparison with the base has fewer than `most` pairs and is not decided: those to give the
     next seed. values: as in `compare_with_base`, all of the study's variants; pairs count in the order of its rows.
 
-    It follows from the values alone, so that a race that was interrupted goes on as if it had not been.
+    It follows from the values alone, so that an interrupted race resumes as if it had not been interrupted.
     """
     check_values(values, base, alpha)
     others = [str(name) for name in values.columns if name != base]
@@ -95,8 +95,8 @@ def undecided(values: pd.DataFrame, base: str, alpha: float, most: int) -> tuple
 
 
 def run_race(differences: Sequence[float] | np.ndarray, comparisons: int, alpha: float, most: int) -> Race:
-    """The race of one comparison among so many: its differences in the order in which their seeds came; those after
-    `most` don't count."""
+    """Run the race of one of `comparisons` comparisons: its differences in the order in which their seeds came; those
+    after `most` don't count."""
     first = first_look(comparisons, alpha, most)
     d = np.asarray(differences, dtype=float)
     level = alpha / max(1, comparisons)
@@ -163,7 +163,7 @@ def race_with_base(
 
 @dataclass(frozen=True)
 class Stop:
-    """Where a test ended: after `pairs`; decided, p: as of a `Race`."""
+    """Outcome of a test after `pairs` pairs; decided, p: as in `Race`."""
 
     pairs: int
     decided: bool
@@ -171,7 +171,7 @@ class Stop:
 
 
 def _allowed(ways: float, share: float) -> int:
-    """How many of the ways (each stands for its opposite too) are at most this share of them."""
+    """Number of ways (each represents its opposite too) that are at most this share of all."""
     return math.floor(ways * share * (1 + 1e-12))
 
 
@@ -206,7 +206,7 @@ def _ways(pairs: int) -> np.ndarray:
     """[pairs, ways]: by what the signs are multiplied, the first by 1, as turning all round gives the same |sum|.
 
     All of them up to `ENUMERATED` pairs. Then each of these has one continuation, of random signs from a fixed seed,
-    but for the first, which goes on as it is. The true signs, if they are fair coins, are as likely to be any one of
+    except the first, which continues unchanged. The true signs, if they are fair coins, are as likely to be any one of
     the ways that this makes of them: the test with these is exact too, and its first looks are those with all ways.
     """
     known = min(pairs, ENUMERATED)

@@ -12,8 +12,8 @@ from dnas.analysis.intervals import t_half_width
 
 
 def over_seeds(values: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
-    """A row a column of `values` (index seed, a column a variant): variant, n, mean, sd, low, high (the t interval of
-    the mean, of one seed NaN), least, most. Variants without a value have n = 0."""
+    """Return one row per column of `values` (indexed by seed, one column per variant): variant, n, mean, sd, low, high
+    (the t interval of the mean, of one seed NaN), least, most. Variants without a value have n = 0."""
     rows = [{"variant": name, **_mean(values[name].dropna().to_numpy(float), alpha)} for name in values.columns]
     return pd.DataFrame(rows, columns=["variant", "n", "mean", "sd", "low", "high", "least", "most"])
 
@@ -29,7 +29,8 @@ def _mean(some: np.ndarray, alpha: float) -> dict[str, Any]:
 
 
 def curve_bands(curves: pd.DataFrame, groups: Mapping[int, str]) -> pd.DataFrame:
-    """A row a variant and epoch: variant, epoch, mean, low, high (the range over runs) of the validation error, n.
+    """Return one row per variant and epoch: variant, epoch, mean, low, high (the range over runs) of the validation
+    error, n.
 
     curves: as `learning_curves`. groups: number of a complete run -> its variant.
     """
@@ -42,8 +43,9 @@ def curve_bands(curves: pd.DataFrame, groups: Mapping[int, str]) -> pd.DataFrame
 def cell_means(values: pd.DataFrame, levels: Mapping[str, Mapping[str, Any]], alpha: float = 0.05) -> pd.DataFrame:
     """For each two factors the mean error at each pair of their levels, averaged over the other factors within a seed.
 
-    values: index seed, a column a variant; levels: variant -> factor -> level. A row a cell: x_factor, x_level,
-    line_factor, line_level, n (seeds that have all of the cell's variants), mean, low, high (t interval over seeds).
+    values: indexed by seed, one column per variant; levels: variant -> factor -> level. One row per cell: x_factor,
+    x_level, line_factor, line_level, n (seeds that have all of the cell's variants), mean, low, high (t interval over
+    seeds).
     """
     names = [name for name in values.columns if name in levels]
     factors = list(dict.fromkeys(factor for name in names for factor in levels[name]))

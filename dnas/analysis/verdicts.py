@@ -1,4 +1,4 @@
-"""What may be concluded from a comparison, and what not, in a sentence; `dnas.analysis.paired` has the numbers."""
+"""Conclusions of comparisons in sentences. The numbers come from `dnas.analysis.paired`."""
 
 import math
 
@@ -38,7 +38,7 @@ def sentence(found: Comparison, effects: Effects) -> str:
 
 
 def _subject(found: Comparison, effects: Effects) -> tuple[str, str, str]:
-    """How the sentence begins where there are fewer errors, more, or no telling."""
+    """Beginning of the sentence for fewer errors, more errors, and no conclusion."""
     name, base = found.name, effects.base
     if found.kind == "interaction":
         return (
@@ -74,7 +74,7 @@ def _numbers(found: Comparison, effects: Effects) -> str:
 
 
 def raced(effects: Effects) -> bool:
-    """Whether seeds were added while comparisons were undecided: `dnas.analysis.sequential`."""
+    """True if seeds were added while comparisons were undecided (`dnas.analysis.sequential`)."""
     return any(found.race_interval is not None for found in effects.comparisons)
 
 

@@ -1,4 +1,4 @@
-"""How large each layer's weights are, epoch by epoch."""
+"""Norms of each layer's weights and gradients by epoch."""
 
 import re
 import zipfile
@@ -15,7 +15,7 @@ from dnas.errors import InputError, unknown
 
 @dataclass(frozen=True)
 class NormHistory:
-    """What a training wrote down: names [P] of the parameters, their sizes numel [P], and l2 [E + 1, P], row 0 before
+    """Recorded norms of a run: names [P] of the parameters, their sizes numel [P], and l2 [E + 1, P], row 0 before
     the first step; pairs [Q] of (source, consumer) layers and reuse [E + 1, Q]; l1 and gradient [E + 1, P], not a
     number where they were not measured: all as `dnas.training.norms.Norms`."""
 
@@ -51,7 +51,7 @@ class WeightNorms:
 
 KINDS = ("rms", "l1", "gamma")  # of weight norms
 
-# A layer's convolutions (or the classifier's matrix), and the scales of its batch norms; `norm5` and `norm` stand
+# A layer's convolutions (or the classifier's matrix), and the scales of its batch norms; `norm5` and `norm` come
 # before the classifier.
 _WEIGHT = re.compile(
     r"(?:features\.)?(?:(?P<stem>conv0)|(?P<part>denseblock|stage)(?P<block>\d+)\.(?P<layer>denselayer|unit)(?P<index>\d+)"
@@ -64,8 +64,8 @@ _SCALE = re.compile(
 
 
 def weight_norms(history: NormHistory, kind: str = "rms") -> WeightNorms:
-    """How large each layer's weights are. A dense layer with a bottleneck is one row, as it is one layer in the paper's
-    figures: n counts the weights of its convolutions together.
+    """Return the size of each layer's weights by epoch. A dense layer with a bottleneck is one row, as it is one layer
+    in the paper's figures: n counts the weights of its convolutions together.
 
     kind: `rms` is ‖W‖₂ / √n, in units of its untrained value the root mean square of its filters' L2 norms; `l1` is
         ‖W‖₁ / n, the mean absolute weight, in these units the mean of its filters' L1 norms; `gamma` is ‖γ‖₂ / √n over
@@ -123,7 +123,7 @@ def _by_layer(
 
 
 def read_norms(path: Path | str) -> NormHistory:
-    """The norms of a training: `path` is its folder (norms.npz, else checkpoint.pt), or one of those two files."""
+    """Read the norms of a run: `path` is its folder (norms.npz, else checkpoint.pt), or one of those two files."""
     path = Path(path)
     if path.is_dir():
         found = [path / name for name in ("norms.npz", "checkpoint.pt") if (path / name).is_file()]
@@ -216,7 +216,7 @@ def _history(plain: Mapping[str, Any], sizes: Mapping[str, int], path: Path) -> 
 
 
 def weight_sizes(spec: Spec) -> dict[str, int]:
-    """How many numbers each convolution of `spec` and its classifier's matrix hold, by the parameter's name."""
+    """Number of weights of each convolution of `spec` and of its classifier's matrix, by parameter name."""
     sizes = {}
     for layer in spec.layers():
         match layer.kind:

@@ -1,4 +1,4 @@
-"""Drawing, and only that: each function takes a result of `dnas.analysis` and gives a matplotlib Figure.
+"""Drawing only: each function takes a result of `dnas.analysis` and returns a matplotlib Figure.
 
 Titles state what the numbers say; errors are fractions in, percent on the axes.
 """

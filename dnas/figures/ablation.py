@@ -49,8 +49,8 @@ HELD = {**{key: METRICS[key].label for key in ("params", "macs")}, "seconds": "t
 
 
 def plot_forest(effects: Effects, noise: SeedNoise | None = None) -> Figure:
-    """A row a comparison, the lowest difference on top: each pair, the mean with its interval, and the bootstrap's
-    below it; the base is the zero line. noise: of the base, drawn as a band."""
+    """Plot one row per comparison, the lowest difference on top: each pair, the mean with its interval, and the
+    bootstrap's below it; the base is the zero line. noise: of the base, drawn as a band."""
     rows = sorted((c for c in effects.comparisons if c.seeds), key=lambda c: c.mean)
     if not rows:
         raise InputError("a forest plot needs a seed that the base and another variant have both finished.")
@@ -136,7 +136,7 @@ def _row(axes: Axes, y: int, found: Comparison) -> None:
 
 
 def _stacked(values: Sequence[float]) -> np.ndarray:
-    """How many of the values before each are equal to it: of a small validation part many are."""
+    """Number of earlier values that equal each value; errors on few images are often equal."""
     seen: Counter[float] = Counter()
     places = []
     for value in values:
@@ -146,9 +146,10 @@ def _stacked(values: Sequence[float]) -> np.ndarray:
 
 
 def plot_slopes(values: pd.DataFrame, effects: Effects) -> Figure:
-    """A panel a variant: for each seed a line from the base's error to the variant's; dark: their means.
+    """Plot one panel per variant, with a line per seed from the base's error to the variant's; dark: their means.
 
-    values: index seed, a column a variant (fractions; NaN where there is none). Panels in the forest plot's order.
+    values: Indexed by seed, one column per variant (fractions; NaN where there is none). Panels in the forest plot's
+    order.
     """
     base, rows = effects.base, sorted((c for c in effects.comparisons if c.seeds), key=lambda c: c.mean)
     if not rows:
@@ -211,7 +212,7 @@ def _panels(count: int, title: str, height: float) -> tuple[Drawing, list[Axes]]
 
 
 def plot_interaction(cells: pd.DataFrame, effects: Effects) -> Figure:
-    """A panel for each two factors: the mean error at each level of the one, a line a level of the other.
+    """A panel for each two factors: the mean error at each level of the one, one line per level of the other.
 
     cells: as `dnas.analysis.variants.cell_means`. effects: the design's, whose interactions the title tells of.
     """
@@ -232,7 +233,7 @@ def plot_interaction(cells: pd.DataFrame, effects: Effects) -> Figure:
     elif found and all(c.verdict == "too few seeds" for c in found):
         title = f"Too few seeds to tell whether effects add up: {effects.pairs_needed} needed, {effects.pairs} there"
     else:
-        title = "No interaction can be told: parallel lines are effects that add up"
+        title = "No interaction was found: parallel lines mean effects that add up"
     label = METRICS[effects.measure].axis_label
     with styled():
         figure, panels = _panels(len(pairs), title, 3.0)
@@ -378,7 +379,7 @@ def _name_marks(figure: Figure, panels: Mapping[str, Axes], known: pd.DataFrame,
 
 
 def plot_curves_of_variants(bands: pd.DataFrame, effects: Effects, order: Sequence[str]) -> Figure:
-    """A panel a variant: its mean validation error by epoch and the range over seeds, on the base's in dark.
+    """Plot one panel per variant: its mean validation error by epoch and the range over seeds, on the base's in dark.
 
     bands: as `dnas.analysis.variants.curve_bands`. order: the variants, the base among them.
     """

@@ -247,7 +247,7 @@ def _draw_reading(axes: Axes, reading: IsoError) -> None:
         path_effects=[withStroke(linewidth=2.5, foreground="white")],
         zorder=6,
     )
-    # Errors fall with the cost: above the right end of the curves nothing lies.
+    # Errors fall with the cost, so the space above the right end of the curves is free.
     text = "\n".join(textwrap.wrap(reading.sentence().replace("params,", "params,\n", 1), 44, replace_whitespace=False))
     axes.annotate(
         f"{reading.second} against {reading.first}:\n{text}",

@@ -1,4 +1,4 @@
-"""How a search went, and what mattered in it."""
+"""Figures of a search: its progress, its errors, and its choices."""
 
 from collections.abc import Mapping, Sequence
 
@@ -214,7 +214,7 @@ def plot_timeline(found: pd.DataFrame) -> Figure:
 
 
 def plot_importance(found: pd.DataFrame) -> Figure:
-    """Each choice's share in being among the best, with interval and the share that chance gives.
+    """Each choice's share in being among the best, with its interval and the share expected by chance.
 
     found: as `dnas.analysis.importance.importance`.
     """
@@ -242,7 +242,7 @@ def plot_importance(found: pd.DataFrame) -> Figure:
 def plot_slices(frame: pd.DataFrame, choices: Sequence[str], objective: str = "val_error") -> Figure:
     """The error of every complete trial against each choice, and the median at each value.
 
-    frame: a row a trial: a column for each of `choices`, `objective` and number.
+    frame: One row per trial, with a column for each of `choices`, `objective` and number.
     """
     choices = [c for c in choices if frame[c].nunique(dropna=True) > 1][:12] if len(frame) else []
     if not choices:
@@ -286,7 +286,8 @@ def plot_slices(frame: pd.DataFrame, choices: Sequence[str], objective: str = "v
 
 
 def plot_parallel(frame: pd.DataFrame, choices: Sequence[str], objective: str = "val_error") -> Figure:
-    """Parallel coordinates: a line a complete trial through its choices to its error; the best tenth in colour."""
+    """Plot parallel coordinates: one line per complete trial through its choices to its error; the best tenth in
+    colour."""
     choices = [c for c in choices if frame[c].nunique(dropna=True) > 1] if len(frame) else []
     if not choices or len(frame) < 2:
         raise InputError("parallel coordinates need two complete trials that differ in a choice.")
@@ -346,7 +347,10 @@ def plot_parallel(frame: pd.DataFrame, choices: Sequence[str], objective: str = 
 
 
 def plot_attainment(found: pd.DataFrame, searches: int, cost: str = "params", objective: str = "val_error") -> Figure:
-    """What the best, half and all of several searches reached at each cost. found: as `attainment`."""
+    """Plot the errors that the best, half and all of several searches reached at each cost.
+
+    found: As returned by `attainment`.
+    """
     label, factor = METRICS[objective].axis_label, METRICS[objective].scale
     finite = found[np.isfinite(found["median"])]
     if finite.empty:

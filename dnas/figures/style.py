@@ -1,4 +1,4 @@
-"""What all figures share: colours, fonts, axes, and how one is saved. No pyplot, no state kept."""
+"""Colours, fonts, axes and saving, shared by all figures. Uses no pyplot and keeps no state."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -64,7 +64,7 @@ _STYLE = {
     "legend.fontsize": 8.5,
     "figure.facecolor": "white",
     "axes.facecolor": "white",
-    "svg.fonttype": "path",  # looks alike wherever it is opened, whatever fonts are there
+    "svg.fonttype": "path",  # looks the same in every viewer, with any fonts installed
     "svg.hashsalt": "dnas",
 }
 WIDTH = 8.2  # inches
