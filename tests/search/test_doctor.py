@@ -1,4 +1,4 @@
-"""`dnas doctor`: each damage is made by hand, mended, and the search then ends as one that was never damaged."""
+"""Tests of `dnas doctor`: each damage is repaired, and the search then ends as if the study had never been damaged."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ from dnas.training.fit import fit
 from dnas.training.recipe import Recipe
 from tests.support.analytic import AnalyticExecutor, Silent, search_config
 
-COMPLETE, PAUSED, FAILED, RUNNING = 0, 2, 4, 9  # of the study that `interrupted` leaves
+COMPLETE, PAUSED, FAILED, RUNNING = 0, 2, 4, 9  # trial numbers, by state, in the study that `interrupted` returns
 
 
 @pytest.fixture(autouse=True)
@@ -40,14 +40,14 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def trouble(job: Job, epoch: int) -> Message | None:
+def diverge(job: Job, epoch: int) -> Message | None:
     if epoch == 2 and int(job.key) == FAILED:
         return Message("failed", {"reason": "diverged", "text": "the training loss is nan"})
     return None
 
 
 class Interrupting(AnalyticExecutor):
-    """Ends the driver, as Ctrl-C does, in the middle of trial `RUNNING`."""
+    """Interrupt the driver, as Ctrl-C does, in the middle of trial `RUNNING`."""
 
     def wait(self, timeout: float) -> list[tuple[str, Message]]:
         if self.last.get(str(RUNNING), {}).get("epoch") == 2:
@@ -56,9 +56,9 @@ class Interrupting(AnalyticExecutor):
 
 
 def interrupted() -> StudyFolder:
-    """A study of ten trials with each state, whose last one was interrupted after two epochs."""
+    """Return a study of ten trials, at least one in each state, whose last trial was interrupted after two epochs."""
     with pytest.raises(KeyboardInterrupt):
-        search(search_config(14), Silent(), Interrupting(trouble))
+        search(search_config(14), Silent(), Interrupting(diverge))
     states = {record.number: record.state for record in study().records()}
     assert [states[n] for n in (COMPLETE, PAUSED, FAILED, RUNNING)] == ["complete", "paused", "failed", "running"]
     assert max(states) == RUNNING
@@ -69,9 +69,9 @@ def study() -> StudyFolder:
     return StudyFolder(Path("studies/s"))
 
 
-def go_on() -> list[dict[str, Any]]:
-    """What the search ends with."""
-    search(search_config(14, mirror="none"), Silent(), AnalyticExecutor(trouble))
+def resume_search() -> list[dict[str, Any]]:
+    """Resume the search and return the reproducible fields of its records."""
+    search(search_config(14, mirror="none"), Silent(), AnalyticExecutor(diverge))
     names = ("number", "state", "arm", "params", "digest", "val_error", "val_loss", "objectives", "epochs", "seed")
     names += ("weights_digest", "history_digest", "recipe", "distributions", "cost", "network", "seconds", "data")
     return [{name: getattr(record, name) for name in names} for record in study().records()]
@@ -86,29 +86,29 @@ def record_file(number: int) -> Path:
     return study().trial_folder(number) / "record.json"
 
 
-def log() -> Path:
+def log_path() -> Path:
     return study().path / "events.jsonl"
 
 
-def sql(statement: str) -> None:
+def execute_sql(statement: str) -> None:
     connection = sqlite3.connect(study().path / "study.db")
     with connection:
         connection.execute(statement)
     connection.close()
 
 
-def dead_process() -> int:
-    done = subprocess.Popen([sys.executable, "-c", "pass"])
-    done.wait()
-    return done.pid
+def exited_process_id() -> int:
+    process = subprocess.Popen([sys.executable, "-c", "pass"])
+    process.wait()
+    return process.pid
 
 
-def dead_lease(number: int, **changes: Any) -> None:
-    """A lease as a killed worker leaves it."""
+def write_dead_lease(number: int, **changes: Any) -> None:
+    """Write the lease that a killed worker leaves behind."""
     lease = Lease.take(study().trial_folder(number), 1)
     content = json.loads(lease.path.read_text())
     lease.release()
-    lease.path.write_text(json.dumps(content | {"pid": dead_process()} | changes))
+    lease.path.write_text(json.dumps(content | {"pid": exited_process_id()} | changes))
 
 
 def curve_text(number: int, epochs: int) -> str:
@@ -122,8 +122,9 @@ def write(path: Path, content: str | bytes) -> None:
     path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-# what is not as it was: fields that only the damaged record held; and of a failed training, its record counts no epochs
-LOST: dict[str, set[str]] = {
+# Fields that cannot be recovered, by kind of damage. Only the damaged record held them; the record of a failed run
+# counts no epochs, so its seconds are lost too.
+UNRECOVERABLE: dict[str, set[str]] = {
     "record of a complete trial": {"weights_digest"},
     "record of a paused trial": {"weights_digest"},
     "record of a failed trial": {"seconds"},
@@ -132,11 +133,11 @@ LOST: dict[str, set[str]] = {
     "fewer epochs": {"weights_digest"},
 }
 
-# name: what does the damage, and what is said and done about it
+# A function that damages the study, and the expected (path, description, repair) of each finding.
 Damage = tuple[Callable[[], object], list[tuple[str, str, str]]]
 DAMAGES: dict[str, Damage] = {
     "torn line": (
-        lambda: log().open("ab").write(b'{"time": "20'),
+        lambda: log_path().open("ab").write(b'{"time": "20'),
         [("events.jsonl", "its last line is torn", "cut off (12 bytes)")],
     ),
     "leftovers": (
@@ -180,11 +181,11 @@ DAMAGES: dict[str, Damage] = {
         lambda: rewrite(COMPLETE, state="running", epochs=0, val_error=None, val_loss=None, objectives={}, ended=None),
         [("trials/0/record.json", "says running after epoch 0, the log complete after epoch 12", "made again")],
     ),
-    "epochs that the log does not know": (
+    "epochs missing from the log": (
         lambda: rewrite(RUNNING, epochs=7, val_error=0.1),
         [("trials/9/record.json", "says running after epoch 7, the log running after epoch 2", "made again")],
     ),
-    "an end before the end": (
+    "completed too early": (
         lambda: rewrite(RUNNING, state="complete", epochs=2, objectives={"val_error": 0.1}),
         [("trials/9/record.json", "says complete after epoch 2, the log running after epoch 2", "made again")],
     ),
@@ -217,7 +218,7 @@ DAMAGES: dict[str, Damage] = {
         [("trials/007", "the log asks for no such trial", "moved to studies/s/lost/trials/007")],
     ),
     "a dead lease": (
-        lambda: dead_lease(RUNNING),
+        lambda: write_dead_lease(RUNNING),
         [("trials/9/lease.json", "which is gone", "removed; the next `dnas search` goes on with its training")],
     ),
     "a torn lease": (
@@ -225,26 +226,26 @@ DAMAGES: dict[str, Damage] = {
         [("trials/9/lease.json", "is held by nobody knows whom, which is gone", "removed")],
     ),
     "a lease of another host": (
-        lambda: dead_lease(RUNNING, host="elsewhere"),
+        lambda: write_dead_lease(RUNNING, host="elsewhere"),
         [("trials/9/lease.json", "on elsewhere, since", "removed")],
     ),
-    "a row of the mirror": (
-        lambda: sql("UPDATE trial_values SET value = 0.5 WHERE trial_id = 1"),
+    "a changed row of the mirror": (
+        lambda: execute_sql("UPDATE trial_values SET value = 0.5 WHERE trial_id = 1"),
         [("study.db", "does not say what the records say", "made again")],
     ),
-    "a mirror of nothing": (
+    "a mirror that is no database": (
         lambda: write(study().path / "study.db", "text"),
         [("study.db", "does not say what the records say", "made again")],
     ),
     "a mirror that is behind": (
-        lambda: sql("DELETE FROM trials WHERE number = 9"),
+        lambda: execute_sql("DELETE FROM trials WHERE number = 9"),
         [("study.db", "does not say what the records say", "made again")],
     ),
     "a torn curve": (
         lambda: write(study().trial_folder(COMPLETE) / "curve.csv", curve_text(COMPLETE, 12)[:-30]),
         [("trials/0/curve.csv", "is damaged", "written again from the log")],
     ),
-    "a curve that nothing tells of": (
+    "a curve without events": (
         lambda: write(study().path / "retrain/0-1/curve.csv", "epoch"),
         [("retrain/0-1/curve.csv", "is damaged", "moved to studies/s/lost/retrain/0-1/curve.csv")],
     ),
@@ -260,7 +261,7 @@ DAMAGES: dict[str, Damage] = {
         lambda: write(study().trial_folder(COMPLETE) / "checkpoint.pt", b"PK"),
         [("trials/0/checkpoint.pt", "is damaged", "the weights are lost, the results in record.json stand")],
     ),
-    "a torn record of a final training": (
+    "a torn record of a final run": (
         lambda: write(study().path / "retrain/0-1/record.json", "{"),
         [("retrain/0-1/record.json", "is damaged", "the next `dnas search --retrain-best` makes it again")],
     ),
@@ -275,43 +276,47 @@ def content_of(path: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
-    """An interrupted study, and what its search ends with."""
+    """An interrupted study, and the records after its search has been resumed."""
     folder, before = tmp_path_factory.mktemp("whole"), Path.cwd()
     os.chdir(folder)
     try:
         interrupted()
         shutil.copytree("studies/s", "kept")
-        return folder / "kept", go_on()
+        return folder / "kept", resume_search()
     finally:
         os.chdir(before)
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_a_damage_is_found_and_mended_and_the_search_ends_as_ever(
+def test_damage_is_repaired_and_the_search_ends_as_if_undamaged(
     name: str, whole: tuple[Path, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor, "EXPIRY_SECONDS", 0.05)
     shutil.copytree(whole[0], "studies/s")
-    damage, wanted = DAMAGES[name]
+    damage, expected = DAMAGES[name]
     damage()
     before = content_of(study().path)
 
-    found = diagnose(study(), mend=False)
-    assert content_of(study().path) == before, "a dry run only looks"
-    # A record that is mended, or a trial that is moved, changes what the mirror is to say.
-    said = [finding for finding in found if name.startswith(("a row", "a mirror")) or not finding.where.endswith(".db")]
-    assert [(f.where, f.mended) for f in said] == [
-        (str(study().path / where) if where else "studies/s", "") for where, _, _ in wanted
+    findings = diagnose(study(), mend=False)
+    assert content_of(study().path) == before, "a dry run changes nothing"
+    # Repairing a record or moving a trial also makes the mirror outdated.
+    reported = [
+        finding
+        for finding in findings
+        if name.startswith(("a changed row", "a mirror")) or not finding.where.endswith(".db")
     ]
-    for finding, (_, what, _) in zip(said, wanted, strict=True):
+    assert [(f.where, f.mended) for f in reported] == [
+        (str(study().path / where) if where else "studies/s", "") for where, _, _ in expected
+    ]
+    for finding, (_, what, _) in zip(reported, expected, strict=True):
         assert what in finding.what
 
     mended = diagnose(study(), mend=True)
-    said = [finding for finding in mended if len(mended) == len(wanted) or not finding.where.endswith(".db")]
-    for finding, (_, what, done) in zip(said, wanted, strict=True):
+    reported = [finding for finding in mended if len(mended) == len(expected) or not finding.where.endswith(".db")]
+    for finding, (_, what, repair) in zip(reported, expected, strict=True):
         assert what in finding.what
-        assert done in finding.mended
-    assert diagnose(study(), mend=True) == [], "a second run finds nothing"
+        assert repair in finding.mended
+    assert diagnose(study(), mend=True) == [], "the second run has nothing to repair"
     assert mirror_agrees(study())
     after = content_of(study().path)
     kept = {content for path, content in after.items()}
@@ -320,84 +325,89 @@ def test_a_damage_is_found_and_mended_and_the_search_ends_as_ever(
         replaced = path.endswith("curve.csv")
         assert leftover or replaced or content in kept, f"{path} is kept somewhere"
     assert after["events.jsonl"] == (whole[0] / "events.jsonl").read_bytes()
-    ended = go_on()
+    ended = resume_search()
     for record, other in zip(ended, whole[1], strict=True):
-        lost = LOST.get(name, set()) if record["number"] in (COMPLETE, PAUSED, FAILED) else set()
+        lost = UNRECOVERABLE.get(name, set()) if record["number"] in (COMPLETE, PAUSED, FAILED) else set()
         for key in set(record) - lost:
             assert record[key] == other[key], (record["number"], key)
 
 
-def test_nothing_is_found_where_nothing_is_damaged(capsys: pytest.CaptureFixture[str]) -> None:
+def test_undamaged_study_has_no_findings(capsys: pytest.CaptureFixture[str]) -> None:
     interrupted()
     assert diagnose(study(), mend=True) == []
     assert doctor_command() == 0
     assert capsys.readouterr().out == "ok\n1 interrupted trial; the next `dnas search` resumes there\n"
-    search(search_config(14), Silent(), AnalyticExecutor(trouble))
+    search(search_config(14), Silent(), AnalyticExecutor(diverge))
     assert diagnose(study(), mend=True) == []
-    search(search_config(15, load_space("digits_bc", epochs=24)), Silent(), AnalyticExecutor(trouble))
-    assert diagnose(study(), mend=True) == [], "after more epochs"
+    search(search_config(15, load_space("digits_bc", epochs=24)), Silent(), AnalyticExecutor(diverge))
+    assert diagnose(study(), mend=True) == [], "after an extension to more epochs"
 
 
 def doctor_command(dry_run: bool = False) -> int:
     return main(["doctor", "s", *(["--dry-run"] if dry_run else [])])
 
 
-def test_what_a_kill_leaves_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before each of a driver's writes, what a kill there would leave is looked at."""
+def test_kill_at_any_write_leaves_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Diagnose a copy of the study before each of the driver's writes, as a kill at that point would leave it."""
     seen: list[str] = []
     states: set[tuple[str, str]] = set()
     append, write_record = StudyFolder.append, StudyFolder.write_record
 
-    def look(what: str, state: str = "") -> None:
+    def check(what: str, state: str = "") -> None:
         shutil.rmtree("studies/killed", ignore_errors=True)
         shutil.copytree("studies/s", "studies/killed")
-        found = diagnose(StudyFolder(Path("studies/killed")), mend=False)
-        # Between an ask and its record there is none: that both the doctor and the search make.
-        assert [finding.what for finding in found] in ([], ["is missing"]), (what, state)
-        seen.extend(finding.what for finding in found)
+        findings = diagnose(StudyFolder(Path("studies/killed")), mend=False)
+        # Between an ask and its first write a record is missing. Both the doctor and the search create it.
+        assert [finding.what for finding in findings] in ([], ["is missing"]), (what, state)
+        seen.extend(finding.what for finding in findings)
         states.add((what, state))
 
     def appended(self: StudyFolder, event: Any) -> None:
-        look(event["event"], event.get("state", ""))
+        check(event["event"], event.get("state", ""))
         append(self, event)
 
     def written(self: StudyFolder, record: TrialRecord, folder: Path | None = None) -> None:
-        look("record", record.state)
+        check("record", record.state)
         write_record(self, record, folder)
 
     monkeypatch.setattr(StudyFolder, "append", appended)
     monkeypatch.setattr(StudyFolder, "write_record", written)
     for trials, space in ((10, load_space("digits_bc")), (11, load_space("digits_bc", epochs=24))):
-        search(search_config(trials, space, mirror="none"), Silent(), AnalyticExecutor(trouble))
+        search(search_config(trials, space, mirror="none"), Silent(), AnalyticExecutor(diverge))
     assert len(seen) == 11
     assert states >= {("tell", "complete"), ("tell", "failed"), ("pause", ""), ("extend", ""), ("record", "running")}
     assert states >= {("promote", ""), ("record", "paused"), ("record", "complete"), ("report", ""), ("ask", "")}
 
 
-def test_a_record_after_more_epochs_is_made_again() -> None:
+def test_record_of_an_extended_trial_is_rebuilt() -> None:
     search(search_config(5), Silent(), AnalyticExecutor())
     search(search_config(5, load_space("digits_bc", epochs=24)), Silent(), AnalyticExecutor())
     whole = study().records()[COMPLETE]
     write(record_file(COMPLETE), "{")
     assert diagnose(study(), mend=True)[0].what == "is damaged"
-    again = study().records()[COMPLETE]
-    assert (again.state, again.epochs, again.epochs_planned, again.val_error) == ("complete", 24, 24, whole.val_error)
-    assert again.recipe == whole.recipe
-    assert [e["val_error"] for e in again.earlier] == [e["val_error"] for e in whole.earlier]
-    assert [e["epochs"] for e in again.earlier] == [12]
+    rebuilt = study().records()[COMPLETE]
+    assert (rebuilt.state, rebuilt.epochs, rebuilt.epochs_planned, rebuilt.val_error) == (
+        "complete",
+        24,
+        24,
+        whole.val_error,
+    )
+    assert rebuilt.recipe == whole.recipe
+    assert [e["val_error"] for e in rebuilt.earlier] == [e["val_error"] for e in whole.earlier]
+    assert [e["epochs"] for e in rebuilt.earlier] == [12]
 
 
-def test_a_record_keeps_what_only_it_says() -> None:
+def test_rebuilt_record_keeps_fields_that_are_not_in_the_log() -> None:
     interrupted()
     whole = study().records()[COMPLETE]
     rewrite(COMPLETE, epochs=11, peak_memory_bytes=4711, host="there", attempts=3)
     assert diagnose(study(), mend=True)[0].where == str(record_file(COMPLETE))
-    again = study().records()[COMPLETE]
-    assert (again.peak_memory_bytes, again.host, again.attempts) == (4711, "there", 3)
-    assert (again.epochs, again.versions, again.started) == (12, whole.versions, whole.started)
+    rebuilt = study().records()[COMPLETE]
+    assert (rebuilt.peak_memory_bytes, rebuilt.host, rebuilt.attempts) == (4711, "there", 3)
+    assert (rebuilt.epochs, rebuilt.versions, rebuilt.started) == (12, whole.versions, whole.started)
 
 
-def test_the_mean_test_error_comes_from_the_final_trainings() -> None:
+def test_mean_test_error_is_recovered_from_the_final_runs() -> None:
     class Measuring(AnalyticExecutor):
         def _result(self, row: dict[str, Any], finished: bool) -> dict[str, Any]:
             return super()._result(row, finished) | {"test_error": 0.125, "test_loss": 0.5}
@@ -410,11 +420,11 @@ def test_the_mean_test_error_comes_from_the_final_trainings() -> None:
     assert study().records()[best.number].test_error == 0.125
 
 
-# checkpoints
+# --- checkpoints ---
 
 
 def trained(number: int, epochs: int = 2) -> Path:
-    """The trial's folder after two real epochs."""
+    """Train a trial for `epochs` real epochs and return its folder."""
     record, folder = study().records()[number], study().trial_folder(number)
     fit(
         record.network_spec,
@@ -430,7 +440,7 @@ def trained(number: int, epochs: int = 2) -> Path:
 
 @pytest.mark.parametrize("how", ["missing", "torn", "older", "empty"])
 @pytest.mark.parametrize("name", ["curve.csv", "norms.npz"])
-def test_curve_and_norms_are_written_again_from_the_checkpoint(
+def test_curve_and_norms_are_rewritten_from_the_checkpoint(
     name: str, how: str, whole: tuple[Path, list[dict[str, Any]]]
 ) -> None:
     shutil.copytree(whole[0], "studies/s")
@@ -458,7 +468,7 @@ def test_curve_and_norms_are_written_again_from_the_checkpoint(
     assert diagnose(study(), mend=True) == []
 
 
-def test_a_checkpoint_of_another_training_is_set_aside(whole: tuple[Path, list[dict[str, Any]]]) -> None:
+def test_checkpoint_of_another_run_is_moved_aside(whole: tuple[Path, list[dict[str, Any]]]) -> None:
     shutil.copytree(whole[0], "studies/s")
     folder = trained(RUNNING, epochs=1)
     content = (folder / "checkpoint.pt").read_bytes()
@@ -469,7 +479,7 @@ def test_a_checkpoint_of_another_training_is_set_aside(whole: tuple[Path, list[d
     assert diagnose(study(), mend=True) == []
 
 
-def test_a_damaged_checkpoint_lets_the_training_begin_again(whole: tuple[Path, list[dict[str, Any]]]) -> None:
+def test_damaged_checkpoint_is_moved_aside_and_the_trial_restarts(whole: tuple[Path, list[dict[str, Any]]]) -> None:
     shutil.copytree(whole[0], "studies/s")
     folder = trained(RUNNING)
     digest = weights_digest(load_run(folder / "checkpoint.pt").net)
@@ -482,25 +492,24 @@ def test_a_damaged_checkpoint_lets_the_training_begin_again(whole: tuple[Path, l
     assert weights_digest(load_run(folder / "checkpoint.pt").net) == digest
 
 
-def test_the_weights_digest_comes_from_the_checkpoint() -> None:
-    """Of a trial whose log tells of the epochs that its checkpoint has."""
+def test_weights_digest_is_recovered_from_the_checkpoint() -> None:
+    """The log of the trial has the epochs of its checkpoint."""
     search(search_config(1, load_space("digits_bc", epochs=2)), Silent(), AnalyticExecutor())
     folder = trained(0)
     digest = weights_digest(load_run(folder / "checkpoint.pt").net)
     write(record_file(0), "{")
     config = study().config()
-    study().write_config(
-        config | {"data": config["data"] | {"mean": [0.0]}}
-    )  # the checkpoint is nearer to the training
+    # The statistics in the checkpoint take precedence over study.toml.
+    study().write_config(config | {"data": config["data"] | {"mean": [0.0]}})
     diagnose(study(), mend=True)
     assert study().records()[0].weights_digest == digest
     assert study().records()[0].data == load_dataset("digits", subset=200).describe()
 
 
-# what cannot be mended
+# --- damage that cannot be repaired ---
 
 
-def check_unmended(capsys: pytest.CaptureFixture[str], where: str, what: str) -> None:
+def check_not_repaired(capsys: pytest.CaptureFixture[str], where: str, what: str) -> None:
     before = content_of(study().path)
     [finding] = diagnose(study(), mend=True)
     assert finding.where == f"studies/s/{where}"
@@ -512,47 +521,45 @@ def check_unmended(capsys: pytest.CaptureFixture[str], where: str, what: str) ->
 
 
 @pytest.mark.parametrize("line", [b"{\n", b"\xff\xfe\n", b"17\n", b"{}\n"])
-def test_a_line_in_the_middle_of_the_log_is_not_guessed(line: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_line_inside_the_log_is_not_repaired(line: bytes, capsys: pytest.CaptureFixture[str]) -> None:
     interrupted()
-    lines = log().read_bytes().splitlines(keepends=True)
-    log().write_bytes(b"".join([*lines[:40], line, *lines[41:]]))
-    check_unmended(capsys, "events.jsonl", "line 41 cannot be read, and what it said cannot be known")
+    lines = log_path().read_bytes().splitlines(keepends=True)
+    log_path().write_bytes(b"".join([*lines[:40], line, *lines[41:]]))
+    check_not_repaired(capsys, "events.jsonl", "line 41 cannot be read, and what it said cannot be known")
 
 
 @pytest.mark.parametrize("number", [0, 1, 3])
 @pytest.mark.parametrize("copies", [0, 2])
-def test_an_ask_that_is_missing_or_there_twice_is_noticed(
-    number: int, copies: int, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_or_duplicate_ask_is_reported(number: int, copies: int, capsys: pytest.CaptureFixture[str]) -> None:
     interrupted()
-    lines = log().read_bytes().splitlines(keepends=True)
+    lines = log_path().read_bytes().splitlines(keepends=True)
     place = next(i for i, line in enumerate(lines) if b'"ask"' in line and json.loads(line)["number"] == number)
-    log().write_bytes(b"".join([*lines[:place], *[lines[place]] * copies, *lines[place + 1 :]]))
-    check_unmended(capsys, "events.jsonl", "does not follow from those before it")
+    log_path().write_bytes(b"".join([*lines[:place], *[lines[place]] * copies, *lines[place + 1 :]]))
+    check_not_repaired(capsys, "events.jsonl", "does not follow from those before it")
 
 
 @pytest.mark.parametrize("how", ["missing", "empty"])
-def test_trials_without_a_log_are_left_where_they_are(how: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_trials_without_a_log_are_not_moved(how: str, capsys: pytest.CaptureFixture[str]) -> None:
     interrupted()
-    log().unlink() if how == "missing" else log().write_bytes(b"")
-    check_unmended(capsys, "events.jsonl", "no search can go on from their records alone")
+    log_path().unlink() if how == "missing" else log_path().write_bytes(b"")
+    check_not_repaired(capsys, "events.jsonl", "no search can go on from their records alone")
 
 
 @pytest.mark.parametrize("text", ["seed = = 3", "\x00", "", 'name = "s"'])
-def test_a_damaged_study_toml_is_said(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_study_toml_is_reported(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     interrupted()
     (study().path / "study.toml").write_text(text)
-    check_unmended(capsys, "study.toml", "nothing else holds what it says")
+    check_not_repaired(capsys, "study.toml", "nothing else holds what it says")
 
 
-def test_a_study_toml_without_a_space_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_study_toml_without_a_space_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     interrupted()
     config = study().config()
     study().write_config(config | {"space": {"name": "digits_bc", "title": "x"}})
-    check_unmended(capsys, "study.toml", "is damaged ('text' is missing); nothing else holds what it says")
+    check_not_repaired(capsys, "study.toml", "is damaged ('text' is missing); nothing else holds what it says")
 
 
-def test_a_live_worker_without_a_driver_is_said() -> None:
+def test_live_worker_without_a_driver_is_reported() -> None:
     interrupted()
     with Lease.take(study().trial_folder(RUNNING), 1):
         [finding] = diagnose(study(), mend=True)
@@ -562,12 +569,12 @@ def test_a_live_worker_without_a_driver_is_said() -> None:
         assert read_lease(study().trial_folder(RUNNING)) is not None
 
 
-# the command
+# --- the command ---
 
 
-def test_a_running_study_is_not_mended_but_can_be_looked_at(capsys: pytest.CaptureFixture[str]) -> None:
+def test_running_study_is_diagnosed_but_not_repaired(capsys: pytest.CaptureFixture[str]) -> None:
     interrupted()
-    rewrite(RUNNING, epochs=7)  # as its driver may be about to write
+    rewrite(RUNNING, epochs=7)  # the driver may be about to append these epochs to the log
     write(study().trial_folder(RUNNING) / ".record.json.17", "x")
     with study().lock():
         with pytest.raises(InputError, match="is being run by another process"):
@@ -579,9 +586,9 @@ def test_a_running_study_is_not_mended_but_can_be_looked_at(capsys: pytest.Captu
     assert "trials/0/record.json: is damaged" in capsys.readouterr().out
 
 
-def test_the_command_says_what_it_did(capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_prints_findings_and_repairs(capsys: pytest.CaptureFixture[str]) -> None:
     interrupted()
-    with log().open("ab") as file:
+    with log_path().open("ab") as file:
         file.write(b"{")
     assert doctor_command(dry_run=True) == 1
     assert capsys.readouterr().out.splitlines()[0] == "studies/s/events.jsonl: its last line is torn"
@@ -590,16 +597,16 @@ def test_the_command_says_what_it_did(capsys: pytest.CaptureFixture[str]) -> Non
     assert str(Finding("a", "b")) == "b: a"
 
 
-def test_a_study_of_dnas_0_1_is_left_alone() -> None:
-    """Its log says less, and no search goes on with it."""
+def test_study_of_dnas_0_1_is_left_unchanged() -> None:
+    """Its log lacks the costs, and a search cannot resume it."""
     interrupted()
     events = [{k: v for k, v in event.items() if k != "cost"} for event in study().events()]
-    log().write_text("".join(json.dumps(event) + "\n" for event in events))
+    log_path().write_text("".join(json.dumps(event) + "\n" for event in events))
     rewrite(COMPLETE, epochs=11)
     assert diagnose(study(), mend=True) == []
 
 
-def test_a_record_from_before_the_space_was_widened_is_made_again() -> None:
+def test_record_from_before_the_space_was_widened_is_rebuilt() -> None:
     extend = pytest.importorskip("dnas.search.extend").extend
     interrupted()
     whole = study().records()[COMPLETE]
@@ -607,9 +614,9 @@ def test_a_record_from_before_the_space_was_widened_is_made_again() -> None:
     Path("wider.toml").write_text(text)
     wider = load_space("wider.toml")
     extend(study(), wider, wider.limits.stated())
-    assert mirror_agrees(study()), "the study is the same, whatever its space is called"
+    assert mirror_agrees(study()), "the name of the space does not matter to the mirror"
     write(record_file(COMPLETE), "{")
     assert diagnose(study(), mend=True)[0].mended
-    again = study().records()[COMPLETE]
-    assert (again.distributions, again.digest) == (whole.distributions, whole.digest)
-    assert dataclasses.replace(again, weights_digest=whole.weights_digest).val_error == whole.val_error
+    rebuilt = study().records()[COMPLETE]
+    assert (rebuilt.distributions, rebuilt.digest) == (whole.distributions, whole.digest)
+    assert dataclasses.replace(rebuilt, weights_digest=whole.weights_digest).val_error == whole.val_error
