@@ -400,8 +400,8 @@ def test_nodes_with_private_folders_share_a_database_and_s3(
         server, url, "SELECT owner FROM dnas_jobs WHERE state = 'claimed' UNION SELECT owner FROM dnas_leases"
     )
     assert set(holders) <= {living}
-    assert "every finished epoch is in s3://bucket/dnas" in first_out
-    assert "The same command joins it again" in first_out
+    assert "every finished epoch is saved in s3://bucket/dnas" in first_out
+    assert "Run the same command to join it again" in first_out
     out = second.end()
     assert second.process.returncode == 0, out
     assert "best      #" in out
@@ -502,7 +502,7 @@ def test_unusable_input_of_a_worker_is_reported_in_one_line(
         assert "s3cret" not in text.err + text.out
         return text.err
 
-    assert "which database?" in refused(*new)
+    assert "no database was given; use --storage" in refused(*new)
     assert "no study 's' in postgresql://owner:***@" in refused(*at)
     assert "`dnas worker` needs --trials N" in refused(*at, "--space", "tiny")
     assert "a new study needs --shared" in refused(*at, *new)
@@ -514,8 +514,8 @@ def test_unusable_input_of_a_worker_is_reported_in_one_line(
     create(url, tmp_path / "shared", host_config(space=load_space("tiny", epochs=2)))
     assert "is not the shared storage of study s" in refused(*at, "--shared", str(tmp_path / "elsewhere"))
     assert "was begun with another seed 0 (now 5)" in refused(*at, "--seed", "5")
-    assert "was begun with subset 200, but got 100" in refused(*at, "--subset", "100")
-    assert "is running with 8 trials of 2 epochs; raise them when it is done" in refused(*at, "--trials", "9")
+    assert "was started with subset 200, but got 100" in refused(*at, "--subset", "100")
+    assert "is running with 8 trials of 2 epochs; raise them after it has ended" in refused(*at, "--trials", "9")
     assert main(["pull", "other", *at]) == 2
     assert "no study 'other' in" in capsys.readouterr().err
     (tmp_path / "studies/s").mkdir(parents=True)

@@ -307,7 +307,7 @@ def test_interrupt_stops_the_search(address: str, tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=patience(PATIENCE))
     assert process.returncode == 130
-    assert "The same command goes on from there" in out.decode()
+    assert "Run the same command to resume" in out.decode()
 
 
 # --- failures -------------------------------------------------------------------------------------------------------
