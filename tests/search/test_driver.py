@@ -1,4 +1,4 @@
-"""The search loop on trainings that are formulas: limits, resumption, growth, failures, early stopping."""
+"""Tests of the search loop on analytic runs: limits, resumption, growth, failures and early stopping."""
 
 import dataclasses
 import functools
@@ -15,8 +15,8 @@ import torch
 from dnas.arch import DenseNetSpec
 from dnas.errors import InputError
 from dnas.executors.lease import LeaseInfo
+from dnas.executors.protocol import Outcome
 from dnas.executors.worker import Job, Message
-from dnas.search.driver import Outcome
 from dnas.search.run import search
 from dnas.search.state import SearchState
 from dnas.space.parse import load_space, parse_space
@@ -26,7 +26,7 @@ from tests.support.analytic import AnalyticExecutor, Silent, Trouble, changed
 from tests.support.analytic import search_config as config_of
 from tests.support.data_files import noise, write_folder
 
-TIGHT = """# Few of these are inside the limits
+TIGHT = """# Few networks of this space are inside the limits
 dataset = "digits"
 [choose]
 growth_rate = { int = [2, 64] }
@@ -40,7 +40,8 @@ epochs = 9
 """
 
 
-search_config = functools.partial(config_of, mirror="none")  # which has its own tests, and takes a third of a second
+# The mirror has its own tests and takes a third of a second.
+search_config = functools.partial(config_of, mirror="none")
 
 
 @pytest.fixture(autouse=True)
@@ -57,33 +58,33 @@ def records() -> list[TrialRecord]:
 
 
 def events() -> list[dict[str, object]]:
-    """The study's log, without its times."""
-    found = StudyFolder(Path("studies/s")).events()
-    return [{key: value for key, value in event.items() if key != "time"} for event in found]
+    """Return the events of the study without their times."""
+    events = StudyFolder(Path("studies/s")).events()
+    return [{key: value for key, value in event.items() if key != "time"} for event in events]
 
 
-def essence(found: list[TrialRecord]) -> list[tuple[object, ...]]:
-    """What must not depend on interruptions."""
+def essence(records: list[TrialRecord]) -> list[tuple[object, ...]]:
+    """Return the fields of the records that must not depend on interruptions."""
     return [
         (r.number, r.state, r.arm, r.params, r.digest, r.val_error, r.epochs, r.weights_digest, r.history_digest)
-        for r in found
+        for r in records
     ]
 
 
-def test_no_proposal_is_over_a_limit_or_a_duplicate() -> None:
+def test_no_proposal_exceeds_a_limit_or_repeats_another() -> None:
     space = parse_space(TIGHT, "tight", "tight")
     run(60, space=space)
-    found = records()
-    assert len(found) == 60
-    assert len({record.digest for record in found}) == 60
-    for record in found:
+    trials = records()
+    assert len(trials) == 60
+    assert len({record.digest for record in trials}) == 60
+    for record in trials:
         assert not space.limits.excess(space.cost(DenseNetSpec.from_dict(record.spec)))
-    assert sum(record.arm == "sampler" for record in found) == 60
+    assert sum(record.arm == "sampler" for record in trials) == 60
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp"])
-def test_a_sampler_learns(sampler: str) -> None:
-    """After its random start it must do better than random draws: the mean final error of the last twenty of forty."""
+def test_sampler_beats_random_draws(sampler: str) -> None:
+    """The mean final error of the last 20 of 40 trials is lower than with random draws."""
 
     def mean_of_the_last(sampler: str) -> float:
         run(40, space=load_space("cifar_plain", dataset="digits"), stopping="none", sampler=sampler)
@@ -94,13 +95,13 @@ def test_a_sampler_learns(sampler: str) -> None:
     assert mean_of_the_last(sampler) < mean_of_the_last("random") - 0.0005
 
 
-def test_the_first_networks_are_tried_first() -> None:
+def test_first_networks_of_the_space_are_tried_first() -> None:
     run(2)
     assert [record.arm for record in records()] == ["first", "sampler"]
     assert records()[0].network == "densenet-bc:L=22,k=8,channels=1,size=8"
 
 
-def test_the_same_command_does_nothing_more_and_a_larger_n_goes_on() -> None:
+def test_repeated_command_does_nothing_and_more_trials_extend_the_study() -> None:
     run(5)
     before = essence(records())
     executor = AnalyticExecutor()
@@ -118,7 +119,7 @@ def test_the_same_command_does_nothing_more_and_a_larger_n_goes_on() -> None:
 
 
 class InTurn(AnalyticExecutor):
-    """Lets the trials that run at once advance in turn."""
+    """Advance concurrent trials in turn."""
 
     def wait(self, timeout: float) -> list[tuple[str, Message]]:
         [(key, message)] = super().wait(timeout)
@@ -128,7 +129,7 @@ class InTurn(AnalyticExecutor):
 
 
 class Interrupting(AnalyticExecutor):
-    """Ends the driver, as Ctrl-C does, before its `left`-th message."""
+    """Interrupt the driver, as Ctrl-C does, before its `left`-th message."""
 
     def __init__(self, left: int) -> None:
         super().__init__()
@@ -142,7 +143,7 @@ class Interrupting(AnalyticExecutor):
 
 
 def run_interrupted(trials: int, pace: int = 1, **changes: object) -> int:
-    """Runs the same command until it ends, stopped after one message or as many as a trial and a half; how often."""
+    """Repeat a search until it completes, interrupting it after 1 to 20 messages, and count the interruptions."""
     for times, left in enumerate(itertools.cycle((2, 15, 7, 1, 20, 11, 3, 18))):
         executor = Interrupting(pace * left)
         try:
@@ -154,7 +155,7 @@ def run_interrupted(trials: int, pace: int = 1, **changes: object) -> int:
     raise AssertionError
 
 
-def test_a_search_interrupted_anywhere_equals_one_that_was_not() -> None:
+def test_interrupted_search_equals_an_uninterrupted_one() -> None:
     run(14)
     whole, log = essence(records()), events()
     Path("studies/s").rename("studies/whole")
@@ -163,7 +164,7 @@ def test_a_search_interrupted_anywhere_equals_one_that_was_not() -> None:
     assert events() == log
 
 
-def test_what_a_kill_leaves_between_two_writes_is_mended() -> None:
+def test_search_repairs_a_kill_between_two_writes() -> None:
     run(6, stopping="none")
     whole, before = essence(records()), events()
     folder = StudyFolder(Path("studies/s"))
@@ -173,13 +174,13 @@ def test_what_a_kill_leaves_between_two_writes_is_mended() -> None:
     ask = next(i for i, line in enumerate(lines) if '"ask"' in line and '"number": 5' in line)
     assert tell == len(lines) - 1
 
-    # after the record, before its tell
+    # Killed after writing the record, before its tell.
     log.write_text("".join(lines[:tell]))
     run(6, stopping="none")
     assert essence(records()) == whole
     assert events() == before
 
-    # after the ask's event, before its record; with a torn line behind it
+    # Killed after the ask, before writing the record. The last line of the log is torn.
     log.write_text("".join(lines[: ask + 1]) + '{"event": "rep')
     for path in folder.trial_folder(5).iterdir():
         path.unlink()
@@ -189,7 +190,7 @@ def test_what_a_kill_leaves_between_two_writes_is_mended() -> None:
     assert essence(records()) == whole
     assert events() == before
 
-    # in the middle of a trial: the record says running, the log has its first epochs
+    # Killed in the middle of a trial: the record is in state running, and the log has its first epochs.
     log.write_text("".join(lines[: ask + 4]))
     record = folder.records()[5]
     folder.write_record(dataclasses.replace(record, state="running", objectives={}, weights_digest=None))
@@ -198,7 +199,7 @@ def test_what_a_kill_leaves_between_two_writes_is_mended() -> None:
     assert events() == before
 
 
-def test_damaged_files_are_named() -> None:
+def test_error_names_the_damaged_file() -> None:
     run(1)
     folder = StudyFolder(Path("studies/s"))
     for name in ("events.jsonl", "study.toml", "trials/0/record.json"):
@@ -211,14 +212,14 @@ def test_damaged_files_are_named() -> None:
     assert run(1).trials == 1
 
 
-def test_a_record_of_a_later_version_is_read() -> None:
+def test_record_of_a_later_version_is_read() -> None:
     run(1)
     path = StudyFolder(Path("studies/s")).trial_folder(0) / "record.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"mood": "good"}))
     assert records()[0].state == "complete"
 
 
-def test_a_record_says_how_its_training_went() -> None:
+def test_record_holds_the_outcome_of_its_run() -> None:
     run(6, seed=7)
     for record in records():
         done = {"complete": 12, "paused": 4}[record.state]
@@ -229,8 +230,8 @@ def test_a_record_says_how_its_training_went() -> None:
         assert record.objectives == ({"val_error": record.val_error} if done == 12 else {})
         assert record.reason == (None if done == 12 else "not among the best third after 4 epochs")
         assert record.cost == dataclasses.asdict(load_space("digits_bc").cost(record.network_spec))
-    said = [event for event in events() if event["event"] in ("tell", "pause")]
-    assert [event for event in said if event["event"] == "tell"] == [
+    decided = [event for event in events() if event["event"] in ("tell", "pause")]
+    assert [event for event in decided if event["event"] == "tell"] == [
         {
             "event": "tell",
             "number": event["number"],
@@ -238,16 +239,16 @@ def test_a_record_says_how_its_training_went() -> None:
             "values": {"val_error": records()[event["number"]].val_error},  # type: ignore[index]
             "reason": None,
         }
-        for event in said
+        for event in decided
         if event["event"] == "tell"
     ]
-    paused = {event["number"] for event in said if event["event"] == "pause"}
+    paused = {event["number"] for event in decided if event["event"] == "pause"}
     assert {record.number for record in records() if record.state == "paused"} <= paused
     assert [record.number for record in records()] == list(range(6))
     assert {record.state for record in records()} == {"complete", "paused"}
 
 
-def test_the_seed_reaches_the_sampler_and_the_trainings() -> None:
+def test_seed_reaches_the_sampler_and_the_runs() -> None:
     run(3)
     first = [record.digest for record in records()]
     Path("studies/s").rename("studies/first")
@@ -258,13 +259,13 @@ def test_the_seed_reaches_the_sampler_and_the_trainings() -> None:
     assert not set(first[1:]) & {record.digest for record in records()}
 
 
-def test_without_early_stopping_every_trial_ends() -> None:
+def test_every_trial_completes_without_early_stopping() -> None:
     run(6, stopping="none")
     assert [(record.state, record.epochs) for record in records()] == [("complete", 12)] * 6
 
 
-def test_the_objective_is_what_is_minimised() -> None:
-    """With losses and errors exchanged, minimising the loss is to search as minimising the error did."""
+def test_search_minimises_its_objective() -> None:
+    """With losses and errors exchanged, minimising the loss proposes what minimising the error proposed."""
 
     class Exchanged(InTurn):
         def start(self, job: Job) -> None:
@@ -286,7 +287,7 @@ def test_the_objective_is_what_is_minimised() -> None:
     assert [record.number for record in find_study("s").best(13)] == best
 
 
-def test_a_space_with_fewer_networks_ends_well() -> None:
+def test_search_ends_when_the_space_is_exhausted() -> None:
     outcome = run(50, space=load_space("tiny"))
     assert outcome.exhausted
     assert outcome.trials == 12
@@ -294,24 +295,24 @@ def test_a_space_with_fewer_networks_ends_well() -> None:
     assert [record.number for record in records()] == list(range(12))
 
 
-def test_a_choice_of_one_value_is_kept_in_mind() -> None:
-    """The sampler is never asked for it, yet what it would propose is priced and compared with it."""
+def test_choice_with_one_value_counts_in_costs_and_duplicates() -> None:
+    """The sampler does not see this choice, but costs and duplicates take it into account."""
     text = TIGHT.replace("[2, 64]", "[4, 4]").replace("[1, 30]", "[1, 3]")
     space = parse_space(text.replace("float = [0.3, 1.0], step = 0.1", "of = [0.5]"), "x", "x")
     assert run(40, space=space).trials == 27
     assert len({record.digest for record in records()}) == 27
 
 
-def test_more_workers_train_the_same_number_once_each() -> None:
-    at_once: list[int] = []
+def test_several_workers_train_each_trial_once() -> None:
+    running_counts: list[int] = []
 
     class Counting(InTurn):
         def start(self, job: Job) -> None:
             super().start(job)
-            at_once.append(len(self.running))
+            running_counts.append(len(self.running))
 
     search(search_config(15, workers=3), Silent(), Counting())
-    assert max(at_once) == 3
+    assert max(running_counts) == 3
     assert len({record.digest for record in records()}) == 15
     assert {record.state for record in records()} <= {"complete", "paused"}
 
@@ -339,7 +340,7 @@ def test_more_workers_train_the_same_number_once_each() -> None:
         ({"space": load_space("digits_bc", epochs=5)}, "a study's epochs only grow; got --epochs 5"),
     ],
 )
-def test_a_study_that_exists_refuses_other_inputs(changes: dict[str, object], message: str) -> None:
+def test_existing_study_rejects_other_inputs(changes: dict[str, object], message: str) -> None:
     run(2)
     before = essence(records())
     with pytest.raises(InputError) as error:
@@ -348,7 +349,7 @@ def test_a_study_that_exists_refuses_other_inputs(changes: dict[str, object], me
     assert essence(records()) == before
 
 
-def test_a_space_file_that_changed_is_refused() -> None:
+def test_changed_space_file_is_rejected() -> None:
     space = load_space("digits_bc")
     run(1, space=space)
     with pytest.raises(
@@ -357,7 +358,7 @@ def test_a_space_file_that_changed_is_refused() -> None:
         run(1, space=dataclasses.replace(space, text=space.text + "# another line\n"))
 
 
-def test_images_that_changed_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_images_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DNAS_CACHE", str(tmp_path / "cache"))
     for folder in ("one", "two"):
         write_folder(Path(folder), "train", ["a", "b"], 10, 8, channels=1)
@@ -370,27 +371,27 @@ def test_images_that_changed_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
         search(of_one, Silent(), AnalyticExecutor())
 
 
-def test_more_epochs_train_the_survivors_again_and_record_it() -> None:
+def test_more_epochs_retrain_the_survivors_and_are_recorded() -> None:
     run(9)
     before, log = records(), events()
     survivors = [r.number for r in before if r.state == "complete"]
     assert survivors == [0, 3, 6, 8]
     for record in before:
         (find_study("s").trial_folder(record.number) / "checkpoint.pt").write_bytes(b"of twelve epochs")
-    find_study("s").write_record(dataclasses.replace(before[0], test_error=0.5))  # as a final training leaves it
+    find_study("s").write_record(dataclasses.replace(before[0], test_error=0.5))  # as after a final run
     executor = AnalyticExecutor()
     search(search_config(9, load_space("digits_bc", epochs=24)), Silent(), executor)
     after = records()
     assert events()[: len(log) + 1] == [*log, {"event": "extend", "epochs": 24, "trials": survivors}]
-    again = {number: [] for number in survivors}  # type: ignore[var-annotated]
+    reported = {number: [] for number in survivors}  # type: ignore[var-annotated]
     for event in events()[len(log) :]:
         if event["event"] == "report":
-            again[event["number"]].append(event["epoch"])
-    assert [epochs == [*range(1, epochs[-1] + 1)] for epochs in again.values()] == [True] * 4
-    assert {epochs[-1] for epochs in again.values()} == {3, 24}, "they are compared among themselves"
+            reported[event["number"]].append(event["epoch"])
+    assert [epochs == [*range(1, epochs[-1] + 1)] for epochs in reported.values()] == [True] * 4
+    assert {epochs[-1] for epochs in reported.values()} == {3, 24}, "survivors are compared among themselves"
     kept = {path.parent.name for path in find_study("s").path.glob("trials/*/checkpoint.pt")}
     assert kept == {"1", "2", "4", "5", "7"}, (
-        "a schedule depends on the epochs: no survivor goes on from its old weights"
+        "the schedule depends on the number of epochs, so survivors must not resume from old weights"
     )
     assert {int(job.key) for job in executor.started} == set(survivors)
     for record in after:
@@ -409,18 +410,18 @@ def test_more_epochs_train_the_survivors_again_and_record_it() -> None:
     with pytest.raises(InputError, match="a study's epochs only grow; got --epochs 12"):
         run(9)
 
-    # killed between the last record and its pause
+    # Killed between the last record and its pause.
     log_file = find_study("s").path / "events.jsonl"
-    told_last = log_file.read_text().splitlines()
-    assert json.loads(told_last[-1])["event"] == "pause"
-    log_file.write_text("\n".join(told_last[:-1]) + "\n")
+    lines = log_file.read_text().splitlines()
+    assert json.loads(lines[-1])["event"] == "pause"
+    log_file.write_text("\n".join(lines[:-1]) + "\n")
     whole = events()
     run(9, space=load_space("digits_bc", epochs=24))
     assert events()[:-1] == whole
     assert events()[-1]["event"] == "pause"
 
 
-def test_more_epochs_interrupted_anywhere_equal_those_that_were_not() -> None:
+def test_interrupted_extension_equals_an_uninterrupted_one() -> None:
     run(5)
     shutil.copytree("studies/s", "studies/copy")
     longer = load_space("digits_bc", epochs=24)
@@ -437,7 +438,7 @@ def test_more_epochs_interrupted_anywhere_equal_those_that_were_not() -> None:
     assert events() == log
 
 
-def test_more_epochs_stand_in_the_study_even_if_a_kill_came_before_they_were_written(
+def test_more_epochs_are_kept_after_a_kill_before_the_records_are_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run(3)
@@ -456,28 +457,28 @@ def test_more_epochs_stand_in_the_study_even_if_a_kill_came_before_they_were_wri
     assert {record.epochs_planned for record in records() if record.state == "complete"} == {24}
 
 
-# several objectives, pauses and promotions
+# --- several objectives, pauses and promotions ---
 
 
-def test_a_paused_trial_goes_on_from_where_it_was_when_others_turn_out_worse() -> None:
+def test_promoted_trial_resumes_where_it_was_paused() -> None:
     executor = AnalyticExecutor()
     search(search_config(20, sampler="random", seed=1), Silent(), executor)
     promoted = {event["number"] for event in events() if event["event"] == "promote"}
     assert promoted
     for number in promoted:
-        mine = [event for event in events() if event.get("number") == number]
-        kinds = [event["event"] for event in mine]
-        assert [event["epoch"] for event in mine if event["event"] == "report"] == [*range(1, 13)], (
-            "no epoch is told twice"
+        events_of_trial = [event for event in events() if event.get("number") == number]
+        kinds = [event["event"] for event in events_of_trial]
+        assert [event["epoch"] for event in events_of_trial if event["event"] == "report"] == [*range(1, 13)], (
+            "no epoch is reported twice"
         )
         assert kinds.index("pause") < kinds.index("promote") < kinds.index("tell")
         assert records()[number].state == "complete"
         assert records()[number].reason is None
-    counted = Counter(int(job.key) for job in executor.started)
-    assert {number for number, times in counted.items() if times == 2} == promoted
+    starts = Counter(int(job.key) for job in executor.started)
+    assert {number for number, times in starts.items() if times == 2} == promoted
 
 
-def test_a_kill_between_a_promotion_and_its_record_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kill_between_a_promotion_and_its_record_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     changes = {"sampler": "random", "seed": 1}
     run(20, **changes)
     whole, log = essence(records()), events()
@@ -495,12 +496,12 @@ def test_a_kill_between_a_promotion_and_its_record_leaves_no_trace(monkeypatch: 
             run(20, **changes)
     run(20, **changes)
     assert essence(records()) == whole
-    assert events() == log, "a complete trial has no reason to have been paused"
+    assert events() == log, "a complete trial has no reason for a pause"
 
 
 @pytest.mark.parametrize("seed", [0, 1, 6, 7])
-def test_a_trial_is_not_promoted_before_its_worker_has_ended(seed: int) -> None:
-    """Of several workers, one that was told to stop ends late; meanwhile others fall behind its trial."""
+def test_trial_is_not_promoted_before_its_worker_has_ended(seed: int) -> None:
+    """A worker that was asked to stop ends late; meanwhile its trial comes to deserve a promotion."""
 
     class Late(AnalyticExecutor):
         def __init__(self) -> None:
@@ -508,7 +509,7 @@ def test_a_trial_is_not_promoted_before_its_worker_has_ended(seed: int) -> None:
             self.draws = random.Random(seed)
 
         def start(self, job: Job) -> None:
-            assert job.key not in self.jobs, "two workers would train the same trial"
+            assert job.key not in self.jobs, "two workers must not train the same trial"
             super().start(job)
 
         def wait(self, timeout: float) -> list[tuple[str, Message]]:
@@ -529,7 +530,7 @@ def test_a_trial_is_not_promoted_before_its_worker_has_ended(seed: int) -> None:
         last[event.get("number")] = event["event"]
 
 
-def test_later_trials_promote_those_of_an_earlier_command() -> None:
+def test_later_trials_promote_trials_of_an_earlier_command() -> None:
     run(4, sampler="random", seed=1)
     paused = {record.number for record in records() if record.state == "paused"}
     run(16, sampler="random", seed=1)
@@ -538,7 +539,7 @@ def test_later_trials_promote_those_of_an_earlier_command() -> None:
 
 @pytest.mark.parametrize("stopping", ["asha", "hyperband", "median"])
 @pytest.mark.parametrize("objectives", [("val_error",), ("val_error", "params"), ("val_loss", "macs", "params")])
-def test_every_rule_and_objective_survives_interruptions(stopping: str, objectives: tuple[str, ...]) -> None:
+def test_every_stopping_rule_and_objective_survives_interruptions(stopping: str, objectives: tuple[str, ...]) -> None:
     if stopping == "median" and len(objectives) > 1:
         with pytest.raises(InputError, match="--stopping median needs a single objective"):
             run(1, stopping=stopping, objectives=objectives)
@@ -560,7 +561,7 @@ def test_every_rule_and_objective_survives_interruptions(stopping: str, objectiv
     assert Counter(record.arm for record in records())["control"] == 2
 
 
-def test_a_latency_is_measured_once_and_kept() -> None:
+def test_latency_is_measured_once_and_kept() -> None:
     class Timing(AnalyticExecutor):
         def start(self, job: Job) -> None:
             super().start(job)
@@ -581,7 +582,7 @@ def failing(reason: str, text: str, when: int = 2) -> Trouble:
     return lambda job, epoch: Message("failed", {"reason": reason, "text": text}) if epoch == when else None
 
 
-def test_a_diverged_trial_is_recorded_and_the_search_goes_on() -> None:
+def test_search_continues_after_a_diverged_trial() -> None:
     def trouble(job: Job, epoch: int) -> Message | None:
         return failing("diverged", "the training loss is nan")(job, epoch) if job.key == "1" else None
 
@@ -592,13 +593,13 @@ def test_a_diverged_trial_is_recorded_and_the_search_goes_on() -> None:
     assert records()[1].objectives == {}
 
 
-def test_every_trial_diverging_does_not_stop_the_search() -> None:
+def test_search_continues_when_every_trial_diverges() -> None:
     assert run(5, failing("diverged", "nan")).stopped_by is None
     assert len(records()) == 5
 
 
-def test_a_full_memory_is_met_by_recomputing_the_activations() -> None:
-    """The same trial goes on, alone on its device, and ends as it would have where there was room."""
+def test_trial_out_of_memory_is_retried_with_recomputed_activations() -> None:
+    """The trial resumes alone on its device, with the same result as if memory had sufficed."""
     run(3, stopping="none")
     whole = [row[:-1] for row in essence(records())]
     Path("studies/s").rename("studies/roomy")
@@ -607,35 +608,35 @@ def test_a_full_memory_is_met_by_recomputing_the_activations() -> None:
     search(search_config(3, stopping="none"), Silent(), executor)
     assert [row[:-1] for row in essence(records())] == whole
     assert [(job.key, job.recompute, job.alone) for job in executor.started] == [
-        (key, again, again) for key in "012" for again in (False, True)
+        (key, retried, retried) for key in "012" for retried in (False, True)
     ]
     assert all(record.recompute for record in records())
     assert [e["reason"] for e in events() if e["event"] == "again"] == ["out of memory"] * 3
 
 
-def test_what_does_not_fit_even_so_is_infeasible_and_nothing_larger_is_tried() -> None:
+def test_trial_that_does_not_fit_with_recomputation_is_infeasible_and_bounds_later_ones() -> None:
     run(8, failing("out of memory", "tried to allocate 9 GiB"), space=load_space("digits_bc", batch_size=64))
-    found = records()
-    assert {record.state for record in found} == {"infeasible"}
-    assert found[0].reason == "out of memory: tried to allocate 9 GiB"
-    needed = [record.cost["activation_bytes"] for record in found]
-    assert needed == sorted(set(needed), reverse=True), "each needs less than all that failed"
+    trials = records()
+    assert {record.state for record in trials} == {"infeasible"}
+    assert trials[0].reason == "out of memory: tried to allocate 9 GiB"
+    needed = [record.cost["activation_bytes"] for record in trials]
+    assert needed == sorted(set(needed), reverse=True), "each trial needs less memory than all that failed"
 
 
-def test_a_recomputation_survives_an_interruption() -> None:
+def test_recomputation_survives_an_interruption() -> None:
     full = failing("out of memory", "9 GiB", when=5)
     trouble = lambda job, epoch: None if job.recompute else full(job, epoch)  # noqa: E731
     executor = Interrupting(8)
     executor.trouble = trouble
     with pytest.raises(KeyboardInterrupt):
         search(search_config(1), Silent(), executor)
-    again = AnalyticExecutor(trouble)
-    search(search_config(1), Silent(), again)
-    assert [(job.recompute, job.alone) for job in again.started] == [(True, True)]
+    second = AnalyticExecutor(trouble)
+    search(search_config(1), Silent(), second)
+    assert [(job.recompute, job.alone) for job in second.started] == [(True, True)]
 
 
-def test_a_training_that_takes_too_long_is_ended_and_told_as_the_worst() -> None:
-    """By a simulated clock: a second an epoch, twelve epochs."""
+def test_run_that_exceeds_the_timeout_fails_with_the_worst_error() -> None:
+    """The simulated clock advances by one second in each of the twelve epochs."""
     assert run(2, timeout=12.5, stopping="none").stopped_by is None
     assert [record.state for record in records()] == ["complete"] * 2
     Path("studies/s").rename("studies/before")
@@ -649,15 +650,15 @@ def test_a_training_that_takes_too_long_is_ended_and_told_as_the_worst() -> None
     assert [told.values for told in history.told()] == [(1.0,)] * 3
 
 
-def test_the_seconds_before_an_interruption_count() -> None:
+def test_timeout_includes_the_seconds_before_an_interruption() -> None:
     with pytest.raises(KeyboardInterrupt):
         search(search_config(1, timeout=6.5, stopping="none"), Silent(), Interrupting(6))
     run(1, timeout=6.5, stopping="none")
     assert records()[0].state == "failed"
 
 
-def test_a_worker_without_a_heartbeat_is_ended_and_its_trial_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lease in the trial's folder stands still while the clock goes on: nobody trains there any more."""
+def test_trial_resumes_after_its_worker_lost_its_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lease in the folder of the trial is not renewed while the clock advances."""
     monkeypatch.setattr("dnas.executors.lease.EXPIRY_SECONDS", 10.0)
 
     class Frozen(AnalyticExecutor):
@@ -681,7 +682,7 @@ def test_a_worker_without_a_heartbeat_is_ended_and_its_trial_goes_on(monkeypatch
     assert [(record.state, record.losses) for record in records()] == [("complete", 1)]
 
 
-def test_workers_that_always_freeze_stop_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_search_stops_when_every_worker_freezes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dnas.executors.lease.EXPIRY_SECONDS", 10.0)
 
     class Frozen(AnalyticExecutor):
@@ -708,21 +709,21 @@ def test_three_identical_errors_in_a_row_stop_the_search() -> None:
     assert len(records()) == 3
 
 
-def test_equal_errors_that_others_part_do_not_stop_it() -> None:
+def test_identical_errors_between_successes_do_not_stop_the_search() -> None:
     fails = failing("error", "KeyError: 'x'")
     outcome = run(8, lambda job, epoch: fails(job, epoch) if int(job.key) % 2 else None, stopping="none")
     assert outcome.stopped_by is None
     assert [record.state for record in records()] == ["complete", "failed"] * 4
 
 
-def test_different_errors_do_not_stop_it() -> None:
+def test_different_errors_do_not_stop_the_search() -> None:
     outcome = run(6, lambda job, epoch: Message("failed", {"reason": "error", "text": f"KeyError: {job.key}"}))
     assert outcome.stopped_by is None
     assert len(records()) == 6
 
 
-def test_a_lost_worker_goes_on_and_is_no_failure() -> None:
-    """Lost at every second epoch, more often than would be borne without progress in between."""
+def test_lost_worker_with_progress_is_restarted_without_failing_the_trial() -> None:
+    """The worker is lost at every second epoch, more often than is allowed without progress in between."""
     lost: set[tuple[str, int]] = set()
 
     def often(job: Job, epoch: int) -> Message | None:
@@ -741,15 +742,15 @@ def test_a_lost_worker_goes_on_and_is_no_failure() -> None:
     assert len({event["epoch"] for event in events() if event["event"] == "report" and event["number"] == 0}) == 12
 
 
-def test_a_worker_that_is_lost_without_progress_fails_at_last() -> None:
+def test_worker_lost_repeatedly_without_progress_fails_the_trial() -> None:
     run(1, lambda job, epoch: Message("lost", {"text": "its process was ended by SIGKILL"}))
     assert records()[0].state == "failed"
     assert records()[0].reason == "lost worker: its process was ended by SIGKILL"
     assert records()[0].attempts == 5
 
 
-def test_a_crash_in_native_code_fails_the_trial_at_the_second_like_death() -> None:
-    """Two epochs apart, so that epochs in between do not hide it; another signal in between does not count."""
+def test_second_native_crash_by_the_same_signal_fails_the_trial() -> None:
+    """Epochs between two crashes do not reset the count, and a crash by another signal does not raise it."""
     deaths = iter(["SIGSEGV", "SIGABRT", "SIGSEGV"])
 
     def crash(job: Job, epoch: int) -> Message | None:
@@ -767,7 +768,7 @@ def test_a_crash_in_native_code_fails_the_trial_at_the_second_like_death() -> No
     assert (record.attempts, record.losses) == (3, 2)
 
 
-def test_crashes_of_different_trials_stop_the_search_only_when_three_fail_in_a_row() -> None:
+def test_three_crashed_trials_in_a_row_stop_the_search() -> None:
     crash = Message("lost", {"text": "its process was ended by SIGSEGV", "crashed": True})
     outcome = run(9, lambda job, epoch: crash)
     assert outcome.stopped_by is not None
@@ -777,8 +778,8 @@ def test_crashes_of_different_trials_stop_the_search_only_when_three_fail_in_a_r
     assert [record.attempts for record in records()] == [2] * 3
 
 
-def test_what_comes_after_the_end_of_a_trial_in_one_batch_is_not_heard() -> None:
-    """Ray begins a lost process again by itself, so that several losses may come at once."""
+def test_messages_after_the_end_of_a_trial_are_ignored() -> None:
+    """Ray restarts a lost process by itself, so one batch may report several losses."""
 
     class Bursting(AnalyticExecutor):
         def wait(self, timeout: float) -> list[tuple[str, Message]]:
@@ -791,7 +792,7 @@ def test_what_comes_after_the_end_of_a_trial_in_one_batch_is_not_heard() -> None
     assert [event["event"] for event in events()].count("tell") == 1
 
 
-def test_a_full_disk_stops_the_search_and_the_trial_goes_on_later() -> None:
+def test_full_disk_stops_the_search_and_the_trial_resumes_later() -> None:
     with pytest.raises(InputError, match="no room left"):
         run(3, failing("disk full", "no room left"))
     assert records()[0].state == "running"
@@ -800,7 +801,7 @@ def test_a_full_disk_stops_the_search_and_the_trial_goes_on_later() -> None:
 
 
 class Measuring(AnalyticExecutor):
-    """Measures what depends on the seed: an eighth for the first fresh one, a quarter for the second."""
+    """Report a test error of an eighth times the seed of the final run."""
 
     def start(self, job: Job) -> None:
         super().start(job)
@@ -812,7 +813,7 @@ class Measuring(AnalyticExecutor):
         return super()._result(row, finished) | {"test_error": 0.125 * row.get("seed", 0), "test_loss": 0.5}  # type: ignore[operator]
 
 
-def test_retraining_opens_the_test_set_only_for_the_best() -> None:
+def test_only_the_best_trials_are_retrained_and_tested() -> None:
     executor = Measuring()
     search(search_config(6, retrain=2, retrain_seeds=2), Silent(), executor)
     final = [job for job in executor.started if job.final]
@@ -821,16 +822,16 @@ def test_retraining_opens_the_test_set_only_for_the_best() -> None:
     assert {job.seed for job in final} == {(seed, number) for number in best for seed in (1, 2)}
     measured = {record.number for record in records() if record.test_error is not None}
     assert measured == set(best)
-    assert read_study("s").set_index("number")["test_error"].dropna().unique().tolist() == [0.1875]  # the mean
+    assert read_study("s").set_index("number")["test_error"].dropna().unique().tolist() == [0.1875]  # of 0.125 and 0.25
     for _, record in find_study("s").retrained():
         assert (record.test_error, record.test_loss, record.state) == (0.125 * record.seed[0], 0.5, "complete")
-        assert record.data["val_size"] == 0, "it trains on the validation images too"
-    again = Measuring()
-    search(search_config(6, retrain=2, retrain_seeds=2), Silent(), again)
-    assert again.started == []
+        assert record.data["val_size"] == 0, "a final run also trains on the validation images"
+    second = Measuring()
+    search(search_config(6, retrain=2, retrain_seeds=2), Silent(), second)
+    assert second.started == []
 
 
-def test_after_more_epochs_the_best_are_retrained_anew() -> None:
+def test_best_trials_are_retrained_after_an_extension_to_more_epochs() -> None:
     search(search_config(2, retrain=1), Silent(), Measuring())
     executor = Measuring()
     search(search_config(2, load_space("digits_bc", epochs=24), retrain=1), Silent(), executor)
@@ -839,7 +840,7 @@ def test_after_more_epochs_the_best_are_retrained_anew() -> None:
     assert [record.epochs for _, record in find_study("s").retrained()] == [24]
 
 
-def test_a_lost_or_failed_retraining_goes_on_or_says_so() -> None:
+def test_lost_final_run_resumes_and_failed_one_is_recorded() -> None:
     lost: list[str] = []
 
     def trouble(job: Job, epoch: int) -> Message | None:
@@ -851,13 +852,13 @@ def test_a_lost_or_failed_retraining_goes_on_or_says_so() -> None:
         return None
 
     search(search_config(1, retrain=1, retrain_seeds=2), Silent(), Measuring(trouble))
-    found = [record for _, record in find_study("s").retrained()]
-    assert [(r.state, r.attempts, r.test_error) for r in found] == [("complete", 2, 0.125), ("failed", 1, None)]
-    assert found[1].reason == "diverged: nan"
+    final_runs = [record for _, record in find_study("s").retrained()]
+    assert [(r.state, r.attempts, r.test_error) for r in final_runs] == [("complete", 2, 0.125), ("failed", 1, None)]
+    assert final_runs[1].reason == "diverged: nan"
     assert records()[0].test_error == 0.125
 
 
-def test_a_kill_before_the_mean_test_error_is_written_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kill_before_the_mean_test_error_is_written_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     write = StudyFolder.write_record
 
     def killed(folder: StudyFolder, record: TrialRecord, path: Path | None = None) -> None:
@@ -870,21 +871,21 @@ def test_a_kill_before_the_mean_test_error_is_written_loses_nothing(monkeypatch:
         with pytest.raises(KeyboardInterrupt):
             search(search_config(1, retrain=1), Silent(), Measuring())
     assert [record.state for _, record in find_study("s").retrained()] == ["complete"]
-    again = Measuring()
-    search(search_config(1, retrain=1), Silent(), again)
-    assert again.started == []
+    second = Measuring()
+    search(search_config(1, retrain=1), Silent(), second)
+    assert second.started == []
     assert records()[0].test_error == 0.125
 
 
-def test_final_trainings_of_fewer_epochs_are_not_in_the_mean() -> None:
+def test_final_runs_of_fewer_epochs_are_excluded_from_the_mean() -> None:
     search(search_config(1, retrain=1, retrain_seeds=2), Silent(), Measuring())
     assert records()[0].test_error == 0.1875
     search(search_config(1, load_space("digits_bc", epochs=24), retrain=1), Silent(), Measuring())
     assert records()[0].test_error == 0.125
 
 
-def test_a_kill_while_a_final_training_is_cleared_away_leaves_none_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A checkpoint of fewer epochs without its record would be gone on with, and be refused as another run's."""
+def test_interrupted_deletion_of_a_final_run_is_completed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its record, the old checkpoint of fewer epochs would be resumed and rejected as that of another run."""
     search(search_config(1, retrain=1), Silent(), Measuring())
     folder = find_study("s").path / "retrain" / "0-1"
     longer = load_space("digits_bc", epochs=24)
@@ -906,9 +907,9 @@ def test_a_kill_while_a_final_training_is_cleared_away_leaves_none_of_it(monkeyp
     assert [record.epochs for _, record in find_study("s").retrained()] == [24]
 
 
-def test_a_driver_that_is_started_often_does_not_use_up_the_patience_with_workers() -> None:
-    """Only a lost worker counts, not an end of the driver, which a long final training may see a few times."""
-    for left in (17, 5, 5):  # the first trains the trial, too
+def test_interrupted_drivers_do_not_count_as_lost_workers() -> None:
+    """Only lost workers count. A long final run may outlast several drivers."""
+    for left in (17, 5, 5):  # the first also trains the trial
         with pytest.raises(KeyboardInterrupt):
             search(search_config(1, retrain=1), Silent(), Interrupting(left))
     lost: list[str] = []
@@ -925,7 +926,7 @@ def test_a_driver_that_is_started_often_does_not_use_up_the_patience_with_worker
     assert record.attempts > 3
 
 
-def test_a_final_training_whose_worker_is_always_lost_fails_at_last() -> None:
+def test_final_run_fails_when_its_worker_is_lost_repeatedly() -> None:
     def always(job: Job, epoch: int) -> Message | None:
         return Message("lost", {"text": "its process was ended by SIGKILL"}) if job.final else None
 
@@ -934,8 +935,8 @@ def test_a_final_training_whose_worker_is_always_lost_fails_at_last() -> None:
     assert (record.state, record.attempts) == ("failed", 5)
 
 
-def test_a_final_training_that_takes_too_long_is_ended() -> None:
-    """By a simulated clock, a second an epoch: the network itself is trained first, without the limit."""
+def test_final_run_that_exceeds_the_timeout_fails() -> None:
+    """The simulated clock advances by one second per epoch. The trial itself runs first, without a time limit."""
     search(search_config(1), Silent(), Measuring())
     search(search_config(1, retrain=1, timeout=6.5), Silent(), Measuring())
     [(_, record)] = find_study("s").retrained()
@@ -943,7 +944,7 @@ def test_a_final_training_that_takes_too_long_is_ended() -> None:
     assert record.reason == "timeout: 7 s of training, more than --timeout 6.5 allows"
 
 
-def test_a_final_training_whose_worker_froze_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_final_run_resumes_after_its_worker_froze(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dnas.executors.lease.EXPIRY_SECONDS", 10.0)
     search(search_config(1), Silent(), Measuring())
 
@@ -970,7 +971,7 @@ def test_a_final_training_whose_worker_froze_goes_on(monkeypatch: pytest.MonkeyP
     assert (record.state, record.losses) == ("complete", 1)
 
 
-def test_final_trainings_that_fail_alike_stop_the_search() -> None:
+def test_identical_failures_of_final_runs_stop_the_search() -> None:
     def trouble(job: Job, epoch: int) -> Message | None:
         return Message("failed", {"reason": "error", "text": "KeyError: 'x'"}) if job.final else None
 
@@ -981,7 +982,7 @@ def test_final_trainings_that_fail_alike_stop_the_search() -> None:
     assert sum(job.final for job in executor.started) == 3
 
 
-def test_without_a_test_set_there_is_no_retraining(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retraining_without_a_test_set_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DNAS_CACHE", str(tmp_path / "cache"))
     write_folder(Path("pictures"), "train", ["a", "b"], 10, 8, channels=1)
     of_folder = changed(search_config(1, retrain=1), data={"name": "folder:pictures"})
@@ -991,26 +992,26 @@ def test_without_a_test_set_there_is_no_retraining(tmp_path: Path, monkeypatch: 
     assert not [job for job in executor.started if job.final]
 
 
-def test_two_drivers_at_once_are_refused() -> None:
+def test_second_driver_is_rejected() -> None:
     folder = StudyFolder(Path("studies/s"))
     folder.path.mkdir(parents=True)
     with folder.lock(), pytest.raises(InputError, match=r"is being run by another process \(process \d+ on"):
         run(1)
 
 
-# the parts
+# --- ranking and names ---
 
 
-def test_the_best_is_the_smaller_of_equals_and_always_complete() -> None:
+def test_rank_prefers_the_smaller_of_equals_and_ignores_incomplete_trials() -> None:
     def record(number: int, error: float, params: int, state: str = "complete") -> TrialRecord:
         return TrialRecord(number, state=state, objectives={"val_error": error}, cost={"params": params})
 
-    found = [record(0, 0.2, 10), record(1, 0.1, 30), record(2, 0.1, 20), record(3, 0.1, 20), record(4, 0.3, 5)]
-    found.append(record(5, 0.01, 1, "stopped"))
-    assert [r.number for r in rank(found)] == [2, 3, 1, 0, 4]
+    trials = [record(0, 0.2, 10), record(1, 0.1, 30), record(2, 0.1, 20), record(3, 0.1, 20), record(4, 0.3, 5)]
+    trials.append(record(5, 0.01, 1, "stopped"))
+    assert [r.number for r in rank(trials)] == [2, 3, 1, 0, 4]
 
 
 @pytest.mark.parametrize("name", ["a/b", "../x", "a..b", "", ".hidden", "a b"])
-def test_names_that_are_no_folders_are_refused(name: str) -> None:
+def test_invalid_study_name_is_rejected(name: str) -> None:
     with pytest.raises(InputError, match="a study's name is letters"):
         check_study_name(name)
