@@ -23,7 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dnas.executors.lease import read_lease
-from dnas.search.replay import replay, train_again
+from dnas.search.replay import replay, retrain_trial
 from dnas.study.folder import StudyFolder
 
 NO_PROCESS = "no process"
@@ -119,7 +119,7 @@ def failed_checks(study: StudyFolder, trials: int, retrained: int) -> list[str]:
     wrong += replay(study).differences
     wrong += [f"{path.relative_to(study.path)} remains" for path in study.path.rglob(".*.[0-9]*")]
     for record in sorted(records, key=lambda r: -r.losses)[:retrained]:
-        result = train_again(study, record.number)
+        result = retrain_trial(study, record.number)
         if result.first is not None or result.same_weights is False:
             wrong.append(f"trial {record.number} retrained differs (epoch {result.first}): {result.then}, {result.now}")
     return wrong

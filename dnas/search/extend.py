@@ -1,4 +1,4 @@
-"""`dnas extend`: a study goes on in a wider space. What was trained stays valid, and what changed is in the log."""
+"""Extension of a study to a wider space, for `dnas extend`. Earlier trials stay valid; the log holds the changes."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,10 +12,11 @@ from dnas.study.folder import StudyFolder
 
 
 def extend(folder: StudyFolder, wider: Space, limits: Mapping[str, float]) -> list[str]:
-    """Gives the study `folder` the space `wider` with `limits` in place of its own; what changed, a line each.
+    """Replace the space of a study by `wider` with `limits`, and return the changes, one per line.
 
-    `InputError`, and nothing changes, where it is not wider: where a choice or a value is missing, a limit is lower, or
-    a network that was tried would be another one.
+    Raises:
+        InputError: The space is not wider, and nothing was changed: a choice or a value is missing, a limit is lower,
+            or a network that was tried would be another one.
     """
     settle(folder)
     config = DEFAULTS | folder.config()
@@ -48,8 +49,7 @@ def extend(folder: StudyFolder, wider: Space, limits: Mapping[str, float]) -> li
 
 
 def settle(folder: StudyFolder) -> None:
-    """Brings study.toml up to the log: a kill may have come between a change of the space, or of the epochs, and its
-    copy there."""
+    """Update study.toml from the log: a kill may have separated a change of the space or the epochs from its copy."""
     config = folder.config()
     if "storage" in config:
         raise InputError(
@@ -66,7 +66,7 @@ def _table(space: Space) -> dict[str, str]:
 
 
 def _changes(before: Space, wider: Space) -> list[str]:
-    """What is new, a line each; `InputError` with all that is missing where `wider` is not wider."""
+    """Return what is new, one change per line; raise `InputError` with all that is missing if there is any."""
     new, problems = [], []
     if wider.dataset != before.dataset and before.dataset.partition(":")[0] != "folder":
         problems.append(f"its data set is {wider.dataset}, not {before.dataset}.")
@@ -96,7 +96,7 @@ def _changes(before: Space, wider: Space) -> list[str]:
 
 
 def _missing(then: Choice, now: Choice) -> str:
-    """Values of a choice that it has no more, in words."""
+    """List the values of a choice that it lacks now; empty if there are none."""
     before, after = then.values(), now.values()
     if before is None or after is None:
         inside = now.kind == then.kind and now.low <= then.low and then.high <= now.high
@@ -105,7 +105,7 @@ def _missing(then: Choice, now: Choice) -> str:
 
 
 def _at_new_choices(trial: Trial, before: Space, wider: Space) -> dict[str, Any]:
-    """What an earlier network has where `wider` lets something vary that was fixed."""
+    """Return an earlier network's values at the choices that are new in `wider`."""
     spec, family = before.spec_of(trial.params), before.family
     found: dict[str, Any] = {}
     for choice in wider.choices:
@@ -132,7 +132,7 @@ def _at_new_choices(trial: Trial, before: Space, wider: Space) -> dict[str, Any]
 
 
 def _value(choice: Choice, fields: Mapping[str, Any]) -> Any:
-    """A network's value at `choice`, as the sampler holds it."""
+    """Return a network's value at `choice`, as the sampler stores it."""
     value = fields[choice.target]
     if choice.name != choice.target:  # one of a list: block_layers_2
         index = int(choice.name.removeprefix(f"{choice.target}_")) - 1

@@ -1,6 +1,6 @@
-"""Proposals. That of trial n is a function of the space, the study's seed, n, and what the sampler was told before.
+"""Proposals. Each is a function of the space, the study's seed, its number, and the earlier results.
 
-So a study that was interrupted proposes what it would have proposed, and no state of a sampler needs saving.
+A resumed study therefore proposes what it would have proposed, and no state of a sampler needs saving.
 """
 
 import importlib
