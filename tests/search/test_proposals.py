@@ -1,4 +1,4 @@
-"""Proposals, by the laws that hold for each sampler: inside every limit, never twice, a function of what was told."""
+"""Invariants of proposals by every sampler: inside all limits, never repeated, a function of the history."""
 
 import random
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ from dnas.space.parse import load_space, parse_space
 from dnas.space.space import Space
 from dnas.study.config import check_objectives
 
-RARE = """# Nearly nothing is inside the limits
+RARE = """# Almost no network of this space is inside the limits
 dataset = "cifar10"
 [choose]
 growth_rate = { int = [2, 128] }
@@ -49,69 +49,71 @@ def proposals(
     control: float = 0.0,
     seed: int = 0,
 ) -> Iterator[Proposal]:
-    """Asks and tells a formula: error falls with size, a little noise beside."""
+    """Yield proposals of a search on a formula: the error falls with size, plus some noise."""
     history, region = SearchState(objectives, "none", 1), Region(space, objectives)
     rng, ask = random.Random(seed), make_sampler(sampler)
     for n in range(number):
         try:
-            found = propose(region, history, ask, control, seed)
+            proposal = propose(region, history, ask, control, seed)
         except Exhausted:
             return
-        price = space.cost(found.spec)
-        region.tried.add(found.spec.digest)
-        event = {"event": "ask", "number": n, "params": found.params, "digest": found.spec.digest}
-        history.apply(event | {"cost": asdict(price)})
-        error = 1 / np.log(price.params) + 0.01 * rng.random()
+        cost = space.cost(proposal.spec)
+        region.tried.add(proposal.spec.digest)
+        event = {"event": "ask", "number": n, "params": proposal.params, "digest": proposal.spec.digest}
+        history.apply(event | {"cost": asdict(cost)})
+        error = 1 / np.log(cost.params) + 0.01 * rng.random()
         history.apply({"event": "report", "number": n, "epoch": 1, "val_error": error, "go_on": True})
         history.apply({"event": "tell", "number": n, "state": "complete", "reason": None})
-        yield found
+        yield proposal
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("objectives", [("val_error",), ("val_error", "params")])
-def test_two_hundred_proposals_are_feasible_and_all_different(sampler: str, objectives: tuple[str, ...]) -> None:
+def test_proposals_are_feasible_and_distinct(sampler: str, objectives: tuple[str, ...]) -> None:
     space = load_space("cifar_bc", limits={"params": 800_000, "macs": 300_000_000})
-    found = list(proposals(space, sampler, 200, objectives))
-    assert len(found) == len({proposal.spec.digest for proposal in found}) == 200
-    for proposal in found:
+    proposed = list(proposals(space, sampler, 200, objectives))
+    assert len(proposed) == len({proposal.spec.digest for proposal in proposed}) == 200
+    for proposal in proposed:
         assert not space.limits.excess(space.cost(proposal.spec))
         assert space.spec_of(proposal.params) == proposal.spec
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_space_of_which_next_to_nothing_fits_is_searched_all_the_same(sampler: str) -> None:
+def test_samplers_search_a_space_with_a_tiny_feasible_region(sampler: str) -> None:
     space = parse_space(RARE, "rare", "rare")
     rng = random.Random(0)
-    assert sum(space.feasible(space.random_point(rng)) is not None for _ in range(20_000)) < 20, "under a thousandth"
-    found = list(proposals(space, sampler, 25))
-    assert len({proposal.spec.digest for proposal in found}) == 25
-    assert all(not space.limits.excess(space.cost(proposal.spec)) for proposal in found)
+    assert sum(space.feasible(space.random_point(rng)) is not None for _ in range(20_000)) < 20, (
+        "fewer than one in a thousand points fits"
+    )
+    proposed = list(proposals(space, sampler, 25))
+    assert len({proposal.spec.digest for proposal in proposed}) == 25
+    assert all(not space.limits.excess(space.cost(proposal.spec)) for proposal in proposed)
 
 
-def test_walks_into_a_rare_region_end_evenly_all_over_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a space small enough to list: 20 fresh walks for each point that fits, against even shares (chi-square)."""
+def test_walks_into_a_rare_region_are_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a space that can be enumerated, 20 walks per feasible point are uniform by a chi-square test."""
     monkeypatch.setattr("dnas.search.samplers.feasible.PLAIN_DRAWS", 0)
     text = RARE.replace("[2, 128]", "[2, 4]").replace("[1, 64]", "[1, 20]").replace("[0.3, 1.0]", "[0.5, 0.5]")
     space = parse_space(text.replace("12_000", "1_300").replace("4_000_000", "700_000"), "r", "r")
     region = Region(space, ("val_error",))
-    every = [point for point in space.points() if space.feasible(point) is not None]
-    counts = dict.fromkeys((tuple(point.values()) for point in every), 0)
+    feasible_points = [point for point in space.points() if space.feasible(point) is not None]
+    counts = dict.fromkeys((tuple(point.values()) for point in feasible_points), 0)
     rng = random.Random(1)
-    for _ in range(20 * len(every)):
+    for _ in range(20 * len(feasible_points)):
         counts[tuple(region.drawer()(rng).values())] += 1
     chi2 = sum((count - 20) ** 2 / 20 for count in counts.values())
-    assert 30 < len(every) < 80
-    assert chi2 / len(every) < 1.5
+    assert 30 < len(feasible_points) < 80
+    assert chi2 / len(feasible_points) < 1.5
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_the_last_network_is_found_and_then_exhaustion_is_said(sampler: str) -> None:
-    found = list(proposals(load_space("tiny"), sampler, 50))
-    assert len(found) == len({proposal.spec.digest for proposal in found}) == 12
+def test_every_network_is_proposed_before_exhaustion(sampler: str) -> None:
+    proposed = list(proposals(load_space("tiny"), sampler, 50))
+    assert len(proposed) == len({proposal.spec.digest for proposal in proposed}) == 12
 
 
 @pytest.mark.parametrize("sampler", ["gp", "tpe", "nsga2", "random"])
-def test_a_proposal_is_a_function_of_seed_number_and_history(sampler: str) -> None:
+def test_proposals_depend_on_seed_number_and_history_alone(sampler: str) -> None:
     space = load_space("digits_bc")
 
     def run(seed: int) -> list[dict[str, object]]:
@@ -121,27 +123,29 @@ def test_a_proposal_is_a_function_of_seed_number_and_history(sampler: str) -> No
     assert run(0)[1:] != run(1)[1:]
 
 
-def test_the_control_arm_is_an_even_share_of_random_draws() -> None:
+def test_control_arm_is_an_evenly_spaced_share_of_random_draws() -> None:
     arms = [is_control(number, 0.15) for number in range(200)]
     assert sum(arms) == 30
     gaps = np.diff(np.flatnonzero(arms))
     assert set(gaps) == {6, 7}
     assert not any(is_control(number, 0.0) for number in range(200))
-    assert sum(is_control(number, 0.29) for number in range(100)) == 29, "though 0.29 * 100 is less than 29"
+    assert sum(is_control(number, 0.29) for number in range(100)) == 29, (
+        "although 0.29 * 100 is less than 29 in floating point"
+    )
     space = load_space("digits_bc")
     one = [p for p in proposals(space, "tpe", 30, control=0.5) if p.arm == "control"]
     other = [p for p in proposals(space, "nsga2", 30, control=0.5) if p.arm == "control"]
     assert len(one) == 15 or len(one) == 14
-    assert [p.params for p in one] == [p.params for p in other], "whatever the sampler learnt"
+    assert [p.params for p in one] == [p.params for p in other], "control proposals do not depend on the sampler"
 
 
-def test_the_first_networks_are_tried_first_unless_they_break_a_limit() -> None:
+def test_first_networks_are_tried_first_unless_they_exceed_a_limit() -> None:
     assert next(proposals(load_space("digits_bc"), "random", 1)).arm == "first"
     small = load_space("digits_bc", limits={"params": 5_000})
     assert next(proposals(small, "random", 1)).arm == "sampler"
 
 
-def test_what_ran_out_of_memory_is_not_proposed_again_nor_anything_larger() -> None:
+def test_networks_as_large_as_one_out_of_memory_are_not_proposed() -> None:
     space = load_space("digits_bc")
     region, history = Region(space, ("val_error",)), SearchState(("val_error",), "none", 12)
     first = propose(region, history, make_sampler("random"), 0.0, 3)
@@ -149,15 +153,15 @@ def test_what_ran_out_of_memory_is_not_proposed_again_nor_anything_larger() -> N
     event = {"event": "ask", "number": 0, "params": first.params, "digest": first.spec.digest}
     history.apply(event | {"cost": asdict(space.cost(first.spec))})
     history.apply({"event": "tell", "number": 0, "state": "infeasible", "reason": "out of memory: 9 GiB"})
-    found = [propose(region, history, make_sampler("random"), 0.0, seed).spec for seed in range(40)]
-    assert max(space.cost(spec).activation_bytes for spec in found) < needed
-    assert region.accept(first.params) is None, "nor what needs just as much"
+    proposed = [propose(region, history, make_sampler("random"), 0.0, seed).spec for seed in range(40)]
+    assert max(space.cost(spec).activation_bytes for spec in proposed) < needed
+    assert region.accept(first.params) is None, "a network that needs as much memory is rejected too"
 
 
-# growth_rate = "fit"
+# --- growth_rate = "fit" ---
 
 
-FIT = """# Equal sizes
+FIT = """# Networks of nearly equal size
 dataset = "cifar10"
 [fixed]
 growth_rate = "fit"
@@ -170,7 +174,7 @@ params = 500_000
 """
 
 
-def test_fit_is_the_largest_growth_rate_inside_the_limits() -> None:
+def test_fit_chooses_the_largest_growth_rate_inside_the_limits() -> None:
     space = parse_space(FIT, "fit", "fit")
     for point in list(space.points())[::5]:
         spec = space.spec_of(point)
@@ -178,10 +182,10 @@ def test_fit_is_the_largest_growth_rate_inside_the_limits() -> None:
         wider = DenseNetSpec.from_dict(fields | {"growth_rate": spec.growth_rates[0] + 1})
         assert space.cost(spec).params <= 500_000 < space.cost(wider).params
     sizes = [space.cost(space.spec_of(point)).params for point in space.points()]
-    assert min(sizes) > 400_000, "so that depth, θ and connectivity are compared at nearly one size"
+    assert min(sizes) > 400_000, "depth, θ and connectivity are compared at nearly equal size"
 
 
-def test_fit_obeys_the_tightest_of_several_limits() -> None:
+def test_fit_respects_every_limit() -> None:
     space = parse_space(FIT + "macs = 60_000_000\n", "fit", "fit")
     costs = [space.cost(space.spec_of(point)) for point in space.points()]
     assert all(cost.params <= 500_000 and cost.macs <= 60_000_000 for cost in costs)
@@ -189,20 +193,20 @@ def test_fit_obeys_the_tightest_of_several_limits() -> None:
 
 def test_fit_proposes_within_its_limits() -> None:
     space = parse_space(FIT.replace("500_000", "60_000"), "fit", "fit")
-    found = list(proposals(space, "gp", 30))
-    assert len({proposal.spec.digest for proposal in found}) == 30
-    assert all(not space.limits.excess(space.cost(proposal.spec)) for proposal in found)
+    proposed = list(proposals(space, "gp", 30))
+    assert len({proposal.spec.digest for proposal in proposed}) == 30
+    assert all(not space.limits.excess(space.cost(proposal.spec)) for proposal in proposed)
 
 
-def test_fit_without_a_limit_is_refused() -> None:
+def test_fit_without_a_limit_is_rejected() -> None:
     with pytest.raises(InputError, match='growth_rate = "fit" needs a limit to fit to'):
         parse_space(FIT.replace("params = 500_000", ""), "fit", "fit")
 
 
-# objectives, limits and samplers that contradict each other
+# --- objectives, limits and samplers that contradict each other ---
 
 
-def test_an_objective_that_a_limit_leaves_nothing_to_is_refused() -> None:
+def test_constant_objective_is_rejected() -> None:
     space = parse_space(FIT, "fit", "fit")
     with pytest.raises(
         InputError, match=r"params is an objective, and growth_rate = \"fit\" makes every network of fit"
@@ -214,7 +218,7 @@ def test_an_objective_that_a_limit_leaves_nothing_to_is_refused() -> None:
         check_objectives(tiny, ("val_error", "params"))
 
 
-def test_samplers_are_checked() -> None:
+def test_unsupported_sampler_is_rejected() -> None:
     with pytest.raises(InputError, match=r"--sampler must be one of gp, tpe, nsga2, random, grid, but got 'nsga'"):
         check_sampler("nsga", ("val_error",))
     with pytest.raises(InputError, match=r"a grid looks at no objective, so it cannot weigh 2 of them"):
@@ -222,33 +226,33 @@ def test_samplers_are_checked() -> None:
     assert [check_sampler(name, ("val_error",)) for name in SAMPLERS] == list(SAMPLERS)
 
 
-# what optuna is told
+# --- trials as Optuna sees them ---
 
 
-def test_what_optuna_is_told_of_each_state() -> None:
+def test_trial_states_convert_to_optuna_states() -> None:
     space = load_space("tiny")
     point, reports = next(space.points()), {1: 0.5, 2: 0.4}
 
-    def heard(state: str, *values: float, objectives: int = 1) -> tuple[object, ...]:
+    def optuna_trial(state: str, *values: float, objectives: int = 1) -> tuple[object, ...]:
         told = Told(0, point, state, values or None, 2, 9, reports)
         trial = frozen_trial(told, distributions(space.choices), objectives)
         assert trial.params == point
         return trial.state.name, trial.values, trial.intermediate_values
 
-    assert heard("complete", 0.3) == ("COMPLETE", [0.3], {})
-    assert heard("running", 0.4) == ("RUNNING", None, {})
-    assert heard("paused", 0.4) == heard("stopped", 0.4) == ("PRUNED", None, reports)
-    assert heard("failed", 1.0) == ("COMPLETE", [1.0], {})  # diverged: as bad as can be
-    assert heard("failed") == ("FAIL", None, {})  # a defect of the code says nothing of the network
-    assert heard("infeasible") == ("PRUNED", None, {})  # behind every other
-    assert heard("paused", 0.4, 90.0, objectives=2) == ("COMPLETE", [0.4, 90.0], {})
-    assert heard("infeasible", objectives=2) == ("FAIL", None, {})
+    assert optuna_trial("complete", 0.3) == ("COMPLETE", [0.3], {})
+    assert optuna_trial("running", 0.4) == ("RUNNING", None, {})
+    assert optuna_trial("paused", 0.4) == optuna_trial("stopped", 0.4) == ("PRUNED", None, reports)
+    assert optuna_trial("failed", 1.0) == ("COMPLETE", [1.0], {})  # diverged: the worst error
+    assert optuna_trial("failed") == ("FAIL", None, {})  # an error in the code does not describe the network
+    assert optuna_trial("infeasible") == ("PRUNED", None, {})  # ranked behind every other
+    assert optuna_trial("paused", 0.4, 90.0, objectives=2) == ("COMPLETE", [0.4, 90.0], {})
+    assert optuna_trial("infeasible", objectives=2) == ("FAIL", None, {})
     with pytest.raises(AssertionError, match="a NaN is never told"):
-        heard("complete", float("nan"))
+        optuna_trial("complete", float("nan"))
 
 
-def test_linear_algebra_in_a_proposal_has_one_thread() -> None:
-    """So that the last bits of a proposal don't depend on the cores of the driver's machine."""
+def test_linear_algebra_in_a_proposal_uses_one_thread() -> None:
+    """The last bits of a proposal must not depend on the number of cores of the driver."""
     space = replace(load_space("digits_bc"), first=())
     seen: list[int] = []
 

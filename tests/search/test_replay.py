@@ -1,4 +1,4 @@
-"""Replay and wider spaces: everything that was decided is decided again, and what was trained stays valid."""
+"""Tests of replay, which repeats every decision, and of wider spaces, which keep trained networks valid."""
 
 import functools
 import json
@@ -33,7 +33,8 @@ WIDER = SMALL.replace("[4, 8]", "[4, 16]").replace("[fixed]\nbottleneck = 4\n", 
 WIDER = WIDER.replace("20_000", "60_000").replace("[limits]", "bottleneck = { of = [0, 2, 4] }\n[limits]")
 
 
-search_config = functools.partial(config_of, mirror="none")  # which has its own tests, and takes a third of a second
+# The mirror has its own tests and takes a third of a second.
+search_config = functools.partial(config_of, mirror="none")
 
 
 @pytest.fixture(autouse=True)
@@ -46,50 +47,50 @@ def study() -> StudyFolder:
 
 
 @pytest.mark.parametrize("sampler", ["gp", "tpe", "nsga2", "random", "grid"])
-def test_every_decision_is_made_again(sampler: str) -> None:
+def test_replay_repeats_every_decision(sampler: str) -> None:
     search(search_config(18, sampler=sampler, control=0.2), Silent(), AnalyticExecutor())
-    found = replay(study())
-    assert found.differences == []
-    assert found.proposals == 18
-    assert found.decisions > 18 * 4
+    repeated = replay(study())
+    assert repeated.differences == []
+    assert repeated.proposals == 18
+    assert repeated.decisions > 18 * 4
 
 
 @pytest.mark.parametrize("stopping", ["asha", "hyperband", "none"])
-def test_with_several_objectives_and_workers_too(stopping: str) -> None:
-    wanted = search_config(16, objectives=("val_error", "params"), workers=3, stopping=stopping, control=0.2)
-    search(wanted, Silent(), InTurn())
-    found = replay(study())
-    assert found.differences == []
-    assert found.proposals == 16
+def test_replay_repeats_searches_with_several_objectives_and_workers(stopping: str) -> None:
+    config = search_config(16, objectives=("val_error", "params"), workers=3, stopping=stopping, control=0.2)
+    search(config, Silent(), InTurn())
+    repeated = replay(study())
+    assert repeated.differences == []
+    assert repeated.proposals == 16
 
 
-def test_the_median_rule_and_more_epochs_too() -> None:
+def test_replay_repeats_the_median_rule_and_more_epochs() -> None:
     search(search_config(9, stopping="median"), Silent(), AnalyticExecutor())
     search(search_config(11, load_space("digits_bc", epochs=24), stopping="median"), Silent(), AnalyticExecutor())
     assert replay(study()).differences == []
 
 
 @pytest.mark.parametrize("stopping", ["asha", "hyperband"])
-def test_rungs_and_more_epochs_too(stopping: str) -> None:
-    """Of 9 epochs the rung is 3; of 24 they are 3 and 8. The last command goes on after the epochs were raised."""
+def test_replay_repeats_rungs_after_an_extension_to_more_epochs(stopping: str) -> None:
+    """The rung is 3 with 9 epochs; the rungs are 3 and 8 with 24. The last command resumes after the extension."""
     for trials, epochs in ((24, 9), (40, 24), (44, 24)):
         space = load_space("digits_bc", epochs=epochs)
         search(search_config(trials, space, stopping=stopping, workers=3, sampler="random", seed=1), Silent(), InTurn())
     events = study().events()
-    raised = next(place for place, event in enumerate(events) if event["event"] == "extend")
-    for part, rungs in ((events[:raised], {3}), (events[raised:], {3, 8})):
+    extension = next(place for place, event in enumerate(events) if event["event"] == "extend")
+    for part, rungs in ((events[:extension], {3}), (events[extension:], {3, 8})):
         assert "promote" in {event["event"] for event in part}
         assert {event["epoch"] for event in part if event["event"] == "report" and not event["go_on"]} == rungs
-    told = [(event["number"], event["epoch"]) for event in events[raised:] if event["event"] == "report"]
-    assert {min(epoch for n, epoch in told if n == number) for number in events[raised]["trials"]} == {1}
-    found = replay(study())
-    assert found.differences == []
-    assert found.proposals == 44
-    assert found.decisions == sum(event["event"] in ("report", "promote") for event in events)
+    reported = [(event["number"], event["epoch"]) for event in events[extension:] if event["event"] == "report"]
+    assert {min(epoch for n, epoch in reported if n == number) for number in events[extension]["trials"]} == {1}
+    repeated = replay(study())
+    assert repeated.differences == []
+    assert repeated.proposals == 44
+    assert repeated.decisions == sum(event["event"] in ("report", "promote") for event in events)
 
 
 def change(number: int, kind: str, **values: object) -> None:
-    """Changes the first event of a kind about a trial."""
+    """Change the first event of a kind about a trial."""
     path = study().path / "events.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     event = next(e for e in lines if e["event"] == kind and e.get("number") == number)
@@ -97,7 +98,7 @@ def change(number: int, kind: str, **values: object) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def test_what_was_changed_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_replay_reports_changed_events_and_records(capsys: pytest.CaptureFixture[str]) -> None:
     search(search_config(8), Silent(), AnalyticExecutor())
     assert main(["replay", "s"]) == 0
     out = capsys.readouterr().out
@@ -132,7 +133,7 @@ def test_what_was_changed_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"trial {complete.number}: its end was complete val_error=0.0" in capsys.readouterr().out
 
 
-def test_a_trial_is_trained_again_and_its_curve_compared(capsys: pytest.CaptureFixture[str]) -> None:
+def test_replay_retrains_a_trial_and_compares_its_curve(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["search", "--space", "tiny", "--trials", "2", "--study", "s", "-q", "--threads", "1"]
     assert main([*command, "--kernels", "ref"]) == 0
     capsys.readouterr()
@@ -145,15 +146,15 @@ def test_a_trial_is_trained_again_and_its_curve_compared(capsys: pytest.CaptureF
     assert "study s has no trial 9; there are 2, from 0 on." in capsys.readouterr().err
 
 
-# wider spaces
+# --- wider spaces ---
 
 
-def begun(trials: int = 6) -> None:
+def search_small_space(trials: int = 6) -> None:
     search(search_config(trials, parse_space(SMALL, "small", "small")), Silent(), AnalyticExecutor())
 
 
-def test_a_wider_space_keeps_what_was_trained_and_goes_on() -> None:
-    begun()
+def test_search_in_a_wider_space_keeps_the_trained_networks() -> None:
+    search_small_space()
     before = essence(records())
     changes = extend(study(), parse_space(WIDER, "wider", "wider"), {"params": 60_000})
     assert changes == [
@@ -167,14 +168,14 @@ def test_a_wider_space_keeps_what_was_trained_and_goes_on() -> None:
     search(search_config(30, wider), Silent(), AnalyticExecutor())
     after = essence(records())
     assert [row[:3] for row in after[:6]] == [(n, *row[1:3]) for n, row in enumerate(before)] or len(after) == 30
-    assert [row[4] for row in after[:6]] == [row[4] for row in before], "the networks of old stay"
+    assert [row[4] for row in after[:6]] == [row[4] for row in before], "trained networks are kept"
     assert {record.network_spec.bottleneck for record in records()[6:]} > {4}
     assert replay(study()).differences == []
     assert study().config()["limits"] == {"params": 60_000}
 
 
-def test_an_extension_that_was_killed_half_way_is_finished_at_the_next_start() -> None:
-    begun()
+def test_interrupted_extension_is_completed_at_the_next_start() -> None:
+    search_small_space()
     toml = (study().path / "study.toml").read_text()
     extend(study(), parse_space(WIDER, "wider", "wider"), {"params": 60_000})
     whole = (study().path / "study.toml").read_text()
@@ -184,9 +185,9 @@ def test_an_extension_that_was_killed_half_way_is_finished_at_the_next_start() -
     assert extend(study(), parse_space(WIDER, "wider", "wider"), {"params": 60_000}) == []
 
 
-def test_a_proposal_whose_record_a_kill_prevented_survives_a_wider_space() -> None:
-    """The log has its params without the choice that is new."""
-    begun()
+def test_proposal_without_a_record_survives_a_wider_space() -> None:
+    """Its params in the log lack the new choice."""
+    search_small_space()
     path = study().path / "events.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     ask = next(i for i, line in enumerate(lines) if '"ask"' in line and '"number": 5' in line)
@@ -212,8 +213,8 @@ def test_a_proposal_whose_record_a_kill_prevented_survives_a_wider_space() -> No
         (load_space("digits_resnet").text, 60_000, "its networks are of another family."),
     ],
 )
-def test_a_space_that_is_no_wider_is_refused(text: str, limits: int, message: str) -> None:
-    begun()
+def test_space_that_is_not_wider_is_rejected(text: str, limits: int, message: str) -> None:
+    search_small_space()
     files = {path: path.read_bytes() for path in study().path.rglob("*") if path.suffix in (".toml", ".jsonl")}
     with pytest.raises(InputError) as error:
         extend(study(), parse_space(text, "w", "w"), {"params": limits})
@@ -221,7 +222,7 @@ def test_a_space_that_is_no_wider_is_refused(text: str, limits: int, message: st
     assert {path: path.read_bytes() for path in files} == files
 
 
-def test_the_command_extends_and_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+def test_extend_command_prints_the_next_command(capsys: pytest.CaptureFixture[str]) -> None:
     search(search_config(2), Silent(), AnalyticExecutor())
     assert main(["extend", "s"]) == 2
     assert "`dnas extend` needs what is to be wider" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The laws of every sampler: a function of its arguments, inside the limits, nothing twice; and that models help."""
+"""Invariants of every sampler: deterministic, inside the limits, without duplicates. Learning samplers beat chance."""
 
 import itertools
 import math
@@ -41,14 +41,14 @@ def size(point: Mapping[str, Any]) -> float:
 
 
 def error(point: Mapping[str, Any]) -> float:
-    """Best at a width of 28 and a depth of 14; less dropout the smaller the network; links matter when it is deep."""
+    """Return an error that is lowest at width 28 and depth 14. Small networks need less dropout, deep ones links."""
     gap = 0.3 * ((point["width"] - 28) / 36) ** 2 + 0.2 * ((point["depth"] - 14) / 16) ** 2
     gap += 0.2 * (point["squeeze"] - 0.6) ** 2 + 0.5 * (point["dropout"] - 0.1 * (point["width"] > 20)) ** 2
     return 0.05 + gap + {"dense": 0.0, "log": 0.01, "none": 0.004 * point["depth"]}[point["link"]]
 
 
 class Search:
-    """Asks, measures at once by `error`, and tells."""
+    """A search loop that asks a sampler, measures its proposal at once and reports the value to it."""
 
     def __init__(
         self,
@@ -57,9 +57,9 @@ class Search:
         objectives: tuple[str, ...] = ("val_error",),
         choices: Sequence[Choice] = CHOICES,
         measure: Callable[[Mapping[str, Any]], float] = error,
-        most: float = 2e7,
+        max_size: float = 2e7,
     ) -> None:
-        self.sampler, self.seed, self.measure, self.most = sampler, seed, measure, most
+        self.sampler, self.seed, self.measure, self.max_size = sampler, seed, measure, max_size
         self.tried: set[tuple[Any, ...]] = set()
         self.told: list[Told] = []
         self.problem = Problem(tuple(choices), objectives, self.accept, self.draw)
@@ -70,7 +70,7 @@ class Search:
             values = choice.values()
             known = choice.low <= point[choice.name] <= choice.high if values is None else point[choice.name] in values
             assert known, (choice.name, point[choice.name])
-        if tuple(point.values()) in self.tried or (self.most < math.inf and size(point) > self.most):
+        if tuple(point.values()) in self.tried or (self.max_size < math.inf and size(point) > self.max_size):
             return None
         known_values = {"params": size(point) if "params" in self.problem.objectives else 0.0}
         return tuple(known_values.get(name) for name in self.problem.objectives)
@@ -90,7 +90,7 @@ class Search:
 
     def tell(self, point: Mapping[str, Any], state: str = "complete") -> None:
         known = self.accept(point)
-        assert known is not None, "proposed what accept refuses"
+        assert known is not None, "the proposal is not acceptable"
         self.tried.add(tuple(point[choice.name] for choice in self.problem.choices))
         value = self.measure(point)
         values = (value, *(cost if cost is not None else value / 10 for cost in known[1:]))
@@ -108,62 +108,62 @@ class Search:
 
 @pytest.mark.parametrize("objectives", [("val_error",), ("val_error", "params"), ("val_error", "params", "latency")])
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_proposals_depend_on_the_arguments_alone_and_are_accepted(
+def test_proposals_are_acceptable_and_depend_on_the_arguments_alone(
     sampler: Sampler, objectives: tuple[str, ...]
 ) -> None:
-    first, second = Search(sampler, 3, objectives, most=4e6), Search(sampler, 3, objectives, most=4e6)
+    first, second = Search(sampler, 3, objectives, max_size=4e6), Search(sampler, 3, objectives, max_size=4e6)
     for number in range(30):
         point = first.ask()
-        if number % 3 == 0:  # what it was asked before changes nothing
+        if number % 3 == 0:  # earlier calls must not affect the proposal
             Search(sampler, 4, objectives).run(12)
             first.ask()
         assert point == second.ask()
-        first.tell(point)  # asserts that it is accepted
+        first.tell(point)  # checks that the point is acceptable
         second.tell(point)
 
 
 @pytest.mark.parametrize("sampler", LEARNING)
-def test_another_generator_gives_another_proposal(sampler: Sampler) -> None:
+def test_proposals_differ_between_generators(sampler: Sampler) -> None:
     search = Search(sampler).run(20)
     points = [sampler(search.problem, search.told, np.random.default_rng(seed)) for seed in range(8)]
     assert len({tuple(point.values()) for point in points}) > 1
 
 
 @pytest.mark.parametrize("sampler", LEARNING)
-def test_learning_finds_better_networks_than_chance(sampler: Sampler) -> None:
+def test_sampler_finds_better_networks_than_chance(sampler: Sampler) -> None:
     trials = 40 if sampler is propose_gp else 100
-    ours = [Search(sampler, seed).run(trials).best() for seed in range(5)]
+    results = [Search(sampler, seed).run(trials).best() for seed in range(5)]
     chance = [Search(propose_random, seed).run(trials).best() for seed in range(5)]
-    assert sum(a < b for a, b in zip(ours, chance, strict=True)) >= 4, (ours, chance)
-    assert np.mean(ours) < np.mean(chance)
+    assert sum(a < b for a, b in zip(results, chance, strict=True)) >= 4, (results, chance)
+    assert np.mean(results) < np.mean(chance)
 
 
-def test_the_model_comes_close_to_the_optimum() -> None:
+def test_gp_comes_close_to_the_optimum() -> None:
     reached = [Search(propose_gp, seed).run(50).best() for seed in range(3)]
-    assert max(reached) < 0.055, reached  # the optimum of `error` inside the limit is 0.05
+    assert max(reached) < 0.055, reached  # the optimum of `error` within the limit is 0.05
 
 
 @pytest.mark.parametrize("sampler", LEARNING)
-def test_several_objectives_dominate_more_than_chance(sampler: Sampler) -> None:
+def test_sampler_reaches_a_larger_hypervolume_than_chance(sampler: Sampler) -> None:
     def volume(search: Search) -> float:
         rows = [(t.values[0], math.log(t.values[1])) for t in search.told if t.values is not None]
         return hypervolume(np.array(rows), (0.6, math.log(2e7)))
 
     objectives = ("val_error", "params")
     trials = 50 if sampler is propose_gp else 150
-    ours = [volume(Search(sampler, seed, objectives).run(trials)) for seed in range(5)]
+    results = [volume(Search(sampler, seed, objectives).run(trials)) for seed in range(5)]
     chance = [volume(Search(propose_random, seed, objectives).run(trials)) for seed in range(5)]
-    assert sum(a > b for a, b in zip(ours, chance, strict=True)) >= 4, (ours, chance)
+    assert sum(a > b for a, b in zip(results, chance, strict=True)) >= 4, (results, chance)
 
 
-def apart_of(coding: Coding, rows: np.ndarray) -> np.ndarray:
-    """Distances by each choice [choices, n, n]."""
+def distances_by_choice(coding: Coding, rows: np.ndarray) -> np.ndarray:
+    """Return the pairwise distances by choice, of shape [choices, n, n]."""
     return np.array(
         [table[np.ix_(at, at)] for table, at in zip(distances(coding.counts, coding.ordered), rows.T, strict=True)]
     )
 
 
-def test_pending_points_keep_other_workers_away() -> None:
+def test_pending_points_spread_proposals() -> None:
     search = Search(propose_gp).run(25)
     alone = search.ask()
     points = [alone]
@@ -171,42 +171,42 @@ def test_pending_points_keep_other_workers_away() -> None:
         search.tell(points[-1], "running")
         points.append(search.ask())
     assert len({tuple(point.values()) for point in points}) == 7
-    # Eight workers that knew nothing of each other would crowd: refused where they are the same, but not near.
-    blind = Search(propose_gp).run(25)
-    crowd = []
+    # Workers that do not know about each other crowd: duplicates are rejected, but not near points.
+    uncoordinated = Search(propose_gp).run(25)
+    crowded = []
     for _ in range(7):
-        crowd.append(blind.ask())
-        blind.tried.add(tuple(crowd[-1][choice.name] for choice in CHOICES))
+        crowded.append(uncoordinated.ask())
+        uncoordinated.tried.add(tuple(crowded[-1][choice.name] for choice in CHOICES))
 
     def spread(rows: list[dict[str, Any]]) -> float:
-        return float(apart_of(Coding(CHOICES), Coding(CHOICES).encode(rows)).mean())
+        return float(distances_by_choice(Coding(CHOICES), Coding(CHOICES).encode(rows)).mean())
 
-    assert spread(points) > spread(crowd)
+    assert spread(points) > spread(crowded)
 
 
-def test_pending_points_lower_the_spread_and_not_the_mean() -> None:
+def test_pending_points_lower_the_deviation_but_not_the_mean() -> None:
     coding = Coding(CHOICES)
     rows = coding.uniform(30, np.random.default_rng(0))
     y = np.sin(rows[:, 0] / 2)
     hyper = fit_hyperparameters(*(array.tobytes() for array in (rows, y, coding.counts, coding.ordered)))
-    place = coding.uniform(1, np.random.default_rng(1))
-    without = Process(coding, rows, y, hyper, place[:0]).predict(place)
-    within = Process(coding, rows, y, hyper, place).predict(place)
-    assert within[0] == pytest.approx(without[0])
-    assert within[1] < 0.5 * without[1]
+    point = coding.uniform(1, np.random.default_rng(1))
+    without_pending = Process(coding, rows, y, hyper, point[:0]).predict(point)
+    with_pending = Process(coding, rows, y, hyper, point).predict(point)
+    assert with_pending[0] == pytest.approx(without_pending[0])
+    assert with_pending[1] < 0.5 * without_pending[1]
 
 
 def told(number: int, state: str, epoch: int, values: tuple[float, ...] | None, curve: dict[int, float]) -> Told:
     return Told(number, {"width": 4}, state, values, epoch, 10, curve)
 
 
-def test_an_early_value_is_made_comparable_with_final_ones() -> None:
+def test_early_values_are_scaled_to_final_ones() -> None:
     trials = [
         told(0, "complete", 10, (0.2, 7.0), {3: 0.4, 10: 0.2}),
         told(1, "complete", 10, (0.1, 7.0), {3: 0.3, 10: 0.1}),
         told(2, "complete", 10, (0.3, 7.0), {3: 0.6, 10: 0.3}),
         told(3, "paused", 3, (0.5, 9.0), {3: 0.5}),
-        told(4, "stopped", 1, (0.9, 9.0), {1: 0.9}),  # nothing that got further was seen after epoch 1
+        told(4, "stopped", 1, (0.9, 9.0), {1: 0.9}),  # no longer trial has a value after epoch 1
         told(5, "failed", 2, (1.0, 9.0), {}),
     ]
     kept, values = comparable(trials)
@@ -216,7 +216,7 @@ def test_an_early_value_is_made_comparable_with_final_ones() -> None:
     assert values[5] == pytest.approx((1.0, 9.0))
 
 
-def test_an_early_value_goes_through_trials_that_got_further_without_ending() -> None:
+def test_early_values_are_scaled_through_longer_incomplete_trials() -> None:
     trials = [
         told(0, "complete", 10, (0.2,), {9: 0.4, 10: 0.2}),
         told(1, "paused", 9, (0.4,), {1: 0.8, 9: 0.4}),
@@ -227,9 +227,10 @@ def test_an_early_value_goes_through_trials_that_got_further_without_ending() ->
 
 
 @pytest.mark.parametrize("sampler", LEARNING)
-def test_a_paused_trial_is_not_compared_raw_with_complete_ones(sampler: Sampler) -> None:
-    """Early values are five times the final ones: told raw, the paused half would look worse than the worst. As all
-    were measured by the same curve, the proposals must be those of a search in which all are complete."""
+def test_values_of_paused_trials_are_scaled_before_comparison(sampler: Sampler) -> None:
+    """Early values are five times the final ones, so raw values of paused trials would exceed all others. Since all
+    trials follow the same curve, proposals must equal those of a search in which all are complete.
+    """
     search = Search(sampler).run(24)
     early = []
     for trial in search.told:
@@ -246,7 +247,7 @@ def test_a_paused_trial_is_not_compared_raw_with_complete_ones(sampler: Sampler)
 
 @pytest.mark.parametrize("objectives", [("val_error",), ("val_error", "params")])
 @pytest.mark.parametrize("sampler", LEARNING)
-def test_trials_without_values_and_nans_change_no_proposal(sampler: Sampler, objectives: tuple[str, ...]) -> None:
+def test_trials_without_finite_values_do_not_affect_proposals(sampler: Sampler, objectives: tuple[str, ...]) -> None:
     search = Search(sampler, 0, objectives).run(20)
     point = search.told[0].params
     nan = (math.nan,) * len(objectives)
@@ -264,15 +265,15 @@ def test_trials_without_values_and_nans_change_no_proposal(sampler: Sampler, obj
 
 @pytest.mark.parametrize("objectives", [("val_error",), ("val_error", "params")])
 @pytest.mark.parametrize("sampler", LEARNING)
-def test_equal_values_and_diverged_trials_are_no_obstacle(sampler: Sampler, objectives: tuple[str, ...]) -> None:
+def test_sampler_handles_equal_values_and_diverged_trials(sampler: Sampler, objectives: tuple[str, ...]) -> None:
     Search(sampler, 0, objectives, measure=lambda point: 0.1).run(16)
     Search(sampler, 0, objectives, measure=lambda point: 1.0 if point["width"] > 12 else error(point)).run(25)
 
 
 @pytest.mark.parametrize("sampler", LEARNING)
-def test_the_last_point_is_found_and_then_there_is_none(sampler: Sampler) -> None:
+def test_sampler_finds_every_point_and_then_is_exhausted(sampler: Sampler) -> None:
     choices = (Choice("width", "width", "int", 1, 5, 1), Choice("link", "link", "of", options=("a", "b", "c", "d")))
-    search = Search(sampler, choices=choices, measure=lambda point: point["width"] / 10, most=math.inf).run(20)
+    search = Search(sampler, choices=choices, measure=lambda point: point["width"] / 10, max_size=math.inf).run(20)
     assert len(search.tried) == 20
     with pytest.raises(Exhausted):
         search.ask()
@@ -281,8 +282,8 @@ def test_the_last_point_is_found_and_then_there_is_none(sampler: Sampler) -> Non
 # --- the grid ---------------------------------------------------------------------------------------------------
 
 
-def test_a_grid_holds_each_point_once_and_ends() -> None:
-    search = Search(propose_grid, choices=SMALL, measure=lambda point: 0.5, most=math.inf)
+def test_grid_proposes_each_point_once_and_is_then_exhausted() -> None:
+    search = Search(propose_grid, choices=SMALL, measure=lambda point: 0.5, max_size=math.inf)
     search.run(Grid(SMALL).size)
     every = {tuple(trial.params[choice.name] for choice in SMALL) for trial in search.told}
     values = [(4, 5, 6, 7, 8), tuple(np.linspace(0, 1, FLOAT_VALUES)), ("dense", "log", "none"), range(1, 7), ("only",)]
@@ -291,8 +292,8 @@ def test_a_grid_holds_each_point_once_and_ends() -> None:
         search.ask()
 
 
-def test_a_grid_leaves_out_what_is_refused() -> None:
-    search = Search(propose_grid, choices=CHOICES, most=2e5)
+def test_grid_omits_points_that_are_not_acceptable() -> None:
+    search = Search(propose_grid, choices=CHOICES, max_size=2e5)
     with pytest.raises(Exhausted):
         search.run(10**6)
     grid = Grid(CHOICES)
@@ -301,7 +302,7 @@ def test_a_grid_leaves_out_what_is_refused() -> None:
 
 
 @pytest.mark.parametrize("choices", [CHOICES, SMALL])
-def test_a_point_of_the_grid_and_its_number_are_the_same_thing(choices: Sequence[Choice]) -> None:
+def test_grid_index_inverts_grid_point(choices: Sequence[Choice]) -> None:
     grid = Grid(choices)
     assert [grid.index(grid.point(index)) for index in range(grid.size)] == list(range(grid.size))
     assert grid.index(grid.point(0) | {"width": 5.5}) is None
@@ -315,7 +316,7 @@ def test_early_points_of_a_grid_are_spread() -> None:
             assert len({point[choice] for point in points}) == count
 
 
-def test_a_huge_grid_is_never_enumerated() -> None:
+def test_huge_grid_is_not_enumerated() -> None:
     choices = tuple(Choice(f"layers_{i}", "layers", "int", 1, 40, 1) for i in range(8))
     grid = Grid(choices)
     assert grid.size == 40**8
@@ -323,11 +324,11 @@ def test_a_huge_grid_is_never_enumerated() -> None:
     assert grid.index(last) == grid.size - 1
 
 
-# --- the parts --------------------------------------------------------------------------------------------------
+# --- components --------------------------------------------------------------------------------------------------
 
 
-def test_a_child_has_its_parents_values_and_a_mutant_others() -> None:
-    search = Search(propose_random, choices=SMALL, most=math.inf)
+def test_crossover_keeps_the_parents_values_and_mutation_changes_some() -> None:
+    search = Search(propose_random, choices=SMALL, max_size=math.inf)
     mother, father = search.draw(random.Random(0)), search.draw(random.Random(1))
     rng = np.random.default_rng(0)
     changes = set()
@@ -335,34 +336,37 @@ def test_a_child_has_its_parents_values_and_a_mutant_others() -> None:
         child = crossover(SMALL, mother, father, rng)
         assert all(child[name] in (mother[name], father[name]) for name in child)
         mutant = mutate(SMALL, mother, rng)
-        search.accept(mutant)  # asserts that the values are the choices' own
+        search.accept(mutant)  # checks that the values are among the choices
         changes.add(sum(mutant[name] != mother[name] for name in mother))
     assert {1, 2} <= changes
 
 
-def test_a_point_survives_its_coding() -> None:
+def test_point_survives_encoding_and_decoding() -> None:
     coding = Coding(CHOICES)
     search = Search(propose_random)
     for point in (search.draw(random.Random(seed)) for seed in range(50)):
         coded = coding.decode(coding.encode([point])[0])
-        assert coded.pop("squeeze") == pytest.approx(point["squeeze"], abs=0.7 / 200)  # in hundredths of its range
+        # A float is coded in hundredths of its range.
+        assert coded.pop("squeeze") == pytest.approx(point["squeeze"], abs=0.7 / 200)
         assert coded == {name: value for name, value in point.items() if name != "squeeze"}
 
 
-def test_the_gradient_of_the_fit_is_its_slope() -> None:
+def test_gradient_of_the_misfit_matches_finite_differences() -> None:
     coding, rng = Coding(CHOICES), np.random.default_rng(0)
     rows = coding.uniform(25, rng)
-    apart, y = apart_of(coding, rows), rng.standard_normal(25)
+    pairwise, y = distances_by_choice(coding, rows), rng.standard_normal(25)
     x = rng.normal(size=len(CHOICES) + 3) / 3
-    _, gradient = misfit(x, apart, coding.ordered, y)
+    _, gradient = misfit(x, pairwise, coding.ordered, y)
     for i in range(len(x)):
         step = np.zeros(len(x))
         step[i] = 1e-5
-        slope = (misfit(x + step, apart, coding.ordered, y)[0] - misfit(x - step, apart, coding.ordered, y)[0]) / 2e-5
+        slope = (
+            misfit(x + step, pairwise, coding.ordered, y)[0] - misfit(x - step, pairwise, coding.ordered, y)[0]
+        ) / 2e-5
         assert gradient[i] == pytest.approx(slope, rel=1e-4, abs=1e-6)
 
 
-def test_expected_improvements_are_the_means_of_draws() -> None:
+def test_expected_improvement_matches_the_mean_of_draws() -> None:
     rng = np.random.default_rng(0)
     mean, deviation = np.array([0.2, -0.5, 1.0]), np.array([0.3, 0.1, 2.0])
     draws = mean + deviation * rng.standard_normal((200_000, 3))
@@ -370,19 +374,19 @@ def test_expected_improvements_are_the_means_of_draws() -> None:
 
 
 @pytest.mark.parametrize("costs", [1, 2])
-def test_the_expected_volume_is_the_mean_volume_of_draws(costs: int) -> None:
+def test_expected_volume_improvement_matches_the_mean_of_draws(costs: int) -> None:
     rng = np.random.default_rng(0)
     targets, table = rng.standard_normal(8), rng.random((8, costs))
-    own = rng.random((3, costs))
+    candidate_costs = rng.random((3, costs))
     mean, deviation = np.array([-1.0, 0.0, 0.5]), np.array([0.5, 1.0, 0.2])
     front = nondominated_ranks(np.column_stack([targets, table])) == 0
-    found = volume_improvement(mean, deviation, own, targets, table, front)
-    reach = table.max(axis=0) - table.min(axis=0)
-    corner = np.array([targets.max(), *(table.max(axis=0) + 0.1 * reach)])
+    improvements = volume_improvement(mean, deviation, candidate_costs, targets, table, front)
+    ranges = table.max(axis=0) - table.min(axis=0)
+    corner = np.array([targets.max(), *(table.max(axis=0) + 0.1 * ranges)])
     rows = np.column_stack([targets, table])
     before = hypervolume(rows, corner)
     for i in range(3):
-        grown = []
+        gains = []
         for draw in mean[i] + deviation[i] * rng.standard_normal(2_000):
-            grown.append(hypervolume(np.vstack([rows, [draw, *own[i]]]), corner) - before)
-        assert found[i] == pytest.approx(np.mean(grown) / reach.prod(), rel=0.1, abs=0.003)
+            gains.append(hypervolume(np.vstack([rows, [draw, *candidate_costs[i]]]), corner) - before)
+        assert improvements[i] == pytest.approx(np.mean(gains) / ranges.prod(), rel=0.1, abs=0.003)
