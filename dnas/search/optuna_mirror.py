@@ -1,21 +1,21 @@
-"""A mirror of a study in Optuna's own schema, for optuna-dashboard and whatever else reads optuna's studies.
+"""Mirror of a study in Optuna's own schema, for optuna-dashboard and other programs that read Optuna studies.
 
     optuna-dashboard sqlite:///studies/<name>/study.db
 
-It is made from the event log and the records, by a thread of its own while a search runs; nothing of ours reads it, and
-it can be made again at any time. After each pass it equals a mirror made from nothing: a trial's rows are a function of
-its record and of the events about it, and those of a trial that changed are written anew.
+While a search runs, a separate thread builds the mirror from the event log and the records. dnas never reads it, and it
+can be rebuilt at any time. After each pass it equals a mirror built from scratch: a trial's rows are a function of its
+record and its events, and the rows of a trial that changed are rewritten.
 
-| ours | optuna's | because |
+| dnas | Optuna | reason |
 |---|---|---|
 | running | RUNNING | |
-| paused | PRUNED | optuna knows no pause; a promotion makes it RUNNING again |
+| paused | PRUNED | Optuna has no such state; a promotion changes it back to RUNNING |
 | stopped | PRUNED | |
-| complete | COMPLETE | more epochs make it RUNNING again |
-| infeasible, failed | FAIL | the attribute `reason` says why |
+| complete | COMPLETE | more epochs change it back to RUNNING |
+| infeasible, failed | FAIL | the attribute `reason` holds the cause |
 
-Optuna itself never changes a trial that has ended, so who reads may keep those: a page of optuna-dashboard that is open
-shows that a trial goes on after a pause when it is reloaded, a program with `optuna.load_study` when it loads it again.
+Optuna itself never changes a trial that has ended, so that readers may cache such trials. A paused trial that has
+resumed appears after the page of optuna-dashboard is reloaded, or after another call of `optuna.load_study`.
 """
 
 import hashlib
@@ -44,11 +44,11 @@ if TYPE_CHECKING:
 NO_MIRROR = "none"
 NAME = "study.db"
 EVERY_SECONDS = 3.0
-SHARE = 0.05  # of the time, at most, goes into the mirror
-OPENING_SECONDS = 30.0  # a database that has not answered by then is taken for one that never will
-CLOSING_SECONDS = 10.0  # the end of a search waits no longer for the last pass
-FINGERPRINT = "dnas:fingerprint"  # a trial's system attribute: which dashboards do not show
-CHUNK = 500  # trials in one statement: databases bound its variables
+MAX_TIME_SHARE = 0.05  # largest fraction of the time spent on the mirror
+OPENING_SECONDS = 30.0  # time limit for connecting to a database
+CLOSING_SECONDS = 10.0  # time limit for the last pass, at the end of a search
+FINGERPRINT = "dnas:fingerprint"  # system attribute of a trial, which dashboards do not show
+CHUNK = 500  # trials per statement, as databases limit the number of variables
 STATES = {
     "running": "RUNNING",
     "paused": "PRUNED",
@@ -64,11 +64,17 @@ STATES = {
 
 @contextmanager
 def open_mirror(folder: StudyFolder, url: str | None, note: Callable[[str], None]) -> Iterator[None]:
-    """Keeps the mirror up to date inside the `with`, and brings it up to date at its end.
+    """Keep the mirror up to date inside the `with` block, and update it a last time at the end.
 
-    url: a storage of optuna's; None is the study's own study.db, "none" no mirror at all. `InputError` where a storage
-    cannot be used, or holds another study of this name; an own study.db that is damaged, or another study's, is made
-    again. Whatever goes wrong later is said once, with `note`, and tried again.
+    A study.db that is damaged or belongs to another study is rebuilt. Later errors are reported once, and retried.
+
+    Args:
+        folder: Folder of the study.
+        url: URL of an Optuna storage; None for study.db in the study's folder, "none" for no mirror.
+        note: Called with the text of the first later error.
+
+    Raises:
+        InputError: The storage cannot be used, or holds another study of this name.
     """
     if url == NO_MIRROR:
         yield
@@ -82,59 +88,59 @@ def open_mirror(folder: StudyFolder, url: str | None, note: Callable[[str], None
 
 
 class _Keeper:
-    """The thread that keeps a mirror, and all that only it touches."""
+    """Thread that keeps a mirror up to date, with the state that only it uses."""
 
     def __init__(self, folder: StudyFolder, url: str | None, note: Callable[[str], None]) -> None:
         self._folder, self._url, self._note = folder, url, note
         self._mirror: Mirror | None = None
         self._refusal: BaseException | None = None
-        self._said = False
+        self._reported = False
         self._opened, self._end = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._keep, name="mirror", daemon=True)
 
     def open(self) -> None:
-        """Starts; raises what speaks against the storage that was named. The study's own needs no waiting for."""
+        """Start the thread; raise an error if the storage at the URL cannot be used. study.db needs no waiting."""
         self._thread.start()
         if self._url is None:
             return
         if not self._opened.wait(OPENING_SECONDS):
             raise InputError(
-                f"--mirror {shown_url(self._url)} has not answered for {OPENING_SECONDS:.0f} s; is it running, and is"
-                " there a firewall between? --mirror none does without."
+                f"--mirror {shown_url(self._url)} has not answered for {OPENING_SECONDS:.0f} s; check that it is"
+                " running and that no firewall blocks it, or use --mirror none."
             )
         if self._refusal is not None:
             raise self._refusal
 
     def close(self) -> None:
-        """Waits for the last pass, but not for long."""
+        """Wait for the last pass for at most `CLOSING_SECONDS`."""
         self._end.set()
         if not self._thread.is_alive() or (self._url is not None and not self._opened.is_set()):
             return
         self._thread.join(CLOSING_SECONDS)
         if self._thread.is_alive():
-            self._say("there was no time left for its last entries")
+            self._report("its last pass took too long")
 
     def _keep(self) -> None:
         if self._url is not None:
             try:
                 self._mirror = Mirror(self._folder, self._url)
-            except BaseException as error:  # raised where somebody waits for it
+            except BaseException as error:  # raised by `open`
                 self._refusal = error
             self._opened.set()
             if self._refusal is not None:
                 return
         while True:
-            last = self._end.is_set()  # before the pass: what is written during the last one is not missed
+            last = self._end.is_set()  # read before the pass, so that writes during the pass are not missed
             began = time.monotonic()
             try:
                 self._pass()
-            except Exception as error:  # a mirror is never worth a search
+            except Exception as error:  # a broken mirror must not stop the search
                 self._drop()
-                self._say(first_line(error))
+                self._report(first_line(error))
             if last:
                 break
             took = time.monotonic() - began
-            self._end.wait(max(EVERY_SECONDS, took / SHARE - took))
+            self._end.wait(max(EVERY_SECONDS, took / MAX_TIME_SHARE - took))
         self._drop()
 
     def _pass(self) -> None:
@@ -150,15 +156,15 @@ class _Keeper:
                 self._mirror.close()
         self._mirror = None
 
-    def _say(self, trouble: str) -> None:
-        if not self._said:
+    def _report(self, trouble: str) -> None:
+        if not self._reported:
             where = self._folder.path / NAME if self._url is None else shown_url(self._url)
-            self._note(f"the mirror in {where} is behind ({trouble}); the search needs none, and it is tried again")
-        self._said = True
+            self._note(f"the mirror in {where} is out of date ({trouble}); the search continues and retries")
+        self._reported = True
 
 
 def sync_mirror(folder: StudyFolder, storage_url: str | None = None) -> int:
-    """Brings the mirror up to date in one pass; gives how many trials changed. None is the study's own study.db."""
+    """Update the mirror in one pass; return the number of changed trials. URL None is the study's own study.db."""
     mirror = Mirror(folder, storage_url)
     try:
         return mirror.sync()
@@ -167,7 +173,7 @@ def sync_mirror(folder: StudyFolder, storage_url: str | None = None) -> int:
 
 
 def mirror_agrees(folder: StudyFolder) -> bool:
-    """Whether the study's own study.db says what its log and its records say; nothing is changed."""
+    """Return True if the study's own study.db matches its log and records. Nothing is changed."""
     if not is_sound(folder.path / NAME, folder.name, identity_of(folder)):
         return False
     mirror = Mirror(folder, None)
@@ -178,17 +184,17 @@ def mirror_agrees(folder: StudyFolder) -> bool:
 
 
 def remove_mirror(folder: StudyFolder) -> None:
-    """Removes the study's own study.db, and what SQLite keeps beside it."""
+    """Remove the study's own study.db and SQLite's files beside it."""
     for suffix in ("", "-journal", "-wal", "-shm"):
         (folder.path / f"{NAME}{suffix}").unlink(missing_ok=True)
 
 
-# --- what a trial is in optuna's terms ----------------------------------------------------------------------------
+# --- conversion of trials -----------------------------------------------------------------------------------------
 
 
 @dataclass
 class _Log:
-    """What the mirror needs of the event log, read as it grows."""
+    """Trials of the event log, read incrementally."""
 
     path: Path
     offset: int = 0
@@ -201,9 +207,9 @@ class _Log:
         return self._fold.trials
 
     def read(self) -> set[int]:
-        """Takes the new whole lines in; gives the numbers of the trials they tell of."""
+        """Read the new complete lines; return the numbers of the trials that they concern."""
         size = self.path.stat().st_size if self.path.exists() else 0
-        if size < self.offset:  # another log: what was read is of no use
+        if size < self.offset:  # the log was replaced: start over
             self.offset = 0
             self._fold = TrialLog(0)
         if size == self.offset:
@@ -215,13 +221,13 @@ class _Log:
         self.offset += len(whole)
         touched: set[int] = set()
         for line in whole.splitlines():
-            with suppress(ValueError, KeyError, TypeError, InputError):  # a damaged line is the doctor's
+            with suppress(ValueError, KeyError, TypeError, InputError):  # damaged lines are left to `dnas doctor`
                 touched |= self._fold.apply(json.loads(line))
         return touched
 
 
 def mirrored(record: TrialRecord, trial: Trial, objectives: tuple[str, ...]) -> "FrozenTrial":
-    """A trial in optuna's terms: a function of its record and of the events about it."""
+    """Convert a trial to Optuna's form, from its record and its events alone."""
     from optuna.trial import FrozenTrial, TrialState
 
     state = TrialState[STATES[record.state]]
@@ -240,7 +246,7 @@ def mirrored(record: TrialRecord, trial: Trial, objectives: tuple[str, ...]) -> 
         "reason": record.reason,
         "state": record.state,
     }
-    if record.state == "running" and (reached := trial.reached()):  # its record is not written at each epoch
+    if record.state == "running" and (reached := trial.reached()):  # the record is not written at every epoch
         attributes |= {name: reached[name] for name in ("epochs", "val_error", "seconds")}
     params = {name: value for name, value in record.params.items() if name in record.distributions}
     rows = sorted(trial.curve.items()) if len(objectives) == 1 else []
@@ -263,7 +269,7 @@ def mirrored(record: TrialRecord, trial: Trial, objectives: tuple[str, ...]) -> 
 
 
 def _value(record: TrialRecord, name: str) -> float:
-    """An objective's value: of a paused trial the last that is known."""
+    """Return an objective's value, for a paused trial the last known one."""
     if name in record.objectives:
         return record.objectives[name]
     value = record.cost.get(name) if name in record.cost else getattr(record, name)
@@ -280,12 +286,12 @@ def _distribution(text: str) -> "BaseDistribution":
 
 
 def _local(moment: str) -> datetime:
-    """Optuna's times are local and naive."""
+    """Convert a timestamp to local time without a time zone, as Optuna stores it."""
     return datetime.fromisoformat(moment).astimezone().replace(tzinfo=None)
 
 
 def _fingerprint(trial: "FrozenTrial", distributions: Mapping[str, str]) -> str:
-    facts = (
+    content = (
         trial.state.name,
         trial.values,
         trial.params,
@@ -295,11 +301,11 @@ def _fingerprint(trial: "FrozenTrial", distributions: Mapping[str, str]) -> str:
         str(trial.datetime_start),
         str(trial.datetime_complete),
     )
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def identity_of(folder: StudyFolder) -> dict[str, Any]:
-    """What tells a study from another that has its name: its space is the one that it was begun with."""
+    """Return the fields that distinguish studies of one name, with the space that the study started with."""
     config = first = folder.config()
     with (
         suppress(FileNotFoundError, ValueError, KeyError, TypeError),
@@ -313,23 +319,23 @@ def identity_of(folder: StudyFolder) -> dict[str, Any]:
 
 
 class Mirror:
-    """An open mirror. url: a storage of optuna's; None is the study's own study.db.
+    """An open mirror. url: URL of an Optuna storage; None is the study's own study.db.
 
-    Optuna's interface cannot change a trial that has ended, and takes one statement for each value, so rows are written
-    through its table definitions: all of a pass in one transaction.
+    Optuna's storage API cannot change a trial that has ended, and executes one statement per value. Rows are therefore
+    written through its table definitions, with one transaction per pass.
     """
 
     def __init__(self, folder: StudyFolder, url: str | None) -> None:
         import optuna
 
-        optuna.logging.set_verbosity(optuna.logging.WARNING)  # the terminal is the search's own
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # keep the terminal for the search's output
         self.folder, self.objectives = folder, objectives_of(DEFAULTS | folder.config())
         identity = identity_of(folder)
         self._path = (folder.path / NAME).resolve() if url is None else None
         self._inode = 0
         self._log = _Log(folder.path / "events.jsonl")
         self._stamps: dict[int, tuple[int, ...] | None] = {}
-        self._known: dict[int, tuple[int, str]] = {}  # number -> (optuna's trial id, fingerprint)
+        self._known: dict[int, tuple[int, str]] = {}  # number -> (Optuna's trial id, fingerprint)
         if url is not None:
             self._storage = named_storage(url)
         else:
@@ -349,14 +355,14 @@ class Mirror:
         self._storage.engine.dispose()
 
     def is_gone(self) -> bool:
-        """Whether study.db was removed or replaced since it was opened."""
+        """Return True if study.db was removed or replaced since it was opened."""
         try:
             return self._path is not None and self._path.stat().st_ino != self._inode
         except FileNotFoundError:
             return True
 
     def _open_study(self, identity: Mapping[str, Any], url: str | None) -> int:
-        """The study's id in the database, where it is made unless it is there."""
+        """Return the study's id in the database; create the study if it is missing."""
         from optuna.storages._rdb import models
         from optuna.study import StudyDirection
         from sqlalchemy.exc import SQLAlchemyError
@@ -382,11 +388,12 @@ class Mirror:
                     )
                     session.add(study)
                     session.flush()
-                told = {attribute.key: json.loads(attribute.value_json) for attribute in study.user_attributes}
-                if told.get(IDENTITY) != identity:
+                attributes = {attribute.key: json.loads(attribute.value_json) for attribute in study.user_attributes}
+                if attributes.get(IDENTITY) != identity:
                     raise InputError(
                         f"--mirror {shown_url(url or '')} holds another study called {name}"
-                        f" ({described(told.get(IDENTITY))}); name another database, or remove that study from it."
+                        f" ({described(attributes.get(IDENTITY))});"
+                        " name another database, or remove that study from it."
                     )
                 study_id: int = study.study_id  # type: ignore[assignment]
                 self._known = self._read_known(session, study_id)
@@ -397,7 +404,7 @@ class Mirror:
             raise InputError(f"--mirror {shown_url(url)} cannot be written: {first_line(error)}.") from None
 
     def _read_known(self, session: Any, study_id: int) -> dict[int, tuple[int, str]]:
-        """What the database says of each trial. A number that two rows share is known as neither, and written anew."""
+        """Read the id and fingerprint of each trial. If two rows share a number, the second is replaced."""
         from optuna.storages._rdb import models
 
         trial, attribute = models.TrialModel, models.TrialSystemAttributeModel
@@ -406,18 +413,18 @@ class Mirror:
             .outerjoin(attribute, (attribute.trial_id == trial.trial_id) & (attribute.key == FINGERPRINT))
             .filter(trial.study_id == study_id)
         )
-        found: dict[int, tuple[int, str]] = {}
+        known: dict[int, tuple[int, str]] = {}
         for trial_id, number, value in rows:
-            key = number if number is not None and number not in found else -1 - trial_id  # a key that no trial has
-            found[key] = trial_id, json.loads(value) if value else ""
-        return found
+            key = number if number is not None and number not in known else -1 - trial_id  # not a trial number
+            known[key] = trial_id, json.loads(value) if value else ""
+        return known
 
     def sync(self) -> int:
-        """Brings the database to what the log and the records say; gives how many trials changed."""
+        """Update the database from the log and the records; return the number of changed trials."""
         changed = {number: trial for number, trial in self._changed().items() if not self._has(number, trial)}
         changed |= {number: None for number in self._known if number not in self._log.trials}
-        # Optuna lists trials by their id, and takes the place in the list for the number: so where a number is put in
-        # before others, these are put in again after it.
+        # Optuna lists trials by id and takes the position in the list as the number. When a trial is inserted, those
+        # with higher numbers are therefore reinserted after it.
         added = [n for n, trial in changed.items() if trial is not None and n not in self._known]
         behind = {n for n in self._known if added and n > min(added)}
         for number, trial in self._read(behind - set(changed)).items():
@@ -426,27 +433,27 @@ class Mirror:
             try:
                 self._write(changed, behind)
             except BaseException:
-                self._stamps.clear()  # what was to be written is looked at again
+                self._stamps.clear()  # the next pass reads these trials again
                 raise
         return len(changed)
 
     def agrees(self) -> bool:
-        """Whether every row is what it should be, its fingerprint notwithstanding."""
+        """Return True if every row matches the records, fingerprints aside."""
         self._log.read()
         wanted = [trial for _, trial in sorted(self._read(self._log.trials).items()) if trial is not None]
-        found = self._storage.get_all_trials(self._study_id)
-        for trial in (*wanted, *found):
+        stored = self._storage.get_all_trials(self._study_id)
+        for trial in (*wanted, *stored):
             trial._trial_id = -1
         names = self._storage.get_study_system_attrs(self._study_id).get("study:metric_names")
         directions = len(self._storage.get_study_directions(self._study_id))
-        return found == wanted and names == list(self.objectives) and directions == len(self.objectives)
+        return stored == wanted and names == list(self.objectives) and directions == len(self.objectives)
 
     def _has(self, number: int, trial: "FrozenTrial | None") -> bool:
         known = self._known.get(number)
         return known is None if trial is None else known is not None and known[1] == trial.system_attrs[FINGERPRINT]
 
     def _changed(self) -> dict[int, "FrozenTrial | None"]:
-        """The trials of which an event told, or whose record was written, since the last look."""
+        """Return the trials with new events or a new record since the last pass."""
         touched = self._log.read()
         for number in self._log.trials:
             stamp = self._stamp(number)
@@ -463,19 +470,19 @@ class Mirror:
         return status.st_mtime_ns, status.st_size, status.st_ino
 
     def _read(self, numbers: Iterable[int]) -> dict[int, "FrozenTrial | None"]:
-        """Those trials in optuna's terms: None where there is no record that can be read."""
-        found: dict[int, FrozenTrial | None] = {}
+        """Convert trials to Optuna's form; None for a trial without a readable record."""
+        converted: dict[int, FrozenTrial | None] = {}
         for number in sorted(numbers):
-            found[number] = None
-            with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):  # the doctor's, or not there yet
+            converted[number] = None
+            with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):  # damaged, or not written yet
                 text = (self.folder.trial_folder(number) / "record.json").read_text(encoding="utf-8")
                 record = TrialRecord.from_json(text)
                 if record.number == number:
-                    found[number] = mirrored(record, self._log.trials[number], self.objectives)
-        return found
+                    converted[number] = mirrored(record, self._log.trials[number], self.objectives)
+        return converted
 
     def _write(self, changed: Mapping[int, "FrozenTrial | None"], behind: set[int]) -> None:
-        """Replaces the rows of the `changed` trials, None by nothing; those `behind` get new ids."""
+        """Replace the rows of the `changed` trials, or delete them (None). Trials in `behind` receive new ids."""
         from optuna.storages._rdb import models
         from sqlalchemy import delete, insert
         from sqlalchemy.orm import Session
@@ -493,7 +500,7 @@ class Mirror:
             for ids in _chunks([*removed, *kept]):
                 for part in parts:
                     session.execute(delete(part).where(part.trial_id.in_(ids)))
-            attribute = models.TrialSystemAttributeModel  # others' attributes of a trial that stays are left alone
+            attribute = models.TrialSystemAttributeModel  # keep attributes set by other programs
             for ids in _chunks(kept):
                 ours = attribute.trial_id.in_(ids) & (attribute.key == FINGERPRINT)
                 session.execute(delete(attribute).where(ours))
@@ -529,7 +536,7 @@ class Mirror:
 
 
 def _parts(trial: "FrozenTrial") -> dict[Any, list[dict[str, Any]]]:
-    """A trial's rows in each of optuna's tables, without their trial's id."""
+    """Return a trial's rows for each of Optuna's tables, without the trial id."""
     from optuna.storages._rdb import models
 
     values, curve = [], []
@@ -537,8 +544,8 @@ def _parts(trial: "FrozenTrial") -> dict[Any, list[dict[str, Any]]]:
         stored, kind = models.TrialValueModel.value_to_stored_repr(value)
         values.append({"objective": index, "value": stored, "value_type": kind})
     for epoch, value in trial.intermediate_values.items():
-        number, which = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(value)
-        curve.append({"step": epoch, "intermediate_value": number, "intermediate_value_type": which})
+        stored, kind = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(value)
+        curve.append({"step": epoch, "intermediate_value": stored, "intermediate_value_type": kind})
     return {
         models.TrialParamModel: [
             {

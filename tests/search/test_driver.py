@@ -541,7 +541,7 @@ def test_later_trials_promote_trials_of_an_earlier_command() -> None:
 @pytest.mark.parametrize("objectives", [("val_error",), ("val_error", "params"), ("val_loss", "macs", "params")])
 def test_every_stopping_rule_and_objective_survives_interruptions(stopping: str, objectives: tuple[str, ...]) -> None:
     if stopping == "median" and len(objectives) > 1:
-        with pytest.raises(InputError, match="--stopping median needs a single objective"):
+        with pytest.raises(InputError, match="--stopping median supports a single objective only"):
             run(1, stopping=stopping, objectives=objectives)
         return
     changes = {"stopping": stopping, "objectives": objectives, "control": 0.2, "sampler": "gp"}

@@ -1,4 +1,4 @@
-"""The mirror in optuna's schema: after each pass it equals one made from nothing, and says what the records say."""
+"""Mirror in Optuna's schema: after each pass it equals one built from scratch and matches the records."""
 
 import dataclasses
 import json
@@ -35,11 +35,11 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def opened() -> Iterator[Mirror]:
-    """The mirror of the study `s`, open as long as the test."""
+    """The mirror of the study `s`, open during the test."""
     search(search_config(0, mirror="none"), Silent(), AnalyticExecutor())
-    found = Mirror(study(), None)
-    yield found
-    found.close()
+    opened = Mirror(study(), None)
+    yield opened
+    opened.close()
 
 
 def study(name: str = "s") -> StudyFolder:
@@ -47,7 +47,7 @@ def study(name: str = "s") -> StudyFolder:
 
 
 def trials(url: str = "sqlite:///studies/s/study.db", name: str = "s") -> list[FrozenTrial]:
-    """A mirror's trials as optuna gives them, whatever their ids: as dashboards read them, without its cache."""
+    """Read a mirror's trials as dashboards do, without Optuna's cache and without ids."""
     storage = optuna.storages.RDBStorage(url)
     found = storage.get_all_trials(storage.get_study_id_from_name(name))
     storage.remove_session()
@@ -57,11 +57,11 @@ def trials(url: str = "sqlite:///studies/s/study.db", name: str = "s") -> list[F
     return found
 
 
-def check_law(shared: str = "sqlite:///studies/s/study.db") -> None:
-    """The mirror equals one that is made from nothing."""
-    Path("nothing.db").unlink(missing_ok=True)
-    sync_mirror(study(), "sqlite:///nothing.db")
-    assert trials(shared) == trials("sqlite:///nothing.db")
+def check_equals_rebuilt(shared: str = "sqlite:///studies/s/study.db") -> None:
+    """Check that the mirror equals one built from scratch."""
+    Path("scratch.db").unlink(missing_ok=True)
+    sync_mirror(study(), "sqlite:///scratch.db")
+    assert trials(shared) == trials("sqlite:///scratch.db")
     assert [trial.number for trial in trials(shared)] == [record.number for record in study().records()]
 
 
@@ -73,7 +73,7 @@ def tables() -> dict[str, int]:
 
 
 class Watched(AnalyticExecutor):
-    """Brings the mirror up to date, and checks the law, before some of its messages; keeps what states it saw."""
+    """Update and check the mirror before some messages, and collect the states of every trial."""
 
     def __init__(self, opened: Mirror, every: int = 1, **rest: Any) -> None:
         super().__init__(**rest)
@@ -91,12 +91,12 @@ class Watched(AnalyticExecutor):
                     seen.append(record.state)
         [(key, message)] = super().wait(timeout)
         if key in self.jobs:
-            self.jobs[key] = self.jobs.pop(key)  # in turn
+            self.jobs[key] = self.jobs.pop(key)  # round robin
         return [(key, message)]
 
 
 def trouble(job: Job, epoch: int) -> Message | None:
-    """Every fifth diverges; of those after it some do not fit."""
+    """Let every fifth trial diverge, and some others run out of memory."""
     number = int(job.key)
     if epoch == 2 and number % 5 == 4:
         return Message("failed", {"reason": "diverged", "text": "the training loss is nan"})
@@ -105,31 +105,31 @@ def trouble(job: Job, epoch: int) -> Message | None:
     return None
 
 
-def test_after_each_pass_it_equals_one_made_from_nothing(opened: Mirror) -> None:
+def test_mirror_equals_one_built_from_scratch_after_each_pass(opened: Mirror) -> None:
     short = Watched(opened, every=5, trouble=trouble)
     search(search_config(16, workers=3, mirror="none"), Silent(), short)
     opened.sync()
-    check_law()
+    check_equals_rebuilt()
     assert any(seen[i : i + 2] == ["paused", "running"] for seen in short.states.values() for i in range(len(seen)))
     assert {record.state for record in study().records()} == {"complete", "paused", "failed", "infeasible"}
     before = trials()
     long = Watched(opened, every=20, trouble=trouble)
     search(search_config(18, load_space("digits_bc", epochs=24), workers=2, mirror="none"), Silent(), long)
     assert any(seen[0] == "running" and before[n].state == TrialState.COMPLETE for n, seen in long.states.items()), (
-        "complete ones begin again"
+        "complete trials resume"
     )
     opened.sync()
-    check_law()
+    check_equals_rebuilt()
     rows = tables()
     sync_mirror(study())
     assert tables() == rows
     shutil.copy("studies/s/study.db", "grown.db")
     Path("studies/s/study.db").unlink()
     sync_mirror(study())
-    assert tables() == rows, "no row is left of what a trial was before"
+    assert tables() == rows, "no stale rows remain"
 
 
-def test_with_several_objectives_too(opened: Mirror) -> None:
+def test_mirror_holds_several_objectives(opened: Mirror) -> None:
     shutil.rmtree("studies/s")
     watched: list[Mirror] = []
 
@@ -144,18 +144,18 @@ def test_with_several_objectives_too(opened: Mirror) -> None:
     search(chosen, Silent(), Later(opened, every=7, trouble=trouble))
     watched[0].sync()
     watched[0].close()
-    check_law()
+    check_equals_rebuilt()
     found = optuna.load_study(study_name="s", storage="sqlite:///studies/s/study.db")
     assert found.metric_names == ["val_error", "params"]
     assert len(found.directions) == 2
     for record, trial in zip(study().records(), found.trials, strict=True):
-        assert trial.intermediate_values == {}, "optuna knows none with several objectives"
+        assert trial.intermediate_values == {}, "Optuna has none with several objectives"
         if record.state == "complete":
             assert trial.values == [record.val_error, record.cost["params"]]
     assert found.best_trials
 
 
-def test_it_says_what_the_records_say() -> None:
+def test_mirror_matches_the_records() -> None:
     search(search_config(14), Silent(), AnalyticExecutor(trouble))
     found = optuna.load_study(study_name="s", storage="sqlite:///studies/s/study.db")
     records = study().records()
@@ -186,7 +186,7 @@ def test_it_says_what_the_records_say() -> None:
     assert found.best_params == best.params
 
 
-def test_a_running_trial_shows_its_epochs(opened: Mirror) -> None:
+def test_running_trial_shows_its_epochs(opened: Mirror) -> None:
     class Stopping(AnalyticExecutor):
         def wait(self, timeout: float) -> list[tuple[str, Message]]:
             if self.seconds == 5:
@@ -201,17 +201,17 @@ def test_a_running_trial_shows_its_epochs(opened: Mirror) -> None:
     assert list(trial.intermediate_values) == [1, 2, 3, 4, 5]
     assert (trial.user_attrs["epochs"], trial.user_attrs["seconds"]) == (5, 5.0)
     assert trial.user_attrs["val_error"] == trial.intermediate_values[5]
-    assert study().records()[0].epochs == 0, "its record is older"
+    assert study().records()[0].epochs == 0, "its record is not yet updated"
     search(search_config(1, mirror="none"), Silent(), AnalyticExecutor())
     with pytest.raises(KeyboardInterrupt):
         search(search_config(1, load_space("digits_bc", epochs=24), mirror="none"), Silent(), Stopping())
     opened.sync()
     [trial] = trials()
     assert trial.state == TrialState.RUNNING
-    assert list(trial.intermediate_values) == [1, 2, 3, 4, 5], "more epochs begin anew"
+    assert list(trial.intermediate_values) == [1, 2, 3, 4, 5], "more epochs restart the curve"
 
 
-def test_only_what_changed_is_read_and_written(opened: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_changed_trials_are_read_and_written(opened: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
     search(search_config(6, mirror="none"), Silent(), AnalyticExecutor())
     assert opened.sync() == 6
     read: list[str] = []
@@ -225,12 +225,12 @@ def test_only_what_changed_is_read_and_written(opened: Mirror, monkeypatch: pyte
     assert len(read) == 1
     assert trials()[2].user_attrs["seconds"] == 99.0
     study().write_record(dataclasses.replace(record, seconds=99.0))
-    assert opened.sync() == 0, "the same again"
-    check_law()
-    assert sync_mirror(study()) == 0, "another process knows what is there by its fingerprints"
+    assert opened.sync() == 0, "unchanged content"
+    check_equals_rebuilt()
+    assert sync_mirror(study()) == 0, "another process recognises the rows by their fingerprints"
 
 
-def test_a_trial_without_a_readable_record_waits_for_it(opened: Mirror) -> None:
+def test_trial_without_a_readable_record_is_left_out_until_it_has_one(opened: Mirror) -> None:
     search(search_config(6, mirror="none"), Silent(), AnalyticExecutor())
     opened.sync()
     whole = study().records()[2]
@@ -240,13 +240,13 @@ def test_a_trial_without_a_readable_record_waits_for_it(opened: Mirror) -> None:
     assert [trial.number for trial in trials()] == [0, 1, 3, 4, 5]
     study().write_record(whole)
     opened.sync()
-    check_law()
+    check_equals_rebuilt()
     with sqlite3.connect("studies/s/study.db") as connection:
         numbers = connection.execute("SELECT number FROM trials ORDER BY trial_id").fetchall()
-    assert numbers == [(n,) for n in range(6)], "optuna takes the place in the list for the number"
+    assert numbers == [(n,) for n in range(6)], "Optuna takes the position in the list as the number"
 
 
-def test_rows_that_are_not_ours_go_and_others_attributes_stay() -> None:
+def test_foreign_trials_are_removed_and_foreign_attributes_are_kept() -> None:
     search(search_config(5, mirror="none"), Silent(), AnalyticExecutor())
     url = "sqlite:///shared.db"
     sync_mirror(study(), url)
@@ -260,8 +260,8 @@ def test_rows_that_are_not_ours_go_and_others_attributes_stay() -> None:
     sync_mirror(study(), url)
     found = trials(url)
     assert found[0].system_attrs.pop("note") == 1
-    sync_mirror(study(), "sqlite:///nothing.db")
-    assert found == trials("sqlite:///nothing.db")
+    sync_mirror(study(), "sqlite:///scratch.db")
+    assert found == trials("sqlite:///scratch.db")
 
 
 def test_several_studies_share_a_database() -> None:
@@ -281,7 +281,7 @@ def refused(url: str, seed: int = 0) -> str:
     executor = AnalyticExecutor()
     with pytest.raises(InputError) as error:
         search(search_config(2, seed=seed, mirror=url), Silent(), executor)
-    assert executor.started == [], "before anything is trained"
+    assert executor.started == [], "before any training"
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -296,11 +296,11 @@ def refused(url: str, seed: int = 0) -> str:
         ("mysql+nodriver://me@here/x", "names a kind of database that SQLAlchemy does not know"),
     ],
 )
-def test_a_storage_that_cannot_be_used_is_refused(url: str, message: str) -> None:
+def test_unusable_storage_is_refused(url: str, message: str) -> None:
     assert message in refused(url)
 
 
-def test_a_missing_driver_is_named_and_no_password_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_driver_is_named_without_showing_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)  # as if it were not installed
     message = refused("postgresql+psycopg://me:sesame@127.0.0.1:1/x")
     assert message == (
@@ -310,7 +310,7 @@ def test_a_missing_driver_is_named_and_no_password_is_shown(monkeypatch: pytest.
     assert "//127.0.0.1:1/x?password=*** needs" in refused("postgresql+psycopg://127.0.0.1:1/x?password=sesame")
 
 
-def test_a_database_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unresponsive_database_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = threading.Event()
     monkeypatch.setattr(mirror, "OPENING_SECONDS", 0.2)
     monkeypatch.setattr(mirror, "named_storage", lambda url: ended.wait(patience(30)))
@@ -321,7 +321,7 @@ def test_a_database_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPat
     assert "postgresql://me:***@here/x has not answered for 0 s" in message
 
 
-def test_another_study_of_this_name_is_refused() -> None:
+def test_another_study_of_the_same_name_is_refused() -> None:
     url = "sqlite:///shared.db"
     search(search_config(2, mirror=url), Silent(), AnalyticExecutor())
     before = trials(url)
@@ -335,7 +335,7 @@ def test_another_study_of_this_name_is_refused() -> None:
 
 
 @pytest.mark.parametrize("damage", ["text", "torn", "empty", "tables", "name", "identity", "pages"])
-def test_an_own_mirror_that_is_damaged_or_anothers_is_made_again(damage: str) -> None:
+def test_own_mirror_that_is_damaged_or_of_another_study_is_rebuilt(damage: str) -> None:
     search(search_config(12), Silent(), AnalyticExecutor())
     path = Path("studies/s/study.db")
     content = path.read_bytes()
@@ -361,16 +361,16 @@ def test_an_own_mirror_that_is_damaged_or_anothers_is_made_again(damage: str) ->
             connection.close()
     damaged = path.read_bytes()
     assert not mirror_agrees(study())
-    assert path.read_bytes() == damaged, "it only looks"
+    assert path.read_bytes() == damaged, "a check changes nothing"
     show = Silent()
     search(search_config(12), show, AnalyticExecutor())
     assert show.notes == []
     assert mirror_agrees(study())
-    check_law()
+    check_equals_rebuilt()
     assert optuna.get_all_study_names("sqlite:///studies/s/study.db") == ["s"]
 
 
-def test_a_locked_mirror_is_not_taken_for_a_damaged_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_locked_mirror_is_not_treated_as_damaged(monkeypatch: pytest.MonkeyPatch) -> None:
     search(search_config(3), Silent(), AnalyticExecutor())
     connect = sqlite3.connect
     monkeypatch.setattr(sqlite3, "connect", lambda *a, **k: connect(*a, **(k | {"timeout": 0.01})))
@@ -381,14 +381,14 @@ def test_a_locked_mirror_is_not_taken_for_a_damaged_one(monkeypatch: pytest.Monk
     search(search_config(5), show, AnalyticExecutor())
     other.close()
     assert show.notes == [
-        "the mirror in studies/s/study.db is behind (database is locked); the search needs none, and it is tried again"
+        "the mirror in studies/s/study.db is out of date (database is locked); the search continues and retries"
     ]
     assert Path("studies/s/study.db").stat().st_ino == inode
     sync_mirror(study())
-    check_law()
+    check_equals_rebuilt()
 
 
-def test_none_is_no_mirror() -> None:
+def test_mirror_none_writes_no_mirror() -> None:
     search(search_config(2, mirror="none"), Silent(), AnalyticExecutor())
     assert not Path("studies/s/study.db").exists()
 
@@ -396,16 +396,16 @@ def test_none_is_no_mirror() -> None:
 # while a search runs
 
 
-def test_it_is_kept_while_the_search_runs_and_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mirror_is_updated_during_the_search_and_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mirror, "EVERY_SECONDS", 0.01)
-    monkeypatch.setattr(mirror, "SHARE", 1.0)
+    monkeypatch.setattr(mirror, "MAX_TIME_SHARE", 1.0)
     search(search_config(3, mirror="none"), Silent(), AnalyticExecutor())
     with open_mirror(study(), None, lambda text: None):
         assert soon(lambda: Path("studies/s/study.db").exists() and len(trials()) == 3)
         search(search_config(4, mirror="none"), Silent(), AnalyticExecutor())
         assert soon(lambda: len(trials()) == 4)
         Path("studies/s/study.db").unlink()
-        assert soon(lambda: Path("studies/s/study.db").exists() and len(trials()) == 4), "it is made again"
+        assert soon(lambda: Path("studies/s/study.db").exists() and len(trials()) == 4), "rebuilt"
         monkeypatch.setattr(mirror, "EVERY_SECONDS", 60.0)
         time.sleep(0.1)
         search(search_config(5, mirror="none"), Silent(), AnalyticExecutor())
@@ -413,38 +413,38 @@ def test_it_is_kept_while_the_search_runs_and_at_its_end(monkeypatch: pytest.Mon
     assert not [thread for thread in threading.enumerate() if thread.name == "mirror"]
 
 
-def test_what_is_written_during_the_last_pass_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writes_during_the_last_pass_are_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     search(search_config(1, mirror="none"), Silent(), AnalyticExecutor())
-    seen, go_on = threading.Event(), threading.Event()
+    seen, proceed = threading.Event(), threading.Event()
     sync = Mirror.sync
 
     def held(self: Mirror) -> int:
-        found = sync(self)
+        changed = sync(self)
         seen.set()
-        go_on.wait(30)
-        return found
+        proceed.wait(30)
+        return changed
 
     monkeypatch.setattr(Mirror, "sync", held)
     with open_mirror(study(), None, lambda text: None):
         assert seen.wait(30)
         search(search_config(2, mirror="none"), Silent(), AnalyticExecutor())
-        threading.Timer(0.2, go_on.set).start()  # the end comes before
+        threading.Timer(0.2, proceed.set).start()  # after the end is requested
     assert len(trials()) == 2
 
 
-def soon(ripe: Any) -> bool:
+def soon(condition: Any) -> bool:
     began = time.monotonic()
     while time.monotonic() - began < patience(30):
         try:
-            if ripe():
+            if condition():
                 return True
-        except Exception:  # not whole yet
+        except Exception:  # not complete yet
             pass
         time.sleep(0.01)
     return False
 
 
-def test_an_interrupted_search_leaves_it_up_to_date() -> None:
+def test_interrupted_search_leaves_the_mirror_up_to_date() -> None:
     class Stopping(AnalyticExecutor):
         def wait(self, timeout: float) -> list[tuple[str, Message]]:
             if self.seconds == 20:
@@ -454,13 +454,13 @@ def test_an_interrupted_search_leaves_it_up_to_date() -> None:
     with pytest.raises(KeyboardInterrupt):
         search(search_config(5), Silent(), Stopping())
     assert [trial.state.name for trial in trials()] == ["COMPLETE", "PRUNED", "RUNNING"]
-    check_law()
+    check_equals_rebuilt()
 
 
 @pytest.mark.parametrize("url", [None, "sqlite:///shared.db"])
-def test_later_trouble_is_said_once_and_tried_again(url: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_later_error_is_reported_once_and_retried(url: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mirror, "EVERY_SECONDS", 0.01)
-    monkeypatch.setattr(mirror, "SHARE", 1.0)
+    monkeypatch.setattr(mirror, "MAX_TIME_SHARE", 1.0)
     search(search_config(3, mirror="none"), Silent(), AnalyticExecutor())
     notes: list[str] = []
     tried: list[int] = []
@@ -474,15 +474,15 @@ def test_later_trouble_is_said_once_and_tried_again(url: str | None, monkeypatch
     with open_mirror(study(), url, notes.append):
         assert soon(lambda: len(tried) > 3)
         assert notes == [
-            f"the mirror in {url or 'studies/s/study.db'} is behind (database or disk is full);"
-            " the search needs none, and it is tried again"
+            f"the mirror in {url or 'studies/s/study.db'} is out of date (database or disk is full);"
+            " the search continues and retries"
         ]
         monkeypatch.setattr(Mirror, "_write", write)
-    check_law(url or "sqlite:///studies/s/study.db")
+    check_equals_rebuilt(url or "sqlite:///studies/s/study.db")
     assert len(notes) == 1
 
 
-def test_it_takes_a_small_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mirror_uses_a_small_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     search(search_config(3, mirror="none"), Silent(), AnalyticExecutor())
     monkeypatch.setattr(mirror, "EVERY_SECONDS", 0.0)
     spent: list[float] = []
@@ -496,10 +496,10 @@ def test_it_takes_a_small_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> 
     began = time.monotonic()
     with open_mirror(study(), None, lambda text: None):
         time.sleep(2.5)
-    assert 1 < len(spent) <= 2 + (time.monotonic() - began) * mirror.SHARE / 0.05
+    assert 1 < len(spent) <= 2 + (time.monotonic() - began) * mirror.MAX_TIME_SHARE / 0.05
 
 
-def test_the_end_does_not_wait_for_a_database_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_end_does_not_wait_for_a_hanging_database(monkeypatch: pytest.MonkeyPatch) -> None:
     search(search_config(2, mirror="none"), Silent(), AnalyticExecutor())
     ended, notes = threading.Event(), list[str]()
     monkeypatch.setattr(mirror, "CLOSING_SECONDS", 0.1)
@@ -509,17 +509,17 @@ def test_the_end_does_not_wait_for_a_database_that_hangs(monkeypatch: pytest.Mon
         pass
     assert time.monotonic() - began < patience(10)
     ended.set()
-    assert "there was no time left for its last entries" in notes[0]
+    assert "its last pass took too long" in notes[0]
 
 
-def test_nothing_of_optunas_databases_is_imported_before() -> None:
+def test_importing_the_mirror_does_not_import_optuna_or_sqlalchemy() -> None:
     heavy = "('optuna', 'sqlalchemy', 'torch')"
     code = f"import sys, dnas.search.optuna_mirror; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
-def test_a_fingerprint_covers_all_that_a_row_says(opened: Mirror) -> None:
+def test_fingerprint_covers_the_whole_content_of_a_row(opened: Mirror) -> None:
     search(search_config(2, mirror="none"), Silent(), AnalyticExecutor())
     opened.sync()
     record = study().records()[1]
@@ -548,4 +548,4 @@ def test_a_fingerprint_covers_all_that_a_row_says(opened: Mirror) -> None:
     assert opened.sync() == 1
     seen.add(trials()[1].system_attrs[FINGERPRINT])
     assert len(seen) == 2 + len(changes)
-    check_law()
+    check_equals_rebuilt()
