@@ -31,12 +31,14 @@ def run(args: argparse.Namespace) -> int:
     if running and not as_json:
         print(f"study {folder.name} is running; files that it is writing are not checked")
     findings = diagnose(folder, not dry_run)
-    damaged = any(not finding.mended for finding in findings)
+    damaged = any(not finding.repair for finding in findings)
     interrupted = 0
     with suppress(InputError, *BAD_RECORD):
         interrupted = 0 if running else sum(record.state == "running" for record in folder.records())
     if as_json:
-        rows = [{"path": each.where, "problem": each.what, "repair": each.mended or None} for each in findings]
+        rows = [
+            {"path": finding.path, "problem": finding.problem, "repair": finding.repair or None} for finding in findings
+        ]
         print_json({"study": folder.name, "running": running, "findings": rows, "interrupted": interrupted})
         return int(damaged)
     for finding in findings:

@@ -1,9 +1,9 @@
-"""`dnas doctor`: finds what a crash, a full disk or a stray hand left in a study, and mends it from what is whole.
+"""Find and repair damage in a study for `dnas doctor`, after a crash, a full disk or a manual change.
 
-The event log is what a search goes on from, so records are made again from it, curves and norms from the checkpoints,
-and the mirror from all of it. Nothing that could be the only copy of a result is deleted: what is of no use where it is
-moves to `studies/<name>/lost/`. What a search mends by itself at its start (a record that its last event has not caught
-up with, an interrupted trial) is not damage.
+A search resumes from the event log, so that records are rebuilt from it, curves and norms from the checkpoints, and the
+mirror from all of them. Nothing that could be the only copy of a result is deleted: unusable files are moved to
+`studies/<name>/lost/`. States that a search repairs by itself when it starts (a record that is older than its last
+event, an interrupted trial) are not damage.
 """
 
 import csv
@@ -37,34 +37,45 @@ from dnas.study.record import STATES, TrialRecord
 if TYPE_CHECKING:
     from dnas.training.checkpoint import Epoch
 
-BAD_RECORD = (OSError, ValueError, TypeError, AttributeError)  # what reading a damaged record.json may raise
-BAD_EVENT = (KeyError, ValueError, TypeError, AttributeError, AssertionError, IndexError)  # taking an event in
-NOT_TOLD = ("peak memory", "versions", "commit", "host")  # of a record, what nothing else holds
+BAD_RECORD = (OSError, ValueError, TypeError, AttributeError)  # errors from reading a damaged record.json
+BAD_EVENT = (
+    KeyError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    IndexError,
+)  # errors from applying a damaged event
+ONLY_IN_RECORD = ("peak memory", "versions", "commit", "host")  # content of a record without another copy
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something damaged: `mended` says what was done about it, and is empty where nothing was."""
+    """A damaged file or folder. `repair` describes what was done, and is empty if nothing was."""
 
-    what: str
-    where: str
-    mended: str = ""
+    problem: str
+    path: str
+    repair: str = ""
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}" + (f"; {self.mended}" if self.mended else "")
+        return f"{self.path}: {self.problem}" + (f"; {self.repair}" if self.repair else "")
 
 
-def diagnose(folder: StudyFolder, mend: bool) -> list[Finding]:
-    """What is damaged in a study, and with `mend` is not any more. `InputError` where it runs and is to be mended, and
-    for a list of runs, which has no log that could contradict its records."""
+def diagnose(folder: StudyFolder, repair: bool) -> list[Finding]:
+    """Return the damage in a study, and repair it if `repair` is True.
+
+    Raises:
+        InputError: The study is running and should be repaired, or it is a list of runs, which has no log to compare
+            its records with.
+    """
     with suppress(tomllib.TOMLDecodeError, OSError, UnicodeDecodeError):
         check_proposed(tomllib.loads((folder.path / "study.toml").read_text(encoding="utf-8")))
-    with folder.lock() if mend else nullcontext():
-        return _Doctor(folder, mend, busy=not mend and is_running(folder)).look()
+    with folder.lock() if repair else nullcontext():
+        return _Doctor(folder, repair, busy=not repair and is_running(folder)).examine()
 
 
 def is_running(folder: StudyFolder) -> bool:
-    """Whether a driver holds the study's lock."""
+    """Return True if a driver holds the study's lock."""
     try:
         with (folder.path / "lock").open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -78,63 +89,63 @@ def is_running(folder: StudyFolder) -> bool:
 @dataclass
 class _Doctor:
     folder: StudyFolder
-    mend: bool
+    repair: bool
     busy: bool
     findings: list[Finding] = field(default_factory=list)
-    config: dict[str, Any] | None = None  # None where study.toml says nothing
-    state: SearchState | None = None  # None where the log cannot be followed to its end
+    config: dict[str, Any] | None = None  # None if study.toml is damaged
+    state: SearchState | None = None  # None if the log cannot be replayed to its end
 
-    def look(self) -> list[Finding]:
-        self._config()
-        self._log()
+    def examine(self) -> list[Finding]:
+        self._check_config()
+        self._check_log()
         if not self.busy:
-            self._leftovers()
-            self._leases()
+            self._check_leftovers()
+            self._check_leases()
         if self.state is not None:
-            self._strays()
+            self._check_strays()
             for number, trial in sorted(self.state.trials.items()):
-                self._record(number, trial)
-        self._final_records()
+                self._check_record(number, trial)
+        self._check_final_records()
         for path in self._folders():
-            self._training(path)
+            self._check_run_files(path)
         if not self.busy and self.config is not None and self.state is not None:
-            self._mirror()
+            self._check_mirror()
         return self.findings
 
-    # what a finding does
+    # findings and repairs
 
-    def _found(self, what: str, where: Path, done: str = "", act: Callable[[], object] | None = None) -> None:
-        """Notes a finding, and mends it with `act` if that is wanted; `done` says what that did."""
-        if act is not None and self.mend:
+    def _report(self, problem: str, path: Path, repair: str = "", act: Callable[[], object] | None = None) -> None:
+        """Record a finding; when repairing, call `act`, whose effect `repair` describes."""
+        if act is not None and self.repair:
             act()
-        self.findings.append(Finding(what, str(where), done if act is not None and self.mend else ""))
+        self.findings.append(Finding(problem, str(path), repair if act is not None and self.repair else ""))
 
     def _aside(self, path: Path) -> Path:
-        """Where `path` goes in lost/: a place that is free."""
-        place = self.folder.path / "lost" / path.relative_to(self.folder.path)
-        found, count = place, 1
-        while found.exists():
-            found, count = place.with_name(f"{place.name}.{count}"), count + 1
-        return found
+        """Return an unused path in lost/ for `path`."""
+        target = self.folder.path / "lost" / path.relative_to(self.folder.path)
+        unused, count = target, 1
+        while unused.exists():
+            unused, count = target.with_name(f"{target.name}.{count}"), count + 1
+        return unused
 
-    def _set_aside(self, what: str, path: Path, so: str) -> None:
-        place = self._aside(path)
+    def _set_aside(self, problem: str, path: Path, consequence: str) -> None:
+        target = self._aside(path)
 
         def act() -> None:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            path.replace(place)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(target)
 
-        self._found(what, path, f"moved to {place}; {so}", act)
+        self._report(problem, path, f"moved to {target}; {consequence}", act)
 
     def _folders(self) -> list[Path]:
-        """The folder of every training, final ones too."""
+        """Return the folder of every run, including final runs."""
         return sorted(
             path for kind in ("trials", "retrain") for path in self.folder.path.glob(f"{kind}/*") if path.is_dir()
         )
 
     # study.toml and the log
 
-    def _config(self) -> None:
+    def _check_config(self) -> None:
         path = self.folder.path / "study.toml"
         try:
             config = DEFAULTS | self.folder.config()
@@ -143,17 +154,17 @@ class _Doctor:
         except (InputError, KeyError, TypeError, ValueError, AttributeError) as error:
             text = str(error).removeprefix(f"{path} is damaged: ").rstrip(".") if str(error) else type(error).__name__
             text = f"{text} is missing" if isinstance(error, KeyError) else text
-            self._found(f"is damaged ({text}); nothing else holds what it says", path)
+            self._report(f"is damaged ({text}); there is no other copy of its content", path)
             return
         self.config = config
 
-    def _log(self) -> None:
+    def _check_log(self) -> None:
         path = self.folder.path / "events.jsonl"
         content = path.read_bytes() if path.exists() else b""
         whole = content[: content.rfind(b"\n") + 1]
         if len(whole) < len(content) and not self.busy:
             torn = len(content) - len(whole)
-            self._found("its last line is torn", path, f"cut off ({torn} bytes)", self.folder.mend_events)
+            self._report("its last line is torn", path, f"cut off ({torn} bytes)", self.folder.repair_events)
         events: list[tuple[int, dict[str, Any]]] = []
         sound = True
         for number, line in enumerate(whole.split(b"\n")[:-1], 1):
@@ -163,20 +174,20 @@ class _Doctor:
                     raise ValueError
                 events.append((number, event))
             except (ValueError, KeyError):
-                self._found(f"line {number} cannot be read, and what it said cannot be known", path)
+                self._report(f"line {number} is unreadable, and its content cannot be recovered", path)
                 sound = False
         if not events and any(self.folder.path.glob("trials/*/record.json")):
-            what = "has no events" if path.exists() else "is missing"
-            self._found(f"{what}, though there are trials: no search can go on from their records alone", path)
+            problem = "has no events" if path.exists() else "is missing"
+            self._report(f"{problem}, although there are trials: a search cannot resume from their records alone", path)
             sound = False
         if sound and self.config is not None:
-            self._follow(events, path)
+            self._replay(events, path)
 
-    def _follow(self, events: list[tuple[int, dict[str, Any]]], path: Path) -> None:
-        """Fold the log into `state`."""
+    def _replay(self, events: list[tuple[int, dict[str, Any]]], path: Path) -> None:
+        """Replay the log into `state`."""
         assert self.config is not None
         only_events = [event for _, event in events]
-        changes = with_changes(self.config, only_events)  # study.toml may not have caught up
+        changes = with_changes(self.config, only_events)  # study.toml may be older than the log
         self.config |= {key: changes[key] for key in ("space", "limits")}
         config = self.config
         epochs = config["recipe"]["epochs"]
@@ -185,76 +196,80 @@ class _Doctor:
             try:
                 state.apply(event)
             except OldLog:
-                return  # its study can be reported, and not resumed
+                return  # its study can be reported but not resumed
             except BAD_EVENT as error:
                 text = f"{event['event']}: {type(error).__name__ if isinstance(error, AssertionError) else error}"
-                self._found(f"line {line} does not follow from those before it ({text})", path)
+                self._report(f"line {line} contradicts the lines before it ({text})", path)
                 return
         self.state = state
 
-    # what kills leave behind
+    # leftovers of kills
 
-    def _leftovers(self) -> None:
+    def _check_leftovers(self) -> None:
         for path in (self.folder.path, *self._folders()):
-            if left := list(path.glob(".*.[0-9]*")):
-                what = f"{several(len(left), 'file')} of interrupted writes ({joined(sorted(p.name for p in left))})"
-                self._found(what, path, "removed", partial(remove_torn, path))
+            if torn := list(path.glob(".*.[0-9]*")):
+                problem = f"{several(len(torn), 'file')} of interrupted writes ({joined(sorted(p.name for p in torn))})"
+                self._report(problem, path, "removed", partial(remove_torn, path))
 
-    def _leases(self) -> None:
-        """Leases of processes that are gone: this one holds the study's lock, so no driver is there to own them."""
-        left = {path: info for path in self._folders() if (info := read_lease(path)) is not None}
-        if any(is_dead(info) is None for info in left.values()):
-            time.sleep(EXPIRY_SECONDS)  # on another host only the beat tells
-        for path, info in left.items():
+    def _check_leases(self) -> None:
+        """Check for leases without a process. This process holds the study's lock, so that no driver owns them."""
+        leases = {path: info for path in self._folders() if (info := read_lease(path)) is not None}
+        if any(is_dead(info) is None for info in leases.values()):
+            time.sleep(EXPIRY_SECONDS)  # on another host only the heartbeat shows whether it lives
+        for path, info in leases.items():
             dead = is_dead(info)
             if dead is None:
                 dead = read_lease(path) == info
             if not dead:
-                self._found(f"{info} still trains it, though no search runs; end that process", path / LEASE)
+                self._report(
+                    f"{info} is still training it, although no search is running; end that process", path / LEASE
+                )
                 continue
-            holder = str(info) if info.owner else "nobody knows whom"
-            done = "removed; the next `dnas search` goes on with its training"
-            self._found(f"is held by {holder}, which is gone", path / LEASE, done, partial(_free, path))
+            holder = str(info) if info.owner else "an unknown process"
+            repair = "removed; the next `dnas search` resumes its run"
+            self._report(f"is held by {holder}, which has ended", path / LEASE, repair, partial(_free, path))
 
-    def _strays(self) -> None:
+    def _check_strays(self) -> None:
         assert self.state is not None
         for path in sorted(self.folder.path.glob("trials/*")):
             known = path.name.isdecimal() and str(int(path.name)) == path.name and int(path.name) in self.state.trials
             if path.is_dir() and not known and not self.busy:
-                self._set_aside("the log asks for no such trial", path, "no search can go on with it")
+                self._set_aside("the log has no such trial", path, "no search can resume it")
 
     # records
 
-    def _record(self, number: int, trial: Trial) -> None:
+    def _check_record(self, number: int, trial: Trial) -> None:
         path = self.folder.trial_folder(number) / "record.json"
         record = _read(path)
         if record is None:
-            what = "is damaged" if path.exists() else "is missing"
+            problem = "is damaged" if path.exists() else "is missing"
             if not path.exists() and self.busy:
                 return
         elif not self.busy and (contradiction := _contradiction(record, trial)):
-            what = contradiction
+            problem = contradiction
         else:
             return
         try:
-            again, lost = self._remade(number, trial, record)
+            rebuilt, lost = self._rebuild_record(number, trial, record)
         except (InputError, *BAD_EVENT) as error:
-            self._found(f"{what}, and cannot be made again from the log ({error})", path)
+            self._report(f"{problem}, and cannot be rebuilt from the log ({error})", path)
             return
 
         def act() -> None:
             if path.exists():
-                place = self._aside(path)
-                place.parent.mkdir(parents=True, exist_ok=True)
-                path.replace(place)
-            self.folder.write_record(again)
+                target = self._aside(path)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                path.replace(target)
+            self.folder.write_record(rebuilt)
 
-        gone = f"; {joined(lost)} could not be recovered" if lost else ""
-        self._found(what, path, f"made again from the log{gone}", act)
+        losses = f"; {joined(lost)} could not be recovered" if lost else ""
+        self._report(problem, path, f"rebuilt from the log{losses}", act)
 
-    def _remade(self, number: int, trial: Trial, old: TrialRecord | None) -> tuple[TrialRecord, list[str]]:
-        """A trial's record as the log tells it, and what of it could not be recovered. What else an `old` record says
-        is kept, if it is of this trial."""
+    def _rebuild_record(self, number: int, trial: Trial, old: TrialRecord | None) -> tuple[TrialRecord, list[str]]:
+        """Rebuild a trial's record from the log; return it with the names of the fields that are lost.
+
+        Fields that the log lacks are copied from an `old` record of this trial.
+        """
         assert self.config is not None
         config, tables = self.config, trial.tables or {}
         space = space_of(config | {key: tables[key] for key in ("space", "limits") if key in tables})
@@ -270,17 +285,17 @@ class _Doctor:
             started=trial.asked,
         )
         if made.digest != trial.digest:
-            raise InputError("the space would make another network of its choices")
+            raise InputError("its choices now lead to another network")
         if old is not None and (old.number != number or old.digest != made.digest):
             old = None
-        lost = list(NOT_TOLD)
+        lost = list(ONLY_IN_RECORD)
         if old is not None:
             kept = ("device", "threads", "started", "attempts", "losses", "earlier", "versions", "commit", "host")
             made = replace(made, **{name: getattr(old, name) for name in (*kept, "peak_memory_bytes", "data")})
             lost.clear()
         if trial.state == "paused":
             made.reason = old.reason if old is not None and old.state == "paused" else None
-            lost += ["its reason"] if made.reason is None else []
+            lost += ["reason"] if made.reason is None else []
         if trial.state in ("complete", "stopped", "paused"):
             made.weights_digest = self._weights_digest(number, checkpoint, made.epochs)
             if old is not None and (old.state, old.epochs) == (made.state, made.epochs):
@@ -294,7 +309,7 @@ class _Doctor:
         return made, lost
 
     def _data(self, checkpoint: Mapping[str, Any] | None) -> dict[str, Any]:
-        """`Dataset.describe()` as the trial's checkpoint, another record, or study.toml holds it."""
+        """Return `Dataset.describe()` from the trial's checkpoint, another record, or study.toml."""
         assert self.config is not None
         if checkpoint is not None:
             return dict(checkpoint["data"])
@@ -313,50 +328,51 @@ class _Doctor:
         return None
 
     def _finals(self, number: int) -> list[TrialRecord]:
-        found = (_read(path) for path in sorted(self.folder.path.glob(f"retrain/{number}-*/record.json")))
-        return [record for record in found if record is not None]
+        records = (_read(path) for path in sorted(self.folder.path.glob(f"retrain/{number}-*/record.json")))
+        return [record for record in records if record is not None]
 
-    def _final_records(self) -> None:
+    def _check_final_records(self) -> None:
         for path in sorted(self.folder.path.glob("retrain/*/record.json")):
             if _read(path) is None:
-                self._set_aside("is damaged", path, "the next `dnas search --retrain-best` makes it again")
+                self._set_aside("is damaged", path, "the next `dnas search --retrain-best` repeats its run")
 
-    # what a training wrote
+    # a run's other files
 
-    def _training(self, path: Path) -> None:
+    def _check_run_files(self, path: Path) -> None:
         record = _read(path / "record.json")
         state = record.state if record is not None else "running"
         if self.busy and state not in ENDED:
             return
         checkpoint = _content(path / "checkpoint.pt")
-        trouble = "is damaged" if checkpoint is None else ""
+        problem = "is damaged" if checkpoint is None else ""
         if checkpoint is not None and record is not None and record.spec:
             same = checkpoint["spec"] == record.spec and list(checkpoint["seed"]) == list(record.seed)
-            trouble = "" if same else "is of another training"
-        if trouble and (path / "checkpoint.pt").exists():
-            again = state in ("running", "paused")
-            so = "its training begins again" if again else "the weights are lost, the results in record.json stand"
-            self._set_aside(trouble, path / "checkpoint.pt", so)
+            problem = "" if same else "belongs to another run"
+        if problem and (path / "checkpoint.pt").exists():
+            restarts = state in ("running", "paused")
+            consequence = (
+                "its run restarts" if restarts else "the weights are lost, the results in record.json remain valid"
+            )
+            self._set_aside(problem, path / "checkpoint.pt", consequence)
             checkpoint = None
         if checkpoint is not None and checkpoint["curve"]:
-            self._beside_checkpoint(path, checkpoint)
-        elif not trouble or not (path / "checkpoint.pt").exists():
-            self._without_checkpoint(path)
+            self._check_against_checkpoint(path, checkpoint)
+        elif not problem or not (path / "checkpoint.pt").exists():
+            self._check_without_checkpoint(path)
 
-    def _beside_checkpoint(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
+    def _check_against_checkpoint(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
         from dnas.training.checkpoint import Epoch, load_run, write_curve, write_norms
 
         curve = [Epoch(**row) for row in checkpoint["curve"]]
-        if (what := _differs(path / "curve.csv", _curve_text(curve))) is not None:
-            done = "written again from the checkpoint"
-            self._found(what, path / "curve.csv", done, lambda: write_curve(path / "curve.csv", curve))
-        if (what := _norms_differ(path / "norms.npz", checkpoint["norms"])) is not None:
-            done = "written again from the checkpoint"
+        repair = "rewritten from the checkpoint"
+        if (problem := _compare_curve(path / "curve.csv", _curve_text(curve))) is not None:
+            self._report(problem, path / "curve.csv", repair, lambda: write_curve(path / "curve.csv", curve))
+        if (problem := _compare_norms(path / "norms.npz", checkpoint["norms"])) is not None:
             act = lambda: write_norms(path / "norms.npz", load_run(path / "checkpoint.pt"))  # noqa: E731
-            self._found(what, path / "norms.npz", done, act)
+            self._report(problem, path / "norms.npz", repair, act)
 
-    def _without_checkpoint(self, path: Path) -> None:
-        """A curve is in the log, too; norms are in no other place."""
+    def _check_without_checkpoint(self, path: Path) -> None:
+        """Check a curve, which is also in the log, and norms, which have no other copy."""
         from dnas.training.checkpoint import Epoch, write_curve
 
         if (path / "curve.csv").exists() and not _is_curve(path / "curve.csv"):
@@ -366,16 +382,16 @@ class _Doctor:
             rows = [row for _, row in sorted(trial.curve.items())] if trial is not None else []
             if rows and all(name in row for row in rows for name in names):
                 curve = [Epoch(**{name: row[name] for name in names}) for row in rows]
-                done = "written again from the log"
-                self._found("is damaged", path / "curve.csv", done, lambda: write_curve(path / "curve.csv", curve))
+                repair = "rewritten from the log"
+                self._report("is damaged", path / "curve.csv", repair, lambda: write_curve(path / "curve.csv", curve))
             else:
-                self._set_aside("is damaged", path / "curve.csv", "no other copy is there")
+                self._set_aside("is damaged", path / "curve.csv", "there is no other copy")
         if (path / "norms.npz").exists() and _arrays(path / "norms.npz") is None:
-            self._set_aside("is damaged", path / "norms.npz", "no other copy is there")
+            self._set_aside("is damaged", path / "norms.npz", "there is no other copy")
 
     # the mirror
 
-    def _mirror(self) -> None:
+    def _check_mirror(self) -> None:
         path = self.folder.path / MIRROR
         if not path.exists():
             return
@@ -383,21 +399,21 @@ class _Doctor:
             if mirror_agrees(self.folder):
                 return
         except sqlite3.Error as error:
-            self._found(f"cannot be looked at ({error})", path)
+            self._report(f"cannot be read ({error})", path)
             return
 
         def act() -> None:
             remove_mirror(self.folder)
             sync_mirror(self.folder)
 
-        self._found("does not say what the records say", path, "made again", act)
+        self._report("does not match the records", path, "rebuilt", act)
 
 
-# --- what files say -----------------------------------------------------------------------------------------------
+# --- content of files ---------------------------------------------------------------------------------------------
 
 
 def _read(path: Path) -> TrialRecord | None:
-    """A record; None where there is none that can be read."""
+    """Read a record; return None if it is missing or unreadable."""
     try:
         record = TrialRecord.from_json(path.read_text(encoding="utf-8"))
     except BAD_RECORD:
@@ -407,19 +423,20 @@ def _read(path: Path) -> TrialRecord | None:
 
 
 def _contradiction(record: TrialRecord, trial: Trial) -> str | None:
-    """What a record says that cannot be so where the log is right; None where a kill may have left the two so, which
-    the next search brings together."""
+    """Describe how a record contradicts the log; return None if they agree or a kill explains the difference.
+
+    The next search repairs the differences that a kill can leave.
+    """
     if (record.number, record.digest) != (trial.number, trial.digest) or record.params != trial.asked_params:
-        return "is of another network than the log asks for"
+        return "is of a different network than in the log"
     if record.epochs_planned not in trial.planned:
-        return f"is of {record.epochs_planned} epochs, the log of {trial.epochs}"
+        return f"plans {record.epochs_planned} epochs, but {trial.epochs} in the log"
     if record.epochs_planned != trial.epochs:
-        return None  # more epochs, which have not reached the record
-    here, there = f"{record.state} after epoch {record.epochs}", f"{trial.state} after epoch {trial.furthest}"
-    text = f"says {here}, the log {there}"
+        return None  # the epochs were raised, and the record is older
+    text = f"is {record.state} after epoch {record.epochs}, but {trial.state} after epoch {trial.furthest} in the log"
     last = trial.curve.get(trial.furthest, {})
     if record.state != trial.state:
-        # Between a record and its tell or pause, or between a promotion and its record.
+        # A kill between a record and its tell or pause, or between a promotion and its record.
         if trial.state != "running" or record.state == "running":
             return text
         if record.state == "complete" and trial.furthest != trial.epochs:
@@ -430,14 +447,14 @@ def _contradiction(record: TrialRecord, trial: Trial) -> str | None:
         if record.epochs != trial.furthest:
             return text
         if record.val_error != last.get("val_error"):
-            return f"says a validation error of {record.val_error}, the log {last.get('val_error')}"
+            return f"has a validation error of {record.val_error}, but {last.get('val_error')} in the log"
     if trial.objectives is not None and record.state == trial.state and record.objectives != trial.objectives:
-        return f"says {record.objectives}, the log {trial.objectives}"
+        return f"has objectives {record.objectives}, but {trial.objectives} in the log"
     return None
 
 
 def _content(path: Path) -> dict[str, Any] | None:
-    """A checkpoint's content; None where there is none that can be read."""
+    """Read a checkpoint; return None if it is missing or unreadable."""
     if not path.exists():
         return None
     from dnas.training.checkpoint import read_checkpoint
@@ -451,7 +468,7 @@ def _content(path: Path) -> dict[str, Any] | None:
 
 
 def _curve_text(curve: "list[Epoch]") -> bytes:
-    """curve.csv as `dnas.training.fit` writes it."""
+    """Return the content of curve.csv as `dnas.training.fit` writes it."""
     from dnas.training.checkpoint import write_curve
 
     with tempfile.TemporaryDirectory() as folder:
@@ -459,14 +476,14 @@ def _curve_text(curve: "list[Epoch]") -> bytes:
         return (Path(folder) / "curve.csv").read_bytes()
 
 
-def _differs(path: Path, wanted: bytes) -> str | None:
+def _compare_curve(path: Path, expected: bytes) -> str | None:
     if not path.exists():
         return "is missing"
-    return None if path.read_bytes() == wanted else "does not say what the checkpoint says"
+    return None if path.read_bytes() == expected else "does not match the checkpoint"
 
 
 def _is_curve(path: Path) -> bool:
-    """Whether a curve.csv is whole: a row for each epoch, counted from 1, and every cell a number or empty."""
+    """Return True if curve.csv has one row per epoch, counted from 1, and only numbers or empty cells."""
     from dnas.training.checkpoint import Epoch
 
     try:
@@ -491,7 +508,7 @@ def _arrays(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _norms_differ(path: Path, norms: Mapping[str, Any]) -> str | None:
+def _compare_norms(path: Path, norms: Mapping[str, Any]) -> str | None:
     import numpy as np
 
     if not path.exists():
@@ -502,12 +519,12 @@ def _norms_differ(path: Path, norms: Mapping[str, Any]) -> str | None:
     same = list(arrays["names"]) == list(norms["names"]) and all(
         name in arrays and np.array_equal(arrays[name], norms[name].numpy(), equal_nan=True)
         for name in ("l2", "reuse", "l1", "gradient")
-        if name in norms  # runs that dnas 0.1 began lack some
+        if name in norms  # runs started by dnas 0.1 lack some
     )
-    return None if same else "does not say what the checkpoint says"
+    return None if same else "does not match the checkpoint"
 
 
 def _free(path: Path) -> None:
-    """Takes a dead holder's lease, and gives it back: so nobody's who came in between is removed."""
+    """Remove a dead holder's lease by taking and releasing it, so that a lease taken meanwhile is kept."""
     with suppress(LeaseHeld):
         Lease.take(path, 0, 1.0, expiry_seconds=0.1).release()

@@ -60,7 +60,7 @@ class Driver:
     def open(self) -> None:
         """Read the study and repair what a kill left between an event and its record."""
         folder, config, epochs = self.folder, self.config, self.space.recipe.epochs
-        if cut := folder.mend_events():
+        if cut := folder.repair_events():
             self.show.note(f"repaired events.jsonl: its last line was torn ({cut} bytes cut)")
         events = folder.events()
         self.records = {record.number: record for record in folder.records()}

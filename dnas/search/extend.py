@@ -28,7 +28,7 @@ def extend(folder: StudyFolder, wider: Space, limits: Mapping[str, float]) -> li
     )
     changes = _changes(before, wider)
     with folder.lock():
-        folder.mend_events()
+        folder.repair_events()
         state = SearchState(objectives_of(config), config["stopping"], config["recipe"]["epochs"])
         state.fold(folder.events())
         params = {number: _at_new_choices(trial, before, wider) for number, trial in sorted(state.trials.items())}

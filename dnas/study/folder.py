@@ -111,8 +111,8 @@ class StudyFolder:
         with room_for(path), path.open("ab") as file:
             file.write(json.dumps({"time": self.now(), **event}).encode() + b"\n")
 
-    def mend_events(self) -> int:
-        """Cuts off a last line that a kill or a full disk left torn; gives the bytes cut."""
+    def repair_events(self) -> int:
+        """Cut off a last line that a kill or a full disk left torn; return the number of bytes removed."""
         path = self.path / "events.jsonl"
         if not path.exists():
             return 0

@@ -153,7 +153,7 @@ DAMAGES: dict[str, Damage] = {
             (
                 "trials/9/record.json",
                 "is damaged",
-                "made again from the log; peak memory, versions, commit and host could",
+                "rebuilt from the log; peak memory, versions, commit and host could",
             )
         ],
     ),
@@ -163,67 +163,67 @@ DAMAGES: dict[str, Damage] = {
     ),
     "record of a paused trial": (
         lambda: write(record_file(PAUSED), "[]"),
-        [("trials/2/record.json", "is damaged", "commit, host, its reason and weights digest could not be recovered")],
+        [("trials/2/record.json", "is damaged", "commit, host, reason and weights digest could not be recovered")],
     ),
     "record of a failed trial": (
         lambda: write(record_file(FAILED), '{"number": 4, "state": "odd"}'),
-        [("trials/4/record.json", "is damaged", "made again from the log")],
+        [("trials/4/record.json", "is damaged", "rebuilt from the log")],
     ),
     "missing record": (
         lambda: record_file(RUNNING).unlink(),
-        [("trials/9/record.json", "is missing", "made again from the log")],
+        [("trials/9/record.json", "is missing", "rebuilt from the log")],
     ),
     "missing folder": (
         lambda: shutil.rmtree(study().trial_folder(FAILED)),
-        [("trials/4/record.json", "is missing", "made again from the log")],
+        [("trials/4/record.json", "is missing", "rebuilt from the log")],
     ),
     "an older record": (
         lambda: rewrite(COMPLETE, state="running", epochs=0, val_error=None, val_loss=None, objectives={}, ended=None),
-        [("trials/0/record.json", "says running after epoch 0, the log complete after epoch 12", "made again")],
+        [("trials/0/record.json", "is running after epoch 0, but complete after epoch 12 in the log", "rebuilt")],
     ),
     "epochs missing from the log": (
         lambda: rewrite(RUNNING, epochs=7, val_error=0.1),
-        [("trials/9/record.json", "says running after epoch 7, the log running after epoch 2", "made again")],
+        [("trials/9/record.json", "is running after epoch 7, but running after epoch 2 in the log", "rebuilt")],
     ),
     "completed too early": (
         lambda: rewrite(RUNNING, state="complete", epochs=2, objectives={"val_error": 0.1}),
-        [("trials/9/record.json", "says complete after epoch 2, the log running after epoch 2", "made again")],
+        [("trials/9/record.json", "is complete after epoch 2, but running after epoch 2 in the log", "rebuilt")],
     ),
     "fewer epochs": (
         lambda: rewrite(COMPLETE, epochs=11, weights_digest=None),
-        [("trials/0/record.json", "says complete after epoch 11, the log complete after epoch 12", "made again")],
+        [("trials/0/record.json", "is complete after epoch 11, but complete after epoch 12 in the log", "rebuilt")],
     ),
     "another error": (
         lambda: rewrite(COMPLETE, val_error=0.0),
-        [("trials/0/record.json", "says a validation error of 0.0, the log 0.", "made again")],
+        [("trials/0/record.json", "has a validation error of 0.0, but 0.", "rebuilt")],
     ),
     "other objectives": (
         lambda: rewrite(COMPLETE, objectives={"val_error": 0.0}),
-        [("trials/0/record.json", "says {'val_error': 0.0}, the log {'val_error': 0.", "made again")],
+        [("trials/0/record.json", "has objectives {'val_error': 0.0}, but {'val_error': 0.", "rebuilt")],
     ),
     "other epochs": (
         lambda: rewrite(RUNNING, epochs_planned=99),
-        [("trials/9/record.json", "is of 99 epochs, the log of 12", "made again")],
+        [("trials/9/record.json", "plans 99 epochs, but 12 in the log", "rebuilt")],
     ),
     "another trial's record": (
         lambda: shutil.copy(record_file(COMPLETE), record_file(RUNNING)),
-        [("trials/9/record.json", "is of another network than the log asks for", "made again")],
+        [("trials/9/record.json", "is of a different network than in the log", "rebuilt")],
     ),
     "a stray trial": (
         lambda: shutil.copytree(study().trial_folder(COMPLETE), study().trial_folder(10)),
-        [("trials/10", "the log asks for no such trial", "moved to studies/s/lost/trials/10; no search can go on")],
+        [("trials/10", "the log has no such trial", "moved to studies/s/lost/trials/10; no search can resume it")],
     ),
     "a stray folder": (
         lambda: write(study().path / "trials/007/record.json", "{}"),
-        [("trials/007", "the log asks for no such trial", "moved to studies/s/lost/trials/007")],
+        [("trials/007", "the log has no such trial", "moved to studies/s/lost/trials/007")],
     ),
     "a dead lease": (
         lambda: write_dead_lease(RUNNING),
-        [("trials/9/lease.json", "which is gone", "removed; the next `dnas search` goes on with its training")],
+        [("trials/9/lease.json", "which has ended", "removed; the next `dnas search` resumes its run")],
     ),
     "a torn lease": (
         lambda: write(study().trial_folder(RUNNING) / "lease.json", "{"),
-        [("trials/9/lease.json", "is held by nobody knows whom, which is gone", "removed")],
+        [("trials/9/lease.json", "is held by an unknown process, which has ended", "removed")],
     ),
     "a lease of another host": (
         lambda: write_dead_lease(RUNNING, host="elsewhere"),
@@ -231,19 +231,19 @@ DAMAGES: dict[str, Damage] = {
     ),
     "a changed row of the mirror": (
         lambda: execute_sql("UPDATE trial_values SET value = 0.5 WHERE trial_id = 1"),
-        [("study.db", "does not say what the records say", "made again")],
+        [("study.db", "does not match the records", "rebuilt")],
     ),
     "a mirror that is no database": (
         lambda: write(study().path / "study.db", "text"),
-        [("study.db", "does not say what the records say", "made again")],
+        [("study.db", "does not match the records", "rebuilt")],
     ),
     "a mirror that is behind": (
         lambda: execute_sql("DELETE FROM trials WHERE number = 9"),
-        [("study.db", "does not say what the records say", "made again")],
+        [("study.db", "does not match the records", "rebuilt")],
     ),
     "a torn curve": (
         lambda: write(study().trial_folder(COMPLETE) / "curve.csv", curve_text(COMPLETE, 12)[:-30]),
-        [("trials/0/curve.csv", "is damaged", "written again from the log")],
+        [("trials/0/curve.csv", "is damaged", "rewritten from the log")],
     ),
     "a curve without events": (
         lambda: write(study().path / "retrain/0-1/curve.csv", "epoch"),
@@ -251,19 +251,19 @@ DAMAGES: dict[str, Damage] = {
     ),
     "torn norms": (
         lambda: write(study().trial_folder(COMPLETE) / "norms.npz", b"PK"),
-        [("trials/0/norms.npz", "is damaged", "moved to studies/s/lost/trials/0/norms.npz; no other copy is there")],
+        [("trials/0/norms.npz", "is damaged", "moved to studies/s/lost/trials/0/norms.npz; there is no other copy")],
     ),
     "a torn checkpoint": (
         lambda: write(study().trial_folder(RUNNING) / "checkpoint.pt", b"PK"),
-        [("trials/9/checkpoint.pt", "is damaged", "its training begins again")],
+        [("trials/9/checkpoint.pt", "is damaged", "its run restarts")],
     ),
     "a torn checkpoint of a complete trial": (
         lambda: write(study().trial_folder(COMPLETE) / "checkpoint.pt", b"PK"),
-        [("trials/0/checkpoint.pt", "is damaged", "the weights are lost, the results in record.json stand")],
+        [("trials/0/checkpoint.pt", "is damaged", "the weights are lost, the results in record.json remain valid")],
     ),
     "a torn record of a final run": (
         lambda: write(study().path / "retrain/0-1/record.json", "{"),
-        [("retrain/0-1/record.json", "is damaged", "the next `dnas search --retrain-best` makes it again")],
+        [("retrain/0-1/record.json", "is damaged", "the next `dnas search --retrain-best` repeats its run")],
     ),
 }
 
@@ -297,26 +297,26 @@ def test_damage_is_repaired_and_the_search_ends_as_if_undamaged(
     damage()
     before = content_of(study().path)
 
-    findings = diagnose(study(), mend=False)
+    findings = diagnose(study(), repair=False)
     assert content_of(study().path) == before, "a dry run changes nothing"
     # Repairing a record or moving a trial also makes the mirror outdated.
     reported = [
         finding
         for finding in findings
-        if name.startswith(("a changed row", "a mirror")) or not finding.where.endswith(".db")
+        if name.startswith(("a changed row", "a mirror")) or not finding.path.endswith(".db")
     ]
-    assert [(f.where, f.mended) for f in reported] == [
+    assert [(f.path, f.repair) for f in reported] == [
         (str(study().path / where) if where else "studies/s", "") for where, _, _ in expected
     ]
     for finding, (_, what, _) in zip(reported, expected, strict=True):
-        assert what in finding.what
+        assert what in finding.problem
 
-    mended = diagnose(study(), mend=True)
-    reported = [finding for finding in mended if len(mended) == len(expected) or not finding.where.endswith(".db")]
+    repaired = diagnose(study(), repair=True)
+    reported = [finding for finding in repaired if len(repaired) == len(expected) or not finding.path.endswith(".db")]
     for finding, (_, what, repair) in zip(reported, expected, strict=True):
-        assert what in finding.what
-        assert repair in finding.mended
-    assert diagnose(study(), mend=True) == [], "the second run has nothing to repair"
+        assert what in finding.problem
+        assert repair in finding.repair
+    assert diagnose(study(), repair=True) == [], "the second run has nothing to repair"
     assert mirror_agrees(study())
     after = content_of(study().path)
     kept = {content for path, content in after.items()}
@@ -334,13 +334,13 @@ def test_damage_is_repaired_and_the_search_ends_as_if_undamaged(
 
 def test_undamaged_study_has_no_findings(capsys: pytest.CaptureFixture[str]) -> None:
     interrupted()
-    assert diagnose(study(), mend=True) == []
+    assert diagnose(study(), repair=True) == []
     assert doctor_command() == 0
     assert capsys.readouterr().out == "ok\n1 interrupted trial; the next `dnas search` resumes there\n"
     search(search_config(14), Silent(), AnalyticExecutor(diverge))
-    assert diagnose(study(), mend=True) == []
+    assert diagnose(study(), repair=True) == []
     search(search_config(15, load_space("digits_bc", epochs=24)), Silent(), AnalyticExecutor(diverge))
-    assert diagnose(study(), mend=True) == [], "after an extension to more epochs"
+    assert diagnose(study(), repair=True) == [], "after an extension to more epochs"
 
 
 def doctor_command(dry_run: bool = False) -> int:
@@ -356,10 +356,10 @@ def test_kill_at_any_write_leaves_no_damage(monkeypatch: pytest.MonkeyPatch) -> 
     def check(what: str, state: str = "") -> None:
         shutil.rmtree("studies/killed", ignore_errors=True)
         shutil.copytree("studies/s", "studies/killed")
-        findings = diagnose(StudyFolder(Path("studies/killed")), mend=False)
+        findings = diagnose(StudyFolder(Path("studies/killed")), repair=False)
         # Between an ask and its first write a record is missing. Both the doctor and the search create it.
-        assert [finding.what for finding in findings] in ([], ["is missing"]), (what, state)
-        seen.extend(finding.what for finding in findings)
+        assert [finding.problem for finding in findings] in ([], ["is missing"]), (what, state)
+        seen.extend(finding.problem for finding in findings)
         states.add((what, state))
 
     def appended(self: StudyFolder, event: Any) -> None:
@@ -384,7 +384,7 @@ def test_record_of_an_extended_trial_is_rebuilt() -> None:
     search(search_config(5, load_space("digits_bc", epochs=24)), Silent(), AnalyticExecutor())
     whole = study().records()[COMPLETE]
     write(record_file(COMPLETE), "{")
-    assert diagnose(study(), mend=True)[0].what == "is damaged"
+    assert diagnose(study(), repair=True)[0].problem == "is damaged"
     rebuilt = study().records()[COMPLETE]
     assert (rebuilt.state, rebuilt.epochs, rebuilt.epochs_planned, rebuilt.val_error) == (
         "complete",
@@ -401,7 +401,7 @@ def test_rebuilt_record_keeps_fields_that_are_not_in_the_log() -> None:
     interrupted()
     whole = study().records()[COMPLETE]
     rewrite(COMPLETE, epochs=11, peak_memory_bytes=4711, host="there", attempts=3)
-    assert diagnose(study(), mend=True)[0].where == str(record_file(COMPLETE))
+    assert diagnose(study(), repair=True)[0].path == str(record_file(COMPLETE))
     rebuilt = study().records()[COMPLETE]
     assert (rebuilt.peak_memory_bytes, rebuilt.host, rebuilt.attempts) == (4711, "there", 3)
     assert (rebuilt.epochs, rebuilt.versions, rebuilt.started) == (12, whole.versions, whole.started)
@@ -416,7 +416,7 @@ def test_mean_test_error_is_recovered_from_the_final_runs() -> None:
     best = study().best(1)[0]
     assert best.test_error == 0.125
     write(record_file(best.number), "{")
-    assert diagnose(study(), mend=True)[0].mended
+    assert diagnose(study(), repair=True)[0].repair
     assert study().records()[best.number].test_error == 0.125
 
 
@@ -434,7 +434,7 @@ def trained(number: int, epochs: int = 2) -> Path:
         folder=folder,
         report=lambda epoch: epoch.epoch < epochs,
     )
-    assert diagnose(study(), mend=True) == []
+    assert diagnose(study(), repair=True) == []
     return folder
 
 
@@ -457,15 +457,15 @@ def test_curve_and_norms_are_rewritten_from_the_checkpoint(
             (folder / name).write_bytes(older)
         case "empty":
             (folder / name).write_bytes(b"")
-    [finding] = diagnose(study(), mend=True)
-    assert finding.where == str(folder / name)
-    assert finding.mended == "written again from the checkpoint"
+    [finding] = diagnose(study(), repair=True)
+    assert finding.path == str(folder / name)
+    assert finding.repair == "rewritten from the checkpoint"
     if name == "curve.csv":
         assert (folder / name).read_bytes() == good
     else:
         with np.load(folder / name) as file:
             assert file["l2"].shape[0] == 3
-    assert diagnose(study(), mend=True) == []
+    assert diagnose(study(), repair=True) == []
 
 
 def test_checkpoint_of_another_run_is_moved_aside(whole: tuple[Path, list[dict[str, Any]]]) -> None:
@@ -473,10 +473,10 @@ def test_checkpoint_of_another_run_is_moved_aside(whole: tuple[Path, list[dict[s
     folder = trained(RUNNING, epochs=1)
     content = (folder / "checkpoint.pt").read_bytes()
     (study().trial_folder(COMPLETE) / "checkpoint.pt").write_bytes(content)
-    [finding] = diagnose(study(), mend=True)
-    assert finding.what == "is of another training"
+    [finding] = diagnose(study(), repair=True)
+    assert finding.problem == "belongs to another run"
     assert (study().path / "lost/trials/0/checkpoint.pt").read_bytes() == content
-    assert diagnose(study(), mend=True) == []
+    assert diagnose(study(), repair=True) == []
 
 
 def test_damaged_checkpoint_is_moved_aside_and_the_trial_restarts(whole: tuple[Path, list[dict[str, Any]]]) -> None:
@@ -486,8 +486,8 @@ def test_damaged_checkpoint_is_moved_aside_and_the_trial_restarts(whole: tuple[P
     content = bytearray((folder / "checkpoint.pt").read_bytes())
     content[len(content) // 2] ^= 1
     (folder / "checkpoint.pt").write_bytes(content)
-    [finding] = diagnose(study(), mend=True)
-    assert finding.mended == "moved to studies/s/lost/trials/9/checkpoint.pt; its training begins again"
+    [finding] = diagnose(study(), repair=True)
+    assert finding.repair == "moved to studies/s/lost/trials/9/checkpoint.pt; its run restarts"
     trained(RUNNING)
     assert weights_digest(load_run(folder / "checkpoint.pt").net) == digest
 
@@ -501,7 +501,7 @@ def test_weights_digest_is_recovered_from_the_checkpoint() -> None:
     config = study().config()
     # The statistics in the checkpoint take precedence over study.toml.
     study().write_config(config | {"data": config["data"] | {"mean": [0.0]}})
-    diagnose(study(), mend=True)
+    diagnose(study(), repair=True)
     assert study().records()[0].weights_digest == digest
     assert study().records()[0].data == load_dataset("digits", subset=200).describe()
 
@@ -511,10 +511,10 @@ def test_weights_digest_is_recovered_from_the_checkpoint() -> None:
 
 def check_not_repaired(capsys: pytest.CaptureFixture[str], where: str, what: str) -> None:
     before = content_of(study().path)
-    [finding] = diagnose(study(), mend=True)
-    assert finding.where == f"studies/s/{where}"
-    assert what in finding.what
-    assert finding.mended == ""
+    [finding] = diagnose(study(), repair=True)
+    assert finding.path == f"studies/s/{where}"
+    assert what in finding.problem
+    assert finding.repair == ""
     assert content_of(study().path) == before
     assert doctor_command() == 1
     assert what in capsys.readouterr().out
@@ -525,7 +525,7 @@ def test_damaged_line_inside_the_log_is_not_repaired(line: bytes, capsys: pytest
     interrupted()
     lines = log_path().read_bytes().splitlines(keepends=True)
     log_path().write_bytes(b"".join([*lines[:40], line, *lines[41:]]))
-    check_not_repaired(capsys, "events.jsonl", "line 41 cannot be read, and what it said cannot be known")
+    check_not_repaired(capsys, "events.jsonl", "line 41 is unreadable, and its content cannot be recovered")
 
 
 @pytest.mark.parametrize("number", [0, 1, 3])
@@ -535,37 +535,37 @@ def test_missing_or_duplicate_ask_is_reported(number: int, copies: int, capsys: 
     lines = log_path().read_bytes().splitlines(keepends=True)
     place = next(i for i, line in enumerate(lines) if b'"ask"' in line and json.loads(line)["number"] == number)
     log_path().write_bytes(b"".join([*lines[:place], *[lines[place]] * copies, *lines[place + 1 :]]))
-    check_not_repaired(capsys, "events.jsonl", "does not follow from those before it")
+    check_not_repaired(capsys, "events.jsonl", "contradicts the lines before it")
 
 
 @pytest.mark.parametrize("how", ["missing", "empty"])
 def test_trials_without_a_log_are_not_moved(how: str, capsys: pytest.CaptureFixture[str]) -> None:
     interrupted()
     log_path().unlink() if how == "missing" else log_path().write_bytes(b"")
-    check_not_repaired(capsys, "events.jsonl", "no search can go on from their records alone")
+    check_not_repaired(capsys, "events.jsonl", "a search cannot resume from their records alone")
 
 
 @pytest.mark.parametrize("text", ["seed = = 3", "\x00", "", 'name = "s"'])
 def test_damaged_study_toml_is_reported(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     interrupted()
     (study().path / "study.toml").write_text(text)
-    check_not_repaired(capsys, "study.toml", "nothing else holds what it says")
+    check_not_repaired(capsys, "study.toml", "there is no other copy of its content")
 
 
 def test_study_toml_without_a_space_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     interrupted()
     config = study().config()
     study().write_config(config | {"space": {"name": "digits_bc", "title": "x"}})
-    check_not_repaired(capsys, "study.toml", "is damaged ('text' is missing); nothing else holds what it says")
+    check_not_repaired(capsys, "study.toml", "is damaged ('text' is missing); there is no other copy of its content")
 
 
 def test_live_worker_without_a_driver_is_reported() -> None:
     interrupted()
     with Lease.take(study().trial_folder(RUNNING), 1):
-        [finding] = diagnose(study(), mend=True)
-        assert f"process {os.getpid()} on {socket.gethostname()}" in finding.what
-        assert "still trains it" in finding.what
-        assert finding.mended == ""
+        [finding] = diagnose(study(), repair=True)
+        assert f"process {os.getpid()} on {socket.gethostname()}" in finding.problem
+        assert "still training it" in finding.problem
+        assert finding.repair == ""
         assert read_lease(study().trial_folder(RUNNING)) is not None
 
 
@@ -603,7 +603,7 @@ def test_study_of_dnas_0_1_is_left_unchanged() -> None:
     events = [{k: v for k, v in event.items() if k != "cost"} for event in study().events()]
     log_path().write_text("".join(json.dumps(event) + "\n" for event in events))
     rewrite(COMPLETE, epochs=11)
-    assert diagnose(study(), mend=True) == []
+    assert diagnose(study(), repair=True) == []
 
 
 def test_record_from_before_the_space_was_widened_is_rebuilt() -> None:
@@ -616,7 +616,7 @@ def test_record_from_before_the_space_was_widened_is_rebuilt() -> None:
     extend(study(), wider, wider.limits.stated())
     assert mirror_agrees(study()), "the name of the space does not matter to the mirror"
     write(record_file(COMPLETE), "{")
-    assert diagnose(study(), mend=True)[0].mended
+    assert diagnose(study(), repair=True)[0].repair
     rebuilt = study().records()[COMPLETE]
     assert (rebuilt.distributions, rebuilt.digest) == (whole.distributions, whole.digest)
     assert dataclasses.replace(rebuilt, weights_digest=whole.weights_digest).val_error == whole.val_error
