@@ -99,11 +99,15 @@ class AnalyticExecutor:
                 self.seconds += message.values["seconds"]
                 self.last[key] = message.values
             elif message.kind == "done":
-                message = Message("done", result(**message.values))
+                message = Message("done", self._result(**message.values))
             if message.kind in ("done", "failed", "lost"):
                 del self.jobs[key]
             return [(key, message)]
         raise AssertionError("every job waits for an answer")
+
+    def _result(self, row: dict[str, Any], finished: bool) -> dict[str, Any]:
+        """Return the values of the `done` message; subclasses add final results."""
+        return result(row, finished)
 
     def answer(self, key: str, go_on: bool) -> None:
         self.asked.discard(key)
