@@ -1,4 +1,4 @@
-"""Studies whose trainings are listed: what is missing is trained, once, and a kill changes nothing."""
+"""Tests of studies with a list of runs: each missing run is trained once, and a kill does not affect the result."""
 
 import dataclasses
 from pathlib import Path
@@ -65,12 +65,12 @@ def test_every_run_is_trained_once_and_read_with_its_group_and_seed() -> None:
     assert frame["state"].eq("complete").all()
     assert not frame["final"].any()
     assert frame["val_error"].tolist() == [curve(run.spec, 3)[-1] for run in planned()]
-    again = AnalyticExecutor()
-    assert train(planned(), again) == Outcome(4)
-    assert again.started == []
+    second = AnalyticExecutor()
+    assert train(planned(), second) == Outcome(4)
+    assert second.started == []
 
 
-def test_more_runs_are_added_and_fewer_leave_the_rest() -> None:
+def test_more_runs_are_added_and_fewer_remove_none() -> None:
     train(planned(1))
     before = equal_but_times(records())
     executor = AnalyticExecutor()
@@ -83,7 +83,7 @@ def test_more_runs_are_added_and_fewer_leave_the_rest() -> None:
 
 
 class Interrupting(AnalyticExecutor):
-    """Ends the driver, as Ctrl-C does, before its `left`-th message."""
+    """Interrupt the driver, as Ctrl-C does, before its `left`-th message."""
 
     def __init__(self, left: int) -> None:
         super().__init__()
@@ -97,63 +97,63 @@ class Interrupting(AnalyticExecutor):
 
 
 @pytest.mark.parametrize("left", range(1, 17))
-def test_an_interruption_before_any_message_changes_nothing(left: int) -> None:
+def test_interruption_before_any_message_does_not_affect_the_result(left: int) -> None:
     train(planned())
     whole = equal_but_times(records())
     StudyFolder(Path("studies/s")).path.rename("studies/whole")
     with pytest.raises(KeyboardInterrupt):
         train(planned(), Interrupting(left))
     train(planned())
-    now = equal_but_times(records())
-    for one in (*whole, *now):
-        one.pop("attempts")
-    assert now == whole
+    resumed = equal_but_times(records())
+    for record in (*whole, *resumed):
+        record.pop("attempts")
+    assert resumed == whole
 
 
-def once(message: Message) -> Trouble:
-    """Happens to the first training, once."""
+def send_once(message: Message) -> Trouble:
+    """Send `message` once, instead of the second epoch of the first run."""
     left = [message]
     return lambda job, epoch: left.pop() if left and epoch == 2 else None
 
 
-def test_a_lost_worker_and_a_full_memory_are_gone_on_with() -> None:
-    train(planned(), AnalyticExecutor(once(Message("lost", {"text": "gone"}))))
+def test_run_resumes_after_a_lost_worker_and_after_running_out_of_memory() -> None:
+    train(planned(), AnalyticExecutor(send_once(Message("lost", {"text": "gone"}))))
     assert [(record.state, record.losses) for record in records()] == [("complete", 1), *[("complete", 0)] * 3]
     StudyFolder(Path("studies/s")).path.rename("studies/lost")
-    train(planned(), AnalyticExecutor(once(Message("failed", {"reason": "out of memory", "text": "full"}))))
+    train(planned(), AnalyticExecutor(send_once(Message("failed", {"reason": "out of memory", "text": "full"}))))
     assert [(record.state, record.recompute) for record in records()] == [
         ("complete", True),
         *[("complete", False)] * 3,
     ]
 
 
-def test_a_diverged_run_stays_and_what_was_not_its_own_fault_is_trained_again() -> None:
-    def trouble(reason: str) -> Trouble:
+def test_diverged_run_is_kept_and_run_with_an_error_is_retried() -> None:
+    def failures(reason: str) -> Trouble:
         return lambda job, epoch: Message("failed", {"reason": reason, "text": "x"}) if job.key in "02" else None
 
-    train(planned(), AnalyticExecutor(trouble("diverged")))
+    train(planned(), AnalyticExecutor(failures("diverged")))
     assert [record.state for record in records()] == ["failed", "complete", "failed", "complete"]
     executor = AnalyticExecutor()
     train(planned(), executor)
     assert executor.started == []
     StudyFolder(Path("studies/s")).path.rename("studies/diverged")
-    train(planned(), AnalyticExecutor(trouble("error")))
+    train(planned(), AnalyticExecutor(failures("error")))
     executor = AnalyticExecutor()
     train(planned(), executor)
     assert [job.key for job in executor.started] == ["0", "2"]
     assert {record.state for record in records()} == {"complete"}
 
 
-def test_three_errors_alike_stop_it() -> None:
-    failing = AnalyticExecutor(lambda job, epoch: Message("failed", {"reason": "error", "text": "no such file"}))
-    outcome = train(planned(3), failing)
+def test_three_identical_errors_stop_the_study() -> None:
+    executor = AnalyticExecutor(lambda job, epoch: Message("failed", {"reason": "error", "text": "no such file"}))
+    outcome = train(planned(3), executor)
     assert outcome.stopped_by is not None
     assert "3 trials in a row failed with the same error: no such file" in outcome.stopped_by
-    assert len(failing.started) == 3
+    assert len(executor.started) == 3
 
 
 @pytest.mark.parametrize(
-    ("runs", "words"),
+    ("runs", "message"),
     [
         ([], "would have no run"),
         ([planned()[0], planned()[0]], "two runs of study s are called 'plain-0'"),
@@ -163,13 +163,13 @@ def test_three_errors_alike_stop_it() -> None:
         ([dataclasses.replace(planned()[0], key="x", spec=parse_name("densenet:L=7,k=4"))], "its network is for 3"),
     ],
 )
-def test_what_cannot_be_is_refused_in_a_line(runs: list[PlannedRun], words: str) -> None:
+def test_invalid_runs_are_rejected_in_one_line(runs: list[PlannedRun], message: str) -> None:
     train(planned())
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=message):
         train(runs)
 
 
-def test_other_data_and_another_kind_of_study_are_refused() -> None:
+def test_other_data_and_another_kind_of_study_are_rejected() -> None:
     train(planned())
     with pytest.raises(InputError, match="begun with other data: subset 200"):
         train_runs("s", "", planned(), RunConfig({"name": "digits", "subset": 300}), Silent(), AnalyticExecutor())
@@ -183,13 +183,13 @@ def test_other_data_and_another_kind_of_study_are_refused() -> None:
         read_runs("s")
 
 
-def test_the_commands_of_a_study_know_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_study_commands_support_a_list_of_runs(capsys: pytest.CaptureFixture[str]) -> None:
     train(planned(), command="dnas reproduce fig")
     assert main(["status", "s"]) == 0
-    shown = capsys.readouterr().out
-    assert "Two networks" in shown
-    assert "4 of 4 trials" in shown
-    assert "seeds 0, 1; dnas reproduce fig" in shown
+    output = capsys.readouterr().out
+    assert "Two networks" in output
+    assert "4 of 4 trials" in output
+    assert "seeds 0, 1; dnas reproduce fig" in output
     assert main(["report", "s"]) == 0
     capsys.readouterr()
     for command in (
@@ -202,7 +202,7 @@ def test_the_commands_of_a_study_know_it(capsys: pytest.CaptureFixture[str]) -> 
         assert "`dnas reproduce fig`" in capsys.readouterr().err
 
 
-# --- real trainings -----------------------------------------------------------------------------------------------
+# --- real runs -----------------------------------------------------------------------------------------------
 
 SCRIPT = """
 import sys
@@ -213,11 +213,11 @@ train_runs("s", "t", planned(1, epochs=6), RUN_CONFIG, Silent(), final="final" i
 """
 
 
-def start(*words: str) -> Command:
-    return Command(*words, code=SCRIPT)
+def start(*arguments: str) -> Command:
+    return Command(*arguments, code=SCRIPT)
 
 
-def test_killed_and_gone_on_with_it_ends_as_if_it_had_not_been() -> None:
+def test_killed_study_resumes_with_an_identical_result() -> None:
     assert start().wait() == 0
     whole = [(record.val_error, record.weights_digest, record.epochs) for record in records()]
     assert len(whole) == 2
@@ -234,7 +234,7 @@ def test_killed_and_gone_on_with_it_ends_as_if_it_had_not_been() -> None:
     assert main(["eval", "s", "--trial", "1"]) == 0
 
 
-def test_final_runs_train_on_all_and_measure_on_the_test_set() -> None:
+def test_final_runs_train_on_all_images_and_evaluate_on_the_test_set() -> None:
     assert start("final").wait() == 0
     frame = read_runs("s")
     assert frame["final"].all()

@@ -1,4 +1,4 @@
-"""The real thing: `dnas search` as a process with its workers, killed with SIGKILL at awkward moments."""
+"""Tests of `dnas search` as a process with workers, killed at critical moments with SIGKILL."""
 
 import json
 import os
@@ -13,19 +13,19 @@ from pathlib import Path
 import pytest
 
 from benchmarks.kill_search import SLOW_RENAME
-from benchmarks.kill_workers import account, kill_at_random
 from benchmarks.kill_workers import command as kill_command
+from benchmarks.kill_workers import failed_checks, kill_at_random
 from dnas.study.folder import StudyFolder
 from dnas.study.record import TrialRecord
 from tests.support.commands import Command
 from tests.support.patience import patience
 
 SEARCH = ["search", "--space", "tiny", "--trials", "4", "--epochs", "4", "--stopping", "none"]
-SEARCH += ["--kernels", "plain"]  # two runs on a busy machine could measure different kernels to be the fastest
+SEARCH += ["--kernels", "plain"]  # autotuning may choose differently on a busy machine
 COMMAND = [sys.executable, "-m", "dnas", *SEARCH]
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
-PATIENCE = 120.0  # seconds for a thing that takes about five
+PATIENCE = 120.0  # seconds to wait for an event that takes about five
 
 
 def essence(folder: Path) -> list[tuple[object, ...]]:
@@ -41,15 +41,15 @@ def run(folder: Path, *arguments: str) -> str:
     return out
 
 
-def kill_when(folder: Path, ripe: Callable[[Path], bool], slow: Path | None = None) -> None:
-    """Starts the command, and kills its driver, and nothing else, as soon as `ripe(study)`."""
+def kill_when(folder: Path, condition: Callable[[Path], bool], slow: Path | None = None) -> None:
+    """Start the command and kill its driver, but not its workers, as soon as `condition(study)` is true."""
     environment = ENVIRONMENT | ({"PYTHONPATH": f"{slow}{os.pathsep}{ROOT}"} if slow else {})
     process = subprocess.Popen(
         COMMAND, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     began = time.monotonic()
-    while not ripe(folder / "studies" / "tiny"):
-        assert process.poll() is None, "it ended before it could be killed"
+    while not condition(folder / "studies" / "tiny"):
+        assert process.poll() is None, "the command ended before it could be killed"
         assert time.monotonic() - began < patience(PATIENCE)
         time.sleep(0.0005)
     process.kill()
@@ -63,30 +63,30 @@ def events(study: Path) -> tuple[dict[str, object], ...]:
 
 @lru_cache(1)
 def _events(study: Path, size: int) -> tuple[dict[str, object], ...]:
-    """Read only where something is new: who waits for it looks often, and the command needs the processor more."""
+    """Read the log only if its size changed, since tests poll it while the command needs the processor."""
     return tuple(StudyFolder(study).events())
 
 
-def test_a_killed_search_resumes_as_if_it_had_not_been_killed(tmp_path: Path) -> None:
-    alone, killed = tmp_path / "alone", tmp_path / "killed"
-    alone.mkdir()
+def test_killed_search_resumes_with_an_identical_result(tmp_path: Path) -> None:
+    uninterrupted, killed = tmp_path / "alone", tmp_path / "killed"
+    uninterrupted.mkdir()
     killed.mkdir()
     kill_when(killed, lambda study: any(event["event"] == "report" for event in events(study)))
     out = run(killed, *SEARCH)
     assert "best      #" in out
-    run(alone, *SEARCH)
-    assert essence(killed) == essence(alone)
+    run(uninterrupted, *SEARCH)
+    assert essence(killed) == essence(uninterrupted)
     assert [row[1] for row in essence(killed)] == ["complete"] * 4
     asked = [event["number"] for event in events(killed / "studies" / "tiny") if event["event"] == "ask"]
     assert asked == [0, 1, 2, 3]
 
 
 @pytest.mark.slow
-def test_a_killed_search_equals_one_that_was_left_alone(tmp_path: Path) -> None:
-    alone, killed = tmp_path / "alone", tmp_path / "killed"
-    alone.mkdir()
+def test_search_killed_at_every_stage_ends_with_an_identical_result(tmp_path: Path) -> None:
+    uninterrupted, killed = tmp_path / "alone", tmp_path / "killed"
+    uninterrupted.mkdir()
     killed.mkdir()
-    run(alone, *SEARCH)
+    run(uninterrupted, *SEARCH)
 
     def after_an_ask(study: Path) -> bool:
         return any(event["event"] == "ask" for event in events(study))
@@ -108,19 +108,19 @@ def test_a_killed_search_equals_one_that_was_left_alone(tmp_path: Path) -> None:
     kill_when(killed, after_an_ask)
     kill_when(killed, inside_an_epoch)
     kill_when(killed, while_a_checkpoint_is_written, slow)
-    assert list(killed.rglob(".checkpoint.pt.*")), "the kill met the checkpoint"
+    assert list(killed.rglob(".checkpoint.pt.*")), "the kill interrupted the write of a checkpoint"
     kill_when(killed, before_a_tell)
     out = run(killed, *SEARCH)
     assert "best      #" in out
-    assert essence(killed) == essence(alone)
+    assert essence(killed) == essence(uninterrupted)
     assert len(essence(killed)) == 4
     assert {row[1] for row in essence(killed)} == {"complete"}
     asked = [event["number"] for event in events(killed / "studies" / "tiny") if event["event"] == "ask"]
     assert asked == [0, 1, 2, 3]
-    assert not list(killed.rglob(".*.[0-9]*")), "what the kills tore is cleared away"
+    assert not list(killed.rglob(".*.[0-9]*")), "partial files of the kills are removed"
 
 
-def test_ctrl_c_says_how_to_go_on_and_the_command_then_does(tmp_path: Path) -> None:
+def test_ctrl_c_prints_the_command_that_resumes_the_search(tmp_path: Path) -> None:
     process = subprocess.Popen(
         COMMAND,
         cwd=tmp_path,
@@ -135,7 +135,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_command_then_does(tmp_path: Path) -> N
     while not any(event["event"] == "report" for event in events(study)):
         assert time.monotonic() - began < patience(PATIENCE)
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the driver and its workers
+    os.killpg(process.pid, signal.SIGINT)  # a terminal signals the driver and its workers
     out, errors = process.communicate(timeout=patience(PATIENCE))
     assert process.returncode == 130
     assert "every finished epoch is saved in studies/tiny" in out
@@ -146,7 +146,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_command_then_does(tmp_path: Path) -> N
     assert {row[1] for row in essence(tmp_path)} == {"complete"}
 
 
-def test_a_killed_worker_is_replaced_and_its_trial_goes_on(tmp_path: Path) -> None:
+def test_killed_worker_is_replaced_and_its_trial_resumes(tmp_path: Path) -> None:
     process = subprocess.Popen(COMMAND, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
     study = tmp_path / "studies" / "tiny"
     began = time.monotonic()
@@ -170,19 +170,19 @@ def children(pid: int) -> list[int]:
 
 
 def descendants(pid: int) -> list[int]:
-    found = []
+    processes = []
     for child in children(pid):
-        found += [child, *descendants(child)]
-    return [pid for pid in found if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        processes += [child, *descendants(child)]
+    return [pid for pid in processes if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
-def test_a_diverging_recipe_is_recorded_by_real_workers(tmp_path: Path) -> None:
+def test_diverged_trials_are_recorded(tmp_path: Path) -> None:
     assert "2 failed" in run(tmp_path, *SEARCH[:5], "--learning-rate", "1e30", "--trials", "2")
     record = json.loads((tmp_path / "studies/tiny/trials/0/record.json").read_text())
     assert record["reason"].startswith("diverged: the training loss is ")
 
 
-def test_a_real_retraining_measures_on_the_test_set(tmp_path: Path) -> None:
+def test_retraining_evaluates_on_the_test_set(tmp_path: Path) -> None:
     out = run(tmp_path, *SEARCH[:3], "--trials", "1", "--epochs", "1", "--retrain-best", "1")
     assert "% test error, 1 seed\n" in out
     record = json.loads((tmp_path / "studies/tiny/retrain/0-1/record.json").read_text())
@@ -192,17 +192,19 @@ def test_a_real_retraining_measures_on_the_test_set(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_search_with_several_objectives_and_workers_survives_kills(
+def test_search_with_several_objectives_and_workers_survives_random_kills(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Five SIGKILLs at random, of workers, of the driver alone and of all; every trial is accounted for, and some are
-    trained again. benchmarks/kill_workers.py does the same a hundred times."""
+    """Five random SIGKILLs hit workers, the driver or both. Every trial is accounted for, and some are retried.
+
+    benchmarks/kill_workers.py does the same a hundred times.
+    """
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    met = kill_at_random(tmp_path, kill_command(trials=9, epochs=9), kills=5, seed=3, pause=(0.3, 2.0))
-    assert met
+    kills = kill_at_random(tmp_path, kill_command(trials=9, epochs=9), kills=5, seed=3, pause=(0.3, 2.0))
+    assert kills
     monkeypatch.chdir(tmp_path)
     study = StudyFolder(Path("studies/front"))
-    assert account(study, trials=9, again=2) == []
+    assert failed_checks(study, trials=9, retrained=2) == []
     assert study.config()["objective"] == "val_error,params"
 
 

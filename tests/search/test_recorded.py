@@ -24,21 +24,21 @@ ABLATE = "ablate small.toml --seeds 2 --epochs 3 -q"
 TRAIN = "train densenet-bc:L=16,k=4,dropout=0.2 --dataset digits --epochs 6 --out run"
 
 pytestmark = pytest.mark.skipif(  # the recorded networks were trained by the C++ kernels
-    not any(map(shutil.which, build.COMPILERS)), reason="no C++ compiler here"
+    not any(map(shutil.which, build.COMPILERS)), reason="no C++ compiler on this machine"
 )
 
 
 def is_recorded_machine() -> bool:
-    """Return whether training here gives the recorded bits: an equal processor with equal libraries."""
+    """Return whether training on this machine reproduces the recorded bits: equal processor, equal libraries."""
     cpuinfo = Path("/proc/cpuinfo")
     model = re.search(r"^model name\s*: (.*)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
-    here = {
+    machine = {
         "processor": model[1] if model else "",
         "capability": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__.partition("+")[0],
         "numpy": np.__version__,
     }
-    return here.items() <= MACHINE.items()
+    return machine.items() <= MACHINE.items()
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def assert_same_trials(whole: Path, resumed: Path) -> None:
             assert curve(resumed / path.relative_to(whole)) == curve(path)
 
 
-def test_a_recorded_search_resumes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recorded_search_resumes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder / "search" / "cut")
     before = events_but_times(StudyFolder(Path("studies/recorded")).events())
     assert main(SEARCH.split()) == 0
@@ -85,7 +85,7 @@ def test_a_recorded_search_resumes(folder: Path, monkeypatch: pytest.MonkeyPatch
     assert_same_trials(folder / "search/whole/studies/recorded", Path("studies/recorded"))
 
 
-def test_a_recorded_search_replays_and_reports_the_same(
+def test_recorded_search_replays_and_reports_the_same_results(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder / "search" / "whole")
@@ -98,15 +98,15 @@ def test_a_recorded_search_replays_and_reports_the_same(
     assert f"{100 * best:.2f}" in Path("reports/recorded/index.html").read_text()
 
 
-def test_a_recorded_ablation_resumes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recorded_ablation_resumes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder / "ablation" / "cut")
     assert main(ABLATE.split()) == 0
     assert_same_trials(folder / "ablation/whole/studies/small", Path("studies/small"))
 
 
-def test_a_recorded_run_directory_resumes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recorded_run_directory_resumes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder / "train" / "cut")
-    monkeypatch.setattr("dnas.cli.train_network.DEFAULT_KERNELS", "auto")  # as the command line does
+    monkeypatch.setattr("dnas.cli.train_network.DEFAULT_KERNELS", "auto")  # the default of the command line
     before = Path("run/curve.csv").read_text()
     assert main(TRAIN.split()) == 0
     assert Path("run/curve.csv").read_text().startswith(before)

@@ -1,4 +1,4 @@
-"""Which kernels run a study's dense blocks: asked for, settled once, written down, kept."""
+"""Tests of the kernels of a study: resolved once, recorded and kept."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ CHANGES: dict[str, Any] = {"data": {"name": "digits"}, "mirror": "none"}
 
 
 @pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
@@ -35,39 +35,39 @@ def run(trials: int, **changes: Any) -> AnalyticExecutor:
     return executor
 
 
-def frozen() -> str:
+def recorded_kernels() -> str:
     return str(StudyFolder(Path("studies/s")).config()["kernels"])
 
 
-def test_a_study_keeps_its_kernels_and_every_record_says_them() -> None:
+def test_study_keeps_its_kernels_and_every_record_holds_them() -> None:
     executor = run(2, kernels="ref")
     assert [job.kernels for job in executor.started] == ["ref", "ref"]
-    assert frozen() == "ref"
-    assert [job.kernels for job in run(3).started] == ["ref"], "as it was begun, where nothing is said"
+    assert recorded_kernels() == "ref"
+    assert [job.kernels for job in run(3).started] == ["ref"], "a study keeps its kernels if none are requested"
     assert [job.kernels for job in run(4, kernels="auto").started] == ["ref"]
     assert [record.kernels for record in StudyFolder(Path("studies/s")).records()] == ["ref"] * 4
     with pytest.raises(InputError, match=r"begun with the kernels ref \(now plain\)"):
         run(5, kernels="plain")
 
 
-def test_auto_is_settled_once_by_the_first_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[DenseNetSpec, str, int]] = []
+def test_auto_is_resolved_once_by_the_first_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    requests: list[tuple[DenseNetSpec, str, int]] = []
 
     def choose(make_net: object, spec: DenseNetSpec, device: str, batch: int) -> str:
-        asked.append((spec, device, batch))
+        requests.append((spec, device, batch))
         return "ref"
 
     monkeypatch.setattr("dnas.nn.fastest_kernels", choose)
     executor = run(3, kernels="auto")
     assert [job.kernels for job in executor.started] == ["ref"] * 3
     first = StudyFolder(Path("studies/s")).records()[0]
-    assert asked == [(first.network_spec, "cpu", first.recipe["batch_size"])]
+    assert requests == [(first.network_spec, "cpu", first.recipe["batch_size"])]
     run(4, kernels="auto")
-    assert len(asked) == 1
-    assert frozen() == "ref"
+    assert len(requests) == 1
+    assert recorded_kernels() == "ref"
 
 
-def test_whoever_asks_for_nothing_gets_what_is_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_is_the_fastest_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dnas.executors.runner.DEFAULT_KERNELS", DEFAULT_KERNELS)
     monkeypatch.setattr("dnas.cli.train_network.DEFAULT_KERNELS", DEFAULT_KERNELS)
     monkeypatch.setattr("dnas.nn.fastest_kernels", lambda *args: "ref")
@@ -78,30 +78,30 @@ def test_whoever_asks_for_nothing_gets_what_is_fastest(monkeypatch: pytest.Monke
     assert json.loads(Path("eager/run.json").read_text())["kernels"] == "ref"
 
 
-def test_a_record_says_what_ran_where_a_host_has_no_compiler() -> None:
+def test_record_holds_the_kernels_of_a_host_without_a_compiler() -> None:
     class Bare(AnalyticExecutor):
         def start(self, job: Job) -> None:
             super().start(job)
             self.jobs[job.key].appendleft(Message("started", {"device": "cpu", "kernels": "plain"}))
 
     search(search_config(2, kernels="ref", **CHANGES), Silent(), Bare())
-    assert frozen() == "ref"
+    assert recorded_kernels() == "ref"
     assert [record.kernels for record in StudyFolder(Path("studies/s")).records()] == ["plain"] * 2
 
 
-def test_a_worker_says_which_kernels_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unavailable_kernels_fall_back_to_plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dnas.nn.unavailable_reason", lambda name: "there is no compiler" if name == "cpu" else "")
     assert [kernels_or_plain(name) for name in ("plain", "ref", "cpu")] == ["plain", "ref", "plain"]
 
 
-def test_residual_networks_have_no_such_kernels() -> None:
+def test_residual_networks_use_plain_kernels() -> None:
     run_config = RunConfig({"name": "digits"}, kernels="auto")
     record = new_record(0, "first", {}, parse_name("resnet:L=8,width=4"), recipe={"batch_size": 64})
     assert measured_kernels(run_config, record) == "plain"
 
 
-def test_a_trial_that_began_before_there_was_a_choice_goes_on_as_it_was() -> None:
-    """Its record says nothing of kernels, and its study neither."""
+def test_study_without_recorded_kernels_resumes_with_plain_ones() -> None:
+    """Neither its record nor its study has an entry for kernels."""
     run(2)
     folder = StudyFolder(Path("studies/s"))
     config = folder.config()
@@ -117,17 +117,17 @@ def test_a_trial_that_began_before_there_was_a_choice_goes_on_as_it_was() -> Non
     assert [job.kernels for job in run(3, kernels="auto").started] == ["plain"]
 
 
-def test_unknown_kernels_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_kernels_are_rejected_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["search", "--space", "digits_bc", "--trials", "1", "--kernels", "fast"]) == 2
     assert main(["train", "densenet:L=7,k=2", "--dataset", "digits", "--kernels", "fast"]) == 2
     error = capsys.readouterr().err
     assert error.count("kernels must be one of plain, ref, cpu") == 2
     assert error.count("\n") == 2
-    assert not Path("studies").exists(), "there is nothing to go on with"
+    assert not Path("studies").exists(), "no study is created"
 
 
 @pytest.mark.parametrize("kernels", ["ref", "cpu"])
-def test_a_real_training_is_the_same_bit_for_bit(kernels: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_repeated_run_is_bit_identical(kernels: str, capsys: pytest.CaptureFixture[str]) -> None:
     if unavailable_reason(kernels):
         pytest.skip(unavailable_reason(kernels))
     command = ["train", "densenet-bc:L=10,k=4", "--dataset", "digits", "--subset", "200", "--augment", "none"]
@@ -137,10 +137,10 @@ def test_a_real_training_is_the_same_bit_for_bit(kernels: str, capsys: pytest.Ca
         return digest_of_weights(read_checkpoint(Path(name, "checkpoint.pt"))["weights"])
 
     assert main([*command, kernels, "--out", "whole"]) == 0
-    assert main([*command, kernels, "--out", "again"]) == 0
-    assert digest("whole") == digest("again")
+    assert main([*command, kernels, "--out", "repeated"]) == 0
+    assert digest("whole") == digest("repeated")
     assert json.loads(Path("whole/run.json").read_text())["kernels"] == kernels
     assert main([*command, "plain", "--out", "whole"]) == 2
     assert f"begun with the kernels {kernels} (now plain)" in capsys.readouterr().err
     assert main([*command, "plain", "--out", "plain"]) == 0
-    assert digest("plain") != digest("whole"), "other kernels round otherwise: these were used"
+    assert digest("plain") != digest("whole"), "kernels differ in rounding, so the requested ones were used"
