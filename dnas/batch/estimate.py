@@ -21,8 +21,8 @@ from dnas.training.devices import check_device
 
 SAMPLED_NETWORKS = 200
 TIMED_STEPS = 3
-RECORD_BYTES = 60_000  # disk space of a trial's record, curve and norms
-START_SECONDS = 2.0  # between the start of a listed run and its first step
+RECORD_BYTES = 60_000  # disk space for record, curve and norms of a trial
+START_SECONDS = 2.0  # time from the start of a listed run to its first step
 MAX_TIMED_MACS = 2e10  # largest step that is timed for a list of runs; the time of larger steps is extrapolated
 VALIDATION_SHARE = 1 / 27  # validation time per epoch: a ninth as many images, at a third of the work
 
@@ -30,7 +30,7 @@ VALIDATION_SHARE = 1 / 27  # validation time per epoch: a ninth as many images, 
 def plan(config: SearchConfig) -> str:
     """Describe a search before it starts: networks, cost, time and disk space.
 
-    Loads the data, and times a few training steps of the median network.
+    The data are loaded, and a few training steps of the median network are timed.
     """
     device = check_device(config.run.device)
     data = load_dataset(**config.run.data)
@@ -40,7 +40,7 @@ def plan(config: SearchConfig) -> str:
     feasible = (spec for spec in sampled if spec is not None)
     specs = [spec for spec, _ in zip(feasible, range(SAMPLED_NETWORKS), strict=False)]
     costs = [cost(spec, space.recipe.batch_size) for spec in specs]
-    macs = median(one.macs for one in costs)
+    macs = median(network.macs for network in costs)
     typical = min(specs, key=lambda spec: abs(cost(spec).macs - macs))
     recipe, trials = space.recipe, config.trials
     step = seconds_per_step(typical, recipe.batch_size, device, config.run.threads)
@@ -48,13 +48,13 @@ def plan(config: SearchConfig) -> str:
     epoch = step * (data.steps_per_epoch(recipe.batch_size) + data.val_size / recipe.batch_size / 3)
     longest = trials * recipe.epochs * epoch / config.run.workers
     share = _share_trained(config.stopping, recipe.epochs)
-    low, high = min(one.params for one in costs), max(one.params for one in costs)
-    checkpoint = 2 * 4 * median(one.params for one in costs)
-    activations = max(one.activation_bytes for one in costs)
+    low, high = min(network.params for network in costs), max(network.params for network in costs)
+    checkpoint = 2 * 4 * median(network.params for network in costs)
+    activations = max(network.activation_bytes for network in costs)
     return "\n".join(
         (
             f"networks  {trials} of {space.name}: {count(low)} to {count(high)} params,"
-            f" {count(min(one.macs for one in costs))} to {count(max(one.macs for one in costs))} macs"
+            f" {count(min(network.macs for network in costs))} to {count(max(network.macs for network in costs))} macs"
             f" (of {len(specs)} sampled)",
             f"data      {data.title}: {data.train_size:,} training and {data.val_size:,} validation images of"
             f" {data.image_size}×{data.image_size}",
@@ -112,7 +112,7 @@ def estimate_seconds(
 
     Args:
         runs: The runs.
-        images: Returns the number of training images of a run.
+        images: Function that returns the number of training images of a run.
         device: Device that trains them.
         threads: Number of CPU threads per run.
     """

@@ -1,8 +1,8 @@
-"""Studies whose trainings are listed beforehand, not proposed: the figures of the paper, ablations.
+"""Batches: studies whose runs are listed beforehand instead of proposed, such as the paper's figures and ablations.
 
-Such a study is a folder like any other, without an event log: nothing is decided between two trainings,
-so the list in study.toml and the records say everything. A run is known by its key. The same call again trains what is
-missing; one with more runs adds them; a run that is there and would be another now is refused.
+A batch is a study folder without an event log. No decisions are made between runs, so that the list in study.toml and
+the records hold everything. A run is identified by its key. Calling `train_runs` once more trains the missing runs, and
+a longer list adds runs. A recorded run whose inputs have changed is refused.
 """
 
 import socket
@@ -36,10 +36,13 @@ ARM = "listed"
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One training. key: its name in the study; group: what it is compared as, such as a family or a variant.
+    """One run of a batch.
 
-    seed: [study seed, number] of `fit.stream_seed`; runs of one pair share chance as far as their networks let
-    them. data: where its data differ from the study's, as arguments of `load_dataset`.
+    key: name of the run in the study.
+    group: what the run is compared as, such as a family or a variant.
+    seed: [study seed, number] of `fit.stream_seed`. Runs with the same pair share random numbers as far as their
+        networks allow.
+    data: arguments of `load_dataset` that differ from those of the study.
     """
 
     key: str
@@ -50,7 +53,7 @@ class PlannedRun:
     data: Mapping[str, Any] = field(default_factory=dict)
 
     def row(self) -> dict[str, Any]:
-        """What study.toml says of it; of a run that is there, all of this must stay."""
+        """Return the row of study.toml. It must stay the same once the run is recorded."""
         return {
             "key": self.key,
             "group": self.group,
@@ -74,20 +77,31 @@ def train_runs(
     command: str = "",
     about: Mapping[str, Any] | None = None,
 ) -> Outcome:
-    """Trains those of `runs` that studies/<study>/ does not hold yet, and gives how that ended.
+    """Train the runs that studies/<study>/ does not hold yet.
 
-    executor: processes of this host, unless given. final: trains on the validation part too and then opens the test
-    set, so that what is measured is `test_error`. about: further tables for study.toml. `InputError` where
-    the study was begun otherwise. KeyboardInterrupt leaves it ready to go on. What failed through no fault of its
-    network is trained again.
+    Runs that failed for a reason outside their network are retrained. After a KeyboardInterrupt the next call resumes.
+
+    Args:
+        study: Name of the study.
+        title: Title of the study.
+        runs: The runs.
+        run_config: Settings of all runs.
+        show: Observer of the runs, such as a display.
+        executor: Executes the runs; by default in processes on this host.
+        final: Train on training and validation data, and measure `test_error` on the test set.
+        command: Command line, for study.toml.
+        about: Further tables for study.toml.
+
+    Raises:
+        InputError: The study was begun with other inputs, or the runs do not fit the data.
     """
     check_runs(study, runs)
     if run_config.kernels is not None:
-        check_kernels(run_config.kernels)  # before there is a folder
+        check_kernels(run_config.kernels)  # before the folder is created
     folder = StudyFolder(Path("studies") / study)
     devices = list_devices(run_config.device) if executor is None else (run_config.device,)
     if folder.exists:
-        check_same_runs(folder, runs, final)  # before the data are read, which can take long
+        check_same_runs(folder, runs, final)  # before reading the data, which can be slow
     facts = _describe(runs, run_config, final, show)
     folder.path.mkdir(parents=True, exist_ok=True)
     with folder.lock():
@@ -106,14 +120,17 @@ def train_runs(
 
 
 def read_runs(study: str | Path) -> pd.DataFrame:
-    """`read_study` of a study of this kind, with key, group, seed (the study seed), recipe and final (whether
-    `test_error` is what was measured) of each run that has been begun."""
+    """Read the started runs of a batch into a table with one row per run.
+
+    The columns are those of `read_study`, and key, group, seed (the study seed) and final (True if `test_error` is
+    measured).
+    """
     from dnas.study.folder import find_study
 
     folder = find_study(study)
     config = folder.config()
     if config.get("kind") != LIST:
-        raise InputError(f"study {folder.name} was proposed by a search; a list of runs is needed here.")
+        raise InputError(f"study {folder.name} was proposed by a search, but this needs a list of runs.")
     frame, rows = read_study(folder.path), config["runs"]
     if frame.empty:
         return frame
@@ -124,66 +141,66 @@ def read_runs(study: str | Path) -> pd.DataFrame:
 
 
 def check_runs(study: str, runs: Sequence[PlannedRun]) -> None:
-    """`InputError` for an empty list and for two runs with one key."""
+    """Raise `InputError` if there are no runs, or if two runs have the same key."""
     if not runs:
-        raise InputError(f"study {study} would have no run.")
+        raise InputError(f"study {study} needs at least one run.")
     seen: set[str] = set()
     for run in runs:
         if run.key in seen:
-            raise InputError(f"two runs of study {study} are called {run.key!r}; a key names one.")
+            raise InputError(f"two runs of study {study} have the key {run.key!r}; keys must be unique.")
         seen.add(run.key)
 
 
 def check_same_runs(folder: StudyFolder, runs: Iterable[PlannedRun], final: bool) -> None:
-    """`InputError` where the study in `folder` is a search, or has one of the runs with other inputs."""
+    """Raise `InputError` if the study is a search, or holds one of the runs with other inputs."""
     config = folder.config()
-    other = f"name another study, or remove {folder.path}/"
+    remedy = f"name another study, or remove {folder.path}/"
     if config.get("kind") != LIST:
-        raise InputError(f"study {folder.name} is there already, and was proposed by a search; {other}.")
+        raise InputError(f"study {folder.name} already exists, and was proposed by a search; {remedy}.")
     if (config["objective"] == "test_error") != final:
         part = "test" if not final else "validation"
-        raise InputError(f"study {folder.name} was begun to measure on the {part} part; {other}.")
+        raise InputError(f"study {folder.name} was begun to measure on the {part} part; {remedy}.")
     known = {row["key"]: row for row in config["runs"]}
     for run in runs:
-        then, here = known.get(run.key), run.row()
-        if then is None or then == here:
+        recorded, current = known.get(run.key), run.row()
+        if recorded is None or recorded == current:
             continue
-        name = next(name for name in here if then.get(name) != here[name])
-        before, after = then.get(name), here[name]
+        name = next(name for name in current if recorded.get(name) != current[name])
+        before, after = recorded.get(name), current[name]
         if isinstance(after, dict):
             keys = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
-            before, after = ({key: some.get(key) for key in keys} for some in (before, after))
+            before, after = ({key: values.get(key) for key in keys} for values in (before, after))
         raise InputError(
-            f"run {run.key} of study {folder.name} was begun with another {name}: {_said(before)} (now {_said(after)});"
-            f" {other}."
+            f"run {run.key} of study {folder.name} was begun with another {name}: {_as_text(before)}"
+            f" (now {_as_text(after)}); {remedy}."
         )
 
 
-def _said(value: Any) -> str:
-    return ", ".join(f"{key}={one}" for key, one in value.items()) if isinstance(value, dict) else str(value)
+def _as_text(value: Any) -> str:
+    return ", ".join(f"{key}={item}" for key, item in value.items()) if isinstance(value, dict) else str(value)
 
 
 def _describe(runs: Iterable[PlannedRun], run_config: RunConfig, final: bool, show: Show) -> dict[str, dict[str, Any]]:
-    """Key of a run -> `Dataset.describe()` of what it trains on."""
-    found: dict[str, dict[str, Any]] = {}
-    read: dict[str, Dataset] = {}
+    """Return `Dataset.describe()` of the data of each run, by key."""
+    descriptions: dict[str, dict[str, Any]] = {}
+    loaded: dict[str, Dataset] = {}
     for run in runs:
         arguments = run_config.data | dict(run.data)
         name = repr(sorted(arguments.items()))
-        if name not in read:
+        if name not in loaded:
             data = load_dataset(**arguments, progress=show.note)
             if final and not data.test_size:
-                raise InputError(f"{data.title} has no held-out test set, which these runs are to be measured on.")
-            read[name] = data.with_validation_in_training() if final else data
-        data = read[name]
-        has = (data.channels, data.image_size, data.classes)
-        if (run.spec.in_channels, run.spec.image_size, run.spec.classes) != has:
+                raise InputError(f"{data.title} has no held-out test set to measure these runs on.")
+            loaded[name] = data.with_validation_in_training() if final else data
+        data = loaded[name]
+        shape = (data.channels, data.image_size, data.classes)
+        if (run.spec.in_channels, run.spec.image_size, run.spec.classes) != shape:
             raise InputError(
                 f"run {run.key}: its network is for {run.spec.in_channels} channels, {run.spec.image_size} pixels and"
-                f" {run.spec.classes} classes, but {data.title} has {has[0]}, {has[1]} and {has[2]}."
+                f" {run.spec.classes} classes, but {data.title} has {shape[0]}, {shape[1]} and {shape[2]}."
             )
-        found[run.key] = data.describe()
-    return found
+        descriptions[run.key] = data.describe()
+    return descriptions
 
 
 def _config(
@@ -196,16 +213,16 @@ def _config(
     device: str,
     command: str,
 ) -> dict[str, Any]:
-    """What study.toml is to hold: of a study that is there, its own with the runs that are new."""
+    """Return the content of study.toml; for an existing study, its content with new runs added."""
     data = {key: value for key, value in facts[runs[0].key].items() if value is not None}
     data |= {"source": run_config.data["name"], "root": str(run_config.data.get("data_root") or "")}
     if folder.exists:
         config = folder.config()
         for name in ("fingerprint", "split_seed", "subset", "image_size"):
             if name not in runs[0].data and config["data"].get(name) != data.get(name):
-                what = "as its files were then" if name == "fingerprint" else f"{name} {config['data'].get(name)}"
+                difference = "its files have changed" if name == "fingerprint" else f"{name} {config['data'].get(name)}"
                 raise InputError(
-                    f"study {folder.name} was begun with other data: {what}; name another study, or remove"
+                    f"study {folder.name} was begun with other data: {difference}; name another study, or remove"
                     f" {folder.path}/."
                 )
         known = {row["key"] for row in config["runs"]}
@@ -235,7 +252,7 @@ def _config(
 
 
 class ListedRuns:
-    """The `Source` of such a study.
+    """The `Source` of a batch.
 
     runs: number -> run.
     facts: key of a run -> `Dataset.describe()`.
@@ -271,7 +288,7 @@ class ListedRuns:
         self.show.opened([self.records[number] for number in sorted(self.records)], len(self.runs))
 
     def _catch_up(self, record: TrialRecord) -> None:
-        """Take the epochs of an interrupted run from its curve: its record is as old as its start."""
+        """Read the finished epochs of an interrupted run from its curve, which is newer than its record."""
         path = self.folder.trial_folder(record.number)
         if not (path / "curve.csv").is_file() or not (path / "checkpoint.pt").is_file():
             return

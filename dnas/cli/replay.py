@@ -80,13 +80,15 @@ def _retrain(folder: "StudyFolder", trial: int, device: str | None, as_json: boo
                 "trial": trial,
                 "epochs": again.epochs,
                 "first_difference": again.first,
-                "recorded": again.then or None,
-                "repeated": again.now or None,
+                "recorded": again.recorded or None,
+                "repeated": again.recomputed or None,
                 "same_weights": again.same_weights,
             }
         )
     elif again.first is not None:
-        print(f"trial {trial} differs from epoch {again.first}:\n  recorded  {again.then}\n  repeated  {again.now}")
+        print(
+            f"trial {trial} differs from epoch {again.first}:\n  recorded  {again.recorded}\n  repeated  {again.recomputed}"
+        )
     elif again.same_weights is False:
         print(f"trial {trial}: {several(again.epochs, 'epoch')} are equal, but the weights differ")
     else:

@@ -25,7 +25,7 @@ def make_job(
         record: Record of the run.
         folder: Folder of the run's files.
         key: Name of the run for the executor.
-        final: Train on the validation part too, and evaluate on the test set.
+        final: Train on training and validation data, and evaluate on the test set.
         latency: Measure the latency of a forward pass before training.
     """
     return Job(
@@ -44,7 +44,7 @@ def make_job(
         activation_bytes=record.cost.get("activation_bytes", 0),
         params=record.cost.get("params", 0),
         recompute=record.recompute,
-        alone=record.recompute,  # a run that filled the memory once gets a device to itself
+        alone=record.recompute,  # after running out of memory a run does not share its device
         measure_latency=latency,
         attempt=record.attempts,
         fingerprint=record.data.get("fingerprint"),

@@ -41,19 +41,19 @@ class Source(Protocol):
 
     def job(self, record: TrialRecord) -> Job: ...
     def on_started(self, record: TrialRecord, values: Mapping[str, Any]) -> None:
-        """Take in what the worker measured before training."""
+        """Record the worker's measurements before training."""
 
     def on_epoch(self, record: TrialRecord, row: dict[str, Any]) -> bool:
-        """Take in an epoch, which may be one of a checkpoint. Return True if the run continues."""
+        """Record an epoch, possibly one from a checkpoint. Return True if the run continues."""
 
     def on_result(self, record: TrialRecord, values: dict[str, Any]) -> None:
-        """Take a result into the record, its `state` included."""
+        """Copy a result into the record, including its `state`."""
 
     def on_retry(self, record: TrialRecord, reason: str, *, recompute: bool = False) -> None:
-        """Note that a run restarts from its checkpoint."""
+        """Record that a run restarts from its checkpoint."""
 
     def on_end(self, record: TrialRecord) -> None:
-        """Note the end or the pause of a run, whose record has been written."""
+        """Record the end or pause of a run whose record has been written."""
 
 
 class Executor(Protocol):

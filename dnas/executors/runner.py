@@ -23,13 +23,18 @@ from dnas.training.defaults import DEFAULT_KERNELS
 MAX_SAME_ERRORS = 3  # identical errors in a row that stop the loop
 OVERDUE_CHECK_SECONDS = 0.5  # between two checks for runs that take too long
 MAX_LOSSES = 5  # workers that a run may lose without finishing another epoch
-MAX_CRASHES = 2  # deaths by one signal such as SIGSEGV after which a run fails: its network would crash again
+MAX_CRASHES = 2  # crashes by the same signal (such as SIGSEGV) after which a run fails, as it would crash once more
 COUNTED_ERRORS = ("error", "input", "lost worker", "crash")  # reasons that may have a cause outside the network
 
 
 @dataclass
 class _Running:
-    """A run in progress: its start by the executor's clock, the seconds trained before, and its worker's heartbeat."""
+    """A run in progress.
+
+    since: its start, by the executor's clock.
+    before: seconds trained before this start.
+    watch: watches the heartbeat of its worker.
+    """
 
     record: TrialRecord
     job: Job
@@ -47,7 +52,7 @@ class TrialRunner:
 
     def __init__(self, source: Source, executor: Executor, show: Show) -> None:
         self.source, self.executor, self.show = source, executor, show
-        self._retries: deque[TrialRecord] = deque()  # precede anything new
+        self._retries: deque[TrialRecord] = deque()  # started before new runs
         self._running: dict[str, _Running] = {}
         self._losses: dict[str, tuple[int, int]] = {}  # key -> (epochs finished, workers lost since)
         self._crashes: dict[str, list[str]] = {}  # key -> text of each crash
@@ -95,7 +100,7 @@ class TrialRunner:
     # --- kernels --------------------------------------------------------------------------------------------------
 
     def _check_kernels(self) -> None:
-        """Read the study's kernels. A study begun before there was a choice has `plain`.
+        """Read the study's kernels. Studies of versions without a choice of kernels use `plain`.
 
         Raises:
             InputError: The requested kernels are unknown, cannot run on this machine, or are not the study's.
@@ -109,14 +114,14 @@ class TrialRunner:
         self._kernels = folder.config().get("kernels", "plain" if before else None)
         if requested not in (None, "auto") and self._kernels not in (None, requested):
             raise InputError(
-                f"study {folder.name} was begun with the kernels {self._kernels} (now {requested}), which are not the"
-                " same bit for bit; leave --kernels out, or name another study."
+                f"study {folder.name} was begun with the kernels {self._kernels} (now {requested}), whose"
+                " results are not bit-identical; leave --kernels out, or name another study."
             )
 
     def _resolve_kernels(self, record: TrialRecord) -> str:
-        """Return the study's kernels, which the first run settles for all and study.toml stores.
+        """Return the study's kernels. The first run selects them for all runs, and study.toml stores them.
 
-        A resumed study must be bit-identical, so that `auto` is measured once.
+        `auto` is measured only once, because a resumed study must be bit-identical.
         """
         if self._kernels is None:
             run_config, folder = self.source.run_config, self.source.folder
@@ -154,9 +159,9 @@ class TrialRunner:
     def _handle_failure(self, running: _Running, reason: str, text: str, outcome: Outcome) -> None:
         record = running.record
         if reason == "disk full":
-            raise DiskFull(text)  # it stays `running`: the next start resumes it
+            raise DiskFull(text)  # the record stays `running`, and the next start resumes it
         if reason == "out of memory" and not record.recompute:
-            # Recomputing the activations is exact, so this is the same trial; it may have shared its device, too.
+            # Recomputing the activations is bit-identical. Other runs on the device may also have used its memory.
             self.source.on_retry(record, reason, recompute=True)
             record.recompute = True
             self._write(record, running.job)
@@ -168,15 +173,15 @@ class TrialRunner:
     def _lose(
         self, running: _Running, text: str, outcome: Outcome, *, restarted: bool = False, crashed: bool = False
     ) -> None:
-        """Resume a run whose worker died or froze from its checkpoint; fail one that died too often.
+        """Resume a run from its checkpoint after its worker died or froze; fail the run if this happens too often.
 
         Args:
             running: The run.
             text: How its worker ended.
             outcome: Outcome of the loop, which a repeated error stops.
             restarted: The executor has restarted the run by itself.
-            crashed: A signal such as SIGSEGV ended the worker. The second such death fails the run, in whichever
-                epochs they came.
+            crashed: A signal such as SIGSEGV ended the worker. The second crash by the same signal fails the
+                run, regardless of the epochs.
         """
         record, key = running.record, running.job.key
         reason = ""
@@ -261,5 +266,5 @@ def measured_kernels(run_config: RunConfig, record: TrialRecord) -> str:
     try:
         device = list_devices(run_config.device)[0]
     except InputError:
-        return "plain"  # the cluster's nodes have such a device; this machine has none to measure on
+        return "plain"  # only the cluster's nodes have such a device, so it cannot be measured here
     return resolve_kernels("auto", record.network_spec, device, record.recipe["batch_size"], run_config.compile_net)

@@ -53,8 +53,8 @@ def settle(folder: StudyFolder) -> None:
     config = folder.config()
     if "storage" in config:
         raise InputError(
-            f"study {folder.name} lives in a database, and this is a copy: `dnas worker {folder.name} --storage URL`"
-            " goes on with it."
+            f"study {folder.name} is stored in a database, and this is a copy; to resume it, use"
+            f" `dnas worker {folder.name} --storage URL`."
         )
     settled = with_changes(config, folder.events())
     if settled != config:
@@ -66,75 +66,75 @@ def _table(space: Space) -> dict[str, str]:
 
 
 def _changes(before: Space, wider: Space) -> list[str]:
-    """Return what is new, one change per line; raise `InputError` with all that is missing if there is any."""
+    """Return the changes, one per line; raise `InputError` with a list of everything that is missing."""
     new, problems = [], []
     if wider.dataset != before.dataset and before.dataset.partition(":")[0] != "folder":
         problems.append(f"its data set is {wider.dataset}, not {before.dataset}.")
     if wider.family is not before.family:
         problems.append("its networks are of another family.")
-    then = {choice.name: choice for choice in before.choices}
-    now = {choice.name: choice for choice in wider.choices}
-    for name, choice in then.items():
-        if name not in now:
-            problems.append(f"[choose] {name} is missing; a space only grows.")
-        elif missing := _missing(choice, now[name]):
-            problems.append(f"[choose] {name}: {missing} could be chosen before; a space only grows.")
-        elif now[name] != choice:
-            new.append(f"{name}: {choice.describe()} -> {now[name].describe()}")
-    new += [f"{name}: new, {choice.describe()}" for name, choice in now.items() if name not in then]
+    old = {choice.name: choice for choice in before.choices}
+    current = {choice.name: choice for choice in wider.choices}
+    for name, choice in old.items():
+        if name not in current:
+            problems.append(f"[choose] {name} is missing; a space can only be widened.")
+        elif missing := _missing(choice, current[name]):
+            problems.append(f"[choose] {name}: {missing} was allowed before; a space can only be widened.")
+        elif current[name] != choice:
+            new.append(f"{name}: {choice.describe()} -> {current[name].describe()}")
+    new += [f"{name}: new, {choice.describe()}" for name, choice in current.items() if name not in old]
     for name in ("params", "macs", "activation_bytes"):
         low, high = getattr(before.limits, name), getattr(wider.limits, name)
         if high < low:
-            problems.append(f"[limits] {name} <= {high:,} is below the study's {low:,}; limits only grow.")
+            problems.append(f"[limits] {name} <= {high:,} is below the study's {low:,}; limits can only be raised.")
         elif high > low:
             new.append(f"{name}: limit {low:,} -> {f'{high:,}' if high < float('inf') else 'none'}")
     if problems:
-        raise InputError(f"{wider.name} is no wider than {before.name}:\n  " + "\n  ".join(problems))
+        raise InputError(f"{wider.name} is not wider than {before.name}:\n  " + "\n  ".join(problems))
     if not new and wider.text != before.text:
-        new.append("the file's text; nothing that may be chosen")
+        new.append("the text of the file, but no choice or limit")
     return new
 
 
-def _missing(then: Choice, now: Choice) -> str:
+def _missing(old: Choice, current: Choice) -> str:
     """List the values of a choice that it lacks now; empty if there are none."""
-    before, after = then.values(), now.values()
+    before, after = old.values(), current.values()
     if before is None or after is None:
-        inside = now.kind == then.kind and now.low <= then.low and then.high <= now.high
-        return "" if inside and (after is None or before is not None) else f"{then.low:g} to {then.high:g}"
+        inside = current.kind == old.kind and current.low <= old.low and old.high <= current.high
+        return "" if inside and (after is None or before is not None) else f"{old.low:g} to {old.high:g}"
     return ", ".join(str(value) for value in before if value not in after)
 
 
 def _at_new_choices(trial: Trial, before: Space, wider: Space) -> dict[str, Any]:
     """Return an earlier network's values at the choices that are new in `wider`."""
     spec, family = before.spec_of(trial.params), before.family
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for choice in wider.choices:
         if choice.name in trial.params:
             continue
         value = _value(choice, {**spec.to_dict(), "depth": spec.depth, family.count: len(getattr(spec, family.layers))})
         options = choice.values()
         inside = value in options if options is not None else choice.low <= value <= choice.high
-        made = all((trial.params | found).get(other) in values for other, values in choice.when.items())
-        if not inside and not made and options:
-            value, inside = options[0], True  # shut out by its `when`: any value says the same
+        active = all((trial.params | values).get(name) in allowed for name, allowed in choice.when.items())
+        if not inside and not active and options:
+            value, inside = options[0], True  # inactive by its `when`, so that any value means the same network
         if not inside:
             raise InputError(
-                f"trial {trial.number} has {choice.name} = {value!r}, which {wider.name} does not let it have"
+                f"trial {trial.number} has {choice.name} = {value!r}, which {wider.name} does not allow"
                 f" ({choice.describe()}); add it."
             )
-        found[choice.name] = value
-    if wider.spec_of(trial.params | found).digest != trial.digest:
+        values[choice.name] = value
+    if wider.spec_of(trial.params | values).digest != trial.digest:
         raise InputError(
             f"trial {trial.number} ({before.name_of(spec)}) would be another network in {wider.name}:"
-            " what both have under [fixed] must agree."
+            " values that both have under [fixed] must agree."
         )
-    return found
+    return values
 
 
 def _value(choice: Choice, fields: Mapping[str, Any]) -> Any:
     """Return a network's value at `choice`, as the sampler stores it."""
     value = fields[choice.target]
-    if choice.name != choice.target:  # one of a list: block_layers_2
+    if choice.name != choice.target:  # an item of a list, such as block_layers_2
         index = int(choice.name.removeprefix(f"{choice.target}_")) - 1
         return value[index] if isinstance(value, list) else value
     return choice.encode(value)

@@ -544,8 +544,8 @@ def _parts(trial: "FrozenTrial") -> dict[Any, list[dict[str, Any]]]:
         stored, kind = models.TrialValueModel.value_to_stored_repr(value)
         values.append({"objective": index, "value": stored, "value_type": kind})
     for epoch, value in trial.intermediate_values.items():
-        stored, kind = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(value)
-        curve.append({"step": epoch, "intermediate_value": stored, "intermediate_value_type": kind})
+        step_value, step_kind = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(value)
+        curve.append({"step": epoch, "intermediate_value": step_value, "intermediate_value_type": step_kind})
     return {
         models.TrialParamModel: [
             {

@@ -34,54 +34,53 @@ __all__ = [
 ]
 
 DEFAULT_SAMPLER = "gp"  # benchmarks/results/search.md
-_ARM_STREAM = 1  # the control arm draws from a stream of its own
+_ARM_STREAM = 1  # number of the control arm's separate random stream
 
-# Where each is: optuna and scipy are imported only where they are used.
-_HOMES = {
+# Module and member of each sampler. Optuna and SciPy are imported only when they are used.
+_MEMBERS = {
     "gp": ("gp", "propose_gp"),
     "tpe": ("tpe", "ProposeTPE"),
     "nsga2": ("nsga2", "propose_nsga2"),
     "random": ("random_grid", "propose_random"),
     "grid": ("random_grid", "propose_grid"),
 }
-SAMPLERS = tuple(_HOMES)
+SAMPLERS = tuple(_MEMBERS)
 
 
 @dataclass(frozen=True)
 class Proposal:
     arm: str  # first, sampler, control
-    params: dict[str, Any]  # every choice of the space, as the sampler holds it
+    params: dict[str, Any]  # every choice of the space, in the form used by the sampler
     spec: Spec
 
 
 def check_sampler(name: str, objectives: tuple[str, ...]) -> str:
-    """`name` if there is such a sampler, and it can do that many objectives."""
+    """Return `name`; raise `InputError` if there is no such sampler or it cannot handle the objectives."""
     if name not in SAMPLERS:
         raise InputError(
             f"--sampler must be one of {', '.join(SAMPLERS)}, but got {name!r}.{did_you_mean(name, SAMPLERS)}"
         )
     if name == "grid" and len(objectives) > 1:
         raise InputError(
-            f"a grid looks at no objective, so it cannot weigh {len(objectives)} of them against each other;"
-            " use --sampler gp, tpe, nsga2 or random."
+            f"--sampler grid does not support {len(objectives)} objectives; use --sampler gp, tpe, nsga2 or random."
         )
     return name
 
 
 def make_sampler(name: str) -> Sampler:
-    module, member = _HOMES[name]
-    found = getattr(importlib.import_module(f"dnas.search.samplers.{module}"), member)
-    sampler: Sampler = found() if isinstance(found, type) else found
+    module, member = _MEMBERS[name]
+    attribute = getattr(importlib.import_module(f"dnas.search.samplers.{module}"), member)
+    sampler: Sampler = attribute() if isinstance(attribute, type) else attribute
     return sampler
 
 
 def is_control(number: int, share: float) -> bool:
-    """Whether trial `number` is of the control arm: `share` of all, spread evenly."""
+    """Return True if trial `number` belongs to the control arm, an evenly spread fraction `share` of all trials."""
     return int((number + 1) * share + 1e-9) > int(number * share + 1e-9)
 
 
 def propose(region: Region, state: SearchState, sampler: Sampler, control: float, seed: int) -> Proposal:
-    """The next network: inside every limit, and untried. Raises `Exhausted`."""
+    """Propose the next network, which is untried and inside all limits. Raises `Exhausted` if there is none."""
     number, space = len(state.trials), region.space
     region.memory = float("inf") if state.memory is None else state.memory
     if number < len(space.first) and region.accept(space.first[number]) is not None:
@@ -93,18 +92,21 @@ def propose(region: Region, state: SearchState, sampler: Sampler, control: float
     else:
         with _one_thread():
             params = sampler(problem, state.told(), np.random.default_rng([seed, number]))
-    assert region.accept(params) is not None, "a sampler proposed what it was to filter"
+    assert region.accept(params) is not None, "the sampler proposed a network that is not accepted"
     return Proposal(arm, params, region.spec(params))
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Linear algebra in one thread: on a busy machine several spend most of their time waiting (a proposal took twelve
-    times as long), and the last bits of a sum must not depend on how many cores the driver's machine has."""
+    """Run linear algebra in one thread.
+
+    On a busy machine several threads mostly wait for each other (a proposal took twelve times as long). Besides, the
+    last bits of a sum must not depend on the number of cores of the driver's machine.
+    """
     with _libraries().limit(limits=1, user_api="blas"):
         yield
 
 
 @cache
 def _libraries() -> ThreadpoolController:
-    return ThreadpoolController()  # looks through all that is loaded, which takes a while
+    return ThreadpoolController()  # slow, as it examines all loaded libraries

@@ -29,8 +29,8 @@ class Replay:
     decisions: int = 0
     differences: list[str] = field(default_factory=list)
 
-    def differs(self, number: int, what: str, then: Any, now: Any) -> None:
-        self.differences.append(f"trial {number}: {what} was {then}, and is {now} now")
+    def add_difference(self, number: int, subject: str, recorded: Any, recomputed: Any) -> None:
+        self.differences.append(f"trial {number}: {subject} was {recorded}, but is now {recomputed}")
 
 
 def replay(folder: StudyFolder, on_event: Callable[[int, int], None] = lambda done, total: None) -> Replay:
@@ -46,14 +46,14 @@ def replay(folder: StudyFolder, on_event: Callable[[int, int], None] = lambda do
     replayer = _Replayer(config, events, {record.number: record for record in folder.records()}, on_event)
     state = SearchState.of_events(events, objectives_of(config), config["stopping"], 1).fold(events, replayer)
     replayer.result.differences += [
-        f"trial {number}: it has a record, but no proposal in the log"
+        f"trial {number}: has a record, but no proposal in the log"
         for number in replayer.records.keys() - state.trials.keys()
     ]
     return replayer.result
 
 
 class _Replayer(Visitor):
-    """Compares each event with what the state before it leads to."""
+    """Compares each event with the decision that follows from the state before it."""
 
     def __init__(
         self,
@@ -77,19 +77,19 @@ class _Replayer(Visitor):
         result, number, config = self.result, event["number"], self.config
         result.proposals += 1
         if event["history"] != state.digest:
-            result.differs(number, "the history that its proposal saw", event["history"], state.digest)
+            result.add_difference(number, "the history of its proposal", event["history"], state.digest)
         try:
             proposal = propose(self.region, state, self.sampler, config["control"], config["seed"])
             if (proposal.arm, proposal.params) != (event["arm"], event["params"]):
-                result.differs(number, "the proposal", _listed(event["params"]), _listed(proposal.params))
+                result.add_difference(number, "the proposal", _listed(event["params"]), _listed(proposal.params))
         except Exhausted:
-            result.differs(number, "the proposal", _listed(event["params"]), "that nothing is left to try")
+            result.add_difference(number, "the proposal", _listed(event["params"]), "that no network is left to try")
         self.region.tried.add(event["digest"])
         if number not in self.records:
-            result.differences.append(f"trial {number}: it was proposed, but has no record")
+            result.differences.append(f"trial {number}: was proposed, but has no record")
         elif self.records[number].digest != event["digest"]:
             result.differences.append(
-                f"trial {number}: its record is of network {self.records[number].digest}, its proposal of"
+                f"trial {number}: its record is of network {self.records[number].digest}, but its proposal of"
                 f" {event['digest']}"
             )
 
@@ -98,22 +98,22 @@ class _Replayer(Visitor):
         go_on = state.decide(event["number"], event)
         if go_on != event["go_on"]:
             names = {True: "to continue", False: "to stop"}
-            what = f"the decision after epoch {event['epoch']}"
-            self.result.differs(event["number"], what, names[event["go_on"]], names[go_on])
+            subject = f"the decision after epoch {event['epoch']}"
+            self.result.add_difference(event["number"], subject, names[event["go_on"]], names[go_on])
 
     def on_promote(self, state: SearchState, event: Event) -> None:
         self.result.decisions += 1
         number, best = event["number"], state.promotable()
         if best != number:
-            self.result.differs(number, "the promotion", f"that of trial {number}", f"that of trial {best}")
+            self.result.add_difference(number, "the promotion", f"of trial {number}", f"of trial {best}")
 
     def on_tell(self, state: SearchState, event: Event) -> None:
         record = self.records.get(event["number"])
         if record is None or record.state not in ENDED or self._last_tells[event["number"]] is not event:
-            return  # a missing record is reported elsewhere; other trials continued
+            return  # missing records are reported elsewhere; other trials continued after this event
         if (record.state, record.objectives) != (event["state"], event["values"]):
             before, now = _end(event["state"], event["values"]), _end(record.state, record.objectives)
-            self.result.differs(event["number"], "its end", before, now)
+            self.result.add_difference(event["number"], "its end", before, now)
 
     def on_widen(self, state: SearchState, event: Event) -> None:
         space = space_of(self.config | {"space": event["space"], "limits": event["limits"]})
@@ -135,8 +135,8 @@ class Retrained:
 
     epochs: int
     first: int | None
-    then: str
-    now: str
+    recorded: str
+    recomputed: str
     same_weights: bool | None  # None if the record has no digest of them
 
 
@@ -160,18 +160,22 @@ def retrain_trial(
 
     records = {record.number: record for record in folder.records()}
     if number not in records:
-        raise InputError(f"study {folder.name} has no trial {number}; there are {len(records)}, from 0 on.")
+        raise InputError(f"study {folder.name} has no trial {number}; it has {len(records)} trials, numbered from 0.")
     record = records[number]
     reports = reports_of(folder.events(), number)
-    reports = reports[-record.epochs :] if record.epochs else []  # reports before the epochs were raised: another run
+    reports = (
+        reports[-record.epochs :] if record.epochs else []
+    )  # earlier reports are of a run before the epochs were raised
     if not reports:
-        raise InputError(f"trial {number} of {folder.name} finished no epoch ({record.state}): nothing to compare.")
+        raise InputError(
+            f"trial {number} of {folder.name} finished no epoch ({record.state}); there is nothing to compare."
+        )
     config = DEFAULTS | folder.config()
     device = check_device(device or record.device)
     torch.set_num_threads(record.threads)
     data = load_dataset(**data_arguments_of(config), device=device)
     if data.fingerprint != record.data["fingerprint"]:
-        raise InputError(f"the images of {data.title} are not those that trial {number} was trained on.")
+        raise InputError(f"the images of {data.title} differ from those that trial {number} was trained on.")
     seen: list[Epoch] = []
 
     def report(epoch: Epoch) -> bool:
@@ -192,10 +196,10 @@ def retrain_trial(
             report=report,
         )
     keys = ("train_loss", "train_error", "val_loss", "val_error")
-    for then, epoch in zip(reports, seen, strict=False):
-        now = dataclasses.asdict(epoch)
-        if any(then[key] != now[key] for key in keys):
-            texts = [", ".join(f"{key} {row[key]:.9g}" for key in keys) for row in (then, now)]
+    for recorded, epoch in zip(reports, seen, strict=False):
+        recomputed = dataclasses.asdict(epoch)
+        if any(recorded[key] != recomputed[key] for key in keys):
+            texts = [", ".join(f"{key} {row[key]:.9g}" for key in keys) for row in (recorded, recomputed)]
             return Retrained(len(seen), epoch.epoch, texts[0], texts[1], None)
     same = None if record.weights_digest is None else result.weights_digest == record.weights_digest
     return Retrained(len(seen), None, "", "", same)

@@ -32,7 +32,7 @@ def retrain_best(
     """
     if not data.test_size:
         raise InputError(
-            f"{data.title} has no held-out test set, which --retrain-best measures on; put class folders under test/."
+            f"{data.title} has no held-out test set, which --retrain-best needs; put class folders under test/."
         )
     return TrialRunner(FinalRuns(folder, config, data), executor, _Notes(show)).run().stopped_by
 
@@ -49,7 +49,7 @@ class FinalRuns:
                 record = _open_record(data, winner, seed, folder.path / "retrain" / f"{winner.number}-{seed}")
                 if record.state == "running":
                     self.records[_key(record)] = record
-            _write_test_error(folder, winner.number)  # a kill may have prevented it
+            _write_test_error(folder, winner.number)  # missing after a kill
         self._waiting = deque(self.records.values())
 
     def next(self, running: list[str]) -> TrialRecord | None:
@@ -81,7 +81,7 @@ def _key(record: TrialRecord) -> str:
 
 
 class _Notes:
-    """Shows final runs as notes: they have no validation error, and no place among the trials."""
+    """Shows final runs as notes, because they have no validation error and are not trials."""
 
     def __init__(self, show: Show) -> None:
         self.note = show.note
@@ -104,7 +104,7 @@ def _open_record(data: Dataset, winner: TrialRecord, seed: int, path: Path) -> T
         if record.recipe == winner.recipe:
             return record
         for old in sorted(path.iterdir(), key=lambda old: old.name == "record.json"):  # a run of fewer epochs
-            old.unlink()  # the record last: without it the other files would pass for this run's
+            old.unlink()  # the record last, as without it the other files would seem to belong to this run
     return new_record(
         winner.number,
         winner.arm,

@@ -1,4 +1,4 @@
-"""The configuration of a study: a command's inputs, what `study.toml` freezes, and the check of later commands."""
+"""Configuration of a study: inputs of a command, the inputs frozen in `study.toml`, and checks of later commands."""
 
 import dataclasses
 import socket
@@ -16,16 +16,16 @@ from dnas.study.provenance import git_commit, versions
 from dnas.study.record import now
 from dnas.training.recipe import Recipe
 
-LIST = "list"  # the `kind` of a study whose trainings were listed: see dnas.batch.runs
-DEFAULTS: dict[str, Any] = {"objective": "val_error", "sampler": "tpe", "control": 0.0}  # of studies before 0.2
+LIST = "list"  # `kind` of a study whose runs are listed beforehand: see dnas.batch.runs
+DEFAULTS: dict[str, Any] = {"objective": "val_error", "sampler": "tpe", "control": 0.0}  # for studies of dnas 0.1
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Settings that say how trials are trained, whatever is trained.
+    """Settings of training runs that are independent of the networks.
 
     data: arguments of `load_dataset`.
-    workers: training runs at a time.
+    workers: number of parallel training runs.
     threads: CPU threads of each run.
     timeout: time limit per run in seconds; None for no limit.
     kernels: a name of `dnas.nn.kernels`, or `auto`; None for the study's kernels (`DEFAULT_KERNELS` for a new study).
@@ -68,7 +68,7 @@ class SearchConfig:
 
 
 def frozen_inputs(search: SearchConfig, space: Space, data: Mapping[str, Any], device: str) -> dict[str, Any]:
-    """What `study.toml` holds. data: `Dataset.describe()`."""
+    """Return the content of `study.toml`. data: `Dataset.describe()`."""
     config: dict[str, Any] = {
         "name": search.study,
         "created": now(),
@@ -94,7 +94,7 @@ def frozen_inputs(search: SearchConfig, space: Space, data: Mapping[str, Any], d
 
 
 def _without_none(values: dict[str, Any]) -> dict[str, Any]:
-    """TOML has no null."""
+    """Remove None values, recursively, because TOML has no null."""
     return {
         key: _without_none(value) if isinstance(value, dict) else value
         for key, value in values.items()
@@ -107,16 +107,16 @@ def objectives_of(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def check_proposed(config: Mapping[str, Any]) -> None:
-    """`InputError` where a study's trainings were listed, not proposed: it has no space."""
+    """Raise `InputError` for a list of runs, which has no space and no proposals."""
     if config.get("kind") == LIST:
         raise InputError(
             f"study {config['name']} is a list of {len(config['runs'])} runs, which no search proposed;"
-            f" what is missing of it is trained by `{config['command'] or 'what began it'}`."
+            f" to train the missing runs, use `{config['command'] or 'the command that started it'}`."
         )
 
 
 def space_of(config: Mapping[str, Any]) -> Space:
-    """The space of a study, from what was frozen of it: for replay, and for whoever has no such file any more."""
+    """Rebuild the space of a study from its frozen inputs, without the space's file."""
     check_proposed(config)
     table, data = config["space"], config["data"]
     space = parse_space(
@@ -136,7 +136,7 @@ def space_of(config: Mapping[str, Any]) -> Space:
 
 
 def data_arguments_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `load_dataset` that load a study's data again."""
+    """Return the arguments of `load_dataset` that load a study's data."""
     data = config["data"]
     return {
         "name": data["source"],
@@ -150,7 +150,7 @@ def data_arguments_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_objectives(space: Space, objectives: tuple[str, ...]) -> None:
-    """`InputError` where the limits leave an objective nothing to decide: all networks inside them have one value."""
+    """Raise `InputError` if all networks inside the limits have the same value of an objective."""
     for name in objectives:
         if name not in PRICED:
             continue
@@ -169,14 +169,14 @@ def check_objectives(space: Space, objectives: tuple[str, ...]) -> None:
 
 
 def check_same(folder: StudyFolder, search: SearchConfig, data: Any = None) -> None:
-    """`InputError` where the study was begun with other inputs; of the recipe, the epochs may grow.
+    """Raise `InputError` if the study was begun with other inputs. The epochs of the recipe may grow.
 
-    data: its `Dataset`; without it, what can be told without it is checked.
+    data: its `Dataset`; None skips the checks that need it.
     """
     config, space = DEFAULTS | folder.config(), search.space
     check_proposed(config)
-    then, here = config["recipe"], space.recipe.to_dict()
-    keys = [key for key in then if key != "epochs" and then[key] != here.get(key)]
+    frozen, current = config["recipe"], space.recipe.to_dict()
+    keys = [key for key in frozen if key != "epochs" and frozen[key] != current.get(key)]
     pairs: list[tuple[str, Any, Any]] = [
         ("limits", _stated(config["limits"]), _stated(space.limits.stated())),
         ("objective", config["objective"], ",".join(search.objectives)),
@@ -184,12 +184,14 @@ def check_same(folder: StudyFolder, search: SearchConfig, data: Any = None) -> N
         ("sampler", config["sampler"], search.sampler),
         ("control", config["control"], search.control),
         ("stopping", config["stopping"], search.stopping),
-        ("recipe", _stated({key: then[key] for key in keys}), _stated({key: here.get(key) for key in keys})),
+        ("recipe", _stated({key: frozen[key] for key in keys}), _stated({key: current.get(key) for key in keys})),
     ]
     if config["space"]["name"] != space.name:
-        pairs = [("space", config["space"]["name"], space.name)]  # the rest follows from it
+        pairs = [("space", config["space"]["name"], space.name)]  # the other differences follow from it
     elif config["space"]["text"] != space.text:
-        pairs.insert(0, ("space", "as its file was then", f"as its file is; `dnas extend {folder.name}` widens it"))
+        pairs.insert(
+            0, ("space", "file before its changes", f"file on disk; use `dnas extend {folder.name}` to widen it")
+        )
     if data is not None:
         facts = data.describe()
         pairs += [
@@ -199,17 +201,17 @@ def check_same(folder: StudyFolder, search: SearchConfig, data: Any = None) -> N
         if config["data"]["title"] != data.title:
             pairs.append(("data set", config["data"]["title"], data.title))
         elif config["data"]["fingerprint"] != data.fingerprint:
-            pairs.append(("data set", "as its files were then", "as its files are"))
+            pairs.append(("version", "of the data files", "changed"))
     changed = [f"{what} {before} (now {after})" for what, before, after in pairs if before != after]
     if changed:
         raise InputError(
             f"study {folder.name} was begun with another {'; another '.join(changed)};"
-            " name a new one with --study, or give what it was begun with."
+            " name a new study with --study, or use the original values."
         )
-    if space.recipe.epochs < then["epochs"]:
+    if space.recipe.epochs < frozen["epochs"]:
         raise InputError(
-            f"study {folder.name} trains for {then['epochs']} epochs, and a study's epochs only grow;"
-            f" got --epochs {space.recipe.epochs}."
+            f"study {folder.name} trains for {frozen['epochs']} epochs, and a study's epochs can only be raised,"
+            f" but got --epochs {space.recipe.epochs}."
         )
 
 

@@ -1,6 +1,6 @@
 """Study definitions: `studies/<name>.toml` sets the defaults of `dnas search --study <name>`.
 
-A file there with a `base` is another kind, an ablation's: see `dnas.ablation.parse`.
+A file with a `base` defines an ablation instead: see `dnas.ablation.parse`.
 """
 
 import tomllib
@@ -11,7 +11,7 @@ from dnas.errors import InputError, did_you_mean
 from dnas.space.parse import shipped_folders
 from dnas.study.folder import check_study_name
 
-# Each key of a definition, which is also the name of an option, and the type of its value.
+# Keys of a definition, which are also names of options, and the types of their values.
 KEYS: dict[str, type] = {
     "space": str,
     "trials": int,
@@ -28,14 +28,14 @@ KEYS: dict[str, type] = {
     "retrain_seeds": int,
     "seed": int,
 }
-MINIMUM = {"seed": 0, "control": 0}  # of the other numbers it is 1
+MINIMUM = {"seed": 0, "control": 0}  # the minimum of other numbers is 1
 
 
 def read_defaults(study: str | None) -> dict[str, Any]:
     """Return the options that the definition of a study sets; none if the study has no definition.
 
-    Raises `InputError` for a name that no study can have, for the definition of an ablation, and for a file with
-    unknown keys or values.
+    Raises:
+        InputError: The name is invalid, the file defines an ablation, or it has unknown keys or invalid values.
     """
     if study is None:
         return {}
@@ -45,7 +45,7 @@ def read_defaults(study: str | None) -> dict[str, Any]:
         return {}
     values = read_toml(path)
     if is_ablation(values):
-        raise InputError(f"{path} defines an ablation, not a search: `dnas ablate {study}`, or another --study.")
+        raise InputError(f"{path} defines an ablation, not a search; use `dnas ablate {study}`, or another --study.")
     problems = []
     for key, value in values.items():
         if key not in KEYS:
@@ -77,5 +77,5 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def is_ablation(values: dict[str, Any]) -> bool:
-    """Return whether a definition is an ablation's."""
+    """Return True if a definition defines an ablation."""
     return "base" in values

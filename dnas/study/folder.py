@@ -1,12 +1,12 @@
-"""A study's folder: plain files, each written so that a kill leaves the old one or the new one.
+"""Folder of a study: plain files, written atomically so that a kill leaves either the old or the new version.
 
     studies/<name>/study.toml                  the frozen inputs
-    studies/<name>/events.jsonl                every ask, report, extension and tell, in order: the sampler's history
+    studies/<name>/events.jsonl                all asks, reports, extensions and tells in order: the sampler's history
     studies/<name>/trials/<number>/            record.json, curve.csv, norms.npz, checkpoint.pt, traceback.txt
-    studies/<name>/retrain/<trial>-<seed>/     the same, for the final runs
+    studies/<name>/retrain/<trial>-<seed>/     the same files for final runs
 
-An event is appended before the record that it changes, except the tell, which follows its record; so at opening, each
-can be repaired from the other. Nothing here imports torch or optuna.
+An event is appended before the record that it changes is written, except for a tell, which follows its record. On
+opening, each can therefore be repaired from the other. This module imports neither torch nor optuna.
 """
 
 import fcntl
@@ -35,7 +35,7 @@ class StudyHeld(InputError):
 
 
 def check_study_name(name: str) -> str:
-    """`name` if it can be a folder's name; `InputError` otherwise."""
+    """Return `name`; raise `InputError` if it is not a valid study name."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or ".." in name:
         raise InputError(f"a study's name is letters, digits, `.`, `_` and `-` (no `/`, no `..`), but got {name!r}.")
     return name
@@ -46,21 +46,21 @@ def studies_folder() -> Path:
 
 
 def find_study(name: str | Path) -> "StudyFolder":
-    """The study called `name` in ./studies, or at the path `name`."""
+    """Return the study called `name` in ./studies, or at the path `name`."""
     path = Path(name)
     if (path / "study.toml").is_file():
         return StudyFolder(path)
     path = studies_folder() / name
     if (path / "study.toml").is_file():
         return StudyFolder(path)
-    known = sorted(found.parent.name for found in studies_folder().glob("*/study.toml"))
+    known = sorted(file.parent.name for file in studies_folder().glob("*/study.toml"))
     raise InputError(
         f"no study {str(name)!r}; there are {', '.join(known) or 'none yet'}.{did_you_mean(str(name), known)}"
     )
 
 
 class StudyFolder:
-    """One study's folder."""
+    """Folder of one study."""
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
@@ -77,7 +77,7 @@ class StudyFolder:
         write_atomic(self.path / "study.toml", tomli_w.dumps(config, multiline_strings=True))
 
     def config(self) -> dict[str, Any]:
-        """The frozen inputs: name, space (its file's name and text), limits, objective, recipe, data, seed ..."""
+        """Read the frozen inputs: name, space (name and file content), limits, objective, recipe, data, seed, ..."""
         try:
             return tomllib.loads((self.path / "study.toml").read_text(encoding="utf-8"))
         except tomllib.TOMLDecodeError as error:
@@ -85,7 +85,7 @@ class StudyFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Held by the one driver of a study; the system frees it when that process ends, however it ends."""
+        """Lock the study for one driver. The operating system releases the lock when the process ends."""
         with (self.path / "lock").open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -93,7 +93,7 @@ class StudyFolder:
                 file.seek(0)
                 raise StudyHeld(
                     f"study {self.name} is being run by another process ({file.read().strip() or 'unknown'});"
-                    " wait for it, or end it and run the command again."
+                    " wait for it, or end it and rerun the command."
                 ) from None
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()} since {now()}")
@@ -101,7 +101,7 @@ class StudyFolder:
             yield
 
     def now(self) -> str:
-        """The time that goes into events and records."""
+        """Return the time for events and records."""
         return now()
 
     # events
@@ -123,7 +123,7 @@ class StudyFolder:
         return len(content) - len(whole)
 
     def events(self) -> list[dict[str, Any]]:
-        """The whole lines of the log; a torn last one is left out."""
+        """Return the events of the log, without a torn last line."""
         path = self.path / "events.jsonl"
         if not path.exists():
             return []
@@ -143,11 +143,11 @@ class StudyFolder:
         write_atomic((folder or self.trial_folder(record.number)) / "record.json", record.to_json())
 
     def records(self) -> list[TrialRecord]:
-        """Every trial's record, by number."""
+        """Return the records of all trials, sorted by number."""
         return sorted(_read_records(self._record_files()), key=lambda record: record.number)
 
     def _record_files(self) -> Iterator[str]:
-        """The paths of the trials' records, in any order; as text, since pathlib would take most of the time."""
+        """Yield the paths of the trials' records, unordered. They are strings because pathlib is much slower."""
         trials = self.path / "trials"
         if trials.is_dir():
             with os.scandir(trials) as entries:
@@ -157,12 +157,12 @@ class StudyFolder:
                         yield path
 
     def retrained(self) -> list[tuple[Path, TrialRecord]]:
-        """Folder and record of every final training."""
+        """Return the folder and record of every final run."""
         paths = sorted(self.path.glob("retrain/*/record.json"))
         return [(path.parent, record) for path, record in zip(paths, _read_records(paths), strict=True)]
 
     def best(self, count: int = 1) -> list[TrialRecord]:
-        """The best complete trials, the best first: see `rank`."""
+        """Return the best complete trials, best first, in the order of `rank`."""
         return rank(self.records())[:count]
 
     def curve(self, folder: Path) -> "pd.DataFrame":
@@ -172,21 +172,24 @@ class StudyFolder:
 
 
 def _read_records(paths: Iterable[str | Path]) -> list[TrialRecord]:
-    found = []
+    records = []
     for path in paths:
         with open(path, "rb") as file:  # noqa: PTH123
             text = file.read()
         try:
-            found.append(TrialRecord.from_json(text))
+            records.append(TrialRecord.from_json(text))
         except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
             raise InputError(f"{path} is damaged: {error}.") from None
-    return found
+    return records
 
 
 def read_study(name: str | Path) -> "pd.DataFrame":
-    """A row a trial: number, state, arm, network, digest, params, macs, activation_bytes, val_error, val_loss,
-    test_error (fractions and nats), epochs, epochs_planned, seconds, peak_memory_bytes, latency (seconds), reason,
-    and a `choice_...` for each choice that was made."""
+    """Read a study into a table with one row per trial.
+
+    The columns are number, state, arm, network, digest, params, macs, activation_bytes, val_error, val_loss, test_error
+    (errors are fractions, losses nats), epochs, epochs_planned, seconds, peak_memory_bytes, latency (seconds), reason,
+    and `choice_<name>` for each choice of the space.
+    """
     import pandas as pd
 
     rows = []

@@ -11,9 +11,9 @@ from dnas import __version__
 
 @cache
 def versions() -> dict[str, str]:
-    """The versions that a number may depend on."""
-    found = {name: metadata.version(name) for name in ("torch", "torchvision", "optuna", "numpy")}
-    return found | {
+    """Return the versions that results may depend on."""
+    installed = {name: metadata.version(name) for name in ("torch", "torchvision", "optuna", "numpy")}
+    return installed | {
         "dnas": __version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
@@ -23,12 +23,12 @@ def versions() -> dict[str, str]:
 
 @cache
 def git_commit() -> str | None:
-    """The commit of the dnas that runs, with a `+` where files differ from it; None where it is not a checkout."""
-    here = Path(__file__).resolve().parents[1]
-    if not (here.parent / ".git").exists():
+    """Return the commit of dnas, with a `+` if files were changed; None outside a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    if not (package.parent / ".git").exists():
         return None
     try:
-        run = ["git", "-C", str(here)]
+        run = ["git", "-C", str(package)]
         head = subprocess.run([*run, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=5).stdout
         dirty = subprocess.run(
             [*run, "diff", "--quiet", "HEAD"], check=False, timeout=5, capture_output=True

@@ -1,16 +1,13 @@
-"""Records of trials: everything that is known of one training run."""
+"""Records of trials: settings and results of one training run."""
 
 import dataclasses
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from dnas.arch import Spec, format_name, spec_from_dict
-
-if TYPE_CHECKING:
-    pass
 
 STATES = ("running", "paused", "complete", "stopped", "infeasible", "failed")
 ARMS = ("first", "sampler", "control")
@@ -18,17 +15,18 @@ ARMS = ("first", "sampler", "control")
 
 @dataclass
 class TrialRecord:
-    """All that is known of one training; complete in itself.
+    """Self-contained record of one training run.
 
-    errors are fractions, losses nats, `seconds` the time spent in finished epochs, `peak_memory_bytes` as
-    `dnas.training.devices.peak_memory_bytes`. `epochs` counts the finished ones, `epochs_planned` those of the recipe.
+    Errors are fractions and losses are in nats. `seconds` is the time spent in finished epochs. `peak_memory_bytes` is
+    defined in `dnas.training.devices.peak_memory_bytes`. `epochs` counts finished epochs, `epochs_planned` those of the
+    recipe.
     """
 
     number: int
     state: str = "running"
     arm: str = "sampler"
-    params: dict[str, Any] = field(default_factory=dict)  # the choices made, as the sampler holds them
-    distributions: dict[str, str] = field(default_factory=dict)  # optuna's JSON for each
+    params: dict[str, Any] = field(default_factory=dict)  # choices, in the form used by the sampler
+    distributions: dict[str, str] = field(default_factory=dict)  # Optuna's JSON of each choice
     spec: dict[str, Any] = field(default_factory=dict)
     digest: str = ""
     network: str = ""
@@ -39,7 +37,7 @@ class TrialRecord:
     data: dict[str, Any] = field(default_factory=dict)  # Dataset.describe()
     device: str = "cpu"
     threads: int = 1
-    kernels: str | None = None  # what ran its dense blocks; None of records from before there was a choice: plain
+    kernels: str | None = None  # kernels of the dense blocks; None in older records, which used `plain`
     val_error: float | None = None
     val_loss: float | None = None
     test_error: float | None = None
@@ -50,11 +48,11 @@ class TrialRecord:
     peak_memory_bytes: int | None = None
     reason: str | None = None
     weights_digest: str | None = None
-    history_digest: str | None = None  # of what the sampler had been told when it proposed this
-    latency: float | None = None  # seconds of a forward pass of one image, where it is an objective
-    recompute: bool = False  # whether it ran out of memory, and went on with recomputed activations
-    attempts: int = 0  # how often its training was started or gone on with
-    losses: int = 0  # how often its worker was lost, and it went on from its checkpoint
+    history_digest: str | None = None  # digest of the results known to the sampler at the proposal
+    latency: float | None = None  # seconds of a forward pass of one image, if it is an objective
+    recompute: bool = False  # True after running out of memory: activations are recomputed
+    attempts: int = 0  # number of starts and resumptions
+    losses: int = 0  # number of resumptions after its worker was lost
     earlier: list[dict[str, Any]] = field(default_factory=list)  # results before the study's epochs were raised
     versions: dict[str, str] = field(default_factory=dict)
     commit: str | None = None
@@ -71,7 +69,7 @@ class TrialRecord:
 
     @property
     def called(self) -> str:
-        """A listed run's key, else its network's name."""
+        """The key of a listed run, or else the name of its network."""
         return str(self.params.get("key", self.network))
 
     @property
@@ -83,8 +81,10 @@ FIELDS = frozenset(f.name for f in dataclasses.fields(TrialRecord))
 
 
 def rank(records: Iterable[TrialRecord]) -> list[TrialRecord]:
-    """The complete trials, the best first: by the objective's value at the last epoch, of equals the one with the
-    fewest params, of these the first. With several objectives, by the first of them, then the next."""
+    """Return the complete trials, best first.
+
+    They are sorted by the values of the objectives at the last epoch, in order, then by params and by number.
+    """
     complete = [record for record in records if record.state == "complete" and record.objectives]
     return sorted(complete, key=lambda r: (*r.objectives.values(), r.cost["params"], r.number))
 

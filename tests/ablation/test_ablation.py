@@ -498,7 +498,7 @@ def test_invalid_input_exits_with_status_2_and_one_line(capsys: pytest.CaptureFi
         assert error.count("\n") == 1
         assert re.search(message, error), error
     assert main(["search", "--study", "bottleneck_compression", "--trials", "2"]) == 2
-    assert "defines an ablation, not a search: `dnas ablate bottleneck_compression`" in capsys.readouterr().err
+    assert "defines an ablation, not a search; use `dnas ablate bottleneck_compression`" in capsys.readouterr().err
 
 
 def records(study: str = "small") -> list[dict[str, Any]]:

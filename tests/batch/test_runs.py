@@ -155,8 +155,8 @@ def test_three_identical_errors_stop_the_study() -> None:
 @pytest.mark.parametrize(
     ("runs", "message"),
     [
-        ([], "would have no run"),
-        ([planned()[0], planned()[0]], "two runs of study s are called 'plain-0'"),
+        ([], "needs at least one run"),
+        ([planned()[0], planned()[0]], "two runs of study s have the key 'plain-0'"),
         (planned(epochs=4), "another recipe: epochs=3 .now epochs=4."),
         ([dataclasses.replace(planned()[0], seed=(7, 0))], "another seed: .0, 0. .now .7, 0.."),
         ([dataclasses.replace(planned()[0], data={"split_seed": 1})], "another data"),
@@ -179,7 +179,7 @@ def test_other_data_and_another_kind_of_study_are_rejected() -> None:
     Path("studies/s/study.toml").write_text(text.replace('kind = "list"\n', ""))
     with pytest.raises(InputError, match="was proposed by a search"):
         train(planned())
-    with pytest.raises(InputError, match="a list of runs is needed"):
+    with pytest.raises(InputError, match="this needs a list of runs"):
         read_runs("s")
 
 

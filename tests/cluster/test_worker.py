@@ -430,7 +430,7 @@ def test_nodes_with_private_folders_share_a_database_and_s3(
     assert main(["replay", "s"]) == 0
     assert main(["eval", "s", "--trial", "0"]) == 0
     assert main(["search", "--study", "s", "--trials", "9"]) == 2
-    assert "study s lives in a database, and this is a copy" in capsys.readouterr().err
+    assert "study s is stored in a database, and this is a copy" in capsys.readouterr().err
 
     for text in (first_out, out, *map(str, rows(server, url, "SELECT config FROM dnas_studies"))):
         assert PASSWORD not in text

@@ -337,7 +337,7 @@ def test_several_workers_train_each_trial_once() -> None:
             "another recipe learning_rate=0.2 (now learning_rate=0.05)",
         ),
         ({"space": load_space("digits_bc", limits={"params": 50_000})}, "another limits"),
-        ({"space": load_space("digits_bc", epochs=5)}, "a study's epochs only grow; got --epochs 5"),
+        ({"space": load_space("digits_bc", epochs=5)}, "a study's epochs can only be raised, but got --epochs 5"),
     ],
 )
 def test_existing_study_rejects_other_inputs(changes: dict[str, object], message: str) -> None:
@@ -353,7 +353,7 @@ def test_changed_space_file_is_rejected() -> None:
     space = load_space("digits_bc")
     run(1, space=space)
     with pytest.raises(
-        InputError, match=r"another space as its file was then \(now as its file is; `dnas extend s` widens it\)"
+        InputError, match=r"another version of the space file \(now changed; use `dnas extend s` to widen it\)"
     ):
         run(1, space=dataclasses.replace(space, text=space.text + "# another line\n"))
 
@@ -367,7 +367,7 @@ def test_changed_images_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(InputError, match=r"another data set .*one.* \(now .*two.*\)"):
         search(changed(of_one, data={"name": "folder:two"}), Silent(), AnalyticExecutor())
     noise(4711, 8, channels=1).save("one/train/a/000.png")
-    with pytest.raises(InputError, match=r"another data set as its files were then \(now as its files are\)"):
+    with pytest.raises(InputError, match=r"another version of the data files \(now changed\)"):
         search(of_one, Silent(), AnalyticExecutor())
 
 
@@ -407,7 +407,7 @@ def test_more_epochs_retrain_the_survivors_and_are_recorded() -> None:
     search(search_config(9, load_space("digits_bc", epochs=24)), Silent(), again_executor)
     assert again_executor.started == []
     assert records() == after
-    with pytest.raises(InputError, match="a study's epochs only grow; got --epochs 12"):
+    with pytest.raises(InputError, match="a study's epochs can only be raised, but got --epochs 12"):
         run(9)
 
     # Killed between the last record and its pause.
@@ -451,7 +451,7 @@ def test_more_epochs_are_kept_after_a_kill_before_the_records_are_written(
         with pytest.raises(KeyboardInterrupt):
             run(3, space=load_space("digits_bc", epochs=24))
     assert events()[-1]["event"] == "extend"
-    with pytest.raises(InputError, match="a study's epochs only grow; got --epochs 12"):
+    with pytest.raises(InputError, match="a study's epochs can only be raised, but got --epochs 12"):
         run(4)
     run(4, space=load_space("digits_bc", epochs=24))
     assert {record.epochs_planned for record in records() if record.state == "complete"} == {24}

@@ -113,7 +113,7 @@ def test_replay_reports_changed_events_and_records(capsys: pytest.CaptureFixture
     (study().path / "events.jsonl").write_text(whole)
     change(2, "report", val_error=0.123)
     assert main(["replay", "s"]) == 1
-    assert "trial 3: the history that its proposal saw was" in capsys.readouterr().out
+    assert "trial 3: the history of its proposal was" in capsys.readouterr().out
 
     (study().path / "events.jsonl").write_text(whole)
     paused = next(e for e in study().events() if e["event"] == "report" and not e["go_on"])
@@ -121,7 +121,7 @@ def test_replay_reports_changed_events_and_records(capsys: pytest.CaptureFixture
     path.write_text(whole.replace('"go_on": false', '"go_on": true', 1))
     assert main(["replay", "s"]) == 1
     assert (
-        f"trial {paused['number']}: the decision after epoch 4 was to go on, and is to stop now"
+        f"trial {paused['number']}: the decision after epoch 4 was to continue, but is now to stop"
         in capsys.readouterr().out
     )
 
@@ -143,7 +143,7 @@ def test_replay_retrains_a_trial_and_compares_its_curve(capsys: pytest.CaptureFi
     assert main(["replay", "s", "--trial", "1"]) == 1
     assert "trial 1 differs from epoch 1:\n  recorded  train_loss " in capsys.readouterr().out
     assert main(["replay", "s", "--trial", "9"]) == 2
-    assert "study s has no trial 9; there are 2, from 0 on." in capsys.readouterr().err
+    assert "study s has no trial 9; it has 2 trials, numbered from 0." in capsys.readouterr().err
 
 
 # --- wider spaces ---
@@ -205,10 +205,10 @@ def test_proposal_without_a_record_survives_a_wider_space() -> None:
 @pytest.mark.parametrize(
     ("text", "limits", "message"),
     [
-        (SMALL.replace("[1, 3]", "[1, 2]"), 20_000, "[choose] block_layers_1: 3 could be chosen before"),
+        (SMALL.replace("[1, 3]", "[1, 2]"), 20_000, "[choose] block_layers_1: 3 was allowed before"),
         (WIDER.replace("growth_rate = { int = [4, 16], step = 4 }", ""), 60_000, "[choose] growth_rate is missing"),
-        (SMALL, 10_000, "[limits] params <= 10,000 is below the study's 20,000; limits only grow"),
-        (WIDER.replace("[0, 2, 4]", "[0, 2]"), 60_000, "trial 0 has bottleneck = 4, which w does not let it have"),
+        (SMALL, 10_000, "[limits] params <= 10,000 is below the study's 20,000; limits can only be raised"),
+        (WIDER.replace("[0, 2, 4]", "[0, 2]"), 60_000, "trial 0 has bottleneck = 4, which w does not allow"),
         (SMALL.replace("bottleneck = 4", "bottleneck = 2"), 20_000, "would be another network in w"),
         (load_space("digits_resnet").text, 60_000, "its networks are of another family."),
     ],
