@@ -87,7 +87,8 @@ def _retrain(folder: "StudyFolder", trial: int, device: str | None, as_json: boo
         )
     elif again.first is not None:
         print(
-            f"trial {trial} differs from epoch {again.first}:\n  recorded  {again.recorded}\n  repeated  {again.recomputed}"
+            f"trial {trial} differs from epoch {again.first}:\n  recorded  {again.recorded}\n"
+            f"  repeated  {again.recomputed}"
         )
     elif again.same_weights is False:
         print(f"trial {trial}: {several(again.epochs, 'epoch')} are equal, but the weights differ")

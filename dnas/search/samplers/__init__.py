@@ -1,1 +1,1 @@
-"""Samplers: each a function of the problem, of what it was told, and of its random generator (`problem.Sampler`)."""
+"""Samplers. Each is a function of the problem, the earlier trials and a random generator (`problem.Sampler`)."""

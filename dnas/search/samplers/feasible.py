@@ -1,4 +1,4 @@
-"""Where proposals come from: the points of a space that are inside every limit and were not tried."""
+"""The region of proposals: the untried points of a space that are inside every limit."""
 
 import math
 import random
@@ -10,18 +10,19 @@ from dnas.errors import InputError
 from dnas.search.samplers.problem import Exhausted
 from dnas.space.space import Space
 
-PLAIN_DRAWS = 300  # uniform draws before a rare region is walked in; a hundredth of a second
-FIRST_STEPS, STEPS = 12, 4  # of a walk, for each choice: before its first draw, so that it forgets its start; then
-REPAIRS = 60  # attempts at walking into the region
-REPAIR_STEPS = 400  # of each
-FINITE = 50_000  # a space of at most so many points is known to be exhausted by looking at each
+PLAIN_DRAWS = 300  # uniform draws before the random walk is used; they take about 10 ms
+FIRST_STEPS = 12  # steps per choice before the first draw of a walk, so that it forgets its start
+STEPS = 4  # steps per choice between later draws of a walk
+REPAIRS = 60  # attempts to walk into the region
+REPAIR_STEPS = 400  # steps of each attempt
+FINITE = 50_000  # spaces of up to this number of points are enumerated to prove that they are exhausted
 
 
 class Region:
-    """The feasible, untried points of `space`. Prices are remembered, so a point is priced once a search.
+    """The feasible, untried points of `space`. Costs are cached, so that each point is evaluated once per search.
 
     tried: digests of the networks that have a trial.
-    memory: activation bytes from which on this device has run out of memory, even with recomputation.
+    memory: activation bytes at which the device has run out of memory, even with recomputation.
     """
 
     def __init__(self, space: Space, objectives: tuple[str, ...]) -> None:
@@ -34,24 +35,26 @@ class Region:
         self._known: dict[tuple[Any, ...], tuple[Spec | None, Cost | None, float]] = {}
 
     def price(self, params: Mapping[str, Any]) -> tuple[Spec | None, Cost | None, float]:
-        """Network, cost, and by how much it is over its limits in all (0: inside; infinite: there is no such
-        network)."""
+        """Return the network, its cost, and its total excess over the limits.
+
+        The excess is 0 inside the limits, and infinite if there is no such network.
+        """
         key = tuple(params[name] for name in self._names)
-        found = self._known.get(key)
-        if found is None:
+        price = self._known.get(key)
+        if price is None:
             try:
                 spec = self.space.spec_of(params)
                 cost = self.space.cost(spec)
-                found = spec, cost, sum(self.space.limits.excess(cost).values())
+                price = spec, cost, sum(self.space.limits.excess(cost).values())
             except InputError:
-                found = None, None, math.inf
+                price = None, None, math.inf
             if len(self._known) >= 200_000:
                 self._known.clear()
-            self._known[key] = found
-        return found
+            self._known[key] = price
+        return price
 
     def accept(self, params: Mapping[str, Any]) -> tuple[float | None, ...] | None:
-        """The objectives that are known before training, where `params` may be proposed; else None."""
+        """Return the objectives known before training if `params` may be proposed, else None."""
         spec, cost, excess = self.price(params)
         if spec is None or cost is None or excess > 0 or cost.activation_bytes >= self.memory:
             return None
@@ -65,10 +68,12 @@ class Region:
         return spec
 
     def drawer(self) -> Callable[[random.Random], dict[str, Any]]:
-        """Draws uniformly from the region. Where fewer than one point in `PLAIN_DRAWS` is inside, by a random walk that
-        changes one choice at a time and stays inside: its stationary distribution is uniform too, on what the walk can
-        reach; each walk starts where a random point was brought inside, and draws that follow each other are a little
-        alike. Raises `Exhausted`."""
+        """Return a function that draws uniformly from the region, and raises `Exhausted` if it is empty.
+
+        If fewer than one point in `PLAIN_DRAWS` is inside, points are drawn by a random walk that changes one choice at
+        a time and stays inside. Its stationary distribution is also uniform, on the points that the walk can reach.
+        Each walk starts at a random point that was moved into the region, and consecutive draws are weakly correlated.
+        """
         walk: list[dict[str, Any]] = []
 
         def draw(rng: random.Random) -> dict[str, Any]:
@@ -83,45 +88,48 @@ class Region:
                 steps = STEPS
             point = walk[0]
             for _ in range(200):
-                point = self._walked(point, rng, steps * len(self._names))
+                point = self._walk(point, rng, steps * len(self._names))
                 if self.accept(point) is not None:
                     walk[0] = point
                     return point
-                if rng.random() < 0.2:  # another part of the region, maybe
+                if rng.random() < 0.2:  # possibly in another part of the region
                     point = self._walk_in(rng)
-            return self._whatever_is_left(rng)
+            return self._draw_remaining(rng)
 
         return draw
 
     def _walk_in(self, rng: random.Random) -> dict[str, Any]:
         for _ in range(REPAIRS):
             point = self.space.random_point(rng)
-            over = self._over(point)
+            excess = self._excess(point)
             for _ in range(REPAIR_STEPS):
-                if over <= 0:
+                if excess <= 0:
                     return point
-                changed = self._changed(point, rng)
-                now = self._over(changed)
-                if now <= over:
-                    point, over = changed, now
-        return self._whatever_is_left(rng)
+                changed = self._change(point, rng)
+                new_excess = self._excess(changed)
+                if new_excess <= excess:
+                    point, excess = changed, new_excess
+        return self._draw_remaining(rng)
 
-    def _walked(self, point: dict[str, Any], rng: random.Random, steps: int) -> dict[str, Any]:
+    def _walk(self, point: dict[str, Any], rng: random.Random, steps: int) -> dict[str, Any]:
         for _ in range(steps):
-            changed = self._changed(point, rng)
-            if self._over(changed) <= 0:
+            changed = self._change(point, rng)
+            if self._excess(changed) <= 0:
                 point = changed
         return point
 
-    def _over(self, params: Mapping[str, Any]) -> float:
+    def _excess(self, params: Mapping[str, Any]) -> float:
         _, cost, excess = self.price(params)
         if cost is not None and cost.activation_bytes >= self.memory:
             excess += cost.activation_bytes / self.memory
         return excess
 
-    def _changed(self, point: dict[str, Any], rng: random.Random) -> dict[str, Any]:
-        """`point` with one choice made anew: as likely as the way back, so that a walk is as often at one point as at
-        another. Half of the changes of a number are to one near it, of which more stay inside."""
+    def _change(self, point: dict[str, Any], rng: random.Random) -> dict[str, Any]:
+        """Redraw one choice of `point`.
+
+        The reverse change is equally likely, so that a walk visits all points equally often. Half of the changes of a
+        number are to nearby values, which are more often inside the limits.
+        """
         index = rng.randrange(len(self._names))
         name, choice, values = self._names[index], self.space.choices[index], self._values[index]
         near = choice.kind != "of" and rng.random() < 0.5
@@ -137,10 +145,10 @@ class Region:
         place = self._places[index][point[name]] + rng.randint(-reach, reach)
         return point | {name: values[place]} if 0 <= place < len(values) else point
 
-    def _whatever_is_left(self, rng: random.Random) -> dict[str, Any]:
+    def _draw_remaining(self, rng: random.Random) -> dict[str, Any]:
         counts = [len(values) if values is not None else 0 for values in self._values]
         if all(counts) and math.prod(counts) <= FINITE:
-            left = [point for point in self.space.points() if self.accept(point) is not None]
-            if left:
-                return rng.choice(left)
+            remaining = [point for point in self.space.points() if self.accept(point) is not None]
+            if remaining:
+                return rng.choice(remaining)
         raise Exhausted

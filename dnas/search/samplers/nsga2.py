@@ -1,4 +1,4 @@
-"""Steady-state NSGA-II, and what it shares with the model: the values of unfinished trials made comparable."""
+"""Steady-state NSGA-II, and comparable values of unfinished trials, which the Gaussian process also uses."""
 
 import math
 import random
@@ -11,25 +11,27 @@ from dnas.search.samplers.problem import Problem, Told
 from dnas.space.pareto import crowding, nondominated_ranks
 from dnas.space.space import Choice
 
-POPULATION = 20  # also the number of random trials before there are parents
-CROSSOVER = 0.9  # of the children; the others are mutants of one parent
-REDRAWS = 200  # children refused in a row, before a random point is taken
+POPULATION = 20  # also the number of random trials before parents are selected
+CROSSOVER = 0.9  # fraction of children with two parents; the others are mutants of one parent
+REDRAWS = 200  # refused children in a row after which a random point is proposed
 
 
 def propose_nsga2(problem: Problem, told: Sequence[Told], rng: np.random.Generator) -> dict[str, Any]:
-    """A child of two good trials: binary tournaments on (front, crowding), uniform crossover, mutation.
+    """Propose a child of two good trials: binary tournaments on (front, crowding), uniform crossover, mutation.
 
-    NSGA-II (Deb et al. 2002) without generations: the population is the best `POPULATION` of all trials so far, so any
-    number of workers can ask at any time. With one objective the front is the rank.
+    This is NSGA-II (Deb et al. 2002) without generations. The population is the best `POPULATION` of all trials so far,
+    so that any number of workers can request proposals at any time. With one objective the front is the rank.
     """
     trials, values = comparable(told)
     if len(trials) >= POPULATION:
         ranks = nondominated_ranks(values)
-        near = np.flatnonzero(ranks <= np.sort(ranks)[POPULATION - 1])  # the fronts that the population reaches into
+        near = np.flatnonzero(
+            ranks <= np.sort(ranks)[POPULATION - 1]
+        )  # trials of all fronts that contribute to the population
         apart = np.zeros(len(near))
         for front in np.unique(ranks[near]):
             apart[ranks[near] == front] = crowding(values[near][ranks[near] == front])
-        best = near[np.lexsort((-apart, ranks[near]))[:POPULATION]]  # a place in it is what a tournament compares
+        best = near[np.lexsort((-apart, ranks[near]))[:POPULATION]]  # best first; tournaments compare positions
         for _ in range(REDRAWS):
             mother, father = (trials[best[rng.integers(len(best), size=2).min()]].params for _ in range(2))
             child: Mapping[str, Any] = mother
@@ -44,13 +46,13 @@ def propose_nsga2(problem: Problem, told: Sequence[Told], rng: np.random.Generat
 def crossover(
     choices: Sequence[Choice], mother: Mapping[str, Any], father: Mapping[str, Any], rng: np.random.Generator
 ) -> dict[str, Any]:
-    """Each choice from one parent or the other, with equal chances."""
+    """Take each choice from one of the parents, with equal probability."""
     sides = rng.random(len(choices)) < 0.5
     return {c.name: (mother if side else father)[c.name] for c, side in zip(choices, sides, strict=True)}
 
 
 def mutate(choices: Sequence[Choice], point: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-    """`point` with one choice made anew, or more: each further one with a chance of 1 in their number."""
+    """Redraw one choice of `point`, and each further choice with probability 1 / number of choices."""
     changed = rng.random(len(choices)) < 1 / len(choices)
     changed[rng.integers(len(choices))] = True
     return {
@@ -59,7 +61,7 @@ def mutate(choices: Sequence[Choice], point: Mapping[str, Any], rng: np.random.G
 
 
 def _other(choice: Choice, value: Any, rng: np.random.Generator) -> Any:
-    """Another value of the choice, any with the same chance; the same where there is no other."""
+    """Draw another value of the choice uniformly; return the same value if there is no other."""
     values = choice.values()
     if values is None:
         return round(choice.low + rng.random() * (choice.high - choice.low), 10)
@@ -68,12 +70,11 @@ def _other(choice: Choice, value: Any, rng: np.random.Generator) -> Any:
 
 
 def comparable(told: Sequence[Told]) -> tuple[list[Told], np.ndarray]:
-    """The trials that tell something of the final values, and these values [n, m].
+    """Return the trials that are informative about final values, and their values [n, m].
 
-    Trials that run or whose values are not known are left out. What a paused or stopped trial had after an epoch is
-    made an estimate of its final value: times the median ratio of final value to value after that epoch, over the
-    trials that got further (those that are not complete themselves with their estimates). Where none got further it
-    stays as it is.
+    Running trials and trials without known values are left out. The first value of a paused or stopped trial is
+    multiplied by the median ratio of final value to value after the same epoch, over the trials that were trained
+    further (whose final values may be such estimates themselves). It is unchanged if no trial was trained further.
     """
     known = [
         (trial, trial.values)
@@ -86,12 +87,14 @@ def comparable(told: Sequence[Told]) -> tuple[list[Told], np.ndarray]:
     further = [trial for trial, _ in known if trial.state == "complete"]
     ratios: dict[int, float] = {}
     partial = [(trial, values) for trial, values in known if trial.number not in final]
-    # From the furthest on, so that those further have their estimates.
+    # Longest runs first, because the estimates of shorter ones depend on them.
     for trial, values in sorted(partial, key=lambda pair: (-pair[0].epoch, pair[0].number)):
         if trial.epoch not in ratios:
-            seen = [final[other.number] / other.curve[trial.epoch] for other in further if other.curve.get(trial.epoch)]
-            seen = [ratio for ratio in seen if np.isfinite(ratio)]
-            ratios[trial.epoch] = float(np.median(seen)) if seen else 1.0
+            observed = [
+                final[other.number] / other.curve[trial.epoch] for other in further if other.curve.get(trial.epoch)
+            ]
+            observed = [ratio for ratio in observed if np.isfinite(ratio)]
+            ratios[trial.epoch] = float(np.median(observed)) if observed else 1.0
         final[trial.number] = values[0] * ratios[trial.epoch]
         further.append(trial)
     rows = [(final[trial.number], *values[1:]) for trial, values in known]

@@ -1,4 +1,4 @@
-"""What every sampler is given, and what it gives back: plain values, so that a proposal is a function of them alone."""
+"""Inputs and outputs of every sampler. They are plain values, so that a proposal depends on them alone."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -11,34 +11,34 @@ from dnas.space.space import Choice
 
 
 class Exhausted(Exception):
-    """No network inside the limits is left to try."""
+    """No untried network inside the limits is left."""
 
 
 @dataclass(frozen=True)
 class Told:
-    """One earlier trial as a sampler sees it.
+    """An earlier trial, in the form that samplers receive.
 
-    values: one for each objective, minimised; of a trial that runs or was paused, the last that is known of it. A run
-    that diverged or timed out has the worst. None where nothing is known: not one epoch yet, infeasible, or a defect
-    of the code. What a trial has at `epoch` may be compared with others at that epoch.
+    values: one value per objective, minimised. A running or paused trial has its last known values, and a run that
+        diverged or timed out has the worst ones. None if nothing is known: no finished epoch, infeasible, or an error
+        in the code. Values may be compared with those of other trials at the same `epoch`.
     """
 
     number: int
-    params: Mapping[str, Any]  # every choice of the space, as the sampler holds it
+    params: Mapping[str, Any]  # every choice of the space, in the form used by the sampler
     state: str  # running, paused, complete, stopped, infeasible, failed
     values: tuple[float, ...] | None
-    epoch: int  # after which `values` was measured
-    epochs: int  # to be trained in all
-    curve: Mapping[int, float] = field(default_factory=dict)  # the first objective after each epoch that was reported
+    epoch: int  # epoch after which `values` was measured
+    epochs: int  # planned number of epochs
+    curve: Mapping[int, float] = field(default_factory=dict)  # first objective after each reported epoch
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What may be proposed.
+    """The points that may be proposed.
 
-    accept: the known objectives of a point that is inside every limit and untried (one value an objective, None where
-    only training can tell), else None.
-    draw: a uniform draw among the points that `accept` takes; raises `Exhausted`.
+    accept: returns the objectives of a point that is inside every limit and untried (one value per objective, None for
+        those that must be measured), and None for any other point.
+    draw: draws uniformly from the points that `accept` takes; raises `Exhausted` if there are none.
     """
 
     choices: tuple[Choice, ...]
@@ -48,6 +48,6 @@ class Problem:
 
 
 class Sampler(Protocol):
-    """Proposes the params of the next trial, which `problem.accept` takes: a function of its arguments alone."""
+    """Proposes the params of the next trial, which `problem.accept` takes, from its arguments alone."""
 
     def __call__(self, problem: Problem, told: Sequence[Told], rng: np.random.Generator) -> dict[str, Any]: ...

@@ -1,4 +1,4 @@
-"""The two samplers that learn nothing: uniform draws, and a grid."""
+"""Samplers that do not learn: uniform random draws and a grid."""
 
 import itertools
 import math
@@ -11,24 +11,25 @@ import numpy as np
 from dnas.search.samplers.problem import Exhausted, Problem, Told
 from dnas.space.space import Choice
 
-FLOAT_VALUES = 5  # on the grid, of a float without a step
-REFUSALS = 200_000  # in a row, before a grid is called exhausted: several seconds of pricing
+FLOAT_VALUES = 5  # grid values of a float without a step
+MAX_REFUSALS = 200_000  # refusals in a row after which a grid counts as exhausted; they take several seconds
 
 
 def propose_random(problem: Problem, told: Sequence[Told], rng: np.random.Generator) -> dict[str, Any]:
-    """A uniform draw among what `problem.accept` takes."""
+    """Draw uniformly from the points that `problem.accept` takes."""
     return problem.draw(random.Random(int(rng.integers(2**63))))
 
 
 def propose_grid(problem: Problem, told: Sequence[Told], rng: np.random.Generator) -> dict[str, Any]:
-    """The point of the grid that follows the last one told, leaving out what `problem.accept` refuses. Draws nothing.
+    """Propose the grid point after that of the latest trial, skipping points that `problem.accept` refuses.
 
-    The order is that of `Grid`. It is walked as a circle, so that a trial from elsewhere only sets where it goes on.
+    The order is that of `Grid`, and it is cyclic, so that any trial on the grid can be the starting position. `rng` is
+    not used.
     """
     grid = Grid(problem.choices)
     indices = (grid.index(trial.params) for trial in sorted(told, key=lambda trial: -trial.number))
     start = next((index + 1 for index in indices if index is not None), 0)
-    for step in range(min(grid.size, REFUSALS)):
+    for step in range(min(grid.size, MAX_REFUSALS)):
         point = grid.point((start + step) % grid.size)
         if problem.accept(point) is not None:
             return point
@@ -36,11 +37,11 @@ def propose_grid(problem: Problem, told: Sequence[Told], rng: np.random.Generato
 
 
 class Grid:
-    """Every combination of the choices' values, numbered so that early ones are spread.
+    """All combinations of the choices' values, numbered so that the first ones are spread over the space.
 
-    The grid is the group Z_n1 × … × Z_nd, and the order walks the cyclic subgroup of a generator (m1, …, md), each mi
-    prime to ni, coset after coset: within a coset, any ni points in a row hold each value of choice i once. Nothing is
-    enumerated; number and point are computed from each other (Chinese remainders).
+    The grid is the group Z_n1 × … × Z_nd. The order follows the cyclic subgroup of a generator (m1, …, md), each mi
+    coprime to ni, coset by coset. Within a coset, any ni consecutive points contain each value of choice i once. Points
+    are not enumerated; number and point are computed from each other by the Chinese remainder theorem.
     """
 
     def __init__(self, choices: Sequence[Choice]) -> None:
@@ -48,13 +49,15 @@ class Grid:
         self._values = [grid_values(choice) for choice in choices]
         counts = [len(values) for values in self._values]
         self.size = math.prod(counts)
-        # Different steps for choices of equally many values: with the same step these would walk as one.
+        # Choices with the same number of values need different steps, or they would always change together.
         self._steps = [_unit(count, number) for number, count in enumerate(counts)]
-        self._periods = list(itertools.accumulate(counts, math.lcm, initial=1))  # of the first i choices together
+        self._periods = list(
+            itertools.accumulate(counts, math.lcm, initial=1)
+        )  # combined period of the first i choices
         self._shifts = [math.gcd(period, count) for period, count in zip(self._periods, counts, strict=False)]
 
     def point(self, index: int) -> dict[str, Any]:
-        """The point numbered `index`, from 0 to `size` - 1."""
+        """Return the point with number `index`, from 0 to `size` - 1."""
         coset, position = divmod(index, self._periods[-1])
         point = {}
         for name, values, step, shifts in zip(self._names, self._values, self._steps, self._shifts, strict=True):
@@ -63,7 +66,7 @@ class Grid:
         return point
 
     def index(self, point: Mapping[str, Any]) -> int | None:
-        """The number of `point`; None where it is not on the grid."""
+        """Return the number of `point`, or None if it is not on the grid."""
         position, coset, cosets = 0, 0, 1
         for i, (name, values) in enumerate(zip(self._names, self._values, strict=True)):
             if point.get(name) not in values:
@@ -79,7 +82,7 @@ class Grid:
 
 
 def grid_values(choice: Choice) -> list[Any]:
-    """The choice's values on a grid, as the sampler holds them."""
+    """Return the values of a choice on the grid, in the form used by the sampler."""
     values = choice.values()
     if values is None:
         values = [round(float(value), 10) for value in np.linspace(choice.low, choice.high, FLOAT_VALUES)]
@@ -87,6 +90,6 @@ def grid_values(choice: Choice) -> list[Any]:
 
 
 def _unit(count: int, number: int) -> int:
-    """The number-th of the integers below `count` that are prime to it, round and round; 1 where count is 1."""
+    """Return the integer below `count` that is coprime to it, at cyclic index `number`; 1 if `count` is 1."""
     units = [step for step in range(1, count) if math.gcd(step, count) == 1] or [1]
     return units[number % len(units)]

@@ -1,4 +1,4 @@
-"""Optuna's TPE, its candidates filtered by the cost model, and by what was tried, before the acquisition chooses."""
+"""Optuna's TPE with candidates filtered by the cost model and by earlier trials before the acquisition is maximised."""
 
 import itertools
 import math
@@ -24,21 +24,22 @@ from dnas.search.samplers.problem import Problem, Told
 from dnas.space.space import Choice
 
 STARTUP_TRIALS = 10
-CANDIDATES = 64  # twice and more optuna's 24: many are over a limit, or were tried
-FEW, DRAWN = 16, 24  # where fewer of them are taken, so many draws from what is left are weighed too
+CANDIDATES = 64  # more than Optuna's 24, since many candidates exceed a limit or were tried
+FEW_ACCEPTED = 16  # with fewer accepted candidates, random draws are added
+EXTRA_DRAWS = 24  # number of random draws that are added
 
 
 def distributions(choices: Sequence[Choice]) -> dict[str, BaseDistribution]:
-    """The space in optuna's terms. Choices that a `when` may shut out are among them: the sampler always sees all."""
-    found: dict[str, BaseDistribution] = {}
+    """Return the space as Optuna distributions, including choices that their `when` may deactivate."""
+    by_name: dict[str, BaseDistribution] = {}
     for choice in choices:
         if choice.kind == "int":
-            found[choice.name] = IntDistribution(int(choice.low), int(choice.high), step=int(choice.step or 1))
+            by_name[choice.name] = IntDistribution(int(choice.low), int(choice.high), step=int(choice.step or 1))
         elif choice.kind == "float":
-            found[choice.name] = FloatDistribution(choice.low, choice.high, step=choice.step)
+            by_name[choice.name] = FloatDistribution(choice.low, choice.high, step=choice.step)
         else:
-            found[choice.name] = CategoricalDistribution([choice.encode(option) for option in choice.options])
-    return found
+            by_name[choice.name] = CategoricalDistribution([choice.encode(option) for option in choice.options])
+    return by_name
 
 
 def distributions_json(choices: Sequence[Choice]) -> dict[str, str]:
@@ -46,61 +47,60 @@ def distributions_json(choices: Sequence[Choice]) -> dict[str, str]:
 
 
 class ProposeTPE:
-    """The `Sampler`. It remembers earlier trials in optuna's form, and nothing else: a proposal is a function of the
-    arguments."""
+    """The TPE `Sampler`. It caches earlier trials in Optuna's form; a proposal depends on the arguments alone."""
 
     def __init__(self) -> None:
         self._frozen: dict[int, tuple[Told, FrozenTrial]] = {}
         self._choices: tuple[Choice, ...] = ()
-        self._internal: dict[int, dict[str, float]] = {}  # of each trial, its params as optuna's model sees them
+        self._internal: dict[int, dict[str, float]] = {}  # number -> params in Optuna's internal representation
 
     def __call__(self, problem: Problem, told: Sequence[Told], rng: np.random.Generator) -> dict[str, Any]:
-        words = rng.integers(2**32, size=2)
-        draws = random.Random(int(words[1]))
+        seeds = rng.integers(2**32, size=2)
+        draws = random.Random(int(seeds[1]))
         space = distributions(problem.choices)
         if problem.choices != self._choices:  # the space was widened
             self._choices, self._frozen, self._internal = problem.choices, {}, {}
-        trials = [self._trial(one, space, len(problem.objectives)) for one in told]
+        trials = [self._trial(trial, space, len(problem.objectives)) for trial in told]
         ended = sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials)
         open_space = {name: space[name] for name in sorted(space) if not space[name].single()}
         if ended < STARTUP_TRIALS or not open_space:
             return problem.draw(draws)
-        sampler = _FilteredTPE(problem, space, int(words[0]), draws, self._internal)
+        sampler = _FilteredTPE(problem, space, int(seeds[0]), draws, self._internal)
         return sampler.propose(_study(trials, len(problem.objectives), sampler), open_space)
 
-    def _trial(self, one: Told, space: dict[str, BaseDistribution], objectives: int) -> FrozenTrial:
-        known = self._frozen.get(one.number)
-        if known is None or known[0] is not one:
-            self._frozen[one.number] = known = (one, frozen_trial(one, space, objectives))
+    def _trial(self, told: Told, space: dict[str, BaseDistribution], objectives: int) -> FrozenTrial:
+        known = self._frozen.get(told.number)
+        if known is None or known[0] is not told:
+            self._frozen[told.number] = known = (told, frozen_trial(told, space, objectives))
         return known[1]
 
 
-def frozen_trial(one: Told, space: dict[str, BaseDistribution], objectives: int) -> FrozenTrial:
-    """An earlier trial in optuna's terms: the table of states in the design notes.
+def frozen_trial(told: Told, space: dict[str, BaseDistribution], objectives: int) -> FrozenTrial:
+    """Convert an earlier trial to Optuna's form.
 
-    With several objectives optuna knows no pruned trial with a value, so one that was paused is told as complete with
-    the last values that it had: they can only make it look worse than it would have become.
+    With several objectives Optuna does not support pruned trials with values. A paused trial is then passed as complete
+    with its last values, which can only make it look worse than its final result.
     """
     state, values, curve = TrialState.FAIL, None, {}
-    match one.state:
+    match told.state:
         case "running":
             state = TrialState.RUNNING
-        case "complete" | "failed" if one.values is not None:
-            state, values = TrialState.COMPLETE, list(one.values)
-        case "paused" | "stopped" if one.values is not None:
+        case "complete" | "failed" if told.values is not None:
+            state, values = TrialState.COMPLETE, list(told.values)
+        case "paused" | "stopped" if told.values is not None:
             if objectives == 1:
-                state, curve = TrialState.PRUNED, dict(one.curve)
+                state, curve = TrialState.PRUNED, dict(told.curve)
             else:
-                state, values = TrialState.COMPLETE, list(one.values)
+                state, values = TrialState.COMPLETE, list(told.values)
         case "infeasible" if objectives == 1:
-            state = TrialState.PRUNED  # without a report: behind every other
-    trial = FrozenTrial(
-        number=one.number,
-        trial_id=one.number,
+            state = TrialState.PRUNED  # without a report, so that it ranks last
+    frozen = FrozenTrial(
+        number=told.number,
+        trial_id=told.number,
         state=state,
         value=None,
         values=values,
-        params=dict(one.params),
+        params=dict(told.params),
         distributions=space,
         intermediate_values=curve,
         datetime_start=None,
@@ -108,26 +108,26 @@ def frozen_trial(one: Told, space: dict[str, BaseDistribution], objectives: int)
         user_attrs={},
         system_attrs={},
     )
-    assert values is None or all(map(math.isfinite, values)), "a NaN is never told"
-    return trial
+    assert values is None or all(map(math.isfinite, values)), "values must be finite"
+    return frozen
 
 
 class _Trials(InMemoryStorage):
-    """A storage of given trials: a study over it costs nothing to make, however many they are."""
+    """Storage of given trials, so that creating a study is cheap for any number of trials."""
 
     trials: list[FrozenTrial]
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Any = None
-    ) -> list[FrozenTrial]:  # read only, so never copied
+    ) -> list[FrozenTrial]:  # read-only, so never copied
         return self.trials if states is None else [trial for trial in self.trials if trial.state in states]
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        """Nobody else reads what the sampler shares with other processes."""
+        """Ignore attributes, which the sampler writes only for other processes."""
 
 
 def _study(trials: list[FrozenTrial], objectives: int, sampler: TPESampler) -> Study:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # the terminal is the search's own
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # keep the terminal for the search's output
     storage = _Trials()
     storage.trials = trials
     storage.create_new_study([StudyDirection.MINIMIZE] * objectives, "search")
@@ -135,8 +135,10 @@ def _study(trials: list[FrozenTrial], objectives: int, sampler: TPESampler) -> S
 
 
 class _FilteredTPE(TPESampler):
-    """TPE for one proposal: candidates that the problem turns down cannot win the acquisition. Where it turns down most
-    of them (the limits leave little of the space), draws from what it takes are weighed beside them."""
+    """TPE for one proposal, in which candidates that the problem refuses have no chance.
+
+    If it refuses most of them, because the limits exclude most of the space, accepted random draws are added.
+    """
 
     def __init__(
         self,
@@ -146,7 +148,7 @@ class _FilteredTPE(TPESampler):
         draws: random.Random,
         internal: dict[int, dict[str, float]],
     ) -> None:
-        # Every argument explicitly: the defaults changed in optuna 5.0.
+        # All arguments are explicit, since the defaults changed in Optuna 5.0.
         super().__init__(
             n_startup_trials=STARTUP_TRIALS,
             n_ei_candidates=CANDIDATES,
@@ -166,7 +168,7 @@ class _FilteredTPE(TPESampler):
     def _get_internal_repr(
         self, trials: list[FrozenTrial], search_space: dict[str, BaseDistribution], study: Study
     ) -> dict[str, np.ndarray]:
-        # Each trial is translated once: for thousands, at every proposal, that would be a third of the time.
+        # Each trial is converted once. Converting thousands at every proposal would take a third of the time.
         for trial in trials:
             if trial.number not in self._internal:
                 self._internal[trial.number] = {
@@ -188,8 +190,8 @@ class _FilteredTPE(TPESampler):
             ]
         )
         values = np.where(taken, values, -np.inf)
-        if taken.sum() < FEW:
-            drawn = [self._problem.draw(self._draws) for _ in range(DRAWN)]
+        if taken.sum() < FEW_ACCEPTED:
+            drawn = [self._problem.draw(self._draws) for _ in range(EXTRA_DRAWS)]
             internal = {
                 name: np.array([self._dnas_space[name].to_internal_repr(point[name]) for point in drawn])
                 for name in samples
@@ -201,10 +203,10 @@ class _FilteredTPE(TPESampler):
         return values
 
     def whole(self, params: dict[str, Any]) -> dict[str, Any]:
-        """`params` with the choices of a single value, which the model is never asked for."""
-        found = dict(params)
-        for name in itertools.filterfalse(found.__contains__, self._dnas_space):
+        """Add the choices with a single value, which the model does not sample, to `params`."""
+        completed = dict(params)
+        for name in itertools.filterfalse(completed.__contains__, self._dnas_space):
             single = self._dnas_space[name]
             assert single.single()
-            found[name] = single.choices[0] if isinstance(single, CategoricalDistribution) else single.low  # type: ignore[attr-defined]
-        return {name: found[name] for name in self._dnas_space}
+            completed[name] = single.choices[0] if isinstance(single, CategoricalDistribution) else single.low  # type: ignore[attr-defined]
+        return {name: completed[name] for name in self._dnas_space}
