@@ -1,4 +1,4 @@
-"""The command line: answers at once, refuses in one line, prints what it should."""
+"""Tests of the command line: fast start, errors in one line, and output."""
 
 import io
 import json
@@ -32,17 +32,17 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DNAS_CACHE", str(tmp_path / "cache"))
 
 
-def refusal(capsys: pytest.CaptureFixture[str], command: str) -> str:
-    """The one line that a refused command prints; it must exit with 2."""
+def error_of(capsys: pytest.CaptureFixture[str], command: str) -> str:
+    """Run an invalid command, check that it exits with status 2, and return its error message."""
     try:
         status = main(command.split())
     except SystemExit as error:
         status = error.code  # type: ignore[assignment]
-    printed = capsys.readouterr()
-    assert status == 2, printed
-    assert printed.err.startswith("dnas"), printed
-    assert "Traceback" not in printed.err
-    return printed.err
+    output = capsys.readouterr()
+    assert status == 2, output
+    assert output.err.startswith("dnas"), output
+    assert "Traceback" not in output.err
+    return output.err
 
 
 def images(folder: Path, classes: int, each: int = 4, size: int = 8) -> None:
@@ -61,12 +61,12 @@ def test_help_imports_neither_torch_nor_optuna() -> None:
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-def test_every_help_ends_with_examples(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_of_every_command_ends_with_examples(capsys: pytest.CaptureFixture[str]) -> None:
     for name in COMMANDS:
         command = [name, "--help"] if name != "plot" else ["plot", "weight-norms", "--help"]
-        with pytest.raises(SystemExit) as done:
+        with pytest.raises(SystemExit) as exit_info:
             main(command)
-        assert done.value.code == 0
+        assert exit_info.value.code == 0
         assert capsys.readouterr().out.rstrip().endswith(f"examples:\n{command_module(name).EXAMPLES}")
 
 
@@ -76,16 +76,16 @@ def test_cost_prints_the_golden_numbers(capsys: pytest.CaptureFixture[str]) -> N
     assert "769,162" in out
     assert "287,929,692" in out
     assert main(["cost", "densenet-bc:L=100,k=12,theta=0.5", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["params"] == 769_162
-    assert found["macs"] == 287_929_692
-    assert sum(layer["params"] for layer in found["layers"]) == 769_162
-    assert sum(layer["activation_bytes"] for layer in found["layers"]) == found["activation_bytes"]
+    costs = json.loads(capsys.readouterr().out)
+    assert costs["params"] == 769_162
+    assert costs["macs"] == 287_929_692
+    assert sum(layer["params"] for layer in costs["layers"]) == 769_162
+    assert sum(layer["activation_bytes"] for layer in costs["layers"]) == costs["activation_bytes"]
     assert main(["cost", "densenet_40_12", "--layers"]) == 0
     assert "denseblock3.denselayer12" in capsys.readouterr().out
     assert main(["cost", "densenet_40_12", "--batch", "7", "--json"]) == 0
-    price = cost(parse_name("densenet_40_12"), batch=7)
-    assert json.loads(capsys.readouterr().out)["activation_bytes"] == price.activation_bytes
+    expected = cost(parse_name("densenet_40_12"), batch=7)
+    assert json.loads(capsys.readouterr().out)["activation_bytes"] == expected.activation_bytes
 
 
 @pytest.mark.parametrize(
@@ -104,13 +104,13 @@ def test_cost_prints_the_golden_numbers(capsys: pytest.CaptureFixture[str]) -> N
         ("densenet161", 28_681_000, None),
     ],
 )
-def test_the_golden_table_from_the_command_line(
+def test_cost_prints_the_golden_table(
     capsys: pytest.CaptureFixture[str], name: str, params: int, macs: int | None
 ) -> None:
     assert main(["cost", name, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["params"] == params
-    assert macs is None or found["macs"] == macs
+    costs = json.loads(capsys.readouterr().out)
+    assert costs["params"] == params
+    assert macs is None or costs["macs"] == macs
 
 
 def test_spaces_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
@@ -181,32 +181,32 @@ def test_spaces_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None
         ("cost", "arguments are required: NAME"),
     ],
 )
-def test_bad_input_is_one_clear_line(capsys: pytest.CaptureFixture[str], command: str, message: str) -> None:
-    printed = refusal(capsys, command)
-    assert message in printed
-    assert printed.count("\n") == 1
-    assert not Path("studies").exists(), "a refused command leaves nothing behind"
+def test_invalid_input_is_reported_in_one_line(capsys: pytest.CaptureFixture[str], command: str, message: str) -> None:
+    output = error_of(capsys, command)
+    assert message in output
+    assert output.count("\n") == 1
+    assert not Path("studies").exists(), "an invalid command creates no study"
 
 
-def test_several_mistakes_of_a_space_file_are_all_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_problems_of_a_space_file_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     Path("mine.toml").write_text('dataset = "digits"\n[choose]\ngrowth = { int = [1, 2] }\n[limits]\nparams = "1M"\n')
-    printed = refusal(capsys, "search --space mine.toml --trials 1")
-    assert "mine.toml has 2 problems:\n  [choose] growth: DenseNetSpec has no such field" in printed
-    assert '\n  [limits] params: expected a positive number, but got "1M".' in printed
+    output = error_of(capsys, "search --space mine.toml --trials 1")
+    assert "mine.toml has 2 problems:\n  [choose] growth: DenseNetSpec has no such field" in output
+    assert '\n  [limits] params: expected a positive number, but got "1M".' in output
 
 
-def test_bad_folders_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_error_names_the_invalid_image_folder(capsys: pytest.CaptureFixture[str]) -> None:
     Path("empty").mkdir()
     images(Path("one/train"), classes=1)
     images(Path("broken/train"), classes=2)
     Path("broken/train/c1/0.png").write_bytes(b"not an image")
     train = "train densenet-bc:L=10,k=4 --epochs 1 --dataset folder:"
-    assert "train" in refusal(capsys, train + "empty")
-    assert "c0" in refusal(capsys, train + "one") or "one class" in refusal(capsys, train + "one")
-    assert "broken/train/c1/0.png" in refusal(capsys, train + "broken")
+    assert "train" in error_of(capsys, train + "empty")
+    assert "c0" in error_of(capsys, train + "one") or "one class" in error_of(capsys, train + "one")
+    assert "broken/train/c1/0.png" in error_of(capsys, train + "broken")
 
 
-def test_a_folder_trains_at_the_first_try(capsys: pytest.CaptureFixture[str]) -> None:
+def test_image_folder_trains_without_further_options(capsys: pytest.CaptureFixture[str]) -> None:
     images(Path("grey/train"), classes=3, each=8, size=28)
     images(Path("grey/test"), classes=3, each=2, size=28)
     command = "train densenet-bc:layers=1-1,k=2 --dataset folder:grey --epochs 1 --batch-size 4 --out run"
@@ -215,15 +215,15 @@ def test_a_folder_trains_at_the_first_try(capsys: pytest.CaptureFixture[str]) ->
     network = next(line for line in out.splitlines() if line.startswith("densenet-bc:"))
     assert "channels=1" in network
     assert "classes=3" in network
-    assert "size=" not in network  # 28 pixels become the small stem's 32, the grammar's default
+    assert "size=" not in network  # images of 28 pixels become 32, the default size of the small stem
     assert main(["eval", "run", "--part", "test", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["images"] == 6
-    assert main(command.split()) == 0  # again: nothing is left to train
+    assert main(command.split()) == 0  # the repeated command has nothing left to train
     assert "(before)" in capsys.readouterr().out
-    assert "another run" in refusal(capsys, command.replace("--epochs 1", "--epochs 2"))
+    assert "another run" in error_of(capsys, command.replace("--epochs 1", "--epochs 2"))
 
 
-def test_without_augmentation_the_papers_recipe_drops_out(capsys: pytest.CaptureFixture[str]) -> None:
+def test_paper_recipe_uses_dropout_only_without_augmentation(capsys: pytest.CaptureFixture[str]) -> None:
     images(Path("grey/train"), classes=2, each=8)
     command = "train densenet-bc:layers=1,k=2{} --dataset folder:grey --image-size 8 --recipe paper --epochs 1 --out {}"
     main([*command.format("", "a").split(), "--augment", "none"])
@@ -234,7 +234,7 @@ def test_without_augmentation_the_papers_recipe_drops_out(capsys: pytest.Capture
     assert "dropout=0.1" in capsys.readouterr().out
 
 
-def test_a_refused_training_leaves_the_runs_facts_alone(capsys: pytest.CaptureFixture[str]) -> None:
+def test_rejected_run_does_not_change_run_json(capsys: pytest.CaptureFixture[str]) -> None:
     command = "train densenet-bc:layers=1,k=2 --dataset digits --subset 100 --epochs 1 --batch-size 32 --seed 3"
     assert main(command.split()) == 0
     folder = Path("studies/runs/digits-densenet-bc-layers-1-k-2-s3")
@@ -242,25 +242,25 @@ def test_a_refused_training_leaves_the_runs_facts_alone(capsys: pytest.CaptureFi
     run = load_run(folder / "checkpoint.pt")
     assert (run.seed, run.recipe.batch_size, run.recipe.epochs) == ((3, 0), 32, 1)
     assert json.loads(before)["seed"] == 3
-    assert f"{folder} is of another" in refusal(capsys, command + " --learning-rate 0.1").replace("/checkpoint.pt", "")
+    assert f"{folder} is of another" in error_of(capsys, command + " --learning-rate 0.1").replace("/checkpoint.pt", "")
     assert (folder / "run.json").read_text() == before
 
 
-def test_a_network_named_with_a_size_gets_images_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_size_in_the_network_name_sets_the_image_size(capsys: pytest.CaptureFixture[str]) -> None:
     command = "train densenet-bc:layers=1,k=2,size=12 --dataset digits --subset 100 --epochs 1 --out run"
     assert main(command.split()) == 0
     assert load_run(Path("run/checkpoint.pt")).data["image_size"] == 12
-    refused = refusal(capsys, command.replace("--out run", "--out other --image-size 16"))
+    refused = error_of(capsys, command.replace("--out run", "--out other --image-size 16"))
     assert "states image_size=12, but Digits has 16." in refused
 
 
-def test_a_training_that_diverges_fails_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
+def test_diverged_run_fails_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
     command = "train densenet-bc:layers=1,k=2 --dataset digits --epochs 2 --learning-rate 1e30 --out run"
     assert main(command.split()) == 1
     assert "dnas: diverged: the training loss is" in capsys.readouterr().err
 
 
-def test_debug_shows_where_a_mistake_was_found() -> None:
+def test_debug_raises_the_error() -> None:
     with pytest.raises(InputError, match="Did you mean densenet_40_12"):
         main(["--debug", "cost", "densenet_40_13"])
 
@@ -271,31 +271,29 @@ def test_threads_wait_without_spinning(monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
-# searches, their trainings formulas: what real ones do is in test_processes
+# --- searches with analytic runs (tests/search/test_processes.py has real ones) ---
 
 
-def trained_by_formula(
-    monkeypatch: pytest.MonkeyPatch, trouble: Trouble = lambda job, epoch: None
+def use_analytic_executors(
+    monkeypatch: pytest.MonkeyPatch, failures: Trouble = lambda job, epoch: None
 ) -> list[AnalyticExecutor]:
-    """Puts formulas in the place of worker processes, for every search that follows; the executors they used."""
-    used: list[AnalyticExecutor] = []
+    """Replace worker processes by analytic executors in later searches, and return a list that collects them."""
+    executors: list[AnalyticExecutor] = []
 
-    class Formulas(AnalyticExecutor):
+    class Analytic(AnalyticExecutor):
         def __init__(self, workers: int, devices: tuple[str, ...]) -> None:
-            super().__init__(trouble)
-            used.append(self)
+            super().__init__(failures)
+            executors.append(self)
 
         def _result(self, row: dict[str, object], finished: bool) -> dict[str, object]:
             return super()._result(row, finished) | {"test_error": 0.125, "test_loss": 0.5}
 
-    monkeypatch.setattr("dnas.search.run.LocalExecutor", Formulas)
-    return used
+    monkeypatch.setattr("dnas.search.run.LocalExecutor", Analytic)
+    return executors
 
 
-def test_every_option_of_a_search_reaches_it(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    used = trained_by_formula(monkeypatch)
+def test_every_search_option_takes_effect(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    executors = use_analytic_executors(monkeypatch)
     command = (
         "search --space tiny --study mine --trials 3 --epochs 9 --seed 5 --split-seed 3 --subset 200 --threads 1"
         " --objective val_loss --stopping none --learning-rate 0.05 --batch-size 32 --max-macs 1_000_000"
@@ -310,8 +308,8 @@ def test_every_option_of_a_search_reaches_it(
     assert (recipe["epochs"], recipe["batch_size"], recipe["learning_rate"]) == (9, 32, 0.05)
     data = config["data"]
     assert (data["split_seed"], data["subset"], data["augmentation"]) == (3, 200, "none")
-    assert sorted(job.key for job in used[0].started if job.final)[0].endswith("-6")
-    assert len([job for job in used[0].started if job.final]) == 2
+    assert sorted(job.key for job in executors[0].started if job.final)[0].endswith("-6")
+    assert len([job for job in executors[0].started if job.final]) == 2
     best = find_study("mine").best()[0]
     for line in (
         "limits   params ≤ 2.0 k, macs ≤ 1.00 M",
@@ -326,25 +324,25 @@ def test_every_option_of_a_search_reaches_it(
     assert out.count("\ntrial  #") == 3
 
 
-def test_a_quiet_search_says_only_its_result(
+def test_quiet_search_prints_only_its_result(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trained_by_formula(monkeypatch)
+    use_analytic_executors(monkeypatch)
     assert main(["search", "--space", "tiny", "--trials", "50", "-q"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("\nthe space holds no further network inside its limits: all 12 were tried.\nbest      #")
     assert "trial  #" not in out
     assert main(["search", "--space", "tiny", "--trials", "12", "-q"]) == 0
-    assert "no further network" not in capsys.readouterr().out, "all that were asked for were tried"
+    assert "no further network" not in capsys.readouterr().out, "all requested trials were started"
 
 
-def test_a_search_whose_trials_all_fail_alike_fails(
+def test_search_fails_when_all_trials_fail_with_the_same_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def trouble(job: Job, epoch: int) -> Message:
+    def failures(job: Job, epoch: int) -> Message:
         return Message("failed", {"reason": "error", "text": "KeyError: 'x'"})
 
-    trained_by_formula(monkeypatch, trouble)
+    use_analytic_executors(monkeypatch, failures)
     assert main(["search", "--space", "tiny", "--trials", "9"]) == 1
     out = capsys.readouterr().out
     assert (
@@ -354,8 +352,8 @@ def test_a_search_whose_trials_all_fail_alike_fails(
     assert "trials    3 failed" in out
 
 
-def test_a_definition_reaches_the_search_and_the_command_line_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    used = trained_by_formula(monkeypatch)
+def test_command_line_overrides_the_study_definition(monkeypatch: pytest.MonkeyPatch) -> None:
+    executors = use_analytic_executors(monkeypatch)
     Path("studies").mkdir()
     Path("studies/mine.toml").write_text(
         'space = "tiny"\ntrials = 2\nepochs = 5\nseed = 4\nsubset = 300\nretrain_best = 1\nretrain_seeds = 2\n'
@@ -363,19 +361,17 @@ def test_a_definition_reaches_the_search_and_the_command_line_wins(monkeypatch: 
     )
     assert main(["search", "--study", "mine", "--subset", "200"]) == 0
     config = StudyFolder(Path("studies/mine")).config()
-    found = [config[key] for key in ("trials", "seed", "objective", "stopping")]
-    assert found == [2, 4, "val_loss", "none"]
+    values = [config[key] for key in ("trials", "seed", "objective", "stopping")]
+    assert values == [2, 4, "val_loss", "none"]
     assert (config["recipe"]["name"], config["recipe"]["epochs"], config["data"]["subset"]) == ("paper", 5, 200)
-    assert len([job for job in used[0].started if job.final]) == 2
+    assert len([job for job in executors[0].started if job.final]) == 2
 
 
-def test_status_counts_what_became_of_the_trials(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    fails = lambda job, epoch: (  # noqa: E731
+def test_status_counts_trials_by_state(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    failures = lambda job, epoch: (  # noqa: E731
         Message("failed", {"reason": "diverged", "text": "nan"}) if job.key == "1" and not job.final else None
     )
-    trained_by_formula(monkeypatch, fails)
+    use_analytic_executors(monkeypatch, failures)
     options = "--study mine --subset 200 --trials 6 --retrain-best 1 -q"
     main(["search", "--space", "digits_bc", *options.split()])
     capsys.readouterr()
@@ -390,10 +386,10 @@ def test_status_counts_what_became_of_the_trials(
     assert "diverged: nan" in out
 
 
-# what a search shows
+# --- the display of a search ---
 
 
-def shown(number: int, state: str, epochs: int, **rest: object) -> TrialRecord:
+def trial_record(number: int, state: str, epochs: int, **rest: object) -> TrialRecord:
     error = {"complete": 0.1 + 0.01 * number}.get(state)
     return TrialRecord(
         number,
@@ -408,30 +404,30 @@ def shown(number: int, state: str, epochs: int, **rest: object) -> TrialRecord:
     )
 
 
-def test_the_time_left_counts_only_what_is_trained_now(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remaining_time_is_estimated_from_epochs_of_this_command(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr("dnas.cli.display.time.monotonic", lambda: clock[0])
     lines = PlainLines()
-    begun = [shown(0, "complete", 10), shown(1, "running", 4)]
-    lines.opened(begun, wanted=4)
+    records = [trial_record(0, "complete", 10), trial_record(1, "running", 4)]
+    lines.opened(records, wanted=4)
     assert lines.progress.left() is None
-    lines.began(begun[1])
-    for epoch in (3, 4):  # a resumed worker repeats what it had trained
-        begun[1].epochs = epoch
-        lines.epoch(begun[1], {})
+    lines.began(records[1])
+    for epoch in (3, 4):  # a resumed worker repeats its earlier epochs
+        records[1].epochs = epoch
+        lines.epoch(records[1], {})
     assert lines.progress.left() is None
     clock[0] = 6.0
     for epoch in (5, 6):
-        begun[1].epochs = epoch
-        lines.epoch(begun[1], {})
-    # two epochs in six seconds: four are left of this trial, and ten of each of the two that are yet to begin
+        records[1].epochs = epoch
+        lines.epoch(records[1], {})
+    # At two epochs in six seconds, four epochs of this trial and ten of each of two more trials are left.
     assert lines.progress.left() == pytest.approx(3.0 * (4 + 2 * 10))
     assert lines.progress.footer() == "best  #0  10.00%  (1.0 k params)      1 of 4 trials      about 1 min 12 s left"
 
 
-def test_plain_lines_say_as_much_as_was_asked(capsys: pytest.CaptureFixture[str]) -> None:
-    record = shown(1, "complete", 10, seconds=2.5)
-    said = {}
+def test_plain_lines_follow_the_verbosity(capsys: pytest.CaptureFixture[str]) -> None:
+    record = trial_record(1, "complete", 10, seconds=2.5)
+    outputs = {}
     for name, lines in (("quiet", PlainLines(quiet=True)), ("plain", PlainLines()), ("more", PlainLines(verbose=True))):
         with lines:
             lines.opened([], wanted=1)
@@ -439,23 +435,23 @@ def test_plain_lines_say_as_much_as_was_asked(capsys: pytest.CaptureFixture[str]
             lines.step(record, 1, 2)
             lines.epoch(record, {})
             lines.ended(record)
-            lines.ended(shown(2, "failed", 0, reason="diverged: nan"))
+            lines.ended(trial_record(2, "failed", 0, reason="diverged: nan"))
             lines.note("a note")
-        said[name] = capsys.readouterr().out.splitlines()
-    assert said["quiet"] == []
-    assert said["plain"] == [
+        outputs[name] = capsys.readouterr().out.splitlines()
+    assert outputs["quiet"] == []
+    assert outputs["plain"] == [
         "trial  #1  complete  11.00%  1.0 k params  10/10 epochs  2.5 s  network-1",
         "trial  #2  failed  –  1.0 k params  0/10 epochs  0.0 s  network-2  (diverged: nan)",
         "a note",
     ]
-    assert said["more"] == ["began  #1  network-1", "epoch  #1  10/10  11.00%", *said["plain"]]
+    assert outputs["more"] == ["began  #1  network-1", "epoch  #1  10/10  11.00%", *outputs["plain"]]
 
 
-def test_the_live_table_shows_the_last_trials_and_marks_the_best() -> None:
+def test_live_table_shows_the_last_trials_and_highlights_the_best() -> None:
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=160, color_system="standard")
     table = LiveTable(console)
-    records = [shown(number, "complete", 10) for number in range(20)] + [shown(20, "running", 4)]
+    records = [trial_record(number, "complete", 10) for number in range(20)] + [trial_record(20, "running", 4)]
     with table:
         table.opened(records[:20], wanted=30)
         table.began(records[20])
@@ -466,9 +462,9 @@ def test_the_live_table_shows_the_last_trials_and_marks_the_best() -> None:
         live = screen.getvalue()
         table.ended(records[20])
     assert "network-20" in live
-    assert "━━━━━───────" in live  # 4.5 of 10 epochs
+    assert "━━━━━───────" in live  # four and a half of ten epochs
     assert "network-9" in live
-    assert "network-8" not in live, "twelve rows"
+    assert "network-8" not in live, "the table has twelve rows"
     assert "20 of 30 trials" in live
     end = screen.getvalue()
     best = next(line for line in end.splitlines()[::-1] if "network-0" in line)
@@ -476,9 +472,11 @@ def test_the_live_table_shows_the_last_trials_and_marks_the_best() -> None:
     assert "network-1 " in end
 
 
-def test_the_plan_follows_the_steps_time(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_estimated_time_follows_the_time_of_a_step(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("dnas.batch.estimate.seconds_per_step", lambda *_: 1.0)
-    epoch = 21 + 144 / 64 / 3  # steps, and a third of the work for a validation image
+    epoch = 21 + 144 / 64 / 3  # steps; a validation image takes a third of the time of a training image
     for extra, time in (
         ("--epochs 2 --workers 1", f"time      about {duration(8 * 2 * epoch)}\n"),
         ("--epochs 2 --workers 4", f"time      about {duration(2 * 2 * epoch)}\n"),
@@ -508,7 +506,7 @@ def test_dry_run_prints_the_plan_and_trains_nothing(capsys: pytest.CaptureFixtur
     assert not Path("studies").exists()
 
 
-def test_a_definition_gives_the_defaults_of_its_study(capsys: pytest.CaptureFixture[str]) -> None:
+def test_study_definition_sets_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     Path("studies").mkdir()
     Path("studies/mine.toml").write_text('space = "tiny"\ntrials = 3\nepochs = 5\n')
     assert main(["search", "--study", "mine", "--dry-run"]) == 0
@@ -520,17 +518,17 @@ def test_a_definition_gives_the_defaults_of_its_study(capsys: pytest.CaptureFixt
     assert main(["search", "--study", "mine", "--dry-run"]) == 0
     assert "training  5 epochs" in capsys.readouterr().out
     Path("studies/mine.toml").write_text("trials = 0\nseed = -1\nstopping = 1\n")
-    printed = refusal(capsys, "search --study mine")
-    assert "trials: expected a positive number, but got 0." in printed
-    assert "seed: expected a positive number, but got -1." in printed
-    assert "stopping: expected text, but got 1." in printed
+    output = error_of(capsys, "search --study mine")
+    assert "trials: expected a positive number, but got 0." in output
+    assert "seed: expected a positive number, but got -1." in output
+    assert "stopping: expected text, but got 1." in output
     Path("studies/mine.toml").write_text('space = "tiny"\ntrials = "3"\nepoch = 5\n')
-    printed = refusal(capsys, "search --study mine")
-    assert "epoch: a study definition has no such key. Did you mean epochs?" in printed
-    assert "trials: expected a whole number, but got '3'." in printed
+    output = error_of(capsys, "search --study mine")
+    assert "epoch: a study definition has no such key. Did you mean epochs?" in output
+    assert "trials: expected a whole number, but got '3'." in output
 
 
-def test_the_epochs_of_a_study_that_exists_are_kept_unless_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_epochs_of_an_existing_study_are_kept_by_default(capsys: pytest.CaptureFixture[str]) -> None:
     make_study(Path("studies/tiny"), ["complete"], epochs=5)
     assert main(["search", "--space", "tiny", "--trials", "4", "--dry-run"]) == 0
     assert "training  5 epochs" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""A lease has a single holder even if processes die, freeze or race. Real processes, with SIGKILL and SIGSTOP."""
+"""Tests that a lease has a single holder when real processes die, freeze or race."""
 
 import json
 import os
@@ -146,7 +146,7 @@ def test_killed_holder_is_detected_at_once(tmp_path: Path) -> None:
         info = read_lease(tmp_path)
         assert info is not None
         assert is_dead(info) is True
-        with Lease.take(tmp_path, 4, 0.0):  # without any waiting
+        with Lease.take(tmp_path, 4, 0.0):  # does not wait
             now = read_lease(tmp_path)
             assert now is not None
             assert (now.pid, now.attempt) == (os.getpid(), 4)
@@ -206,7 +206,7 @@ def test_one_of_several_racers_gets_a_dead_lease(tmp_path: Path) -> None:
     for number, folder in enumerate(folders):
         lease = Lease.take(folder, 1)
         if number % 3 == 0:
-            lease.release()  # a free one
+            lease.release()  # this folder has no lease
         else:
             text = (folder / "lease.json").read_text()
             (folder / "lease.json").write_text(text.replace(f'"pid": {os.getpid()}', f'"pid": {dead.pid}'))
@@ -227,7 +227,7 @@ def test_one_of_several_racers_gets_a_dead_lease(tmp_path: Path) -> None:
 
 
 def test_one_of_two_that_saw_the_holder_dead_replaces_it(tmp_path: Path) -> None:
-    """The second replaces the file that it saw before the first replaced it: a race without timing."""
+    """The second one tries to replace the file that it read before the first one replaced it."""
     dead = Lease.take(tmp_path, 1)
     path = tmp_path / "lease.json"
     content = path.read_bytes()
@@ -237,7 +237,7 @@ def test_one_of_two_that_saw_the_holder_dead_replaces_it(tmp_path: Path) -> None
     info = read_lease(tmp_path)
     assert info is not None
     assert info.owner == "first"
-    dead.release()  # it wakes up and ends
+    dead.release()  # the previous holder wakes up and ends
     assert read_lease(tmp_path) == info
     assert [file.name for file in tmp_path.iterdir()] == ["lease.json"]
 

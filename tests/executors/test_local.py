@@ -1,4 +1,4 @@
-"""Jobs in real processes: their messages, their failures, and the files that remain when they are ended."""
+"""Tests of jobs in real processes: messages, failures and the files that remain after they are killed."""
 
 import dataclasses
 import json
@@ -111,7 +111,9 @@ def test_killed_job_sends_nothing_and_resumes_from_its_checkpoint(executor: Loca
 
 
 @pytest.mark.parametrize(("signal_name", "crashed"), [("SIGKILL", False), ("SIGSEGV", True), ("SIGABRT", True)])
-def test_a_process_that_dies_is_lost(executor: LocalExecutor, tmp_path: Path, signal_name: str, crashed: bool) -> None:
+def test_job_whose_process_dies_is_lost(
+    executor: LocalExecutor, tmp_path: Path, signal_name: str, crashed: bool
+) -> None:
     executor.start(job(tmp_path))
     messages(executor, until=("epoch",))
     info = read_lease(tmp_path)
@@ -135,30 +137,30 @@ def test_measuring_the_latency_does_not_change_the_result(executor: LocalExecuto
     assert results[True] == results[False]
 
 
-# 1.4 GB of activations in a step, 0.3 GB with recomputation
+# A step of this network needs 1.4 GB of activations, or 0.3 GB with recomputation.
 DEEP = "densenet-bc:layers=45,k=4,channels=1,size=8"
 LIMIT_BYTES = 800_000_000
 
 
 def test_job_out_of_memory_fails_and_fits_with_recomputation(executor: LocalExecutor, tmp_path: Path) -> None:
     recipe = make_recipe("fast", data_info("digits"), epochs=1, batch_size=512).to_dict()
-    large = job(
+    large_job = job(
         tmp_path, name=DEEP, recipe=recipe, memory_limit_bytes=LIMIT_BYTES, data={"name": "digits", "subset": 600}
     )
-    executor.start(large)
+    executor.start(large_job)
     failed = messages(executor)[-1][1]
     assert failed.kind == "failed"
     assert failed.values["reason"] == "out of memory"
     assert "allocate" in failed.values["text"]
     assert not (tmp_path / "traceback.txt").exists()
     assert list(tmp_path.iterdir()) == []
-    executor.start(dataclasses.replace(large, recompute=True, attempt=2))
+    executor.start(dataclasses.replace(large_job, recompute=True, attempt=2))
     done = messages(executor)[-1][1]
     assert done.kind == "done", done.values
     assert done.values["finished"]
 
 
-# --- in this process, without the pipe ----------------------------------------------------------------------------
+# --- jobs in the test process, without a pipe ---------------------------------------------------------------------
 
 
 def listen(job: Job) -> list[Message]:
@@ -265,7 +267,7 @@ def test_measured_peaks_on_gpus_affect_the_next_placement(tmp_path: Path, monkey
     assert [measured for _, measured in executor._ledger.measured] == [8 * 2**30] * 2
     executor.start(job(tmp_path, "d", activation_bytes=2 * 2**30))
     executor.start(job(tmp_path, "e", activation_bytes=2 * 2**30))
-    assert not executor.room(job(tmp_path, "f", activation_bytes=2 * 2**30)), "the first two took 8 GiB each"
+    assert not executor.room(job(tmp_path, "f", activation_bytes=2 * 2**30)), "each of the first two jobs used 8 GiB"
     while executor.running:
         executor.wait(1.0)
 

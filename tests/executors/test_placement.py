@@ -30,7 +30,7 @@ CPU = Device("cpu")
 
 
 def job(key: str = "a", gib: float = 1.0, **changes: Any) -> Job:
-    """A job that keeps `gib` GiB of activations in float32."""
+    """Return a job that keeps `gib` GiB of activations in float32."""
     return Job(key, "", {}, {"batch_size": 64}, {}, (0, 0), activation_bytes=int(gib * GIB), **changes)
 
 
@@ -42,19 +42,16 @@ def loads(*gib: float, alone: bool = False) -> list[Load]:
     ("load", "running", "device"),
     [
         (Load(4 * GIB), {}, "cuda:0"),
-        (Load(4 * GIB), {"cuda:0": loads(1)}, "cuda:1"),  # the least loaded
+        (Load(4 * GIB), {"cuda:0": loads(1)}, "cuda:1"),  # the least loaded device
         (Load(4 * GIB), {"cuda:0": loads(3), "cuda:1": loads(2)}, "cuda:1"),
-        (
-            Load(1 * GIB),
-            {"cuda:0": loads(4), "cuda:1": loads(1, 1)},
-            "cuda:0",
-        ),  # the number of jobs counts before their bytes
+        # The number of jobs counts before their bytes.
+        (Load(1 * GIB), {"cuda:0": loads(4), "cuda:1": loads(1, 1)}, "cuda:0"),
         (Load(4 * GIB), {"cuda:0": loads(5), "cuda:1": loads(6)}, "cuda:0"),
         (Load(4 * GIB), {"cuda:0": loads(6), "cuda:1": loads(6)}, None),
         (Load(5 * GIB, alone=True), {"cuda:0": loads(1)}, "cuda:1"),
         (Load(5 * GIB, alone=True), {"cuda:0": loads(1), "cuda:1": loads(1)}, None),
         (Load(1 * GIB), {"cuda:0": loads(1, alone=True), "cuda:1": loads(1, alone=True)}, None),
-        (Load(50 * GIB), {"cuda:0": loads(1)}, "cuda:1"),  # too large for every device: may try alone
+        (Load(50 * GIB), {"cuda:0": loads(1)}, "cuda:1"),  # too large for every device, so it may only run alone
         (Load(50 * GIB), {"cuda:0": loads(1), "cuda:1": loads(1)}, None),
         (Load(1 * GIB), {"cuda:0": loads(50), "cuda:1": loads(50)}, None),
     ],
@@ -155,16 +152,16 @@ def test_worst_ratio_counts_and_a_few_ratios_only_raise_predictions() -> None:
     ],
 )
 def test_predictions_slightly_exceed_the_tensors_of_a_step(name: str, recompute: bool) -> None:
-    """On a CPU in bf16, where all tensors can be counted and there is no workspace."""
+    """On a CPU in bf16 all tensors can be counted, and there is no workspace."""
     spec, batch = parse_name(name), 4
-    price = cost(spec, batch)
-    sizes = {"activation_bytes": price.activation_bytes, "params": price.params}
+    costs = cost(spec, batch)
+    sizes = {"activation_bytes": costs.activation_bytes, "params": costs.params}
     predicted_job = Job("a", "", spec.to_dict(), {"batch_size": batch}, {}, (0, 0), recompute=recompute, **sizes)
     predicted = tensor_bytes(predicted_job)
     net: Any = build(spec).to(memory_format=torch.channels_last)
     net.recompute = recompute
     x, y = torch.randn(batch, 3, spec.image_size, spec.image_size), torch.zeros(batch, dtype=torch.long)
-    weights_and_momentum = 2 * 4 * price.params
+    weights_and_momentum = 2 * 4 * costs.params
     peak = step_bytes(net, x, y, autocast=True)[1] + weights_and_momentum
     assert peak <= predicted <= 1.5 * peak
 

@@ -1,4 +1,4 @@
-"""Studies on a real Ray cluster of several nodes, each with a private folder. Nodes and drivers are killed."""
+"""Tests of studies on a real Ray cluster whose nodes have private folders. Nodes and drivers are killed."""
 
 import json
 import os
@@ -21,8 +21,8 @@ from moto.server import ThreadedMotoServer
 from dnas.cli import main
 from dnas.errors import InputError
 from dnas.executors import ray_tune
+from dnas.executors.protocol import Outcome
 from dnas.executors.ray_tune import RayExecutor, connect
-from dnas.search.driver import Outcome
 from dnas.search.proposals import DEFAULT_SAMPLER
 from dnas.search.run import search
 from dnas.space.parse import load_space
@@ -40,7 +40,7 @@ from tests.support.studies import equal_but_times, events_but_times
 ENVIRONMENT = os.environ | QUICK | {"PYTHONPATH": str(ROOT)}
 
 
-pytestmark = pytest.mark.xdist_group("ray")  # one cluster for all
+pytestmark = pytest.mark.xdist_group("ray")  # all tests share one cluster
 
 
 def small(trials: int, epochs: int, study: str = "s", **changes: Any) -> SearchConfig:
@@ -52,7 +52,7 @@ def small(trials: int, epochs: int, study: str = "s", **changes: Any) -> SearchC
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[dict[str, str]]:
-    """Environment variables with which s3:// is a server of this test."""
+    """Start an S3 server and return the environment variables that select it."""
     server = ThreadedMotoServer(port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -100,11 +100,12 @@ def on_ray(address: str, options: SearchConfig, shared: Path | str, **changes: A
 
 
 @pytest.mark.slow
-def test_study_is_the_same_wherever_it_is_trained(
+def test_study_is_the_same_on_every_executor(
     address: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Thirty trials one at a time, with pauses and promotions: in processes of this machine, on Ray, and by a worker on
-    PostgreSQL with its own folder. Records and logs are equal except for times and hosts."""
+    """Thirty trials run one at a time, with pauses and promotions: in local processes, on Ray, and by a worker on
+    PostgreSQL with its own folder. Records and logs are equal except for times and hosts.
+    """
     options = small(30, epochs=8, workers=1)
     monkeypatch.chdir(tmp_path)
     search(replace(options, study="local"), Silent())
@@ -125,7 +126,7 @@ def test_study_is_the_same_wherever_it_is_trained(
         "8",
     ]
     worker += ["--subset", "100", "--workers", "1", "--shared", str(tmp_path / "files"), "--mirror", "none"]
-    worker += ["--kernels", "plain"]  # as in this process: see conftest.py
+    worker += ["--kernels", "plain"]  # conftest.py sets the same kernels for this process
     storage = {"DNAS_STORAGE": server.database("same")}
     subprocess.run(
         worker, cwd=far, env=ENVIRONMENT | storage, check=True, capture_output=True, timeout=patience(3 * PATIENCE)
@@ -143,26 +144,27 @@ def test_study_is_the_same_wherever_it_is_trained(
     assert not list((tmp_path / "shared").rglob("checkpoint.pt")), "fetched files are removed from the shared storage"
 
 
-def test_ray_runs_a_study_as_this_process_does(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nine trials, one at a time, with pauses and promotions: records and log are equal but for times."""
+def test_study_on_ray_equals_a_local_one(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nine trials run one at a time, with pauses and promotions. Records and logs are equal except for times."""
     options = small(9, epochs=8, workers=1)
     monkeypatch.chdir(tmp_path)
     search(replace(options, study="local"), Silent(), AnalyticExecutor())
     on_ray(address, replace(options, study="ray"), tmp_path / "shared", body="tests.support.ray_bodies:formula")
-    here, there = StudyFolder(Path("studies/local")), StudyFolder(Path("studies/ray"))
-    assert {"pause", "promote"} <= {event["event"] for event in here.events()}
-    pairs = zip(equal_but_times(there.records()), equal_but_times(here.records()), strict=True)
+    local, remote = StudyFolder(Path("studies/local")), StudyFolder(Path("studies/ray"))
+    assert {"pause", "promote"} <= {event["event"] for event in local.events()}
+    pairs = zip(equal_but_times(remote.records()), equal_but_times(local.records()), strict=True)
     differing = [{key: (a[key], b[key]) for key in a if a[key] != b[key]} for a, b in pairs]
     digests = [{key for key in row if key == "weights_digest"} for row in differing]  # a formula has no weights
     assert [set(row) for row in differing] == digests
     assert len(differing) == 9
-    assert events_but_times(there.events()) == events_but_times(here.events())
+    assert events_but_times(remote.events()) == events_but_times(local.events())
     assert not list((tmp_path / "shared").rglob("checkpoint.pt")), "fetched files are removed from the shared storage"
 
 
-def test_tunes_files_do_not_grow(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At each epoch the shared storage holds a trial's last checkpoint, and for a moment the one before. Tune does not
-    rewrite the state of all its trials at each checkpoint."""
+def test_files_of_tune_do_not_accumulate(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shared storage holds at most the last two checkpoints of a trial. Tune does not rewrite the state of all its
+    trials at each checkpoint.
+    """
     monkeypatch.chdir(tmp_path)
     shared = tmp_path / "shared"
     checkpoints, states = [], set()
@@ -198,8 +200,8 @@ def test_nodes_may_share_only_an_object_store(
         folder = Path("studies/s/trials") / str(record.number)
         assert digest_of_weights(read_checkpoint(folder / "checkpoint.pt")["weights"]) == record.weights_digest
         assert len((folder / "curve.csv").read_text().splitlines()) == 1 + record.epochs
-    left = boto3.client("s3").list_objects_v2(Bucket="dnas").get("Contents", [])
-    assert [item["Key"] for item in left if item["Size"]] == []
+    objects = boto3.client("s3").list_objects_v2(Bucket="dnas").get("Contents", [])
+    assert [item["Key"] for item in objects if item["Size"]] == []
 
 
 # --- kills ----------------------------------------------------------------------------------------------------------
@@ -212,7 +214,7 @@ def arguments(address: str, shared: str, *more: str) -> list[str]:
     ]
 
 
-def real(arguments: list[str]) -> list[str]:
+def new_python(arguments: list[str]) -> list[str]:
     """Return a command that starts a new Python."""
     return [sys.executable, "-m", "dnas", *arguments]
 
@@ -225,14 +227,14 @@ def finished(folder: Path, trials: int, epochs: int) -> list[TrialRecord]:
     """Return the records after checking that each trial completed exactly once and each epoch was decided once."""
     records = StudyFolder(folder / "studies" / "s").records()
     assert [(r.number, r.state, r.epochs) for r in records] == [(n, "complete", epochs) for n in range(trials)]
-    told = [event["number"] for event in events(folder) if event["event"] == "tell"]
-    assert sorted(told) == list(range(trials))
+    completed = [event["number"] for event in events(folder) if event["event"] == "tell"]
+    assert sorted(completed) == list(range(trials))
     reports = [(event["number"], event["epoch"]) for event in events(folder) if event["event"] == "report"]
     assert sorted(reports) == [(n, epoch) for n in range(trials) for epoch in range(1, epochs + 1)]
     return records
 
 
-def was_kept(folder: Path, number: int, epochs: int) -> bool:
+def first_epochs_were_kept(folder: Path, number: int, epochs: int) -> bool:
     """Return whether a trial's first epochs were trained once: the curve has the seconds that were first reported."""
     rows = (folder / "studies/s/trials" / str(number) / "curve.csv").read_text().splitlines()[1:]
     reported = {e["epoch"]: e["seconds"] for e in events(folder) if e["event"] == "report" and e["number"] == number}
@@ -260,10 +262,10 @@ def test_killed_node_loses_no_trial(address: str, nodes: Nodes, tmp_path: Path) 
     assert process.returncode == 0, out
     records = finished(tmp_path, 2, epochs)
     assert sum(record.losses for record in records) >= 1
-    assert all(was_kept(tmp_path, record.number, 2) for record in records)
-    again = [event for event in events(tmp_path) if event["event"] == "again"]
-    assert all("lost worker" in event["reason"] for event in again)
-    assert again
+    assert all(first_epochs_were_kept(tmp_path, record.number, 2) for record in records)
+    retries = [event for event in events(tmp_path) if event["event"] == "again"]
+    assert all("lost worker" in event["reason"] for event in retries)
+    assert retries
     alone = tmp_path / "alone"
     alone.mkdir()
     local = arguments(address, "", "--trials", "2", "--epochs", str(epochs), "--workers", "1")
@@ -283,17 +285,17 @@ def test_killed_driver_resumes_from_the_shared_storage(address: str, tmp_path: P
         address, str(tmp_path / "shared"), "--trials", str(trials), "--epochs", str(epochs), "--workers", "1"
     )
     process = subprocess.Popen(
-        real(run), cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        new_python(run), cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     wait_until(lambda: any(e["event"] == "report" and e["number"] == 1 and e["epoch"] == 3 for e in events(tmp_path)))
     process.kill()
     process.wait()
-    assert not (tmp_path / "studies/s/trials/1/checkpoint.pt").exists(), "it is only in the shared storage"
+    assert not (tmp_path / "studies/s/trials/1/checkpoint.pt").exists(), "the checkpoint is only in the shared storage"
     resumed = Command(*run, folder=tmp_path, environment=ENVIRONMENT)
     out, errors = resumed.communicate(patience(2 * PATIENCE))
     assert resumed.returncode == 0, out + errors
     records = finished(tmp_path, trials, epochs)
-    assert was_kept(tmp_path, 1, 2), "the first epochs were not retrained"
+    assert first_epochs_were_kept(tmp_path, 1, 2), "the first epochs were not retrained"
     assert records[1].attempts == 2
 
 
@@ -301,7 +303,7 @@ def test_killed_driver_resumes_from_the_shared_storage(address: str, tmp_path: P
 def test_interrupt_stops_the_search(address: str, tmp_path: Path) -> None:
     run = arguments(address, str(tmp_path / "shared"), "--trials", "50", "--epochs", "3")
     process = subprocess.Popen(
-        real(run), cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        new_python(run), cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     wait_until(lambda: any(event["event"] == "report" for event in events(tmp_path)))
     process.send_signal(signal.SIGINT)
@@ -320,7 +322,7 @@ def test_trial_over_its_time_limit_is_ended(address: str, tmp_path: Path, monkey
     study = threading.Thread(target=on_ray, args=(address, options, tmp_path / "shared"), daemon=True)
     study.start()
     study.join(patience(2 * PATIENCE))
-    assert not study.is_alive(), "the third of the trials starts when one of the first two has been ended"
+    assert not study.is_alive(), "the third trial starts after one of the first two has been ended"
     records = StudyFolder(Path("studies/s")).records()
     assert [record.state for record in records] == ["failed"] * 3
     assert all(str(record.reason).startswith("timeout: ") for record in records)
@@ -366,7 +368,7 @@ def test_network_that_crashes_its_process_fails_at_the_second_crash(
 def test_trials_share_a_gpu_and_stay_within_the_cluster(
     nodes: Nodes, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The GPU exists only in Ray's books: the jobs sleep."""
+    """Ray only counts the GPU, which does not exist. The jobs sleep."""
     monkeypatch.chdir(tmp_path)
     nodes.add("gpu", cpus=4, gpus=1)
     try:
@@ -391,7 +393,7 @@ def test_trials_share_a_gpu_and_stay_within_the_cluster(
 # --- bad input ------------------------------------------------------------------------------------------------------
 
 
-def test_trial_larger_than_any_node_is_refused_at_once(address: str, tmp_path: Path) -> None:
+def test_trial_larger_than_any_node_is_rejected_at_once(address: str, tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"no node of the cluster has 64 CPUs for a trial: the largest has \d+; give a"
     ):
@@ -428,7 +430,7 @@ def test_address_without_ray_is_reported_in_one_line(address: str, message: str,
 
 
 def test_server_other_than_ray_is_reported_in_one_line() -> None:
-    """A server that sends nothing, and one that uses another protocol."""
+    """One server sends nothing, and one uses another protocol."""
     for answer, message in ((b"", "no Ray"), (b"HTTP/1.1 400 Bad Request\r\n\r\n", "is not a Ray head node")):
         with socket.create_server(("127.0.0.1", 0)) as server:
             done = threading.Event()
@@ -443,7 +445,7 @@ def test_server_other_than_ray_is_reported_in_one_line() -> None:
             threading.Thread(target=serve, daemon=True).start()
             began = time.monotonic()
             try:
-                with pytest.raises(InputError, match=message):  # before Ray's own client, which tries for minutes
+                with pytest.raises(InputError, match=message):  # Ray's own client would retry for minutes
                     ray_tune._check_answers(f"127.0.0.1:{server.getsockname()[1]}")
             finally:
                 done.set()

@@ -346,7 +346,7 @@ def test_forgotten_trial_is_neither_counted_nor_promoted(several: bool) -> None:
 @pytest.mark.parametrize("several", [False, True])
 @pytest.mark.parametrize("name", STOPPINGS)
 @pytest.mark.parametrize("epochs", [1, 3, 5, 27])
-def test_the_smallest_search_completes_a_trial(name: str, several: bool, epochs: int) -> None:
+def test_smallest_search_completes_a_trial(name: str, several: bool, epochs: int) -> None:
     if name == "median" and several:
         return
     for trials in (1, 2, 3):
