@@ -1,9 +1,9 @@
-"""Bayesian optimisation with a Gaussian process: the trials so far give a mean and a spread for every untried point,
-and the one that promises the largest improvement is proposed.
+"""Bayesian optimisation with a Gaussian process.
 
-The kernel is an analysis of variance: the effects of single choices, of pairs, and of all together, each with a share
-that the data decide (Duvenaud et al. 2011, "Additive Gaussian processes"). Costs that are exact before training are not
-modelled: the acquisition takes them as they are.
+The model predicts the mean and standard deviation of every untried point, and the point with the largest expected
+improvement is proposed. The kernel is additive: a weighted sum of terms for single choices, for pairs and for all
+choices together, with weights fitted to the data (Duvenaud et al. 2011, "Additive Gaussian processes"). Costs that are
+known exactly before training are not modelled; the acquisition uses their exact values.
 """
 
 import functools
@@ -23,76 +23,76 @@ from dnas.search.samplers.problem import Problem, Told
 from dnas.space.pareto import nondominated_ranks
 from dnas.space.space import Choice
 
-STARTUP = 10  # random trials before there is a model
-POINTS = 200  # trials in the model at most: the best of them, and some of all the others
-BEST = 0.7  # the share of the best
-PENDING = 100  # running trials that it heeds, the last to begin: of a thousand, most end before the next look
-FIT_POINTS = 100  # trials that the hyperparameters are fitted to at most
-FIT_EVERY = 0.1  # they are fitted again when there are this share more trials
-UNIFORM = 250  # candidates drawn from the whole space, where most of it is inside the limits
-PROBES = 12  # of these are looked at to see whether it is
-DRAWN = 4  # candidates drawn by the problem, which knows where a rare feasible region is
-CROSSED = 150  # that mix two earlier trials
-PARENTS = 10  # best trials whose mutants are candidates
-MUTANTS = 25  # of each
-CLIMBS = 2  # rounds in which the neighbours of the most promising candidates become candidates
-CLIMBERS = 4  # of which there are so many
-LOOKS = 250  # candidates that are priced for one proposal at most: many that promise much are over a limit
-PRICED = 80  # with several objectives, before the climb; in each of its rounds half of it
-LEVELS = 16  # costs between which the front is cut, of each known objective
-GOOD = 0.7  # quantile of one objective above which its values are cut
-SPREAD = 3.0  # times the model's standard deviation: alone it is too sure of itself to leave a local optimum
-FINE = 100  # steps of a float that has none
+STARTUP_TRIALS = 10  # random trials before the first model
+MODEL_TRIALS = 200  # largest number of trials in the model: the best ones and a sample of the others
+BEST_SHARE = 0.7  # fraction of the model's trials that are the best ones
+MAX_PENDING = 100  # pending trials included in the model, most recent ones
+FIT_TRIALS = 100  # largest number of trials that the hyperparameters are fitted to
+FIT_GROWTH = 0.1  # the hyperparameters are refitted when the number of trials has grown by this fraction
+UNIFORM = 250  # candidates drawn from the whole space, if most of it is inside the limits
+PROBES = 12  # uniform candidates that are checked to estimate whether it is
+DRAWN = 4  # candidates drawn by `problem.draw`, which also finds rare feasible regions
+CROSSED = 150  # candidates that combine two earlier trials
+PARENTS = 10  # best trials, whose mutants are candidates
+MUTANTS = 25  # mutants of each parent
+CLIMBS = 2  # rounds of local search, which add the neighbours of the best candidates
+CLIMBERS = 4  # best candidates whose neighbours are added in each round
+MAX_PRICED = 250  # candidates checked per proposal, at most; many with a high expected improvement exceed a limit
+PRICED = 80  # candidates checked before the local search with several objectives; half as many in each round
+LEVELS = 16  # grid levels of each known objective for the hypervolume
+CLIP_QUANTILE = 0.7  # values of a single objective are clipped at this quantile
+SPREAD = 3.0  # factor on the model's standard deviation, which is too small to leave a local optimum
+FLOAT_STEPS = 100  # steps of a float without a step
 NUGGET = 1e-6
 THETA_PRIOR = (-0.4, 1.0)  # mean and deviation of log(1 / length scale), in ranges of the choice
-NOISE_PRIOR = (-4.0, 1.5)  # of log(noise variance / signal variance)
+NOISE_PRIOR = (-4.0, 1.5)  # mean and deviation of log(noise variance / signal variance)
 
 
 def propose_gp(problem: Problem, told: Sequence[Told], rng: np.random.Generator) -> dict[str, Any]:
-    """The candidate with the largest expected improvement; with several objectives, of the dominated volume.
+    """Propose the candidate with the largest expected improvement, or hypervolume improvement with several objectives.
 
-    Trials that run are pending: they are taken to end as the model expects, so that their neighbourhood promises less.
+    Running trials are pending: they are assumed to end as the model predicts, which lowers the expected improvement in
+    their neighbourhood.
     """
     draws = random.Random(int(rng.integers(2**63)))
     trials, values = comparable(told)
-    if len(trials) < STARTUP:
+    if len(trials) < STARTUP_TRIALS:
         return problem.draw(draws)
     coding = Coding(problem.choices)
     points = coding.encode([trial.params for trial in trials])
-    pending = coding.encode([trial.params for trial in told if trial.state == "running"][-PENDING:])
+    pending = coding.encode([trial.params for trial in told if trial.state == "running"][-MAX_PENDING:])
     ranks = nondominated_ranks(values)
-    chosen = _relevant(ranks, POINTS)
-    target = cut if len(problem.objectives) == 1 else scores_of_ranks
+    chosen = _representative(ranks, MODEL_TRIALS)
+    target = clipped if len(problem.objectives) == 1 else scores_of_ranks
     targets = target(values[:, 0])
     hyper = hyperparameters(coding, points, values[:, 0], target)
     model = Process(coding, points[chosen], targets[chosen], hyper, pending)
     pool = Pool(problem, coding, np.concatenate([points, pending]))
     pool.add(coding.encode([problem.draw(draws) for _ in range(DRAWN)]))
     best = points[np.lexsort((values[:, 0], ranks))[:PARENTS]]
-    pool.add(coding.mutants(best, MUTANTS, rng))
-    pool.add(coding.crossed(points, CROSSED, rng))
+    pool.add(coding.mutate(best, MUTANTS, rng))
+    pool.add(coding.cross(points, CROSSED, rng))
     uniform = coding.uniform(UNIFORM, rng)
-    open_ones = [pool.known(row) is not None for row in uniform[:PROBES]]
-    # In a space that is mostly over its limits nearly every uniform candidate would be priced in vain.
-    pool.add(uniform if np.mean(open_ones) >= 0.5 else uniform[:PROBES][open_ones])
+    accepted = [pool.known(row) is not None for row in uniform[:PROBES]]
+    # If most of the space exceeds the limits, checking uniform candidates would be wasted work.
+    pool.add(uniform if np.mean(accepted) >= 0.5 else uniform[:PROBES][accepted])
     if len(problem.objectives) == 1:
-        level = model.predict(points[chosen])[0].min()
+        best_mean = model.predict(points[chosen])[0].min()
 
-        def promise(rows: np.ndarray) -> np.ndarray:
+        def improvement(rows: np.ndarray) -> np.ndarray:
             mean, deviation = model.predict(rows)
-            return expected_improvement(mean, SPREAD * deviation, level)
+            return expected_improvement(mean, SPREAD * deviation, best_mean)
 
-        found = _climb(pool, coding, promise)
+        proposal = _climb(pool, coding, improvement)
     else:
         costs = np.log(np.maximum(values[:, 1:], 1e-12))
-        volume = VolumePromise(coding, model, points, targets, costs, ranks == 0)
-        found = _climb_priced(pool, coding, volume, rng)
-    return problem.draw(draws) if found is None else coding.decode(found)
+        improvement_of_volume = VolumeImprovement(coding, model, points, targets, costs, ranks == 0)
+        proposal = _climb_priced(pool, coding, improvement_of_volume, rng)
+    return problem.draw(draws) if proposal is None else coding.decode(proposal)
 
 
 class Pool:
-    """Candidates: rows [n, choices], each once, none of them in `taken`; and what `problem.accept` said of those that
-    were looked at."""
+    """Candidates, as unique rows [n, choices] that are not in `taken`, with cached results of `problem.accept`."""
 
     def __init__(self, problem: Problem, coding: "Coding", taken: np.ndarray) -> None:
         self._problem, self._coding = problem, coding
@@ -101,67 +101,67 @@ class Pool:
         self.rows = np.empty((0, taken.shape[1]), dtype=int)
 
     def add(self, rows: np.ndarray) -> np.ndarray:
-        """Those of `rows` that are new."""
-        fresh = []
+        """Add `rows`, and return those that are new."""
+        added = []
         for row in rows:
             key = row.tobytes()
             if key not in self._seen:
                 self._seen.add(key)
-                fresh.append(row)
-        new = np.array(fresh, dtype=int).reshape(-1, rows.shape[1])
+                added.append(row)
+        new = np.array(added, dtype=int).reshape(-1, rows.shape[1])
         self.rows = np.concatenate([self.rows, new])
         return new
 
     def known(self, row: np.ndarray) -> tuple[float | None, ...] | None:
-        """The known objectives of a row; None where it is refused."""
+        """Return the known objectives of a row, or None if it is refused."""
         key = row.tobytes()
         if key not in self._known:
             self._known[key] = self._problem.accept(self._coding.decode(row))
         return self._known[key]
 
-    def first(self, order: np.ndarray, most: int) -> np.ndarray:
-        """The first `most` indices in `order` that are accepted. After `LOOKS` prices only known ones count."""
-        found = []
+    def first(self, order: np.ndarray, count: int) -> np.ndarray:
+        """Return the first `count` accepted indices in `order`. After `MAX_PRICED` checks no new ones are checked."""
+        accepted = []
         for index in order:
             row = self.rows[index]
-            if (row.tobytes() in self._known or len(self._known) < LOOKS) and self.known(row) is not None:
-                found.append(index)
-                if len(found) == most:
+            if (row.tobytes() in self._known or len(self._known) < MAX_PRICED) and self.known(row) is not None:
+                accepted.append(index)
+                if len(accepted) == count:
                     break
-        return np.array(found, dtype=int)
+        return np.array(accepted, dtype=int)
 
 
-def _climb(pool: Pool, coding: "Coding", promise: Callable[[np.ndarray], np.ndarray]) -> np.ndarray | None:
-    """The accepted candidate that promises most, the neighbours of the most promising ones among them."""
+def _climb(pool: Pool, coding: "Coding", improvement: Callable[[np.ndarray], np.ndarray]) -> np.ndarray | None:
+    """Return the accepted candidate with the largest improvement, after a local search around the best candidates."""
     for row in pool.rows[:DRAWN]:
-        pool.known(row)  # so that there is always one
-    scores = promise(pool.rows)
+        pool.known(row)  # so that at least one candidate is accepted
+    scores = improvement(pool.rows)
     for _ in range(CLIMBS):
         top = pool.first(np.argsort(-scores, kind="stable"), CLIMBERS)
         if len(top) == 0:
             return None
         near = pool.add(coding.neighbours(pool.rows[top]))
         if len(near):
-            scores = np.concatenate([scores, promise(near)])
+            scores = np.concatenate([scores, improvement(near)])
     top = pool.first(np.argsort(-scores, kind="stable"), 1)
     return pool.rows[top[0]] if len(top) else None
 
 
 def _climb_priced(
-    pool: Pool, coding: "Coding", promise: "VolumePromise", rng: np.random.Generator
+    pool: Pool, coding: "Coding", improvement: "VolumeImprovement", rng: np.random.Generator
 ) -> np.ndarray | None:
-    """The same where the promise depends on the known objectives: candidates are priced before they are ranked."""
+    """Do the same for an improvement that depends on the known objectives: check candidates before ranking them."""
     sample = np.concatenate([np.arange(min(DRAWN, len(pool.rows))), rng.permutation(len(pool.rows))])
     chosen = [row for row in pool.rows[sample[:PRICED]] if pool.known(row) is not None]
     if not chosen:
         return None
-    rows, scores = np.array(chosen), promise(np.array(chosen), pool)
+    rows, scores = np.array(chosen), improvement(np.array(chosen), pool)
     for _ in range(CLIMBS):
         near = pool.add(coding.neighbours(rows[np.argsort(-scores, kind="stable")[:CLIMBERS]]))
         near = near[rng.permutation(len(near))[: PRICED // 2]]
         near = near[[pool.known(row) is not None for row in near]]
         if len(near):
-            rows, scores = np.concatenate([rows, near]), np.concatenate([scores, promise(near, pool)])
+            rows, scores = np.concatenate([rows, near]), np.concatenate([scores, improvement(near, pool)])
     return rows[np.argmax(scores)]
 
 
@@ -169,17 +169,17 @@ def _climb_priced(
 
 
 class Coding:
-    """Points as rows of indices into the values of each choice. A float without a step is searched in `FINE` steps."""
+    """Encodes points as rows of value indices. A float without a step has `FLOAT_STEPS` steps."""
 
     def __init__(self, choices: Sequence[Choice]) -> None:
         self.choices = choices
-        self.values = [choice.values() or _fine(choice) for choice in choices]
+        self.values = [choice.values() or _float_values(choice) for choice in choices]
         self.counts = np.array([len(values) for values in self.values])
         self.ordered = np.array([choice.kind != "of" for choice in choices])
         self._places = [{value: place for place, value in enumerate(values)} for values in self.values]
 
     def encode(self, points: Sequence[Mapping[str, Any]]) -> np.ndarray:
-        """[n, choices]"""
+        """Return the rows [n, choices] of `points`."""
         rows = np.empty((len(points), len(self.choices)), dtype=int)
         for i, (choice, places) in enumerate(zip(self.choices, self._places, strict=True)):
             if choice.values() is None:
@@ -193,11 +193,11 @@ class Coding:
         return {c.name: values[i] for c, values, i in zip(self.choices, self.values, row.tolist(), strict=True)}
 
     def uniform(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """[count, choices]"""
+        """Draw uniform rows [count, choices]."""
         return rng.integers(self.counts, size=(count, len(self.counts)))
 
-    def mutants(self, rows: np.ndarray, each: int, rng: np.random.Generator) -> np.ndarray:
-        """Of each of `rows`, `each` copies with one choice drawn anew, or two."""
+    def mutate(self, rows: np.ndarray, each: int, rng: np.random.Generator) -> np.ndarray:
+        """Return `each` copies of each of `rows`, with one or two choices redrawn."""
         copies = np.repeat(rows, each, axis=0)
         fresh = self.uniform(len(copies), rng)
         places = np.arange(len(copies))
@@ -206,14 +206,14 @@ class Coding:
             copies[redrawn, which] = fresh[redrawn, which]
         return copies
 
-    def crossed(self, rows: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Mixtures of two of `rows`, each choice from either [count, choices]."""
+    def cross(self, rows: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Return combinations [count, choices] of two of `rows`, with each choice from either."""
         mothers, fathers = rows[rng.integers(len(rows), size=(2, count))]
         return np.where(rng.random(mothers.shape) < 0.5, mothers, fathers)
 
     def neighbours(self, rows: np.ndarray) -> np.ndarray:
-        """All that differ from one of `rows` in one choice: in a categorical anyhow, in a number by a step or two."""
-        found = []
+        """Return all rows that differ from one of `rows` in one choice, by any category or by up to two steps."""
+        neighbours = []
         for i, (count, ordered) in enumerate(zip(self.counts, self.ordered, strict=True)):
             for row in rows:
                 others = np.array(
@@ -221,12 +221,15 @@ class Coding:
                 )
                 near = np.repeat(row[None], len(others), axis=0)
                 near[:, i] = others
-                found.append(near)
-        return np.concatenate(found)
+                neighbours.append(near)
+        return np.concatenate(neighbours)
 
 
 def distances(counts: np.ndarray, ordered: np.ndarray) -> list[np.ndarray]:
-    """Of each choice, between its values [values, values]: a number's as a share of its range; 1 between categories."""
+    """Return the distances [values, values] between the values of each choice.
+
+    Distances between numbers are fractions of the range, and those between different categories are 1.
+    """
     tables = []
     for count, number in zip(counts, ordered, strict=True):
         apart = np.abs(np.subtract.outer(np.arange(count), np.arange(count)))
@@ -234,41 +237,49 @@ def distances(counts: np.ndarray, ordered: np.ndarray) -> list[np.ndarray]:
     return tables
 
 
-def _fine(choice: Choice) -> list[float]:
-    return [round(float(value), 10) for value in np.linspace(choice.low, choice.high, FINE + 1)]
+def _float_values(choice: Choice) -> list[float]:
+    return [round(float(value), 10) for value in np.linspace(choice.low, choice.high, FLOAT_STEPS + 1)]
 
 
-# --- what is modelled -----------------------------------------------------------------------------------------------
+# --- targets and hyperparameters ------------------------------------------------------------------------------------
 
 
-def _relevant(ranks: np.ndarray, most: int) -> np.ndarray:
-    """Indices of at most so many trials: the best, and some of the others, evenly over their order."""
+def _representative(ranks: np.ndarray, count: int) -> np.ndarray:
+    """Return the indices of at most `count` trials: the best ones, and others evenly spaced in the order of ranks."""
     order = np.argsort(ranks, kind="stable")
-    if len(order) <= most:
+    if len(order) <= count:
         return np.sort(order)
-    best = int(BEST * most)
-    others = np.linspace(best, len(order) - 1, most - best).round().astype(int)
+    best = int(BEST_SHARE * count)
+    others = np.linspace(best, len(order) - 1, count - best).round().astype(int)
     return np.sort(np.concatenate([order[:best], order[others]]))
 
 
-def cut(values: np.ndarray) -> np.ndarray:
-    """Values with the worst ones cut at the quantile `GOOD` and standardised [n]: how bad a bad network is says little
-    of where the good ones are, and would be most of the variance."""
-    kept = np.minimum(values, np.quantile(values, GOOD))
-    deviation = kept.std()
-    return (kept - kept.mean()) / deviation if deviation > 0 else np.zeros(len(values))
+def clipped(values: np.ndarray) -> np.ndarray:
+    """Clip values at `CLIP_QUANTILE` and standardise them [n].
+
+    Differences between bad networks would dominate the variance, but hold little information about the good ones.
+    """
+    limited = np.minimum(values, np.quantile(values, CLIP_QUANTILE))
+    deviation = limited.std()
+    return (limited - limited.mean()) / deviation if deviation > 0 else np.zeros(len(values))
 
 
 def scores_of_ranks(values: np.ndarray) -> np.ndarray:
-    """Normal scores of the values' ranks [n]: for several objectives, where a small network of a large error may be on
-    the front and must not be cut."""
+    """Convert values to the normal scores of their ranks [n].
+
+    With several objectives a small network with a large error may be on the front, so that it must not be clipped.
+    """
     return ndtri((rankdata(values) - 0.5) / len(values))
 
 
 @dataclass(frozen=True)
 class Hyper:
-    """theta: inverse length scale of each choice. weights: shares of single choices, pairs, and all together. noise:
-    variance over the signal's."""
+    """Hyperparameters of the kernel.
+
+    theta: inverse length scale of each choice.
+    weights: weights of the terms for single choices, pairs, and all choices together; they sum to 1.
+    noise: ratio of noise variance to signal variance.
+    """
 
     theta: np.ndarray
     weights: np.ndarray
@@ -278,15 +289,17 @@ class Hyper:
 def hyperparameters(
     coding: Coding, points: np.ndarray, values: np.ndarray, target: Callable[[np.ndarray], np.ndarray]
 ) -> Hyper:
-    """Fitted to the first trials up to a number that grows in steps, so that most proposals find them in a cache; which
-    does not change them."""
-    count = STARTUP
-    while count + max(2, int(count * FIT_EVERY)) <= len(points):
-        count += max(2, int(count * FIT_EVERY))
-    few = _relevant(rankdata(values[:count], method="ordinal"), FIT_POINTS)
+    """Fit the hyperparameters to the first trials.
+
+    Their number grows in steps, so that most proposals reuse a cached fit. The cache does not affect the result.
+    """
+    count = STARTUP_TRIALS
+    while count + max(2, int(count * FIT_GROWTH)) <= len(points):
+        count += max(2, int(count * FIT_GROWTH))
+    chosen = _representative(rankdata(values[:count], method="ordinal"), FIT_TRIALS)
     return _fit(
-        points[few].tobytes(),
-        target(values[:count])[few].tobytes(),
+        points[chosen].tobytes(),
+        target(values[:count])[chosen].tobytes(),
         coding.counts.tobytes(),
         coding.ordered.tobytes(),
     )
@@ -294,7 +307,7 @@ def hyperparameters(
 
 @functools.lru_cache(maxsize=64)
 def _fit(points: bytes, targets: bytes, counts: bytes, ordered: bytes) -> Hyper:
-    """The hyperparameters with the largest posterior density. All arguments are bytes, to be looked up by."""
+    """Return the hyperparameters with the largest posterior density. Arguments are bytes so that they can be hashed."""
     y, numbers = np.frombuffer(targets), np.frombuffer(ordered, dtype=bool)
     rows = np.frombuffer(points, dtype=int).reshape(len(y), len(numbers))
     tables = distances(np.frombuffer(counts, dtype=int), numbers)
@@ -312,8 +325,10 @@ def _unpack(x: np.ndarray, choices: int) -> Hyper:
 
 
 def _misfit(x: np.ndarray, apart: np.ndarray, ordered: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray]:
-    """Minus the log posterior density of the hyperparameters, less a constant, and its gradient. Mean and variance of
-    the signal are at their best values for each of them."""
+    """Return the negative log posterior density of the hyperparameters, up to a constant, and its gradient.
+
+    The mean and variance of the signal are set to their optimal values.
+    """
     choices, n = len(apart), len(y)
     hyper = _unpack(x, choices)
     single, slopes = _single(apart, ordered, hyper.theta)
@@ -347,18 +362,21 @@ def _misfit(x: np.ndarray, apart: np.ndarray, ordered: np.ndarray, y: np.ndarray
     gradient[choices + 1 :] = (hyper.weights * (by_part - by_part @ hyper.weights))[:2]
     means = np.concatenate([np.full(choices, THETA_PRIOR[0]), [NOISE_PRIOR[0]], np.zeros(2)])
     deviations = np.concatenate([np.full(choices, THETA_PRIOR[1]), [NOISE_PRIOR[1]], np.ones(2)])
-    away = (x - means) / deviations
-    return value + 0.5 * away @ away, gradient + away / deviations
+    scaled = (x - means) / deviations
+    return value + 0.5 * scaled @ scaled, gradient + scaled / deviations
 
 
 def _single(apart: np.ndarray, ordered: np.ndarray, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Correlations by each choice alone [choices, n, m], and their derivatives by log theta."""
-    both = [_correlation(table, number, scale) for table, number, scale in zip(apart, ordered, theta, strict=True)]
-    return np.array([kernel for kernel, _ in both]), np.array([slope for _, slope in both])
+    """Return the correlations by each choice alone [choices, n, m] and their derivatives by log theta."""
+    pairs = [_correlation(table, number, scale) for table, number, scale in zip(apart, ordered, theta, strict=True)]
+    return np.array([kernel for kernel, _ in pairs]), np.array([slope for _, slope in pairs])
 
 
 def _correlation(apart: np.ndarray, ordered: bool, theta: float) -> tuple[np.ndarray, np.ndarray]:
-    """Matérn 5/2 of an ordered choice, exp(-theta) between two categories; and the derivative by log theta."""
+    """Return the correlation of one choice and its derivative by log theta.
+
+    It is Matérn 5/2 for an ordered choice, and exp(-theta) between two categories.
+    """
     scaled = apart * theta * (np.sqrt(5) if ordered else 1)
     plain = np.exp(-scaled)
     if ordered:
@@ -367,14 +385,17 @@ def _correlation(apart: np.ndarray, ordered: bool, theta: float) -> tuple[np.nda
 
 
 class Process:
-    """A Gaussian process with a constant mean. `pending` points [k, choices] are known to be measured but not how: they
-    lower the spread, and leave the mean as it is (as when each is told what the model expects)."""
+    """A Gaussian process with a constant mean.
+
+    `pending` points [k, choices] have no values yet. They lower the standard deviation and leave the mean unchanged, as
+    if each had the value that the model predicts.
+    """
 
     def __init__(
         self, coding: Coding, points: np.ndarray, targets: np.ndarray, hyper: Hyper, pending: np.ndarray
     ) -> None:
         self._shares = hyper.weights
-        # The correlations are sums over the choices of tables at the two points' values, so products of matrices.
+        # The correlations are sums over choices of table entries at the two points' values, hence matrix products.
         tables = [
             _correlation(apart, ordered, theta)[0]
             for apart, ordered, theta in zip(
@@ -400,7 +421,7 @@ class Process:
         self._variance = max(half @ half / count, 1e-12)
 
     def _kernel(self, rows: np.ndarray) -> np.ndarray:
-        """Between the process's own points and `rows` [n, choices]: [points, n]."""
+        """Return the kernel [points, n] between the points of the process and `rows` [n, choices]."""
         choices = rows.shape[1]
         chosen = np.zeros((len(rows), self._tables[0].shape[1]))
         chosen[np.arange(len(rows))[:, None], self._starts + rows] = 1
@@ -409,7 +430,7 @@ class Process:
         return self._shares[0] / choices * total + self._shares[1] * pairs + self._shares[2] * np.exp(logarithms)
 
     def predict(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of the signal at `rows` [n, choices]: [n] each."""
+        """Return the mean [n] and standard deviation [n] of the signal at `rows` [n, choices]."""
         kernel = self._kernel(rows)
         half = solve_triangular(self._lower, kernel, lower=True)
         explained = np.einsum("ij,ij->j", half, half)
@@ -417,18 +438,20 @@ class Process:
         return mean, np.sqrt(self._variance * np.maximum(1 - explained, 1e-9))
 
 
-# --- what is promised -----------------------------------------------------------------------------------------------
+# --- acquisition ----------------------------------------------------------------------------------------------------
 
 
 def expected_improvement(mean: np.ndarray, deviation: np.ndarray, level: np.ndarray | float) -> np.ndarray:
-    """Of normal variables below `level` (broadcast)."""
+    """Return the expected improvement of normal variables below `level`; arguments are broadcast."""
     z = (level - mean) / deviation
     return deviation * (z * ndtr(z) + np.exp(-0.5 * z * z) / np.sqrt(2 * np.pi))
 
 
-class VolumePromise:
-    """Expected improvement of the hypervolume of candidates in a pool. Only the first objective is uncertain; what is
-    known before training counts as it is, and what is measured and smooth, like latency, as a model of its own expects.
+class VolumeImprovement:
+    """Expected hypervolume improvement of candidates in a pool.
+
+    Only the first objective is uncertain. Objectives known before training have their exact values. Measured objectives
+    such as latency have the means that separate models predict.
     """
 
     def __init__(
@@ -441,26 +464,26 @@ class VolumePromise:
         front: np.ndarray,
     ) -> None:
         self._coding, self._model, self._points = coding, model, points
-        self._targets, self._costs = targets, costs  # [t]; [t, k], logarithms
+        self._targets, self._costs = targets, costs  # targets [t]; logarithms of costs [t, k]
         self._front = front  # [t]
         self._models: dict[int, Process] = {}
 
     def __call__(self, rows: np.ndarray, pool: Pool) -> np.ndarray:
-        """[n], for `rows` that were accepted."""
+        """Return the expected improvements [n] of accepted `rows`."""
         known = [pool.known(row) or () for row in rows]
-        own = np.array([[np.nan if v is None else np.log(max(v, 1e-12)) for v in values[1:]] for values in known])
-        for column in np.flatnonzero(np.isnan(own).any(axis=0)):
-            own[:, column] = self._cost_model(int(column)).predict(rows)[0]
+        costs = np.array([[np.nan if v is None else np.log(max(v, 1e-12)) for v in values[1:]] for values in known])
+        for column in np.flatnonzero(np.isnan(costs).any(axis=0)):
+            costs[:, column] = self._cost_model(int(column)).predict(rows)[0]
         mean, deviation = self._model.predict(rows)
-        return volume_improvement(mean, deviation, own, self._targets, self._costs, self._front)
+        return volume_improvement(mean, deviation, costs, self._targets, self._costs, self._front)
 
     def _cost_model(self, column: int) -> Process:
         if column not in self._models:
             values = self._costs[:, column]
-            chosen = _relevant(np.arange(len(values)), POINTS)
+            chosen = _representative(np.arange(len(values)), MODEL_TRIALS)
             hyper = hyperparameters(self._coding, self._points, values, lambda v: v - v.mean())
-            nothing = self._points[:0]
-            self._models[column] = Process(self._coding, self._points[chosen], values[chosen], hyper, nothing)
+            no_pending = self._points[:0]
+            self._models[column] = Process(self._coding, self._points[chosen], values[chosen], hyper, no_pending)
         return self._models[column]
 
 
@@ -472,13 +495,21 @@ def volume_improvement(
     table: np.ndarray,
     front: np.ndarray,
 ) -> np.ndarray:
-    """Expected growth of the volume that is dominated [n], of candidates whose first value is normal and whose `costs`
-    [n, k] are exact, over trials with `targets` [t] and costs `table` [t, k]; no other dominates those in `front`."""
+    """Return the expected growth [n] of the dominated volume for each candidate.
+
+    Args:
+        mean: Mean [n] of the first objective of the candidates, which is normally distributed.
+        deviation: Standard deviation [n] of the first objective.
+        costs: Exact values [n, k] of the other objectives.
+        targets: First objective [t] of the trials.
+        table: Other objectives [t, k] of the trials.
+        front: Mask [t] of the trials that no other trial dominates.
+    """
     worst = targets.max()
-    axes = []  # of each cost, the edges of the cells
-    for column, all_of in zip(table[front].T, table.T, strict=True):
+    axes = []  # (edges of the cells, upper end, range) of each cost
+    for column, values in zip(table[front].T, table.T, strict=True):
         edges = np.unique(np.quantile(column, np.linspace(0, 1, LEVELS), method="nearest"))
-        low, high = all_of.min(), all_of.max()
+        low, high = values.min(), values.max()
         reach = max(high - low, 1e-9)
         axes.append((np.unique(np.concatenate([[low - reach], edges])), high + 0.1 * reach, reach))
     grids = np.meshgrid(*[edges for edges, _, _ in axes], indexing="ij")
@@ -489,7 +520,7 @@ def volume_improvement(
     )
     inside = np.all(table[front][None] <= lows[:, None] + 1e-12, axis=2)  # [cells, front]
     levels = np.where(inside, targets[front][None], worst).min(axis=1)
-    # The part of each cell that lies above the candidate's own costs.
+    # Fraction of each cell that is above the candidate's costs.
     shares = np.ones((len(mean), len(lows)))
     for k, (_, _, reach) in enumerate(axes):
         shares *= np.clip(highs[None, :, k] - np.maximum(lows[None, :, k], costs[:, None, k]), 0, None) / reach
