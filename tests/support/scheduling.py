@@ -39,5 +39,6 @@ class GroupScheduling(LoadGroupScheduling):
         unit[crashed] = True
         self.workqueue.update({scope: unit for scope, unit in units.items() if not all(unit.values())})
         for other in self.assigned_work:
-            self._reschedule(other)
+            if other in self.registered_collections:  # else it has just started, and asks for tests when it is ready
+                self._reschedule(other)
         return crashed
