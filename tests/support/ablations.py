@@ -1,4 +1,4 @@
-"""Ablations as `dnas ablate` would leave them, with errors that are given: no training."""
+"""Ablation studies as `dnas ablate` would leave them, with given errors instead of training."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ bottleneck  = [0, 4]
 compression = [1.0, 0.5]
 """
 PLAIN = DenseNetSpec((2, 2, 2), growth_rate=8, bottleneck=0, compression=1.0, in_channels=1, image_size=8)
-# name -> (levels, spec): two factors of two levels each, the first variant the base.
+# Levels and spec by name of a variant, for two factors of two levels each. The first variant is the base.
 VARIANTS: dict[str, tuple[dict[str, Any], Spec]] = {
     "plain": ({"bottleneck": 0, "compression": 1.0}, PLAIN),
     "B": ({"bottleneck": 4, "compression": 1.0}, dataclasses.replace(PLAIN, bottleneck=4)),
@@ -49,16 +49,33 @@ def make_ablation(
     records: Mapping[str, Any] | None = None,
     **config: Any,
 ) -> StudyFolder:
-    """A study whose runs ended as `errors` says: variant -> seed -> its validation error, or a state without one.
+    """Create a study whose runs have given outcomes.
 
-    residuals: of the variants' params from the base's, as fractions. records: fields that every record has so.
+    Args:
+        path: Folder of the study.
+        errors: Validation error, or state of a run without one, by variant and seed.
+        variants: Levels and spec by name of a variant. The first one is the base.
+        design: Design of the ablation.
+        equal: Cost that variants are matched in.
+        epochs: Epochs of each run.
+        data: Changes to the description of the data.
+        residuals: Relative differences in params from the base, by variant.
+        seeds: Seeds, or the text that requests them; by default, the seeds of `errors`.
+        most: Largest number of seeds.
+        earlier: Seeds of earlier rounds.
+        question: Question of the ablation.
+        records: Fields that all records share.
+        config: Changes to study.toml.
+
+    Returns:
+        Folder of the study.
     """
     study = StudyFolder(path)
     facts = DATA | dict(data or {})
     base = next(iter(variants))
-    asked = sorted({seed for row in errors.values() for seed in row})
+    given_seeds = sorted({seed for row in errors.values() for seed in row})
     recipe = {"name": "fast", "epochs": epochs, "batch_size": 64, "learning_rate": 0.1, "schedule": "one-cycle"}
-    keys = [(name, seed) for seed in asked for name in variants if seed in errors.get(name, {})]
+    keys = [(name, seed) for seed in given_seeds for name in variants if seed in errors.get(name, {})]
     rows = [
         {
             "key": f"{name}/s{seed}",
@@ -71,8 +88,8 @@ def make_ablation(
         }
         for name, seed in keys
     ]
-    prices = {name: cost(spec) for name, (_, spec) in variants.items()}
-    found = {
+    costs = {name: cost(spec) for name, (_, spec) in variants.items()}
+    ablation = {
         "question": question,
         "text": TEXT,
         "base": base,
@@ -80,7 +97,7 @@ def make_ablation(
         "equal": equal,
         "tolerance": 0.01,
         "alpha": 0.05,
-        "seeds": asked if seeds is None else seeds,
+        "seeds": given_seeds if seeds is None else seeds,
         **({"most": most} if most else {}),
         **({"earlier": earlier} if earlier else {}),
         "factors": {key: list(dict.fromkeys(v[0][key] for v in variants.values())) for key in variants[base][0]},
@@ -89,9 +106,9 @@ def make_ablation(
                 "name": name,
                 "levels": levels,
                 "network": format_name(spec),
-                "params": prices[name].params,
-                "macs": prices[name].macs,
-                "residual": (residuals or {}).get(name, prices[name].params / prices[base].params - 1),
+                "params": costs[name].params,
+                "macs": costs[name].macs,
+                "residual": (residuals or {}).get(name, costs[name].params / costs[base].params - 1),
                 "epochs": epochs,
                 "changed": {key: value for key, value in levels.items() if value != variants[base][0][key]},
             }
@@ -103,7 +120,7 @@ def make_ablation(
             "name": path.name,
             "kind": LIST,
             "created": "2026-01-02T03:04:05+00:00",
-            "command": f"dnas ablate {path.name} --seeds {len(asked)}",
+            "command": f"dnas ablate {path.name} --seeds {len(given_seeds)}",
             "trials": len(rows),
             "seed": 0,
             "objective": "val_error",
@@ -119,15 +136,15 @@ def make_ablation(
             "data": facts,
             "versions": VERSIONS,
             "runs": rows,
-            "ablation": found,
+            "ablation": ablation,
         }
         | config
     )
     test = study.config()["objective"] == "test_error"
     for number, (name, seed) in enumerate(keys):
-        end = errors[name][seed]
-        state = "complete" if not isinstance(end, str) else end
-        error = end if not isinstance(end, str) else None
+        outcome = errors[name][seed]
+        state = "complete" if not isinstance(outcome, str) else outcome
+        error = outcome if not isinstance(outcome, str) else None
         record = add_trial(
             study,
             number,
@@ -148,7 +165,7 @@ def make_ablation(
 
 
 def _end_at(study: StudyFolder, number: int, error: float, seed: int) -> None:
-    """A curve that falls to `error`."""
+    """Write a curve that falls to `error`."""
     rng = np.random.default_rng(seed)
     last = len(study.curve(study.trial_folder(number)))
     rows = [

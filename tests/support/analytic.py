@@ -1,4 +1,4 @@
-"""An executor whose trainings are formulas: what the search does with curves, failures and deaths, in milliseconds."""
+"""An executor that computes runs by a formula, to test searches with failures and lost workers in milliseconds."""
 
 import dataclasses
 import math
@@ -14,11 +14,11 @@ from dnas.space.space import Space
 from dnas.study.config import RunConfig, SearchConfig
 from dnas.study.record import TrialRecord
 
-Trouble = Callable[[Job, int], Message | None]  # what happens to a job before an epoch, if anything
+Trouble = Callable[[Job, int], Message | None]  # returns the failure of a job before an epoch, if any
 
 
 def curve(spec: DenseNetSpec, epochs: int) -> list[float]:
-    """Validation errors that fall towards a floor which rewards size, depth and dense connections."""
+    """Return validation errors that fall towards a floor, which is lower for large and densely connected networks."""
     floor = 0.02 + 0.3 / math.log(cost(spec).params) + 0.02 * (spec.connectivity == "none")
     return [floor + (0.9 - floor) * math.exp(-4 * epoch / epochs) for epoch in range(1, epochs + 1)]
 
@@ -43,7 +43,7 @@ def result(row: dict[str, Any], finished: bool) -> dict[str, Any]:
 
 
 class AnalyticExecutor:
-    """Keeps the contract of `LocalExecutor`: a job that is started again repeats the epochs it had reported."""
+    """Executor with the contract of `LocalExecutor`: a restarted job repeats the epochs that it had reported."""
 
     def __init__(self, trouble: Trouble = lambda job, epoch: None) -> None:
         self.trouble = trouble
@@ -51,7 +51,7 @@ class AnalyticExecutor:
         self.asked: set[str] = set()
         self.started: list[Job] = []
         self.last: dict[str, dict[str, Any]] = {}
-        self.seconds = 0.0  # of the simulated clock: one an epoch
+        self.seconds = 0.0  # of the simulated clock, which advances by one per epoch
 
     @property
     def running(self) -> list[str]:
@@ -120,7 +120,7 @@ class AnalyticExecutor:
 
 
 class Silent:
-    """Shows nothing; counts."""
+    """A display that shows nothing and keeps its notes."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -136,12 +136,12 @@ class Silent:
 
 
 def search_config(trials: int, space: Space | None = None, **changes: Any) -> SearchConfig:
-    """A search of 200 digits. changes: fields of `SearchConfig`, and of its `RunConfig`."""
+    """Return the config of a search on 200 digits. changes: fields of `SearchConfig` and of its `RunConfig`."""
     run = RunConfig({"name": "digits", "subset": 200})
     return changed(SearchConfig(space or load_space("digits_bc"), "s", trials, run), **changes)
 
 
 def changed(config: SearchConfig, **changes: Any) -> SearchConfig:
-    """Replace fields of `config`, and of its `RunConfig`."""
-    of_run = {name: changes.pop(name) for name in list(changes) if name in RunConfig.__dataclass_fields__}
-    return dataclasses.replace(config, run=dataclasses.replace(config.run, **of_run), **changes)
+    """Replace fields of `config` and of its `RunConfig`."""
+    run_changes = {name: changes.pop(name) for name in list(changes) if name in RunConfig.__dataclass_fields__}
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, **run_changes), **changes)

@@ -1,4 +1,4 @@
-"""A real Chromium: Debian's `chromium`, or whichever is there."""
+"""A real browser: Debian's `chromium`, or Google Chrome."""
 
 import shutil
 from collections.abc import Iterator
@@ -14,10 +14,10 @@ PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 
 
 def program() -> str:
-    found = next((path for name in PROGRAMS if (path := shutil.which(name))), None)
-    if found is None:
+    executable = next((path for name in PROGRAMS if (path := shutil.which(name))), None)
+    if executable is None:
         pytest.fail("the tests of the page need a Chromium: apt-get install chromium")
-    return found
+    return executable
 
 
 @contextmanager
@@ -31,7 +31,7 @@ def chromium() -> Iterator[Browser]:
 
 
 class Opened:
-    """A page as a browser shows it; what went wrong on the way is in `errors`, what it asked for in `requests`."""
+    """A page in a browser. `errors` holds its error messages, `requests` the URLs that it requested."""
 
     def __init__(self, browser: Browser, path: Path, width: int = 1440, dark: bool = False) -> None:
         self.context = browser.new_context(
@@ -43,16 +43,16 @@ class Opened:
         self.inner.send("Performance.enable", {"timeDomain": "threadTicks"})
         self.errors: list[str] = []
         self.requests: list[str] = []
-        self.page.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
+        self.page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on("request", lambda asked: self.requests.append(asked.url))
+        self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(path.absolute().as_uri(), wait_until="load")
 
     def seconds(self) -> float:
-        """Seconds of a core that the page has taken so far: those of other programs don't count."""
-        measured = self.inner.send("Performance.getMetrics")["metrics"]
-        return float({one["name"]: one["value"] for one in measured}["TaskDuration"])
+        """Return the CPU seconds that the page has used so far, without other programs."""
+        metrics = self.inner.send("Performance.getMetrics")["metrics"]
+        return float({metric["name"]: metric["value"] for metric in metrics}["TaskDuration"])
 
     def overflow(self) -> int:
-        """Pixels by which the page is wider than its window."""
+        """Return the number of pixels by which the page is wider than its window."""
         return int(self.page.evaluate("document.documentElement.scrollWidth - innerWidth"))

@@ -1,4 +1,4 @@
-"""Commands as processes that start at once: each is forked from a server that has imported torch and dnas.
+"""Commands as processes that start fast, because they are forked from a server that has imported torch and dnas.
 
 A new Python imports for 3 to 6 seconds of a core before `dnas search` trains, and its forkserver for as long again. A
 forked process starts in 0.05 seconds, and so does its forkserver. Tests of start-up, of signals while Python ends, and
@@ -84,7 +84,7 @@ class Command:
         return self.returncode
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """Wait for its end, and return its output and its errors."""
+        """Wait for the end of the process and return its output and its errors."""
         self.wait(timeout)
         return self._read(self.out), self._read(self.errors)
 
@@ -115,7 +115,7 @@ def _serve(requests: socket.socket) -> dict[str, Any]:
             break
         for descriptor in descriptors:
             os.close(descriptor)
-        while os.waitpid(-1, os.WNOHANG)[0]:  # the supervisors that ended
+        while os.waitpid(-1, os.WNOHANG)[0]:  # reap supervisors that ended
             pass
     requests.close()
     channel = socket.socket(fileno=descriptors[0])
@@ -135,7 +135,7 @@ def _serve(requests: socket.socket) -> dict[str, Any]:
 
 def _close_all_but(*kept: int) -> None:
     for descriptor in {int(path.name) for path in Path("/proc/self/fd").iterdir()} - {*kept}:
-        with suppress(OSError):  # the folder's own, closed by now
+        with suppress(OSError):  # the descriptor of the folder is already closed
             os.close(descriptor)
 
 
@@ -153,7 +153,7 @@ def _spawn_by_fork(path: bytes, arguments: list[str], descriptors: list[int]) ->
 
 
 def _run(code: str, namespace: dict[str, Any]) -> None:
-    """Execute `code` and end the process as Python does, but without freeing torch's modules: 2 seconds of a core."""
+    """Execute `code` and end the process as Python does, but skip freeing torch's modules, which takes 2 seconds."""
     status = 0
     try:
         exec(code, namespace)

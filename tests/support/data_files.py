@@ -1,4 +1,4 @@
-"""Small data files that the data tests write, in the formats of the real ones."""
+"""Small data files in the formats of the real data sets."""
 
 import io
 import pickle
@@ -11,7 +11,7 @@ from PIL import Image
 
 
 def noise(seed: int, side: int, channels: int = 3) -> Image.Image:
-    """An image like no other: noise of `seed`."""
+    """Return an image of noise drawn from `seed`."""
     shape = (side, side, 3) if channels == 3 else (side, side)
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
 
@@ -19,7 +19,7 @@ def noise(seed: int, side: int, channels: int = 3) -> Image.Image:
 def write_folder(
     root: Path, part: str, classes: list[str], each: int, side: int, channels: int = 3, ending: str = "png"
 ) -> list[Path]:
-    """`each` noise images a class under `root`/`part`; no two images of one `part` are alike."""
+    """Write `each` distinct noise images per class under `root`/`part` and return their paths."""
     paths = []
     for c, name in enumerate(classes):
         folder = root / part / name
@@ -32,7 +32,7 @@ def write_folder(
 
 
 def write_cifar(folder: Path, files: dict[str, int], meta: tuple[str, str], label_key: str, classes: int) -> None:
-    """CIFAR's pickles: every file of `files` with so many random images, labels going round the classes."""
+    """Write pickles like those of CIFAR, with cyclic labels. files: number of random images by file name."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for file, count in files.items():
@@ -45,7 +45,7 @@ def write_cifar(folder: Path, files: dict[str, int], meta: tuple[str, str], labe
 
 
 def write_svhn(path: Path, count: int, value: int) -> None:
-    """SVHN's .mat: X [32, 32, 3, N] all of `value`, y [N, 1] with the digit 0 written as 10."""
+    """Write a .mat file like those of SVHN: X [32, 32, 3, N] filled with `value`, y [N, 1] with 10 for the digit 0."""
     labels = np.array([[i % 10 or 10] for i in range(count)], dtype=np.uint8)
     scipy.io.savemat(path, {"X": np.full((32, 32, 3, count), value, dtype=np.uint8), "y": labels})
 
@@ -63,7 +63,7 @@ def jpeg(seed: int, side: int) -> bytes:
 
 
 def write_imagenet_archives(folder: Path, wnids: list[str], each: int, side: int) -> None:
-    """The three official archives with `each` training images and one test image a class."""
+    """Write the three official archives with `each` training images and one test image per class."""
     folder.mkdir(parents=True)
     with tarfile.open(folder / "ILSVRC2012_img_train.tar", "w") as train:
         for c, wnid in enumerate(wnids):

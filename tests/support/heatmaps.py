@@ -5,11 +5,11 @@ from matplotlib.collections import QuadMesh
 
 
 def meshes(axes: Axes) -> list[QuadMesh]:
-    """Heatmaps drawn on `axes`."""
+    """Return the heatmaps on `axes`."""
     return [part for part in axes.collections if isinstance(part, QuadMesh)]
 
 
 def mesh(axes: Axes) -> QuadMesh:
-    """The only heatmap on `axes`."""
+    """Return the only heatmap on `axes`."""
     (cells,) = meshes(axes)
     return cells

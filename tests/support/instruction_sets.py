@@ -30,7 +30,7 @@ def narrow_specs() -> Iterator[Spec]:
 
 
 def smallest(space: Space) -> Spec:
-    """Return the cheapest of a hundred random networks of the space, as the data set's images make it."""
+    """Return the cheapest of a hundred random networks of the space, for the images of its data set."""
     rng = random.Random(0)
     specs = (space.feasible(space.random_point(rng)) for _ in range(DRAWS))
     return min((spec for spec in specs if spec is not None), key=lambda spec: cost(spec).macs)

@@ -1,6 +1,6 @@
-"""Runs the Triton kernels on the CPU, through Triton's interpreter, and prints how far they are from `ref` in float64.
+"""Run the Triton kernels on the CPU through Triton's interpreter, and print their errors relative to `ref` in float64.
 
-A process of its own, which tests/nn/test_triton.py starts with TRITON_INTERPRET=1: Triton reads it when it is imported.
+tests/nn/test_triton.py starts this as a process with TRITON_INTERPRET=1, because Triton reads the variable on import.
 """
 
 import json
@@ -20,7 +20,7 @@ from tests.nn.test_dense_block import images, nets, step
 DENSE = ((0,), (0, 1), (0, 1, 2))
 WINDOW = ((0,), (1,), (2,))
 LOG = ((0,), (0, 1), (1, 2), (0, 2, 3))
-# A block, its images and their sizes, and whether the bottlenecks are recomputed. 5 × 7 × 5 pixels are two tiles.
+# A block, the shape of its images, and whether its bottlenecks are recomputed. 5 × 7 × 5 pixels fill two tiles.
 CASES = {
     "plain": (BlockShape((5, 4, 4), DENSE, (0, 0), "pool", 0.0, 1e-5), (5, 7, 5), False),
     "plain, dropout, window": (BlockShape((3, 4, 6), WINDOW, (0, 0), "relu", 0.3, 1e-5), (2, 4, 4), False),
@@ -82,19 +82,19 @@ def block_errors(name: str) -> dict[str, float]:
     masks = list(drawn_masks(shape, x, weights)) if shape.dropout else []
     truth = run(REF, shape, x.double(), [weight.double() for weight in weights], masks, recompute)
     found = run(TRITON, shape, x, weights, masks, recompute)
-    again = run(TRITON, shape, x, weights, masks, recompute) if shape.layers == 1 else found
-    return errors(found, truth) | {"same bits": float(any(not torch.equal(found[key], again[key]) for key in found))}
+    repeated = run(TRITON, shape, x, weights, masks, recompute) if shape.layers == 1 else found
+    return errors(found, truth) | {"same bits": float(any(not torch.equal(found[key], repeated[key]) for key in found))}
 
 
 def far_from_zero_errors() -> dict[str, float]:
-    """The variance of maps whose mean is a thousand times as large as they are wide."""
+    """Return errors for feature maps whose mean is a thousand times as large as their standard deviation."""
     shape = BlockShape((3, 2), ((0,), (0, 1)), (0,), "relu", 0.0, 1e-5)
     torch.manual_seed(0)
     x, weights = torch.randn(3, 3, 7, 8) + 1000, weights_of(shape)
     centre = torch.zeros(3, 3)
     centre[1, 1] = 1.0
     weights[1] += 1000
-    weights[2] = weights[2].abs() * centre  # one tap: no edge is seen
+    weights[2] = weights[2].abs() * centre  # a single tap, so that borders do not matter
     double = [weight.double() for weight in weights]
     return errors(
         dict(zip(("mean", "variance"), TRITON.forward(shape, x, weights, [], False)[1], strict=True)) | {"gradient": x},
@@ -104,7 +104,7 @@ def far_from_zero_errors() -> dict[str, float]:
 
 
 def network_errors(name: str, memory: str) -> dict[str, float]:
-    """A whole training step and an evaluation, running statistics too."""
+    """Return errors of a training step and an evaluation of a network, including running statistics."""
     spec = parse_name(name)
     fast, exact = nets(spec, "triton", torch.float32, memory)[1], nets(spec, "ref", torch.float64)[1]
     x, y = images(spec, 3, torch.float32)
@@ -112,7 +112,7 @@ def network_errors(name: str, memory: str) -> dict[str, float]:
 
 
 def reasons_under_autocast() -> list[str]:
-    """Why a block is left to its modules where x is bfloat16 and the weights float32, and where both are float32."""
+    """Return why blocks fall back to their modules under autocast, for x in bfloat16 and in float32."""
     net = nets(parse_name("densenet-bc:layers=1-1,k=3,size=8"), "triton", torch.float32)[1].train()
     block, after, x = net.features.denseblock1, net.features.transition1, torch.zeros(2, net.spec.stem_width, 8, 8)
     with torch.autocast("cpu", torch.bfloat16):
@@ -125,7 +125,7 @@ def reasons_under_autocast() -> list[str]:
 
 if __name__ == "__main__":
     early = "dnas.nn.kernels.triton_kernels" in sys.modules
-    triton_block.TILES = 1  # two tiles are added up in two rounds
+    triton_block.TILES = 1  # sums over two tiles take two rounds
     found: dict[str, Any] = {name: block_errors(name) for name in CASES} | {"imported early": early}
     dtypes = torch.float32, torch.float64
     found["why not"] = [TRITON.unsupported_reason(torch.zeros(1, 1, 2, 2, dtype=dtype), []) for dtype in dtypes]

@@ -15,7 +15,7 @@ import psycopg
 
 from tests.support.patience import patience
 
-PASSWORD = "s3cret:w/th@signs"  # in a URL it may be escaped, or not
+PASSWORD = "s3cret:w/th@signs"  # URLs may contain it with or without escapes
 
 
 def binary(name: str) -> str:
@@ -52,7 +52,7 @@ class Server:
         self.start()
 
     def _run(self, command: list[object]) -> None:
-        done = subprocess.run(
+        process = subprocess.run(
             [str(word) for word in command],
             cwd=self.folder,
             capture_output=True,
@@ -60,7 +60,7 @@ class Server:
             check=False,
             **self.user,  # type: ignore[call-overload]
         )
-        assert done.returncode == 0, done.stderr
+        assert process.returncode == 0, process.stderr
 
     def start(self) -> None:
         command = [binary("postgres"), "-D", self.data, "-p", self.port, "-k", self.folder, "-h", "127.0.0.1"]

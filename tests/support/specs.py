@@ -1,4 +1,4 @@
-"""Random small specs of every kind, for the tests that state laws."""
+"""Strategies for random small specs of every kind, for property-based tests."""
 
 from hypothesis import assume
 from hypothesis import strategies as st

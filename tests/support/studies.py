@@ -1,4 +1,4 @@
-"""Studies as a search would leave them, made by a formula: no training."""
+"""Studies as a search would leave them, computed by a formula without training."""
 
 import dataclasses
 import math
@@ -62,8 +62,10 @@ def make_study(
     image: tuple[int, int] = (1, 8),
     **config: Any,
 ) -> StudyFolder:
-    """A study with one trial for each of `states`; every seventh is of the control arm, the first two `first`. The log
-    tells of what is paused, and of nothing else."""
+    """Create a study with one trial per entry of `states`.
+
+    The arm of the first two trials is `first`, that of every seventh trial `control`. The log holds only pauses.
+    """
     study = StudyFolder(path)
     data = DATA | (data or {})
     study.create(
@@ -126,11 +128,11 @@ def add_trial(
     rng: np.random.Generator | None = None,
     **changes: Any,
 ) -> TrialRecord:
-    """Writes the folder of one trial, its error falling like a power of its size and, over the epochs, towards it."""
+    """Write the folder of a trial. Its final error is a power of its size, and its curve falls towards it."""
     rng = rng or np.random.default_rng(number)
-    price = cost(spec)
+    costs = cost(spec)
     objective = study.config().get("objective", "val_error")
-    floor = 0.35 * (price.params / 1000) ** -0.5 * float(np.exp(rng.normal(0, 0.15)))
+    floor = 0.35 * (costs.params / 1000) ** -0.5 * float(np.exp(rng.normal(0, 0.15)))
     done = {
         "complete": epochs,
         "stopped": max(1, epochs // 4),
@@ -163,7 +165,7 @@ def add_trial(
         {"growth_rate": spec.growth_rates[0], **{f"block_layers_{i}": n for i, n in enumerate(spec.block_layers, 1)}},
         spec,
         state=state,
-        cost=dataclasses.asdict(price),
+        cost=dataclasses.asdict(costs),
         seed=[0, number],
         data=data,
         epochs=done,
@@ -175,7 +177,7 @@ def add_trial(
             "failed": "diverged: the training loss is nan at step 3 of epoch 1.",
             "infeasible": "params 61,002 > 60,000",
         }.get(state),
-        latency=1e-9 * price.macs if "latency" in objective else None,
+        latency=1e-9 * costs.macs if "latency" in objective else None,
         versions=VERSIONS,
         commit="f" * 40,
         host="test-host",
@@ -193,7 +195,7 @@ def add_trial(
 
 
 def plain_norms(spec: DenseNetSpec, epochs: int) -> dict[str, np.ndarray]:
-    """norms.npz's arrays: weights that shrink, the deeper the layer the less; parameters of norms are there too."""
+    """Return the arrays of norms.npz: weights shrink, less so in deep layers. Some biases and norms are included."""
     from dnas.analysis.weight_norms import weight_sizes
 
     sizes = weight_sizes(spec)
@@ -216,14 +218,14 @@ def write_norms(folder: Path, plain: dict[str, np.ndarray]) -> None:
     np.savez(folder / "norms.npz", **plain)  # type: ignore[arg-type]
 
 
-# What two runs of a study may differ in; and somebody may commit while the tests run.
-OF_THE_RUN = ("host", "started", "ended", "seconds", "peak_memory_bytes", "commit")
+# Fields in which two runs of a study may differ. The commit may change while the tests run.
+RUN_FIELDS = ("host", "started", "ended", "seconds", "peak_memory_bytes", "commit")
 
 
 def equal_but_times(records: Iterable[TrialRecord]) -> list[dict[str, Any]]:
-    """Records without what the host and its speed decide: equal for equal studies, whatever trained them."""
+    """Return records without the fields that depend on the host and its speed."""
     return [
-        {key: value for key, value in dataclasses.asdict(record).items() if key not in OF_THE_RUN} for record in records
+        {key: value for key, value in dataclasses.asdict(record).items() if key not in RUN_FIELDS} for record in records
     ]
 
 
@@ -232,7 +234,7 @@ def events_but_times(events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]
 
 
 SEARCHED_SPACE = """\
-# Small DenseNets for 8×8 digits with a choice that hangs on another: made up for the tests.
+# Small DenseNets for 8×8 digits with a choice that depends on another: made up for the tests.
 family = "densenet"
 dataset = "digits"
 
@@ -260,7 +262,7 @@ connectivity = "none"
 
 
 def search_error(params: Mapping[str, Any]) -> float:
-    """Wider is better, the more so without dense connections; the first block's depth helps, nothing else matters."""
+    """Return an error that falls with width, more so without dense connections, and with the first block's depth."""
     narrow = (16 - params["growth_rate"]) / 12
     return float(
         0.05 + 0.1 * narrow + 0.2 * narrow * (params["connectivity"] == "none") - 0.01 * params["block_layers_1"]
@@ -274,8 +276,18 @@ def add_search(
     states: Mapping[int, str],
     **config: Any,
 ) -> StudyFolder:
-    """A search of `SEARCHED_SPACE` at random points, `error` of the params being what each came to, `written` of them;
-    the first trial is the space's first network. states: of those that are not complete."""
+    """Create a search of `SEARCHED_SPACE` at random points.
+
+    Args:
+        path: Folder of the study.
+        written: Number of trials. The first one is the first network of the space.
+        error: Returns the validation error for the params of a trial.
+        states: States of the trials that are not complete, by number.
+        config: Changes to study.toml.
+
+    Returns:
+        Folder of the study.
+    """
     space = parse_space(SEARCHED_SPACE, "searched", "the tests' space")
     study = make_study(
         path,
@@ -291,8 +303,8 @@ def add_search(
         params = dict(space.first[0]) if number == 0 else space.random_point(rng)
         state = states.get(number, "complete")
         value = error(params)
-        own = {"val_error": value, "objectives": {"val_error": value}} if state == "complete" else {}
+        outcome = {"val_error": value, "objectives": {"val_error": value}} if state == "complete" else {}
         spec = space.spec_of(params)
         assert isinstance(spec, DenseNetSpec)
-        add_trial(study, number, spec, state, 12, params=params, **own)
+        add_trial(study, number, spec, state, 12, params=params, **outcome)
     return study
