@@ -1,4 +1,4 @@
-"""Guarantees of the database: one proposer, one worker per job, a single clock, and no password in any text."""
+"""Tests of the guarantees of the database: one proposer, one worker per job, one clock, and no password in any text."""
 
 import json
 import threading
@@ -140,10 +140,10 @@ def test_finished_study_has_no_proposer(open_database: Open) -> None:
     assert proposer.take_lease(two)
 
 
-# --- the database's time ------------------------------------------------------------------------------------------
+# --- the clock of the database -----------------------------------------------------------------------------------
 
 
-def test_hosts_clock_is_not_used(open_database: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clock_of_the_host_is_not_used(open_database: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "time", lambda: 0.0)
     one = start_study(open_database())
     year = time.gmtime(one.clock()).tm_year
@@ -160,7 +160,7 @@ def test_leases_that_expire_during_an_outage_are_kept(server: Server, open_datab
     time.sleep(2.1)
     server.start()
     fresh = open_database(2.0)
-    assert not proposer.take_lease(fresh), "not by a process that connects after the outage either"
+    assert not proposer.take_lease(fresh), "a process that connects after the outage has to wait too"
     assert not proposer.take_lease(two)
     assert jobs.beat(one, 1).proposes
     assert proposer.expire_jobs(one) == []
@@ -170,7 +170,7 @@ def test_leases_that_expire_during_an_outage_are_kept(server: Server, open_datab
 def test_leases_are_kept_if_all_hosts_were_cut_off_and_expire_later(open_database: Open) -> None:
     one, two = start_study(open_database()), open_database()
     time.sleep(1.2)
-    assert not proposer.take_lease(two), "to the database, the hosts look cut off"
+    assert not proposer.take_lease(two), "the database cannot tell whether the hosts were cut off"
     pass_time(0.5, two)
     assert not proposer.take_lease(two)
     pass_time(0.8, two)
@@ -198,7 +198,7 @@ def test_jobs_are_claimed_once_in_the_order_of_the_queue(open_database: Open) ->
     taken = [jobs.claim(host, known) for host, known in ((one, []), (two, []), (one, ["3"]))]
     assert [job and job[0] for job in taken] == ["3", "1", "2"]
     assert jobs.claim(two, ["1"]) is None
-    assert jobs.claim(two, []) == ("1", 1, JOB), "its own claim, whose reply was lost"
+    assert jobs.claim(two, []) == ("1", 1, JOB), "a host may repeat a claim whose reply was lost"
 
 
 def test_dead_workers_jobs_are_lost_and_it_cannot_send_messages(open_database: Open) -> None:
@@ -224,16 +224,17 @@ def test_new_proposer_adopts_an_equal_job_and_replaces_a_different_one(open_data
     proposer.queue_job(one, "0", 1, JOB, replace=False)
     jobs.claim(two, [])
     jobs.send(two, "0", 1, "epoch", {"epoch": 1})
-    assert proposer.queue_job(one, "0", 2, JOB, replace=False) == 1, "it keeps its attempt"
-    assert [message.kind for message in proposer.read_messages(one)] == ["epoch"], "and its messages"
+    assert proposer.queue_job(one, "0", 2, JOB, replace=False) == 1, "the adopted job keeps its attempt"
+    assert [message.kind for message in proposer.read_messages(one)] == ["epoch"], "the adopted job keeps its messages"
     assert proposer.queue_job(one, "0", 3, JOB | {"recompute": True}, replace=False) == 3
     assert proposer.read_messages(one) == []
     assert jobs.held_jobs(two) == {}
 
 
 def test_new_proposer_adopts_every_unfinished_job(open_database: Open) -> None:
-    """The new proposer's host has one slot and runs one job; the other job is first and belongs to a dead host. If only
-    the first were adopted, it would wait for the slot of a job that gets no answers."""
+    """The host of the new proposer has one slot and runs the second job. The first job belongs to a dead host. If only
+    the first job were adopted, it would wait for the slot of a job that gets no answers.
+    """
     one, two = start_study(open_database()), open_database()
     for key, claimer in (("0", one), ("1", two)):
         proposer.queue_job(one, key, 1, JOB, replace=False)
@@ -271,7 +272,7 @@ def test_last_and_best_checkpoint_are_kept(open_database: Open) -> None:
     assert sorted(jobs.send(one, "0", 1, "done", {}, ends=True, finished=True)) == ["2.pt", "4.pt"]
 
 
-def test_leaving_returns_everything_at_once(open_database: Open) -> None:
+def test_leaving_returns_lease_and_jobs_at_once(open_database: Open) -> None:
     one, two = start_study(open_database(20.0)), open_database(20.0)
     jobs.beat(one, 2)
     jobs.beat(two, 3)
@@ -292,7 +293,7 @@ def test_frozen_transaction_does_not_block_other_hosts(open_database: Open) -> N
     frozen.execute("SELECT 1 FROM dnas_leases FOR UPDATE")
     late = threading.Timer(limit + 1, frozen.close)
     late.start()
-    assert proposer.take_lease(two), "once the frozen transaction has timed out"
+    assert proposer.take_lease(two), "the lease is free after the frozen transaction has timed out"
     assert time.monotonic() - began < limit
     late.cancel()
     with pytest.raises(psycopg.Error):
@@ -365,7 +366,7 @@ def test_missing_right_to_create_tables_is_reported_in_one_line(server: Server, 
         Database(guest, "s")
     assert "guest-word" not in str(error.value)
     Database(url, "s").close()
-    with pytest.raises(InputError, match="permission denied") as error:  # on tables that exist
+    with pytest.raises(InputError, match="permission denied") as error:  # the tables exist already
         queries.list_studies(Database(guest, "s"))
     assert "\n" not in str(error.value)
     server.sql(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {name}", name)

@@ -1,4 +1,4 @@
-"""The files in deploy/ and their page in docs/: parsed by the programs that read them, or executed with stand-ins.
+"""Tests of the files in deploy/ and of docs/cluster.md, which are parsed by their programs or executed with stand-ins.
 
 These tests use no Slurm, Kubernetes or cloud. They use Ray's validator and command line, dnas's parser, bash, and
 stand-ins for srun and scontrol that run the scripts' commands on this machine.
@@ -35,7 +35,7 @@ from tests.support.ray_nodes import PATIENCE, QUICK, ROOT
 
 DEPLOY = ROOT / "deploy"
 PAGE = ROOT / "docs" / "cluster.md"
-# Commands and options that this version may lack; parsed if it has them.
+# Commands and options that this version may lack. They are parsed only if they exist.
 OPTIONAL = ("worker", "pull", "train --gpus")
 SCRIPTS = sorted(DEPLOY.glob("*.sh"))
 FILES = [PAGE, *sorted(path for path in DEPLOY.iterdir() if not path.name.endswith(".dockerignore"))]
@@ -75,7 +75,7 @@ def strings_of(value: Any) -> Iterator[str]:
 def lines_of(path: Path, program: str, names: str = r"[a-z-]+") -> list[str]:
     """Return the command lines of `program` in a file, with at least one argument: `dnas worker` alone is a name."""
     lines = re.findall(rf"(?<![\w./-]){program} (?:{names}) [^`#|;&)\n]+", text_of(path))
-    # a quoted command line ends at its closing quote
+    # A quoted command line ends at its closing quote.
     return [line[: line.index("'")] if line.count("'") % 2 else line for line in lines]
 
 
@@ -86,14 +86,14 @@ def dnas_lines() -> list[tuple[str, str]]:
 
 
 def test_command_lines_are_found_in_each_file() -> None:
-    """A pattern that finds nothing would pass every test below."""
+    """Without this test a pattern without matches would pass every test below."""
     files = {name for name, _ in dnas_lines()}
     assert files >= {"cluster.md", "kuberay-job.yaml", "ray-cluster.yaml", "slurm-ray.sh", "slurm-workers.sh"}
 
 
 @pytest.mark.parametrize(("file", "line"), dnas_lines())
 def test_dnas_accepts_every_command_line(file: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # without the arguments that a script's caller adds, and without variables
+    # Remove variables and arguments that the caller of a script adds.
     text = line.replace('"$@"', "").replace("[options of dnas search]", "").replace("...", "")
     words = shlex.split(re.sub(r"\$\{?\w+\}?", "X", text))[1:]
     known = commands_of()
@@ -115,7 +115,7 @@ def test_dnas_accepts_every_command_line(file: str, line: str, monkeypatch: pyte
 
 
 def test_page_has_only_existing_commands() -> None:
-    """Checks the beginnings of lines in code blocks, which contain no prose."""
+    """Check the beginnings of lines in code blocks, which contain no prose."""
     blocks = re.findall(r"```sh\n(.*?)```", PAGE.read_text(), re.DOTALL)
     words = {word for block in blocks for word in re.findall(r"^dnas ([a-z]\S*)", block, re.MULTILINE)}
     assert words
@@ -153,7 +153,9 @@ def test_cluster_file_has_everything_that_a_search_needs() -> None:
     head, worker = (config["available_node_types"][name] for name in ("head", "worker"))
     assert config["head_node_type"] == "head"
     assert (head["min_workers"], head["max_workers"], head["resources"]["CPU"]) == (0, 0, 0)
-    assert worker["min_workers"] == worker["max_workers"] == config["max_workers"], "the autoscaler would not grow"
+    assert worker["min_workers"] == worker["max_workers"] == config["max_workers"], (
+        "the autoscaler does not add replicas"
+    )
     assert config["docker"]["image"] == f"rayproject/ray:{pinned('ray')}-py311"
     local = {to: source for to, source in config["file_mounts"].items() if not source.startswith("~")}
     assert all((ROOT / source).exists() for source in local.values())
@@ -263,7 +265,7 @@ def test_parts_of_the_ray_job_are_consistent() -> None:
     assert re.fullmatch(r"[a-z]([a-z0-9-]{0,45}[a-z0-9])?", job["metadata"]["name"])
     assert spec["rayVersion"] == pinned("ray")
     assert f"FROM rayproject/ray:{pinned('ray')}-py311\n" in (DEPLOY / "Dockerfile").read_text()
-    assert head["image"] == worker["image"], "one version of dnas and Ray"
+    assert head["image"] == worker["image"], "all containers need the same versions of dnas and Ray"
     assert head["image"].endswith(f":{tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['version']}")
     for pod in pods:
         (volume,) = pod["volumes"]
@@ -271,11 +273,11 @@ def test_parts_of_the_ray_job_are_consistent() -> None:
         (container,) = pod["containers"]
         assert [mount["name"] for mount in container["volumeMounts"]] == [volume["name"]]
         assert container["resources"]["requests"] == container["resources"]["limits"]
-        assert container["env"] == head["env"], "the same data on each node"
+        assert container["env"] == head["env"], "all nodes need the same data"
     assert [mount["mountPath"] for mount in head["volumeMounts"]] == [m["mountPath"] for m in worker["volumeMounts"]]
     (mount,) = head["volumeMounts"]
     entry = job["spec"]["entrypoint"]
-    assert shlex.split(entry) == entry.split(), "no shell syntax: the submitter's shell parses it"
+    assert shlex.split(entry) == entry.split(), "the shell of the submitter parses the entry point"
     assert not set(entry) & set("&|;<>()$`\"'*?\n")
     args = make_parser().parse_args(entry.split()[1:])
     assert (args.executor, args.ray_address) == ("ray", "auto")
@@ -285,7 +287,7 @@ def test_parts_of_the_ray_job_are_consistent() -> None:
     assert "nvidia.com/gpu" in worker["resources"]["limits"]
     assert "nvidia.com/gpu" not in head["resources"]["limits"]
     assert int(worker["resources"]["limits"]["cpu"]) >= args.cpus_per_trial
-    assert group["minReplicas"] == group["replicas"] == group["maxReplicas"], "the autoscaler would not grow"
+    assert group["minReplicas"] == group["replicas"] == group["maxReplicas"], "the autoscaler does not add replicas"
 
 
 def test_image_installs_this_package() -> None:
@@ -349,8 +351,13 @@ def environment(tmp_path: Path, stub: Path, **more: str) -> dict[str, str]:
     path.mkdir(exist_ok=True)
     stubs.put(path, fake="STUB_FAKE" in more)
     values = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "SLURM_", "DNAS_"))}
-    ours = {"PATH": f"{path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "STUB": str(stub), "HOME": str(tmp_path)}
-    return values | ours | {"VENV": str(tmp_path / "none"), "DNAS_CACHE": str(stub / "arrays")} | more
+    overrides = {
+        "PATH": f"{path}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "STUB": str(stub),
+        "HOME": str(tmp_path),
+    }
+    return values | overrides | {"VENV": str(tmp_path / "none"), "DNAS_CACHE": str(stub / "arrays")} | more
 
 
 def slurm_ray(tmp_path: Path, stub: Path, nodes: int, *options: str, **more: str) -> tuple[subprocess.Popen[str], int]:
@@ -358,7 +365,7 @@ def slurm_ray(tmp_path: Path, stub: Path, nodes: int, *options: str, **more: str
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     slurm = {"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": f"host[1-{nodes}]", "SLURM_JOB_NUM_NODES": str(nodes)}
-    ours = {
+    overrides = {
         "HEAD_IP": "127.0.0.1",
         "RAY_PORT": str(port),
         "CPUS": "1",
@@ -369,7 +376,7 @@ def slurm_ray(tmp_path: Path, stub: Path, nodes: int, *options: str, **more: str
     process = subprocess.Popen(
         [DEPLOY / "slurm-ray.sh", "--study", "s", *options],
         cwd=tmp_path,
-        env=environment(tmp_path, stub, **slurm, **ours, **quick, **more),
+        env=environment(tmp_path, stub, **slurm, **overrides, **quick, **more),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -414,7 +421,7 @@ def test_slurm_job_searches_on_all_its_nodes(tmp_path: Path, stub: Path) -> None
 
 
 def test_slurm_job_at_its_time_limit_is_requeued(tmp_path: Path, stub: Path) -> None:
-    """As with B: in Slurm, only the script receives the signal of the time limit. Ray and dnas are stand-ins."""
+    """Only the script receives the signal of the time limit, as with `--signal=B:`. Ray and dnas are stand-ins."""
     process, port = slurm_ray(tmp_path, stub, 1, "--trials", "9", STUB_FAKE="1", STUB_SECONDS="60")
     wait_until(lambda: any(line.startswith("dnas ") for line in log_of(stub)), process)
     process.send_signal(signal.SIGINT)
@@ -462,7 +469,7 @@ def array(tmp_path: Path, stub: Path, *options: str, mode: int | None = 0o600, *
     )
 
 
-def test_task_of_the_array_is_a_worker(tmp_path: Path, stub: Path) -> None:
+def test_array_task_runs_a_worker(tmp_path: Path, stub: Path) -> None:
     process = array(tmp_path, stub, "c", "--space", "cifar_bc", "--trials", "200")
     out, _ = process.communicate(timeout=patience(PATIENCE))
     assert process.returncode == 0, out
@@ -471,7 +478,7 @@ def test_task_of_the_array_is_a_worker(tmp_path: Path, stub: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o606])
-def test_password_file_that_others_can_read_is_refused(mode: int, tmp_path: Path, stub: Path) -> None:
+def test_password_file_that_others_can_read_is_rejected(mode: int, tmp_path: Path, stub: Path) -> None:
     process = array(tmp_path, stub, "c", mode=mode)
     out, _ = process.communicate(timeout=patience(PATIENCE))
     assert process.returncode == 2
@@ -479,7 +486,7 @@ def test_password_file_that_others_can_read_is_refused(mode: int, tmp_path: Path
     assert log_of(stub) == []
 
 
-def test_array_without_its_file_or_study_is_refused(tmp_path: Path, stub: Path) -> None:
+def test_array_without_a_password_file_or_study_is_rejected(tmp_path: Path, stub: Path) -> None:
     process = array(tmp_path, stub, "c", mode=None)
     assert "does not exist; create it with one line" in process.communicate(timeout=patience(PATIENCE))[0]
     assert process.returncode == 2
@@ -490,7 +497,7 @@ def test_array_without_its_file_or_study_is_refused(tmp_path: Path, stub: Path) 
 
 
 def test_task_at_its_time_limit_is_requeued(tmp_path: Path, stub: Path) -> None:
-    """Only that task is requeued, not the array, whose job ID its first task shares."""
+    """Only the task is requeued, although the first task has the job ID of its array."""
     process = array(tmp_path, stub, "c", STUB_SECONDS="60")
     wait_until(lambda: log_of(stub), process)
     process.send_signal(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""Several hosts on one PostgreSQL database: real training runs, real processes with their own folders, real kills."""
+"""Tests of several hosts that share a PostgreSQL database, with real runs, processes and kills."""
 
 import os
 import signal
@@ -52,7 +52,7 @@ class Quiet(Silent):
     def __exit__(self, *error: object) -> None: ...
 
 
-class Formulas(AnalyticExecutor):
+class PacedExecutor(AnalyticExecutor):
     """Simulated training runs with a pause per epoch. Like real ones, they wait for the answer after each epoch."""
 
     def __init__(self, pause: float = 0.0, **changes: Any) -> None:
@@ -122,8 +122,8 @@ def create(url: str, shared: Path, options: SearchConfig) -> None:
 def check_exactly_once(folder: StudyFolder, trials: int) -> None:
     """Check that every trial has one ask, one tell, each epoch once, and a record that agrees."""
     events = folder.events()
-    asked = [event["number"] for event in events if event["event"] == "ask"]
-    assert asked == list(range(trials))
+    proposed = [event["number"] for event in events if event["event"] == "ask"]
+    assert proposed == list(range(trials))
     assert Counter(event["number"] for event in events if event["event"] == "tell") == Counter(range(trials))
     epochs = [(event["number"], event["epoch"]) for event in events if event["event"] == "report"]
     assert len(epochs) == len(set(epochs))
@@ -162,9 +162,9 @@ def test_worker_produces_the_records_of_a_local_search(
         [f"{final}-9.json", *(f"{r.number}-9.json" for r in far.records() if r.state == "complete")]
     )
     assert (far.path / "retrain" / final / "checkpoint.pt").exists()
-    left = {path.parent.name for path in (tmp_path / "shared/s/checkpoints").rglob("*.pt")}
-    assert left == {str(r.number) for r in far.records() if r.state == "paused"}, (
-        "only checkpoints that a promotion needs"
+    remaining = {path.parent.name for path in (tmp_path / "shared/s/checkpoints").rglob("*.pt")}
+    assert remaining == {str(r.number) for r in far.records() if r.state == "paused"}, (
+        "only checkpoints of paused trials remain"
     )
 
 
@@ -219,7 +219,7 @@ def test_proposer_that_lost_its_lease_continues_training_and_no_job_restarts(
     server: Server, url: str, tmp_path: Path
 ) -> None:
     create(url, tmp_path / "shared", host_config(trials=12, stopping="none"))
-    hosts = [Host(url, tmp_path / "shared", tmp_path / name, Formulas(0.02), slots=2).start() for name in "ab"]
+    hosts = [Host(url, tmp_path / "shared", tmp_path / name, PacedExecutor(0.02), slots=2).start() for name in "ab"]
     for reports in (6, 18):
         wait_until(lambda reports=reports: reported(hosts) >= reports, hosts)  # type: ignore[misc]
         holder = server.sql("SELECT owner FROM dnas_leases", url.rpartition("/")[2])[0][0]
@@ -231,17 +231,17 @@ def test_proposer_that_lost_its_lease_continues_training_and_no_job_restarts(
     check_exactly_once(last.folder, 12)
     started = Counter(job.key for host in hosts for job in host.executor.started)
     assert started == Counter(str(number) for number in range(12))
-    assert all(host.executor.started for host in hosts), "both trained"
+    assert all(host.executor.started for host in hosts), "both hosts ran jobs"
 
 
-def test_unreachable_shared_storage_is_waited_for(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_waits_for_unreachable_shared_storage(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     create(url, tmp_path / "shared", host_config(trials=1, stopping="none", space=load_space("tiny", epochs=2)))
     host = Host(url, tmp_path / "shared", tmp_path / "a", LocalExecutor())
-    left, real = [5], SharedStorage.put
+    remaining, real = [5], SharedStorage.put
 
     def put(self: SharedStorage, name: str, source: Path) -> None:
-        if left[0]:
-            left[0] -= 1
+        if remaining[0]:
+            remaining[0] -= 1
             raise OSError("the network is down")
         real(self, name, source)
 
@@ -263,8 +263,8 @@ from dnas.cluster import database, worker
 database.EXPIRY_SECONDS, worker.BEAT_SECONDS = 6.0, 0.4
 raise SystemExit(cli.main(sys.argv[1:]))
 """
-# A clock that is ten minutes ahead, in every process of the host and wherever dnas uses the date. (Compiled packages
-# crash if `datetime.datetime` itself is replaced.)
+# Set the clock ten minutes ahead in every process of the host, and in every dnas module that uses `datetime`. Compiled
+# packages crash if `datetime.datetime` itself is replaced.
 AHEAD = "import time; wall = time.time; time.time = lambda: wall() + 600"
 RUN_AHEAD = RUN.replace(
     "raise",
@@ -288,13 +288,13 @@ class Node:
         folder.mkdir(exist_ok=True)
         self.folder = folder
         environment = os.environ | {"PYTHONPATH": str(ROOT), "DNAS_STORAGE": url} | environment
-        words = ("worker", "s", "--workers", "1", *arguments)
+        command = ("worker", "s", "--workers", "1", *arguments)
         self.process: Command | subprocess.Popen[str]
         if run == RUN:
-            self.process = Command(*words, code=run, folder=folder, environment=environment, merge=True)
-        else:  # a new Python, whose clock is another one from its start
+            self.process = Command(*command, code=run, folder=folder, environment=environment, merge=True)
+        else:  # a new interpreter, which changes its clock at the start
             self.process = subprocess.Popen(
-                [sys.executable, "-c", run, *words],
+                [sys.executable, "-c", run, *command],
                 cwd=folder,
                 env=environment,
                 stdout=subprocess.PIPE,
@@ -334,9 +334,9 @@ def rows(server: Server, url: str, query: str) -> list[Any]:
     return server.sql(query, url.rpartition("/")[2])
 
 
-def is_begun(server: Server, url: str) -> bool:
-    there = rows(server, url, "SELECT 1 FROM pg_tables WHERE tablename = 'dnas_studies'")
-    return bool(there and rows(server, url, "SELECT 1 FROM dnas_studies"))
+def is_created(server: Server, url: str) -> bool:
+    tables = rows(server, url, "SELECT 1 FROM pg_tables WHERE tablename = 'dnas_studies'")
+    return bool(tables and rows(server, url, "SELECT 1 FROM dnas_studies"))
 
 
 def claimed_by(server: Server, url: str) -> list[str]:
@@ -381,21 +381,22 @@ def test_nodes_with_private_folders_share_a_database_and_s3(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The first node, whose clock is ten minutes ahead, creates the study, proposes, and ends with Ctrl-C. The second
-    node continues with only the database."""
+    node continues from the database alone.
+    """
     ahead = tmp_path / "ahead"
     ahead.mkdir()
     (ahead / "sitecustomize.py").write_text(AHEAD)
     arguments = ("--space", "tiny", "--trials", "6", "--epochs", "6", "--stopping", "none", "--shared", s3)
     clock = {"PYTHONPATH": f"{ahead}{os.pathsep}{ROOT}"}
     nodes.append(Node(tmp_path / "a", url, *arguments, "--storage", url, run=RUN_AHEAD, **clock))
-    wait_until(lambda: is_begun(server, url), nodes)
+    wait_until(lambda: is_created(server, url), nodes)
     nodes.append(Node(tmp_path / "b", url))
     wait_until(lambda: len(claimed_by(server, url)) == 2, nodes)
     first, second = nodes
     first.signal(signal.SIGINT)
     first_out = first.end()
     assert first.process.returncode == 130
-    (living,) = rows(server, url, "SELECT owner FROM dnas_hosts")  # what it held was returned at once
+    (living,) = rows(server, url, "SELECT owner FROM dnas_hosts")  # the first node returned its lease and jobs at once
     holders = rows(
         server, url, "SELECT owner FROM dnas_jobs WHERE state = 'claimed' UNION SELECT owner FROM dnas_leases"
     )
@@ -450,7 +451,7 @@ def test_frozen_host_writes_nothing_more_and_killed_host_is_replaced(
     server: Server, url: str, nodes: list[Node], tmp_path: Path
 ) -> None:
     shared = tmp_path / "shared"
-    # Long enough to stop both hosts in the first half of a run, with jobs left for the host that wakes up.
+    # Runs are long enough to stop both hosts in the first half of one, with jobs left for the host that wakes up.
     create(url, shared, host_config(trials=4, stopping="none", space=load_space("tiny", epochs=120)))
     nodes += [Node(tmp_path / name, url) for name in "ab"]
     wait_until(lambda: len(claimed_by(server, url)) == 2, nodes)
@@ -463,11 +464,11 @@ def test_frozen_host_writes_nothing_more_and_killed_host_is_replaced(
     (lost,) = {
         event["number"] for event in StudyFolder(other.folder / "studies/s").events() if event["event"] == "again"
     }
-    log, held = frozen.log, files_of(shared, lost, before)
+    log, shared_files = frozen.log, files_of(shared, lost, before)
     frozen.signal(signal.SIGCONT)
-    wait_until(lambda: before in claimed_by(server, url), nodes)  # it runs jobs again, which the other host proposes
+    wait_until(lambda: before in claimed_by(server, url), nodes)  # it runs jobs that the other host proposed
     assert frozen.log == log
-    assert files_of(shared, lost, before) <= held, "it shares no more files of the job that it lost"
+    assert files_of(shared, lost, before) <= shared_files, "the frozen host shares no files of its lost job"
     other.signal(signal.SIGKILL)  # the current proposer, in the middle of a job
     out = frozen.end()
     assert frozen.process.returncode == 0, out
@@ -493,38 +494,38 @@ def test_unusable_input_of_a_worker_is_reported_in_one_line(
     monkeypatch.delenv("DNAS_STORAGE", raising=False)
     (tmp_path / "file").write_text("")
     new = ["--space", "tiny", "--trials", "2"]
-    at = ["--storage", url]
+    storage = ["--storage", url]
 
-    def refused(*arguments: str) -> str:
+    def error_of(*arguments: str) -> str:
         assert main(["worker", "s", *arguments]) == 2
         text = capsys.readouterr()
         assert text.err.count("\n") == 1
         assert "s3cret" not in text.err + text.out
         return text.err
 
-    assert "no database was given; use --storage" in refused(*new)
-    assert "no study 's' in postgresql://owner:***@" in refused(*at)
-    assert "`dnas worker` needs --trials N" in refused(*at, "--space", "tiny")
-    assert "a new study needs --shared" in refused(*at, *new)
-    assert "this host cannot write to " in refused(*at, *new, "--shared", str(tmp_path / "file" / "x"))
-    stranger = refused(*new, "--storage", url.replace("owner", "other"))
-    assert "cannot reach the database postgresql://" in stranger
-    assert "password authentication failed" in stranger
-    assert "; check host, user, password and database." in stranger
+    assert "no database was given; use --storage" in error_of(*new)
+    assert "no study 's' in postgresql://owner:***@" in error_of(*storage)
+    assert "`dnas worker` needs --trials N" in error_of(*storage, "--space", "tiny")
+    assert "a new study needs --shared" in error_of(*storage, *new)
+    assert "this host cannot write to " in error_of(*storage, *new, "--shared", str(tmp_path / "file" / "x"))
+    error = error_of(*new, "--storage", url.replace("owner", "other"))
+    assert "cannot reach the database postgresql://" in error
+    assert "password authentication failed" in error
+    assert "; check host, user, password and database." in error
     create(url, tmp_path / "shared", host_config(space=load_space("tiny", epochs=2)))
-    assert "is not the shared storage of study s" in refused(*at, "--shared", str(tmp_path / "elsewhere"))
-    assert "was begun with another seed 0 (now 5)" in refused(*at, "--seed", "5")
-    assert "was started with subset 200, but got 100" in refused(*at, "--subset", "100")
-    assert "is running with 8 trials of 2 epochs; raise them after it has ended" in refused(*at, "--trials", "9")
-    assert main(["pull", "other", *at]) == 2
+    assert "is not the shared storage of study s" in error_of(*storage, "--shared", str(tmp_path / "elsewhere"))
+    assert "was begun with another seed 0 (now 5)" in error_of(*storage, "--seed", "5")
+    assert "was started with subset 200, but got 100" in error_of(*storage, "--subset", "100")
+    assert "is running with 8 trials of 2 epochs; raise them after it has ended" in error_of(*storage, "--trials", "9")
+    assert main(["pull", "other", *storage]) == 2
     assert "no study 'other' in" in capsys.readouterr().err
     (tmp_path / "studies/s").mkdir(parents=True)
     (tmp_path / "studies/s/study.toml").write_text('name = "s"\n')
-    assert main(["pull", "s", *at]) == 2
+    assert main(["pull", "s", *storage]) == 2
     assert "is another study than the s in" in capsys.readouterr().err
 
 
-def test_other_data_are_refused_at_the_start(url: str, tmp_path: Path) -> None:
+def test_other_data_are_rejected_at_the_start(url: str, tmp_path: Path) -> None:
     create(url, tmp_path / "shared", host_config())
     database = Database(url, "s")
     config = read_config(database)
@@ -538,7 +539,7 @@ def test_finished_study_continues_with_more_trials_and_epochs(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create(url, tmp_path / "shared", host_config(trials=3, stopping="none"))
-    Host(url, tmp_path / "shared", tmp_path / "a", Formulas()).start().join()
+    Host(url, tmp_path / "shared", tmp_path / "a", PacedExecutor()).start().join()
     database = Database(url, "s")
     config = read_config(database)
     config["trials"], config["recipe"]["epochs"] = 5, 6
@@ -546,7 +547,7 @@ def test_finished_study_continues_with_more_trials_and_epochs(
 
     queries.reopen_study(database, tomli_w.dumps(config))
     database.close()
-    host = Host(url, tmp_path / "shared", tmp_path / "b", Formulas()).start()
+    host = Host(url, tmp_path / "shared", tmp_path / "b", PacedExecutor()).start()
     assert host.join() == "complete"
     assert [(r.state, r.epochs, len(r.earlier)) for r in host.folder.records()] == [
         *[("complete", 6, 1)] * 3,
