@@ -20,8 +20,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 @pytest.fixture(autouse=True)
 def plain_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hundreds of tests begin a study whose trainings are formulas: none of them is to measure kernels first. What is
-    said here is of this process alone: the commands that tests start choose as a user's do."""
+    """Skip the measurement of kernels in the hundreds of studies whose runs are formulas. It applies to this process
+    alone: the commands that tests start choose kernels as a user's do."""
     for module in ("dnas.executors.runner", "dnas.cli.train_network"):
         monkeypatch.setattr(f"{module}.DEFAULT_KERNELS", "plain")
 

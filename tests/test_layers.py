@@ -1,4 +1,4 @@
-"""Who may import whom: the shape of the code, kept by a test."""
+"""The direction of imports between the packages."""
 
 import ast
 import subprocess

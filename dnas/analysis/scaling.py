@@ -180,7 +180,7 @@ class IsoError:
             low, high = (None, None) if low is None or high is None else (_inverse(high), _inverse(low))
         text = f"the same error with {times(ratio)} times {'fewer' if fewer else 'more'} {self.cost}"
         if low is None or high is None:
-            return f"{text}; one seed each gives no interval"
+            return f"{text}; one seed each has no interval"
         if low == 0 and high == math.inf:
             return f"{text}, 95% interval unbounded on both sides"
         if high == math.inf:

@@ -203,7 +203,7 @@ def stop(d: np.ndarray, level: float, most: int) -> Stop:
 
 @functools.lru_cache(maxsize=64)
 def _ways(pairs: int) -> np.ndarray:
-    """[pairs, ways]: by what the signs are multiplied, the first by 1, as turning all round gives the same |sum|.
+    """[pairs, ways]: by what the signs are multiplied, the first by 1, as flipping all signs yields the same |sum|.
 
     All of them up to `ENUMERATED` pairs. Then each of these has one continuation, of random signs from a fixed seed,
     except the first, which continues unchanged. The true signs, if they are fair coins, are as likely to be any one of

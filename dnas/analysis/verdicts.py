@@ -64,7 +64,7 @@ def _numbers(found: Comparison, effects: Effects) -> str:
     if len(found.seeds) == 1:
         return text + "of one pair, which has no interval"
     text += f"the mean of {several(len(found.seeds), 'pair')} ({interval_words(found, effects)}"
-    if found.verdict == "too few seeds":  # its p could not have been small, whatever the differences
+    if found.verdict == "too few seeds":  # no differences could have made its p small
         return text + ")"
     text += f"; {p_value(found.p_holm)}"
     number = len(effects.comparisons)

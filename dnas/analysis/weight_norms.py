@@ -145,7 +145,7 @@ def read_histories(sources: Sequence[str | Path], trial: int | None = None) -> l
     """Read the norms of one network from one or several seeds.
 
     Args:
-        sources: Studies or checkpoint files. A study stands for one of its trials, together with the complete final
+        sources: Studies or checkpoint files. A study means one of its trials, together with the complete final
             runs of that trial, which train the same network from other seeds.
         trial: Trial of the studies; None is the best.
     """

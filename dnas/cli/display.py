@@ -1,4 +1,4 @@
-"""What a search shows while it runs: a live table on a terminal, else a line for each finished trial."""
+"""Display of a running search: a live table on a terminal, else one line per finished trial."""
 
 import sys
 import time
@@ -26,7 +26,7 @@ STYLES = {
 
 
 def state_counts(records: list[TrialRecord]) -> str:
-    """How many trials are in each state, the failed ones by their reasons: `7 complete, 2 failed (2 diverged)`."""
+    """Return the number of trials in each state, failures by reason: `7 complete, 2 failed (2 diverged)`."""
     parts = []
     for state in ("complete", *(state for state in STATES if state != "complete")):
         found = [record for record in records if record.state == state]
@@ -42,9 +42,9 @@ def state_lines(records: list[TrialRecord]) -> list[str]:
     lines = [f"{state_counts(records)}; {duration(sum(r.seconds for r in records))} of training"]
     recomputed, lost = sum(r.recompute for r in records), sum(r.losses for r in records)
     if recomputed:
-        lines.append(f"{several(recomputed, 'trial')} ran out of memory and went on with recomputed activations")
+        lines.append(f"{several(recomputed, 'trial')} ran out of memory and continued with recomputed activations")
     if lost:
-        lines.append(f"{several(lost, 'worker')} lost; their trials went on from their checkpoints")
+        lines.append(f"{several(lost, 'worker')} lost; their trials resumed from their checkpoints")
     return lines
 
 
@@ -63,7 +63,7 @@ class Progress:
         self.records |= {record.number: record for record in records}
 
     def began(self, record: TrialRecord) -> None:
-        """A training was started or goes on: the epochs that it has are not this run's."""
+        """Note the start or the resumption of a run. The epochs that it already has were not trained now."""
         self.add([record])
         self._last[record.number] = record.epochs
 
@@ -97,7 +97,7 @@ class Progress:
 
 
 class PlainLines:
-    """One line a finished trial, fields apart by two spaces or more: for logs and pipes."""
+    """One line per finished trial, its fields two or more spaces apart, for logs and pipes."""
 
     def __init__(self, quiet: bool = False, verbose: bool = False) -> None:
         self.quiet, self.verbose = quiet, verbose

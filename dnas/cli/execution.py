@@ -1,4 +1,4 @@
-"""How a command executes its runs: on this machine or on Ray, and with which display."""
+"""Execution of a command's runs: on this machine or on Ray, and with which display."""
 
 import argparse
 import dataclasses

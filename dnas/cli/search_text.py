@@ -20,7 +20,7 @@ SAMPLERS = {"gp": "Gaussian process", "tpe": "TPE", "nsga2": "NSGA-II"}
 
 
 def opening(config: SearchConfig, executor: Executor | None) -> str:
-    """Return what will be searched, and how. executor: None stands for processes of this machine."""
+    """Return a summary of the search to come. executor: None means processes of this machine."""
     space, recipe = config.space, config.space.recipe
     networks, (low, high) = space.size(), space.survey().range("params")
     limits = ", ".join(f"{name} ≤ {count(value)}" for name, value in space.limits.stated().items()) or "none"

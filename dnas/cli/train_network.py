@@ -42,7 +42,7 @@ WARM_UP_STEPS = 20  # the first steps are slower than the rest, so the time left
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What `dnas train` trains, and how. None: the default.
+    """The network, data and settings of `dnas train`. None: the default.
 
     processes: that share each batch, each on a GPU of its own unless the device is the CPU. out: the run's folder.
     """

@@ -70,7 +70,7 @@ def plot_reuse(reuse: Reuse) -> Figure:
 
 def _reuse_title(reuse: Reuse) -> str:
     if reuse.epoch == 0:
-        return "Untrained: no source of a layer stands out"
+        return "Untrained: no source of a layer is prominent"
     cells = sum(int(np.isfinite(block.values).sum()) for block in reuse.blocks)
     unclear = _unclear(reuse)
     if unclear > cells / 2:

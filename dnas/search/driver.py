@@ -81,7 +81,7 @@ class Driver:
         self.show.opened([self.records[number] for number in sorted(self.records)], config.trials)
 
     def _reconcile(self, number: int, record: TrialRecord) -> None:
-        """Bring a record and its events together, whichever of the two a kill left behind."""
+        """Make a record and its events agree after a kill between writing one and the other."""
         trial = self.state.trials[number]
         if record.state in ENDED and trial.state not in ENDED:  # killed between the record and its tell
             self._emit_tell(record)

@@ -222,7 +222,7 @@ class Visitor:
 
 
 class SearchState:
-    """What the sampler and the stopping rule know of a study. `digest` identifies every event folded so far."""
+    """State of a study as the sampler and the stopping rule see it. `digest` identifies the events folded so far."""
 
     def __init__(self, objectives: tuple[str, ...], stopping: str, epochs: int) -> None:
         self.objectives, self.stopping = objectives, stopping

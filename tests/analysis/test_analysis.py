@@ -124,7 +124,7 @@ def test_the_parts_add_up_to_the_network(spec: Spec) -> None:
 
 def test_a_layers_rms_is_that_of_all_its_weights() -> None:
     names = (
-        "classifier.weight",  # the order is mended
+        "classifier.weight",  # the order is restored
         "features.conv0.weight",
         "features.denseblock1.denselayer1.norm1.weight",
         "features.denseblock1.denselayer1.conv1.weight",
@@ -223,7 +223,7 @@ def test_what_was_not_measured_is_said() -> None:
         weight_norms(past, "l2")
 
 
-def test_norms_of_residual_units_are_a_row_each() -> None:
+def test_norms_of_residual_units_have_one_row_per_unit() -> None:
     names = (
         "features.conv0.weight",
         "features.stage1.unit1.conv1.weight",
@@ -294,7 +294,7 @@ def test_norms_of_other_shapes_are_refused(tmp_path: Path) -> None:
 # --- curves -------------------------------------------------------------------------------------------------------
 
 
-def test_curves_are_a_row_a_trial_and_epoch(tmp_path: Path) -> None:
+def test_curves_have_one_row_per_trial_and_epoch(tmp_path: Path) -> None:
     study = make_study(tmp_path / "s", ["complete", "stopped", "failed", "running"], epochs=8)
     curves = learning_curves(study)
     assert curves.groupby("number").size().to_dict() == {0: 8, 1: 2, 3: 4}
@@ -304,7 +304,7 @@ def test_curves_are_a_row_a_trial_and_epoch(tmp_path: Path) -> None:
 
 
 def test_curves_are_what_each_file_says(tmp_path: Path) -> None:
-    """Whatever its columns and their order, its gaps, and whether it has a row at all."""
+    """With any columns in any order, with gaps, and without a row."""
     study = make_study(tmp_path / "s", ["complete"] * 5, epochs=3)
     files = [study.trial_folder(number) / "curve.csv" for number in range(5)]
     files[1].write_text("val_loss,epoch,val_error\r\n2.5,1,0.1\r\n,2,\r\n")

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 
 def table(**columns: list[float]) -> pd.DataFrame:
-    """A row a seed, from 0."""
+    """Return one row per seed, from 0."""
     return pd.DataFrame(columns, dtype=float).rename_axis("seed")
 
 

@@ -1,4 +1,4 @@
-"""How a search went: numbers with answers worked out by hand, and errors that keep their rate in simulation."""
+"""Progress of a search: numbers with answers computed by hand, and error rates held in simulation."""
 
 import dataclasses
 

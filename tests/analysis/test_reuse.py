@@ -147,7 +147,7 @@ def test_one_seed_is_compared_with_the_spread_of_its_untrained_cells() -> None:
     first = measure_norms(set_weights(net, spec, before), spec)
     after = {(1, 0, 2): 0.1, (1, 0, 3): 0.8, (1, 1, 3): 0.1}
     found = feature_reuse(history(first, measure_norms(set_weights(net, spec, after), spec))).blocks[0]
-    cells = np.array([0.9, 1, 0.8, 0.9, 1])  # those of columns with several sources
+    cells = np.array([0.9, 1, 0.8, 0.9, 1])  # cells of columns with several sources
     reach = stats.t.ppf(0.975, 4) * cells.std(ddof=1)
     assert 0.1 < cells.mean() - reach < 0.8
     assert found.unclear.tolist() == [[True, False, True], [False, True, False], [False, False, True]]
@@ -255,7 +255,7 @@ def test_what_cannot_be_told() -> None:
 
 
 def test_networks_are_resampled_too() -> None:
-    # In one network every layer gives the input the least weight, in the other none does.
+    # In one network every layer weights the input least, in the other none does.
     seeds = [{(b, 0, t): weight for b, _, t in EVERY if b > 1} for weight in (0.5, 2.0)]
     found = verdicts(*seeds)["c"]
     assert (found.value, found.low, found.high) == (0.5, 0.0, 1.0)
@@ -323,7 +323,7 @@ def test_cutting_is_zeroing_what_one_reader_gets(digits: Dataset, tmp_path: Path
         assert sum(int(np.isfinite(values).sum()) for values in found.error_gained) == cells
 
 
-def test_an_interrupted_measurement_goes_on(digits: Dataset, tmp_path: Path) -> None:
+def test_an_interrupted_measurement_resumes(digits: Dataset, tmp_path: Path) -> None:
     torch.manual_seed(0)
     spec = parse_name("densenet:layers=2-1,k=3,size=8,channels=1")
     net, table = build(spec), tmp_path / "causal.csv"

@@ -146,10 +146,10 @@ def test_the_words_of_a_reading() -> None:
     assert read(planted(1.0, noise=0.02)).verdict == "cannot tell"
 
 
-def test_one_seed_each_gives_a_ratio_and_no_verdict() -> None:
+def test_one_seed_each_yields_a_ratio_and_no_verdict() -> None:
     found = read(planted(2.9, seeds=1))
     assert (found.low, found.high, found.p, found.verdict) == (None, None, None, "cannot tell")
-    assert found.sentence() == "the same error with 2.9 times fewer params; one seed each gives no interval"
+    assert found.sentence() == "the same error with 2.9 times fewer params; one seed each has no interval"
 
 
 def test_curves_that_share_no_error_are_said_to() -> None:

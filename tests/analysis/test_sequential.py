@@ -124,7 +124,7 @@ def test_the_interval_ends_where_the_test_begins_to_reject() -> None:
 
 def test_shifts_beyond_0_that_are_not_rejected_do_not_blur_what_is_decided() -> None:
     d = np.array([-6, 4, 0, -6, -2, -6, -4])
-    assert not stop(d - 4 / 11, 0.2, 9).decided  # although 0 is rejected, which lies nearer to the mean
+    assert not stop(d - 4 / 11, 0.2, 9).decided  # although 0 is rejected, which is nearer to the mean
     race = run_race(d, 1, 0.2, 9)
     assert race.decided
     assert race.interval[0] < race.mean < race.interval[1] < 0
@@ -164,7 +164,7 @@ def test_undecided_names_who_gets_the_next_seed() -> None:
 
 
 def race_through(runs: pd.DataFrame, most: int) -> pd.DataFrame:
-    """What `runs` would have given to a study that adds seeds to undecided variants alone."""
+    """Return the part of `runs` that a study trains which adds seeds to undecided variants alone."""
     others = [name for name in runs.columns if name != "base"]
     values = runs.iloc[: first_look(len(others), 0.05, most)].copy()
     while (open_ := undecided(values, "base", 0.05, most)) and len(values) < most:

@@ -88,7 +88,7 @@ def test_one_pair_has_a_mark_and_no_interval() -> None:
         figures.plot_forest(compare_with_base(VALUES.assign(base=math.nan), "base"))
 
 
-def test_slopes_are_a_line_a_seed(effects: Effects) -> None:
+def test_slopes_have_one_line_per_seed(effects: Effects) -> None:
     figure = figures.plot_slopes(VALUES, effects)
     assert figures.title(figure) == "a makes fewer errors than base from 8 of 8 seeds"
     first, second, third = figure.axes[:3]

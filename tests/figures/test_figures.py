@@ -1,4 +1,4 @@
-"""What the figures say: titles equal the data, axes have units, files are what their suffix says."""
+"""Contents of the figures: titles agree with the data, axes have units, files match their suffixes."""
 
 import itertools
 import math
@@ -311,7 +311,7 @@ def test_a_figure_is_saved_as_its_suffix_says(tmp_path: Path, study: StudyFolder
         figures.save(figure, tmp_path / "a.gif")
 
 
-def test_equal_input_gives_equal_bytes(tmp_path: Path, study: StudyFolder) -> None:
+def test_equal_input_yields_equal_bytes(tmp_path: Path, study: StudyFolder) -> None:
     for suffix in ("svg", "png", "pdf"):
         first, second = (figures.save(draw_main(study), tmp_path / f"{i}.{suffix}").read_bytes() for i in (1, 2))
         assert first == second
