@@ -35,7 +35,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def opened() -> Iterator[Mirror]:
-    """The mirror of the study `s`, open during the test."""
+    """Open the mirror of the study `s` for the duration of the test."""
     search(search_config(0, mirror="none"), Silent(), AnalyticExecutor())
     opened = Mirror(study(), None)
     yield opened
@@ -49,12 +49,12 @@ def study(name: str = "s") -> StudyFolder:
 def trials(url: str = "sqlite:///studies/s/study.db", name: str = "s") -> list[FrozenTrial]:
     """Read a mirror's trials as dashboards do, without Optuna's cache and without ids."""
     storage = optuna.storages.RDBStorage(url)
-    found = storage.get_all_trials(storage.get_study_id_from_name(name))
+    mirrored = storage.get_all_trials(storage.get_study_id_from_name(name))
     storage.remove_session()
     storage.engine.dispose()
-    for trial in found:
+    for trial in mirrored:
         trial._trial_id = -1
-    return found
+    return mirrored
 
 
 def check_equals_rebuilt(shared: str = "sqlite:///studies/s/study.db") -> None:
@@ -66,7 +66,7 @@ def check_equals_rebuilt(shared: str = "sqlite:///studies/s/study.db") -> None:
 
 
 def tables() -> dict[str, int]:
-    """Rows in each table of the study's own mirror."""
+    """Return the number of rows in each table of the study's own mirror."""
     with sqlite3.connect("studies/s/study.db") as connection:
         names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         return {name: connection.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in names}
@@ -96,7 +96,7 @@ class Watched(AnalyticExecutor):
 
 
 def trouble(job: Job, epoch: int) -> Message | None:
-    """Let every fifth trial diverge, and some others run out of memory."""
+    """Make every fifth trial diverge and some others run out of memory."""
     number = int(job.key)
     if epoch == 2 and number % 5 == 4:
         return Message("failed", {"reason": "diverged", "text": "the training loss is nan"})
@@ -140,30 +140,30 @@ def test_mirror_holds_several_objectives(opened: Mirror) -> None:
                 self.opened = watched[0]
             return super().wait(timeout)
 
-    chosen = search_config(12, objectives=("val_error", "params"), workers=2, mirror="none")
-    search(chosen, Silent(), Later(opened, every=7, trouble=trouble))
+    config = search_config(12, objectives=("val_error", "params"), workers=2, mirror="none")
+    search(config, Silent(), Later(opened, every=7, trouble=trouble))
     watched[0].sync()
     watched[0].close()
     check_equals_rebuilt()
-    found = optuna.load_study(study_name="s", storage="sqlite:///studies/s/study.db")
-    assert found.metric_names == ["val_error", "params"]
-    assert len(found.directions) == 2
-    for record, trial in zip(study().records(), found.trials, strict=True):
+    loaded = optuna.load_study(study_name="s", storage="sqlite:///studies/s/study.db")
+    assert loaded.metric_names == ["val_error", "params"]
+    assert len(loaded.directions) == 2
+    for record, trial in zip(study().records(), loaded.trials, strict=True):
         assert trial.intermediate_values == {}, "Optuna has none with several objectives"
         if record.state == "complete":
             assert trial.values == [record.val_error, record.cost["params"]]
-    assert found.best_trials
+    assert loaded.best_trials
 
 
 def test_mirror_matches_the_records() -> None:
     search(search_config(14), Silent(), AnalyticExecutor(trouble))
-    found = optuna.load_study(study_name="s", storage="sqlite:///studies/s/study.db")
+    loaded = optuna.load_study(study_name="s", storage="sqlite:///studies/s/study.db")
     records = study().records()
-    assert found.metric_names == ["val_error"]
-    assert found.direction == optuna.study.StudyDirection.MINIMIZE
+    assert loaded.metric_names == ["val_error"]
+    assert loaded.direction == optuna.study.StudyDirection.MINIMIZE
     states = {"complete": "COMPLETE", "paused": "PRUNED", "failed": "FAIL", "infeasible": "FAIL"}
     assert {record.state for record in records} == set(states)
-    for record, trial in zip(records, found.trials, strict=True):
+    for record, trial in zip(records, loaded.trials, strict=True):
         assert trial.number == record.number
         assert trial.params == record.params
         assert list(trial.params) == list(record.params)
@@ -173,17 +173,21 @@ def test_mirror_matches_the_records() -> None:
         assert trial.state.name == states[record.state]
         assert trial.values == ([record.val_error] if record.state in ("complete", "paused") else None)
         assert list(trial.intermediate_values) == list(range(1, record.epochs + 1))
-        wanted = {name: getattr(record, name) for name in ("network", "digest", "epochs", "seconds", "arm", "state")}
-        wanted |= {"params": record.cost["params"], "macs": record.cost["macs"]}
-        wanted |= {name: getattr(record, name) for name in ("val_error", "reason") if getattr(record, name) is not None}
-        assert trial.user_attrs == wanted
+        attributes = {
+            name: getattr(record, name) for name in ("network", "digest", "epochs", "seconds", "arm", "state")
+        }
+        attributes |= {"params": record.cost["params"], "macs": record.cost["macs"]}
+        attributes |= {
+            name: getattr(record, name) for name in ("val_error", "reason") if getattr(record, name) is not None
+        }
+        assert trial.user_attrs == attributes
         assert trial.datetime_start is not None
         assert trial.datetime_complete is not None
-    assert "diverged: the training loss is nan" in [trial.user_attrs.get("reason") for trial in found.trials]
+    assert "diverged: the training loss is nan" in [trial.user_attrs.get("reason") for trial in loaded.trials]
     best = study().best(1)[0]
-    assert found.best_trial.number == best.number
-    assert found.best_value == best.val_error
-    assert found.best_params == best.params
+    assert loaded.best_trial.number == best.number
+    assert loaded.best_value == best.val_error
+    assert loaded.best_params == best.params
 
 
 def test_running_trial_shows_its_epochs(opened: Mirror) -> None:
@@ -258,10 +262,10 @@ def test_foreign_trials_are_removed_and_foreign_attributes_are_kept() -> None:
     record = study().records()[0]
     study().write_record(dataclasses.replace(record, seconds=99.0))
     sync_mirror(study(), url)
-    found = trials(url)
-    assert found[0].system_attrs.pop("note") == 1
+    mirrored = trials(url)
+    assert mirrored[0].system_attrs.pop("note") == 1
     sync_mirror(study(), "sqlite:///scratch.db")
-    assert found == trials("sqlite:///scratch.db")
+    assert mirrored == trials("sqlite:///scratch.db")
 
 
 def test_several_studies_share_a_database() -> None:
@@ -515,8 +519,8 @@ def test_end_does_not_wait_for_a_hanging_database(monkeypatch: pytest.MonkeyPatc
 def test_importing_the_mirror_does_not_import_optuna_or_sqlalchemy() -> None:
     heavy = "('optuna', 'sqlalchemy', 'torch')"
     code = f"import sys, dnas.search.optuna_mirror; print([m for m in {heavy} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "[]"
 
 
 def test_fingerprint_covers_the_whole_content_of_a_row(opened: Mirror) -> None:

@@ -30,14 +30,14 @@ LARGEST_REQUEST = 1 << 17  # bytes
 
 
 class Command:
-    """A command in a process group of its own; offers what the tests use of `subprocess.Popen`.
+    """A command in its own process group, with the part of the interface of `subprocess.Popen` that the tests use.
 
     Args:
         arguments: `sys.argv` of the command, without the program.
-        code: Python that the process runs; by default, dnas.
+        code: Python code that the process runs (default: the command line of dnas).
         folder: Its working directory.
-        environment: All its environment variables; by default, those of this process.
-        merge: Whether its standard error goes where its standard output goes.
+        environment: All its environment variables (default: the environment of this process).
+        merge: Redirect its standard error to its standard output.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""CPU seconds per test, of the test process and all its descendants: wall time means little on a busy machine."""
+"""CPU seconds per test of the test process and its descendants, since wall time means little on a busy machine."""
 
 import os
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ def cpu_seconds() -> float:
         try:
             fields = stat.read_text().rpartition(")")[2].split()
         except OSError:
-            continue  # it ended meanwhile
+            continue  # the process has ended
         process = int(stat.parent.name)
         parents[process] = int(fields[1])
         used[process] = sum(int(field) for field in fields[11:15])

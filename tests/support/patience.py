@@ -1,4 +1,4 @@
-"""Waiting that adapts to a busy machine: it becomes slow there, and not red."""
+"""Timeouts that adapt to a busy machine, so that tests become slow instead of failing."""
 
 import os
 import time
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 def patience(seconds: float) -> float:
-    """Return `seconds` on a quiet machine, and as many times more as there are runnable processes per core."""
+    """Return `seconds` on a quiet machine, multiplied by the runnable processes per core on a busy one."""
     return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
@@ -22,8 +22,8 @@ def wait_until(
 
     Args:
         condition: Called until it is true.
-        description: Of the condition, for the message of a failed test.
-        seconds: How long to wait on a quiet machine.
+        description: Description of the condition, for the error message.
+        seconds: Time to wait on a quiet machine.
         pause: Seconds between two calls.
         check: Called before each pause. Raises if waiting has become pointless, such as for a process that ended.
 

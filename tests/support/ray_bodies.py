@@ -44,7 +44,7 @@ def nap(job: Job, send: Send, ask: Ask) -> None:
 
 
 def formula(job: Job, send: Send, ask: Ask) -> None:
-    """Report the epochs of `AnalyticExecutor`. A job that is started again repeats the epochs that it had reported."""
+    """Report the epochs of `AnalyticExecutor`. A restarted job repeats the epochs that it had reported."""
     errors = curve(DenseNetSpec.from_dict(job.spec), job.recipe["epochs"])
     rows = [epoch_row(number, error) for number, error in enumerate(errors, 1)]
     checkpoint = Path(job.folder, "checkpoint.pt")

@@ -30,7 +30,7 @@ class GroupScheduling(LoadGroupScheduling):
         return group_of(self.config.rootpath / nodeid.split("::")[0]) or nodeid
 
     def remove_node(self, node: WorkerController) -> str | None:
-        """Take a process out, return the test that crashed it, and give its other tests to the other processes."""
+        """Remove a process, move its pending tests to other processes, and return the test that crashed it."""
         units = self.assigned_work.pop(node)
         pending = [(unit, test) for unit in units.values() for test, completed in unit.items() if not completed]
         if not pending:
