@@ -1,4 +1,4 @@
-"""The keys of `--json` are those that docs/json.md documents."""
+"""Tests of `--json`, whose keys docs/json.md documents, and of options that do not apply."""
 
 import json
 import re
@@ -39,7 +39,7 @@ def test_json_keys_are_documented(
     assert set(json.loads(capsys.readouterr().out)) == documented(command)
 
 
-def test_options_of_another_mode_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_of_another_mode_are_rejected(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
         (["replay", "x", "--device", "cpu"], "--device needs --trial"),
         (["path", "x", "--workers", "2"], "--workers is for training the path"),
@@ -54,8 +54,8 @@ def test_options_of_another_mode_are_refused(capsys: pytest.CaptureFixture[str])
         assert error.count("\n") == 1
 
 
-def test_a_misspelled_figure_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
+def test_error_for_a_misspelled_figure_has_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
         main(["plot", "importence", "x"])
-    assert end.value.code == 2
+    assert exit_info.value.code == 2
     assert "Did you mean importance?" in capsys.readouterr().err

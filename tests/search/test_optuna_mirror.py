@@ -278,10 +278,10 @@ def test_several_studies_share_a_database() -> None:
         assert [t.values for t in trials(url, name)] == [[r.val_error] for r in study(name).records()]
 
 
-# at opening
+# --- opening ---
 
 
-def refused(url: str, seed: int = 0) -> str:
+def error_of(url: str, seed: int = 0) -> str:
     executor = AnalyticExecutor()
     with pytest.raises(InputError) as error:
         search(search_config(2, seed=seed, mirror=url), Silent(), executor)
@@ -300,42 +300,42 @@ def refused(url: str, seed: int = 0) -> str:
         ("mysql+nodriver://me@here/x", "names a kind of database that SQLAlchemy does not know"),
     ],
 )
-def test_unusable_storage_is_refused(url: str, message: str) -> None:
-    assert message in refused(url)
+def test_unusable_storage_is_rejected(url: str, message: str) -> None:
+    assert message in error_of(url)
 
 
 def test_missing_driver_is_named_without_showing_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)  # as if it were not installed
-    message = refused("postgresql+psycopg://me:sesame@127.0.0.1:1/x")
+    message = error_of("postgresql+psycopg://me:sesame@127.0.0.1:1/x")
     assert message == (
         "--mirror postgresql+psycopg://me:***@127.0.0.1:1/x needs a package that is not installed:"
         " pip install 'psycopg[binary]'."
     )
-    assert "//127.0.0.1:1/x?password=*** needs" in refused("postgresql+psycopg://127.0.0.1:1/x?password=sesame")
+    assert "//127.0.0.1:1/x?password=*** needs" in error_of("postgresql+psycopg://127.0.0.1:1/x?password=sesame")
 
 
-def test_unresponsive_database_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unresponsive_database_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = threading.Event()
     monkeypatch.setattr(mirror, "OPENING_SECONDS", 0.2)
     monkeypatch.setattr(mirror, "named_storage", lambda url: ended.wait(patience(30)))
     began = time.monotonic()
-    message = refused("postgresql://me:sesame@here/x")
+    message = error_of("postgresql://me:sesame@here/x")
     ended.set()
     assert time.monotonic() - began < patience(10)
     assert "postgresql://me:***@here/x has not answered for 0 s" in message
 
 
-def test_another_study_of_the_same_name_is_refused() -> None:
+def test_another_study_of_the_same_name_is_rejected() -> None:
     url = "sqlite:///shared.db"
     search(search_config(2, mirror=url), Silent(), AnalyticExecutor())
     before = trials(url)
     shutil.rmtree("studies/s")
-    assert "holds another study called s (of the space digits_bc, seed 0, begun 20" in refused(url, seed=1)
+    assert "holds another study called s (of the space digits_bc, seed 0, begun 20" in error_of(url, seed=1)
     assert trials(url) == before
     shutil.rmtree("studies/s")
     optuna.delete_study(study_name="s", storage=url)
     optuna.create_study(study_name="s", storage=url, direction="minimize")
-    assert "holds another study called s (not made by dnas); name another database" in refused(url)
+    assert "holds another study called s (not made by dnas); name another database" in error_of(url)
 
 
 @pytest.mark.parametrize("damage", ["text", "torn", "empty", "tables", "name", "identity", "pages"])
@@ -397,7 +397,7 @@ def test_mirror_none_writes_no_mirror() -> None:
     assert not Path("studies/s/study.db").exists()
 
 
-# while a search runs
+# --- during a search ---
 
 
 def test_mirror_is_updated_during_the_search_and_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,20 +55,20 @@ def run(
 ) -> dict[str, Tensor]:
     output, statistics, kept = kernels.forward(shape, x, weights, masks, recompute)
     gradient = torch.randn(output.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    dx, found = kernels.backward(shape, x, weights, masks, statistics, kept, gradient.to(output))
+    dx, weight_gradients = kernels.backward(shape, x, weights, masks, statistics, kept, gradient.to(output))
     means = [torch.linspace(-0.5, 0.5, len(gamma), dtype=x.dtype, device=x.device) for gamma in weights[::3]]
     variances = [mean + 1.25 for mean in means]
     inferred = kernels.infer(shape, x, weights, means, variances)
-    gradients = {f"gradient {index} of {tuple(tensor.shape)}": tensor for index, tensor in enumerate(found)}
+    gradients = {f"gradient {index} of {tuple(tensor.shape)}": tensor for index, tensor in enumerate(weight_gradients)}
     return {"output": output, "statistics": statistics, "dx": dx, "inferred": inferred} | gradients
 
 
-def errors(found: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, float]:
-    assert found.keys() == truth.keys()
-    assert all(found[name].shape == truth[name].shape for name in truth)
+def errors(result: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, float]:
+    assert result.keys() == truth.keys()
+    assert all(result[name].shape == truth[name].shape for name in truth)
     largest = max(tensor.double().norm().item() for name, tensor in truth.items() if name.startswith("gradient"))
     return {
-        name: (found[name].double() - value.double()).norm().item() / max(value.double().norm().item(), 1e-3 * largest)
+        name: (result[name].double() - value.double()).norm().item() / max(value.double().norm().item(), 1e-3 * largest)
         for name, value in truth.items()
     }
 
@@ -81,9 +81,11 @@ def block_errors(name: str) -> dict[str, float]:
         x = x.contiguous(memory_format=torch.channels_last)
     masks = list(drawn_masks(shape, x, weights)) if shape.dropout else []
     truth = run(REF, shape, x.double(), [weight.double() for weight in weights], masks, recompute)
-    found = run(TRITON, shape, x, weights, masks, recompute)
-    repeated = run(TRITON, shape, x, weights, masks, recompute) if shape.layers == 1 else found
-    return errors(found, truth) | {"same bits": float(any(not torch.equal(found[key], repeated[key]) for key in found))}
+    result = run(TRITON, shape, x, weights, masks, recompute)
+    repeated = run(TRITON, shape, x, weights, masks, recompute) if shape.layers == 1 else result
+    return errors(result, truth) | {
+        "same bits": float(any(not torch.equal(result[key], repeated[key]) for key in result))
+    }
 
 
 def far_from_zero_errors() -> dict[str, float]:
@@ -126,10 +128,10 @@ def reasons_under_autocast() -> list[str]:
 if __name__ == "__main__":
     early = "dnas.nn.kernels.triton_kernels" in sys.modules
     triton_block.TILES = 1  # sums over two tiles take two rounds
-    found: dict[str, Any] = {name: block_errors(name) for name in CASES} | {"imported early": early}
+    report: dict[str, Any] = {name: block_errors(name) for name in CASES} | {"imported early": early}
     dtypes = torch.float32, torch.float64
-    found["why not"] = [TRITON.unsupported_reason(torch.zeros(1, 1, 2, 2, dtype=dtype), []) for dtype in dtypes]
-    found["under autocast"] = reasons_under_autocast()
-    found["far from zero"] = far_from_zero_errors()
-    found["network"] = network_errors("densenet-bc:layers=1-1,k=3,size=8,dropout=0.2", "recompute")
-    json.dump(found, sys.stdout)
+    report["why not"] = [TRITON.unsupported_reason(torch.zeros(1, 1, 2, 2, dtype=dtype), []) for dtype in dtypes]
+    report["under autocast"] = reasons_under_autocast()
+    report["far from zero"] = far_from_zero_errors()
+    report["network"] = network_errors("densenet-bc:layers=1-1,k=3,size=8,dropout=0.2", "recompute")
+    json.dump(report, sys.stdout)

@@ -33,7 +33,7 @@ def free_port() -> int:
 
 
 class Server:
-    """PostgreSQL on a free port of this machine. For root, it runs as an unprivileged user, as it must."""
+    """PostgreSQL on a free port of this machine. Since it refuses to run as root, root starts it as another user."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="dnas-postgres-", dir="/tmp"))
