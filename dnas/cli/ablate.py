@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dnas.cli.output import command_line, print_json, printer
+from dnas.cli.output import print_json, printer, report_interruption
 from dnas.cli.parser import add_json, add_run_options, add_verbosity, positive_number, whole_number
 from dnas.errors import InputError
 
@@ -101,11 +101,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         stopped_by = _train(plan, folder, config, execution, budget)
     except KeyboardInterrupt:
-        print(
-            f"\nstopped; every finished epoch is saved in {folder.path}/. Run the same command to resume:\n"
-            f"  {command_line()}"
-        )
-        return 130
+        return report_interruption(folder.path)
     ablation = read_ablation(folder.path)
     if as_json:
         print_json(text.as_json(ablation, stopped_by))

@@ -48,6 +48,17 @@ def printer(quiet: bool) -> Callable[[str], None]:
     return (lambda text: None) if quiet else (lambda text: print(text, flush=True))
 
 
+def resume_hint(folder: object) -> str:
+    """Return the words that follow "stopped; " and the signal that ended a process."""
+    return f"every finished epoch is saved in {folder}/. Run the same command to resume"
+
+
+def report_interruption(folder: object) -> int:
+    """Print how to resume after Ctrl-C, and return the exit status. folder: where the epochs are saved."""
+    print(f"\nstopped; {resume_hint(folder)}:\n  {command_line()}")
+    return 130
+
+
 def command_line(storage: str | None = None) -> str:
     """Return the command as it was given, without passwords. storage: a database URL among its arguments."""
     import shlex

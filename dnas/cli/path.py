@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dnas.cli.output import command_line, print_json
+from dnas.cli.output import print_json, report_interruption
 from dnas.cli.parser import add_json, add_run_options, add_verbosity, whole_number
 from dnas.errors import InputError
 
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         from dnas.figures.style import check_format
 
         check_format(out)
-    from dnas.ablation.path import SEEDS, path_of, read_trained
+    from dnas.ablation.path import SEEDS, path_of, read_trained, study_of_path
     from dnas.analysis.evidence import read_evidence
     from dnas.cli import path_text as text
     from dnas.study.folder import find_study
@@ -74,8 +74,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             stopped_by = _train(folder, evidence, path, seeds, data_root, execution)
         except KeyboardInterrupt:
-            print(f"\nstopped. Run the same command to resume:\n  {command_line()}")
-            return 130
+            return report_interruption(f"studies/{study_of_path(folder)}")
         trained = read_trained(folder, evidence, path, seeds)
     if out is not None:
         text.write(out, path, trained, evidence.objective)

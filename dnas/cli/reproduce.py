@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from dnas.cli.output import command_line, print_json
+from dnas.cli.output import print_json, report_interruption
 from dnas.cli.parser import add_json, add_run_options, add_verbosity, whole_number
 from dnas.errors import InputError
 
@@ -66,11 +66,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             stopped_by = execution.train(plan.study, plan.target.title, runs, config, final=plan.final).stopped_by
         except KeyboardInterrupt:
-            print(
-                f"\nstopped; every finished epoch is saved in {folder.path}/. Run the same command to resume:\n"
-                f"  {command_line()}"
-            )
-            return 130
+            return report_interruption(folder.path)
     result = read_result(plan, folder if runs else None)
     page = write_page(plan, result, folder if runs else None, out)
     if json:

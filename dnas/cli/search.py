@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from dnas.cli.output import command_line, print_json
+from dnas.cli.output import print_json, report_interruption
 from dnas.cli.parser import (
     Group,
     add_compile_options,
@@ -149,11 +149,7 @@ def run(args: argparse.Namespace) -> int:
         with display:
             outcome = search(config, display, executor)
     except KeyboardInterrupt:
-        print(
-            f"\nstopped; every finished epoch is saved in studies/{config.study}/. Run the same command to resume:\n"
-            f"  {command_line()}"
-        )
-        return 130
+        return report_interruption(f"studies/{config.study}")
     if as_json:
         print_json(result_as_json(config.study, outcome))
     else:

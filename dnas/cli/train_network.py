@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from dnas.arch import Spec, cost, format_name, parse_name
 from dnas.arch.names import stated_fields
-from dnas.cli.output import command_line
+from dnas.cli.output import command_line, resume_hint
 from dnas.data import Dataset, load_dataset
 from dnas.data.catalog import data_info
 from dnas.errors import InputError
@@ -82,7 +82,7 @@ class TrainConfig:
 
     @property
     def resume_hint(self) -> str:
-        return f"every finished epoch is saved in {self.folder}/. Run the same command to resume."
+        return f"{resume_hint(self.folder)}."
 
 
 def train_network(config: TrainConfig, debug: bool = False) -> int:

@@ -6,8 +6,10 @@ import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from dnas.errors import InputError
+from dnas.formatting import redact
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -89,9 +91,7 @@ def is_sound(path: Path, name: str, identity: Mapping[str, Any]) -> bool:
 
 def shown_url(url: str) -> str:
     """Return a URL without its password."""
-    head, sign, rest = re.sub(r"(password=)[^&]*", r"\1***", url).partition("://")
-    user, at, host = rest.rpartition("@")
-    return f"{head}{sign}{user.partition(':')[0]}{':***' if ':' in user else ''}{at}{host}"
+    return redact(re.sub(r"[\s'\"]", lambda match: quote(match[0]), url))  # `redact` stops at these: it reads sentences
 
 
 def described(identity: Any) -> str:

@@ -312,6 +312,8 @@ def test_missing_driver_is_named_without_showing_the_password(monkeypatch: pytes
         " pip install 'psycopg[binary]'."
     )
     assert "//127.0.0.1:1/x?password=*** needs" in error_of("postgresql+psycopg://127.0.0.1:1/x?password=sesame")
+    for password in ("ses ame", "ses'ame", "ses@me/", 'ses"ame'):
+        assert "//me:***@127.0.0.1:1/x needs" in error_of(f"postgresql+psycopg://me:{password}@127.0.0.1:1/x")
 
 
 def test_unresponsive_database_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
