@@ -111,7 +111,7 @@ def find_path(
 
     source, target: params as the sampler holds them. The intervals are percentiles over forests of resampled trials,
     widened to hold the forest's own value: they are of the mean error that the model predicts, not of one training,
-    and don't count that the order was chosen by the same trials. `InputError` where the networks are the same, or
+    and do not account for the choice of the order by the same trials. `InputError` where the networks are the same, or
     the trials too few.
     """
     space, cells = found.space, found.cells
@@ -166,7 +166,7 @@ def greedy_path(space: Space, source: Mapping[str, Any], target: Mapping[str, An
 
 
 def _whole(space: Space, point: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """Every choice of `point`. One that it doesn't make is as in `other`, where that makes it: once it is made, it
+    """Every choice of `point`. One that it does not make is as in `other`, where that makes it: once it is made, it
     takes that value, so that it needs no step of its own."""
     active, there = space.active(point), space.active(other)
     whole = {}

@@ -3,7 +3,7 @@
 w(s, l) is the mean |w| of l's first convolution over the channels that s made: `feature_reuse` with `normalise="none"`.
 Only connected pairs count. Each statement is a number with a 95% interval (percentile bootstrap, `DRAWS` draws from a
 fixed seed) and a bar: it holds if the whole interval is above the bar, does not hold if it is below, and
-can't be told in between, or where there is too little to resample.
+is inconclusive in between, or if there is too little to resample.
 """
 
 import math

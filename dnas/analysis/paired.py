@@ -45,7 +45,7 @@ class Comparison:
     effect_size: d_z; nan where fewer than two pairs, or an sd of 0, give none.
     detectable: the smallest mean difference that this number of pairs of this sd finds with 80% power beside the
         study's other comparisons; infinite where they can find none, nan where the sd is 0 or unknown.
-    aliases: terms that the design can't tell from this one (fractional designs).
+    aliases: terms that the design cannot distinguish from this one (fractional designs).
     race_interval: where seeds were added until the comparison was decided (`sequential`), the interval that
         holds in spite of that, at 1 - α over all comparisons together; else None.
     """
@@ -133,7 +133,7 @@ def factorial_effects(
     represents several terms: those of up to three factors whose contrasts are not orthogonal to it are its `aliases`,
     and what differs from an earlier one by its sign or scale alone is not tested twice.
 
-    `InputError` where a variant has no levels, where two have the same, and where the levels of two factors don't meet
+    `InputError` where a variant has no levels, where two have the same, and where the levels of two factors do not meet
     equally often: then a main effect would hold part of another.
     """
     names = [str(name) for name in values.columns]
@@ -380,7 +380,7 @@ class _Design:
             )
 
     def terms(self) -> list[_Term]:
-        """Main effects, interactions of two factors, and, as aliases alone, of three; those that the design can't
+        """Main effects, interactions of two factors, and, as aliases alone, of three; those that the design cannot
         form, since a combination of levels is not in it, are left out."""
         found = []
         several = {factor: len(self.levels(factor)) > 2 for factor in self.base}

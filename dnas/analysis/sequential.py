@@ -96,7 +96,7 @@ def undecided(values: pd.DataFrame, base: str, alpha: float, most: int) -> tuple
 
 def run_race(differences: Sequence[float] | np.ndarray, comparisons: int, alpha: float, most: int) -> Race:
     """Run the race of one of `comparisons` comparisons: its differences in the order in which their seeds came; those
-    after `most` don't count."""
+    after `most` do not count."""
     first = first_look(comparisons, alpha, most)
     d = np.asarray(differences, dtype=float)
     level = alpha / max(1, comparisons)
@@ -111,7 +111,7 @@ def race_with_base(
     values: pd.DataFrame, base: str, most: int, *, measure: str = "val_error", alpha: float = 0.05
 ) -> Effects:
     """`compare_with_base` of a study whose seeds were added by `undecided`: verdicts, p, p_holm (m·p) and
-    `race_interval` are the races', of the pairs up to each one's end; later pairs, if there are, don't count.
+    `race_interval` are the races', of the pairs up to each one's end; later pairs, if there are, do not count.
 
     t_interval, bootstrap_interval and effect_size are of these pairs as if their number had been fixed: an effect that
     stopped its race looks larger in them than it is. detectable: at the level of the last look that was reached.

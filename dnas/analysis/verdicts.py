@@ -9,64 +9,65 @@ from dnas.formatting import joined, p_value, points, several
 CONCLUDED = ("fewer errors", "more errors")
 
 
-def sentence(found: Comparison, effects: Effects) -> str:
-    """Direction, size in percentage points, interval, adjusted p and pairs; where nothing can be concluded, that."""
-    if not found.seeds:
-        return f"Nothing can be said of {found.name}: no seed has all that it is compared from."
-    text = _numbers(found, effects)
-    if found.verdict == "too few seeds":
-        against = f"{found.name} against {effects.base}" if found.kind == "variant" else found.name
-        return f"{against}: {text}. Nothing follows from it: {_law(effects)}, and it has {len(found.seeds)}."
-    fewer, more, unknown = _subject(found, effects)
-    also = (
-        f" In this fraction of the design it can't be told from {joined(list(found.aliases))}." if found.aliases else ""
-    )
-    if found.verdict in CONCLUDED:
-        return f"{fewer if found.verdict == 'fewer errors' else more}: {text}.{also}"
-    said = f"{unknown}: {text}.{also}"
-    if not any(found.differences):
-        return f"{said} No pair differed."
-    low, high = found.interval
+def sentence(comparison: Comparison, effects: Effects) -> str:
+    """Direction, size in percentage points, interval, adjusted p and pairs, or why nothing can be concluded."""
+    if not comparison.seeds:
+        return f"{comparison.name} cannot be compared: no seed has all the runs that the comparison needs."
+    text = _numbers(comparison, effects)
+    if comparison.verdict == "too few seeds":
+        against = f"{comparison.name} against {effects.base}" if comparison.kind == "variant" else comparison.name
+        needed_pairs = f"{_requirement(effects)}, and it has {len(comparison.seeds)}"
+        return f"{against}: {text}. Too few seeds to conclude: {needed_pairs}."
+    fewer, more, unknown = _subject(comparison, effects)
+    also = ""
+    if comparison.aliases:
+        also = f" In this fraction of the design it cannot be distinguished from {joined(list(comparison.aliases))}."
+    if comparison.verdict in CONCLUDED:
+        return f"{fewer if comparison.verdict == 'fewer errors' else more}: {text}.{also}"
+    verdict = f"{unknown}: {text}.{also}"
+    if not any(comparison.differences):
+        return f"{verdict} No pair differed."
+    low, high = comparison.interval
     if low > 0 or high < 0:
-        said += " The interval is of this comparison alone; after correction for all of them it is no evidence."
-    if math.isfinite(found.detectable):
-        said += (
-            f" That is no proof of no effect: one smaller than {_size(found.detectable)} points would be missed more"
-            " often than one time in five."
+        verdict += " The interval is for this comparison alone. Corrected for all comparisons, it is not evidence."
+    if math.isfinite(comparison.detectable):
+        verdict += (
+            f" This does not rule out an effect: one smaller than {_size(comparison.detectable)} points would be missed"
+            " more often than one time in five."
         )
-    return said
+    return verdict
 
 
-def _subject(found: Comparison, effects: Effects) -> tuple[str, str, str]:
+def _subject(comparison: Comparison, effects: Effects) -> tuple[str, str, str]:
     """Beginning of the sentence for fewer errors, more errors, and no conclusion."""
-    name, base = found.name, effects.base
-    if found.kind == "interaction":
+    name, base = comparison.name, effects.base
+    if comparison.kind == "interaction":
         return (
             f"{name}: together they make fewer errors than their effects alone add up to",
             f"{name}: together they make more errors than their effects alone add up to",
-            f"{name}: whether their effects add up can't be told",
+            f"{name}: it cannot be decided whether their effects add up",
         )
-    if found.kind == "main effect":
+    if comparison.kind == "main effect":
         return (
             f"{name} makes fewer errors, averaged over the other factors",
             f"{name} makes more errors, averaged over the other factors",
-            f"{name}: no difference can be told, averaged over the other factors",
+            f"{name}: no difference can be detected, averaged over the other factors",
         )
     return (
         f"{name} makes fewer errors than {base}",
         f"{name} makes more errors than {base}",
-        f"{name} can't be told from {base}",
+        f"{name} cannot be distinguished from {base}",
     )
 
 
-def _numbers(found: Comparison, effects: Effects) -> str:
-    text = f"{points(found.mean)} percentage points of {METRICS[effects.measure].label}, "
-    if len(found.seeds) == 1:
+def _numbers(comparison: Comparison, effects: Effects) -> str:
+    text = f"{points(comparison.mean)} percentage points of {METRICS[effects.measure].label}, "
+    if len(comparison.seeds) == 1:
         return text + "of one pair, which has no interval"
-    text += f"the mean of {several(len(found.seeds), 'pair')} ({interval_words(found, effects)}"
-    if found.verdict == "too few seeds":  # no differences could have made its p small
+    text += f"the mean of {several(len(comparison.seeds), 'pair')} ({interval_words(comparison, effects)}"
+    if comparison.verdict == "too few seeds":  # no differences could have made its p small
         return text + ")"
-    text += f"; {p_value(found.p_holm)}"
+    text += f"; {p_value(comparison.p_holm)}"
     number = len(effects.comparisons)
     if raced(effects):
         return text + (f" in the race, corrected for {number} comparisons)" if number > 1 else " in the race)")
@@ -75,29 +76,29 @@ def _numbers(found: Comparison, effects: Effects) -> str:
 
 def raced(effects: Effects) -> bool:
     """True if seeds were added while comparisons were undecided (`dnas.analysis.sequential`)."""
-    return any(found.race_interval is not None for found in effects.comparisons)
+    return any(comparison.race_interval is not None for comparison in effects.comparisons)
 
 
-def interval_words(found: Comparison, effects: Effects) -> str:
-    """Of a race: the interval that holds although seeds were added until it was decided."""
-    low, high = (points(end) if math.isfinite(end) else ("−∞" if end < 0 else "+∞") for end in found.interval)
-    return f"{level(effects)} interval {'of the race ' if found.race_interval else ''}{low} to {high}"
+def interval_words(comparison: Comparison, effects: Effects) -> str:
+    """Return the interval in words: for a race, the one that remains valid although seeds were added until then."""
+    low, high = (points(end) if math.isfinite(end) else ("−∞" if end < 0 else "+∞") for end in comparison.interval)
+    return f"{level(effects)} interval {'of the race ' if comparison.race_interval else ''}{low} to {high}"
 
 
 def level(effects: Effects) -> str:
-    """Of the intervals: 95% for an alpha of 0.05."""
+    """Confidence level of the intervals: 95% for an alpha of 0.05."""
     return f"{100 * (1 - effects.alpha):.3g}%"
 
 
 def needed(effects: Effects) -> str:
-    """3 comparisons need 7 pairs at 5%, and there are 4; where they have different numbers: 4 to 6."""
-    counts = [len(found.seeds) for found in effects.comparisons] or [0]
-    least, most = min(counts), max(counts)
-    there = str(least) if least == most else f"{least} to {most}"
-    return f"{_law(effects)}, and there {'is' if there == '1' else 'are'} {there}"
+    """Return "3 comparisons need 7 pairs at 5%, and there are 4", or "4 to 6" if their numbers of pairs differ."""
+    counts = [len(comparison.seeds) for comparison in effects.comparisons] or [0]
+    fewest, largest = min(counts), max(counts)
+    there = str(fewest) if fewest == largest else f"{fewest} to {largest}"
+    return f"{_requirement(effects)}, and there {'is' if there == '1' else 'are'} {there}"
 
 
-def _law(effects: Effects) -> str:
+def _requirement(effects: Effects) -> str:
     number, pairs = len(effects.comparisons), several(effects.pairs_needed, "pair")
     verb = f"need{'s' if number == 1 else ''}"
     if raced(effects):
@@ -105,48 +106,50 @@ def _law(effects: Effects) -> str:
     return f"{several(number, 'comparison')} {verb} {pairs} at {100 * effects.alpha:.3g}%"
 
 
-def answer(effects: Effects, sizes: bool = True, untold: bool = True) -> str:
-    """All comparisons in one sentence: who makes fewer errors, who more, and who can't be told from the base.
+def answer(effects: Effects, sizes: bool = True, inconclusive: bool = True) -> str:
+    """Summarise all comparisons in one sentence: fewer errors, more errors, and no difference from the base.
 
-    sizes: with the mean differences. untold: beside findings, with what can't be told.
+    sizes: include the mean differences. inconclusive: after the conclusions, list the comparisons without one.
     """
-    found = sorted((c for c in effects.comparisons if c.seeds), key=lambda c: c.mean)
-    if not found:
+    compared = sorted((c for c in effects.comparisons if c.seeds), key=lambda c: c.mean)
+    if not compared:
         return "Nothing can be compared yet"
-    if all(c.verdict == "too few seeds" for c in found):
+    if all(c.verdict == "too few seeds" for c in compared):
         return f"Too few seeds to conclude: {needed(effects)}"
     parts = []
     for verdict in CONCLUDED:
-        some = [f"{c.name} ({points(c.mean)} points)" if sizes else c.name for c in found if c.verdict == verdict]
+        some = [f"{c.name} ({points(c.mean)} points)" if sizes else c.name for c in compared if c.verdict == verdict]
         if some:
             parts.append(f"{joined(some)} {'make' if len(some) > 1 else 'makes'} {verdict}")
-    unknown = joined([c.name for c in effects.comparisons if c.verdict not in CONCLUDED] or [""])
-    if found[0].kind != "variant":
+    unknown = [c.name for c in effects.comparisons if c.verdict not in CONCLUDED]
+    if compared[0].kind != "variant":
         parts = [
             joined(
-                [f"{c.name} ({points(c.mean)} points)" if sizes else c.name for c in found if c.verdict in CONCLUDED]
+                [f"{c.name} ({points(c.mean)} points)" if sizes else c.name for c in compared if c.verdict in CONCLUDED]
             )
         ]
         if not parts[0]:
-            return "No effect can be told from zero"
-        return f"Told from zero: {parts[0]}"
+            return "No effect can be distinguished from zero"
+        return f"Different from zero: {parts[0]}"
     if not parts:
-        return f"{unknown} can't be told from {effects.base}"
-    rest = f"; of {unknown} this study can't tell" if unknown and untold else ""
+        return f"{joined(unknown)} cannot be distinguished from {effects.base}"
+    rest = f"; {joined(unknown)} {'are' if len(unknown) > 1 else 'is'} inconclusive" if unknown and inconclusive else ""
     return f"{joined(parts)} than {effects.base}{rest}"
 
 
 def short(effects: Effects, letters: int = 88) -> str:
-    """`answer`, or where it is too long for a title less of it, or only how many there are of each."""
-    for text in (answer(effects), answer(effects, sizes=False), answer(effects, untold=False)):
+    """Shorten `answer` to the length of a title: without sizes, without inconclusive comparisons, or counts alone."""
+    for text in (answer(effects), answer(effects, sizes=False), answer(effects, inconclusive=False)):
         if len(text) <= letters:
             return text
     count = {verdict: sum(c.verdict == verdict for c in effects.comparisons) for verdict in CONCLUDED}
     rest = len(effects.comparisons) - sum(count.values())
     number = several(len(effects.comparisons), "comparison")
     if not any(count.values()):
-        return f"None of {number} can be told from zero"
-    return f"Of {number}: {count['fewer errors']} with fewer errors, {count['more errors']} with more, {rest} untold"
+        return f"None of {number} can be distinguished from zero"
+    return (
+        f"Of {number}: {count['fewer errors']} with fewer errors, {count['more errors']} with more, {rest} inconclusive"
+    )
 
 
 def _size(difference: float) -> str:

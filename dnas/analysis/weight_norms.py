@@ -189,7 +189,7 @@ def _sizes_beside(path: Path) -> dict[str, int]:
 
     record = path.with_name("record.json")
     if not record.is_file():
-        raise InputError(f"{path} doesn't say how large its parameters are, and there is no {record.name} beside it.")
+        raise InputError(f"{path} does not state the sizes of its parameters, and there is no {record.name} beside it.")
     return weight_sizes(TrialRecord.from_json(record.read_text(encoding="utf-8")).network_spec)
 
 

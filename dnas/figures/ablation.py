@@ -1,7 +1,7 @@
 """An ablation: paired differences with their intervals, each seed's slope, interactions, cost and learning curves.
 
 The base is dark on every picture; a variant is blue where it makes fewer errors, red where it makes more, and grey
-where neither can be told.
+where the comparison is inconclusive.
 """
 
 import math
@@ -229,7 +229,7 @@ def plot_interaction(cells: pd.DataFrame, effects: Effects) -> Figure:
     found = [c for c in effects.comparisons if c.kind == "interaction"]
     told = [c for c in found if c.verdict in ("fewer errors", "more errors")]
     if told:
-        title = f"{told[0].name}: the effects don't add up, by {points(told[0].mean)} points"
+        title = f"{told[0].name}: the effects do not add up, by {points(told[0].mean)} points"
     elif found and all(c.verdict == "too few seeds" for c in found):
         title = f"Too few seeds to tell whether effects add up: {effects.pairs_needed} needed, {effects.pairs} there"
     else:

@@ -53,7 +53,7 @@ def plot_best_so_far(found: pd.DataFrame, objective: str = "val_error") -> Figur
     """
     known = found.dropna(subset=["error"])
     if known.empty:
-        raise InputError("the best so far can't be drawn: no trial is complete.")
+        raise InputError("the best so far cannot be drawn: no trial is complete.")
     own = known[known["arm"] == "search"]
     label, factor = METRICS[objective].axis_label, METRICS[objective].scale
     if len(own):
@@ -169,7 +169,7 @@ def plot_fidelity(found: pd.DataFrame) -> Figure:
 def plot_timeline(found: pd.DataFrame) -> Figure:
     """A bar for each stretch of a trial's training, by lane and state. found: as `dnas.analysis.progress.timeline`."""
     if found.empty:
-        raise InputError("the timeline can't be drawn: no trial was begun.")
+        raise InputError("the timeline cannot be drawn: no trial was started.")
     end = float(found["end"].max())
     lanes = int(found["lane"].max()) + 1
     busy = float((found["end"] - found["start"]).sum()) / (lanes * end) if end else 1.0
@@ -354,7 +354,7 @@ def plot_attainment(found: pd.DataFrame, searches: int, cost: str = "params", ob
     label, factor = METRICS[objective].axis_label, METRICS[objective].scale
     finite = found[np.isfinite(found["median"])]
     if finite.empty:
-        raise InputError("no cost is reached by half of the searches: their fronts don't overlap.")
+        raise InputError("no cost is reached by half of the searches: their fronts do not overlap.")
     end = finite.iloc[-1]
     with styled():
         figure = canvas(

@@ -66,9 +66,7 @@ def test_the_forest_is_ordered_and_every_interval_is_at_its_place(effects: Effec
     left, right = band.get_extents().transformed(axes.transData.inverted()).intervalx
     assert (left, right) == pytest.approx((-1.2, 1.2))
     assert line(figure, "base")[:, 0].tolist() == [0, 0]
-    assert figures.title(figure) == (
-        "a makes fewer errors and c makes more errors than base; of b this study can't tell"
-    )
+    assert figures.title(figure) == "a makes fewer errors and c makes more errors than base; b is inconclusive"
 
 
 def test_equal_pairs_do_not_hide_each_other(effects: Effects) -> None:
@@ -126,7 +124,7 @@ def test_an_interaction_is_read_both_ways() -> None:
         np.testing.assert_allclose(line(figure, gid)[:, 1], [VALUES[left].mean(), VALUES[right].mean()])
     ticks = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
     assert ticks == ["0", "4"]
-    assert figures.title(figure) == "x × y: the effects don't add up, by +4.00 points"
+    assert figures.title(figure) == "x × y: the effects do not add up, by +4.00 points"
     none = figures.plot_interaction(cells, factorial_effects(VALUES.iloc[:2], LEVELS, LEVELS["base"]))
     assert figures.title(none) == "Too few seeds to tell whether effects add up: 7 needed, 2 there"
     with pytest.raises(InputError, match="every variant of two factors"):

@@ -112,15 +112,15 @@ def test_a_finding_says_direction_size_interval_p_and_pairs() -> None:
     )
 
 
-def test_what_can_not_be_told_names_the_effect_that_would_have_been_missed() -> None:
+def test_inconclusive_verdict_states_the_effect_that_would_be_missed() -> None:
     text = said(comparison("cannot tell", -0.003, (-0.01, 0.004), 0.328))
     assert text == (
-        "BC can't be told from plain: −0.30 percentage points of validation error, the mean of 7 pairs (95% interval"
-        " −1.00 to +0.40; p = 0.33 after Holm's correction for 3 comparisons). That is no proof of no effect: one"
-        " smaller than 0.90 points would be missed more often than one time in five."
+        "BC cannot be distinguished from plain: −0.30 percentage points of validation error, the mean of 7 pairs (95%"
+        " interval −1.00 to +0.40; p = 0.33 after Holm's correction for 3 comparisons). This does not rule out an"
+        " effect: one smaller than 0.90 points would be missed more often than one time in five."
     )
     beyond = said(comparison("cannot tell", -0.006, (-0.01, -0.002), 0.09))
-    assert "The interval is of this comparison alone; after correction for all of them it is no evidence." in beyond
+    assert "The interval is for this comparison alone. Corrected for all comparisons, it is not evidence." in beyond
     same = said(comparison("cannot tell", 0.0, (0.0, 0.0), 1.0, differences=(0.0,) * 7, detectable=0.0))
     assert same.endswith("No pair differed.")
 
@@ -129,15 +129,15 @@ def test_too_few_seeds_promise_nothing() -> None:
     few = comparison("too few seeds", -0.02, (-0.04, 0.0), 0.75, seeds=(0, 1, 2), differences=(-0.02,) * 3)
     assert said(few, pairs=3) == (
         "BC against plain: −2.00 percentage points of validation error, the mean of 3 pairs (95% interval −4.00 to"
-        " 0.00). Nothing follows from it: 3 comparisons need 7 pairs at 5%, and it has 3."
+        " 0.00). Too few seeds to conclude: 3 comparisons need 7 pairs at 5%, and it has 3."
     )
     one = comparison("too few seeds", -0.02, (-math.inf, math.inf), 1.0, seeds=(4,), differences=(-0.02,))
     assert said(one, pairs=1, of=1) == (
-        "BC against plain: −2.00 percentage points of validation error, of one pair, which has no interval. Nothing"
-        " follows from it: 1 comparison needs 7 pairs at 5%, and it has 1."
+        "BC against plain: −2.00 percentage points of validation error, of one pair, which has no interval. Too few"
+        " seeds to conclude: 1 comparison needs 7 pairs at 5%, and it has 1."
     )
     none = comparison("too few seeds", NAN, (-math.inf, math.inf), 1.0, seeds=(), differences=())
-    assert said(none, pairs=0) == "Nothing can be said of BC: no seed has all that it is compared from."
+    assert said(none, pairs=0) == "BC cannot be compared: no seed has all the runs that the comparison needs."
 
 
 def test_terms_of_a_design_are_told_as_what_they_are() -> None:
@@ -150,7 +150,7 @@ def test_terms_of_a_design_are_told_as_what_they_are() -> None:
         "bottleneck × compression: together they make more errors than their effects alone add up to"
     )
     text = said(comparison("cannot tell", 0.01, (-0.005, 0.02), 0.2, **both))
-    assert text.startswith("bottleneck × compression: whether their effects add up can't be told: +1.00")
+    assert text.startswith("bottleneck × compression: it cannot be decided whether their effects add up: +1")
 
 
 def test_a_race_tells_of_its_own_interval_and_correction() -> None:
@@ -161,7 +161,7 @@ def test_a_race_tells_of_its_own_interval_and_correction() -> None:
     )
     few = comparison("too few seeds", -0.012, (-0.02, -0.004), 1.0, race_interval=(-math.inf, math.inf))
     assert said(few).endswith(
-        "Nothing follows from it: the race of 3 comparisons decides none before 7 pairs at 5%, and it has 7."
+        "Too few seeds to conclude: the race of 3 comparisons decides none before 7 pairs at 5%, and it has 7."
     )
     assert "interval of the race −∞ to +∞" in said(few)
 
@@ -172,16 +172,15 @@ def test_the_answer_is_one_sentence() -> None:
     untold = comparison("cannot tell", 0.001, (-0.01, 0.01), 1.0, name="B")
     few = comparison("too few seeds", 0.001, (-0.01, 0.01), 1.0, name="B", seeds=(1, 2), differences=(0.001,) * 2)
     assert verdicts.answer(effects(fewer, more, untold)) == (
-        "BC (−1.23 points) makes fewer errors and C (+2.00 points) makes more errors than plain; of B this study can't"
-        " tell"
+        "BC (−1.23 points) makes fewer errors and C (+2.00 points) makes more errors than plain; B is inconclusive"
     )
-    assert verdicts.answer(effects(untold, of=1)) == "B can't be told from plain"
+    assert verdicts.answer(effects(untold, of=1)) == "B cannot be distinguished from plain"
     assert verdicts.answer(effects(few, pairs=2, of=1)) == (
         "Too few seeds to conclude: 1 comparison needs 7 pairs at 5%, and there are 2"
     )
     assert verdicts.answer(effects(of=0)) == "Nothing can be compared yet"
     many = [comparison("fewer errors", -0.01, (-0.02, -0.005), 0.01, name=f"a long name {i}") for i in range(9)]
-    assert verdicts.short(effects(*many, of=9)) == "Of 9 comparisons: 9 with fewer errors, 0 with more, 0 untold"
+    assert verdicts.short(effects(*many, of=9)) == "Of 9 comparisons: 9 with fewer errors, 0 with more, 0 inconclusive"
     assert len(verdicts.short(effects(fewer, more, untold))) <= 88
 
 
@@ -235,7 +234,7 @@ def test_the_sentences_match_the_numbers(page: Page, study: StudyFolder) -> None
     assert (
         f"BC makes fewer errors than plain: −{abs(100 * mean):.2f} percentage points of validation error" in page.text
     )
-    assert "C can't be told from plain: 0.00 percentage points" in page.text
+    assert "C cannot be distinguished from plain: 0.00 percentage points" in page.text
     assert "Do bottlenecks and compression help?" in page.text
     spread = 100 * np.std(BASE, ddof=1) / IMAGES
     assert f"The error of plain varies by {spread:.2f} points between seeds" in page.text
