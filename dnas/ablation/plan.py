@@ -77,7 +77,7 @@ def make_plan(
     means: RunConfig,
     *,
     final: bool = False,
-    most: int | None = None,
+    max_seeds: int | None = None,
     asked: bool = True,
     note: Callable[[str], None] = lambda text: None,
 ) -> Plan:
@@ -90,7 +90,7 @@ def make_plan(
         folder: The study, which may exist already.
         means: Data, device, threads and workers.
         final: Train on the validation images too, and measure on the test images.
-        most: Largest number of seeds of `--seeds auto`.
+        max_seeds: Largest number of seeds of `--seeds auto`.
         asked: Whether the command named the seeds. If not, an existing study keeps its own.
         note: Receives progress messages.
 
@@ -98,7 +98,7 @@ def make_plan(
         InputError: If the study was started with other settings, or if the seeds cannot lead to a conclusion.
     """
     stored = begun_ablation(folder, definition)
-    seeds = _seeds(definition.seeds, stored, folder.name, most, asked)
+    seeds = _seeds(definition.seeds, stored, folder.name, max_seeds, asked)
     images = {}
     for variant in definition.variants:
         subset = variant.data["subset"]
@@ -106,7 +106,7 @@ def make_plan(
             images[subset] = load_dataset(**means.data | dict(variant.data), progress=note).train_size
     if definition.equal == "seconds":
         definition = _equal_seconds(definition, images, means, stored)
-    max_seeds = most or stored.get("most", DEFAULT_MAX_SEEDS)
+    max_seeds = max_seeds or stored.get("most", DEFAULT_MAX_SEEDS)
     if seeds == AUTO:
         first_look(len(definition.variants) - 1, definition.alpha, max_seeds)  # raises if these are too few
     every = range(max_seeds) if seeds == AUTO else map(int, seeds)
@@ -121,7 +121,7 @@ def _has_results(folder: StudyFolder) -> bool:
 
 
 def _seeds(
-    seeds: tuple[int, ...] | str, stored: Mapping[str, Any], study: str, most: int | None, asked: bool
+    seeds: tuple[int, ...] | str, stored: Mapping[str, Any], study: str, max_seeds: int | None, asked: bool
 ) -> tuple[int, ...] | str:
     """Return "auto", or all seeds of the study. Seeds that an existing study has are kept."""
     before = stored.get("seeds")
@@ -134,13 +134,13 @@ def _seeds(
             " results, so name another study with --study."
         )
     if seeds != AUTO:
-        if most is not None:
+        if max_seeds is not None:
             raise InputError("--max-seeds requires --seeds auto.")
         return tuple(sorted({*(before or ()), *map(int, seeds)}))
-    if most is not None and most != stored.get("most", most):
+    if max_seeds is not None and max_seeds != stored.get("most", max_seeds):
         raise InputError(
-            f"study {study} was started with --max-seeds {stored['most']} (now {most}), which its stopping rule depends"
-            " on; name another study with --study."
+            f"study {study} was started with --max-seeds {stored['most']} (now {max_seeds}), which its stopping rule"
+            " depends on; name another study with --study."
         )
     return AUTO
 

@@ -78,8 +78,8 @@ class Trained:
     @property
     def errors(self) -> tuple[Estimate, ...]:
         """Each node's mean over the seeds; no interval goes below 0."""
-        found = [_of_seeds(self.values[place]) for place in self.values]
-        return tuple(dataclasses.replace(one, low=0.0 if one.low < 0 else one.low) for one in found)
+        estimates = [_of_seeds(self.values[place]) for place in self.values]
+        return tuple(dataclasses.replace(one, low=0.0 if one.low < 0 else one.low) for one in estimates)
 
     @property
     def changes(self) -> tuple[Estimate, ...]:
@@ -105,7 +105,11 @@ def _of_seeds(values: "pd.Series[Any]") -> Estimate:
 
 
 def find_path(
-    found: Evidence, source: Mapping[str, Any], target: Mapping[str, Any], bootstraps: int = BOOTSTRAPS, seed: int = 0
+    evidence: Evidence,
+    source: Mapping[str, Any],
+    target: Mapping[str, Any],
+    bootstraps: int = BOOTSTRAPS,
+    seed: int = 0,
 ) -> Path:
     """The path that a forest predicts: at each step the change with the lowest predicted error.
 
@@ -114,29 +118,29 @@ def find_path(
     and do not account for the choice of the order by the same trials. `InputError` where the networks are the same, or
     the trials too few.
     """
-    space, cells = found.space, found.cells
-    check_enough(found.axes, cells, found.errors)
-    forest = Forest(found.axes, cells, found.errors, seed=seed)
+    space, cells = evidence.space, evidence.cells
+    check_enough(evidence.axes, cells, evidence.errors)
+    forest = Forest(evidence.axes, cells, evidence.errors, seed=seed)
 
     def predict(points: Sequence[Mapping[str, Any]]) -> np.ndarray:
-        return forest.predict(_cells(found, points))
+        return forest.predict(_cells(evidence, points))
 
     nodes = greedy_path(space, source, target, predict)
-    places = _cells(found, [node.params for node in nodes])
-    own = forest.predict(places)
+    places = _cells(evidence, [node.params for node in nodes])
+    predictions = forest.predict(places)
     rng = np.random.default_rng(seed)
     samples = []
     for _ in range(bootstraps):
         drawn = rng.integers(len(cells), size=len(cells))
         again = Forest(
-            found.axes, cells[drawn], found.errors[drawn], trees=RESAMPLED_TREES, seed=int(rng.integers(2**31))
+            evidence.axes, cells[drawn], evidence.errors[drawn], trees=RESAMPLED_TREES, seed=int(rng.integers(2**31))
         )
         samples.append(again.predict(places))
-    digests = dict(zip(map(_digest_of(space), found.params.to_dict("records")), found.errors, strict=True))
+    digests = dict(zip(map(_digest_of(space), evidence.params.to_dict("records")), evidence.errors, strict=True))
     return Path(
         nodes,
-        _estimates(own, np.array(samples)),
-        (NOTHING, *_estimates(np.diff(own), np.diff(samples, axis=1))),
+        _estimates(predictions, np.array(samples)),
+        (NOTHING, *_estimates(np.diff(predictions), np.diff(samples, axis=1))),
         forest.r2,
         len(cells),
         {i: float(digests[n.spec.digest]) for i, n in enumerate(nodes) if n.spec.digest in digests},
@@ -180,12 +184,12 @@ def _whole(space: Space, point: Mapping[str, Any], other: Mapping[str, Any]) -> 
 def _steps(space: Space, state: Mapping[str, Any], goal: Mapping[str, Any]) -> list[Node]:
     """The networks that one change leads to: of those sizes of change that lead to any, the least."""
     open_choices = [choice for choice in space.choices if state[choice.name] != goal[choice.name]]
-    here = space.spec_of(state).digest
+    digest = space.spec_of(state).digest
     for size in range(1, len(open_choices) + 1):
-        found: dict[frozenset[str], Node] = {}
+        nodes: dict[frozenset[str], Node] = {}
         for chosen in itertools.combinations(open_choices, size):
             names = frozenset().union(*(_with_conditions(space, choice.name, state, goal) for choice in chosen))
-            if names in found:
+            if names in nodes:
                 continue
             point = {**state, **{name: goal[name] for name in names}}
             before, after = space.active(state), space.active(point)
@@ -198,10 +202,10 @@ def _steps(space: Space, state: Mapping[str, Any], goal: Mapping[str, Any]) -> l
                 node = _node(space, point, changes)
             except InputError:
                 continue  # no such network
-            if node.spec.digest != here:
-                found[names] = node
-        if found:
-            return list(found.values())
+            if node.spec.digest != digest:
+                nodes[names] = node
+        if nodes:
+            return list(nodes.values())
     raise AssertionError("the target itself is a network")
 
 
@@ -222,8 +226,8 @@ def _node(space: Space, params: Mapping[str, Any], changes: tuple[tuple[str, Any
     return Node(dict(params), spec, price, changes, space.limits.excess(price))
 
 
-def _cells(found: Evidence, points: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    return np.array([[axis.cell(point[axis.name]) for axis in found.axes] for point in points])
+def _cells(evidence: Evidence, points: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    return np.array([[axis.cell(point[axis.name]) for axis in evidence.axes] for point in points])
 
 
 def _digest_of(space: Space) -> Any:
@@ -234,9 +238,11 @@ def _digest_of(space: Space) -> Any:
     return digest
 
 
-def _estimates(own: np.ndarray, samples: np.ndarray) -> tuple[Estimate, ...]:
+def _estimates(values: np.ndarray, samples: np.ndarray) -> tuple[Estimate, ...]:
     low, high = percentile_interval(samples)
-    return tuple(Estimate(float(v), float(min(v, a)), float(max(v, b))) for v, a, b in zip(own, low, high, strict=True))
+    return tuple(
+        Estimate(float(v), float(min(v, a)), float(max(v, b))) for v, a, b in zip(values, low, high, strict=True)
+    )
 
 
 def params_of(space: Space, spec: Spec) -> dict[str, Any]:
@@ -261,9 +267,9 @@ def params_of(space: Space, spec: Spec) -> dict[str, Any]:
                 f"{space.name_of(spec)} is no network of space {space.name}: {choice.name} is {params[choice.name]},"
                 f" which is not of {choice.describe()}."
             )
-    here = space.spec_of(params)
-    if here.digest != spec.digest:
-        theirs, ours = here.to_dict(), spec.to_dict()
+    decoded = space.spec_of(params)
+    if decoded.digest != spec.digest:
+        theirs, ours = decoded.to_dict(), spec.to_dict()
         name = next((key for key in ours if ours[key] != theirs.get(key)), "family")
         raise InputError(
             f"{space.name_of(spec)} is no network of space {space.name}: it has {name} = {ours.get(name)}, the space"

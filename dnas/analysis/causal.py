@@ -41,8 +41,8 @@ class CausalReuse:
     def as_reuse(self, what: str = "error_gained") -> Reuse:
         """The same cells in the form of `feature_reuse`, none of them marked."""
         blocks = zip(self.shapes, getattr(self, what), strict=True)
-        found = (BlockReuse(*shape, values, np.zeros(values.shape, dtype=bool)) for shape, values in blocks)
-        return Reuse(tuple(found), "none", None, 1)
+        reuse_blocks = (BlockReuse(*shape, values, np.zeros(values.shape, dtype=bool)) for shape, values in blocks)
+        return Reuse(tuple(reuse_blocks), "none", None, 1)
 
 
 @dataclass(frozen=True)

@@ -110,8 +110,8 @@ def _mann_whitney_p(first: np.ndarray, second: np.ndarray) -> float:
     ranks = stats.rankdata(np.concatenate([first, second]))  # of equal ones the mean
     dealt = np.array(list(itertools.combinations(range(every), few)))
     away = np.abs(ranks[dealt].sum(axis=1) - few * (every + 1) / 2)
-    own = ranks[: len(first)] if len(first) == few else ranks[len(first) :]
-    return float(np.mean(away >= abs(own.sum() - few * (every + 1) / 2)))  # ranks are whole or half: exact
+    observed = ranks[: len(first)] if len(first) == few else ranks[len(first) :]
+    return float(np.mean(away >= abs(observed.sum() - few * (every + 1) / 2)))  # ranks are whole or half: exact
 
 
 def expected_best(values: Sequence[float] | np.ndarray, draws: int) -> float:

@@ -33,15 +33,15 @@ def learning_curves(study: StudyFolder) -> pd.DataFrame:
         head, *rows = [line for line in path.read_bytes().splitlines() if line.strip()] or [b""]
         bodies[head] += rows
         trials[head] += [(record.number, record.state)] * len(rows)
-    found = []
+    frames = []
     for head, rows in bodies.items():
         if rows:
             curves = pd.read_csv(BytesIO(b"\n".join([head, *rows])))
             numbers, states = zip(*trials[head], strict=True)
-            found.append(curves.assign(number=numbers, state=states).reindex(columns=COLUMNS))
-    if not found:
+            frames.append(curves.assign(number=numbers, state=states).reindex(columns=COLUMNS))
+    if not frames:
         return pd.DataFrame(columns=COLUMNS)
-    return pd.concat(found).sort_values("number", kind="stable", ignore_index=True)
+    return pd.concat(frames).sort_values("number", kind="stable", ignore_index=True)
 
 
 def error_curves(curves: pd.DataFrame) -> dict[int, np.ndarray]:
@@ -60,9 +60,9 @@ def leads_from(curves: pd.DataFrame, number: int) -> int | None:
     table = curves.pivot_table(index="epoch", columns="number", values="val_error")
     if number not in table:
         return None
-    own = table[number].dropna()
-    level = (own <= table.loc[own.index].min(axis=1)).tolist()
+    errors = table[number].dropna()
+    level = (errors <= table.loc[errors.index].min(axis=1)).tolist()
     if not level or not level[-1]:
         return None
-    behind = [epoch for epoch, ahead in zip(own.index, level, strict=True) if not ahead]
-    return int(behind[-1]) + 1 if behind else int(own.index[0])
+    behind = [epoch for epoch, ahead in zip(errors.index, level, strict=True) if not ahead]
+    return int(behind[-1]) + 1 if behind else int(errors.index[0])

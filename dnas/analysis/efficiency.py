@@ -102,10 +102,10 @@ def published_table1() -> pd.DataFrame:
 def published_table2() -> pd.DataFrame:
     """The DenseNets of Table 2 with their error on C10+ (fraction): name (as `parse_name`), params_millions, error."""
     table = _read("table2_error_rates.csv")
-    found = table["method"].str.extract(r"^(DenseNet(?:-BC)?) \(k=(\d+)\)$")
-    rows = table[found[0].notna()]
-    kinds = found.loc[rows.index, 0].str.lower().str.replace("-", "_")
-    names = kinds + "_" + rows["depth"].astype(int).astype(str) + "_" + found.loc[rows.index, 1]
+    parts = table["method"].str.extract(r"^(DenseNet(?:-BC)?) \(k=(\d+)\)$")
+    rows = table[parts[0].notna()]
+    kinds = parts.loc[rows.index, 0].str.lower().str.replace("-", "_")
+    names = kinds + "_" + rows["depth"].astype(int).astype(str) + "_" + parts.loc[rows.index, 1]
     frame = rows[["params_millions"]].assign(name=names, error=(rows["c10_plus"] / 100).round(6))
     return frame.reset_index(drop=True)
 
@@ -154,7 +154,7 @@ def published_for(spec: Spec, dataset: str) -> tuple[Published, ...]:
         return ()
     plain = replace(spec, dropout=0.0)
     if plain.stem == "imagenet":
-        found = [
+        results = [
             Published(
                 "Table 3",
                 "ImageNet",
@@ -165,10 +165,10 @@ def published_for(spec: Spec, dataset: str) -> tuple[Published, ...]:
             for row in _read("table3_imagenet.csv").to_dict("records")
             if parse_name(row["model"].lower().replace("-", "")).digest == plain.digest
         ]
-        return tuple(found) if dataset not in _TABLE_2 else ()
+        return tuple(results) if dataset not in _TABLE_2 else ()
     table = _read("table2_error_rates.csv")
     parts = table["method"].str.extract(r"^(DenseNet(?:-BC)?) \(k=(\d+)\)$")
-    found = []
+    results = []
     for kind, k, row in zip(parts[0].str.lower(), parts[1], table.to_dict("records"), strict=True):
         if not isinstance(kind, str):
             continue
@@ -180,8 +180,8 @@ def published_for(spec: Spec, dataset: str) -> tuple[Published, ...]:
             if wanted and classes == plain.classes and math.isfinite(row[column]):
                 how = f"{epochs} epochs, " + ("no dropout" if augmented else "dropout 0.2")
                 data = f"{title} with shifts and flips" if augmented else f"{title} without augmentation"
-                found.append(Published("Table 2", tag, data, round(row[column] / 100, 6), how))
-    return tuple(found)
+                results.append(Published("Table 2", tag, data, round(row[column] / 100, 6), how))
+    return tuple(results)
 
 
 def _read(name: str) -> pd.DataFrame:
@@ -236,7 +236,7 @@ def part_of(layer: str) -> str:
 
 
 def _parts(spec: Spec) -> dict[str, list[LayerCost]]:
-    found: dict[str, list[LayerCost]] = {}
+    parts: dict[str, list[LayerCost]] = {}
     for price in layer_costs(spec):
-        found.setdefault(part_of(price.name), []).append(price)
-    return found
+        parts.setdefault(part_of(price.name), []).append(price)
+    return parts

@@ -131,11 +131,13 @@ class Forest:
     def shares(self) -> Shares:
         """The mean over the trees of each one's shares of its own variance, as in the paper. A tree of one leaf has
         none, and is left out."""
-        found = [tree.shares() for tree in self._boxes if tree.variance > 1e-12 * max(1e-12, self.errors.var())]
-        if not found:
+        tree_shares = [tree.shares() for tree in self._boxes if tree.variance > 1e-12 * max(1e-12, self.errors.var())]
+        if not tree_shares:
             k = len(self.box.axes)
             return Shares(np.zeros(k), np.zeros((k, k)))
-        return Shares(np.mean([one.single for one in found], axis=0), np.mean([one.pair for one in found], axis=0))
+        return Shares(
+            np.mean([one.single for one in tree_shares], axis=0), np.mean([one.pair for one in tree_shares], axis=0)
+        )
 
     def marginal(self, *axes: int) -> np.ndarray:
         """The mean predicted error over all other choices, at each value of one axis, or of two: [v] or [v, w]."""
@@ -165,12 +167,12 @@ class _Box:
         self.member = np.zeros((len(axes), int(self.starts[-1])))  # [axes, cells]
         columns, owned = [], []
         for a, axis in enumerate(axes):
-            own = self.of(a)
-            self.member[a, own] = 1
+            members = self.of(a)
+            self.member[a, members] = 1
             inputs = [np.asarray(axis.values, dtype=float)] if axis.ordered else list(np.eye(len(axis.values)))
             for values in inputs:
                 row, owner = np.zeros(self.starts[-1]), np.zeros(self.starts[-1], dtype=bool)
-                row[own], owner[own] = values, True
+                row[members], owner[members] = values, True
                 columns.append(row)
                 owned.append(owner)
         self.columns, self.owned = np.array(columns), np.array(owned)  # [columns, cells]
@@ -299,7 +301,7 @@ def fanova(
     null = np.append(_nulls(forest, cells, again, rounds, rng), np.nan)
     names = [axis.name for axis in axes]
     pairs = list(itertools.combinations(names, 2))
-    found = pd.DataFrame(
+    frame = pd.DataFrame(
         {
             "choice": [*names, *(first for first, _ in pairs), REST],
             "other": [*([""] * len(names)), *(second for _, second in pairs), ""],
@@ -310,9 +312,9 @@ def fanova(
             "clear": low > null,
         }
     )
-    rest = found["choice"] == REST
-    ordered = found[~rest].sort_values("share", ascending=False, kind="stable")
-    effects = pd.concat([ordered, found[rest]], ignore_index=True)
+    rest = frame["choice"] == REST
+    ordered = frame[~rest].sort_values("share", ascending=False, kind="stable")
+    effects = pd.concat([ordered, frame[rest]], ignore_index=True)
     return Fanova(effects, forest.r2, len(values), ceiling, forest)
 
 

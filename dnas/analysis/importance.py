@@ -170,8 +170,8 @@ def importance(
         samples.append(_shares([code[drawn] for code in codes], values[drawn], best, rng))
         nulls.append(_shares(codes, rng.permutation(values), best, rng))
     low, high = percentile_interval(samples)
-    found = pd.DataFrame({"choice": varied, "share": shares, "low": low, "high": high, "null": np.mean(nulls, axis=0)})
-    return found.sort_values("share", ascending=False, kind="stable").reset_index(drop=True)
+    frame = pd.DataFrame({"choice": varied, "share": shares, "low": low, "high": high, "null": np.mean(nulls, axis=0)})
+    return frame.sort_values("share", ascending=False, kind="stable").reset_index(drop=True)
 
 
 def _codes(column: "pd.Series[Any]") -> np.ndarray:
@@ -182,9 +182,9 @@ def _codes(column: "pd.Series[Any]") -> np.ndarray:
 
 def _shares(codes: list[np.ndarray], errors: np.ndarray, best: int, rng: np.random.Generator) -> np.ndarray:
     order = np.lexsort((rng.random(len(errors)), errors))[:best]  # of equal errors, any
-    found = np.array([_divergence(code, code[order]) for code in codes])
-    total = found.sum()
-    return found / total if total > 0 else np.full(len(codes), 1 / len(codes))
+    divergences = np.array([_divergence(code, code[order]) for code in codes])
+    total = divergences.sum()
+    return divergences / total if total > 0 else np.full(len(codes), 1 / len(codes))
 
 
 def _divergence(every: np.ndarray, best: np.ndarray) -> float:

@@ -165,14 +165,14 @@ def together(*parts: Effects) -> tuple[Effects, ...]:
     """The same, but as one family: Holm over the comparisons of all, and `detectable` with it. For a study that shows
     its variants against the base and its factors' effects beside them, and means both."""
     every = [comparison for part in parts for comparison in part.comparisons]
-    found = iter(_judged(every, parts[0].alpha)) if parts else iter(())
+    judged = iter(_judged(every, parts[0].alpha)) if parts else iter(())
     needed = pairs_needed(len(every), parts[0].alpha) if parts else 0
     return tuple(
         Effects(
             part.base,
             part.measure,
             part.alpha,
-            some := tuple(next(found) for _ in part.comparisons),
+            some := tuple(next(judged) for _ in part.comparisons),
             part.pairs,
             needed,
             any(len(comparison.seeds) >= needed for comparison in some),
@@ -301,7 +301,7 @@ def _judged(comparisons: Sequence[Comparison], alpha: float) -> tuple[Comparison
     itself can still be told, at one of Holm's later steps."""
     adjusted = holm([comparison.p for comparison in comparisons])
     needed = pairs_needed(len(comparisons), alpha)
-    found = []
+    judged = []
     for comparison, p in zip(comparisons, adjusted, strict=True):
         assert p is not None
         pairs = len(comparison.seeds)
@@ -310,8 +310,8 @@ def _judged(comparisons: Sequence[Comparison], alpha: float) -> tuple[Comparison
             verdict = "fewer errors" if comparison.mean < 0 else "more errors"
         sd = deviation(np.array(comparison.differences))
         detectable = detectable_difference(sd, pairs, len(comparisons), alpha)
-        found.append(dataclasses.replace(comparison, p_holm=p, detectable=detectable, verdict=verdict))
-    return tuple(found)
+        judged.append(dataclasses.replace(comparison, p_holm=p, detectable=detectable, verdict=verdict))
+    return tuple(judged)
 
 
 def check_values(values: pd.DataFrame, base: str, alpha: float) -> None:
@@ -350,11 +350,11 @@ class _Design:
 
     def levels(self, factor: str) -> list[Any]:
         """The base's first, then in the order in which they come. By equality: a level may be a list."""
-        found = [self.base[factor]]
+        levels = [self.base[factor]]
         for point in self.points.values():
-            if point[factor] not in found:
-                found.append(point[factor])
-        return found
+            if point[factor] not in levels:
+                levels.append(point[factor])
+        return levels
 
     def at(self, factor: str, level: Any) -> np.ndarray:
         return np.array([point[factor] == level for point in self.points.values()], dtype=bool)
@@ -382,7 +382,7 @@ class _Design:
     def terms(self) -> list[_Term]:
         """Main effects, interactions of two factors, and, as aliases alone, of three; those that the design cannot
         form, since a combination of levels is not in it, are left out."""
-        found = []
+        terms = []
         several = {factor: len(self.levels(factor)) > 2 for factor in self.base}
         for order in (1, 2, 3):
             for factors in itertools.combinations(self.base, order):
@@ -391,11 +391,11 @@ class _Design:
                     weights = self._weights(changes)
                     if weights is None:
                         continue
-                    said = [f"{f}: {_said(level)} against {_said(self.base[f])}" for f, level in changes.items()]
+                    contrasts = [f"{f}: {_said(level)} against {_said(self.base[f])}" for f, level in changes.items()]
                     if order > 1:
-                        said = [text if several[f] else f for f, text in zip(factors, said, strict=True)]
-                    found.append(_Term(" × ".join(said), changes, weights))
-        return found
+                        contrasts = [text if several[f] else f for f, text in zip(factors, contrasts, strict=True)]
+                    terms.append(_Term(" × ".join(contrasts), changes, weights))
+        return terms
 
     def _weights(self, changes: Mapping[str, Any]) -> np.ndarray | None:
         """Of the difference of differences of cell means: ± 1 / its size for each point of a cell. For three factors

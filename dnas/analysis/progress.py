@@ -32,8 +32,8 @@ def best_so_far(records: Iterable[TrialRecord], objective: str = "val_error") ->
     ended = sorted((r for r in records if r.state in ENDED), key=lambda r: (r.ended or "", r.number))
     for arm in ("search", "control"):
         best, seconds, macs = np.nan, 0.0, 0.0
-        own = [record for record in ended if (record.arm == "control") == (arm == "control")]
-        for count, record in enumerate(own, 1):
+        arm_records = [record for record in ended if (record.arm == "control") == (arm == "control")]
+        for count, record in enumerate(arm_records, 1):
             seconds += record.seconds
             macs += STEP_MACS * record.cost.get("macs", 0) * record.epochs * record.data.get("train_size", 0)
             value = getattr(record, objective)

@@ -46,13 +46,13 @@ class Reuse:
     def strongest(self) -> dict[str, int]:
         """Of the dense layers that read several sources, how many draw most on their block's `input`, on the layer just
         `before`, and on `another`."""
-        found = {"input": 0, "before": 0, "another": 0}
+        counts = {"input": 0, "before": 0, "another": 0}
         for block in self.blocks:
             for column, values in enumerate(block.values.T[:-1]):
                 if np.isfinite(values).sum() > 1:
-                    most = int(np.nanargmax(values))
-                    found["before" if most == column else "another" if most else "input"] += 1
-        return found
+                    strongest_source = int(np.nanargmax(values))
+                    counts["before" if strongest_source == column else "another" if strongest_source else "input"] += 1
+        return counts
 
     def frame(self) -> pd.DataFrame:
         """Return one row per connected cell: block, source, target, value, unclear."""
@@ -177,11 +177,11 @@ def matrices(
 ) -> list[np.ndarray]:
     """cells [Q], one for each pair -> for each block [sources, targets], not a number where there is no pair."""
     at = dict(zip(pairs, cells, strict=True))
-    found = []
+    matrices = []
     for _, sources, targets in shapes:
         matrix = np.array([[at.get((source, target), np.nan) for target in targets] for source in sources], dtype=float)
         if normalise != "none":
-            most = np.nanmax(matrix, axis=0 if normalise == "column" else None, keepdims=True)
-            matrix = np.divide(matrix, most, out=np.where(np.isnan(matrix), np.nan, 0.0), where=most > 0)
-        found.append(matrix)
-    return found
+            largest = np.nanmax(matrix, axis=0 if normalise == "column" else None, keepdims=True)
+            matrix = np.divide(matrix, largest, out=np.where(np.isnan(matrix), np.nan, 0.0), where=largest > 0)
+        matrices.append(matrix)
+    return matrices

@@ -50,14 +50,14 @@ def sized(
     frame: one row per run, with group, network, seed, and the columns `cost` and `error`; runs without an error are
     left out. images: those that each error was measured on.
     """
-    found = []
+    networks = []
     known = frame[pd.to_numeric(frame[error]).notna()]
     for group in dict.fromkeys(known["group"]):
         rows = known[known["group"] == group].sort_values([cost, "network"])
         for network, some in rows.groupby("network", sort=False):
             errors = {int(seed): float(value) for seed, value in zip(some["seed"], some[error], strict=True)}
-            found.append(_sized(group, str(network), float(some[cost].iloc[0]), errors, images))
-    return found
+            networks.append(_sized(group, str(network), float(some[cost].iloc[0]), errors, images))
+    return networks
 
 
 def _sized(group: str, network: str, cost: float, errors: dict[int, float], images: int | None) -> Sized:
@@ -219,9 +219,9 @@ def iso_error(
     low = high = p = None
     residuals = _residuals([*families[first], *families[second]])
     if len(residuals):
-        found = _bootstrap(families[first], families[second], residuals, seed, draws)
-        low, high = (float(np.exp(np.quantile(found, q, method="inverted_cdf"))) for q in (0.025, 0.975))
-        tail = min(int((found <= ROUNDING).sum()), int((found >= -ROUNDING).sum()))
+        ratios = _bootstrap(families[first], families[second], residuals, seed, draws)
+        low, high = (float(np.exp(np.quantile(ratios, q, method="inverted_cdf"))) for q in (0.025, 0.975))
+        tail = min(int((ratios <= ROUNDING).sum()), int((ratios >= -ROUNDING).sum()))
         p = min(1.0, 2 * (tail + 1) / (draws + 1))
     if not math.isfinite(value):
         costs = [[n.cost for n in some] for some in families.values()]
@@ -238,9 +238,9 @@ def _nearest(
     fits: Mapping[str, Fit], first: str, second: str, span: tuple[float, float], value: float
 ) -> tuple[float, float, float]:
     """(error, cost of first, cost of second) where the ratio is nearest to the mean one; of equals, mid-range."""
-    found = [(e, fits[first].cost_at(e), fits[second].cost_at(e)) for e in np.linspace(*span, LEVELS)]
+    levels = [(e, fits[first].cost_at(e), fits[second].cost_at(e)) for e in np.linspace(*span, LEVELS)]
     middle = sum(span) / 2
-    return min(found, key=lambda one: (round(abs(math.log(one[1] / one[2]) - value), 6), abs(one[0] - middle)))
+    return min(levels, key=lambda one: (round(abs(math.log(one[1] / one[2]) - value), 6), abs(one[0] - middle)))
 
 
 def _scale(mean: float) -> float:
@@ -248,13 +248,13 @@ def _scale(mean: float) -> float:
 
 
 def _residuals(networks: Sequence[Sized]) -> np.ndarray:
-    found = [
+    residuals = [
         (error - n.mean) * math.sqrt(len(n.errors) / (len(n.errors) - 1)) / _scale(n.mean)
         for n in networks
         if len(n.errors) > 1
         for error in n.errors.values()
     ]
-    return np.array(found)
+    return np.array(residuals)
 
 
 def _bootstrap(

@@ -55,60 +55,60 @@ class Race:
     p: float
 
 
-def spent(pairs: int, most: int) -> float:
+def spent(pairs: int, max_pairs: int) -> float:
     """f: the share of a comparison's level that may be spent on its first `pairs`. 1.5 is in the midst: of the power
     that a single look has, linear spending loses more, and O'Brien and Fleming's function waits for longer
     (benchmarks/results/ablation_stats.md)."""
-    return float((pairs / most) ** 1.5)
+    return float((pairs / max_pairs) ** 1.5)
 
 
-def first_look(comparisons: int, alpha: float, most: int) -> int:
+def first_look(comparisons: int, alpha: float, max_pairs: int) -> int:
     """The fewest pairs that can decide a comparison: with fewer, one way of the signs is more than may be spent.
 
-    `InputError` where even `most` decide nothing.
+    `InputError` where even `max_pairs` decide nothing.
     """
-    if most < 1 or not _allowed(2.0 ** (most - 1), alpha / max(1, comparisons)):
+    if max_pairs < 1 or not _allowed(2.0 ** (max_pairs - 1), alpha / max(1, comparisons)):
         needed = math.ceil(1 + math.log2(max(1, comparisons) / alpha) - 1e-9)
         raise InputError(
-            f"`m·2^(1 - most) <= alpha` must hold, but got {several(comparisons, 'comparison')}, most={most} and"
-            f" alpha={alpha:g}; allow {needed} seeds or more."
+            f"`m·2^(1 - max_pairs) <= alpha` must hold, but got {several(comparisons, 'comparison')},"
+            f" max_pairs={max_pairs} and alpha={alpha:g}; allow {needed} seeds or more."
         )
     level = alpha / max(1, comparisons)
-    return next(n for n in range(1, most + 1) if _allowed(2.0 ** (n - 1), level * spent(n, most)))
+    return next(n for n in range(1, max_pairs + 1) if _allowed(2.0 ** (n - 1), level * spent(n, max_pairs)))
 
 
-def undecided(values: pd.DataFrame, base: str, alpha: float, most: int) -> tuple[str, ...]:
-    """The variants whose comparison with the base has fewer than `most` pairs and is not decided: those to give the
-    next seed. values: as in `compare_with_base`, all of the study's variants; pairs count in the order of its rows.
+def undecided(values: pd.DataFrame, base: str, alpha: float, max_pairs: int) -> tuple[str, ...]:
+    """Return the variants that get the next seed: their comparison with the base has fewer than `max_pairs` pairs and
+    is not decided. They follow from the values alone, so that an interrupted race resumes unchanged.
 
-    It follows from the values alone, so that an interrupted race resumes as if it had not been interrupted.
+    values: All of the study's variants, as in `compare_with_base`. Pairs count in the order of its rows.
     """
     check_values(values, base, alpha)
     others = [str(name) for name in values.columns if name != base]
-    first_look(len(others), alpha, most)
-    found = []
+    first_look(len(others), alpha, max_pairs)
+    names = []
     for name in others:
         d = (values[name] - values[base]).dropna().to_numpy(dtype=float)
-        if len(d) < most and not stop(d, alpha / len(others), most).decided:
-            found.append(name)
-    return tuple(found)
+        if len(d) < max_pairs and not stop(d, alpha / len(others), max_pairs).decided:
+            names.append(name)
+    return tuple(names)
 
 
-def run_race(differences: Sequence[float] | np.ndarray, comparisons: int, alpha: float, most: int) -> Race:
+def run_race(differences: Sequence[float] | np.ndarray, comparisons: int, alpha: float, max_pairs: int) -> Race:
     """Run the race of one of `comparisons` comparisons: its differences in the order in which their seeds came; those
-    after `most` do not count."""
-    first = first_look(comparisons, alpha, most)
+    after `max_pairs` do not count."""
+    first = first_look(comparisons, alpha, max_pairs)
     d = np.asarray(differences, dtype=float)
     level = alpha / max(1, comparisons)
-    end = stop(d, level, most)
+    end = stop(d, level, max_pairs)
     d = d[: end.pairs]
     mean = float(d.mean()) if len(d) else math.nan
-    interval = _interval(d, level, most, end.decided) if end.pairs >= first else UNBOUNDED
+    interval = _interval(d, level, max_pairs, end.decided) if end.pairs >= first else UNBOUNDED
     return Race(end.pairs, end.decided, mean, interval, end.p)
 
 
 def race_with_base(
-    values: pd.DataFrame, base: str, most: int, *, measure: str = "val_error", alpha: float = 0.05
+    values: pd.DataFrame, base: str, max_pairs: int, *, measure: str = "val_error", alpha: float = 0.05
 ) -> Effects:
     """`compare_with_base` of a study whose seeds were added by `undecided`: verdicts, p, p_holm (m·p) and
     `race_interval` are the races', of the pairs up to each one's end; later pairs, if there are, do not count.
@@ -119,27 +119,27 @@ def race_with_base(
     """
     check_values(values, base, alpha)
     others = [str(name) for name in values.columns if name != base]
-    first = first_look(len(others), alpha, most)
+    first = first_look(len(others), alpha, max_pairs)
     values = values.copy()
     races: dict[str, Race] = {}
     left_out = {base: values.index[values[base].isna()]}
     for name in others:
         d = (values[name] - values[base]).dropna()
-        race = races[name] = run_race(d.to_numpy(dtype=float), len(others), alpha, most)
-        over = race.decided or race.pairs == most
+        race = races[name] = run_race(d.to_numpy(dtype=float), len(others), alpha, max_pairs)
+        over = race.decided or race.pairs == max_pairs
         end = values.index.get_loc(d.index[race.pairs - 1]) + 1 if over else len(values)
         left_out[name] = values.index[:end][values[name].iloc[:end].isna()]
         values.iloc[end:, values.columns.get_loc(name)] = np.nan
     effects = compare_with_base(values, base, measure=measure, alpha=alpha)
-    found = []
+    comparisons = []
     for comparison in effects.comparisons:
         race = races[comparison.name]
         verdict: Verdict = "too few seeds" if race.pairs < first else "cannot tell"
         if race.decided:
             verdict = "fewer errors" if race.mean < 0 else "more errors"
-        level = alpha * spent(race.pairs, most)
+        level = alpha * spent(race.pairs, max_pairs)
         sd = deviation(np.array(comparison.differences))
-        found.append(
+        comparisons.append(
             dataclasses.replace(
                 comparison,
                 p=race.p,
@@ -151,7 +151,7 @@ def race_with_base(
         )
     return dataclasses.replace(
         effects,
-        comparisons=tuple(found),
+        comparisons=tuple(comparisons),
         pairs_needed=first,
         can_conclude=any(race.pairs >= first for race in races.values()),
         left_out={name: tuple(int(seed) for seed in seeds) for name, seeds in left_out.items() if len(seeds)},
@@ -175,16 +175,17 @@ def _allowed(ways: float, share: float) -> int:
     return math.floor(ways * share * (1 + 1e-12))
 
 
-def stop(d: np.ndarray, level: float, most: int) -> Stop:
-    """The test after each of up to `most` pairs, until it rejects the signs as they are. level: α/m, of all looks."""
-    d = d[:most]
+def stop(d: np.ndarray, level: float, max_pairs: int) -> Stop:
+    """Test after each of up to `max_pairs` pairs, until the test rejects the signs as they are. level: α/m, of all
+    looks."""
+    d = d[:max_pairs]
     signs = _ways(len(d))
     ways = signs.shape[1]
     sums, left = np.zeros(ways), np.ones(ways, dtype=bool)
     rejected, p = 0, 1.0
     for n in range(1, len(d) + 1):
         sums = sums + signs[n - 1] * d[n - 1]
-        budget = _allowed(ways, level * spent(n, most)) - rejected
+        budget = _allowed(ways, level * spent(n, max_pairs)) - rejected
         last = n == len(d)
         if budget <= 0 and not last:
             continue
@@ -193,7 +194,7 @@ def stop(d: np.ndarray, level: float, most: int) -> Stop:
         # Out goes what has at most `budget` as large as itself, and so is above the largest but those.
         out = size > np.partition(size, ways - 1 - budget)[ways - 1 - budget] + tie if budget > 0 else size > math.inf
         if out[0] or last:
-            p = (rejected + np.count_nonzero(size >= size[0] - tie)) / (ways * spent(n, most))
+            p = (rejected + np.count_nonzero(size >= size[0] - tie)) / (ways * spent(n, max_pairs))
         if out[0]:
             return Stop(n, True, min(1.0, float(p)))
         left &= ~out
@@ -220,13 +221,13 @@ def _ways(pairs: int) -> np.ndarray:
     return np.concatenate(rows)
 
 
-def _interval(d: np.ndarray, level: float, most: int, decided: bool) -> tuple[float, float]:
+def _interval(d: np.ndarray, level: float, max_pairs: int, decided: bool) -> tuple[float, float]:
     """The outermost shifts that are not rejected by the last pair. Beyond the smallest and the largest difference all
     are: there the signs are equal, the most extreme way at any look."""
     centre = float(d.mean())
 
     def kept(shift: float) -> bool:
-        return not stop(d - shift, level, most).decided
+        return not stop(d - shift, level, max_pairs).decided
 
     low, high = float(d.min()), float(d.max())
     points = {*np.linspace(low, high, POINTS).tolist(), centre, *([] if decided or not low <= 0 <= high else [0.0])}

@@ -36,8 +36,8 @@ def curve_bands(curves: pd.DataFrame, groups: Mapping[int, str]) -> pd.DataFrame
     """
     some = curves[curves["number"].isin(list(groups))].dropna(subset=["val_error"])
     some = some.assign(variant=some["number"].map(groups), val_error=some["val_error"].astype(float))
-    found = some.groupby(["variant", "epoch"], sort=True)["val_error"].agg(["mean", "min", "max", "count"])
-    return found.rename(columns={"min": "low", "max": "high", "count": "n"}).reset_index()
+    bands = some.groupby(["variant", "epoch"], sort=True)["val_error"].agg(["mean", "min", "max", "count"])
+    return bands.rename(columns={"min": "low", "max": "high", "count": "n"}).reset_index()
 
 
 def cell_means(values: pd.DataFrame, levels: Mapping[str, Mapping[str, Any]], alpha: float = 0.05) -> pd.DataFrame:
@@ -54,9 +54,9 @@ def cell_means(values: pd.DataFrame, levels: Mapping[str, Mapping[str, Any]], al
         for a, b in itertools.product(_levels(levels, names, x), _levels(levels, names, line)):
             cell = [n for n in names if levels[n].get(x) == a and levels[n].get(line) == b]
             if cell:
-                found = _mean(values[cell].mean(axis=1, skipna=False).dropna().to_numpy(float), alpha)
+                summary = _mean(values[cell].mean(axis=1, skipna=False).dropna().to_numpy(float), alpha)
                 where = {"x_factor": x, "x_level": a, "line_factor": line, "line_level": b}
-                rows.append(where | {key: found[key] for key in ("n", "mean", "low", "high")})
+                rows.append(where | {key: summary[key] for key in ("n", "mean", "low", "high")})
     columns = ["x_factor", "x_level", "line_factor", "line_level", "n", "mean", "low", "high"]
     return pd.DataFrame(rows, columns=columns).astype({"x_level": object, "line_level": object})
 

@@ -126,10 +126,10 @@ def read_norms(path: Path | str) -> NormHistory:
     """Read the norms of a run: `path` is its folder (norms.npz, else checkpoint.pt), or one of those two files."""
     path = Path(path)
     if path.is_dir():
-        found = [path / name for name in ("norms.npz", "checkpoint.pt") if (path / name).is_file()]
-        if not found:
+        files = [path / name for name in ("norms.npz", "checkpoint.pt") if (path / name).is_file()]
+        if not files:
             raise InputError(f"no norms in {path}: there is neither norms.npz nor checkpoint.pt.")
-        path = found[0]
+        path = files[0]
     if path.suffix == ".npz":
         return _from_npz(path)
     from dnas.training.checkpoint import read_checkpoint

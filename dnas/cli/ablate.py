@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     side = max(variant.spec.image_size for variant in definition.variants)
     config = execution.run_config({"name": definition.dataset, "data_root": data_root}, side)
     note = printer(execution.quiet)
-    plan = make_plan(definition, folder, config, final=final, most=max_seeds, asked=seeds is not None, note=note)
+    plan = make_plan(definition, folder, config, final=final, max_seeds=max_seeds, asked=seeds is not None, note=note)
     for option, value in (("--budget", budget), ("--max-seeds", max_seeds)):
         if value is not None and not plan.auto:
             raise InputError(f"{option} goes with --seeds auto.")

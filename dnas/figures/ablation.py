@@ -65,25 +65,25 @@ def plot_forest(effects: Effects, noise: SeedNoise | None = None) -> Figure:
             text = f"where {level(effects)} of means of {what} of {effects.base} fall"
             handles.append(Patch(color=INK, alpha=0.1, lw=0, label=text))
         axes.axvline(0, color=INK, lw=1.3, zorder=1, gid="base")
-        for y, found in enumerate(rows):
-            _row(axes, y, found)
+        for y, comparison in enumerate(rows):
+            _row(axes, y, comparison)
             gid = f"pairs-{y}"
             figure.hover[gid] = [
-                f"{found.name}, seed {seed}: {points(d)} points"
-                for seed, d in zip(found.seeds, found.differences, strict=True)
+                f"{comparison.name}, seed {seed}: {points(d)} points"
+                for seed, d in zip(comparison.seeds, comparison.differences, strict=True)
             ]
-            p = "" if found.verdict == "too few seeds" else f"{p_value(found.p_holm)}, "
+            p = "" if comparison.verdict == "too few seeds" else f"{p_value(comparison.p_holm)}, "
             axes.annotate(
-                f"{points(found.mean)} ({p}n = {len(found.seeds)})",
+                f"{points(comparison.mean)} ({p}n = {len(comparison.seeds)})",
                 (1.015, y),
                 xycoords=("axes fraction", "data"),
                 va="center",
                 fontsize=8.5,
-                color=INK if found.verdict in ("fewer errors", "more errors") else QUIET,
-                fontweight="bold" if found.verdict in ("fewer errors", "more errors") else "normal",
+                color=INK if comparison.verdict in ("fewer errors", "more errors") else QUIET,
+                fontweight="bold" if comparison.verdict in ("fewer errors", "more errors") else "normal",
                 annotation_clip=False,
             )
-        axes.set_yticks(range(len(rows)), [textwrap.fill(found.name, 30) for found in rows])
+        axes.set_yticks(range(len(rows)), [textwrap.fill(comparison.name, 30) for comparison in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
@@ -103,12 +103,12 @@ def plot_forest(effects: Effects, noise: SeedNoise | None = None) -> Figure:
     return figure
 
 
-def _row(axes: Axes, y: int, found: Comparison) -> None:
-    colour = VERDICTS[found.verdict]
-    told = found.verdict in ("fewer errors", "more errors")
+def _row(axes: Axes, y: int, comparison: Comparison) -> None:
+    colour = VERDICTS[comparison.verdict]
+    told = comparison.verdict in ("fewer errors", "more errors")
     axes.scatter(
-        100 * np.array(found.differences),
-        y - 0.2 - 0.07 * _stacked(found.differences),
+        100 * np.array(comparison.differences),
+        y - 0.2 - 0.07 * _stacked(comparison.differences),
         s=12,
         color=colour,
         alpha=0.5,
@@ -116,14 +116,14 @@ def _row(axes: Axes, y: int, found: Comparison) -> None:
         zorder=3,
         gid=f"pairs-{y}",
     )
-    low, high = (100 * end for end in found.interval)
+    low, high = (100 * end for end in comparison.interval)
     if math.isfinite(low) and math.isfinite(high):
         axes.plot([low, high], [y, y], color=colour, lw=2.4, solid_capstyle="butt", zorder=3, gid=f"interval-{y}")
-    low, high = (100 * end for end in found.bootstrap_interval)
+    low, high = (100 * end for end in comparison.bootstrap_interval)
     if math.isfinite(low):
         axes.plot([low, high], [y + 0.22] * 2, color=colour, lw=1, marker="|", ms=5, zorder=3, gid=f"bootstrap-{y}")
     axes.plot(
-        [100 * found.mean],
+        [100 * comparison.mean],
         [y],
         marker="o",
         ms=7,
@@ -162,10 +162,10 @@ def plot_slopes(values: pd.DataFrame, effects: Effects) -> Figure:
     with styled():
         figure, panels = _panels(len(rows), title, 2.9)
         shown: list[float] = []
-        for index, (axes, found) in enumerate(zip(panels, rows, strict=True)):
-            pairs = values.loc[list(found.seeds), [base, found.name]].to_numpy(float)
+        for index, (axes, comparison) in enumerate(zip(panels, rows, strict=True)):
+            pairs = values.loc[list(comparison.seeds), [base, comparison.name]].to_numpy(float)
             shown += pairs.ravel().tolist()
-            for seed, (before, after) in zip(found.seeds, pairs, strict=True):
+            for seed, (before, after) in zip(comparison.seeds, pairs, strict=True):
                 colour = BLUE if after < before else RED if after > before else GREY
                 axes.plot([0, 1], [before, after], color=colour, lw=1.1, alpha=0.75, zorder=2, gid=f"seed-{seed}")
             gid = f"slopes-{index}"
@@ -179,15 +179,16 @@ def plot_slopes(values: pd.DataFrame, effects: Effects) -> Figure:
                 gid=gid,
             )
             told = [
-                f"seed {seed}: {base} {percent(before)}, {found.name} {percent(after)}\n{points(after - before)} points"
-                for seed, (before, after) in zip(found.seeds, pairs, strict=True)
+                f"seed {seed}: {base} {percent(before)}, {comparison.name} {percent(after)}\n"
+                f"{points(after - before)} points"
+                for seed, (before, after) in zip(comparison.seeds, pairs, strict=True)
             ]
             figure.hover[gid] = told * 2
             axes.plot([0, 1], pairs.mean(axis=0), color=INK, lw=2.4, zorder=4, gid=f"mean-{index}")
-            same = len(pairs) - fewer[found.name] - more[found.name]
-            text = f"{fewer[found.name]} fewer, {more[found.name]} more" + (f", {same} equal" if same else "")
+            same = len(pairs) - fewer[comparison.name] - more[comparison.name]
+            text = f"{fewer[comparison.name]} fewer, {more[comparison.name]} more" + (f", {same} equal" if same else "")
             axes.set_title(text, fontsize=8.5, color=QUIET)
-            axes.set_xticks([0, 1], [textwrap.fill(base, 14), textwrap.fill(found.name, 14)])
+            axes.set_xticks([0, 1], [textwrap.fill(base, 14), textwrap.fill(comparison.name, 14)])
             axes.set_xlim(-0.25, 1.25)
             axes.grid(axis="x", visible=False)
         error_axis(panels[0], shown, label)
@@ -226,11 +227,11 @@ def plot_interaction(cells: pd.DataFrame, effects: Effects) -> Figure:
         pairs.append(pairs[0][::-1])
     if not pairs:
         raise InputError("interactions need a seed from which every variant of two factors was finished.")
-    found = [c for c in effects.comparisons if c.kind == "interaction"]
-    told = [c for c in found if c.verdict in ("fewer errors", "more errors")]
+    interactions = [c for c in effects.comparisons if c.kind == "interaction"]
+    told = [c for c in interactions if c.verdict in ("fewer errors", "more errors")]
     if told:
         title = f"{told[0].name}: the effects do not add up, by {points(told[0].mean)} points"
-    elif found and all(c.verdict == "too few seeds" for c in found):
+    elif interactions and all(c.verdict == "too few seeds" for c in interactions):
         title = f"Too few seeds to tell whether effects add up: {effects.pairs_needed} needed, {effects.pairs} there"
     else:
         title = "No interaction was found: parallel lines mean effects that add up"
@@ -243,16 +244,16 @@ def plot_interaction(cells: pd.DataFrame, effects: Effects) -> Figure:
             ticks = list(dict.fromkeys(some["x_level"]))
             lines = list(dict.fromkeys(some["line_level"]))
             for number, one in enumerate(lines):
-                own = some[some["line_level"] == one]
+                line_cells = some[some["line_level"] == one]
                 shift = 0.06 * (number - (len(lines) - 1) / 2)
-                places = np.array([ticks.index(value) for value in own["x_level"]]) + shift
+                places = np.array([ticks.index(value) for value in line_cells["x_level"]]) + shift
                 colour, gid = LEVELS[number % len(LEVELS)], f"cell-{index}-{number}"
-                axes.plot(places, own["mean"], color=colour, lw=1.8, zorder=3, gid=f"line-{index}-{number}")
-                axes.vlines(places, own["low"], own["high"], color=colour, lw=1.4, alpha=0.6, zorder=2)
-                axes.scatter(places, own["mean"], s=28, color=colour, zorder=4, gid=gid, label=f"{line} {one}")
+                axes.plot(places, line_cells["mean"], color=colour, lw=1.8, zorder=3, gid=f"line-{index}-{number}")
+                axes.vlines(places, line_cells["low"], line_cells["high"], color=colour, lw=1.4, alpha=0.6, zorder=2)
+                axes.scatter(places, line_cells["mean"], s=28, color=colour, zorder=4, gid=gid, label=f"{line} {one}")
                 figure.hover[gid] = [
                     f"{x} {row['x_level']}, {line} {one}: {percent(row['mean'])} (n = {row['n']})"
-                    for row in own.to_dict("records")
+                    for row in line_cells.to_dict("records")
                 ]
             axes.set_xticks(range(len(ticks)), [str(tick) for tick in ticks])
             axes.set_xlim(-0.4, len(ticks) - 0.6)
@@ -291,7 +292,7 @@ def plot_variants(rows: pd.DataFrame, effects: Effects, equal: str = "nothing", 
         figure = canvas(3.6, title)
         grid = figure.add_gridspec(1, len(costs) + held)
         panels: list[Axes] = []
-        for place, (column, said) in enumerate(costs.items()):
+        for place, (column, format_cost) in enumerate(costs.items()):
             axes = figure.add_subplot(grid[0, place], sharey=panels[0] if panels else None)
             panels.append(axes)
             x = known[column].to_numpy(float)
@@ -300,7 +301,7 @@ def plot_variants(rows: pd.DataFrame, effects: Effects, equal: str = "nothing", 
             axes.vlines(x, known["least"], known["most"], color=tones, lw=1.2, alpha=0.6)
             axes.scatter(x, known["mean"], s=42, color=tones, zorder=3, gid=gid)
             figure.hover[gid] = [
-                f"{row['variant']}: {percent(row['mean'])} (n = {row['n']}), {said(row[column])} {column}"
+                f"{row['variant']}: {percent(row['mean'])} (n = {row['n']}), {format_cost(row[column])} {column}"
                 for row in known.to_dict("records")
             ]
             pad = 0.15 * (x.max() - x.min()) or 0.05 * x.max()
@@ -334,8 +335,8 @@ def _residuals(axes: Axes, rows: pd.DataFrame, equal: str, tolerance: float, col
     axes.set_yticks(places, [textwrap.fill(name, 16) for name in rows["variant"]], fontsize=8)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
-    most = max(100 * tolerance, float(np.abs(residuals).max())) * 1.25
-    axes.set_xlim(-most, most)
+    limit = max(100 * tolerance, float(np.abs(residuals).max())) * 1.25
+    axes.set_xlim(-limit, limit)
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.set_xlabel(f"{HELD[equal]} off the base's (%)")
 
@@ -394,14 +395,14 @@ def plot_curves_of_variants(bands: pd.DataFrame, effects: Effects, order: Sequen
         figure, panels = _panels(len(names), title, 2.5)
         for axes, name in zip(panels, names, strict=True):
             for one, colour in ((effects.base, INK), (name, VERDICTS.get(verdicts.get(name, ""), INK))):
-                own, dashes = bands[bands["variant"] == one], (0, (4, 1.5)) if one == effects.base else "-"
-                if own.empty or (one == name and name == effects.base):
+                band, dashes = bands[bands["variant"] == one], (0, (4, 1.5)) if one == effects.base else "-"
+                if band.empty or (one == name and name == effects.base):
                     continue
                 colour = QUIET if colour == GREY else colour
-                axes.fill_between(own["epoch"], own["low"], own["high"], color=colour, alpha=0.14, lw=0)
+                axes.fill_between(band["epoch"], band["low"], band["high"], color=colour, alpha=0.14, lw=0)
                 gid = f"curve-{one}"
-                text = f"{one} ({own['n'].max()})"
-                axes.plot(own["epoch"], own["mean"], color=colour, lw=1.8, ls=dashes, label=text, gid=gid)
+                text = f"{one} ({band['n'].max()})"
+                axes.plot(band["epoch"], band["mean"], color=colour, lw=1.8, ls=dashes, label=text, gid=gid)
             axes.set_title(textwrap.fill(name, 24), fontsize=9)
             axes.set_xlabel("epoch")
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))

@@ -51,10 +51,10 @@ def add_colorbar(figure: Figure, mesh: QuadMesh, label: str, **options: Any) -> 
     return bar
 
 
-def ticks_at_cells(axes: Axes, first: int, count: int, most: int = 12) -> None:
-    """Label the centres of columns with whole numbers from `first` on, at most about `most` of them."""
+def ticks_at_cells(axes: Axes, first: int, count: int, max_ticks: int = 12) -> None:
+    """Label the centres of columns with whole numbers from `first` on, at most about `max_ticks` of them."""
     from matplotlib.ticker import MaxNLocator
 
-    numbers = MaxNLocator(min(most, max(1, count)), integer=True).tick_values(first, first + count - 1)
+    numbers = MaxNLocator(min(max_ticks, max(1, count)), integer=True).tick_values(first, first + count - 1)
     shown = [int(number) for number in numbers if first <= number <= first + count - 1 and number == int(number)]
     axes.set_xticks([number - first + 0.5 for number in shown], [str(number) for number in shown], rotation=0)

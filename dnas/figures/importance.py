@@ -21,17 +21,17 @@ PAIRS = 6  # pairs of choices that get a bar
 MAX_TICKS = 12  # on a side of the matrix of predicted errors
 
 
-def plot_fanova(found: Fanova, best: Fanova | None = None) -> Figure:
+def plot_fanova(overall: Fanova, best: Fanova | None = None) -> Figure:
     """Plot the share of the error's variance due to each choice and to the strongest pairs.
 
-    found: Over all trials. best: Among the best tenth, in a second panel.
+    overall: Over all trials. best: Among the best tenth, in a second panel.
     """
-    effects = found.effects
+    effects = overall.effects
     pairs = effects[effects["other"] != ""].head(PAIRS)
     single = effects[(effects["other"] == "") & (effects["choice"] != REST)]
     clear = effects[effects["clear"]]
-    if not found.believable:
-        title = f"Too few trials to assess these shares (R² {found.r2:.2f} on unseen trials)"
+    if not overall.believable:
+        title = f"Too few trials to assess these shares (R² {overall.r2:.2f} on unseen trials)"
     elif len(clear):
         title = (
             f"{_term(clear.iloc[0])} explains the largest part of the error's variance: {clear.iloc[0]['share']:.0%}"
@@ -39,7 +39,7 @@ def plot_fanova(found: Fanova, best: Fanova | None = None) -> Figure:
     else:
         title = "No choice exceeds chance: the trials are too few, or none matters"
     keys = [(row["choice"], row["other"]) for _, row in [*single.iterrows(), *pairs.iterrows()]] + [(REST, "")]
-    panels = [("over all", found)] + ([("for the best tenth", best)] if best is not None else [])
+    panels = [("over all", overall)] + ([("for the best tenth", best)] if best is not None else [])
     with styled():
         figure = canvas(1.7 + 0.27 * len(keys), title)
         row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -56,11 +56,11 @@ def _term(row: Any) -> str:
     return f"{row['choice']} × {row['other']}" if row["other"] else str(row["choice"])
 
 
-def _bars(axes: Axes, found: Fanova, keys: Sequence[tuple[str, str]]) -> None:
-    rows = found.effects.set_index(["choice", "other"]).reindex(keys)
+def _bars(axes: Axes, fanova: Fanova, keys: Sequence[tuple[str, str]]) -> None:
+    rows = fanova.effects.set_index(["choice", "other"]).reindex(keys)
     places = np.arange(len(keys))[::-1]
     rest = np.array([name == REST for name, _ in keys])
-    colours = [BLUE if found.believable and clear == 1 else GREY for clear in rows["clear"]]
+    colours = [BLUE if fanova.believable and clear == 1 else GREY for clear in rows["clear"]]
     axes.barh(places, 100 * rows["share"], color=colours, height=0.62)
     axes.hlines(places, 100 * rows["low"], 100 * rows["high"], color=INK, lw=1.1)
     null = 100 * rows["null"].to_numpy(dtype=float)
@@ -70,25 +70,25 @@ def _bars(axes: Axes, found: Fanova, keys: Sequence[tuple[str, str]]) -> None:
     axes.set_xlim(0)
 
 
-def plot_interactions(found: Fanova, objective: str = "val_error") -> Figure:
+def plot_interactions(fanova: Fanova, objective: str = "val_error") -> Figure:
     """Plot the shares of all pairs of choices as a matrix, and the mean predicted error over the strongest pair.
 
     The diagonal holds the shares of single choices. They are printed but not coloured, because they are often so much
     greater that the pairs could not be distinguished.
     """
-    axes_of = found.forest.box.axes
+    axes_of = fanova.forest.box.axes
     if len(axes_of) < 2:
         raise InputError("interactions need two choices that vary.")
-    pairs = found.effects[found.effects["other"] != ""]
+    pairs = fanova.effects[fanova.effects["other"] != ""]
     strongest = (pairs[pairs["clear"]] if pairs["clear"].any() else pairs).iloc[0]
     names = [axis.name for axis in axes_of]
     with styled():
-        figure = canvas(4.3, _interactions_title(found, pairs, strongest))
+        figure = canvas(4.3, _interactions_title(fanova, pairs, strongest))
         left, right = figure.subplots(1, 2, width_ratios=[1.15, 1])
-        _draw_share_matrix(figure, left, found, names, pairs)
+        _draw_share_matrix(figure, left, fanova, names, pairs)
         a, b = names.index(strongest["choice"]), names.index(strongest["other"])
         metric = METRICS[objective]
-        errors = metric.scale * found.forest.marginal(a, b).T
+        errors = metric.scale * fanova.forest.marginal(a, b).T
         norm = Normalize(float(errors.min()), max(float(errors.max()), float(errors.min()) + 1e-9))
         mesh = draw_heatmap(right, errors, norm)
         right.invert_yaxis()
@@ -99,18 +99,18 @@ def plot_interactions(found: Fanova, objective: str = "val_error") -> Figure:
     return figure
 
 
-def _interactions_title(found: Fanova, pairs: pd.DataFrame, strongest: "pd.Series[Any]") -> str:
-    if not found.believable:
-        return f"Too few trials to assess interactions (R² {found.r2:.2f} on unseen trials)"
+def _interactions_title(fanova: Fanova, pairs: pd.DataFrame, strongest: "pd.Series[Any]") -> str:
+    if not fanova.believable:
+        return f"Too few trials to assess interactions (R² {fanova.r2:.2f} on unseen trials)"
     share = f"{_term(strongest)}: {strongest['share']:.0%} of the variance"
     if pairs["clear"].any():
         return f"The strongest interaction is {share}"
     return f"No interaction exceeds chance; the greatest is {share}"
 
 
-def _draw_share_matrix(figure: Figure, axes: Axes, found: Fanova, names: Sequence[str], pairs: pd.DataFrame) -> None:
-    shares = 100 * found.forest.shares.pair
-    single = 100 * found.forest.shares.single
+def _draw_share_matrix(figure: Figure, axes: Axes, fanova: Fanova, names: Sequence[str], pairs: pd.DataFrame) -> None:
+    shares = 100 * fanova.forest.shares.pair
+    single = 100 * fanova.forest.shares.single
     clear = {frozenset((row["choice"], row["other"])) for _, row in pairs[pairs["clear"]].iterrows()}
     below = np.tril(np.ones_like(shares, dtype=bool), -1)
     top = max(float(shares[below].max()), 1.0)
@@ -211,10 +211,12 @@ def _step_title(path: Path, changes: Sequence[Estimate], trained: bool, objectiv
     reduces = "reduced" if trained else "is predicted to reduce"
     if not np.isfinite(gains).any() or np.nanmin(gains) >= 0:
         return f"No step {reduces} the {word}"
-    most = int(np.nanargmin(gains)) + 1
-    sure = changes[most].high < 0
-    size = METRICS[objective].format(-changes[most].value)
-    return f"{node_label(path, most)} {reduces} the {word} most, by {size}" + ("" if sure else " (interval includes 0)")
+    best_step = int(np.nanargmin(gains)) + 1
+    sure = changes[best_step].high < 0
+    size = METRICS[objective].format(-changes[best_step].value)
+    return f"{node_label(path, best_step)} {reduces} the {word} most, by {size}" + (
+        "" if sure else " (interval includes 0)"
+    )
 
 
 def node_label(path: Path, place: int) -> str:

@@ -46,19 +46,19 @@ MANY = 1_000  # marks of a panel; more are a picture, not vectors
 ARM_WORDS = {"search": "search", "control": "random control"}
 
 
-def plot_best_so_far(found: pd.DataFrame, objective: str = "val_error") -> Figure:
+def plot_best_so_far(progress: pd.DataFrame, objective: str = "val_error") -> Figure:
     """The lowest value that a search and its control arm had reached, against trials, training time and multiply-adds.
 
-    found: as `dnas.analysis.progress.best_so_far`.
+    progress: as `dnas.analysis.progress.best_so_far`.
     """
-    known = found.dropna(subset=["error"])
+    known = progress.dropna(subset=["error"])
     if known.empty:
         raise InputError("the best so far cannot be drawn: no trial is complete.")
-    own = known[known["arm"] == "search"]
+    search_rows = known[known["arm"] == "search"]
     label, factor = METRICS[objective].axis_label, METRICS[objective].scale
-    if len(own):
-        last = own.iloc[-1]
-        since = own[own["error"] == last["error"]].iloc[0]
+    if len(search_rows):
+        last = search_rows.iloc[-1]
+        since = search_rows[search_rows["error"] == last["error"]].iloc[0]
         title = f"{METRICS[objective].format(last['error'])} was reached after {int(since['trials'])} trials"
         title += f" and {duration(since['seconds'])} of training"
     else:
@@ -66,7 +66,7 @@ def plot_best_so_far(found: pd.DataFrame, objective: str = "val_error") -> Figur
     with styled():
         figure = canvas(3.1, title)
         panels = figure.subplots(1, 3, sharey=True)
-        hours = found["seconds"].max() > 2 * 3600
+        hours = progress["seconds"].max() > 2 * 3600
         units = (
             ("trials", 1.0, "trials"),
             ("seconds", 1 / 3600 if hours else 1 / 60, f"training time ({'hours' if hours else 'minutes'})"),
@@ -75,7 +75,7 @@ def plot_best_so_far(found: pd.DataFrame, objective: str = "val_error") -> Figur
         for axes, (column, scale, name) in zip(panels, units, strict=True):
             for arm in ("control", "search"):
                 some = known[known["arm"] == arm]
-                end = found.loc[found["arm"] == arm, column].max()
+                end = progress.loc[progress["arm"] == arm, column].max()
                 if len(some):
                     axes.step(
                         scale * np.append(some[column], end),
@@ -83,7 +83,7 @@ def plot_best_so_far(found: pd.DataFrame, objective: str = "val_error") -> Figur
                         where="post",
                         color=COLOURS["control" if arm == "control" else "sampler"],
                         lw=1.8,
-                        label=f"{ARM_WORDS[arm]} ({(found['arm'] == arm).sum()} trials)",
+                        label=f"{ARM_WORDS[arm]} ({(progress['arm'] == arm).sum()} trials)",
                         gid=f"best-{arm}-{column}",
                     )
             axes.set_xlabel(name)
@@ -113,17 +113,19 @@ def plot_distribution(
     with styled():
         figure = canvas(3.3, title)
         axes = figure.add_subplot()
-        for (study, found), colour in zip(spread.items(), SERIES, strict=False):
-            x = factor * found.error
-            axes.fill_between(x, 100 * found.low, 100 * found.high, step="post", color=colour, alpha=0.15, lw=0)
+        for (study, distribution), colour in zip(spread.items(), SERIES, strict=False):
+            x = factor * distribution.error
+            axes.fill_between(
+                x, 100 * distribution.low, 100 * distribution.high, step="post", color=colour, alpha=0.15, lw=0
+            )
             seaborn.ecdfplot(
                 x=x,
-                weights=np.diff(found.share, prepend=0),
+                weights=np.diff(distribution.share, prepend=0),
                 stat="percent",
                 ax=axes,
                 color=colour,
                 lw=1.8,
-                label=f"{study} ({found.n})",
+                label=f"{study} ({distribution.n})",
                 gid=f"edf-{study}",
             )
         low, high = min(f.error[0] for f in spread.values()), max(f.error[-1] for f in spread.values())
@@ -139,15 +141,15 @@ def plot_distribution(
     return figure
 
 
-def plot_fidelity(found: pd.DataFrame) -> Figure:
+def plot_fidelity(rhos: pd.DataFrame) -> Figure:
     """Spearman's ρ between the errors after each epoch and after the last, with its 95% interval.
 
-    found: as `dnas.analysis.progress.fidelity`.
+    rhos: as `dnas.analysis.progress.fidelity`.
     """
-    early = found[(found["epoch"] < found["epoch"].max()) & found["rho"].notna()] if len(found) else found
+    early = rhos[(rhos["epoch"] < rhos["epoch"].max()) & rhos["rho"].notna()] if len(rhos) else rhos
     if early.empty:
         raise InputError("rank fidelity needs three complete trials of several epochs.")
-    last = int(found["epoch"].max())
+    last = int(rhos["epoch"].max())
     good = early[early["rho"] >= 0.8]
     pick = good.iloc[0] if len(good) else early.loc[early["rho"].idxmax()]
     title = f"{int(pick['epoch'])} epochs rank these networks as {last} do: ρ = {pick['rho']:.2f}"
@@ -156,29 +158,35 @@ def plot_fidelity(found: pd.DataFrame) -> Figure:
     with styled():
         figure = canvas(3.0, f"{title} (n = {int(pick['n'])})")
         axes = figure.add_subplot()
-        axes.fill_between(found["epoch"], found["low"], found["high"], color=BLUE, alpha=0.15, lw=0)
-        axes.plot(found["epoch"], found["rho"], color=BLUE, lw=1.8, marker="o", ms=3.5, gid="rho")
+        axes.fill_between(rhos["epoch"], rhos["low"], rhos["high"], color=BLUE, alpha=0.15, lw=0)
+        axes.plot(rhos["epoch"], rhos["rho"], color=BLUE, lw=1.8, marker="o", ms=3.5, gid="rho")
         axes.axhline(0, color=QUIET, lw=0.8)
-        axes.set_ylim(min(-0.1, float(found["low"].min(skipna=True) if found["low"].notna().any() else 0)) - 0.02, 1.03)
+        axes.set_ylim(
+            min(-0.1, float(rhos["low"].min(skipna=True) if rhos["low"].notna().any() else 0)) - 0.02,
+            1.03,
+        )
         axes.set_xlabel("epoch")
         axes.set_ylabel(f"rank correlation ρ\nwith epoch {last}")
         axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
     return figure
 
 
-def plot_timeline(found: pd.DataFrame) -> Figure:
-    """A bar for each stretch of a trial's training, by lane and state. found: as `dnas.analysis.progress.timeline`."""
-    if found.empty:
+def plot_timeline(intervals: pd.DataFrame) -> Figure:
+    """A bar for each interval of a trial's training, by lane and state.
+
+    intervals: as `dnas.analysis.progress.timeline`.
+    """
+    if intervals.empty:
         raise InputError("the timeline cannot be drawn: no trial was started.")
-    end = float(found["end"].max())
-    lanes = int(found["lane"].max()) + 1
-    busy = float((found["end"] - found["start"]).sum()) / (lanes * end) if end else 1.0
+    end = float(intervals["end"].max())
+    lanes = int(intervals["lane"].max()) + 1
+    busy = float((intervals["end"] - intervals["start"]).sum()) / (lanes * end) if end else 1.0
     unit, name = next((u, n) for u, n in ((3600.0, "hours"), (60.0, "minutes"), (1.0, "s")) if end >= 2 * u or u == 1.0)
     title = f"{duration(end)}, {lanes} at once" if lanes > 1 else f"{duration(end)}, one at a time"
     with styled():
         figure = canvas(float(np.clip(1.5 + 0.28 * lanes, 1.9, 7.0)), f"{title}: {busy:.0%} of the time was trained")
         axes = figure.add_subplot()
-        for state, some in found.groupby("state"):
+        for state, some in intervals.groupby("state"):
             axes.barh(
                 some["lane"],
                 (some["end"] - some["start"]).clip(lower=end / 500) / unit,
@@ -188,8 +196,8 @@ def plot_timeline(found: pd.DataFrame) -> Figure:
                 edgecolor="white",
                 lw=0.4,
             )
-        if len(found) <= 60:
-            for row in found.to_dict("records"):
+        if len(intervals) <= 60:
+            for row in intervals.to_dict("records"):
                 if (row["end"] - row["start"]) / max(end, 1e-9) > 0.02:
                     x = (row["start"] + row["end"]) / 2 / unit
                     light = row["state"] in ("paused",)
@@ -207,31 +215,31 @@ def plot_timeline(found: pd.DataFrame) -> Figure:
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
         axes.set_xlabel(f"time since the first trial began ({name})")
-        there = [state for state in STATES if (found["state"] == state).any()]
-        handles = [Patch(color=STATES[s], label=f"{s} ({(found['state'] == s).sum()})") for s in there]
+        there = [state for state in STATES if (intervals["state"] == state).any()]
+        handles = [Patch(color=STATES[s], label=f"{s} ({(intervals['state'] == s).sum()})") for s in there]
         figure.legend(handles=handles, loc="outside lower left", ncols=6, handlelength=1)
     return figure
 
 
-def plot_importance(found: pd.DataFrame) -> Figure:
+def plot_importance(shares: pd.DataFrame) -> Figure:
     """Each choice's share in being among the best, with its interval and the share expected by chance.
 
-    found: as `dnas.analysis.importance.importance`.
+    shares: as `dnas.analysis.importance.importance`.
     """
-    clear = found[found["low"] > found["null"]]
+    clear = shares[shares["low"] > shares["null"]]
     if len(clear):
         title = f"{clear.iloc[0]['choice']} mattered most for being among the best: {clear.iloc[0]['share']:.0%}"
     else:
         title = "No choice exceeds chance: the trials are too few, or none matters"
     with styled():
-        figure = canvas(float(1.3 + 0.32 * len(found)), title)
+        figure = canvas(float(1.3 + 0.32 * len(shares)), title)
         axes = figure.add_subplot()
-        places = np.arange(len(found))[::-1]
-        colours = [BLUE if low > null else GREY for low, null in zip(found["low"], found["null"], strict=True)]
-        axes.barh(places, 100 * found["share"], color=colours, height=0.6)
-        axes.hlines(places, 100 * found["low"], 100 * found["high"], color=INK, lw=1.2)
-        axes.scatter(100 * found["null"], places, marker="|", s=120, color=RED, zorder=4, label="share by chance")
-        axes.set_yticks(places, found["choice"])
+        places = np.arange(len(shares))[::-1]
+        colours = [BLUE if low > null else GREY for low, null in zip(shares["low"], shares["null"], strict=True)]
+        axes.barh(places, 100 * shares["share"], color=colours, height=0.6)
+        axes.hlines(places, 100 * shares["low"], 100 * shares["high"], color=INK, lw=1.2)
+        axes.scatter(100 * shares["null"], places, marker="|", s=120, color=RED, zorder=4, label="share by chance")
+        axes.set_yticks(places, shares["choice"])
         axes.grid(axis="y", visible=False)
         axes.set_xlim(0)
         axes.set_xlabel("share of the importance (%), 95% interval")
@@ -346,13 +354,15 @@ def plot_parallel(frame: pd.DataFrame, choices: Sequence[str], objective: str = 
     return figure
 
 
-def plot_attainment(found: pd.DataFrame, searches: int, cost: str = "params", objective: str = "val_error") -> Figure:
+def plot_attainment(
+    attained: pd.DataFrame, searches: int, cost: str = "params", objective: str = "val_error"
+) -> Figure:
     """Plot the errors that the best, half and all of several searches reached at each cost.
 
-    found: As returned by `attainment`.
+    attained: As returned by `attainment`.
     """
     label, factor = METRICS[objective].axis_label, METRICS[objective].scale
-    finite = found[np.isfinite(found["median"])]
+    finite = attained[np.isfinite(attained["median"])]
     if finite.empty:
         raise InputError("no cost is reached by half of the searches: their fronts do not overlap.")
     end = finite.iloc[-1]
@@ -360,16 +370,16 @@ def plot_attainment(found: pd.DataFrame, searches: int, cost: str = "params", ob
         figure = canvas(
             3.6,
             f"Half of {searches} searches reached {METRICS[objective].format(end['median'])}; the best, "
-            f"{METRICS[objective].format(float(found['best'].iloc[-1]))}",
+            f"{METRICS[objective].format(float(attained['best'].iloc[-1]))}",
         )
         axes = figure.add_subplot()
-        x = found[cost].to_numpy(float)
-        high = found["worst"].replace(np.inf, np.nan)
-        axes.fill_between(x, found["best"], high, step="post", color=BLUE, alpha=0.13, lw=0, label="best to worst")
+        x = attained[cost].to_numpy(float)
+        high = attained["worst"].replace(np.inf, np.nan)
+        axes.fill_between(x, attained["best"], high, step="post", color=BLUE, alpha=0.13, lw=0, label="best to worst")
         for name, width, style in (("best", 1, ":"), ("median", 2, "-"), ("worst", 1, "--")):
-            values = found[name].replace(np.inf, np.nan)
+            values = attained[name].replace(np.inf, np.nan)
             axes.step(x, values, where="post", color=BLUE, lw=width, ls=style, label=name, gid=f"attained-{name}")
-        every = found[["best", "median", "worst"]].to_numpy(float)
+        every = attained[["best", "median", "worst"]].to_numpy(float)
         error_axis(axes, list(every[np.isfinite(every)]), f"lowest {label}", factor)
         cost_axis(axes, list(x), cost)
         axes.legend(loc="upper right")
@@ -380,9 +390,9 @@ def plot_diagram(spec: Spec) -> Figure:
     """The network from left to right: a bar a layer, as high as the channels that it reads; map sizes below."""
     costs = layer_costs(spec)
     parts = [part_of(cost.name) for cost in costs]
-    most = max(cost.in_channels for cost in costs)
+    max_channels = max(cost.in_channels for cost in costs)
     with styled():
-        figure = canvas(2.9, f"{spec.title}: {spec.depth} layers, up to {most:,} channels")
+        figure = canvas(2.9, f"{spec.title}: {spec.depth} layers, up to {max_channels:,} channels")
         axes = figure.add_subplot()
         axes.bar(
             range(len(costs)),
@@ -411,8 +421,8 @@ def plot_diagram(spec: Spec) -> Figure:
         axes.set_xticks(ticks, names, fontsize=8)
         axes.tick_params(axis="x", length=0)
         handles = [Patch(color=BLUE, label="maps that a layer adds")]
-        words = {"stem": "stem", "dense": "dense layer", "transition": "transition", "classifier": "classifier"}
-        handles += [Patch(color=KINDS[k], label=w) for k, w in words.items() if any(c.kind == k for c in costs)]
+        kind_labels = {"stem": "stem", "dense": "dense layer", "transition": "transition", "classifier": "classifier"}
+        handles += [Patch(color=KINDS[k], label=w) for k, w in kind_labels.items() if any(c.kind == k for c in costs)]
         figure.legend(handles=handles, loc="outside lower left", ncols=5, handlelength=1, columnspacing=1.4)
     return figure
 

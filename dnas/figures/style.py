@@ -130,20 +130,20 @@ def error_axis(axes: Axes, errors: Sequence[float], label: str, factor: float = 
         axes.set_ylim(0, 1)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{factor * y:g}"))
         return
-    least, most = min(positive), max(positive)
+    least, largest = min(positive), max(positive)
     zero = min(errors) == 0
-    if most / least <= 4 and not zero:
-        pad = 0.12 * (most - least) or 0.1 * most
-        axes.set_ylim(max(0, least - pad), min(most_of_all, most + pad))
+    if largest / least <= 4 and not zero:
+        pad = 0.12 * (largest - least) or 0.1 * largest
+        axes.set_ylim(max(0, least - pad), min(most_of_all, largest + pad))
         axes.yaxis.set_major_locator(MaxNLocator(7))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{round(factor * y, 6):g}"))
         return
     if zero:
         axes.set_yscale("symlog", linthresh=least, linscale=0.35)
-        axes.set_ylim(-0.12 * least, min(1.15 * most_of_all, most * 1.25))
+        axes.set_ylim(-0.12 * least, min(1.15 * most_of_all, largest * 1.25))
     else:
         axes.set_yscale("log")
-        axes.set_ylim(least / 1.3, min(1.15 * most_of_all, most * 1.25))
+        axes.set_ylim(least / 1.3, min(1.15 * most_of_all, largest * 1.25))
     log_ticks(axes, "y", factor)
 
 

@@ -369,7 +369,7 @@ def _details(page: Page) -> Markup:
         int(number): [round(value, 5) for value in curve.sort_values("epoch")["val_error"]]
         for number, curve in (page.curves.dropna(subset=["val_error"]).groupby("number") if len(page.curves) else ())
     }
-    found: dict[int, dict[str, Any]] = {}
+    trials: dict[int, dict[str, Any]] = {}
     for record in page.records:
         facts: dict[str, Any] = {
             "name": record.network,
@@ -384,13 +384,13 @@ def _details(page: Page) -> Markup:
             facts["host"] = f"{record.host}, {record.device}, {words.several(record.threads, 'thread')}"
         if record.kernels is not None:
             facts["kernels"] = record.kernels
-        found[record.number] = {"facts": facts}
+        trials[record.number] = {"facts": facts}
         if record.number in curves:
-            found[record.number]["curve"] = curves[record.number]
+            trials[record.number]["curve"] = curves[record.number]
         log = page.ablation.folder.trial_folder(record.number) / "traceback.txt"
         if record.state == "failed" and log.is_file():
-            found[record.number]["log"] = log.read_text(encoding="utf-8", errors="replace")[-LOG_LETTERS:]
-    return Markup(json.dumps(found, separators=(",", ":")).replace("<", "\\u003c"))
+            trials[record.number]["log"] = log.read_text(encoding="utf-8", errors="replace")[-LOG_LETTERS:]
+    return Markup(json.dumps(trials, separators=(",", ":")).replace("<", "\\u003c"))
 
 
 def _reproduction(page: Page) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from dnas.study.record import TrialRecord
 
 
 def checks(a: Ablation, records: Sequence[TrialRecord]) -> list[Check]:
-    found = [
+    results = [
         _seeds(a),
         _pairing(a, records),
         _equal(a),
@@ -28,23 +28,23 @@ def checks(a: Ablation, records: Sequence[TrialRecord]) -> list[Check]:
         _failures(records),
         _same_machine(records),
     ]
-    return [check for check in found if check is not None]
+    return [check for check in results if check is not None]
 
 
 def _seeds(a: Ablation) -> Check:
     e = a.effects
-    number, pairs = len(e.comparisons), max((len(found.seeds) for found in e.comparisons), default=0)
+    number, pairs = len(e.comparisons), max((len(comparison.seeds) for comparison in e.comparisons), default=0)
     least = 2.0 ** (1 - pairs)
     if not pairs:
         body = "No seed has complete runs of both the base and another variant yet."
     elif raced(e):
-        most = a.config.get("ablation", {}).get("most", "unknown")
+        max_seeds = a.config.get("ablation", {}).get("most", "unknown")
         body = (
             f"The number of seeds was not fixed beforehand (--seeds auto): seeds were added to a comparison only while"
-            f" it was undecided, up to {most}. Repeated tests at {100 * e.alpha:g}% would be wrong far more often. Here"
-            " each look spends only part of that error (a group-sequential sign-flip test with error spending, Lan and"
-            " DeMets 1983), so p and the intervals are valid whenever a comparison stopped. An effect whose comparison"
-            " stopped early is overestimated: rely on the interval rather than on the mean."
+            f" it was undecided, up to {max_seeds}. Repeated tests at {100 * e.alpha:g}% would be wrong far more often."
+            " Here each look spends only part of that error (a group-sequential sign-flip test with error spending, Lan"
+            " and DeMets 1983), so p and the intervals are valid whenever a comparison stopped. An effect whose"
+            " comparison stopped early is overestimated: rely on the interval rather than on the mean."
         )
     else:
         body = (
@@ -52,11 +52,11 @@ def _seeds(a: Ablation) -> Check:
             f" Holm's correction multiplies the smallest p of {several(number, 'comparison')} by {number}:"
             f" {min(1.0, number * least):.3g}, which must not exceed {e.alpha:g}."
         )
-    for found in e.comparisons:
-        if math.isfinite(found.detectable):
+    for comparison in e.comparisons:
+        if math.isfinite(comparison.detectable):
             body += (
-                f"\n{found.name}: {several(len(found.seeds), 'pair')} detect a difference of"
-                f" {100 * found.detectable:.2f} points with 80% power."
+                f"\n{comparison.name}: {several(len(comparison.seeds), 'pair')} detect a difference of"
+                f" {100 * comparison.detectable:.2f} points with 80% power."
             )
     if a.earlier:
         counts = joined([str(count) for count in a.earlier])
@@ -75,10 +75,10 @@ def _of_pairs(a: Ablation, records: Sequence[TrialRecord]) -> list[tuple[TrialRe
     """Return (run of the base, run of the variant) of each pair that is compared."""
     by = {(record.params.get("group"), record.seed[0]): record for record in records if record.seed}
     return [
-        (by[a.base, seed], by[found.name, seed])
-        for found in a.effects.comparisons
-        for seed in found.seeds
-        if (a.base, seed) in by and (found.name, seed) in by
+        (by[a.base, seed], by[comparison.name, seed])
+        for comparison in a.effects.comparisons
+        for seed in comparison.seeds
+        if (a.base, seed) in by and (comparison.name, seed) in by
     ]
 
 

@@ -106,8 +106,8 @@ def draw(studies: Sequence[Study], out: Path) -> dict[str, Drawn]:
         test = compare_distributions(values[names[0]], values[names[1]]) if len(names) > 1 else None
         rows = [
             {"study": name, "value": x, "share": y, "low": low, "high": high}
-            for name, found in spread.items()
-            for x, y, low, high in zip(found.error, found.share, found.low, found.high, strict=True)
+            for name, errors in spread.items()
+            for x, y, low, high in zip(errors.error, errors.share, errors.low, errors.high, strict=True)
         ]
         put(
             "distributions",
@@ -124,16 +124,16 @@ def draw(studies: Sequence[Study], out: Path) -> dict[str, Drawn]:
             ),
         )
     if len(studies) > 1 and same_but_seed(studies) and all(len(s.front.trials) for s in studies):
-        found = attainment([s.front for s in studies], cost, objective)
+        attained = attainment([s.front for s in studies], cost, objective)
         try:
-            figure = figures.plot_attainment(found, len(studies), cost, objective)
+            figure = figures.plot_attainment(attained, len(studies), cost, objective)
         except InputError:
             return drawn
         caption = (
             "These studies differ only in their seeds. The lines show the lowest error at each cost that the best"
             " search, half of the searches, and all searches reached (empirical attainment, Fonseca et al. 2011)."
         )
-        put("attainment", Picture(figure, found, caption))
+        put("attainment", Picture(figure, attained, caption))
     return drawn
 
 

@@ -56,20 +56,20 @@ def _control(s: Study) -> Picture:
 
 
 def _best_so_far(s: Study) -> Picture:
-    found = best_so_far(s.records, s.objectives[0])
+    progress = best_so_far(s.records, s.objectives[0])
     return Picture(
-        figures.plot_best_so_far(found, s.objectives[0]),
-        found,
+        figures.plot_best_so_far(progress, s.objectives[0]),
+        progress,
         "Lowest value of the complete trials so far, against the trials, training time and multiply-adds of each arm"
         " (3 times those of a forward pass, per image and epoch). At equal x both arms have used the same budget.",
     )
 
 
 def _distribution(s: Study) -> Picture:
-    found = distribution([value for r in s.of("complete") if (value := getattr(r, s.objectives[0])) is not None])
-    numbers = pd.DataFrame({"value": found.error, "share": found.share, "low": found.low, "high": found.high})
+    errors = distribution([value for r in s.of("complete") if (value := getattr(r, s.objectives[0])) is not None])
+    numbers = pd.DataFrame({"value": errors.error, "share": errors.share, "low": errors.low, "high": errors.high})
     return Picture(
-        figures.plot_distribution({s.folder.name: found}, objective=s.objectives[0]),
+        figures.plot_distribution({s.folder.name: errors}, objective=s.objectives[0]),
         numbers,
         "Fraction of complete trials at or below an error, with a pointwise 95% bootstrap band over trials. It"
         " describes the networks that the search trained to the end, not the whole space.",
@@ -77,10 +77,10 @@ def _distribution(s: Study) -> Picture:
 
 
 def _fidelity(s: Study) -> Picture:
-    found = fidelity(s.curves)
+    rhos = fidelity(s.curves)
     return Picture(
-        figures.plot_fidelity(found),
-        found,
+        figures.plot_fidelity(rhos),
+        rhos,
         "Spearman's rank correlation between the validation errors after an epoch and after the last one, over complete"
         " trials, with its 95% interval (Bonett and Wright 2000). If poor trials were stopped early, the remaining ones"
         " are similar, and the correlation is lower than over the whole space.",
@@ -88,10 +88,10 @@ def _fidelity(s: Study) -> Picture:
 
 
 def _timeline(s: Study) -> Picture:
-    found = timeline(s.records, s.events)
+    intervals = timeline(s.records, s.events)
     return Picture(
-        figures.plot_timeline(found),
-        found,
+        figures.plot_timeline(intervals),
+        intervals,
         "Each bar is an interval in which a trial was trained, from the log of the study, to the second.",
     )
 
@@ -104,10 +104,10 @@ def _done(s: Study) -> tuple[list[TrialRecord], pd.DataFrame, list[float]]:
 
 
 def _importance(s: Study) -> Picture:
-    found = importance(s.evidence.params, s.evidence.errors.tolist())
+    shares = importance(s.evidence.params, s.evidence.errors.tolist())
     return Picture(
-        figures.plot_importance(found),
-        found,
+        figures.plot_importance(shares),
+        shares,
         "Difference between the distribution of a choice among the best tenth of the complete trials (at least 4) and"
         " among all, as a share of the total (PED-ANOVA, Watanabe et al. 2023), with 95% bootstrap intervals. Blue bars"
         " exceed the importance with shuffled errors. A sampler prefers values that it expects to be good, so the"
@@ -229,10 +229,10 @@ def histories(s: Study) -> list[NormHistory]:
 
 
 def _reuse(s: Study) -> Picture:
-    found = feature_reuse(histories(s))
+    reuse = feature_reuse(histories(s))
     return Picture(
-        figures.plot_reuse(found),
-        found.frame(),
+        figures.plot_reuse(reuse),
+        reuse.frame(),
         "Figure 5 of the paper for this network: the weight that each layer puts on each earlier one. A weight does not"
         " prove use; `dnas plot causal` cuts each connection and measures the loss.",
     )

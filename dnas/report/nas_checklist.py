@@ -129,14 +129,14 @@ def _seeds(done: Sequence[TrialRecord]) -> tuple[str, str]:
 def confounders(records: Sequence[TrialRecord]) -> dict[str, list[str]]:
     """Return the properties that differ between runs without being factors of the study, with their values."""
     devices = list(dict.fromkeys(record.device.partition(":")[0] for record in records))
-    found = {
+    properties = {
         "hosts": values_of(records, "host"),
         "devices": devices,
         "numbers of threads": values_of(records, "threads"),
         "commits": [commit[:12] for commit in values_of(records, "commit")],
         "versions": list(dict.fromkeys(software(record) for record in records if record.versions)),
     }
-    return {name: [str(value) for value in some] for name, some in found.items() if len(some) > 1}
+    return {name: [str(value) for value in some] for name, some in properties.items() if len(some) > 1}
 
 
 def _confounders(records: Sequence[TrialRecord]) -> tuple[str, str]:

@@ -282,7 +282,7 @@ def details(s: Study) -> Markup:
     curves = {
         number: [round(value, 5) for value in curve[:, 1].tolist()] for number, curve in error_curves(s.curves).items()
     }
-    found: dict[int, dict[str, Any]] = {}
+    trials: dict[int, dict[str, Any]] = {}
     for record in s.records:
         facts: dict[str, Any] = {key: str(value) for key, value in record.params.items()}
         facts |= {"name": record.network, "digest": record.digest, "folder": f"trials/{record.number}"}
@@ -292,13 +292,13 @@ def details(s: Study) -> Markup:
             facts["host"] = f"{record.host}, {record.device}"
         if record.kernels is not None:
             facts["kernels"] = record.kernels
-        found[record.number] = {"facts": facts}
+        trials[record.number] = {"facts": facts}
         if record.number in curves:
-            found[record.number]["curve"] = curves[record.number]
+            trials[record.number]["curve"] = curves[record.number]
         log = s.folder.trial_folder(record.number) / "traceback.txt"
         if record.state == "failed" and log.is_file():
-            found[record.number]["log"] = log.read_text(encoding="utf-8", errors="replace")[-LOG_LETTERS:]
-    return Markup(json.dumps(found, separators=(",", ":")).replace("<", "\\u003c"))
+            trials[record.number]["log"] = log.read_text(encoding="utf-8", errors="replace")[-LOG_LETTERS:]
+    return Markup(json.dumps(trials, separators=(",", ":")).replace("<", "\\u003c"))
 
 
 def columns(s: Study) -> dict[str, str]:
@@ -341,7 +341,7 @@ def sparklines(curves: pd.DataFrame) -> dict[int, str]:
     low, high = math.log(min(positive)), math.log(max(positive))
     last = max(2, *(int(curve[-1, 0]) for curve in known.values()))
     width, height = SPARK[0] - 4, SPARK[1] - 4
-    found = {}
+    lines = {}
     for number, curve in known.items():
         places = [
             (
@@ -352,8 +352,8 @@ def sparklines(curves: pd.DataFrame) -> dict[int, str]:
         ]
         if len(places) == 1:
             places.append((places[0][0] + 2, places[0][1]))
-        found[number] = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    return found
+        lines[number] = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    return lines
 
 
 def reproduction(s: Study) -> dict[str, Any]:

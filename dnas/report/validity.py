@@ -36,7 +36,7 @@ class Check:
 def checks(s: Study) -> list[Check]:
     if not s.records:
         return [_split(s)]
-    found = [
+    results = [
         _selection(s),
         _seeds(s),
         _chance(s),
@@ -47,8 +47,8 @@ def checks(s: Study) -> list[Check]:
         _fidelity(s),
         _failures(s),
     ]
-    found.append(_comparison(s))
-    return [check for check in found if check is not None]
+    results.append(_comparison(s))
+    return [check for check in results if check is not None]
 
 
 def _selection(s: Study) -> Check:
@@ -307,14 +307,14 @@ def _stopping(s: Study) -> Check:
 
 def _fidelity(s: Study) -> Check | None:
     """Check that early errors rank networks like final errors, which early stopping relies on."""
-    found = fidelity(s.curves)
-    early = found[(found["epoch"] < found["epoch"].max()) & found["rho"].notna()] if len(found) else found
+    rhos = fidelity(s.curves)
+    early = rhos[(rhos["epoch"] < rhos["epoch"].max()) & rhos["rho"].notna()] if len(rhos) else rhos
     if early.empty:
         return None
     rungs = sorted(stop_epochs(s.events, whole_log=True))
     at = early[early["epoch"].isin(rungs)] if rungs else early
     row = (at if len(at) else early).iloc[0 if rungs else len(early) // 2]
-    last, n = int(found["epoch"].max()), int(row["n"])
+    last, n = int(rhos["epoch"].max()), int(row["n"])
     where = "the first rung" if len(at) and rungs else "half of the schedule"
     bounds = f", 95% interval {row['low']:.2f} to {row['high']:.2f}" if math.isfinite(row["low"]) else ""
     sure = math.isfinite(row["low"]) and row["low"] > 0.5

@@ -151,8 +151,8 @@ def _points() -> pd.DataFrame:
 
 
 def _published_reading(points: pd.DataFrame, first: str, second: str) -> str:
-    found = iso_error(sized(points, "params", "error"), first, second)
-    text = found.sentence().partition("; one seed each")[0]
+    ratio = iso_error(sized(points, "params", "error"), first, second)
+    text = ratio.sentence().partition("; one seed each")[0]
     return f"The points published in the paper (Table 2, C10+), analysed in the same way: {text}."
 
 
@@ -381,8 +381,8 @@ def _fig4_right(plan: Plan, folder: StudyFolder, done: pd.DataFrame) -> Result:
         ),
     )
     mean = ends["val_error"].dropna().mean()
-    here, there = (percent(float(mean[group])) for group in (BC, "ResNet"))
-    finding = f"{ratio:.0f} times fewer params: {here} error against the ResNet's {there}"
+    densenet_error, resnet_error = (percent(float(mean[group])) for group in (BC, "ResNet"))
+    finding = f"{ratio:.0f} times fewer params: {densenet_error} error against the ResNet's {resnet_error}"
     figure = plot_two_curves(curves, finding=finding, error=_error_label(plan, folder))
     caption = (
         f"Figure 4, right, of the paper, from {several(len(plan.runs), 'run')} of"
@@ -403,11 +403,11 @@ def _fig4_right(plan: Plan, folder: StudyFolder, done: pd.DataFrame) -> Result:
 def _published_ends() -> str:
     points = published("cifar10")
     points = points[points["augmented"]]
-    found = []
+    parts = []
     for method, depth in (("ResNet (pre-activation)", 1001), ("DenseNet-BC (k=12)", 100)):
         row = points[(points["method"] == method) & (points["depth"] == depth)].iloc[0]
-        found.append(f"{method}, L={depth}, {params(row['params'])} params {percent(row['test_error'])}")
-    return joined(found)
+        parts.append(f"{method}, L={depth}, {params(row['params'])} params {percent(row['test_error'])}")
+    return joined(parts)
 
 
 @dataclass(frozen=True)

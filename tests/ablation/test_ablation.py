@@ -612,7 +612,7 @@ def race(most: int = 10, left: int = 10**6, budget: float | None = None) -> tupl
 
     B is 2 points better from each seed, the sign of C alternates, and the last variant equals the base.
     """
-    plan = plan_of(define(seeds="auto"), most=most)
+    plan = plan_of(define(seeds="auto"), max_seeds=most)
     started: list[str] = []
     signs = {"plain": 0.0, "B": -0.02, "C": 0.03, "bottleneck=4 compression=0.5": 0.0}
 
@@ -671,11 +671,11 @@ def test_the_maximum_number_of_seeds_cannot_be_changed() -> None:
     race()
     assert plan_of(define(), asked=False).seeds == tuple(range(10))
     with pytest.raises(InputError, match=r"started with --max-seeds 10 .now 12., which its stopping rule depends on"):
-        plan_of(define(seeds="auto"), most=12)
+        plan_of(define(seeds="auto"), max_seeds=12)
     with pytest.raises(InputError, match=r"started with seeds: auto .now 3 seeds."):
         plan_of(define())
     with pytest.raises(InputError, match=r"m·2.*allow 7 seeds or more"):
-        plan_of(dataclasses.replace(define(seeds="auto"), name="other"), most=4)
+        plan_of(dataclasses.replace(define(seeds="auto"), name="other"), max_seeds=4)
 
 
 def test_a_study_of_another_kind_is_refused() -> None:

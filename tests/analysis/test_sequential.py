@@ -16,17 +16,17 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 def test_the_first_look_by_hand() -> None:
     # 0.05/3·(8/12)^1.5 = 0.00907 is 1/128 or more, and 0.05/3·(7/12)^1.5 = 0.00743 less than 1/64.
-    assert first_look(3, 0.05, most=12) == 8
-    assert first_look(1, 0.05, most=12) == 7
-    assert first_look(3, 0.05, most=7) == 7  # one look, at which all may be spent
-    with pytest.raises(InputError, match=r"3 comparisons, most=6 and alpha=0\.05; allow 7 seeds or more"):
-        first_look(3, 0.05, most=6)
+    assert first_look(3, 0.05, max_pairs=12) == 8
+    assert first_look(1, 0.05, max_pairs=12) == 7
+    assert first_look(3, 0.05, max_pairs=7) == 7  # one look, at which all may be spent
+    with pytest.raises(InputError, match=r"3 comparisons, max_pairs=6 and alpha=0\.05; allow 7 seeds or more"):
+        first_look(3, 0.05, max_pairs=6)
 
 
 def test_equal_signs_are_decided_at_the_first_look() -> None:
     d = [-0.01, -0.02, -0.03, -0.01, -0.02, -0.03, -0.01, -0.02]
-    assert not run_race(d[:7], 3, 0.05, most=12).decided
-    race = run_race([*d, 0.5, 0.5], 3, 0.05, most=12)  # what comes after the end doesn't count
+    assert not run_race(d[:7], 3, 0.05, max_pairs=12).decided
+    race = run_race([*d, 0.5, 0.5], 3, 0.05, max_pairs=12)  # what comes after the end doesn't count
     assert (race.pairs, race.decided) == (8, True)
     assert race.mean == pytest.approx(-0.15 / 8)
     assert race.p == pytest.approx(1 / 128 / (8 / 12) ** 1.5)
@@ -152,15 +152,15 @@ def test_undecided_names_who_gets_the_next_seed() -> None:
     values = pd.DataFrame(
         {"base": [0.0] * 8, "far": [-1.0] * 8, "near": [1.0, -1.0] * 4, "late": [1.0] * 6 + [math.nan] * 2}
     )
-    assert undecided(values.iloc[:7], "base", 0.05, most=12) == ("far", "near", "late")
-    assert undecided(values, "base", 0.05, most=12) == ("near", "late")
+    assert undecided(values.iloc[:7], "base", 0.05, max_pairs=12) == ("far", "near", "late")
+    assert undecided(values, "base", 0.05, max_pairs=12) == ("near", "late")
     values.loc[8] = [0.0, 5.0, 1.0, math.nan]  # what is decided stays so
-    assert undecided(values, "base", 0.05, most=12) == ("near", "late")
-    assert undecided(values, "base", 0.05, most=9) == ("late",)  # near has all that it may have
+    assert undecided(values, "base", 0.05, max_pairs=12) == ("near", "late")
+    assert undecided(values, "base", 0.05, max_pairs=9) == ("late",)  # near has all that it may have
     with pytest.raises(InputError, match="no variant 'none'"):
-        undecided(values, "none", 0.05, most=12)
+        undecided(values, "none", 0.05, max_pairs=12)
     with pytest.raises(InputError, match="allow 7 seeds or more"):
-        undecided(values, "base", 0.05, most=5)
+        undecided(values, "base", 0.05, max_pairs=5)
 
 
 def race_through(runs: pd.DataFrame, most: int) -> pd.DataFrame:
