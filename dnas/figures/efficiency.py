@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.transforms import BboxBase
 
 from dnas.analysis import Front, NoiseFloor
 from dnas.analysis.control import ArmComparison
@@ -205,6 +206,19 @@ def _draw_front(axes: Axes, front: Front, objectives: Sequence[str]) -> Artist:
     return Line2D([], [], color=COLOURS["front"], lw=1.3, label=f"Pareto front ({len(x)})")
 
 
+class _Label(NamedTuple):
+    """A label of a point. x, y: the point, in data coordinates."""
+
+    x: float
+    y: float
+    text: str
+    colour: str
+    weight: str
+
+
+Box = tuple[float, float, float, float]  # left, bottom, right, top, in pixels
+
+
 def _label_points(
     figure: Figure,
     axes: Axes,
@@ -218,59 +232,87 @@ def _label_points(
 
     No mark can be below and to the left of the front, so its labels are placed there if possible.
     """
+    labels = _labels(front, best, points, objectives)
+    if not labels:
+        return
+    figure.draw_without_rendering()  # applies the layout, which determines the positions of points
+    obstacles = _obstacles(axes, labels, front, others, objectives)
+    taken: list[Box] = []
+    for index, label in enumerate(labels):
+        offsets = [(-6, -11, "right"), (7, -11, "left"), (7, 6, "left"), (-7, 6, "right"), (9, -3, "left")]
+        if 0 < index < len(front.trials):
+            del offsets[1:]  # a label above the front would seem to belong to another point
+        for dx, dy, alignment in offsets:
+            box = _label_box(axes, label, dx, dy, alignment, figure.dpi / 72)
+            if _is_free(box, axes.bbox, taken, obstacles):
+                taken.append(box)
+                _draw_label(axes, label, dx, dy, alignment)
+                break
+
+
+def _labels(front: Front, best: int | None, points: pd.DataFrame | None, objectives: Sequence[str]) -> list[_Label]:
+    """Return the labels of the front's trials, the best first, then those of the published points."""
     error, cost = objectives[0], objectives[1]
-    wanted: list[tuple[float, float, str, str, str]] = []
+    labels = []
     rows = front.trials.astype({cost: float, error: float}).sort_values([error, cost])
     rows = pd.concat([rows[rows["number"] == best], rows[rows["number"] != best]])
     for number, x, y in zip(rows["number"], rows[cost], rows[error], strict=True):
-        colour = COLOURS["best"] if number == best else INK
-        wanted.append(
-            (x, y, f"#{int(number)}  {METRICS[error].format(y)}", colour, "bold" if number == best else "normal")
-        )
+        colour, weight = (COLOURS["best"], "bold") if number == best else (INK, "normal")
+        labels.append(_Label(x, y, f"#{int(number)}  {METRICS[error].format(y)}", colour, weight))
     if points is not None:
         for row in points.sort_values("test_error").to_dict("records"):
             name, colour = _published_name(row["method"], row["depth"])
-            if all(name != text for _, _, text, _, _ in wanted):
-                wanted.append((row["params"], row["test_error"], name, colour, "normal"))
-    if not wanted:
-        return
-    figure.draw_without_rendering()  # applies the layout, which determines the positions of points
-    to_page, scale = axes.transData.transform, figure.dpi / 72
-    avoid = [tuple(to_page((x, y))) for x, y in zip(others[cost], others[error], strict=True)]
-    avoid += [tuple(to_page((x, y))) for x, y, *_ in wanted]
+            if all(name != label.text for label in labels):
+                labels.append(_Label(row["params"], row["test_error"], name, colour, "normal"))
+    return labels
+
+
+def _obstacles(
+    axes: Axes, labels: Sequence[_Label], front: Front, others: pd.DataFrame, objectives: Sequence[str]
+) -> list[tuple[float, float]]:
+    """Return the pixels that labels must not hide: all marks, and every fourth pixel of the front's line."""
+    error, cost = objectives[0], objectives[1]
+    to_page = axes.transData.transform
+    obstacles = [tuple(to_page((x, y))) for x, y in zip(others[cost], others[error], strict=True)]
+    obstacles += [tuple(to_page((label.x, label.y))) for label in labels]
     line = front.trials if len(objectives) == 2 else front.trials.iloc[:0]
     steps = [tuple(to_page((x, y))) for x, y in zip(line[cost], line[error], strict=True)]
     for (x0, y0), (x1, y1) in itertools.pairwise([*steps, *([(axes.bbox.x1, steps[-1][1])] if len(steps) else [])]):
-        avoid += [(x, y0) for x in np.arange(x0, x1, 4)] + [(x1, y) for y in np.arange(y1, y0, 4)]
-    frame = axes.bbox
-    taken: list[tuple[float, float, float, float]] = []
-    for index, (x, y, text, colour, weight) in enumerate(wanted):
-        places = [(-6, -11, "right"), (7, -11, "left"), (7, 6, "left"), (-7, 6, "right"), (9, -3, "left")]
-        if 0 < index < len(rows):
-            del places[1:]  # a label above the front would seem to belong to another point
-        px, py = to_page((x, y))
-        width, height = 5.7 * len(text) * scale * (1.1 if weight == "bold" else 1), 10.5 * scale
-        for dx, dy, ha in places:
-            left = px + dx * scale - (width if ha == "right" else 0)
-            box = (left, py + dy * scale - 2 * scale, left + width, py + dy * scale + height)
-            inside = box[0] > frame.x0 and box[2] < frame.x1 and box[1] > frame.y0 and box[3] < frame.y1
-            over = any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken)
-            hides = any(box[0] - 3 < x < box[2] + 3 and box[1] - 1 < y < box[3] + 1 for x, y in avoid)
-            if inside and not over and not hides:
-                taken.append(box)
-                axes.annotate(
-                    text,
-                    (x, y),
-                    xytext=(dx, dy),
-                    textcoords="offset points",
-                    ha=ha,
-                    fontsize=8.5,
-                    color=colour,
-                    fontweight=weight,
-                    zorder=6,
-                    path_effects=[withStroke(linewidth=2.2, foreground="white")],
-                )
-                break
+        obstacles += [(x, y0) for x in np.arange(x0, x1, 4)] + [(x1, y) for y in np.arange(y1, y0, 4)]
+    return obstacles
+
+
+def _label_box(axes: Axes, label: _Label, dx: float, dy: float, alignment: str, scale: float) -> Box:
+    """Estimate the box of a label that is dx, dy points away from its mark. scale: pixels per point."""
+    x, y = axes.transData.transform((label.x, label.y))
+    width = 5.7 * len(label.text) * scale * (1.1 if label.weight == "bold" else 1)
+    height = 10.5 * scale
+    left = x + dx * scale - (width if alignment == "right" else 0)
+    return left, y + dy * scale - 2 * scale, left + width, y + dy * scale + height
+
+
+def _is_free(box: Box, frame: BboxBase, taken: Sequence[Box], obstacles: Sequence[tuple[float, float]]) -> bool:
+    """Return True if a box is inside the frame, overlaps no other box, and hides no obstacle."""
+    left, bottom, right, top = box
+    inside = left > frame.x0 and right < frame.x1 and bottom > frame.y0 and top < frame.y1
+    overlaps = any(left < b[2] and b[0] < right and bottom < b[3] and b[1] < top for b in taken)
+    hides = any(left - 3 < x < right + 3 and bottom - 1 < y < top + 1 for x, y in obstacles)
+    return inside and not overlaps and not hides
+
+
+def _draw_label(axes: Axes, label: _Label, dx: float, dy: float, alignment: str) -> None:
+    axes.annotate(
+        label.text,
+        (label.x, label.y),
+        xytext=(dx, dy),
+        textcoords="offset points",
+        ha=alignment,
+        fontsize=8.5,
+        color=label.colour,
+        fontweight=label.weight,
+        zorder=6,
+        path_effects=[withStroke(linewidth=2.2, foreground="white")],
+    )
 
 
 def _published_name(method: str, depth: int) -> tuple[str, str]:
