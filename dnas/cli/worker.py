@@ -126,7 +126,6 @@ def _config(args: argparse.Namespace, database: "Database") -> "SearchConfig":
     or epochs reopen a study that is complete.
     """
     import tomllib
-    from types import SimpleNamespace
 
     import tomli_w
 
@@ -148,7 +147,7 @@ def _config(args: argparse.Namespace, database: "Database") -> "SearchConfig":
             )
     args = argparse.Namespace(**vars(args) | {"trials": max(args.trials or 0, existing["trials"])})
     config = make_config(args, args.study, existing)
-    check_same(SimpleNamespace(name=args.study, config=lambda: existing), config)  # type: ignore[arg-type]
+    check_same(args.study, existing, config)
     changes = {"trials": config.trials, "recipe": existing["recipe"] | {"epochs": config.space.recipe.epochs}}
     if existing | changes != existing and end is None:
         raise InputError(

@@ -40,7 +40,7 @@ def search(config: SearchConfig, show: Show, executor: Executor | None = None) -
     check_stopping(config.stopping, len(config.objectives) > 1)
     if folder.exists:
         settle(folder)
-        check_same(folder, config)  # before the data are read, which can take long
+        check_same(folder.name, folder.config(), config)  # before the data are read, which can take long
     data = load_dataset(**run.data, progress=show.note)  # on the CPU: only workers train
     space = config.space.for_data(data.channels, data.image_size, data.classes, augmented=data.augmentation != "none")
     check_fits(space)
@@ -48,7 +48,7 @@ def search(config: SearchConfig, show: Show, executor: Executor | None = None) -
     folder.path.mkdir(parents=True, exist_ok=True)
     with folder.lock():
         if folder.exists:
-            check_same(folder, config, data)
+            check_same(folder.name, folder.config(), config, data)
         else:
             folder.create(frozen_inputs(config, space, data.describe(), devices[0].partition(":")[0]))
         executor = executor or LocalExecutor(run.workers, devices)

@@ -11,7 +11,6 @@ from dnas.errors import InputError
 from dnas.space.objectives import PRICED
 from dnas.space.parse import parse_space
 from dnas.space.space import Limits, Space
-from dnas.study.folder import StudyFolder
 from dnas.study.provenance import git_commit, versions
 from dnas.study.record import now
 from dnas.training.recipe import Recipe
@@ -168,12 +167,19 @@ def check_objectives(space: Space, objectives: tuple[str, ...]) -> None:
             )
 
 
-def check_same(folder: StudyFolder, search: SearchConfig, data: Any = None) -> None:
-    """Raise `InputError` if the study was begun with other inputs. The epochs of the recipe may grow.
+def check_same(name: str, begun: Mapping[str, Any], search: SearchConfig, data: Any = None) -> None:
+    """Check that a study is continued with the inputs that it was begun with. The epochs of the recipe may grow.
 
-    data: its `Dataset`; None skips the checks that need it.
+    Args:
+        name: Name of the study, for messages.
+        begun: Content of its study.toml.
+        search: Requested configuration.
+        data: Requested `Dataset`; None skips the checks that need it.
+
+    Raises:
+        InputError: An input differs, or the epochs were lowered.
     """
-    config, space = DEFAULTS | folder.config(), search.space
+    config, space = DEFAULTS | dict(begun), search.space
     check_proposed(config)
     frozen, current = config["recipe"], space.recipe.to_dict()
     keys = [key for key in frozen if key != "epochs" and frozen[key] != current.get(key)]
@@ -189,9 +195,7 @@ def check_same(folder: StudyFolder, search: SearchConfig, data: Any = None) -> N
     if config["space"]["name"] != space.name:
         pairs = [("space", config["space"]["name"], space.name)]  # the other differences follow from it
     elif config["space"]["text"] != space.text:
-        pairs.insert(
-            0, ("space", "file before its changes", f"file on disk; use `dnas extend {folder.name}` to widen it")
-        )
+        pairs.insert(0, ("space", "file before its changes", f"file on disk; use `dnas extend {name}` to widen it"))
     if data is not None:
         facts = data.describe()
         pairs += [
@@ -205,12 +209,12 @@ def check_same(folder: StudyFolder, search: SearchConfig, data: Any = None) -> N
     changed = [f"{what} {before} (now {after})" for what, before, after in pairs if before != after]
     if changed:
         raise InputError(
-            f"study {folder.name} was begun with another {'; another '.join(changed)};"
+            f"study {name} was begun with another {'; another '.join(changed)};"
             " name a new study with --study, or use the original values."
         )
     if space.recipe.epochs < frozen["epochs"]:
         raise InputError(
-            f"study {folder.name} trains for {frozen['epochs']} epochs, and a study's epochs can only be raised,"
+            f"study {name} trains for {frozen['epochs']} epochs, and a study's epochs can only be raised,"
             f" but got --epochs {space.recipe.epochs}."
         )
 

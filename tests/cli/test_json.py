@@ -2,41 +2,97 @@
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from dnas.cli import main
-from tests.support.studies import make_study
+from dnas.cli import main, make_parser
+from tests.support.studies import add_search, search_error
+
+pytestmark = pytest.mark.xdist_group("json")  # the fixture trains once
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "json.md"
+SEARCH = "search --space tiny --trials 4 --subset 200 --workers 1 --threads 1 --device cpu --kernels plain"
+ABLATE = "ablate bottleneck.toml --subset 200 --workers 1 --device cpu --kernels plain"
+COMMANDS = {
+    "search": SEARCH,
+    "status": "status tiny",
+    "spaces": "spaces",
+    "spaces show": "spaces show tiny",
+    "doctor": "doctor tiny --dry-run",
+    "replay": "replay tiny",
+    "replay --trial": "replay tiny --trial 0",
+    "report": "report lone",
+    "ablate --dry-run": f"{ABLATE} --dry-run",
+    "ablate": ABLATE,
+    "importance": "importance searched --bootstraps 20",
+    "path": "path searched",
+    "verify": "verify tiny",
+    "reproduce": "reproduce table1",
+    "cost": "cost densenet_40_12",
+    "eval": "eval tiny --device cpu",
+}  # arguments by heading of docs/json.md
+ABLATION = """\
+question = "Does a bottleneck help?"
+dataset = "digits"
+design = "factorial"
+equal = "nothing"
+seeds = 2
+
+[base]
+network = "densenet:L=10,k=2"
+
+[factors]
+bottleneck = [0, 2]
+
+[recipe]
+name = "fast"
+epochs = 1
+"""
 
 
-def documented(command: str) -> set[str]:
+def documented(command: str) -> dict[str, set[str]]:
+    """Return the documented keys of a command by heading: "" for its output, else the list whose objects have them."""
     section = PAGE.read_text(encoding="utf-8").split(f"\n## {command}\n")[1].split("\n## ")[0]
-    return set(re.findall(r"^\| (\w+) \|", section, re.MULTILINE)) - {"key"}
+    parts = ("\n" + section).split("\n### ")
+    tables = {"": parts[0]} | {part.partition("\n")[0]: part for part in parts[1:]}
+    return {name: set(re.findall(r"^\| (\w+) \|", text, re.MULTILINE)) - {"key"} for name, text in tables.items()}
 
 
-@pytest.mark.parametrize(
-    ("command", "arguments"),
-    [
-        ("cost", ["cost", "densenet_40_12"]),
-        ("spaces show", ["spaces", "show", "tiny"]),
-        ("status", ["status", "tiny"]),
-        ("doctor", ["doctor", "tiny", "--dry-run"]),
-    ],
-)
-def test_json_keys_are_documented(
-    command: str,
-    arguments: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    make_study(Path("studies/tiny"), ["complete"], epochs=5)
-    main([*arguments, "--json"])
-    assert set(json.loads(capsys.readouterr().out)) == documented(command)
+def printed(output: Any, names: set[str]) -> dict[str, set[str]]:
+    """Return the keys of the output, or of its first object if it is a list, and of the first objects in `names`."""
+    first = output[0] if isinstance(output, list) else output
+    return {name: set(first[name][0] if name else first) for name in names}
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a trained search (tiny), two computed ones (searched, lone) and an ablation's file."""
+    folder = tmp_path_factory.mktemp("json")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main([*SEARCH.split(), "-q"]) == 0
+        add_search(Path("studies/searched"), 12, search_error, {})
+        add_search(Path("studies/lone"), 1, search_error, {})
+        Path("bottleneck.toml").write_text(ABLATION)
+        yield folder
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_json_keys_are_documented(command: str, studies: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*COMMANDS[command].split(), "--json"]) == 0
+    expected = documented(command)
+    assert printed(json.loads(capsys.readouterr().out), set(expected)) == expected
+
+
+def test_every_command_with_json_is_documented() -> None:
+    (commands,) = (action.choices for action in make_parser()._actions if isinstance(action.choices, dict))
+    with_json = {name for name, parser in commands.items() if "--json" in parser._option_string_actions}
+    headings = re.findall(r"^## (.+)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert with_json == {heading.split()[0] for heading in headings}
+    assert set(headings) == set(COMMANDS)
 
 
 def test_options_of_another_mode_are_rejected(capsys: pytest.CaptureFixture[str]) -> None:
