@@ -2,6 +2,7 @@
 
 import argparse
 
+from dnas.cli.output import print_json
 from dnas.cli.parser import add_json, whole_number
 
 SUMMARY = "compute a network's parameters, multiply-adds and activation memory"
@@ -33,9 +34,7 @@ def run(args: argparse.Namespace) -> int:
     spec = parse_name(name)
     total, layers = cost(spec, batch), layer_costs(spec, batch)
     if args.json:
-        import json
-
-        print(json.dumps({"network": name, **asdict(total), "layers": [asdict(layer) for layer in layers]}))
+        print_json({"network": name, **asdict(total), "layers": [asdict(layer) for layer in layers]})
         return 0
     from dnas.formatting import count, size
 

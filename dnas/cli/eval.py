@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from dnas.cli.output import print_json
 from dnas.cli.parser import DATA_ROOT, add_json, add_network_source
 
 SUMMARY = "measure a trained network's error"
@@ -29,8 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import json
-
     from dnas.data import load_dataset
     from dnas.export import load_trained
     from dnas.formatting import percent
@@ -46,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     loss, error = evaluate(trained.run.net.to(device), data, part, device)
     images = {"train": data.train_size, "val": data.val_size, "test": data.test_size}[part]
     if args.json:
-        print(json.dumps({"part": part, "images": images, "error": error, "loss": loss, "dataset": data.name}))
+        print_json({"part": part, "images": images, "error": error, "loss": loss, "dataset": data.name})
     else:
         print(f"{percent(error)} error, loss {loss:.4f} on the {part} part of {data.title} ({images:,} images)")
     return 0

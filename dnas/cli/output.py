@@ -1,5 +1,6 @@
 """Printing results: JSON for programs, text for people."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -10,21 +11,21 @@ PIPE_WIDTH = 200  # characters per line where the output is not a terminal
 
 
 def print_json(value: Any) -> None:
-    """Print `value` as JSON, with null for NaN, which JSON lacks."""
+    """Print `value` as JSON, with null for NaN and infinity, which JSON lacks."""
     import json
 
-    print(json.dumps(without_nan(value), indent=1))
+    print(json.dumps(as_finite(value), indent=1, allow_nan=False))
 
 
-def without_nan(value: Any) -> Any:
-    """Replace NaN by None in nested dicts and lists, and dict keys of any type by text."""
+def as_finite(value: Any) -> Any:
+    """Replace NaN and infinity by None in nested dicts and lists, and dict keys of any type by text."""
     if isinstance(value, Mapping):
-        return {str(key): without_nan(item) for key, item in value.items()}
+        return {str(key): as_finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [without_nan(item) for item in value]
+        return [as_finite(item) for item in value]
     if hasattr(value, "item"):  # a number of NumPy's
         value = value.item()
-    return None if isinstance(value, float) and value != value else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def counts_by_state(records: Iterable[Any]) -> dict[str, int]:

@@ -1,14 +1,17 @@
 """Tests of `--json`, whose keys docs/json.md documents, and of options that do not apply."""
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dnas.cli import main, make_parser
+from dnas.cli.output import print_json
 from tests.support.studies import add_search, search_error
 
 pytestmark = pytest.mark.xdist_group("json")  # the fixture trains once
@@ -93,6 +96,11 @@ def test_every_command_with_json_is_documented() -> None:
     headings = re.findall(r"^## (.+)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     assert with_json == {heading.split()[0] for heading in headings}
     assert set(headings) == set(COMMANDS)
+
+
+def test_numbers_that_json_lacks_are_null(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"low": -math.inf, "rows": [np.float64("nan"), np.int64(3)]})
+    assert json.loads(capsys.readouterr().out) == {"low": None, "rows": [None, 3]}
 
 
 def test_options_of_another_mode_are_rejected(capsys: pytest.CaptureFixture[str]) -> None:
