@@ -134,7 +134,7 @@ def test_changed_data_are_refused(
 def test_unknown_endings_and_trials_are_refused(
     run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(InputError, match=r"written as .safetensors or .onnx, but got 'x.pth'"):
+    with pytest.raises(InputError, match=r"must end with .safetensors or .onnx, but got 'x.pth'"):
         write_network(load_trained(run_folder), tmp_path / "x.pth")
     with pytest.raises(InputError, match=r"--trial requires a study"):
         load_trained(run_folder / "checkpoint.pt", trial=3)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import socket
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,8 +195,8 @@ def check_same(name: str, begun: Mapping[str, Any], search: SearchConfig, data: 
     ]
     if config["space"]["name"] != space.name:
         pairs = [("space", config["space"]["name"], space.name)]  # the other differences follow from it
-    elif config["space"]["text"] != space.text:
-        pairs.insert(0, ("space", "file before its changes", f"file on disk; use `dnas extend {name}` to widen it"))
+    elif tomllib.loads(config["space"]["text"]) != tomllib.loads(space.text):  # comments may change
+        pairs.insert(0, ("version", "of the space file", f"changed; use `dnas extend {name}` to widen it"))
     if data is not None:
         facts = data.describe()
         pairs += [

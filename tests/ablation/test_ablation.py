@@ -482,7 +482,7 @@ def test_invalid_input_exits_with_status_2_and_one_line(capsys: pytest.CaptureFi
     write(("[base]", "[bas]"), name="none")
     for arguments, message in (
         (["small.toml", "--seeds", "1"], "`seeds >= 2` must hold, but got seeds=1"),
-        (["small.toml", "--seeds", "many"], "--seeds is a number of seeds, or auto"),
+        (["small.toml", "--seeds", "many"], "--seeds must be a number of seeds, or auto, but got 'many'"),
         (["small.toml", "--max-seeds", "9"], "--max-seeds .* --seeds auto"),
         (["small.toml", "--budget", "9"], "--budget goes with --seeds auto"),
         (["small.toml", "--executor", "rai"], "no executor 'rai'"),

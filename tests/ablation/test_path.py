@@ -212,7 +212,7 @@ def test_the_figure_has_one_row_per_network(study: StudyFolder) -> None:
     assert len(np.asarray(right.collections[1].get_offsets())) == len(path.nodes) - 1
     rows = len(path.nodes)
     trained = Trained(pd.DataFrame([[0.1] * rows, [0.1] * rows]))
-    assert title(plot_path(path, trained=trained)) == "No step took off any error"
+    assert title(plot_path(path, trained=trained)) == "No step reduced the error"
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ def test_spaces_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None
         ("search --space tiny --trials 1 --learning-rate inf", "expected a positive number, but got 'inf'"),
         ("search --space tiny --trials 1 --stopping ahsa", "--stopping must be one of asha, hyperband, median, none"),
         ("search --space tiny --trials 1 --recipe papr", "no recipe 'papr'"),
-        ("search --space tiny --trials 1 --subset 3", "subset must lie between 20"),
+        ("search --space tiny --trials 1 --subset 3", "subset must be between 20"),
         ("search --space tiny --trials 1 --dataset folder:/nowhere", "/nowhere"),
         ("search --space none.toml --trials 1", "no space file none.toml."),
         ("cost densenet_40_13", "Did you mean densenet_40_12"),
@@ -242,7 +242,9 @@ def test_rejected_run_does_not_change_run_json(capsys: pytest.CaptureFixture[str
     run = load_run(folder / "checkpoint.pt")
     assert (run.seed, run.recipe.batch_size, run.recipe.epochs) == ((3, 0), 32, 1)
     assert json.loads(before)["seed"] == 3
-    assert f"{folder} is of another" in error_of(capsys, command + " --learning-rate 0.1").replace("/checkpoint.pt", "")
+    assert f"{folder} belongs to another run" in error_of(capsys, command + " --learning-rate 0.1").replace(
+        "/checkpoint.pt", ""
+    )
     assert (folder / "run.json").read_text() == before
 
 

@@ -58,7 +58,7 @@ def test_default_sizes_and_augmentations():
         choose_augmentation(folder, 32, "resized-crop+flip")
     with pytest.raises(InputError, match=r"no augmentation 'flip'"):
         choose_augmentation(folder, 32, "flip")
-    with pytest.raises(InputError, match="at minimum 1 pixel, but got 0"):
+    with pytest.raises(InputError, match="at least 1 pixel, but got 0"):
         choose_image_size(folder, 0, "small")
 
 

@@ -57,10 +57,10 @@ def test_library_is_built_once_and_rebuilt_if_damaged(
     assert calls.read_text().count("call") == 1
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    assert not build.is_whole(path)
-    assert build.is_whole(build.library_in(fresh, command))
+    assert not build.is_intact(path)
+    assert build.is_intact(build.library_in(fresh, command))
     path.with_suffix(".sha256").unlink()
-    assert build.is_whole(build.library_in(fresh, command))
+    assert build.is_intact(build.library_in(fresh, command))
     assert calls.read_text().count("call") == 3
     assert sorted(p.suffix for p in fresh.iterdir()) == [".lock", ".sha256", ".so"]
 

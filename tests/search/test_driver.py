@@ -355,7 +355,14 @@ def test_changed_space_file_is_rejected() -> None:
     with pytest.raises(
         InputError, match=r"another version of the space file \(now changed; use `dnas extend s` to widen it\)"
     ):
-        run(1, space=dataclasses.replace(space, text=space.text + "# another line\n"))
+        run(1, space=dataclasses.replace(space, text=space.text.replace("[recipe]", "[recipe]\nbatch_size = 32", 1)))
+
+
+def test_changed_comments_of_a_space_file_are_accepted() -> None:
+    space = load_space("digits_bc")
+    run(1, space=space)
+    run(2, space=dataclasses.replace(space, text=space.text + "# another line\n"))
+    assert len(records()) == 2
 
 
 def test_changed_images_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

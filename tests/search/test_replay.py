@@ -225,7 +225,7 @@ def test_space_that_is_not_wider_is_rejected(text: str, limits: int, message: st
 def test_extend_command_prints_the_next_command(capsys: pytest.CaptureFixture[str]) -> None:
     search(search_config(2), Silent(), AnalyticExecutor())
     assert main(["extend", "s"]) == 2
-    assert "`dnas extend` needs what is to be wider" in capsys.readouterr().err
+    assert "`dnas extend` needs the wider space or a higher limit" in capsys.readouterr().err
     assert main(["extend", "s", "--max-params", "70_000"]) == 0
     out = capsys.readouterr().out
     assert "params: limit 60,000 -> 70,000" in out
