@@ -407,6 +407,6 @@ def test_a_killed_run_resumes_to_the_result_of_an_uninterrupted_one() -> None:
     assert {name: (out / name).read_text() for name in before} == before
     third = start()
     shown = third.communicate()[0]
-    assert "8 are there" in shown
+    assert "8 are complete" in shown
     assert "trial  #" not in shown
     assert json.loads((study / "trials/7/record.json").read_text())["params"]["group"] == "DenseNet-BC"
