@@ -436,9 +436,10 @@ def test_peak_memory_is_in_bytes() -> None:
 
 REPEATED_ALLOCATION = """
 import resource, torch
+import dnas.training.fit  # as before a training: where the heap's first gaps lie depends on what was imported
 from dnas.training.devices import keep_memory
 keep_memory()
-for _ in range(20):
+for _ in range(10):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(1 << 23)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
@@ -451,7 +452,7 @@ def test_allocated_memory_is_kept() -> None:
     done = subprocess.run([sys.executable, "-c", REPEATED_ALLOCATION], capture_output=True, text=True, check=True)
     faults = [int(line) for line in done.stdout.split()]
     assert max(faults[:5]) > 10
-    assert max(faults[10:]) <= 1
+    assert max(faults[5:]) <= 1
 
 
 def test_digest_of_weights_covers_running_statistics() -> None:
