@@ -342,7 +342,7 @@ def test_another_study_of_the_same_name_is_rejected() -> None:
 
 @pytest.mark.parametrize("damage", ["text", "torn", "empty", "tables", "name", "identity", "pages"])
 def test_own_mirror_that_is_damaged_or_of_another_study_is_rebuilt(damage: str) -> None:
-    search(search_config(12), Silent(), AnalyticExecutor())
+    search(search_config(4), Silent(), AnalyticExecutor())
     path = Path("studies/s/study.db")
     content = path.read_bytes()
     assert mirror_agrees(study())
@@ -369,7 +369,7 @@ def test_own_mirror_that_is_damaged_or_of_another_study_is_rebuilt(damage: str) 
     assert not mirror_agrees(study())
     assert path.read_bytes() == damaged, "a check changes nothing"
     show = Silent()
-    search(search_config(12), show, AnalyticExecutor())
+    search(search_config(4), show, AnalyticExecutor())
     assert show.notes == []
     assert mirror_agrees(study())
     check_equals_rebuilt()

@@ -18,7 +18,7 @@ from benchmarks.kill_workers import failed_checks, kill_at_random
 from dnas.study.folder import StudyFolder
 from dnas.study.record import TrialRecord
 from tests.support.commands import Command
-from tests.support.patience import patience
+from tests.support.patience import patience, wait_until
 
 SEARCH = ["search", "--space", "tiny", "--trials", "4", "--epochs", "4", "--stopping", "none"]
 SEARCH += ["--kernels", "plain"]  # autotuning may choose differently on a busy machine
@@ -120,21 +120,19 @@ def test_search_killed_at_every_stage_ends_with_an_identical_result(tmp_path: Pa
     assert not list(killed.rglob(".*.[0-9]*")), "partial files of the kills are removed"
 
 
-def test_ctrl_c_prints_the_command_that_resumes_the_search(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        COMMAND,
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
+def wait_for_a_report(folder: Path) -> None:
+    study = folder / "studies" / "tiny"
+    wait_until(
+        lambda: any(event["event"] == "report" for event in events(study)),
+        "a first epoch",
+        seconds=PATIENCE,
+        pause=0.001,
     )
-    study = tmp_path / "studies" / "tiny"
-    began = time.monotonic()
-    while not any(event["event"] == "report" for event in events(study)):
-        assert time.monotonic() - began < patience(PATIENCE)
-        time.sleep(0.01)
+
+
+def test_ctrl_c_prints_the_command_that_resumes_the_search(tmp_path: Path) -> None:
+    process = Command(*SEARCH, folder=tmp_path)
+    wait_for_a_report(tmp_path)
     os.killpg(process.pid, signal.SIGINT)  # a terminal signals the driver and its workers
     out, errors = process.communicate(timeout=patience(PATIENCE))
     assert process.returncode == 130
@@ -147,19 +145,15 @@ def test_ctrl_c_prints_the_command_that_resumes_the_search(tmp_path: Path) -> No
 
 
 def test_killed_worker_is_replaced_and_its_trial_resumes(tmp_path: Path) -> None:
-    process = subprocess.Popen(COMMAND, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
-    study = tmp_path / "studies" / "tiny"
-    began = time.monotonic()
-    while not any(event["event"] == "report" for event in events(study)):
-        assert time.monotonic() - began < patience(PATIENCE)
-        time.sleep(0.001)
+    process = Command(*SEARCH, folder=tmp_path)
+    wait_for_a_report(tmp_path)
     for pid in descendants(process.pid):
-        if b"forkserver" not in Path(f"/proc/{pid}/cmdline").read_bytes() or children(pid) == []:
+        if children(pid) == []:  # a worker: the others are the forkservers that started it
             os.kill(pid, signal.SIGKILL)
     out, _ = process.communicate(timeout=patience(PATIENCE))
     assert process.returncode == 0
     assert "its process was ended by SIGKILL; resuming from its checkpoint" in out
-    records = StudyFolder(study).records()
+    records = StudyFolder(tmp_path / "studies/tiny").records()
     assert [record.state for record in records] == ["complete"] * 4
     assert max(record.attempts for record in records) == 2
 

@@ -41,12 +41,18 @@ def is_recorded_machine() -> bool:
     return machine.items() <= MACHINE.items()
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("recorded")
     for archive in RECORDED.glob("*.tar.xz"):
         with tarfile.open(archive) as tar:
-            tar.extractall(tmp_path / archive.name.partition(".")[0], filter="data")
-    return tmp_path
+            tar.extractall(folder / archive.name.partition(".")[0], filter="data")
+    return folder
+
+
+@pytest.fixture
+def folder(unpacked: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(unpacked, tmp_path, dirs_exist_ok=True)
 
 
 def records(study: Path) -> list[dict[str, Any]]:
