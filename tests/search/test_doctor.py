@@ -54,14 +54,13 @@ class Interrupting(AnalyticExecutor):
         return super().wait(timeout)
 
 
-def interrupted() -> StudyFolder:
-    """Return a study of ten trials, at least one in each state, whose last trial was interrupted after two epochs."""
+def make_interrupted() -> None:
+    """Make a study of ten trials, at least one in each state, whose last trial was interrupted after two epochs."""
     with pytest.raises(KeyboardInterrupt):
         search(search_config(14), Silent(), Interrupting(diverge))
     states = {record.number: record.state for record in study().records()}
     assert [states[n] for n in (COMPLETE, PAUSED, FAILED, RUNNING)] == ["complete", "paused", "failed", "running"]
     assert max(states) == RUNNING
-    return study()
 
 
 def study() -> StudyFolder:
@@ -279,11 +278,17 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str
     folder, before = tmp_path_factory.mktemp("whole"), Path.cwd()
     os.chdir(folder)
     try:
-        interrupted()
+        make_interrupted()
         shutil.copytree("studies/s", "kept")
         return folder / "kept", resume_search()
     finally:
         os.chdir(before)
+
+
+@pytest.fixture
+def interrupted(whole: tuple[Path, list[dict[str, Any]]]) -> None:
+    """The study of `make_interrupted` in the folder of the test."""
+    shutil.copytree(whole[0], "studies/s")
 
 
 @pytest.mark.parametrize("name", DAMAGES)
@@ -331,8 +336,8 @@ def test_damage_is_repaired_and_the_search_ends_as_if_undamaged(
             assert record[key] == other[key], (record["number"], key)
 
 
+@pytest.mark.usefixtures("interrupted")
 def test_undamaged_study_has_no_findings(capsys: pytest.CaptureFixture[str]) -> None:
-    interrupted()
     assert diagnose(study(), repair=True) == []
     assert doctor_command() == 0
     assert capsys.readouterr().out == "ok\n1 interrupted trial; the next `dnas search` resumes there\n"
@@ -396,8 +401,8 @@ def test_record_of_an_extended_trial_is_rebuilt() -> None:
     assert [e["epochs"] for e in rebuilt.earlier] == [12]
 
 
+@pytest.mark.usefixtures("interrupted")
 def test_rebuilt_record_keeps_fields_that_are_not_in_the_log() -> None:
-    interrupted()
     whole = study().records()[COMPLETE]
     rewrite(COMPLETE, epochs=11, peak_memory_bytes=4711, host="there", attempts=3)
     assert diagnose(study(), repair=True)[0].path == str(record_file(COMPLETE))
@@ -520,8 +525,8 @@ def check_not_repaired(capsys: pytest.CaptureFixture[str], where: str, what: str
 
 
 @pytest.mark.parametrize("line", [b"{\n", b"\xff\xfe\n", b"17\n", b"{}\n"])
+@pytest.mark.usefixtures("interrupted")
 def test_damaged_line_inside_the_log_is_not_repaired(line: bytes, capsys: pytest.CaptureFixture[str]) -> None:
-    interrupted()
     lines = log_path().read_bytes().splitlines(keepends=True)
     log_path().write_bytes(b"".join([*lines[:40], line, *lines[41:]]))
     check_not_repaired(capsys, "events.jsonl", "line 41 is unreadable, and its content cannot be recovered")
@@ -529,8 +534,8 @@ def test_damaged_line_inside_the_log_is_not_repaired(line: bytes, capsys: pytest
 
 @pytest.mark.parametrize("number", [0, 1, 3])
 @pytest.mark.parametrize("copies", [0, 2])
+@pytest.mark.usefixtures("interrupted")
 def test_missing_or_duplicate_ask_is_reported(number: int, copies: int, capsys: pytest.CaptureFixture[str]) -> None:
-    interrupted()
     lines = log_path().read_bytes().splitlines(keepends=True)
     place = next(i for i, line in enumerate(lines) if b'"ask"' in line and json.loads(line)["number"] == number)
     log_path().write_bytes(b"".join([*lines[:place], *[lines[place]] * copies, *lines[place + 1 :]]))
@@ -538,28 +543,28 @@ def test_missing_or_duplicate_ask_is_reported(number: int, copies: int, capsys: 
 
 
 @pytest.mark.parametrize("how", ["missing", "empty"])
+@pytest.mark.usefixtures("interrupted")
 def test_trials_without_a_log_are_not_moved(how: str, capsys: pytest.CaptureFixture[str]) -> None:
-    interrupted()
     log_path().unlink() if how == "missing" else log_path().write_bytes(b"")
     check_not_repaired(capsys, "events.jsonl", "a search cannot resume from their records alone")
 
 
 @pytest.mark.parametrize("text", ["seed = = 3", "\x00", "", 'name = "s"'])
+@pytest.mark.usefixtures("interrupted")
 def test_damaged_study_toml_is_reported(text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    interrupted()
     (study().path / "study.toml").write_text(text)
     check_not_repaired(capsys, "study.toml", "there is no other copy of its content")
 
 
+@pytest.mark.usefixtures("interrupted")
 def test_study_toml_without_a_space_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
-    interrupted()
     config = study().config()
     study().write_config(config | {"space": {"name": "digits_bc", "title": "x"}})
     check_not_repaired(capsys, "study.toml", "is damaged ('text' is missing); there is no other copy of its content")
 
 
+@pytest.mark.usefixtures("interrupted")
 def test_live_worker_without_a_driver_is_reported() -> None:
-    interrupted()
     with Lease.take(study().trial_folder(RUNNING), 1):
         [finding] = diagnose(study(), repair=True)
         assert f"process {os.getpid()} on {socket.gethostname()}" in finding.problem
@@ -571,8 +576,8 @@ def test_live_worker_without_a_driver_is_reported() -> None:
 # --- the command ---
 
 
+@pytest.mark.usefixtures("interrupted")
 def test_running_study_is_diagnosed_but_not_repaired(capsys: pytest.CaptureFixture[str]) -> None:
-    interrupted()
     rewrite(RUNNING, epochs=7)  # the driver may be about to append these epochs to the log
     write(study().trial_folder(RUNNING) / ".record.json.17", "x")
     with study().lock():
@@ -585,8 +590,8 @@ def test_running_study_is_diagnosed_but_not_repaired(capsys: pytest.CaptureFixtu
     assert "trials/0/record.json: is damaged" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("interrupted")
 def test_command_prints_findings_and_repairs(capsys: pytest.CaptureFixture[str]) -> None:
-    interrupted()
     with log_path().open("ab") as file:
         file.write(b"{")
     assert doctor_command(dry_run=True) == 1
@@ -596,18 +601,18 @@ def test_command_prints_findings_and_repairs(capsys: pytest.CaptureFixture[str])
     assert str(Finding("a", "b")) == "b: a"
 
 
+@pytest.mark.usefixtures("interrupted")
 def test_study_of_dnas_0_1_is_left_unchanged() -> None:
     """Its log lacks the costs, and a search cannot resume it."""
-    interrupted()
     events = [{k: v for k, v in event.items() if k != "cost"} for event in study().events()]
     log_path().write_text("".join(json.dumps(event) + "\n" for event in events))
     rewrite(COMPLETE, epochs=11)
     assert diagnose(study(), repair=True) == []
 
 
+@pytest.mark.usefixtures("interrupted")
 def test_record_from_before_the_space_was_widened_is_rebuilt() -> None:
     extend = pytest.importorskip("dnas.search.extend").extend
-    interrupted()
     whole = study().records()[COMPLETE]
     text = load_space("digits_bc").text.replace("[4, 16], step = 4", "[4, 24], step = 4")
     Path("wider.toml").write_text(text)

@@ -260,6 +260,7 @@ def test_large_slow_starter_survives_only_with_strata() -> None:
     assert survivals[1] <= 10
 
 
+@pytest.mark.slow
 def test_half_the_epochs_reach_the_hypervolume_of_a_search_without_stopping() -> None:
     """The rule spends half the epochs of a search without stopping. The hypervolumes of complete trials are equal when
     the 95% interval of their mean ratio, paired by seed, is within 1% of one. Half the epochs without a rule lose more.
