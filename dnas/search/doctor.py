@@ -161,13 +161,13 @@ class _Doctor:
     def _check_log(self) -> None:
         path = self.folder.path / "events.jsonl"
         content = path.read_bytes() if path.exists() else b""
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content) and not self.busy:
-            torn = len(content) - len(whole)
+        complete_lines = content[: content.rfind(b"\n") + 1]
+        if len(complete_lines) < len(content) and not self.busy:
+            torn = len(content) - len(complete_lines)
             self._report("its last line is torn", path, f"cut off ({torn} bytes)", self.folder.repair_events)
         events: list[tuple[int, dict[str, Any]]] = []
         sound = True
-        for number, line in enumerate(whole.split(b"\n")[:-1], 1):
+        for number, line in enumerate(complete_lines.split(b"\n")[:-1], 1):
             try:
                 event = json.loads(line)
                 if not isinstance(event, dict) or not isinstance(event["event"], str):
@@ -215,7 +215,7 @@ class _Doctor:
         """Check for leases without a process. This process holds the study's lock, so that no driver owns them."""
         leases = {path: info for path in self._folders() if (info := read_lease(path)) is not None}
         if any(is_dead(info) is None for info in leases.values()):
-            time.sleep(EXPIRY_SECONDS)  # on another host only the heartbeat shows whether it lives
+            time.sleep(EXPIRY_SECONDS)  # on another host only the heartbeat shows whether it is alive
         for path, info in leases.items():
             dead = is_dead(info)
             if dead is None:
@@ -274,7 +274,7 @@ class _Doctor:
         config, tables = self.config, trial.tables or {}
         space = space_of(config | {key: tables[key] for key in ("space", "limits") if key in tables})
         checkpoint = _content(self.folder.trial_folder(number) / "checkpoint.pt")
-        made = record_of(
+        rebuilt = record_of(
             trial,
             space,
             trial.asked_params,
@@ -284,29 +284,29 @@ class _Doctor:
             threads=config.get("threads", 1),
             started=trial.asked,
         )
-        if made.digest != trial.digest:
+        if rebuilt.digest != trial.digest:
             raise InputError("its choices now lead to another network")
-        if old is not None and (old.number != number or old.digest != made.digest):
+        if old is not None and (old.number != number or old.digest != rebuilt.digest):
             old = None
         lost = list(ONLY_IN_RECORD)
         if old is not None:
             kept = ("device", "threads", "started", "attempts", "losses", "earlier", "versions", "commit", "host")
-            made = replace(made, **{name: getattr(old, name) for name in (*kept, "peak_memory_bytes", "data")})
+            rebuilt = replace(rebuilt, **{name: getattr(old, name) for name in (*kept, "peak_memory_bytes", "data")})
             lost.clear()
         if trial.state == "paused":
-            made.reason = old.reason if old is not None and old.state == "paused" else None
-            lost += ["reason"] if made.reason is None else []
+            rebuilt.reason = old.reason if old is not None and old.state == "paused" else None
+            lost += ["reason"] if rebuilt.reason is None else []
         if trial.state in ("complete", "stopped", "paused"):
-            made.weights_digest = self._weights_digest(number, checkpoint, made.epochs)
-            if old is not None and (old.state, old.epochs) == (made.state, made.epochs):
-                made.weights_digest = made.weights_digest or old.weights_digest
-            lost += ["weights digest"] if made.weights_digest is None else []
+            rebuilt.weights_digest = self._weights_digest(number, checkpoint, rebuilt.epochs)
+            if old is not None and (old.state, old.epochs) == (rebuilt.state, rebuilt.epochs):
+                rebuilt.weights_digest = rebuilt.weights_digest or old.weights_digest
+            lost += ["weights digest"] if rebuilt.weights_digest is None else []
         if trial.state == "complete":
             errors = [
-                r.test_error for r in self._finals(number) if r.recipe == made.recipe and r.test_error is not None
+                r.test_error for r in self._finals(number) if r.recipe == rebuilt.recipe and r.test_error is not None
             ]
-            made.test_error = sum(errors) / len(errors) if errors else None
-        return made, lost
+            rebuilt.test_error = sum(errors) / len(errors) if errors else None
+        return rebuilt, lost
 
     def _data(self, checkpoint: Mapping[str, Any] | None) -> dict[str, Any]:
         """Return `Dataset.describe()` from the trial's checkpoint, another record, or study.toml."""
@@ -428,7 +428,7 @@ def _contradiction(record: TrialRecord, trial: Trial) -> str | None:
     The next search repairs the differences that a kill can leave.
     """
     if (record.number, record.digest) != (trial.number, trial.digest) or record.params != trial.asked_params:
-        return "is of a different network than in the log"
+        return "describes another network than the log"
     if record.epochs_planned not in trial.planned:
         return f"plans {record.epochs_planned} epochs, but {trial.epochs} in the log"
     if record.epochs_planned != trial.epochs:

@@ -1,8 +1,8 @@
-"""Source of a search's trials: proposes networks, decides which trials continue, and keeps the record.
+"""Source of a search's trials, which proposes networks, decides which trials continue, and writes their records.
 
-The sampler and the stopping rule see a fold of the event log (`state`) and nothing else, and a worker repeats the
-epochs of its checkpoint to the driver before it resumes. A search that is killed anywhere and restarted (with one
-worker) therefore ends with the same result as an uninterrupted one.
+The sampler and the stopping rule depend only on the state folded from the event log (`state`). A resumed worker first
+repeats the epochs of its checkpoint to the driver. With one worker, a search that is killed at any moment and restarted
+therefore ends with the same result as an uninterrupted one.
 """
 
 import math
@@ -33,7 +33,7 @@ def check_fits(space: Space) -> None:
 
 
 class Driver:
-    """The one owner of a study while it runs, and the `Source` of its trials.
+    """Exclusive owner of a running study, and the `Source` of its trials.
 
     Args:
         folder: The study.
@@ -85,7 +85,7 @@ class Driver:
         trial = self.state.trials[number]
         if record.state in ENDED and trial.state not in ENDED:  # killed between the record and its tell
             self._emit_tell(record)
-        elif record.state == "paused" and trial.state == "running" and not trial.go_on:  # and its pause
+        elif record.state == "paused" and trial.state == "running" and not trial.go_on:  # killed before its pause
             self.emit({"event": "pause", "number": number})
         elif record.state == "paused" and trial.state == "running":  # killed between a promotion and its record
             self._resume(record)
@@ -187,7 +187,7 @@ class Driver:
         self.folder.write_record(record)
         return record
 
-    # --- what runs report -------------------------------------------------------------------------------------
+    # --- reports of runs --------------------------------------------------------------------------------------
 
     def job(self, record: TrialRecord) -> Job:
         timed = "latency" in self.config.objectives and self.state.trials[record.number].latency is None
@@ -200,7 +200,7 @@ class Driver:
             self.emit({"event": "measured", "number": record.number, "latency": record.latency})
 
     def on_epoch(self, record: TrialRecord, row: dict[str, Any]) -> bool:
-        """Decide if a trial continues after an epoch. An epoch that a worker repeats gets the decision it had."""
+        """Return True if a trial continues after an epoch. A repeated epoch gets its earlier decision."""
         trial, epoch = self.state.trials[record.number], row["epoch"]
         if epoch > trial.furthest:
             go_on = self.state.decide(record.number, row)

@@ -16,7 +16,7 @@ def extend(folder: StudyFolder, wider: Space, limits: Mapping[str, float]) -> li
 
     Raises:
         InputError: The space is not wider, and nothing was changed: a choice or a value is missing, a limit is lower,
-            or a network that was tried would be another one.
+            or the network of an earlier trial would change.
     """
     settle(folder)
     config = DEFAULTS | folder.config()
@@ -49,7 +49,11 @@ def extend(folder: StudyFolder, wider: Space, limits: Mapping[str, float]) -> li
 
 
 def settle(folder: StudyFolder) -> None:
-    """Update study.toml from the log: a kill may have separated a change of the space or the epochs from its copy."""
+    """Update study.toml from the log. A kill may have prevented the copy of a change of the space or the epochs.
+
+    Raises:
+        InputError: The folder is a copy of a study that is stored in a database.
+    """
     config = folder.config()
     if "storage" in config:
         raise InputError(
@@ -96,7 +100,7 @@ def _changes(before: Space, wider: Space) -> list[str]:
 
 
 def _missing(old: Choice, current: Choice) -> str:
-    """List the values of a choice that it lacks now; empty if there are none."""
+    """Return the values of `old` that `current` lacks, as text; empty if there are none."""
     before, after = old.values(), current.values()
     if before is None or after is None:
         inside = current.kind == old.kind and current.low <= old.low and old.high <= current.high

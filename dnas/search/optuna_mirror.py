@@ -14,8 +14,8 @@ record and its events, and the rows of a trial that changed are rewritten.
 | complete | COMPLETE | more epochs change it back to RUNNING |
 | infeasible, failed | FAIL | the attribute `reason` holds the cause |
 
-Optuna itself never changes a trial that has ended, so that readers may cache such trials. A paused trial that has
-resumed appears after the page of optuna-dashboard is reloaded, or after another call of `optuna.load_study`.
+Optuna itself never changes a trial that has ended, so that readers may cache such trials. They show a resumed trial as
+running only after the page of optuna-dashboard is reloaded, or after another call of `optuna.load_study`.
 """
 
 import hashlib
@@ -31,7 +31,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dnas.errors import InputError
-from dnas.search.optuna_storage import IDENTITY, described, first_line, is_sound, named_storage, own_storage, shown_url
+from dnas.search.optuna_storage import (
+    IDENTITY,
+    described,
+    first_line,
+    is_sound,
+    local_storage,
+    named_storage,
+    shown_url,
+)
 from dnas.search.state import Trial, TrialLog, before_changes
 from dnas.study.config import DEFAULTS, objectives_of
 from dnas.study.folder import StudyFolder
@@ -66,7 +74,8 @@ STATES = {
 def open_mirror(folder: StudyFolder, url: str | None, note: Callable[[str], None]) -> Iterator[None]:
     """Keep the mirror up to date inside the `with` block, and update it a last time at the end.
 
-    A study.db that is damaged or belongs to another study is rebuilt. Later errors are reported once, and retried.
+    A study.db that is damaged or belongs to another study is rebuilt. Later errors are reported once, and each pass
+    tries again.
 
     Args:
         folder: Folder of the study.
@@ -99,7 +108,7 @@ class _Keeper:
         self._thread = threading.Thread(target=self._keep, name="mirror", daemon=True)
 
     def open(self) -> None:
-        """Start the thread; raise an error if the storage at the URL cannot be used. study.db needs no waiting."""
+        """Start the thread. For a URL, wait until the storage is open, and raise an error if it cannot be used."""
         self._thread.start()
         if self._url is None:
             return
@@ -131,7 +140,7 @@ class _Keeper:
                 return
         while True:
             last = self._end.is_set()  # read before the pass, so that writes during the pass are not missed
-            began = time.monotonic()
+            start = time.monotonic()
             try:
                 self._pass()
             except Exception as error:  # a broken mirror must not stop the search
@@ -139,8 +148,8 @@ class _Keeper:
                 self._report(first_line(error))
             if last:
                 break
-            took = time.monotonic() - began
-            self._end.wait(max(EVERY_SECONDS, took / MAX_TIME_SHARE - took))
+            seconds = time.monotonic() - start
+            self._end.wait(max(EVERY_SECONDS, seconds / MAX_TIME_SHARE - seconds))
         self._drop()
 
     def _pass(self) -> None:
@@ -156,10 +165,10 @@ class _Keeper:
                 self._mirror.close()
         self._mirror = None
 
-    def _report(self, trouble: str) -> None:
+    def _report(self, problem: str) -> None:
         if not self._reported:
-            where = self._folder.path / NAME if self._url is None else shown_url(self._url)
-            self._note(f"the mirror in {where} is out of date ({trouble}); the search continues and retries")
+            location = self._folder.path / NAME if self._url is None else shown_url(self._url)
+            self._note(f"the mirror in {location} is out of date ({problem}); the search continues and retries")
         self._reported = True
 
 
@@ -209,7 +218,7 @@ class _Log:
     def read(self) -> set[int]:
         """Read the new complete lines; return the numbers of the trials that they concern."""
         size = self.path.stat().st_size if self.path.exists() else 0
-        if size < self.offset:  # the log was replaced: start over
+        if size < self.offset:  # the log was replaced
             self.offset = 0
             self._fold = TrialLog(0)
         if size == self.offset:
@@ -217,10 +226,10 @@ class _Log:
         with self.path.open("rb") as file:
             file.seek(self.offset)
             content = file.read()
-        whole = content[: content.rfind(b"\n") + 1]
-        self.offset += len(whole)
+        complete_lines = content[: content.rfind(b"\n") + 1]
+        self.offset += len(complete_lines)
         touched: set[int] = set()
-        for line in whole.splitlines():
+        for line in complete_lines.splitlines():
             with suppress(ValueError, KeyError, TypeError, InputError):  # damaged lines are left to `dnas doctor`
                 touched |= self._fold.apply(json.loads(line))
         return touched
@@ -319,7 +328,7 @@ def identity_of(folder: StudyFolder) -> dict[str, Any]:
 
 
 class Mirror:
-    """An open mirror. url: URL of an Optuna storage; None is the study's own study.db.
+    """An open mirror, at the `url` of an Optuna storage or, if it is None, in the study's own study.db.
 
     Optuna's storage API cannot change a trial that has ended, and executes one statement per value. Rows are therefore
     written through its table definitions, with one transaction per pass.
@@ -342,7 +351,7 @@ class Mirror:
             assert self._path is not None
             if self._path.exists() and not is_sound(self._path, folder.name, identity):
                 remove_mirror(folder)
-            self._storage = own_storage(self._path)
+            self._storage = local_storage(self._path)
             self._inode = self._path.stat().st_ino
         try:
             self._study_id = self._open_study(identity, url)
@@ -433,7 +442,7 @@ class Mirror:
             try:
                 self._write(changed, behind)
             except BaseException:
-                self._stamps.clear()  # the next pass reads these trials again
+                self._stamps.clear()  # the next pass rereads these trials
                 raise
         return len(changed)
 

@@ -1,4 +1,4 @@
-"""Optuna storages for the mirror: opening, soundness, and errors in one line."""
+"""Optuna storages of the mirror: connections, integrity checks, and one-line error messages."""
 
 import json
 import re
@@ -14,12 +14,12 @@ from dnas.formatting import redact
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
 
-IDENTITY = "dnas:study"  # user attribute that tells a study from another of its name
+IDENTITY = "dnas:study"  # user attribute that distinguishes studies of the same name
 # module of a database driver -> package to install
 PACKAGES = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 
 
-def own_storage(path: Path) -> "RDBStorage":
+def local_storage(path: Path) -> "RDBStorage":
     """Open study.db; create it if it is missing."""
     from optuna.storages import RDBStorage
 
@@ -67,7 +67,7 @@ def named_storage(url: str) -> "RDBStorage":
 
 
 def is_sound(path: Path, name: str, identity: Mapping[str, Any]) -> bool:
-    """Return True if study.db is a sound database that holds this study and no other.
+    """Return True if study.db is an undamaged database that holds this study and no other.
 
     Raises:
         sqlite3.Error: It cannot be read now, because it is locked or access is denied; its state is unknown.
@@ -77,8 +77,8 @@ def is_sound(path: Path, name: str, identity: Mapping[str, Any]) -> bool:
         try:
             sound = connection.execute("PRAGMA quick_check(1)").fetchall() == [("ok",)]
             names = connection.execute("SELECT study_name FROM studies").fetchall()
-            told = connection.execute("SELECT value_json FROM study_user_attributes WHERE key = ?", (IDENTITY,))
-            return sound and names == [(name,)] and [json.loads(text) for (text,) in told] == [identity]
+            identities = connection.execute("SELECT value_json FROM study_user_attributes WHERE key = ?", (IDENTITY,))
+            return sound and names == [(name,)] and [json.loads(text) for (text,) in identities] == [identity]
         finally:
             connection.close()
     except sqlite3.DatabaseError as error:
@@ -91,14 +91,15 @@ def is_sound(path: Path, name: str, identity: Mapping[str, Any]) -> bool:
 
 def shown_url(url: str) -> str:
     """Return a URL without its password."""
-    return redact(re.sub(r"[\s'\"]", lambda match: quote(match[0]), url))  # `redact` stops at these: it reads sentences
+    # `redact` expects a sentence, in which a URL ends at whitespace or a quotation mark.
+    return redact(re.sub(r"[\s'\"]", lambda match: quote(match[0]), url))
 
 
 def described(identity: Any) -> str:
     """Describe the study that an `IDENTITY` attribute belongs to."""
     if not isinstance(identity, dict):
-        return "not made by dnas"
-    return f"of the space {identity.get('space')}, seed {identity.get('seed')}, begun {identity.get('created')}"
+        return "not created by dnas"
+    return f"of the space {identity.get('space')}, seed {identity.get('seed')}, created {identity.get('created')}"
 
 
 def first_line(error: BaseException) -> str:

@@ -1,6 +1,6 @@
-"""Proposals. Each is a function of the space, the study's seed, its number, and the earlier results.
+"""Proposals of networks, each a function of the space, the study's seed, the trial's number and the earlier results.
 
-A resumed study therefore proposes what it would have proposed, and no state of a sampler needs saving.
+A resumed study therefore makes the same proposals as an uninterrupted one, and no sampler state is saved.
 """
 
 import importlib
@@ -100,7 +100,7 @@ def propose(region: Region, state: SearchState, sampler: Sampler, control: float
 def _one_thread() -> Iterator[None]:
     """Run linear algebra in one thread.
 
-    On a busy machine several threads mostly wait for each other (a proposal took twelve times as long). Besides, the
+    On a busy machine several threads mostly wait for each other: a proposal took twelve times as long. In addition, the
     last bits of a sum must not depend on the number of cores of the driver's machine.
     """
     with _libraries().limit(limits=1, user_api="blas"):

@@ -23,7 +23,7 @@ from dnas.training.recipe import Recipe
 
 @dataclass
 class Replay:
-    """Number of proposals and decisions that were recomputed, and their differences, one per line."""
+    """Numbers of recomputed proposals and decisions, and the differences from the log, one per line."""
 
     proposals: int = 0
     decisions: int = 0
@@ -36,11 +36,11 @@ class Replay:
 def replay(folder: StudyFolder, on_event: Callable[[int, int], None] = lambda done, total: None) -> Replay:
     """Recompute every proposal and decision of a study from its log alone, then compare the log with the records.
 
-    A difference has a cause: another version of dnas or of a library, or files that were changed.
+    Differences are caused by another version of dnas or of a library, or by files that were changed.
 
     Args:
         folder: The study.
-        on_event: Receives the numbers of events replayed and of all events.
+        on_event: Called after each event with the number of replayed events and the number of all events.
     """
     config, events = DEFAULTS | folder.config(), folder.events()
     replayer = _Replayer(config, events, {record.number: record for record in folder.records()}, on_event)
@@ -53,7 +53,7 @@ def replay(folder: StudyFolder, on_event: Callable[[int, int], None] = lambda do
 
 
 class _Replayer(Visitor):
-    """Compares each event with the decision that follows from the state before it."""
+    """Visitor that compares each event with the decision that follows from the state before it."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class _Replayer(Visitor):
     def on_tell(self, state: SearchState, event: Event) -> None:
         record = self.records.get(event["number"])
         if record is None or record.state not in ENDED or self._last_tells[event["number"]] is not event:
-            return  # missing records are reported elsewhere; other trials continued after this event
+            return  # `on_ask` reports missing records; the other trials continued after this event
         if (record.state, record.objectives) != (event["state"], event["values"]):
             before, now = _end(event["state"], event["values"]), _end(record.state, record.objectives)
             self.result.add_difference(event["number"], "its end", before, now)
@@ -150,7 +150,7 @@ def retrain_trial(
     Args:
         folder: The study.
         number: The trial.
-        device: Device to train on; by default that of the record.
+        device: Device to train on (default: the record's device).
         on_epoch: Receives each epoch.
 
     Raises:
@@ -163,9 +163,8 @@ def retrain_trial(
         raise InputError(f"study {folder.name} has no trial {number}; it has {len(records)} trials, numbered from 0.")
     record = records[number]
     reports = reports_of(folder.events(), number)
-    reports = (
-        reports[-record.epochs :] if record.epochs else []
-    )  # earlier reports are of a run before the epochs were raised
+    # Earlier reports belong to a run before the epochs were raised.
+    reports = reports[-record.epochs :] if record.epochs else []
     if not reports:
         raise InputError(
             f"trial {number} of {folder.name} finished no epoch ({record.state}); there is nothing to compare."

@@ -1,4 +1,4 @@
-"""Final runs: retrain the best trials on training and validation data, from fresh seeds, and open the test set."""
+"""Final runs: retrain the best trials on training and validation data with new seeds, and measure the test error."""
 
 import socket
 from collections import deque
@@ -23,7 +23,7 @@ from dnas.study.record import TrialRecord, new_record
 def retrain_best(
     folder: StudyFolder, config: SearchConfig, data: Dataset, executor: Executor, show: Show
 ) -> str | None:
-    """Retrain the best `config.retrain` trials, each from `config.retrain_seeds` seeds.
+    """Retrain the best `config.retrain` trials, each with `config.retrain_seeds` seeds.
 
     Final runs that are complete are kept. Returns the reason for an early stop, if any.
 
@@ -38,7 +38,7 @@ def retrain_best(
 
 
 class FinalRuns:
-    """The `Source` of a search's final runs. The key of a run, and its folder's name, is `<trial>-<seed>`."""
+    """The `Source` of a search's final runs. The key of a run, which also names its folder, is `<trial>-<seed>`."""
 
     def __init__(self, folder: StudyFolder, config: SearchConfig, data: Dataset) -> None:
         self.folder, self.run_config = folder, config.run
@@ -81,7 +81,7 @@ def _key(record: TrialRecord) -> str:
 
 
 class _Notes:
-    """Shows final runs as notes, because they have no validation error and are not trials."""
+    """Observer that shows final runs as notes, because they have no validation error and are not trials."""
 
     def __init__(self, show: Show) -> None:
         self.note = show.note
@@ -103,8 +103,10 @@ def _open_record(data: Dataset, winner: TrialRecord, seed: int, path: Path) -> T
         record = TrialRecord.from_json((path / "record.json").read_text())
         if record.recipe == winner.recipe:
             return record
-        for old in sorted(path.iterdir(), key=lambda old: old.name == "record.json"):  # a run of fewer epochs
-            old.unlink()  # the record last, as without it the other files would seem to belong to this run
+        # Remove the files of a run with fewer epochs. The record is last, since without it the others would seem to
+        # belong to this run.
+        for file in sorted(path.iterdir(), key=lambda file: file.name == "record.json"):
+            file.unlink()
     return new_record(
         winner.number,
         winner.arm,

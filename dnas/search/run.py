@@ -1,4 +1,4 @@
-"""A complete search: open the study, run its trials, retrain the best."""
+"""A complete search, which opens the study, runs its trials and retrains the best."""
 
 from pathlib import Path
 
@@ -29,18 +29,18 @@ def search(config: SearchConfig, show: Show, executor: Executor | None = None) -
         executor: Runs the trials; by default processes of this host.
 
     Raises:
-        InputError: The study on disk was begun with other inputs, or the settings cannot be used.
+        InputError: The study on disk was started with other inputs, or the settings cannot be used.
     """
     folder, run = StudyFolder(Path("studies") / config.study), config.run
     devices = list_devices(run.device) if executor is None else (run.device,)
     if run.cuda_graph:
         check_cuda_graph(devices[0], compiled=run.compile_net)
     if run.kernels is not None:
-        check_kernels(run.kernels)  # before there is a folder
+        check_kernels(run.kernels)  # before the folder is created
     check_stopping(config.stopping, len(config.objectives) > 1)
     if folder.exists:
         settle(folder)
-        check_same(folder.name, folder.config(), config)  # before the data are read, which can take long
+        check_same(folder.name, folder.config(), config)  # before reading the data, which can be slow
     data = load_dataset(**run.data, progress=show.note)  # on the CPU: only workers train
     space = config.space.for_data(data.channels, data.image_size, data.classes, augmented=data.augmentation != "none")
     check_fits(space)

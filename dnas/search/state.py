@@ -1,7 +1,7 @@
 """State of a study, folded from its event log. No other module interprets the kinds of events.
 
-The sampler and the stopping rule see this state and nothing else. A resumed search therefore knows what it knew before,
-and `dnas replay` can check at each event that the same would be decided again.
+The sampler and the stopping rule depend on this state alone. A resumed search therefore makes the same decisions, and
+`dnas replay` can recompute each of them.
 
 | event | keys | meaning |
 |---|---|---|
@@ -52,9 +52,9 @@ class OldLog(InputError):
 class Trial:
     """One trial as its events describe it.
 
-    `asked_params` are the params at its proposal, in the space of `tables` (None: the present one); `params` have
-    those of choices that came later, too. `epochs` is the number of epochs to train in all, and `planned` holds every
-    such number so far. `curve` maps each epoch since the last restart to its numbers.
+    `asked_params` are the params at its proposal, in the space of `tables` (None for the current space). `params` also
+    include the choices that were added later. `epochs` is the total number of epochs to train, and `planned` holds
+    every such number so far. `curve` maps each epoch since the last restart to its losses and errors.
     """
 
     number: int
@@ -84,12 +84,12 @@ class Trial:
         self.planned = {self.epochs}
 
     def seconds(self, epoch: int | None = None) -> float:
-        """Return the training time up to an epoch (default: the last)."""
+        """Return the training time in seconds up to an epoch (default: the last)."""
         rows = self.curve.items()
         return sum((row.get("seconds") or 0.0 for number, row in rows if epoch is None or number <= epoch), 0.0)
 
     def reached(self) -> dict[str, Any]:
-        """Return epochs, val_error, val_loss and seconds as a record of this trial has them; empty before an epoch."""
+        """Return the record's epochs, val_error, val_loss and seconds; empty before the first finished epoch."""
         if not self.curve:
             return {}
         last = self.curve[self.furthest]
@@ -102,7 +102,7 @@ def record_of(trial: Trial, space: Space, params: dict[str, Any], study_seed: in
 
     Args:
         trial: The trial.
-        space: The space that `params` belong to: the present one, or that of the proposal.
+        space: The space that `params` belong to, either the current one or the one at the proposal.
         params: `trial.params` or `trial.asked_params`.
         study_seed: Seed of the study.
         facts: Fields that no event holds, such as `data`, `host` and `versions`.
@@ -136,14 +136,14 @@ def record_of(trial: Trial, space: Space, params: dict[str, Any], study_seed: in
 
 
 class TrialLog:
-    """The trials of an event log. Cheap to fold: samplers and stopping rules are left to `SearchState`."""
+    """The trials of an event log. Folding is cheap, since `SearchState` handles samplers and stopping rules."""
 
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
         self.trials: dict[int, Trial] = {}
 
     def apply(self, event: Event) -> set[int]:
-        """Take in an event and return the numbers of the trials that it changed.
+        """Apply an event and return the numbers of the trials that it changed.
 
         Raises:
             OldLog: The log is of dnas 0.1.
@@ -210,7 +210,7 @@ class TrialLog:
 
 
 class Visitor:
-    """Callbacks of `SearchState.fold`, each called before the state takes in the event."""
+    """Callbacks of `SearchState.fold`, each called before the event is applied to the state."""
 
     def on_ask(self, state: "SearchState", event: Event) -> None: ...
     def on_report(self, state: "SearchState", event: Event) -> None: ...
@@ -218,7 +218,7 @@ class Visitor:
     def on_tell(self, state: "SearchState", event: Event) -> None: ...
     def on_widen(self, state: "SearchState", event: Event) -> None: ...
     def on_event(self, state: "SearchState", event: Event) -> None:
-        """Any event, before the callback of its kind."""
+        """Handle any event, before the callback of its kind."""
 
 
 class SearchState:
@@ -235,11 +235,11 @@ class SearchState:
 
     @classmethod
     def of_events(cls, events: Sequence[Event], objectives: tuple[str, ...], stopping: str, epochs: int) -> Self:
-        """Return the state before the first of `events`. epochs: of a study without events."""
+        """Return the state before the first of `events`. `epochs` is used only if `events` is empty."""
         return cls(objectives, stopping, next((event["epochs"] for event in events if "epochs" in event), epochs))
 
     def fold(self, events: Iterable[Event], visitor: Visitor | None = None) -> Self:
-        """Take in events in order, and show each to `visitor` before."""
+        """Apply events in order, and call `visitor` before each."""
         for event in events:
             if visitor is not None:
                 visitor.on_event(self, event)
@@ -254,12 +254,12 @@ class SearchState:
 
     @property
     def epochs(self) -> int:
-        """Epochs of a trial that would be proposed now."""
+        """Planned epochs of a new trial."""
         return self._log.epochs
 
     @property
     def ladder(self) -> Ladder:
-        """Stopping rule for the present number of epochs."""
+        """Stopping rule for the current number of epochs."""
         return self._ladder(self.epochs)
 
     def _ladder(self, epochs: int) -> Ladder:
@@ -292,14 +292,14 @@ class SearchState:
         return Told(trial.number, trial.params, trial.state, values, trial.furthest, trial.epochs, curve)
 
     def _values(self, trial: Trial, first: float) -> tuple[float, ...] | None:
-        """Objectives of a trial whose trained objective is `first`; None while its latency is unknown."""
+        """Return the objectives of a trial whose first objective is `first`; None while its latency is unknown."""
         rest = [trial.latency if name == "latency" else trial.cost[name] for name in self.objectives[1:]]
         return None if None in rest else (float(first), *(float(value) for value in rest if value is not None))
 
     def _size(self, values: tuple[float, ...]) -> float | None:
         return values[1] if len(values) > 1 else None
 
-    # decisions, which change nothing
+    # decisions, which leave the state unchanged
 
     def decide(self, number: int, report: Event) -> bool:
         """Return True if trial `number` continues after the epoch of `report`."""
@@ -309,13 +309,13 @@ class SearchState:
         return self._ladder(trial.epochs).decide(number, report["epoch"], values, self._size(values))
 
     def promotable(self) -> int | None:
-        """Return the paused trial to resume now, if any."""
+        """Return the number of the paused trial to resume now, if any."""
         return self.ladder.promotable() if self.ladder.pauses else None
 
     # events
 
     def apply(self, event: Event) -> None:
-        """Take in one event; see the table of this module.
+        """Apply one event; see the table in the module docstring.
 
         Raises:
             OldLog: The log is of dnas 0.1.
@@ -323,7 +323,7 @@ class SearchState:
         """
         kind = event["event"]
         if kind == "ask" and event["number"] != len(self.trials):
-            raise ValueError(f"trial {event['number']} is asked for after {len(self.trials)} trials")
+            raise ValueError(f"trial {event['number']} is proposed after {len(self.trials)} trials")
         self._changed |= self._log.apply(event)
         match kind:
             case "ask":
@@ -361,7 +361,7 @@ class SearchState:
         self._link("tell", trial.number, trial.state)
 
     def _link(self, *facts: Any) -> None:
-        """Extend the digest, a hash chain: each event costs the same, however long the study."""
+        """Extend the digest, a hash chain with a constant cost per event."""
         text = json.dumps([self.digest, *facts])
         self.digest = hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -370,7 +370,7 @@ class SearchState:
 
 
 class Span(NamedTuple):
-    """A stretch of time in which a trial was trained. `state`: paused, ended or running."""
+    """A period in which a trial was trained. `state` at its end is paused, ended or running."""
 
     number: int
     start: str
@@ -390,12 +390,12 @@ def with_changes(config: Mapping[str, Any], events: Iterable[Event]) -> dict[str
 
 
 def before_changes(config: Mapping[str, Any], events: Iterable[Event]) -> dict[str, Any]:
-    """Return a study's config with the space and limits that it was begun with."""
+    """Return a study's config with the space and limits that it started with."""
     return {**config, **next((event["before"] for event in events if event["event"] == "widen"), {})}
 
 
 def reports_of(events: Iterable[Event], number: int) -> list[Event]:
-    """Return the reports of a trial, those before its epochs were raised too."""
+    """Return the reports of a trial, including those from before its epochs were raised."""
     return [event for event in events if event["event"] == "report" and event["number"] == number]
 
 
@@ -407,7 +407,7 @@ def last_tells(events: Iterable[Event]) -> dict[int, Event]:
 def stop_epochs(events: Iterable[Event], *, whole_log: bool = False) -> set[int]:
     """Return the epochs after which trials were stopped or paused.
 
-    whole_log: include those before the study's epochs were last raised, when schedules were shorter.
+    whole_log: include epochs from before the study's epochs were last raised, when schedules were shorter.
     """
     epochs: set[int] = set()
     for event in events:
@@ -425,7 +425,10 @@ def count_pauses(events: Iterable[Event]) -> tuple[int, int]:
 
 
 def training_spans(events: Iterable[Event]) -> list[Span]:
-    """Return when each trial was trained: spans from a proposal or promotion to a pause or an end, as they end."""
+    """Return the periods in which trials were trained, sorted by their ends.
+
+    A period is from a proposal or promotion to a pause or an end.
+    """
     spans: list[Span] = []
     starts: dict[int, str] = {}
     last: str | None = None

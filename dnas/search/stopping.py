@@ -1,12 +1,12 @@
-"""Stopping rules: decide from reported values alone which trials continue.
+"""Stopping rules, which decide from the reported values alone which trials continue.
 
 `asha`: asynchronous successive halving with promotion (Li et al. 2020, "A System for Massively Parallel Hyperparameter
 Tuning"). `hyperband`: several such ladders in parallel, each starting at a later rung (Li et al. 2018, "Hyperband";
 asynchronous as in Li et al. 2020). `median`: the median stopping rule (Golovin et al. 2017, "Google Vizier").
 
 With several objectives a trial is compared only with trials of similar size, by the residual of its error after
-regressing on size. Early in training a large network has often learnt less than a small one, so that it would always
-lose against all trials, and the search would never explore the large end of the front. The benefit is measured in
+regressing on size. Early in training a large network has often learnt less than a small one. Compared with all trials
+it would always lose, and the search would never explore the large end of the front. The benefit is measured in
 benchmarks/results/stopping.md.
 """
 
@@ -141,9 +141,9 @@ class Ladder:
                 self._paused[number] = epoch
 
     def promotable(self) -> int | None:
-        """Return the paused trial to resume now, or None: at the highest rung, the best placed in its group.
+        """Return the number of the paused trial to resume now, or None if there is none.
 
-        The state is unchanged.
+        It is the best one of its group at the highest rung. The state is unchanged.
         """
         for epoch in reversed(self.rungs) if self.pauses else ():
             waiting = [entry for bracket in self._rungs if epoch in bracket for entry in bracket[epoch].waiting()]

@@ -205,7 +205,7 @@ DAMAGES: dict[str, Damage] = {
     ),
     "another trial's record": (
         lambda: shutil.copy(record_file(COMPLETE), record_file(RUNNING)),
-        [("trials/9/record.json", "is of a different network than in the log", "rebuilt")],
+        [("trials/9/record.json", "describes another network than the log", "rebuilt")],
     ),
     "a stray trial": (
         lambda: shutil.copytree(study().trial_folder(COMPLETE), study().trial_folder(10)),

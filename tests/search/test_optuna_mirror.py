@@ -332,7 +332,7 @@ def test_another_study_of_the_same_name_is_rejected() -> None:
     search(search_config(2, mirror=url), Silent(), AnalyticExecutor())
     before = trials(url)
     shutil.rmtree("studies/s")
-    assert "holds another study called s (of the space digits_bc, seed 0, begun 20" in error_of(url, seed=1)
+    assert "holds another study called s (of the space digits_bc, seed 0, created 20" in error_of(url, seed=1)
     assert trials(url) == before
     shutil.rmtree("studies/s")
     optuna.delete_study(study_name="s", storage=url)

@@ -30,7 +30,7 @@ MAX_PENDING = 100  # pending trials included in the model, most recent ones
 FIT_TRIALS = 100  # largest number of trials that the hyperparameters are fitted to
 FIT_GROWTH = 0.1  # the hyperparameters are refitted when the number of trials has grown by this fraction
 UNIFORM = 250  # candidates drawn from the whole space, if most of it is inside the limits
-PROBES = 12  # uniform candidates that are checked to estimate whether it is
+PROBES = 12  # uniform candidates that are checked to estimate the fraction inside the limits
 DRAWN = 4  # candidates drawn by `problem.draw`, which also finds rare feasible regions
 CROSSED = 150  # candidates that combine two earlier trials
 PARENTS = 10  # best trials, whose mutants are candidates
@@ -150,7 +150,10 @@ def _climb(pool: Pool, coding: "Coding", improvement: Callable[[np.ndarray], np.
 def _climb_priced(
     pool: Pool, coding: "Coding", improvement: "VolumeImprovement", rng: np.random.Generator
 ) -> np.ndarray | None:
-    """Do the same for an improvement that depends on the known objectives: check candidates before ranking them."""
+    """Do the same as `_climb` for an improvement that depends on the known objectives.
+
+    Candidates are checked before they are ranked, which makes their known objectives available.
+    """
     sample = np.concatenate([np.arange(min(DRAWN, len(pool.rows))), rng.permutation(len(pool.rows))])
     chosen = [row for row in pool.rows[sample[:PRICED]] if pool.known(row) is not None]
     if not chosen:
@@ -257,7 +260,7 @@ def _representative(ranks: np.ndarray, count: int) -> np.ndarray:
 def clipped(values: np.ndarray) -> np.ndarray:
     """Clip values at `CLIP_QUANTILE` and standardise them [n].
 
-    Differences between bad networks would dominate the variance, but hold little information about the good ones.
+    Differences between bad networks would dominate the variance, but contain little information about the good ones.
     """
     limited = np.minimum(values, np.quantile(values, CLIP_QUANTILE))
     deviation = limited.std()
@@ -267,7 +270,7 @@ def clipped(values: np.ndarray) -> np.ndarray:
 def scores_of_ranks(values: np.ndarray) -> np.ndarray:
     """Convert values to the normal scores of their ranks [n].
 
-    With several objectives a small network with a large error may be on the front, so that it must not be clipped.
+    With several objectives a small network with a large error may be on the front. Its value must not be clipped.
     """
     return ndtri((rankdata(values) - 0.5) / len(values))
 
@@ -395,7 +398,8 @@ class Process:
         self, coding: Coding, points: np.ndarray, targets: np.ndarray, hyper: Hyper, pending: np.ndarray
     ) -> None:
         self._shares = hyper.weights
-        # The correlations are sums over choices of table entries at the two points' values, hence matrix products.
+        # The correlations are sums over choices of table entries at the values of two points. They are computed as
+        # matrix products.
         tables = [
             _correlation(apart, ordered, theta)[0]
             for apart, ordered, theta in zip(

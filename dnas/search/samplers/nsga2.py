@@ -25,13 +25,12 @@ def propose_nsga2(problem: Problem, told: Sequence[Told], rng: np.random.Generat
     trials, values = comparable(told)
     if len(trials) >= POPULATION:
         ranks = nondominated_ranks(values)
-        near = np.flatnonzero(
-            ranks <= np.sort(ranks)[POPULATION - 1]
-        )  # trials of all fronts that contribute to the population
-        apart = np.zeros(len(near))
-        for front in np.unique(ranks[near]):
-            apart[ranks[near] == front] = crowding(values[near][ranks[near] == front])
-        best = near[np.lexsort((-apart, ranks[near]))[:POPULATION]]  # best first; tournaments compare positions
+        # Trials of all fronts that contribute to the population.
+        rows = np.flatnonzero(ranks <= np.sort(ranks)[POPULATION - 1])
+        distances = np.zeros(len(rows))
+        for front in np.unique(ranks[rows]):
+            distances[ranks[rows] == front] = crowding(values[rows][ranks[rows] == front])
+        best = rows[np.lexsort((-distances, ranks[rows]))[:POPULATION]]  # best first; tournaments compare positions
         for _ in range(REDRAWS):
             mother, father = (trials[best[rng.integers(len(best), size=2).min()]].params for _ in range(2))
             child: Mapping[str, Any] = mother

@@ -1,4 +1,4 @@
-"""Inputs and outputs of every sampler. They are plain values, so that a proposal depends on them alone."""
+"""Inputs and outputs of every sampler, as plain values on which alone a proposal depends."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +38,7 @@ class Problem:
 
     accept: returns the objectives of a point that is inside every limit and untried (one value per objective, None for
         those that must be measured), and None for any other point.
-    draw: draws uniformly from the points that `accept` takes; raises `Exhausted` if there are none.
+    draw: draws uniformly from the accepted points; raises `Exhausted` if there are none.
     """
 
     choices: tuple[Choice, ...]
@@ -48,6 +48,6 @@ class Problem:
 
 
 class Sampler(Protocol):
-    """Proposes the params of the next trial, which `problem.accept` takes, from its arguments alone."""
+    """Function that proposes the params of the next trial, an accepted point, from its arguments alone."""
 
     def __call__(self, problem: Problem, told: Sequence[Told], rng: np.random.Generator) -> dict[str, Any]: ...

@@ -16,15 +16,15 @@ MAX_REFUSALS = 200_000  # refusals in a row after which a grid counts as exhaust
 
 
 def propose_random(problem: Problem, told: Sequence[Told], rng: np.random.Generator) -> dict[str, Any]:
-    """Draw uniformly from the points that `problem.accept` takes."""
+    """Draw uniformly from the points that `problem.accept` accepts."""
     return problem.draw(random.Random(int(rng.integers(2**63))))
 
 
 def propose_grid(problem: Problem, told: Sequence[Told], rng: np.random.Generator) -> dict[str, Any]:
-    """Propose the grid point after that of the latest trial, skipping points that `problem.accept` refuses.
+    """Propose the grid point after the latest trial, skipping points that `problem.accept` refuses.
 
-    The order is that of `Grid`, and it is cyclic, so that any trial on the grid can be the starting position. `rng` is
-    not used.
+    Points are in the cyclic order of `Grid`, so that any trial on the grid can be the starting position. `rng` is not
+    used.
     """
     grid = Grid(problem.choices)
     indices = (grid.index(trial.params) for trial in sorted(told, key=lambda trial: -trial.number))
@@ -51,9 +51,8 @@ class Grid:
         self.size = math.prod(counts)
         # Choices with the same number of values need different steps, or they would always change together.
         self._steps = [_unit(count, number) for number, count in enumerate(counts)]
-        self._periods = list(
-            itertools.accumulate(counts, math.lcm, initial=1)
-        )  # combined period of the first i choices
+        # Entry i is the combined period of the first i choices.
+        self._periods = list(itertools.accumulate(counts, math.lcm, initial=1))
         self._shifts = [math.gcd(period, count) for period, count in zip(self._periods, counts, strict=False)]
 
     def point(self, index: int) -> dict[str, Any]:

@@ -117,9 +117,8 @@ class _Trials(InMemoryStorage):
 
     trials: list[FrozenTrial]
 
-    def get_all_trials(
-        self, study_id: int, deepcopy: bool = True, states: Any = None
-    ) -> list[FrozenTrial]:  # read-only, so never copied
+    def get_all_trials(self, study_id: int, deepcopy: bool = True, states: Any = None) -> list[FrozenTrial]:
+        # The trials are read-only, so that they need not be copied.
         return self.trials if states is None else [trial for trial in self.trials if trial.state in states]
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
@@ -135,9 +134,9 @@ def _study(trials: list[FrozenTrial], objectives: int, sampler: TPESampler) -> S
 
 
 class _FilteredTPE(TPESampler):
-    """TPE for one proposal, in which candidates that the problem refuses have no chance.
+    """TPE for one proposal, in which candidates that the problem refuses are never chosen.
 
-    If it refuses most of them, because the limits exclude most of the space, accepted random draws are added.
+    If most candidates are refused, because the limits exclude most of the space, accepted random draws are added.
     """
 
     def __init__(
@@ -163,7 +162,7 @@ class _FilteredTPE(TPESampler):
 
     def propose(self, study: Study, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
         chosen = self.sample_relative(study, create_trial(state=TrialState.RUNNING), search_space)
-        return self.whole(chosen) if self._drawn is None else self._drawn
+        return self.complete(chosen) if self._drawn is None else self._drawn
 
     def _get_internal_repr(
         self, trials: list[FrozenTrial], search_space: dict[str, BaseDistribution], study: Study
@@ -183,14 +182,14 @@ class _FilteredTPE(TPESampler):
             name: [self._dnas_space[name].to_external_repr(float(value)) for value in column]
             for name, column in samples.items()
         }
-        taken = np.array(
+        accepted = np.array(
             [
-                self._problem.accept(self.whole({name: column[i] for name, column in columns.items()})) is not None
+                self._problem.accept(self.complete({name: column[i] for name, column in columns.items()})) is not None
                 for i in range(len(values))
             ]
         )
-        values = np.where(taken, values, -np.inf)
-        if taken.sum() < FEW_ACCEPTED:
+        values = np.where(accepted, values, -np.inf)
+        if accepted.sum() < FEW_ACCEPTED:
             drawn = [self._problem.draw(self._draws) for _ in range(EXTRA_DRAWS)]
             internal = {
                 name: np.array([self._dnas_space[name].to_internal_repr(point[name]) for point in drawn])
@@ -202,7 +201,7 @@ class _FilteredTPE(TPESampler):
                 self._drawn = drawn[best]
         return values
 
-    def whole(self, params: dict[str, Any]) -> dict[str, Any]:
+    def complete(self, params: dict[str, Any]) -> dict[str, Any]:
         """Add the choices with a single value, which the model does not sample, to `params`."""
         completed = dict(params)
         for name in itertools.filterfalse(completed.__contains__, self._dnas_space):
