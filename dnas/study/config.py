@@ -168,19 +168,19 @@ def check_objectives(space: Space, objectives: tuple[str, ...]) -> None:
             )
 
 
-def check_same(name: str, begun: Mapping[str, Any], search: SearchConfig, data: Any = None) -> None:
-    """Check that a study is continued with the inputs that it was begun with. The epochs of the recipe may grow.
+def check_same(name: str, stored: Mapping[str, Any], search: SearchConfig, data: Any = None) -> None:
+    """Check that a study continues with the inputs that it was started with. The epochs of the recipe may grow.
 
     Args:
         name: Name of the study, for messages.
-        begun: Content of its study.toml.
+        stored: Content of its study.toml.
         search: Requested configuration.
         data: Requested `Dataset`; None skips the checks that need it.
 
     Raises:
         InputError: An input differs, or the epochs were lowered.
     """
-    config, space = DEFAULTS | dict(begun), search.space
+    config, space = DEFAULTS | dict(stored), search.space
     check_proposed(config)
     frozen, current = config["recipe"], space.recipe.to_dict()
     keys = [key for key in frozen if key != "epochs" and frozen[key] != current.get(key)]
@@ -207,7 +207,7 @@ def check_same(name: str, begun: Mapping[str, Any], search: SearchConfig, data: 
             pairs.append(("data set", config["data"]["title"], data.title))
         elif config["data"]["fingerprint"] != data.fingerprint:
             pairs.append(("version", "of the data files", "changed"))
-    changed = [f"{what} {before} (now {after})" for what, before, after in pairs if before != after]
+    changed = [f"{item} {before} (now {after})" for item, before, after in pairs if before != after]
     if changed:
         raise InputError(
             f"study {name} was begun with another {'; another '.join(changed)};"

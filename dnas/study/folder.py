@@ -1,12 +1,12 @@
 """Folder of a study: plain files, written atomically so that a kill leaves either the old or the new version.
 
     studies/<name>/study.toml                  the frozen inputs
-    studies/<name>/events.jsonl                all asks, reports, extensions and tells in order: the sampler's history
+    studies/<name>/events.jsonl                all events in order, which are the sampler's history
     studies/<name>/trials/<number>/            record.json, curve.csv, norms.npz, checkpoint.pt, traceback.txt
     studies/<name>/retrain/<trial>-<seed>/     the same files for final runs
 
-An event is appended before the record that it changes is written, except for a tell, which follows its record. On
-opening, each can therefore be repaired from the other. This module imports neither torch nor optuna.
+An event is appended before the record that it changes is written, except for a tell, which follows its record. When a
+study is opened, each can therefore be repaired from the other. This module imports neither torch nor optuna.
 """
 
 import fcntl
@@ -31,7 +31,7 @@ from dnas.study.record import TrialRecord, now, rank
 
 
 class StudyHeld(InputError):
-    """Another process of this host runs the study in this folder."""
+    """Another process of this host is running the study in this folder."""
 
 
 def check_study_name(name: str) -> str:
@@ -46,7 +46,7 @@ def studies_folder() -> Path:
 
 
 def find_study(name: str | Path) -> "StudyFolder":
-    """Return the study called `name` in ./studies, or at the path `name`."""
+    """Return the study called `name` in ./studies, or at the path `name`. Raises `InputError` if there is none."""
     path = Path(name)
     if (path / "study.toml").is_file():
         return StudyFolder(path)
@@ -117,10 +117,10 @@ class StudyFolder:
         if not path.exists():
             return 0
         content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            write_atomic(path, whole)
-        return len(content) - len(whole)
+        complete_lines = content[: content.rfind(b"\n") + 1]
+        if len(complete_lines) < len(content):
+            write_atomic(path, complete_lines)
+        return len(content) - len(complete_lines)
 
     def events(self) -> list[dict[str, Any]]:
         """Return the events of the log, without a torn last line."""

@@ -94,5 +94,14 @@ def now() -> str:
 
 
 def new_record(number: int, arm: str, params: dict[str, Any], spec: Spec, **rest: Any) -> TrialRecord:
+    """Return the record of a new trial.
+
+    Args:
+        number: Number of the trial.
+        arm: One of `ARMS`, or the arm of a listed run.
+        params: Values of the choices.
+        spec: The network. By default the record's `network` is its name.
+        rest: Other fields of the record.
+    """
     values = {"network": format_name(spec)} | rest if "network" not in rest else rest
     return TrialRecord(number, arm=arm, params=params, spec=spec.to_dict(), digest=spec.digest, **values)

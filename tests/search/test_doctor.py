@@ -340,7 +340,7 @@ def test_damage_is_repaired_and_the_search_ends_as_if_undamaged(
 def test_undamaged_study_has_no_findings(capsys: pytest.CaptureFixture[str]) -> None:
     assert diagnose(study(), repair=True) == []
     assert doctor_command() == 0
-    assert capsys.readouterr().out == "ok\n1 interrupted trial; the next `dnas search` resumes there\n"
+    assert capsys.readouterr().out == "ok\n1 interrupted trial to be resumed by the next `dnas search`\n"
     search(search_config(14), Silent(), AnalyticExecutor(diverge))
     assert diagnose(study(), repair=True) == []
     search(search_config(15, load_space("digits_bc", epochs=24)), Silent(), AnalyticExecutor(diverge))

@@ -337,7 +337,7 @@ def test_another_study_of_the_same_name_is_rejected() -> None:
     shutil.rmtree("studies/s")
     optuna.delete_study(study_name="s", storage=url)
     optuna.create_study(study_name="s", storage=url, direction="minimize")
-    assert "holds another study called s (not made by dnas); name another database" in error_of(url)
+    assert "holds another study called s (not created by dnas); name another database" in error_of(url)
 
 
 @pytest.mark.parametrize("damage", ["text", "torn", "empty", "tables", "name", "identity", "pages"])
