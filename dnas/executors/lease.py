@@ -35,7 +35,7 @@ from dnas.io import room_for
 
 NAME = "lease.json"
 BEAT_SECONDS = 2.0
-EXPIRY_SECONDS = 20.0  # time without a heartbeat after which a holder is dead; a slow host or disk needs some
+EXPIRY_SECONDS = 20.0  # time without a heartbeat after which a holder is dead; a slow host or disk may delay a beat
 POLL_SECONDS = 0.05
 BEAT_DIGITS = 12  # fixed width of the beat in the file, so that it can be overwritten in place
 
@@ -249,7 +249,7 @@ def process_start(pid: int) -> str | None:
 
 @cache
 def _system() -> str:
-    """Return the boot id and pid namespace of this host; containers may share a host name, but not their pids."""
+    """Return the boot id and pid namespace of this process. Containers may share a host name, but not their pids."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
@@ -289,9 +289,9 @@ def _link(path: Path, owner: str, attempt: int) -> IO[bytes] | None:
 
 
 def _replace(path: Path, content: bytes, owner: str, attempt: int) -> IO[bytes] | None:
-    """Replace a dead holder's lease; return the open file, or None if the lease is no longer that one.
+    """Replace a dead holder's lease; return the open file, or None if the lease file has changed.
 
-    content: the dead holder's lease file.
+    content: content of the dead holder's lease file.
     """
     try:
         old = path.open("r+b")

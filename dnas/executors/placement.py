@@ -16,13 +16,12 @@ if TYPE_CHECKING:
 
 MIB = 2**20
 CONTEXT_BYTES = 500 * MIB  # GPU memory per process outside its tensors: CUDA's context and the kernels
-WORKSPACE_BYTES = (
-    200 * MIB
-)  # per process, counted with its tensors: cuDNN and cuBLAS workspaces, and rounding to blocks
+# Per process and counted with its tensors: cuDNN and cuBLAS workspaces, and rounding to blocks.
+WORKSPACE_BYTES = 200 * MIB
 BYTES_PER_PARAM = 4 * FLOAT_BYTES  # weight, gradient, momentum, and temporary copies during a step
 STEP_PEAK = 1.25  # peak memory of a step relative to the activations kept for its backward pass
-BF16 = 0.5  # size of bf16, which autocast keeps, relative to float32
-MEMORY_SHARE = 0.9  # part of a GPU's memory that predictions may fill, since the allocator fragments the rest
+BF16 = 0.5  # size of bf16, in which autocast keeps activations, relative to float32
+MEMORY_SHARE = 0.9  # fraction of a GPU's memory that predictions may fill; the rest allows for fragmentation
 MARGIN = 1.1  # factor on the worst ratio of measured to predicted bytes
 MIN_MEASURED = 3  # with fewer measured jobs, their ratios may only raise a prediction
 
@@ -115,7 +114,7 @@ class Ledger:
     resident_bytes: int = 0  # size of the data set on its device, as reported by the workers
 
     def load(self, job: "Job") -> Load:
-        """Predict the memory that `job` takes of a GPU, with the current correction."""
+        """Predict the GPU memory of `job`, with the current correction."""
         predicted = training_bytes(job)
         total = CONTEXT_BYTES + self.resident_bytes + int(correction(self.measured) * predicted)
         return Load(total, job.alone, predicted)

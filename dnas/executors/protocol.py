@@ -1,4 +1,4 @@
-"""Interfaces of the run loop: where runs come from, what executes them, and who watches."""
+"""Interfaces of the run loop: the source of runs, the executor that runs them, and the observer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -64,7 +64,7 @@ class _Running:
         answer: answer that an epoch waits for.
         trial: Tune's trial, once it exists.
         rows: row of the curve for each epoch.
-        so_far: values that a result needs if the job ends now.
+        so_far: values to add to the result if the job ends after the current epoch.
         checkpoint: Ray's last checkpoint.
         reported: whether it has sent a message.
         end: its last message.
@@ -98,8 +98,8 @@ class RayExecutor:
         body: function to run instead of `run_job`, as module:function.
 
     Raises:
-        InputError: if no Ray answers within 10 s, if it has another version, if no node has room for a trial, or if
-            this machine cannot write to `shared`.
+        InputError: if no Ray cluster answers within 10 s, if it has another version, if no node has room for a trial,
+            or if this machine cannot write to `shared`.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class RayExecutor:
         self._capacity = 0
         self._counted = -math.inf
 
-    # --- the contract ---------------------------------------------------------------------------------------------
+    # --- the interface of executors -------------------------------------------------------------------------------
 
     @property
     def running(self) -> list[str]:
@@ -290,8 +290,8 @@ class RayExecutor:
                     verbose=0,
                     stop=_LoopStopper(self),
                     callbacks=[_TrialEvents(self)],
-                    # Without num_to_keep, with which Tune saves the state of all its trials at each checkpoint and
-                    # becomes slower with every trial. `place` removes the checkpoints that are no longer needed.
+                    # `num_to_keep` is not used, because with it Tune saves the state of all trials at each checkpoint
+                    # and becomes slower with every trial. `place` removes the checkpoints that are no longer needed.
                     failure_config=tune.FailureConfig(max_failures=-1),  # the run loop limits the failures
                 ),
             )
@@ -541,10 +541,10 @@ def _nodes() -> list[dict[str, float]]:
 
 
 def _room(node: Mapping[str, float], cpus: float, gpus: float) -> int:
-    """The trials that an empty node has room for."""
+    """Return the number of trials that an empty node has room for."""
     rooms = [math.floor(node.get("CPU", 0) / cpus)] if cpus else []
     if gpus:
-        # a fraction of a GPU comes from a single GPU; whole GPUs can be combined
+        # A fraction of a GPU comes from a single GPU, but whole GPUs can be combined.
         rooms.append(
             int(node.get("GPU", 0)) * math.floor(1 / gpus) if gpus < 1 else math.floor(node.get("GPU", 0) / gpus)
         )

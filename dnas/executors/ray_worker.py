@@ -184,7 +184,7 @@ def _report(messages: list[Message], so_far: dict[str, Any], folder: Path | None
 
 
 def _so_far(message: Message | None, folder: Path) -> dict[str, Any]:
-    """Return the values that the record needs of a run that Ray may stop now, or of one that failed."""
+    """Return the values that the record of the run needs if Ray stops it after this message, or if it failed."""
     if message is None:
         return {}
     values: dict[str, Any] = dict(message.so_far)

@@ -1,7 +1,7 @@
 """Run trials through an executor: event loop, message handling and failure policy.
 
-A search proposes the next network from the results so far; a batch knows its runs beforehand. Each is a `Source`;
-everything else is shared and implemented here.
+A search proposes the next network from the results so far, and a batch knows its runs beforehand. Each of them is a
+`Source`. Everything else is shared and implemented in this module.
 """
 
 import math
@@ -21,10 +21,10 @@ from dnas.study.record import TrialRecord
 from dnas.training.defaults import DEFAULT_KERNELS
 
 MAX_SAME_ERRORS = 3  # identical errors in a row that stop the loop
-OVERDUE_CHECK_SECONDS = 0.5  # between two checks for runs that take too long
-MAX_LOSSES = 5  # workers that a run may lose without finishing another epoch
+OVERDUE_CHECK_SECONDS = 0.5  # shortest time between two checks for runs that take too long
+MAX_LOSSES = 5  # number of workers lost without finishing another epoch after which a run fails
 MAX_CRASHES = 2  # crashes by the same signal (such as SIGSEGV) after which a run fails, as it would crash once more
-COUNTED_ERRORS = ("error", "input", "lost worker", "crash")  # reasons that may have a cause outside the network
+COUNTED_ERRORS = ("error", "input", "lost worker", "crash")  # failures whose cause may be outside the network
 
 
 @dataclass
@@ -33,7 +33,7 @@ class _Running:
 
     since: its start, by the executor's clock.
     before: seconds trained before this start.
-    watch: watches the heartbeat of its worker.
+    watch: monitor of its worker's heartbeat.
     """
 
     record: TrialRecord
@@ -44,9 +44,9 @@ class _Running:
 
 
 class TrialRunner:
-    """Runs the trials of `source` on `executor` until there is nothing left to run.
+    """Run loop that executes the trials of `source` on `executor` until there is nothing left to run.
 
-    source: decides what to run next and what results mean.
+    source: decides what to run next, and interprets results.
     show: observer, such as a display.
     """
 
@@ -76,7 +76,7 @@ class TrialRunner:
             if not self.executor.running:
                 break
             for key, message in self.executor.wait(timeout=1.0):
-                if key in self._running:  # else an earlier message of this batch has ended it
+                if key in self._running:  # otherwise an earlier message of this list has ended it
                     self._handle(self._running[key], message, outcome)
             self._end_overdue(outcome)
         outcome.trials = len(self.source.records)

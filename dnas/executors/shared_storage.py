@@ -1,6 +1,6 @@
 """Storage that several hosts share: a path on a shared disk, or any URL that fsspec knows, such as `s3://bucket/folder`.
 
-A file that is there is complete. On a disk it is renamed into place, and in an object store it is a single put.
+Every file that exists is complete. On a disk it is renamed into place, and in an object store it is a single put.
 """
 
 import os
@@ -16,7 +16,7 @@ from dnas.io import room_for, write_atomic
 
 
 class SharedStorage:
-    """Files by name, with `/` between folders.
+    """Storage of files by name, with `/` between folders.
 
     The constructor raises `InputError` if `address` is neither a folder nor a URL, or if its package is missing.
     """
