@@ -1,4 +1,4 @@
-"""Addresses of PostgreSQL databases, without passwords where they are shown."""
+"""Addresses of PostgreSQL databases, which are displayed without passwords."""
 
 import re
 from urllib.parse import quote, unquote

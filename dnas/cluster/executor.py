@@ -16,10 +16,11 @@ WORKER_CHECK_SECONDS = 1.0  # interval of the searches for dead workers and of t
 
 
 class PostgresExecutor:
-    """Queues jobs, reads the workers' messages and answers them.
+    """Executor that queues jobs, reads the workers' messages and answers them.
 
-    A message stays in the database until it has been handled, so that the next proposer receives it as well. Jobs that
-    exist when the study is opened are adopted. Every method that writes raises `LeaseLost` once another host proposes.
+    A message stays in the database until it has been handled, so that the next proposer receives it if this one ends.
+    Jobs that exist when the study is opened are adopted. Every method that writes raises `LeaseLost` once another host
+    proposes.
     """
 
     def __init__(self, database: Database) -> None:
@@ -40,8 +41,8 @@ class PostgresExecutor:
     def workers(self) -> int:
         """Number of jobs that all living workers can run at once; at least 1, since a job may wait for a worker.
 
-        Never fewer than there are unfinished jobs, so that a new proposer adopts all of them. A job that is not adopted
-        gets no answers and blocks its worker's slot, possibly while the job of a dead worker waits for that slot.
+        It is at least the number of unfinished jobs, so that a new proposer adopts all of them. A job that is not
+        adopted gets no answers and blocks its worker's slot, possibly while the job of a dead worker waits for a slot.
         """
         if time.monotonic() - self._counted >= WORKER_CHECK_SECONDS:
             self._slots = max(1, proposer.count_slots(self.database), proposer.count_jobs(self.database))

@@ -41,7 +41,10 @@ class StoredCheckpoint:
 
 
 def beat(database: Database, slots: int) -> Heartbeat:
-    """Extend everything that this worker owns, and return what that is. slots: jobs that it can run at once."""
+    """Extend the expiry of everything that this worker owns, and return its state.
+
+    slots: number of jobs that it can run at once.
+    """
     mine = (database.study, database.owner)
 
     def work(cursor: Cursor) -> Heartbeat:
@@ -67,7 +70,10 @@ def beat(database: Database, slots: int) -> Heartbeat:
 
 
 def leave(database: Database) -> None:
-    """Return everything that this worker owns to the queue, in a single attempt, so that no other has to wait."""
+    """Return this worker's jobs to the queue and release its leases, so that no other worker has to wait for expiry.
+
+    There is a single attempt. If it fails, the rows expire.
+    """
     mine = (database.study, database.owner)
     try:
         connection = psycopg.connect(**database.address.arguments, autocommit=True)  # type: ignore[arg-type]
@@ -80,7 +86,7 @@ def leave(database: Database) -> None:
                 mine,
             )
     except psycopg.Error:
-        return  # the rows expire
+        return
 
 
 # --- jobs ---------------------------------------------------------------------------------------------------------
@@ -188,7 +194,10 @@ def lost_job(database: Database, key: str) -> LeaseLost:
 
 
 def _keep_checkpoint(database: Database, cursor: Cursor, key: str, checkpoint: StoredCheckpoint) -> list[str]:
-    """Store a checkpoint's name. A job keeps its last and its best checkpoint; return the names of the others."""
+    """Store a checkpoint's name, and return the names of checkpoints to remove.
+
+    A job keeps its last and its best checkpoint.
+    """
     planned, epoch = checkpoint.planned, checkpoint.epoch
     cursor.execute(
         """INSERT INTO dnas_files VALUES (%s, %s, %s, %s, %s, %s)

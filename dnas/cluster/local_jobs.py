@@ -1,4 +1,4 @@
-"""The jobs that a worker has claimed: start them, share their files, send their messages and pass the answers on."""
+"""Claimed jobs of a worker: start them, share their files, send their messages and pass answers to them."""
 
 import shutil
 import time
@@ -33,10 +33,11 @@ class LocalJob:
         watch: monitor of the heartbeat of the job's process.
         epoch: last epoch whose checkpoint is in the shared storage.
         asked: epoch for which the process waits for an answer.
-        transfer: copy in progress, which `then` follows.
+        transfer: copy in progress.
+        then: function to call with the result of the copy.
         uploading: names in the shared storage that the copy in progress writes.
         waits_for_room: whether the executor has had no room for it yet.
-        dropped: whether it belongs to another worker now.
+        dropped: whether it no longer belongs to this worker.
         step_sent: monotonic time of the last message about the progress within an epoch.
     """
 
@@ -85,7 +86,7 @@ class LocalJobs:
     # --- one step -------------------------------------------------------------------------------------------------
 
     def step(self) -> None:
-        """Claim a job, finish copies, pass answers on, and handle the messages of the running jobs."""
+        """Claim a job, finish copies, pass on answers, and handle the messages of the running jobs."""
         self._claim()
         for key, local in list(self._jobs.items()):
             if local.transfer is not None and local.transfer.done():
@@ -102,7 +103,7 @@ class LocalJobs:
             self._handle(key, message)
 
     def apply(self, began: float, heartbeat: Heartbeat) -> None:
-        """Stop frozen jobs, and jobs that a heartbeat no longer found. began: monotonic time at its start."""
+        """Stop frozen jobs, and jobs that are missing from a heartbeat. began: monotonic time at its start."""
         for key, local in list(self._jobs.items()):
             if local.claimed < began and heartbeat.jobs.get(key) != local.attempt:
                 self._drop(key)
@@ -226,7 +227,7 @@ class LocalJobs:
         self._transfer(local, upload, lambda _: self._end(key, message, name), name)
 
     def _suffix(self, local: LocalJob) -> str:
-        """Return the part of a file's name that no other attempt and no other worker uses."""
+        """Return the part of a file's name that is unique to this attempt and this worker."""
         return f"{local.attempt}-{self.database.owner[:8]}"
 
     def _check_held(self, key: str, local: LocalJob) -> None:

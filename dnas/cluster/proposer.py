@@ -47,7 +47,7 @@ def release_lease(database: Database) -> None:
 
 
 def run_fenced(database: Database, work: Callable[[Cursor], T]) -> T:
-    """`Database.run` with the row of the lease locked; raise `LeaseLost` if another worker owns it."""
+    """Execute `work` in a transaction that locks the lease; raise `LeaseLost` if another worker owns it."""
 
     def fenced(cursor: Cursor) -> T:
         query = "SELECT 1 FROM dnas_leases WHERE study = %s AND owner = %s AND role = 'proposer' FOR UPDATE"

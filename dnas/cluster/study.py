@@ -24,14 +24,14 @@ from dnas.study.folder import StudyFolder
 from dnas.study.record import TrialRecord
 
 FILES = ("checkpoint.pt", "curve.csv", "norms.npz", "traceback.txt")
-UNLIMITED = 10**6  # trials at once: as many as the workers take
+UNLIMITED = 10**6  # number of trials at once, which only the workers limit
 
 
 # --- the study ----------------------------------------------------------------------------------------------------
 
 
 class StoredStudy(StudyFolder):
-    """Local copy of a study whose original is in a database. Each write goes to the database before the local file."""
+    """Local copy of a study that is stored in a database. Each write goes to the database before the local file."""
 
     def __init__(self, path: Path, database: Database, shared: SharedStorage, note: Callable[[str], None]) -> None:
         super().__init__(path)
@@ -130,7 +130,7 @@ def create_study(
     Args:
         database: the study's database.
         shared: storage for checkpoints and results that all hosts see.
-        options: what to search, as given on the command line.
+        options: settings of the search, as given on the command line.
         device: kind of device that trains, `cpu` or `cuda`.
         note: receives messages for the user.
     """

@@ -1,4 +1,4 @@
-"""Copies between this host and the shared storage, in threads, since a copy can take long."""
+"""Copies between this host and the shared storage, which run in threads because a copy can be slow."""
 
 import threading
 from collections.abc import Callable, Iterable

@@ -38,7 +38,7 @@ class Display(Show, Protocol):
 
 
 class Worker:
-    """One host's part in a study: it runs jobs, and proposes networks while it owns the proposer's lease.
+    """Worker of one host, which runs jobs of a study and proposes networks while it owns the proposer's lease.
 
     Args:
         folder: the study.
@@ -114,7 +114,7 @@ class Worker:
         return thread
 
     def _run_thread(self, work: Callable[[], None]) -> None:
-        """Run `work`; keep its error, with which the main thread ends the worker."""
+        """Run `work` and store its error, which the main thread raises."""
         try:
             work()
         except Stopped:
