@@ -92,20 +92,20 @@ def seconds_per_step(spec: Spec, batch_size: int, device: str, threads: int) -> 
     y = torch.zeros(batch_size, dtype=torch.long, device=device)
     times = []
     for _ in range(TIMED_STEPS + 1):
-        began = time.monotonic()
+        start = time.monotonic()
         F.cross_entropy(net(x), y).backward()
         optimizer.step()
         optimizer.zero_grad()
         if device.startswith("cuda"):
             torch.cuda.synchronize()
-        times.append(time.monotonic() - began)
+        times.append(time.monotonic() - start)
     return median(times[1:])
 
 
 def estimate_seconds(
     runs: Sequence[PlannedRun], images: Callable[[PlannedRun], int], device: str, threads: int
 ) -> float:
-    """Estimate the seconds of training of all `runs`, one after the other.
+    """Estimate the training time of all `runs` in seconds, if they run one after the other.
 
     The cheapest step and the most expensive one of up to `MAX_TIMED_MACS` are timed. Between the two the time is
     interpolated linearly in the macs; above them it is proportional to the macs.

@@ -1,8 +1,8 @@
 """Batches: studies whose runs are listed beforehand instead of proposed, such as the paper's figures and ablations.
 
 A batch is a study folder without an event log. No decisions are made between runs, so that the list in study.toml and
-the records hold everything. A run is identified by its key. Calling `train_runs` once more trains the missing runs, and
-a longer list adds runs. A recorded run whose inputs have changed is refused.
+the records are sufficient. A run is identified by its key. Another call of `train_runs` trains the missing runs, and a
+longer list adds runs. A recorded run whose inputs have changed is refused.
 """
 
 import socket
@@ -39,7 +39,7 @@ class PlannedRun:
     """One run of a batch.
 
     key: name of the run in the study.
-    group: what the run is compared as, such as a family or a variant.
+    group: group that the run belongs to in comparisons, such as a family or a variant.
     seed: [study seed, number] of `fit.stream_seed`. Runs with the same pair share random numbers as far as their
         networks allow.
     data: arguments of `load_dataset` that differ from those of the study.
@@ -53,7 +53,7 @@ class PlannedRun:
     data: Mapping[str, Any] = field(default_factory=dict)
 
     def row(self) -> dict[str, Any]:
-        """Return the row of study.toml. It must stay the same once the run is recorded."""
+        """Return the row of study.toml. It must not change once the run is recorded."""
         return {
             "key": self.key,
             "group": self.group,
@@ -77,7 +77,7 @@ def train_runs(
     command: str = "",
     about: Mapping[str, Any] | None = None,
 ) -> Outcome:
-    """Train the runs that studies/<study>/ does not hold yet.
+    """Train the runs of a batch that are missing in studies/<study>/.
 
     Runs that failed for a reason outside their network are retrained. After a KeyboardInterrupt the next call resumes.
 
@@ -93,7 +93,7 @@ def train_runs(
         about: Further tables for study.toml.
 
     Raises:
-        InputError: The study was begun with other inputs, or the runs do not fit the data.
+        InputError: The study was started with other inputs, or the runs do not fit the data.
     """
     check_runs(study, runs)
     if run_config.kernels is not None:
@@ -254,8 +254,13 @@ def _config(
 class ListedRuns:
     """The `Source` of a batch.
 
-    runs: number -> run.
-    facts: key of a run -> `Dataset.describe()`.
+    Args:
+        folder: The study.
+        run_config: Settings of all runs.
+        runs: Number -> run.
+        facts: Key of a run -> `Dataset.describe()`.
+        show: Observer of the runs.
+        final: Train on training and validation data, and measure `test_error` on the test set.
     """
 
     def __init__(
