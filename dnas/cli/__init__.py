@@ -1,4 +1,4 @@
-"""The command line. Each command is a module of this package; only the one that was asked for is imported."""
+"""The command line. Each command is a module of this package, and only the requested one is imported."""
 
 import argparse
 import os
@@ -24,7 +24,7 @@ COMMANDS = tuple(name for names in GROUPS.values() for name in names)
 
 
 def command_module(name: str) -> Command:
-    """Import and return the module of a command; it imports what it needs only when it runs."""
+    """Import and return the module of a command, which imports further modules only when it runs."""
     return cast(Command, import_module(f"dnas.cli.{name}"))
 
 
@@ -64,22 +64,22 @@ def _overview(modules: dict[str, Command]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
-    Returns: 0: done; 1: partly done, or the work failed; 2: bad input; 130: interrupted.
+    The status is 0 for success, 1 if the work failed or was done in part, 2 for invalid input, and 130 after Ctrl-C.
     """
     # Must be set before torch is imported. Threads that spin while they wait gain a little on idle cores; on busy cores
     # they make a step slower than a single thread would (benchmarks/results/threads.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    name = next((word for word in arguments if not word.startswith("-")), None)
+    name = next((argument for argument in arguments if not argument.startswith("-")), None)
     if not arguments:
         arguments = ["--help"]
     if name is not None and name not in COMMANDS:
         names = ", ".join(sorted(COMMANDS))
         print(f"dnas: no command {name!r}; there are {names}.{did_you_mean(name, COMMANDS)}", file=sys.stderr)
         return 2
-    in_front = arguments[: arguments.index(name)] if name is not None else arguments
-    whole = name is None or "-h" in in_front or "--help" in in_front
-    args = make_parser(COMMANDS if whole else [cast(str, name)]).parse_args(arguments)
+    options = arguments[: arguments.index(name)] if name is not None else arguments  # options before the command
+    needs_all = name is None or "-h" in options or "--help" in options
+    args = make_parser(COMMANDS if needs_all else [cast(str, name)]).parse_args(arguments)
     try:
         return command_module(args.command).run(args)
     except InputError as error:

@@ -1,4 +1,4 @@
-"""`python -m dnas.cli`."""
+"""Entry point of `python -m dnas.cli`."""
 
 from dnas.cli import entry_point
 

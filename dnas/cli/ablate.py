@@ -1,4 +1,4 @@
-"""`dnas ablate`: compare variants of a network, in pairs, and report what may be concluded."""
+"""`dnas ablate`: compare variants of a network in pairs, and report the conclusions."""
 
 import argparse
 from pathlib import Path
@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Return 0: done; 1: done in part; 130: interrupted."""
+    """Return the exit status: 0 for success, 1 if the runs stopped early, 130 after Ctrl-C."""
     from dnas.ablation.parse import load_definition
     from dnas.cli.execution import Execution
     from dnas.study.folder import StudyFolder, check_study_name
@@ -126,7 +126,7 @@ def _seeds(text: str | None) -> int | str | None:
 def _train(
     plan: "Plan", folder: "StudyFolder", config: "RunConfig", execution: "Execution", budget: float | None
 ) -> str | None:
-    """Train the runs that are missing, and return why it stopped early, if it did."""
+    """Train the missing runs, and return the reason for an early stop, if any."""
     from dnas.ablation.auto_seeds import train_rounds
     from dnas.ablation.plan import frozen_table
 

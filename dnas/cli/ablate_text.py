@@ -1,4 +1,4 @@
-"""The output of `dnas ablate`: the plan as JSON, and the comparisons with their verdicts."""
+"""Output of `dnas ablate`: the plan as JSON, and the comparisons with their verdicts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ from dnas.training.devices import list_devices
 
 
 def plan_as_json(plan: Plan, folder: StudyFolder, config: RunConfig) -> dict[str, Any]:
-    """Return what would be trained. Times a few training steps."""
+    """Return the plan as plain values. A few training steps are timed to estimate `seconds`."""
     definition = plan.definition
     comparisons = len(definition.variants) - 1
     needed = pairs_needed(comparisons, definition.alpha)
@@ -70,10 +70,10 @@ def as_json(ablation: Ablation, stopped_by: str | None) -> dict[str, Any]:
         "alpha": effects.alpha,
         "base": {"name": ablation.base, "mean": base.mean() if len(base) else None, "seeds": len(base)},
         "noise": effects.noise,
-        "comparisons": [_comparison(each) for each in effects.comparisons],
+        "comparisons": [_comparison(comparison) for comparison in effects.comparisons],
         "factorial": None
         if ablation.factorial is None
-        else [_comparison(each) for each in ablation.factorial.comparisons],
+        else [_comparison(comparison) for comparison in ablation.factorial.comparisons],
         "can_conclude": effects.can_conclude,
         "pairs": effects.pairs,
         "pairs_needed": effects.pairs_needed,
@@ -96,7 +96,7 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
 
 
 def describe_result(ablation: Ablation) -> str:
-    """Return each comparison with its interval and verdict, and what may be concluded."""
+    """Return the comparisons with their intervals and verdicts, and notes on their validity."""
     effects = ablation.effects
     base = ablation.values[ablation.base].dropna()
     mean = percent(base.mean()) if len(base) else "no"
@@ -130,13 +130,14 @@ def describe_result(ablation: Ablation) -> str:
 
 
 def _table(title: str, comparisons: Sequence[Comparison], alpha: float) -> list[str]:
-    width = max([len(title), *(len(one.name) for one in comparisons)])
+    width = max([len(title), *(len(comparison.name) for comparison in comparisons)])
     level = f"{100 * (1 - alpha):g}% interval"
     lines = [f"\n{title:{width}s}  {'points of error':>15s}  {level:>18s}  {'p':>6s}  {'p (Holm)':>8s}  verdict"]
-    for one in comparisons:
-        low, high = one.interval
+    for comparison in comparisons:
+        low, high = comparison.interval
+        interval = f"{100 * low:+.2f} to {100 * high:+.2f}"
         lines.append(
-            f"{one.name:{width}s}  {100 * one.mean:+15.2f}  {f'{100 * low:+.2f} to {100 * high:+.2f}':>18s}"
-            f"  {one.p:6.3f}  {one.p_holm:8.3f}  {one.verdict}"
+            f"{comparison.name:{width}s}  {100 * comparison.mean:+15.2f}  {interval:>18s}"
+            f"  {comparison.p:6.3f}  {comparison.p_holm:8.3f}  {comparison.verdict}"
         )
     return [*lines, ""] if comparisons else []

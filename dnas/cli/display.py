@@ -1,4 +1,4 @@
-"""Display of a running search: a live table on a terminal, else one line per finished trial."""
+"""Display of a running search: a live table on a terminal, otherwise one line per finished trial."""
 
 import sys
 import time
@@ -14,7 +14,7 @@ from dnas.formatting import count, duration, percent, several
 from dnas.study.record import STATES, TrialRecord, rank
 
 WITH_REASONS = ("failed", "infeasible")
-ROWS = 12  # of the live table: the running ones and the last that ended
+ROWS = 12  # largest number of rows of the live table
 STYLES = {
     "complete": "green",
     "running": "cyan",
@@ -26,19 +26,19 @@ STYLES = {
 
 
 def state_counts(records: list[TrialRecord]) -> str:
-    """Return the number of trials in each state, failures by reason: `7 complete, 2 failed (2 diverged)`."""
+    """Format the number of trials in each state, with reasons of failures: `7 complete, 2 failed (2 diverged)`."""
     parts = []
     for state in ("complete", *(state for state in STATES if state != "complete")):
-        found = [record for record in records if record.state == state]
-        if found:
-            reasons = Counter(r.reason.split(":")[0] for r in found if r.reason) if state in WITH_REASONS else {}
-            why = ", ".join(f"{number} {reason}" for reason, number in sorted(reasons.items()))
-            parts.append(f"{len(found)} {state}" + f" ({why})" * bool(why))
-    return ", ".join(parts) or "nothing begun"
+        in_state = [record for record in records if record.state == state]
+        if in_state:
+            reasons = Counter(r.reason.split(":")[0] for r in in_state if r.reason) if state in WITH_REASONS else {}
+            counts = ", ".join(f"{number} {reason}" for reason, number in sorted(reasons.items()))
+            parts.append(f"{len(in_state)} {state}" + f" ({counts})" * bool(counts))
+    return ", ".join(parts) or "none started"
 
 
 def state_lines(records: list[TrialRecord]) -> list[str]:
-    """The counts of a study, and what its trials lived through."""
+    """Return lines on the states of trials, their training time, and their recoveries from errors."""
     lines = [f"{state_counts(records)}; {duration(sum(r.seconds for r in records))} of training"]
     recomputed, lost = sum(r.recompute for r in records), sum(r.losses for r in records)
     if recomputed:
@@ -49,40 +49,44 @@ def state_lines(records: list[TrialRecord]) -> list[str]:
 
 
 class Progress:
-    """The time left of a search, from the epochs that this run has seen."""
+    """Estimate of a search's remaining time, from the epochs trained since this process started."""
 
     def __init__(self, wanted: int) -> None:
         self.wanted = wanted
         self.records: dict[int, TrialRecord] = {}
-        self.share: dict[int, float] = {}  # of its epoch in progress
-        self._began = time.monotonic()
-        self._trained = 0.0  # epochs of this run, weighted by the network's macs
-        self._last: dict[int, float] = {}
+        self.share: dict[int, float] = {}  # finished fraction of each trial's current epoch
+        self._start = time.monotonic()
+        self._trained = 0.0  # epochs trained by this process, weighted by the network's macs
+        self._last: dict[int, float] = {}  # last finished epoch of each trial
 
     def add(self, records: list[TrialRecord]) -> None:
         self.records |= {record.number: record for record in records}
 
     def began(self, record: TrialRecord) -> None:
-        """Note the start or the resumption of a run. The epochs that it already has were not trained now."""
+        """Record the start or resumption of a run, whose earlier epochs do not count."""
         self.add([record])
         self._last[record.number] = record.epochs
 
     def epoch(self, record: TrialRecord) -> None:
-        """Counts an epoch that was trained now, and not one that a resumed worker repeats."""
+        """Count an epoch, unless a resumed worker repeats it."""
         if record.epochs > self._last.get(record.number, 0):
             self._trained += record.cost["macs"]
             self._last[record.number] = record.epochs
 
     def left(self) -> float | None:
-        """Seconds left, or None before the first epoch. Trials not yet proposed are taken to be as the ones begun."""
+        """Return the remaining seconds, or None before the first epoch.
+
+        Trials that were not proposed yet are assumed to cost as much as the average of the others.
+        """
         if not self._trained:
             return None
-        begun = list(self.records.values())
-        running = sum((r.epochs_planned - r.epochs) * r.cost["macs"] for r in begun if r.state == "running")
-        ended = [r.epochs * r.cost["macs"] for r in begun if r.state != "running"]
-        mean = sum(ended) / len(ended) if ended else sum(r.epochs_planned * r.cost["macs"] for r in begun) / len(begun)
-        work = running + max(0, self.wanted - len(begun)) * mean
-        return work * (time.monotonic() - self._began) / self._trained
+        records = list(self.records.values())
+        running = sum((r.epochs_planned - r.epochs) * r.cost["macs"] for r in records if r.state == "running")
+        ended = [r.epochs * r.cost["macs"] for r in records if r.state != "running"]
+        planned = [r.epochs_planned * r.cost["macs"] for r in records]
+        mean = sum(ended) / len(ended) if ended else sum(planned) / len(planned)
+        work = running + max(0, self.wanted - len(records)) * mean
+        return work * (time.monotonic() - self._start) / self._trained
 
     def footer(self) -> str:
         best = next(iter(rank(self.records.values())), None)
@@ -97,7 +101,7 @@ class Progress:
 
 
 class PlainLines:
-    """One line per finished trial, its fields two or more spaces apart, for logs and pipes."""
+    """Display with one line per finished trial, for logs and pipes. Two or more spaces separate the fields."""
 
     def __init__(self, quiet: bool = False, verbose: bool = False) -> None:
         self.quiet, self.verbose = quiet, verbose
@@ -110,7 +114,7 @@ class PlainLines:
     def began(self, record: TrialRecord) -> None:
         self.progress.began(record)
         if self.verbose:
-            self._say(f"began  #{record.number}  {record.called}")
+            self._print(f"began  #{record.number}  {record.called}")
 
     def step(self, record: TrialRecord, done: int, total: int) -> None:
         pass
@@ -118,26 +122,28 @@ class PlainLines:
     def epoch(self, record: TrialRecord, row: dict[str, Any]) -> None:
         self.progress.epoch(record)
         if self.verbose:
-            self._say(f"epoch  #{record.number}  {record.epochs}/{record.epochs_planned}  {percent(record.val_error)}")
+            self._print(
+                f"epoch  #{record.number}  {record.epochs}/{record.epochs_planned}  {percent(record.val_error)}"
+            )
 
     def ended(self, record: TrialRecord) -> None:
         if not self.quiet:
             left = self.progress.left()
-            waiting = (
+            remaining = (
                 f"  about {duration(left)} left" if left and self.progress.wanted > len(self.progress.records) else ""
             )
             reason = f"  ({record.reason})" if record.state in ("failed", "infeasible") else ""
-            self._say(
+            self._print(
                 f"trial  #{record.number}  {record.state}  {percent(record.val_error)}"
                 f"  {count(record.cost['params'])} params  {record.epochs}/{record.epochs_planned} epochs"
-                f"  {record.seconds:.1f} s  {record.called}{reason}{waiting}"
+                f"  {record.seconds:.1f} s  {record.called}{reason}{remaining}"
             )
 
     def note(self, text: str) -> None:
         if not self.quiet:
-            self._say(text)
+            self._print(text)
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         print(text, flush=True)
 
     def __enter__(self) -> "PlainLines":
@@ -148,7 +154,7 @@ class PlainLines:
 
 
 class LiveTable:
-    """The same on a terminal: the trials that run and the last that ended, the best so far, and the time left."""
+    """Display on a terminal: a table of running and recently ended trials, the best trial, and the remaining time."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -188,7 +194,7 @@ class LiveTable:
         return Group(self.table(ROWS), Text(self.progress.footer()))
 
     def table(self, rows: int) -> Table:
-        """The running trials and the last that ended, at most `rows` of them."""
+        """Return a table of the running trials and those that ended last, with at most `rows` rows."""
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
         for name in ("#", "state", "val error", "params", "macs", "epochs", "seconds", "network"):
             table.add_column(

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Return 0 where nothing is damaged or everything is repaired, else 1."""
+    """Return the exit status: 0 if no damage is left, otherwise 1."""
     from dnas.errors import InputError
     from dnas.formatting import several
     from dnas.search.doctor import BAD_RECORD, diagnose, is_running
@@ -46,5 +46,5 @@ def run(args: argparse.Namespace) -> int:
     if not findings:
         print("ok")
     if interrupted:
-        print(f"{several(interrupted, 'interrupted trial')}; the next `dnas search` resumes there")
+        print(f"{several(interrupted, 'interrupted trial')} to be resumed by the next `dnas search`")
     return int(damaged)

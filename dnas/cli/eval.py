@@ -1,4 +1,4 @@
-"""`dnas eval`: the error of a trained network on a part of its data."""
+"""`dnas eval`: measure the error of a trained network on a part of its data."""
 
 import argparse
 from pathlib import Path
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["train", "val", "test"],
         help="part of the data to measure on; `test` opens the test set (default: val)",
     )
-    data.add_argument("--dataset", metavar="NAME", help="another data set (default: the one of training)")
+    data.add_argument("--dataset", metavar="NAME", help="data set to measure on (default: the training data set)")
     data.add_argument("--data-root", type=Path, metavar="FOLDER", help=DATA_ROOT)
     execution = parser.add_argument_group("execution")
     execution.add_argument(

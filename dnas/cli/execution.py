@@ -1,4 +1,4 @@
-"""Execution of a command's runs: on this machine or on Ray, and with which display."""
+"""Execution of a command's runs, on this machine or on Ray, with a display."""
 
 import argparse
 import dataclasses
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 EXECUTORS = ("local", "ray")
 RAY_OPTIONS = ("ray_address", "gpus_per_trial", "cpus_per_trial", "shared")
-UNLIMITED_WORKERS = 10**6  # on Ray: as many as the cluster has room for
+UNLIMITED_WORKERS = 10**6  # number of workers on Ray, which only the size of the cluster limits
 
 
 @dataclass(frozen=True)
 class Execution:
-    """The options of a command that say how runs are executed and shown. None: not given."""
+    """Options of a command for executing and displaying runs. None means that an option was not given."""
 
     executor: str = "local"
     ray_address: str | None = None
@@ -40,7 +40,11 @@ class Execution:
 
     @classmethod
     def of(cls, args: argparse.Namespace, **changes: Any) -> "Execution":
-        """Read the options, with `changes`. `InputError` for an unknown executor, or for options of another one."""
+        """Read the options from `args`, with `changes`.
+
+        Raises:
+            InputError: The executor is unknown, or an option belongs to another executor.
+        """
         execution = cls(**{field.name: getattr(args, field.name) for field in dataclasses.fields(cls)} | changes)
         if execution.executor not in EXECUTORS:
             raise unknown("executor", execution.executor, EXECUTORS)
@@ -51,7 +55,7 @@ class Execution:
         return execution
 
     def run_config(self, data: dict[str, Any], image_size: int) -> RunConfig:
-        """Return how runs are executed, with defaults for the options that were not given.
+        """Return the settings of the runs, with defaults for the options that were not given.
 
         On CPUs a run on tiny images takes one thread, and each core takes one run.
 
@@ -71,7 +75,7 @@ class Execution:
         )
 
     def connect_ray(self, study: str, image_size: int) -> "tuple[Executor, dict[str, Any]]":
-        """Return the executor on Ray, connected, and the workers, threads and device of its nodes."""
+        """Connect to Ray; return the executor, and the workers, threads and device as changes of a `RunConfig`."""
         from dnas.executors.ray_tune import RayExecutor
 
         cpus = self.cpus_per_trial or self.threads or 1

@@ -1,4 +1,4 @@
-"""`dnas export`: a trained network as safetensors or ONNX."""
+"""`dnas export`: write a trained network as safetensors or ONNX."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`dnas extend`: a wider space for a study."""
+"""`dnas extend`: widen the space of a study."""
 
 import argparse
 

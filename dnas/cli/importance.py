@@ -1,4 +1,4 @@
-"""`dnas importance`: how much each choice matters in a search."""
+"""`dnas importance`: estimate the importance of each choice in a search."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The output of `dnas importance`: table, notes, JSON and files."""
+"""Output of `dnas importance`: table, notes, JSON and files."""
 
 import math
 from pathlib import Path
@@ -50,7 +50,7 @@ def head(evidence: Evidence, folder: StudyFolder) -> str:
 
 
 def unfinished(folder: StudyFolder) -> str:
-    """Return a line that says how far a search has come, or an empty text once it is complete."""
+    """Return a line on the progress of a search, or an empty text if the search is complete."""
     config, records = folder.config(), folder.records()
     ended = sum(record.state != "running" for record in records)
     if ended < config["trials"]:
@@ -100,7 +100,7 @@ def _cell(keyed: pd.DataFrame, key: tuple[str, ...]) -> str:
 
 
 def notes(evidence: Evidence, overall: Fanova, best: Fanova, folder: StudyFolder, by: str) -> list[str]:
-    """Return how far the shares can be trusted, one line per caution."""
+    """Return notes on the reliability of the shares, one per line."""
     ceiling = best.ceiling or 0
     lines = [
         "",
@@ -111,10 +111,11 @@ def notes(evidence: Evidence, overall: Fanova, best: Fanova, folder: StudyFolder
         f" above {METRICS[evidence.objective].format(ceiling)} count as that value; the best"
         f" {int((evidence.errors < ceiling).sum())} are below)",
     ]
-    doubtful = [name for name, one in (("over all", overall), ("for the best tenth", best)) if not one.believable]
-    if doubtful:
+    names = {"over all": overall, "for the best tenth": best}
+    unreliable = [name for name, fanova in names.items() if not fanova.believable]
+    if unreliable:
         lines.append(
-            f"note      the fANOVA shares {joined(doubtful)} are not reliable: with R² below {BELIEVABLE} the forest"
+            f"note      the fANOVA shares {joined(unreliable)} are not reliable: with R² below {BELIEVABLE} the forest"
             " does not generalise to unseen networks; run more trials, or the choices do not determine the error"
         )
     early = evidence.left_out.get("stopped", 0) + evidence.left_out.get("paused", 0)

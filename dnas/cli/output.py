@@ -1,4 +1,4 @@
-"""Printing results: JSON for programs, text for people."""
+"""Output of commands: JSON for programs, text for people."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-PIPE_WIDTH = 200  # characters per line where the output is not a terminal
+PIPE_WIDTH = 200  # characters per line if the output is not a terminal
 
 
 def print_json(value: Any) -> None:
@@ -23,7 +23,7 @@ def as_finite(value: Any) -> Any:
         return {str(key): as_finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [as_finite(item) for item in value]
-    if hasattr(value, "item"):  # a number of NumPy's
+    if hasattr(value, "item"):  # a NumPy number
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
@@ -36,7 +36,7 @@ def counts_by_state(records: Iterable[Any]) -> dict[str, int]:
 
 
 def console_or_pipe() -> "Console":
-    """Return a console as wide as the terminal, or wide enough for a table where there is none."""
+    """Return a console as wide as the terminal, or of `PIPE_WIDTH` characters if there is none."""
     import sys
 
     from rich.console import Console
@@ -50,12 +50,12 @@ def printer(quiet: bool) -> Callable[[str], None]:
 
 
 def resume_hint(folder: object) -> str:
-    """Return the words that follow "stopped; " and the signal that ended a process."""
+    """Return the text that follows "stopped; " in messages. folder: folder of the finished epochs."""
     return f"every finished epoch is saved in {folder}/. Run the same command to resume"
 
 
 def report_interruption(folder: object) -> int:
-    """Print how to resume after Ctrl-C, and return the exit status. folder: where the epochs are saved."""
+    """Print how to resume after Ctrl-C, and return the exit status. folder: folder of the finished epochs."""
     print(f"\nstopped; {resume_hint(folder)}:\n  {command_line()}")
     return 130
 
@@ -67,9 +67,9 @@ def command_line(storage: str | None = None) -> str:
 
     from dnas.formatting import redact
 
-    words = sys.argv[1:]
+    arguments = sys.argv[1:]
     if storage:
         from dnas.cluster.address import Address
 
-        words = [word.replace(storage, str(Address(storage))) for word in words]
-    return redact(shlex.join(["dnas", *words]))
+        arguments = [argument.replace(storage, str(Address(storage))) for argument in arguments]
+    return redact(shlex.join(["dnas", *arguments]))

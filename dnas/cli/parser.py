@@ -17,7 +17,7 @@ JSON = "print JSON (documented in docs/json.md) instead of text"
 
 
 class Command(Protocol):
-    """A module of `dnas.cli`: one command."""
+    """Interface of the modules of `dnas.cli` that implement a command."""
 
     SUMMARY: str
     EXAMPLES: str
@@ -30,7 +30,7 @@ class Command(Protocol):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that reports a mistake in one line."""
+    """Argument parser that reports a mistake in one line."""
 
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: {message} (try `{self.prog} --help`)", file=sys.stderr)
@@ -109,7 +109,7 @@ def add_study(parser: Group, help: str = STUDY) -> None:
 
 
 def add_network_sources(parser: argparse.ArgumentParser) -> None:
-    """Add one or more studies or checkpoints: the networks of one spec, from different seeds."""
+    """Add the arguments for one or more studies or checkpoints, whose networks differ in their seeds only."""
     parser.add_argument(
         "sources",
         nargs="+",
@@ -120,7 +120,7 @@ def add_network_sources(parser: argparse.ArgumentParser) -> None:
 
 
 def add_network_source(parser: argparse.ArgumentParser) -> None:
-    """Add one study or checkpoint."""
+    """Add the arguments for one study or checkpoint."""
     parser.add_argument(
         "source", metavar="STUDY_OR_CHECKPOINT", help="a study (its name or folder) or a checkpoint file"
     )
@@ -134,7 +134,7 @@ def _add_trial(parser: argparse.ArgumentParser) -> None:
 
 
 def add_training_options(group: Group, recipe: str | None) -> None:
-    """Add the recipe and the changes to it. recipe: the default; None where a study or space sets it."""
+    """Add the options for the recipe and changes to it. recipe: the default; None if a study or space sets it."""
     default = recipe or "the space's"
     add = group.add_argument
     add("--recipe", default=recipe, metavar="NAME", help=f"training recipe: paper or fast (default: {default})")
@@ -145,7 +145,7 @@ def add_training_options(group: Group, recipe: str | None) -> None:
 
 
 def add_data_options(group: Group) -> None:
-    """Add where the images come from and how they are prepared; --dataset is the command's own."""
+    """Add the options for loading and preparing the images, except --dataset, which each command adds itself."""
     add = group.add_argument
     add("--data-root", type=Path, metavar="FOLDER", help=DATA_ROOT)
     add("--subset", type=whole_number(1), metavar="N", help="train on a stratified subset of N images (default: all)")
@@ -154,13 +154,13 @@ def add_data_options(group: Group) -> None:
         "--image-size",
         type=whole_number(1),
         metavar="PIXELS",
-        help="side to which images are resized (default: the data set's own)",
+        help="side to which images are resized (default: the data set's)",
     )
     add(
         "--augment",
         default="auto",
         metavar="KIND",
-        help="data augmentation: auto (the data set's own), none, crop, crop+flip or resized-crop+flip (default: auto)",
+        help="data augmentation: auto (the data set's), none, crop, crop+flip or resized-crop+flip (default: auto)",
     )
 
 
@@ -196,7 +196,7 @@ def add_timeout(group: Group) -> None:
 
 
 def add_executor_options(group: Group) -> None:
-    """Add the choice of local processes or Ray, and Ray's options."""
+    """Add the choice between local processes and Ray, and the options of Ray."""
     add = group.add_argument
     add(
         "--executor",
@@ -229,7 +229,7 @@ def add_executor_options(group: Group) -> None:
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Add how a list of runs is executed and displayed."""
+    """Add the options for executing a list of runs."""
     group = parser.add_argument_group("execution")
     add_workers(group)
     add_threads_and_device(group)

@@ -1,4 +1,4 @@
-"""`dnas path`: from the first network to the best of a search, one choice at a time."""
+"""`dnas path`: show the path from the first network to the best of a search, one choice at a time."""
 
 import argparse
 import sys
@@ -48,10 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Return 0: done; 1: trained in part; 130: interrupted."""
+    """Return the exit status: 0 for success, 1 if the runs stopped early, 130 after Ctrl-C."""
     for name in FOR_TRAINING:
         if not args.train and getattr(args, name) not in (None, False, "auto", "local"):
-            raise InputError(f"--{name.replace('_', '-')} is for training the path; it goes with --train.")
+            raise InputError(f"--{name.replace('_', '-')} is an option for training the path, which needs --train.")
     from dnas.cli.execution import Execution
 
     as_json, seeds, out, data_root = bool(args.json), args.seeds, args.out, args.data_root
@@ -97,7 +97,7 @@ def _train(
     data_root: Path | None,
     execution: "Execution",
 ) -> str | None:
-    """Train the networks of the path that have no result yet, and return why it stopped early, if it did."""
+    """Train the networks of the path without results, and return the reason for an early stop, if any."""
     from dnas.ablation.path import planned, study_of_path
     from dnas.cli.path_text import plan
     from dnas.study.config import data_arguments_of

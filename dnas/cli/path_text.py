@@ -1,6 +1,7 @@
-"""The output of `dnas path`: table, notes, JSON and files."""
+"""Output of `dnas path`: table, notes, JSON and files."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def as_json(evidence: Evidence, path: AblationPath, trained: Trained | None) -> 
 
 
 def plan(folder: StudyFolder, evidence: Evidence, path: AblationPath, seeds: int) -> str:
-    """Return what `--train` trains."""
+    """Return a line on the runs of `--train`."""
     epochs = several(evidence.space.recipe.epochs, "epoch")
     networks = len({node.spec.digest for node in path.nodes})
     return (
@@ -54,41 +55,43 @@ def show(
 ) -> None:
     console = console_or_pipe()
 
-    def say(text: str) -> None:
+    def write_line(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)
 
-    say(f"{evidence.study}   from {evidence.space.name_of(path.nodes[0].spec)}")
-    say(f"{'':{len(evidence.study)}s}   to   {evidence.space.name_of(path.nodes[-1].spec)}\n{unfinished(folder)}")
+    write_line(f"{evidence.study}   from {evidence.space.name_of(path.nodes[0].spec)}")
+    write_line(
+        f"{'':{len(evidence.study)}s}   to   {evidence.space.name_of(path.nodes[-1].spec)}\n{unfinished(folder)}"
+    )
     console.print(_table(path, trained, evidence.objective))
-    say("")
-    say(
+    write_line("")
+    write_line(
         f"predicted by a forest of {several(path.trials, 'trial')} (R² out of bag {path.r2:.2f}), 95% intervals by"
         " bootstrap over trials" + ("; no network of the path was trained" if trained is None else "")
     )
     if path.r2 < BELIEVABLE:
-        say(
+        write_line(
             f"note      the predictions are not reliable: with R² below {BELIEVABLE} the forest does not generalise to"
             " unseen networks; --train measures them"
         )
-    say("measured: in the search, from one seed; the best network's value is biased, as it was selected by it")
+    write_line("measured: in the search, from one seed; the best network's value is biased, as it was selected by it")
     if trained is not None:
-        _show_trained(trained, evidence.objective, say)
+        _show_trained(trained, evidence.objective, write_line)
     else:
-        say(f"next      dnas path {evidence.study} --train --seeds {SEEDS}")
+        write_line(f"next      dnas path {evidence.study} --train --seeds {SEEDS}")
     if out is not None:
-        say(f"written to {out}")
+        write_line(f"written to {out}")
 
 
-def _show_trained(trained: Trained, objective: str, say: Any) -> None:
-    say(
+def _show_trained(trained: Trained, objective: str, write_line: Callable[[str], None]) -> None:
+    write_line(
         f"trained from {several(trained.seeds, 'new seed')}, each with its own data split, the same for all networks;"
         " differences within a seed, 95% intervals by Student's t, each step by itself"
         + ("" if trained.seeds > 1 else "; one seed has no interval")
     )
-    say(f"from the first to the last: {_change(trained.whole, objective)}")
+    write_line(f"from the first to the last: {_change(trained.whole, objective)}")
     missing = int(trained.values.isna().to_numpy().sum())
     if missing:
-        say(f"note      {several(missing, 'run')} failed or {'is' if missing == 1 else 'are'} missing")
+        write_line(f"note      {several(missing, 'run')} failed or {'is' if missing == 1 else 'are'} missing")
 
 
 def _table(path: AblationPath, trained: Trained | None, objective: str) -> Table:

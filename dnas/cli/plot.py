@@ -1,4 +1,4 @@
-"""`dnas plot`: one figure of a study, an ablation or a network."""
+"""`dnas plot`: draw one figure of a study, an ablation or a network."""
 
 import argparse
 from pathlib import Path
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     from dnas.figures.style import check_format
 
     figure, out = str(args.figure), Path(args.out)
-    check_format(out)  # before minutes of measuring
+    check_format(out)  # before measurements that may take minutes
     if figure in ABLATION_FIGURES:
         from dnas.report.ablation import draw_one as draw_of_ablation
 

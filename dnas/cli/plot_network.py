@@ -1,4 +1,4 @@
-"""The figures of `dnas plot` that show the inside of a network, from studies or checkpoints."""
+"""Figures of `dnas plot` that show the inside of a network, from studies or checkpoints."""
 
 import math
 import sys
@@ -15,7 +15,7 @@ from dnas.formatting import duration, several
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MAX_TRIALS = 24  # that are drawn side by side
+MAX_TRIALS = 24  # largest number of trials drawn side by side
 
 
 def draw_reuse(sources: Sequence[str | Path], trial: int | None, norm: str, epoch: int | None) -> "Figure":
@@ -114,7 +114,7 @@ def draw_causal(
 
 
 class Estimate:
-    """Prints the remaining time after each tenth of the measurements."""
+    """Progress output that prints the remaining time after each tenth of the measurements."""
 
     def __init__(self) -> None:
         self.began, self.cached, self.last_tenth = time.monotonic(), 0, 0

@@ -1,4 +1,4 @@
-"""`dnas pull`: the folder of a shared study on this machine."""
+"""`dnas pull`: rebuild the folder of a shared study on this machine."""
 
 import argparse
 import sys

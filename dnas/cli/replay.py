@@ -1,4 +1,4 @@
-"""`dnas replay`: repeat a study's decisions, or the training of one trial, and compare."""
+"""`dnas replay`: repeat a study's decisions, or the training of one trial, and compare the results."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -22,13 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--trial", type=whole_number(0), metavar="N", help="retrain trial N and compare its learning curve instead"
     )
     training.add_argument(
-        "--device", metavar="NAME", help="with --trial: device to train on (default: the one of the trial)"
+        "--device", metavar="NAME", help="with --trial: device to train on (default: the trial's device)"
     )
     add_json(parser.add_argument_group("output"))
 
 
 def run(args: argparse.Namespace) -> int:
-    """Return 0 where everything is equal, else 1."""
+    """Return the exit status: 0 if everything is equal, otherwise 1."""
     from dnas.study.folder import find_study
 
     if args.device is not None and args.trial is None:
@@ -66,33 +66,33 @@ def _retrain(folder: "StudyFolder", trial: int, device: str | None, as_json: boo
     from dnas.search.replay import retrain_trial
 
     show = printer(quiet=as_json)
-    again = retrain_trial(
+    retrained = retrain_trial(
         folder,
         trial,
         device,
         lambda epoch: show(f"epoch  {epoch.epoch}  {percent(epoch.val_error)} validation error"),
     )
-    differs = again.first is not None or again.same_weights is False
+    differs = retrained.first is not None or retrained.same_weights is False
     if as_json:
         print_json(
             {
                 "study": folder.name,
                 "trial": trial,
-                "epochs": again.epochs,
-                "first_difference": again.first,
-                "recorded": again.recorded or None,
-                "repeated": again.recomputed or None,
-                "same_weights": again.same_weights,
+                "epochs": retrained.epochs,
+                "first_difference": retrained.first,
+                "recorded": retrained.recorded or None,
+                "repeated": retrained.recomputed or None,
+                "same_weights": retrained.same_weights,
             }
         )
-    elif again.first is not None:
+    elif retrained.first is not None:
         print(
-            f"trial {trial} differs from epoch {again.first}:\n  recorded  {again.recorded}\n"
-            f"  repeated  {again.recomputed}"
+            f"trial {trial} differs from epoch {retrained.first}:\n  recorded  {retrained.recorded}\n"
+            f"  repeated  {retrained.recomputed}"
         )
-    elif again.same_weights is False:
-        print(f"trial {trial}: {several(again.epochs, 'epoch')} are equal, but the weights differ")
+    elif retrained.same_weights is False:
+        print(f"trial {trial}: {several(retrained.epochs, 'epoch')} are equal, but the weights differ")
     else:
-        weights = "; its weights too" if again.same_weights else ""
-        print(f"trial {trial}: {several(again.epochs, 'epoch')} are equal{weights}")
+        weights = "; its weights too" if retrained.same_weights else ""
+        print(f"trial {trial}: {several(retrained.epochs, 'epoch')} are equal{weights}")
     return int(differs)

@@ -1,4 +1,4 @@
-"""`dnas report`: the report of a study, or a comparison of several."""
+"""`dnas report`: write the report of a study, or a comparison of several."""
 
 import argparse
 from pathlib import Path

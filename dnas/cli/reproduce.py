@@ -1,4 +1,4 @@
-"""`dnas reproduce`: a table or figure of the paper, from networks trained here."""
+"""`dnas reproduce`: reproduce a table or figure of the paper with networks trained by this command."""
 
 import argparse
 from pathlib import Path
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Return 0: done; 1: done in part; 130: interrupted."""
+    """Return the exit status: 0 for success, 1 if the runs stopped early, 130 after Ctrl-C."""
     from dnas.batch.runs import check_same_runs
     from dnas.cli.execution import Execution
     from dnas.cli.reproduce_text import as_json, describe_plan, describe_result

@@ -1,4 +1,4 @@
-"""The output of `dnas reproduce`: the plan, and what holds."""
+"""Output of `dnas reproduce`: the plan and the findings."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from dnas.training.devices import list_devices
 
 
 def describe_plan(plan: Plan, folder: StudyFolder, config: RunConfig, out: Path) -> str:
-    """Return the networks with their costs, the time and the disk space. Times a few training steps."""
+    """Return the networks with their costs, the time and the disk space. A few training steps are timed."""
     target, budget = plan.target, plan.budget
     lines = [target.title, f"claim     {target.claim}"]
     if not plan.runs:
@@ -55,9 +55,9 @@ def describe_plan(plan: Plan, folder: StudyFolder, config: RunConfig, out: Path)
 
 
 def describe_result(plan: Plan, result: Result, page: Path) -> str:
-    where = plan.info.title if plan.runs else "the paper's tables"
-    lines = [f"\n{plan.target.title}, on {where}"]
-    lines += [f"  {each.verdict:14s}  {each.claim}\n{'':18s}{each.numbers}" for each in result.findings]
+    data = plan.info.title if plan.runs else "the paper's tables"
+    lines = [f"\n{plan.target.title}, on {data}"]
+    lines += [f"  {finding.verdict:14s}  {finding.claim}\n{'':18s}{finding.numbers}" for finding in result.findings]
     lines += [f"  note{'':12s}{note}" for note in result.notes[:1]]
     return "\n".join([*lines, f"page      {page}"])
 
@@ -69,7 +69,8 @@ def as_json(plan: Plan, result: Result, page: Path, stopped_by: str | None) -> d
         "study": plan.study if plan.runs else None,
         "claim": plan.target.claim,
         "findings": [
-            {"verdict": each.verdict, "claim": each.claim, "numbers": each.numbers} for each in result.findings
+            {"verdict": finding.verdict, "claim": finding.claim, "numbers": finding.numbers}
+            for finding in result.findings
         ],
         "notes": list(result.notes),
         "page": str(page),

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_search_options(parser: argparse.ArgumentParser, study: Group) -> tuple[Group, Group]:
-    """Add the options that `dnas search` and `dnas worker` share. Return the groups of execution and output.
+    """Add the options that `dnas search` and `dnas worker` share; return the groups of execution and output options.
 
     study: the group of the study's options.
     """

@@ -1,4 +1,4 @@
-"""From the arguments of `dnas search` and `dnas worker` to the configuration of a search."""
+"""Conversion of the arguments of `dnas search` and `dnas worker` to the configuration of a search."""
 
 import argparse
 import dataclasses
@@ -18,13 +18,13 @@ from dnas.training.defaults import default_threads, default_workers
 
 
 def with_defaults(args: argparse.Namespace) -> argparse.Namespace:
-    """Return the arguments with the defaults that the definition of the study sets."""
+    """Return the arguments, with defaults from the definition of the study."""
     given = {name: value for name, value in vars(args).items() if value is not None}
     return argparse.Namespace(**vars(args) | read_defaults(args.study) | given)
 
 
 def complete(args: argparse.Namespace) -> argparse.Namespace:
-    """Return the arguments with the study's defaults, after checking those that need no other file."""
+    """Return the arguments, with defaults from the definition of the study. Raises `InputError` for simple mistakes."""
     given, args = args, with_defaults(args)
     if args.trials is None:
         raise InputError(f"`dnas {args.command}` needs --trials N, the number of networks to train.")
@@ -43,7 +43,7 @@ def make_config(args: argparse.Namespace, study: str, existing: Mapping[str, Any
     Args:
         args: The arguments, see `complete`.
         study: Name of the study.
-        existing: Its study.toml, which sets what the command leaves open; empty for a new study.
+        existing: Content of its study.toml, for options that are not given; empty for a new study.
     """
     from dnas.search.proposals import DEFAULT_SAMPLER, check_sampler
     from dnas.search.stopping import check_stopping

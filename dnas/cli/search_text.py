@@ -1,4 +1,4 @@
-"""The output of `dnas search` and `dnas worker` before and after the search."""
+"""Output of `dnas search` and `dnas worker` before and after the search."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ SAMPLERS = {"gp": "Gaussian process", "tpe": "TPE", "nsga2": "NSGA-II"}
 
 
 def opening(config: SearchConfig, executor: Executor | None) -> str:
-    """Return a summary of the search to come. executor: None means processes of this machine."""
+    """Return a summary of a search before it starts. executor: None means processes of this machine."""
     space, recipe = config.space, config.space.recipe
     networks, (low, high) = space.size(), space.survey().range("params")
     limits = ", ".join(f"{name} ≤ {count(value)}" for name, value in space.limits.stated().items()) or "none"
@@ -55,7 +55,7 @@ def _stopping(config: SearchConfig) -> str:
 
 
 def closing(study: str, outcome: Outcome, trials: int) -> str:
-    """Return the result of a search. trials: the number that was asked for."""
+    """Return the result of a search as text. trials: requested number of trials."""
     folder = StudyFolder(Path("studies") / study)
     lines = [""]
     if outcome.stopped_by:
@@ -94,8 +94,10 @@ def _front_lines(folder: StudyFolder, best: TrialRecord) -> list[str]:
 
 
 def _front(folder: StudyFolder, best: TrialRecord) -> tuple[str, tuple[str, ...], list[dict[str, Any]]]:
-    """Return the first objective, the costs that it is compared with (params for a single objective), and the trials
-    of the Pareto front."""
+    """Return the first objective, the costs it is compared with, and the trials of the Pareto front.
+
+    With a single objective the cost is `params`.
+    """
     costs = objectives_of(folder.config())[1:] or ("params",)
     first = next(iter(best.objectives))
     rows = pareto_front(read_study(folder.path), (*costs, first)).trials.to_dict("records")

@@ -1,4 +1,4 @@
-"""`dnas spaces`: the search spaces, and one of them in detail."""
+"""`dnas spaces`: list the search spaces, or show one in detail."""
 
 import argparse
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""`dnas status`: the trials of a study, and how far it has come."""
+"""`dnas status`: show the trials and the progress of a study."""
 
 import argparse
 from typing import TYPE_CHECKING, Any

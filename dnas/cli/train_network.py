@@ -1,4 +1,4 @@
-"""One network trained to the end, in this process or in several processes that share each batch."""
+"""Training of one network for `dnas train`, in this process or in several processes that share each batch."""
 
 import dataclasses
 import json
@@ -42,9 +42,10 @@ WARM_UP_STEPS = 20  # the first steps are slower than the rest, so the time left
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The network, data and settings of `dnas train`. None: the default.
+    """The network, data and settings of `dnas train`. None means the default.
 
-    processes: that share each batch, each on a GPU of its own unless the device is the CPU. out: the run's folder.
+    processes: Number of processes that share each batch. Each has its own GPU, unless the device is the CPU.
+    out: Folder of the run.
     """
 
     name: str
@@ -88,7 +89,7 @@ class TrainConfig:
 def train_network(config: TrainConfig, debug: bool = False) -> int:
     """Train in this process, in `config.processes` new processes, or as one of the processes of torchrun.
 
-    Returns: 0: done; 1: failed; 130: interrupted.
+    Returns the exit status: 0 for success, 1 for a failure, 130 after Ctrl-C.
     """
     parse_name(config.name)
     device, processes = check_processes(config.device, config.processes, config.make_recipe().batch_size)
@@ -102,23 +103,23 @@ def train_network(config: TrainConfig, debug: bool = False) -> int:
         group = join_group(device)
         status = _train(config, device, group)
         if not status:
-            group.leave()  # not after a failure: that would wait for the others
+            group.leave()  # only after a success, since it waits for the other processes
         return status
     except Exception as error:
         if not is_loss_of_peer(error):
             raise
-        if os.environ["RANK"] == "0" and parent_process() is None:  # else the launching command reports it
+        if os.environ["RANK"] == "0" and parent_process() is None:  # otherwise the launching command reports it
             print(f"dnas: another process of this run has ended; {config.resume_hint}", file=sys.stderr)
         return LOST_PEER
 
 
 def _train(config: TrainConfig, device: str, group: Group) -> int:
     recipe = config.make_recipe()
-    say: Callable[..., None] = partial(print, flush=True) if group.is_first else _silent
-    data = _load(config, device, group, say)
+    write_line: Callable[..., None] = partial(print, flush=True) if group.is_first else _silent
+    data = _load(config, device, group, write_line)
     set_cpu_threads(config.threads or default_threads(group.local_world, data.image_size))
     spec = spec_for_data(config.name, data, recipe)
-    say(_opening(config, spec, data, recipe, device, group))
+    write_line(_opening(config, spec, data, recipe, device, group))
     kernels = group.from_first(lambda: _kernels(config, spec, recipe, device))
     if group.is_first:
         _write_facts(config, spec, data, recipe, device, group, kernels)
@@ -140,7 +141,7 @@ def _train(config: TrainConfig, device: str, group: Group) -> int:
                 on_step=watch.step if group.is_first else _silent,
             )
     except KeyboardInterrupt:
-        say(f"\nstopped; {config.resume_hint}")
+        write_line(f"\nstopped; {config.resume_hint}")
         return 130
     except Diverged as error:
         print(f"dnas: diverged: {error} A lower --learning-rate may help.", file=sys.stderr)
@@ -150,7 +151,7 @@ def _train(config: TrainConfig, device: str, group: Group) -> int:
             raise
         print(f"dnas: out of memory on {device}: {error} A smaller --batch-size may help.", file=sys.stderr)
         return 1
-    say(_closing(config.folder, data, result))
+    write_line(_closing(config.folder, data, result))
     return 0
 
 
@@ -158,7 +159,7 @@ def _silent(*_: Any) -> None:
     pass
 
 
-def _load(config: TrainConfig, device: str, group: Group, say: Callable[..., None]) -> Dataset:
+def _load(config: TrainConfig, device: str, group: Group, note: Callable[..., None]) -> Dataset:
     named = parse_name(config.name)
     side = config.image_size or (named.image_size if "image_size" in stated_fields(config.name) else None)
     data = group.after_first(
@@ -171,7 +172,7 @@ def _load(config: TrainConfig, device: str, group: Group, say: Callable[..., Non
             split_seed=config.split_seed,
             augmentation=config.augment,
             device=device,
-            progress=say,
+            progress=note,
         )
     )
     if group.local_world > 1:
@@ -180,37 +181,39 @@ def _load(config: TrainConfig, device: str, group: Group, say: Callable[..., Non
 
 
 def _kernels(config: TrainConfig, spec: Spec, recipe: Recipe, device: str) -> str:
-    """Choose the kernels of the dense blocks: those of an existing run, so that it resumes bit for bit; else the ones
-    asked for."""
-    asked, folder = config.kernels, config.folder
-    if asked is not None:
-        check_kernels(asked)
+    """Return the kernels of the dense blocks.
+
+    An existing run keeps its kernels, so that it resumes bit for bit. A new run has the requested ones.
+    """
+    requested, folder = config.kernels, config.folder
+    if requested is not None:
+        check_kernels(requested)
     if (folder / "run.json").exists():
         facts = json.loads((folder / "run.json").read_text())
         recorded = str(facts.get("kernels", "plain"))
-        if asked not in (None, "auto", recorded):
+        if requested not in (None, "auto", recorded):
             raise InputError(
-                f"{folder} was started with the kernels {recorded}, but got {asked}, whose results are not"
+                f"{folder} was started with the kernels {recorded}, but got {requested}, whose results are not"
                 " bit-identical; leave --kernels out, or name another folder with --out."
             )
         return recorded
-    return resolve_kernels(asked or DEFAULT_KERNELS, spec, device, recipe.batch_size, config.compile_net)
+    return resolve_kernels(requested or DEFAULT_KERNELS, spec, device, recipe.batch_size, config.compile_net)
 
 
 def _opening(config: TrainConfig, spec: Spec, data: Dataset, recipe: Recipe, device: str, group: Group) -> str:
     price = cost(spec, recipe.batch_size)
     threads = several(cpu_threads(), "thread")
-    where = f"{device} ({threads})"
+    hardware = f"{device} ({threads})"
     if group.world > 1:
         processes = f"{group.world} processes on cpu" if device == "cpu" else f"{group.world} GPUs"
-        where = f"{processes} ({threads} each)"
+        hardware = f"{processes} ({threads} each)"
     return (
         f"{format_name(spec)}   {count(price.params)} params, {count(price.macs)} macs,"
         f" {size(price.activation_bytes)} of activations per step\n"
         f"data    {data.title}, {data.train_size:,} train / {data.val_size:,} validation,"
         f" augmentation {data.augmentation}\n"
         f"train   recipe {recipe.name}, {several(recipe.epochs, 'epoch')} of batch {recipe.batch_size},"
-        f" seed {config.seed}, {where}\n"
+        f" seed {config.seed}, {hardware}\n"
         f"stored  {config.folder}/"
     )
 
@@ -218,7 +221,7 @@ def _opening(config: TrainConfig, spec: Spec, data: Dataset, recipe: Recipe, dev
 def _write_facts(
     config: TrainConfig, spec: Spec, data: Dataset, recipe: Recipe, device: str, group: Group, kernels: str
 ) -> None:
-    """Write run.json. `InputError` where the folder holds another run."""
+    """Write run.json. Raises `InputError` if the folder contains another run."""
     folder = config.folder
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "checkpoint.pt").exists():
@@ -249,13 +252,13 @@ def _closing(folder: Path, data: Dataset, result: Fit) -> str:
 
 
 class _Watch:
-    """Shows a progress bar on a terminal, and prints one line per epoch."""
+    """Progress output: a bar on a terminal, and one line per epoch."""
 
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
         self.done = 0
         self.began = time.monotonic()
-        self.trained_now = 0  # epochs, without those that a resumed run repeats
+        self.trained_now = 0  # number of epochs, without those that a resumed run repeats
         self.console = Console()
         self.bar = Progress(
             TextColumn("{task.description}"),
@@ -276,7 +279,7 @@ class _Watch:
             self.bar.__exit__(None, None, None)
 
     def left(self, epoch_fraction: float) -> str:
-        """Return the time left as text. epoch_fraction: how much of the current epoch is done."""
+        """Return the remaining time as text. epoch_fraction: finished fraction of the current epoch."""
         trained = self.trained_now + epoch_fraction
         if not trained:
             return ""

@@ -1,4 +1,4 @@
-"""`dnas verify`: the paper's four observations on feature reuse, measured on trained networks."""
+"""`dnas verify`: measure the paper's four observations on feature reuse on trained networks."""
 
 import argparse
 import math

@@ -48,7 +48,17 @@ def add_storage_options(group: Group) -> None:
 def open_database(
     study: str, url: str | None, shared: str | None, note: "Callable[[str], None]"
 ) -> "tuple[closing[Database], str | None]":
-    """Return the database, for a `with` statement, and `shared` as an absolute path."""
+    """Return the database as a context manager, and `shared` with an absolute path.
+
+    Args:
+        study: Name of the study.
+        url: Address of the database; None means $DNAS_STORAGE.
+        shared: Shared storage, a folder or a URL.
+        note: Receives messages for the user.
+
+    Raises:
+        InputError: The name is invalid, no database was given, or it cannot be used.
+    """
     from contextlib import closing
 
     from dnas.cluster.database import Database
@@ -64,7 +74,7 @@ def open_database(
 
 
 def run(args: argparse.Namespace) -> int:
-    """Return 0: the study is complete; 1: it was stopped; 130: interrupted."""
+    """Return the exit status: 0 if the study is complete, 1 if it was stopped, 130 after Ctrl-C."""
     import signal
 
     from dnas.cli.display import make_display
@@ -108,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             print(
                 f"\nstopped; every finished epoch is saved in {folder.shared}, and other workers continue the study."
-                f" Run the same command to join it again:\n  {command_line(args.storage)}"
+                f" Run the same command to rejoin it:\n  {command_line(args.storage)}"
             )
             return 130
     if worker.outcome is not None:
@@ -120,10 +130,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _config(args: argparse.Namespace, database: "Database") -> "SearchConfig":
-    """Return the configuration that this machine asks for.
+    """Return the configuration that this machine requests.
 
     It defines a new study. For an existing study it must agree with the stored configuration, except that more trials
-    or epochs reopen a study that is complete.
+    or epochs reopen a complete study.
     """
     import tomllib
 

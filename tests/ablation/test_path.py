@@ -223,7 +223,7 @@ def test_the_figure_has_one_row_per_network(study: StudyFolder) -> None:
         (["{none}"], "has no complete trial yet"),
         (["{some}", "--from", "99"], "has no trial 99"),
         (["{some}", "--from", "densenet:L=22,k=5"], "is no network of space searched"),
-        (["{some}", "--seeds", "3"], "it goes with --train"),
+        (["{some}", "--seeds", "3"], "which needs --train"),
         (["{unnamed}"], "names no [[first]] network; set the start of the path"),
     ],
 )

@@ -106,7 +106,7 @@ def test_numbers_that_json_lacks_are_null(capsys: pytest.CaptureFixture[str]) ->
 def test_options_of_another_mode_are_rejected(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
         (["replay", "x", "--device", "cpu"], "--device needs --trial"),
-        (["path", "x", "--workers", "2"], "--workers is for training the path"),
+        (["path", "x", "--workers", "2"], "--workers is an option for training the path"),
         (
             ["search", "--space", "tiny", "--trials", "1", "--retrain-seeds", "2"],
             "--retrain-seeds is for --retrain-best",

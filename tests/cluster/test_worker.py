@@ -402,7 +402,7 @@ def test_nodes_with_private_folders_share_a_database_and_s3(
     )
     assert set(holders) <= {living}
     assert "every finished epoch is saved in s3://bucket/dnas" in first_out
-    assert "Run the same command to join it again" in first_out
+    assert "Run the same command to rejoin it" in first_out
     out = second.end()
     assert second.process.returncode == 0, out
     assert "best      #" in out
