@@ -1,9 +1,9 @@
-"""Default settings of training runs, most of which depend on the machine."""
+"""Default settings of training runs, which mostly depend on the machine."""
 
 import os
 
 DEFAULT_KERNELS = "auto"  # kernels of a new study or run
-TINY_IMAGE = 16  # pixels; on feature maps this small a second thread waits longer than it computes
+TINY_IMAGE = 16  # side in pixels up to which one thread is used, since a second one waits longer than it computes
 
 
 def default_threads(workers: int, image_size: int) -> int:

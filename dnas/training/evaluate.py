@@ -35,7 +35,7 @@ def evaluate(
         device: Device of the network.
         batch_size: Images per batch, at most `MAX_EVALUATION_BATCH`. With the batch size of training, evaluation needs
             less memory than a training step.
-        group: Processes whose `data` are shares of one data set. All of them return the result of the whole.
+        group: Processes whose `data` are shares of one data set. All of them return the result for all shares.
     """
     net.eval()
     loss, wrong, seen = 0.0, 0, 0

@@ -1,4 +1,4 @@
-"""Train one network: batches in, a curve out, and a checkpoint per epoch from which the run resumes bit for bit.
+"""Training loop of one network, with a checkpoint per epoch from which a run resumes bit for bit.
 
 Training does not depend on a tuner. `fit(..., report)` calls `report(epoch)` after each epoch and stops if it returns
 False.
@@ -101,11 +101,11 @@ def fit(
         cuda_graph: On one GPU, run each step as one CUDA graph (`GraphedStep`), which is the same run to rounding. If
             the network cannot be captured, a warning is logged and its kernels are launched one by one. Not yet run on
             a GPU.
-        kernels: What runs the dense blocks of a DenseNet (see `dnas.nn.DenseNet`). If this machine lacks them, a
+        kernels: Kernels of the dense blocks of a DenseNet (see `dnas.nn.DenseNet`). If this machine lacks them, a
             warning is logged and the modules run. Different kernels agree to rounding, not bit for bit.
-        recompute: Recompute activations in the backward pass: a fraction of the memory, 15 to 50% more time on a CPU,
-            and the same run bit for bit. A run may be resumed with either value. The network is then neither compiled
-            nor captured.
+        recompute: Recompute activations in the backward pass. A step needs a fraction of the memory and, on a CPU, 15
+            to 50% more time, and the run is the same bit for bit. A run may be resumed with either value. The network
+            is neither compiled nor captured.
         group: The processes that train this network together. Each calls `fit` with equal arguments and its own
             device, and trains on a slice of every batch. The run equals that of one process to rounding, except for
             dropout, whose masks depend on the number of processes. It can be resumed by any number of processes. Only
@@ -235,9 +235,9 @@ def _criterion(recipe: Recipe, group: Group) -> Criterion:
 
 @dataclass(frozen=True)
 class _EpochLoop:
-    """Trains and validates `state`, one epoch per call.
+    """Loop that trains and validates `state`, one epoch per call of `run_epoch`.
 
-    forward: The network as it is evaluated, compiled or not; `step` may wrap it for several processes.
+    forward: The network for evaluation, compiled or not; `step` may wrap it for several processes.
     """
 
     state: TrainState

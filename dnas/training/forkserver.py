@@ -1,7 +1,7 @@
-"""The server that training processes are forked from: it has imported torch and has run nothing else.
+"""The server that training processes are forked from, which has imported torch and has run nothing else.
 
 This module does not import torch. The command line starts the server first, so that the server imports torch while the
-driver does the same.
+driver imports it.
 """
 
 import multiprocessing

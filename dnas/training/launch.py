@@ -1,4 +1,4 @@
-"""`--gpus N`: run a command in N processes of this host, as torchrun would, and watch them.
+"""Launch a command in N processes of this host, as torchrun would, for `dnas train --gpus N`.
 
 torch.distributed.run is not used: after a failure it prints a page about each process, and it starts every process by
 importing torch.
@@ -42,10 +42,10 @@ def launch(command: Command, config: Any, count: int, resume_hint: str, debug: b
         config: Its argument, which must be picklable.
         count: Number of processes.
         resume_hint: Sentence on how to resume, printed after Ctrl-C and for a process that was killed.
-        debug: Let an `InputError` end a process with a traceback instead of one line.
+        debug: Print the traceback of an `InputError` instead of one line.
 
     Returns:
-        The exit status: 0 if every process returned 0, else the status of the process that failed by itself.
+        The exit status: 0 if every process returned 0, else the status of the process that caused the failure.
     """
     context = start_forkserver()
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(minutes=5))
@@ -118,7 +118,7 @@ def _end(processes: Sequence[BaseProcess]) -> None:
 
 
 def _exit_status(statuses: dict[int, int], error_files: list[Path], resume_hint: str) -> int:
-    """Return the exit status of the whole command, and print the failure unless rank 0 has printed it."""
+    """Return the exit status of the command, and print the failure unless rank 0 has printed it."""
     failed = {rank: status for rank, status in statuses.items() if status}
     if not failed:
         return 0

@@ -54,7 +54,7 @@ def measure_norms(net: nn.Module, spec: Spec, gradient: tuple[float, ...] = ()) 
 
 
 class GradientNorms:
-    """The root mean square over steps of each parameter's ‖gradient‖₂. Only `value` waits for the device."""
+    """Root mean square over steps of each parameter's ‖gradient‖₂. Only `value` waits for the device."""
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         self._parameters = list(parameters)

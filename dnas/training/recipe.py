@@ -15,7 +15,7 @@ class Recipe:
 
     schedule: `steps` divides the rate by 10 at each of `milestones` (fractions of the epochs). `one-cycle` rises
         linearly over the first fraction `warmup` of the steps and falls linearly to zero.
-    dropout_without_augmentation: Dropout rate of a DenseNet on data without augmentation whose name states no rate.
+    dropout_without_augmentation: Dropout rate of a DenseNet on data without augmentation, unless its name states one.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The spec, the folder and the processes of a single run."""
+"""Spec, folder and processes of a single run, for `dnas train`."""
 
 import dataclasses
 import os
@@ -64,7 +64,8 @@ def check_processes(device: str, gpus: int | None, batch_size: int) -> tuple[str
     given = f"torchrun's {count} processes" if started else f"--gpus {count}"
     if device == "cpu" and named == "auto" and not started:
         raise InputError(
-            f"{given}: torch {torch.__version__} finds no CUDA device here; --device cpu uses {count} processes of it."
+            f"{given}: torch {torch.__version__} finds no CUDA device here; use --device cpu to train in {count}"
+            " processes on the CPU."
         )
     if batch_size < count:
         raise InputError(f"{given}: a batch of {batch_size} cannot be split; give --batch-size {count} or more.")

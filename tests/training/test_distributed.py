@@ -433,7 +433,7 @@ def test_invalid_gpu_counts_are_refused(capsys: pytest.CaptureFixture[str], monk
         capsys, "--device cpu --gpus 4 --batch-size 3"
     )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "finds no CUDA device here; --device cpu uses 2 processes" in refusal(capsys, "--gpus 2")
+    assert "finds no CUDA device here; use --device cpu to train in 2 processes" in refusal(capsys, "--gpus 2")
     assert "finds no CUDA device here; use --device cpu" in refusal(capsys, "--gpus 2 --device cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
