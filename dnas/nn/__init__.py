@@ -27,15 +27,15 @@ def build(spec: Spec) -> nn.Module:
 
 
 def resolve_kernels(name: str, spec: Spec, device: str, batch_size: int, compile_net: bool = False) -> str:
-    """Settle which kernels run a network, once, before training starts.
+    """Return the name of the kernels that run a network. Called once, before training starts.
 
     Args:
-        name: Requested kernels. `auto` selects the fastest for this network, device and batch size by measurement; any
-            other name is returned as it is.
+        name: Requested kernels. `auto` selects the fastest for this network, device and batch size by measurement. Any
+            other name is returned unchanged.
         spec: The network to train. Only DenseNets have a choice; for other families `auto` is `plain`.
         device: Device that trains the network.
         batch_size: Images per training step.
-        compile_net: torch.compile traces the modules, so `auto` is `plain`.
+        compile_net: The network is compiled. torch.compile traces the modules, so that `auto` is `plain`.
     """
     if name != "auto":
         return name
@@ -45,7 +45,7 @@ def resolve_kernels(name: str, spec: Spec, device: str, batch_size: int, compile
 
 
 def use_kernels(net: nn.Module, name: str) -> None:
-    """Run the dense blocks of `net` by the kernels `name`, or by its modules where this machine lacks these kernels.
+    """Run the dense blocks of `net` by the kernels `name`, or by its modules if this machine lacks these kernels.
 
     Networks of other families have no dense blocks and are left unchanged.
     """

@@ -2,8 +2,8 @@
 
 Paper: Huang et al., "Densely Connected Convolutional Networks", CVPR 2017. Modules have torchvision's names, so that
 state dicts are interchangeable. Differences to torchvision: the small stem, layers without a bottleneck, other
-connectivities than dense, and dropout after every convolution but the first (section 4.2; torchvision applies it after
-the 3×3 convolution only).
+connectivities than dense, and dropout after every convolution except the first (section 4.2; torchvision applies it
+after the 3×3 convolution only).
 
 Kernels other than `plain` run each block and the norm after it as one function that keeps no concatenation and no
 normalised copy (`dnas.nn.kernels.reference`). It is the same function of the same modules, to rounding. Transitions
@@ -41,9 +41,9 @@ class DenseNet(nn.Module):
     """The network of a `DenseNetSpec`: images [N, C, H, W] -> logits [N, classes].
 
     Args:
-        spec: The network. kernels: What runs the dense blocks: `plain` (the modules), `ref`, `cpu` or `triton`. May be
-        changed at any time.
-            Resolve `auto` by `dnas.nn.resolve_kernels` first.
+        spec: The network.
+        kernels: Kernels of the dense blocks: `plain` (the modules), `ref`, `cpu` or `triton`. May be changed at any
+            time. Resolve `auto` by `dnas.nn.resolve_kernels` first.
         memory: `recompute` makes training steps trade time for memory, see above. On the plain path, forward hooks of
             modules then run twice per step. A compiled network ignores it. May be changed at any time; the attribute
             `recompute` is the same as a bool.
@@ -143,7 +143,7 @@ class DenseNet(nn.Module):
             return None if pooled is None else self.classifier(pooled)
         if not after.is_linear_after_relu():
             return None
-        if after.dropout and after.training:  # its mask is applied between the convolution and the pool
+        if after.dropout and after.training:  # the dropout mask is applied between the convolution and the pool
             z = run_block(kernels, block, after, "relu", x, self.recompute)
             if z is None:
                 return None

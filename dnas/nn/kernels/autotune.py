@@ -28,7 +28,7 @@ def fastest_kernels(
     processor time of one thread. Wall-clock time would include other load on the machine, so the same command could
     choose other kernels, and train other bits, on a busy day. No random stream is advanced.
 
-    Where the C++ kernels are unavailable, the log states the reason and the result is `plain`.
+    If the C++ kernels are unavailable, the log states the reason and the result is `plain`.
 
     Args:
         make_net: Builds the network on the CPU with the kernels of the given name.
@@ -77,7 +77,7 @@ def _fastest(nets: dict[str, nn.Module], x: Tensor, y: Tensor) -> str:
 
 
 def _step_seconds(net: nn.Module, x: Tensor, y: Tensor) -> float:
-    """Processor seconds of this thread for one forward and backward pass."""
+    """Return the processor time of this thread for one forward and backward pass, in seconds."""
     started = time.thread_time()
     F.cross_entropy(net(x), y).backward()
     seconds = time.thread_time() - started

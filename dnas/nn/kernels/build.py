@@ -1,4 +1,4 @@
-"""Build the C++ kernels as a shared library by this machine's compiler at first use, and cache it.
+"""Build the C++ kernels as a shared library with this machine's compiler at first use, and cache it.
 
 The name of a library is a digest of the sources, the compiler and its flags, which include the processor's vector
 extensions, and the version of torch. Nodes of a cluster that share the cache folder but not the processor thus have

@@ -386,8 +386,8 @@ class DenseBlockFunction(torch.autograd.Function):
         x: Tensor,
         *weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        more = (running,) if kernels.updates else ()
-        output, statistics, kept = kernels.forward(shape, x, weights, masks, recompute, *more)
+        running_argument = (running,) if kernels.updates else ()
+        output, statistics, kept = kernels.forward(shape, x, weights, masks, recompute, *running_argument)
         ctx.kernels, ctx.shape, ctx.counts = kernels, shape, (len(weights), len(masks))
         ctx.save_for_backward(x, *weights, *masks, statistics, *kept)
         ctx.mark_non_differentiable(statistics)

@@ -30,12 +30,12 @@ from dnas.nn.kernels.reference import BlockShape, Kernels
 
 DTYPES = torch.float32, torch.bfloat16
 PITCH_MULTIPLE = 16  # values: Triton uses vector loads if the pitch of rows is a multiple of this
-PIXELS = 128  # per tile
-TILES = 256  # tiles whose sums are added in one step
+PIXELS = 128  # pixels per tile
+TILES = 256  # number of tiles whose sums are added in one step
 # Launch options of kernels with products: enough threads to avoid register spills, within the 99 KiB of shared memory
 # that every GPU since 2020 has.
 PRODUCT_OPTIONS = {"num_warps": 8, "num_stages": 2}
-MIN_PROGRAMS = 512  # several per multiprocessor of a GPU, if there are as many tiles
+MIN_PROGRAMS = 512  # smallest number of programs per launch if there are enough tiles: several per multiprocessor
 
 
 def unavailable_reason() -> str:
@@ -373,9 +373,9 @@ def _taps(weight: Tensor) -> int:
 def _rows_read(shape: BlockShape, device: torch.device) -> tuple[Tensor, ...]:
     """Return the rows that each consumer reads, as views of one tensor."""
     reads = [[c for source in read for c in range(*shape.starts[source : source + 2])] for read in shape.reads]
-    whole = torch.tensor([c for read in reads for c in read], dtype=torch.int32, device=device)
+    rows = torch.tensor([c for read in reads for c in read], dtype=torch.int32, device=device)
     stops = list(accumulate(map(len, reads)))
-    return tuple(whole[stop - len(read) : stop] for stop, read in zip(stops, reads, strict=True))
+    return tuple(rows[stop - len(read) : stop] for stop, read in zip(stops, reads, strict=True))
 
 
 @lru_cache(maxsize=256)
