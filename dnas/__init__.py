@@ -1,6 +1,6 @@
 """dnas: neural-architecture search and ablation for densely connected convolutional networks.
 
-The public names below are loaded when they are first used, so that `import dnas` (and `dnas --help`) costs nothing.
+The public names below are loaded when they are first used, so that `import dnas` and `dnas --help` are fast.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""`python -m dnas`, which `torchrun -m dnas` needs."""
+"""Entry point of `python -m dnas`, which `torchrun -m dnas` needs."""
 
 from dnas.cli import entry_point
 

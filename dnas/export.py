@@ -61,7 +61,15 @@ class Trained:
 
 
 def checkpoint_of(source: str | Path, trial: int | None = None) -> Path:
-    """Return the checkpoint that `source` names: a file, a run directory, or a study with a `trial` (default: best)."""
+    """Return the path of the checkpoint that `source` names.
+
+    Args:
+        source: A checkpoint file, the folder of a run, or the name or folder of a study.
+        trial: Trial of the study (default: the best).
+
+    Raises:
+        InputError: There is no such checkpoint, or `trial` was given for a file.
+    """
     path = Path(source)
     if path.is_file():
         if trial is not None:
@@ -92,7 +100,7 @@ def _trial_checkpoint(folder: StudyFolder, trial: int | None) -> Path:
 
 
 def load_trained(source: str | Path, trial: int | None = None) -> Trained:
-    """Load the trained network that `source` names, see `checkpoint_of`."""
+    """Load the trained network that `source` names; see `checkpoint_of`."""
     path = checkpoint_of(source, trial)
     root = None
     study = path.parent.parent.parent
@@ -111,7 +119,7 @@ def load_network(source: str | Path, trial: int | None = None) -> nn.Module:
 
 
 def write_network(trained: Trained, path: Path) -> None:
-    """Write the weights as .safetensors, or the network as .onnx with a dynamic batch size, with metadata."""
+    """Write the weights as .safetensors, or the network as .onnx with a dynamic batch size. Both include metadata."""
     description = {
         "dnas.network": format_name(trained.run.spec),
         "dnas.spec": json.dumps(trained.run.spec.to_dict()),

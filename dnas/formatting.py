@@ -1,4 +1,4 @@
-"""Numbers and lists as text."""
+"""Formatting of numbers and lists as text."""
 
 import math
 import re
@@ -28,14 +28,14 @@ def size(number: float) -> str:
 
 def duration(seconds: float) -> str:
     """Format seconds as `48 s`, `7 min 05 s`, `1 h 12 min` or `3 days 4 h`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    if whole < 48 * 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    return f"{whole // 86400} days {whole % 86400 // 3600} h"
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{rounded} s"
+    if rounded < 3600:
+        return f"{rounded // 60} min {rounded % 60:02d} s"
+    if rounded < 48 * 3600:
+        return f"{rounded // 3600} h {rounded % 3600 // 60:02d} min"
+    return f"{rounded // 86400} days {rounded % 86400 // 3600} h"
 
 
 def params(number: float) -> str:

@@ -1,4 +1,4 @@
-"""Atomic file writes that leave the old or the new file after a kill, and a clear error for a full disk."""
+"""Atomic file writes, which leave the old or the new file after a kill, and a clear error for a full disk."""
 
 import errno
 import os
