@@ -13,15 +13,17 @@ from tests.support.patience import patience
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Begun in the background by a shell, this process ignores Ctrl-C, and so would the commands that tests interrupt.
+# A process that a shell started in the background ignores Ctrl-C, and so would the commands that tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
 def plain_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip the measurement of kernels in the hundreds of studies whose runs are formulas. It applies to this process
-    alone: the commands that tests start choose kernels as a user's do."""
+    """Skip the measurement of kernels in the hundreds of studies whose runs are formulas.
+
+    Only this process is affected. The commands that tests start choose kernels as usual.
+    """
     for module in ("dnas.executors.runner", "dnas.cli.train_network"):
         monkeypatch.setattr(f"{module}.DEFAULT_KERNELS", "plain")
 
@@ -32,7 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Measure CPU times where `--cpu-times` asks for them."""
+    """Measure CPU times if `--cpu-times` is given."""
     if path := config.getoption("--cpu-times"):
         from tests.support.cpu_times import CpuTimes
 
@@ -58,7 +60,7 @@ LONGEST = ("test_ray_tune", "test_worker", "test_processes", "test_ablation", "t
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begins with what takes longest, so that no process is left alone with it at the end."""
+    """Run the slowest files first, so that no process is still busy with one of them at the end."""
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
 
@@ -71,7 +73,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def server() -> "Iterator[Server]":
-    """A PostgreSQL of the test run's own."""
+    """A private PostgreSQL server of this test process."""
     from tests.support.postgres import Server
 
     running = Server()

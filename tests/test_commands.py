@@ -1,4 +1,4 @@
-"""The tests' own way to start commands equals a new Python."""
+"""Commands that the tests start by a fork behave like those of a new Python."""
 
 import os
 import signal
@@ -47,7 +47,7 @@ def test_errors_and_signals_end_a_command_as_they_end_python() -> None:
     assert "KeyboardInterrupt" not in Command("spaces").communicate(patience(60))[1]
 
 
-def test_a_killed_command_takes_its_forkserver_and_leaves_nothing_open() -> None:
+def test_forkserver_of_a_killed_command_ends_with_it() -> None:
     """The forked forkserver holds none of the command's descriptors, so it ends when the command does."""
     command = Command(code=TWO_PROCESSES)
     wait_until(lambda: os.fstat(command.out.fileno()).st_size, "the numbers of its processes")

@@ -20,7 +20,7 @@ def without_blocks(text: str) -> str:
 
 
 def headings_of(path: Path) -> set[str]:
-    """The anchors of a file's headings, as GitHub makes them."""
+    """Return the anchors of a file's headings, as GitHub creates them."""
     titles = re.findall(r"^#+ (.+)$", without_blocks(path.read_text()), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
@@ -54,7 +54,7 @@ def test_named_python_objects_exist(path: Path) -> None:
 
 
 def command_lines(path: Path) -> list[str]:
-    """The dnas commands in a file's shell blocks, without prompts, comments and redirections."""
+    """Return the dnas commands in a file's shell blocks, without prompts, comments and redirections."""
     blocks = re.findall(r"^```sh\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
     lines = [line for block in blocks for line in re.sub(r"\\\n\s*", "", block).splitlines()]
     commands = [part.strip() for line in lines for part in line.partition(" #")[0].split("&&")]

@@ -1,4 +1,4 @@
-"""The size of files and functions, and the one home of what must not be spread."""
+"""Limits on the size of files and functions, and code that must be in a single module."""
 
 import ast
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def test_no_function_is_too_long_to_be_read() -> None:
 
 
 def test_one_module_interprets_the_event_log() -> None:
-    """Kinds of events are compared, or matched, in one module; others call it."""
+    """Kinds of events are compared or matched in one module, which the others call."""
     kinds = {"ask", "report", "tell", "pause", "promote", "again", "extend", "widen"}
     interpreters = set()
     for path in FILES:

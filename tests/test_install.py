@@ -24,7 +24,7 @@ def test_installed_wheel_finds_its_spaces_in_any_folder(tmp_path: Path) -> None:
     assert "dnas/report/templates/report.html.j2" in names
     sources = {f"dnas/nn/kernels/csrc/{path.name}" for path in ROOT.glob("dnas/nn/kernels/csrc/*")}
     assert "dnas/nn/kernels/csrc/dense_block.cpp" in sources
-    assert sources <= set(names), "what the kernels are built from"
+    assert sources <= set(names), "the sources of the kernels"
     shipped = {name for name in names if name.startswith("dnas/shipped/studies/")}
     definitions = {f"dnas/shipped/studies/{path.name}" for path in ROOT.glob("studies/*.toml")}
     assert shipped == definitions, "every definition is shipped, and no run"

@@ -1,4 +1,4 @@
-"""The direction of imports between the packages."""
+"""Direction of imports between the packages."""
 
 import ast
 import subprocess
@@ -29,7 +29,7 @@ ORDER = [
     ["dnas.__main__"],
 ]
 LOOSE = {"__init__", "__main__", "errors", "io", "formatting", "export"}
-# A heavy package, and where it may be imported at all.
+# The modules that may import each heavy package.
 HOMES = {
     "argparse": {"dnas.cli"},
     "torch": {
@@ -59,7 +59,7 @@ def module_of(path: Path) -> str:
 
 
 def home(module: str) -> str:
-    """The entry of ORDER that a module belongs to."""
+    """Return the entry of ORDER that a module belongs to."""
     known = {name for group in ORDER for name in group}
     while module not in known:
         assert "." in module, f"{module} has no place in ORDER"
@@ -68,7 +68,7 @@ def home(module: str) -> str:
 
 
 def imports(path: Path) -> list[tuple[str, bool]]:
-    """(module, whether at import time) of each import in a file; those for type checkers only are left out."""
+    """Return (module, True if at import time) of each import in a file, without those for type checkers only."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     hidden = {
         id(node)
@@ -146,8 +146,11 @@ def test_arch_and_space_import_no_heavy_package() -> None:
 
 
 def test_a_search_imports_no_more_than_it_needs() -> None:
-    """The compiler is the workers' (their optimiser imports it), statistics are the report's, and of scikit-learn a
-    search on the digits needs a file: each takes the driver a second or more."""
+    """The driver of a search on digits imports no package that it does not need, as each would take a second or more.
+
+    Workers need the compiler, which their optimiser imports, and reports need statistics. The search needs only a file
+    of scikit-learn.
+    """
     code = """if True:
         import sys
         import dnas.analysis.efficiency, dnas.search.driver, dnas.nn
@@ -163,7 +166,7 @@ def test_no_module_is_loose_at_the_top() -> None:
 
 
 def test_modules_import_each_other_in_one_direction() -> None:
-    """No cycle between modules, imports inside functions included."""
+    """There is no cycle of imports between modules, including imports inside functions."""
     names = {module_of(path): path for path in PACKAGE.rglob("*.py")}
     arrows: dict[str, set[str]] = {}
     for name, path in names.items():

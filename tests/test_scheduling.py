@@ -1,4 +1,4 @@
-"""The test run itself: tests of a group share a process, and a test that crashes or hangs does not stop the run."""
+"""Scheduling of the tests: a group shares a process, and a test that crashes or hangs does not stop the run."""
 
 import os
 import subprocess
@@ -59,9 +59,9 @@ def test_waiting_takes_longer_on_a_busy_machine(monkeypatch: pytest.MonkeyPatch)
         assert patience(10.0) == seconds
 
 
-def test_waiting_ends_when_patience_does_and_names_what_did_not_happen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_ends_with_an_error_that_describes_the_condition(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
     answers = iter([False, False, True])
     wait_until(lambda: next(answers), "the third answer")
-    with pytest.raises(AssertionError, match=r"after 0 s still not so: the fourth answer"):
+    with pytest.raises(AssertionError, match=r"after 0 s still false: the fourth answer"):
         wait_until(lambda: False, "the fourth answer", seconds=0.0)

@@ -1,4 +1,4 @@
-"""The path between two networks, one choice at a time: its order, conditional choices, and `dnas path`."""
+"""Path between two networks, one choice at a time: order, conditional choices, and `dnas path`."""
 
 import dataclasses
 import json
@@ -50,10 +50,10 @@ def changes(space: Space, source: Mapping[str, Any], target: Mapping[str, Any], 
 
 
 def test_the_step_that_improves_most_comes_first() -> None:
-    # From 4 narrow without connections (error 0.34): dense saves 0.20, wide 0.30, so wide first; then dense nothing,
-    # the layers 0.02.
-    found = changes(SPACE, FIRST, WIDE, search_error)
-    assert found == [
+    # The start has a growth rate of 4 and no connections (error 0.34). Dense connections would save 0.20 and a growth
+    # rate of 16 saves 0.30, so that it is first. After it more layers save 0.02, and dense connections nothing.
+    steps = changes(SPACE, FIRST, WIDE, search_error)
+    assert steps == [
         (("growth_rate", 4, 16),),
         (("block_layers_1", 1, 3),),
         (("connectivity", "none", "dense"),),
@@ -62,7 +62,7 @@ def test_the_step_that_improves_most_comes_first() -> None:
     assert only_connections[0] == (("connectivity", "none", "dense"),)
 
 
-def test_every_network_on_the_path_is_one_of_the_space_and_one_step_from_the_last() -> None:
+def test_every_network_on_the_path_is_in_the_space_and_one_step_from_the_previous() -> None:
     target = WIDE | {"bottleneck": 4, "compression": 0.5, "block_layers_2": 3}
     nodes = greedy_path(SPACE, FIRST, target, by(search_error))
     assert nodes[0].spec == SPACE.spec_of(FIRST)
@@ -84,18 +84,18 @@ def test_every_network_on_the_path_is_one_of_the_space_and_one_step_from_the_las
 
 
 def test_a_conditional_choice_changes_with_its_condition() -> None:
-    # Without a bottleneck there is no compression to set: it comes with the bottleneck, in one step.
+    # Without a bottleneck the compression is inactive. Both change in one step.
     narrow = {**FIRST, "bottleneck": 4, "compression": 0.5}
     assert changes(SPACE, {**FIRST, "compression": 1.0}, narrow, search_error) == [
         (("bottleneck", 0, 4), ("compression", None, 0.5)),
     ]
-    # And back: that it was set makes no step of its own.
+    # In the opposite direction they change in one step, too.
     assert changes(SPACE, narrow, FIRST, search_error) == [(("bottleneck", 4, 0), ("compression", 0.5, None))]
 
 
 def test_choices_that_are_invalid_alone_are_changed_together() -> None:
-    # A transition that keeps a tenth of 4 channels keeps none; of 16, one. Space files are checked for such networks as
-    # far as they can be looked through.
+    # A compression of 0.1 keeps none of 4 channels, but one of 16. Space files are checked for such networks if the
+    # space is small enough to be enumerated.
     narrow = tuple(
         dataclasses.replace(choice, options=(0.1, 1.0), when={}) if choice.name == "compression" else choice
         for choice in SPACE.choices
@@ -105,22 +105,22 @@ def test_choices_that_are_invalid_alone_are_changed_together() -> None:
     target = {**source, "growth_rate": 16, "compression": 0.1}
     with pytest.raises(InputError):
         space.spec_of({**source, "compression": 0.1})
-    found = changes(space, source, target, lambda point: float(point["growth_rate"]))  # which speaks against the width
-    assert found == [(("growth_rate", 4, 16),), (("compression", 1.0, 0.1),)]
+    steps = changes(space, source, target, lambda point: float(point["growth_rate"]))  # a larger growth rate is worse
+    assert steps == [(("growth_rate", 4, 16),), (("compression", 1.0, 0.1),)]
 
 
 def test_networks_over_a_limit_are_used_last_and_marked() -> None:
     limited = dataclasses.replace(SPACE, limits=dataclasses.replace(SPACE.limits, params=4_000))
     target = {**WIDE, "block_layers_1": 1, "connectivity": "dense"}
     nodes = greedy_path(limited, FIRST, target, by(search_error))
-    assert [node.changes[0][0] for node in nodes[1:]] == ["connectivity", "growth_rate"]  # not the wide one first
+    assert [node.changes[0][0] for node in nodes[1:]] == ["connectivity", "growth_rate"]  # the growth rate is not first
     assert list(nodes[-1].excess) == ["params"]
     assert not nodes[0].excess
 
 
 def test_equal_ends_are_refused() -> None:
     with pytest.raises(InputError, match="begins where it ends"):
-        greedy_path(SPACE, FIRST, {**FIRST, "compression": 1.0}, by(search_error))  # which it doesn't make
+        greedy_path(SPACE, FIRST, {**FIRST, "compression": 1.0}, by(search_error))  # the compression is inactive
 
 
 def test_a_named_network_is_found_in_the_space() -> None:
@@ -143,7 +143,7 @@ def test_trained_steps_are_differences_within_a_seed() -> None:
     assert [round(one.value, 9) for one in found.errors] == [0.4, 0.3, 0.25]
     first, second, third = found.changes
     assert np.isnan(first.value)
-    assert (second.value, second.low, second.high) == pytest.approx((-0.1, -0.1, -0.1))  # alike in every seed
+    assert (second.value, second.low, second.high) == pytest.approx((-0.1, -0.1, -0.1))  # equal for all seeds
     # mean -0.05 of -0.1 and 0, sd 0.0707, t(1) 12.706: ± 12.706 · 0.0707 / √2 = 0.6353
     assert (third.value, third.low, third.high) == pytest.approx((-0.05, -0.68531, 0.58531), abs=1e-5)
     assert found.whole.value == pytest.approx(-0.15)
@@ -152,7 +152,7 @@ def test_trained_steps_are_differences_within_a_seed() -> None:
     assert np.isnan(alone.low)
 
 
-# --- of a study ---------------------------------------------------------------------------------------------------
+# --- paths of a study ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -266,7 +266,8 @@ def test_the_networks_of_a_path_are_trained_in_pairs_and_once(
     records = trained.records()
     assert len(records) == 2 * len(first["steps"])
     assert all(record.started == begun[record.number] for record in records if record.number in begun)
-    assert {tuple(record.seed) for record in records} == {(2, 0), (3, 0)}  # 1 is the search's own, and 0 its split
+    # 1 is the seed of the search, and 0 that of its split.
+    assert {tuple(record.seed) for record in records} == {(2, 0), (3, 0)}
     assert {record.data["split_seed"] for record in records} == {2, 3}
     found = read_evidence(made)
     values = read_trained(made, found, path_of(made, found), 2).values

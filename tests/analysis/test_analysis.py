@@ -1,4 +1,4 @@
-"""The numbers of `dnas.analysis`: laws, and values worked out by hand."""
+"""The numbers of `dnas.analysis`: invariants, and values computed by hand."""
 
 import itertools
 import math
@@ -55,7 +55,7 @@ FEW = [0.1, 0.1, 0.2, 0.25, 0.5, math.nan]
         max_size=15,
     )
 )
-def test_the_front_is_what_nothing_dominates(rows: list[tuple[str, int, float]]) -> None:
+def test_front_contains_the_trials_that_no_trial_dominates(rows: list[tuple[str, int, float]]) -> None:
     frame = pd.DataFrame(
         [{"number": i, "state": s, "params": p, "val_error": e, "network": "n"} for i, (s, p, e) in enumerate(rows)]
     )
@@ -75,16 +75,16 @@ def test_the_noise_floor_is_binomial() -> None:
     floor = noise_floor(0.06, 5000)
     assert floor.standard_error == standard_error(0.06, 5000) == pytest.approx(math.sqrt(0.06 * 0.94 / 5000))
     assert (floor.low, floor.high) == wilson_interval(0.06, 5000)
-    assert noise_floor(0.0, 100).high > 0.03  # no errors on 100 images is not certainty
+    assert noise_floor(0.0, 100).high > 0.03  # 100 images without an error leave uncertainty
 
 
-@pytest.mark.parametrize(("error", "size", "law"), [(5.9, 100, "0 <= error <= 1"), (0.1, 0, "size >= 1")])
-def test_a_percentage_is_refused(error: float, size: int, law: str) -> None:
-    with pytest.raises(InputError, match=law):
+@pytest.mark.parametrize(("error", "size", "constraint"), [(5.9, 100, "0 <= error <= 1"), (0.1, 0, "size >= 1")])
+def test_noise_floor_of_invalid_arguments_is_refused(error: float, size: int, constraint: str) -> None:
+    with pytest.raises(InputError, match=constraint):
         noise_floor(error, size)
 
 
-def test_published_points_are_those_of_table_2() -> None:
+def test_published_points_equal_table_2() -> None:
     c10 = published("cifar10")
     row = c10[(c10["method"] == "DenseNet-BC (k=12)") & c10["augmented"]].iloc[0]
     assert (row["depth"], row["params"], row["test_error"]) == (100, 800_000, 0.0451)
@@ -96,7 +96,7 @@ def test_published_points_are_those_of_table_2() -> None:
     assert list(published("digits")) == list(c10)
 
 
-def test_only_published_networks_of_about_the_same_size_are_near() -> None:
+def test_only_published_networks_of_similar_size_are_selected() -> None:
     near = within_reach(published("cifar10"), pd.DataFrame({"params": [300_000, 900_000]}))
     assert near["params"].max() <= 3_600_000
     assert near["params"].min() >= 75_000
@@ -106,7 +106,7 @@ def test_only_published_networks_of_about_the_same_size_are_near() -> None:
 
 @given(any_specs())
 @settings(max_examples=25, deadline=None)
-def test_the_parts_add_up_to_the_network(spec: Spec) -> None:
+def test_costs_of_the_parts_add_up_to_the_network(spec: Spec) -> None:
     parts, whole = cost_by_part(spec), cost(spec)
     assert (parts["params"].sum(), parts["macs"].sum()) == (whole.params, whole.macs)
     assert parts["params_share"].sum() == pytest.approx(1)
@@ -122,7 +122,7 @@ def test_the_parts_add_up_to_the_network(spec: Spec) -> None:
 # --- weight norms -------------------------------------------------------------------------------------------------
 
 
-def test_a_layers_rms_is_that_of_all_its_weights() -> None:
+def test_rms_of_a_layer_covers_all_its_weights() -> None:
     names = (
         "classifier.weight",  # the order is restored
         "features.conv0.weight",
@@ -152,7 +152,7 @@ def test_a_layers_rms_is_that_of_all_its_weights() -> None:
     assert norms.ratio[:, 1].tolist() == pytest.approx([2, 2, 2, 2, 2, math.nan, 2], nan_ok=True)
 
 
-def test_a_residual_unit_is_a_row_with_its_shortcut() -> None:
+def test_row_of_a_residual_unit_includes_its_shortcut() -> None:
     names = (
         "features.stage1.unit10.conv1.weight",
         "features.stage1.unit2.conv1.weight",
@@ -174,14 +174,14 @@ def test_names_without_a_weight_are_refused() -> None:
 
 
 @given(any_specs())
-@example(parse_name("resnet:units=1-1,width=4-4"))  # a shortcut for its stride alone
+@example(parse_name("resnet:units=1-1,width=4-4"))  # the shortcut is needed for the stride only
 @settings(max_examples=30, deadline=None)
-def test_the_sizes_of_weights_are_those_of_the_module(spec: Spec) -> None:
+def test_sizes_of_weights_equal_those_of_the_module(spec: Spec) -> None:
     real = {name: p.numel() for name, p in build(spec).named_parameters() if p.ndim > 1}
     assert weight_sizes(spec) == real
 
 
-def test_each_kind_of_norm_is_of_its_own_parameters() -> None:
+def test_each_kind_of_norm_reads_its_parameters() -> None:
     names = (
         "features.conv0.weight",
         "features.norm0.weight",
@@ -209,7 +209,7 @@ def test_each_kind_of_norm_is_of_its_own_parameters() -> None:
     assert (rms.kind, gradient_norms(past).kind) == ("rms", "gradient")
 
 
-def test_what_was_not_measured_is_said() -> None:
+def test_norms_that_were_not_measured_are_reported() -> None:
     past = NormHistory(
         ("classifier.weight", "features.norm5.weight"), np.array([1, 0]), np.ones((1, 2)), (), np.empty((1, 0))
     )
@@ -235,7 +235,7 @@ def test_norms_of_residual_units_have_one_row_per_unit() -> None:
     assert weight_norms(past).layers == ("stem", "stage1.unit1", "stage2.unit1", "classifier")
 
 
-def test_norms_are_read_from_a_trials_folder(tmp_path: Path) -> None:
+def test_norms_are_read_from_the_folder_of_a_trial(tmp_path: Path) -> None:
     study = make_study(tmp_path / "s", ["complete"])
     history = read_norms(study.trial_folder(0))
     assert history.l2.shape == (13, len(history.names))
@@ -275,7 +275,7 @@ def test_norms_are_read_from_a_checkpoint(tmp_path: Path) -> None:
     ("content", "words_of_it"),
     [(b"", "damaged"), (b"PK\x03\x04 torn", "damaged"), (None, "no norms")],
 )
-def test_what_holds_no_norms_says_so(tmp_path: Path, content: bytes | None, words_of_it: str) -> None:
+def test_missing_or_damaged_norms_are_reported(tmp_path: Path, content: bytes | None, words_of_it: str) -> None:
     if content is not None:
         (tmp_path / "norms.npz").write_bytes(content)
     with pytest.raises(InputError, match=words_of_it):
@@ -303,8 +303,8 @@ def test_curves_have_one_row_per_trial_and_epoch(tmp_path: Path) -> None:
     assert learning_curves(make_study(tmp_path / "none", [])).empty
 
 
-def test_curves_are_what_each_file_says(tmp_path: Path) -> None:
-    """With any columns in any order, with gaps, and without a row."""
+def test_curves_equal_the_contents_of_their_files(tmp_path: Path) -> None:
+    """The files have any columns in any order, gaps, or no rows."""
     study = make_study(tmp_path / "s", ["complete"] * 5, epochs=3)
     files = [study.trial_folder(number) / "curve.csv" for number in range(5)]
     files[1].write_text("val_loss,epoch,val_error\r\n2.5,1,0.1\r\n,2,\r\n")
@@ -326,7 +326,7 @@ def test_curves_are_what_each_file_says(tmp_path: Path) -> None:
     assert shuffled[4][:, 0].tolist() == [1, 2, 3]
 
 
-def test_leading_counts_from_the_last_epoch_that_another_won() -> None:
+def test_lead_starts_after_the_last_epoch_that_another_trial_won() -> None:
     errors = {1: [0.5, 0.3, 0.3, 0.2, 0.1], 2: [0.4, 0.4, 0.2, 0.2, 0.2], 3: [0.1]}
     curves = pd.DataFrame(
         [{"number": n, "epoch": e, "val_error": v} for n, row in errors.items() for e, v in enumerate(row, 1)]
@@ -345,7 +345,7 @@ def arms_of(sampler: list[float], control: list[float]) -> tuple[dict[int, float
     return values, {number: "sampler" if number < len(sampler) else "control" for number in values}
 
 
-def test_arms_are_compared_as_by_hand() -> None:
+def test_comparison_of_arms_equals_a_computation_by_hand() -> None:
     found = compare_arms(*arms_of([0.1, 0.2, 0.3, 0.4], [0.3, 0.5, 0.6, 0.6]), "val_error", 4)
     assert found.difference == pytest.approx(0.25 - 0.5)
     # Pairs: 0.1, 0.2 and 0.4 win 4, 4 and 3 of 4; 0.3 wins 3 and ties 1.
@@ -355,7 +355,7 @@ def test_arms_are_compared_as_by_hand() -> None:
     theirs = stats.ttest_ind([0.1, 0.2, 0.3, 0.4], [0.3, 0.5, 0.6, 0.6], equal_var=False).confidence_interval()
     assert found.interval == pytest.approx((theirs.low, theirs.high))
     assert found.interval == pytest.approx((-0.25 - 2.4520 * error, -0.25 + 2.4520 * error), abs=2e-4)
-    # The sampler's ranks add up to 1 + 2 + 3.5 + 5, where 18 is expected.
+    # The sampler's ranks add up to 1 + 2 + 3.5 + 5 = 11.5, and 18 is their expected sum.
     ranks = [1, 2, 3.5, 3.5, 5, 6, 7.5, 7.5]
     sums = [sum(way) for way in itertools.combinations(ranks, 4)]
     assert found.p == pytest.approx(sum(abs(total - 18) >= 18 - 11.5 for total in sums) / 70)
@@ -380,7 +380,7 @@ def test_exchanging_the_arms_mirrors_the_comparison(sampler: list[float], contro
         assert one.interval[0] <= one.difference <= one.interval[1]  # type: ignore[operator]
 
 
-def test_many_trials_need_no_count_of_all_ways() -> None:
+def test_p_of_many_trials_is_computed_without_enumeration() -> None:
     rng = np.random.default_rng(0)
     found = compare_arms(*arms_of(list(rng.uniform(0, 1, 60)), list(rng.uniform(0.3, 1.3, 40))), "val_error", 1)
     assert found.p is not None
@@ -388,7 +388,7 @@ def test_many_trials_need_no_count_of_all_ways() -> None:
     assert found.enough
 
 
-def test_what_needs_more_trials_is_left_out() -> None:
+def test_results_that_need_more_trials_are_none() -> None:
     none = compare_arms(*arms_of([0.1, 0.2], []), "val_error", 3)
     assert (none.beats, none.p, none.difference, none.best, none.detectable, none.enough) == (*[None] * 5, False)
     single = compare_arms(*arms_of([0.1], [0.2]), "val_error", 3)
@@ -397,13 +397,13 @@ def test_what_needs_more_trials_is_left_out() -> None:
     assert (alike.interval, alike.p, alike.beats, alike.difference) == (None, 1.0, 0.5, 0.0)
 
 
-def test_networks_given_first_are_in_neither_arm() -> None:
+def test_first_networks_of_the_space_belong_to_neither_arm() -> None:
     found = compare_arms({0: 0.1, 1: 0.2, 2: 0.3}, {0: "first", 1: "control", 2: "sampler"}, "val_error", 3)
     assert (found.sampler, found.control) == ({2: 0.3}, {1: 0.2})
 
 
-def test_too_few_trials_can_show_nothing() -> None:
-    # Noether 1987, the two-sample test, solved for the probability: 0.5 + 2.8016 / sqrt(12 · 10 · 10 / 20) = 0.8617
+def test_detectable_effect_and_sufficient_number_of_trials() -> None:
+    # Noether 1987, two-sample test, solved for the probability: 0.5 + 2.8016 / sqrt(12 · 10 · 10 / 20) = 0.8617
     assert detectable(10, 10) == pytest.approx(0.8617, abs=1e-4)
     assert not compare_arms(*arms_of([0.1] * 17, [0.2] * 3), "val_error", 1).enough
     assert compare_arms(*arms_of([0.1] * 21, [0.2] * 3), "val_error", 1).enough
@@ -419,19 +419,19 @@ def test_the_expected_best_is_the_mean_over_all_draws(values: list[float], data:
 
 def test_pairs_that_dominate_are_counted() -> None:
     first, second = np.array([[0.1, 5], [0.3, 9]]), np.array([[0.1, 5], [0.2, 7]])
-    # (0.1, 5) ties with itself and dominates (0.2, 7); both of the second dominate (0.3, 9).
+    # (0.1, 5) ties with the equal point and dominates (0.2, 7). Both points of `second` dominate (0.3, 9).
     assert dominance(first, second) == (0.25, 0.5)
 
 
-def test_arms_are_compared_where_the_first_was_stopped() -> None:
+def test_arms_are_compared_at_the_epoch_of_the_first_stop() -> None:
     reports = [{"event": "report", "number": n, "epoch": e, "go_on": e < 9} for n in (0, 1) for e in (3, 9)]
     assert decision_epoch([], [], 27) == 27
     assert decision_epoch(reports, [], 27) == 9
-    assert decision_epoch([*reports, {"event": "tell", "number": 0}], [3], 27) == 3  # a log that was lost in part
+    assert decision_epoch([*reports, {"event": "tell", "number": 0}], [3], 27) == 3  # a part of the log is missing
     assert decision_epoch([*reports, {"event": "extend", "epochs": 60, "trials": [0]}], [], 60) == 60
 
 
-def test_values_at_an_epoch_are_those_of_all_that_got_there(tmp_path: Path) -> None:
+def test_values_at_an_epoch_include_all_trials_that_reached_it(tmp_path: Path) -> None:
     study = make_study(tmp_path / "s", ["complete", "stopped", "paused", "failed", "running"], epochs=8)
     curves = learning_curves(study)
     assert sorted(values_at(curves, "val_error", 2)) == [0, 1, 2, 4]
@@ -440,11 +440,11 @@ def test_values_at_an_epoch_are_those_of_all_that_got_there(tmp_path: Path) -> N
     assert values_at(learning_curves(make_study(tmp_path / "none", [])), "val_error", 2) == {}
 
 
-# --- words --------------------------------------------------------------------------------------------------------
+# --- formatting ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("text", "expected"),
     [
         (words.params(31_234), "0.031 M"),
         (words.params(769_162), "0.77 M"),
@@ -461,5 +461,5 @@ def test_values_at_an_epoch_are_those_of_all_that_got_there(tmp_path: Path) -> N
         (words.joined(["a", "b", "c"]), "a, b and c"),
     ],
 )
-def test_numbers_are_written_as_people_read_them(said: str, expected: str) -> None:
-    assert said == expected
+def test_numbers_are_formatted(text: str, expected: str) -> None:
+    assert text == expected

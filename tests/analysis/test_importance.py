@@ -1,4 +1,4 @@
-"""Importance over a search: fANOVA's exact sums, its nulls and intervals, and `dnas importance`."""
+"""Importance in a search: exact sums of fANOVA, null distributions, intervals, and `dnas importance`."""
 
 import itertools
 import json
@@ -34,7 +34,7 @@ def shares_of(found: Fanova) -> dict[tuple[str, str], float]:
     return {(row.choice, row.other): row.share for row in found.effects.itertuples()}
 
 
-def test_the_shares_of_a_tree_are_those_of_its_predictions_at_every_point() -> None:
+def test_shares_of_a_tree_equal_those_of_its_predictions_at_every_point() -> None:
     rng = np.random.default_rng(3)
     cells = np.column_stack([rng.integers(len(axis.values), size=60) for axis in AXES])
     forest = Forest(AXES, cells, rng.random(60) + cells[:, 0] * (cells[:, 2] == 1), trees=1, leaf=1)
@@ -51,7 +51,7 @@ def test_the_shares_of_a_tree_are_those_of_its_predictions_at_every_point() -> N
         np.testing.assert_allclose(forest.marginal(i, j), both)
     np.testing.assert_allclose(forest.marginal(1), means[1])
     assert forest.shares.rest == pytest.approx(1 - forest.shares.single.sum() - np.triu(forest.shares.pair).sum())
-    # of the additive part, by hand
+    # of the additive part, computed by hand
     alone = cube.mean() + sum(mean[points[:, i]] - cube.mean() for i, mean in enumerate(means))
     np.testing.assert_allclose(forest.additive(points), alone)
 
@@ -67,7 +67,7 @@ def test_a_sum_has_the_variances_of_its_terms_and_no_interaction() -> None:
     assert (found.single, found.pairs) == (pytest.approx(1), pytest.approx(0, abs=1e-9))
 
 
-def test_exclusive_or_is_all_interaction() -> None:
+def test_exclusive_or_is_an_interaction_only() -> None:
     cells = np.tile(every_point((*BITS, Axis("idle", (0, 1, 2), True))), (12, 1))
     rng = np.random.default_rng(0)
     errors = (cells[:, 0] ^ cells[:, 1]) + 0.05 * rng.random(len(cells))
@@ -81,7 +81,7 @@ def test_exclusive_or_is_all_interaction() -> None:
     assert (single["share"] < 0.02).all()
 
 
-def test_a_choice_that_matters_nothing_is_not_told_from_chance() -> None:
+def test_choice_without_an_effect_is_not_distinguishable_from_chance() -> None:
     false, seen = 0, 0
     for seed in range(6):
         rng = np.random.default_rng(seed)
@@ -94,10 +94,10 @@ def test_a_choice_that_matters_nothing_is_not_told_from_chance() -> None:
         seen += bool(effects.loc[("k", "")]["clear"])
         false += int(effects["clear"].sum()) - bool(effects.loc[("k", "")]["clear"])
     assert seen == 6
-    assert false <= 2  # of 30: two idle choices and three pairs, six times
+    assert false <= 2  # of 30 tests, which are two choices without effect and three pairs for each of six seeds
 
 
-def test_intervals_hold_the_share_and_narrow_with_trials() -> None:
+def test_intervals_contain_the_share_and_narrow_with_more_trials() -> None:
     widths = []
     for trials in (40, 300):
         rng = np.random.default_rng(1)
@@ -110,10 +110,10 @@ def test_intervals_hold_the_share_and_narrow_with_trials() -> None:
     assert widths[1] < widths[0] / 2
 
 
-def test_the_best_tenth_is_not_about_what_happens_among_the_worst() -> None:
+def test_shares_for_the_best_tenth_ignore_differences_among_the_worst() -> None:
     rng = np.random.default_rng(2)
     cells = np.column_stack([rng.integers(4, size=300), rng.integers(3, size=300)])
-    # k = 4 alone leads to the best; the layers order only the others, and make most of the variance
+    # Only k = 4 leads to the best networks. The layers determine the order of the others and most of the variance.
     errors = np.where(cells[:, 0] == 0, 0.1, 0.2 + 0.3 * cells[:, 1]) + 0.01 * rng.random(300)
     every = shares_of(fanova(AXES[:2], cells, errors, bootstraps=20, rounds=1))
     ceiling = float(np.sort(errors)[30])
@@ -122,18 +122,18 @@ def test_the_best_tenth_is_not_about_what_happens_among_the_worst() -> None:
     assert best["k", ""] > 0.5 > 0.2 > best["layers", ""]
 
 
-def test_a_choice_that_was_not_made_changes_nothing() -> None:
+def test_inactive_choice_has_no_effect() -> None:
     axes = (Axis("bottleneck", (0, 4), True), Axis("width", (1, 2, 3, 4), True))
     rng = np.random.default_rng(5)
     cells = np.column_stack([rng.integers(2, size=200), rng.integers(4, size=200)])
     errors = np.where(cells[:, 0] == 1, 1.0 + cells[:, 1], 0.0)
     cells[cells[:, 0] == 0, 1] = -1
     forest = Forest(axes, cells, errors)
-    assert np.ptp(forest.marginal(0, 1)[0]) < 0.1  # without a bottleneck, the width is all the same
+    assert np.ptp(forest.marginal(0, 1)[0]) < 0.1  # without a bottleneck the width has no effect
     np.testing.assert_allclose(forest.marginal(0, 1)[1], [1, 2, 3, 4], atol=0.3)
 
 
-def test_single_effects_agree_with_optunas() -> None:
+def test_single_effects_agree_with_optuna() -> None:
     import optuna
     from optuna.distributions import FloatDistribution
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
@@ -155,7 +155,7 @@ def test_single_effects_agree_with_optunas() -> None:
     np.testing.assert_allclose(ours, [theirs[f"x{i}"] for i in range(3)], atol=0.02)
 
 
-def test_too_little_is_refused() -> None:
+def test_too_few_trials_or_choices_are_refused() -> None:
     cells = every_point(BITS)
     with pytest.raises(InputError, match="at least 10 trials with an error and a choice that varies, but got 4 trials"):
         fanova(BITS, cells, np.arange(4))
@@ -173,7 +173,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
     return add_search(tmp_path_factory.mktemp("of") / "made", 90, search_error, {80: "stopped", 85: "failed"})
 
 
-def test_evidence_is_of_the_complete_trials_and_counts_the_others(study: StudyFolder) -> None:
+def test_evidence_contains_the_complete_trials_and_counts_the_others(study: StudyFolder) -> None:
     found = read_evidence(study)
     assert len(found.errors) == 88
     assert found.left_out == {"stopped": 1, "failed": 1}
@@ -181,30 +181,32 @@ def test_evidence_is_of_the_complete_trials_and_counts_the_others(study: StudyFo
     record = study.records()[0]
     assert found.errors[0] == record.val_error
     made = found.params["compression"].notna()
-    assert (made == (found.params["bottleneck"] == 4)).all()  # a compression without bottleneck was not made
+    assert (made == (found.params["bottleneck"] == 4)).all()  # without a bottleneck the compression is inactive
     columns = [axis.name for axis in found.axes]
     at = columns.index("compression")
     assert ((found.cells[:, at] == -1) == ~made).all()
 
 
-def test_evidence_after_an_epoch_has_what_was_stopped_later(study: StudyFolder) -> None:
-    found = read_evidence(study, epoch=3)  # add_trial's stopped ones have a quarter of 12
+def test_evidence_after_an_epoch_includes_trials_stopped_later(study: StudyFolder) -> None:
+    found = read_evidence(study, epoch=3)  # stopped trials of `add_trial` have a quarter of 12 epochs
     assert 80 in found.numbers
     assert 85 not in found.numbers
     with pytest.raises(InputError, match="has been trained for 13 epochs"):
         read_evidence(study, epoch=13)
 
 
-def test_the_network_itself_can_be_what_matters(study: StudyFolder) -> None:
+def test_evidence_by_spec_has_the_properties_of_the_network(study: StudyFolder) -> None:
     found = evidence(study.config(), study.records(), by=SPEC)
     names = {axis.name for axis in found.axes}
     assert {"depth", "params", "macs", "growth_rate", "block_layers_1", "connectivity"} <= names
-    assert "image_size" not in names  # the same in all
+    assert "image_size" not in names  # equal for all networks
     assert (found.cells >= 0).all()
     assert max(len(axis.values) for axis in found.axes) <= 16
 
 
-def test_the_command_says_what_matters(study: StudyFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_the_importance(
+    study: StudyFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "a" / "effects.csv"
     assert main(["importance", str(study.path), "--bootstraps", "20", "--out", str(out)]) == 0
     text = capsys.readouterr().out
@@ -230,7 +232,9 @@ def test_the_command_says_what_matters(study: StudyFolder, tmp_path: Path, capsy
     assert rows[REST, ""]["null"] is None
 
 
-def test_the_command_does_not_believe_noise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_reports_that_shares_of_noise_are_unreliable(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rng = np.random.default_rng(0)
     made = add_search(tmp_path / "noise", 30, lambda params: float(rng.random()), {}, trials=40)
     assert main(["importance", str(made.path), "--bootstraps", "20"]) == 0
@@ -268,7 +272,7 @@ def test_bad_input_is_one_line(
 # --- the figures --------------------------------------------------------------------------------------------------
 
 
-def test_the_figures_say_what_was_found(study: StudyFolder) -> None:
+def test_the_figures_state_the_result(study: StudyFolder) -> None:
     found = read_evidence(study)
     whole, best = found.fanova(False, 20, 1), found.fanova(True, 20, 1)
     figure = plot_fanova(whole, best)

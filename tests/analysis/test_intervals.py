@@ -25,21 +25,21 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 def test_sign_flip_p_by_hand() -> None:
     assert sign_flip_p([1, 2, 3]) == 2 / 8  # |sums| with the first sign +: 6, 4, 2, 0
-    assert sign_flip_p([3, 1, -1]) == 3 / 4  # 5, 3, 3, 1, its own is 3
+    assert sign_flip_p([3, 1, -1]) == 3 / 4  # sums 5, 3, 3, 1; the observed one is 3
     assert sign_flip_p([1, 2, -4]) == 1.0
     assert sign_flip_p([-0.01] * 7) == 2 / 2**7
-    assert sign_flip_p([0, 0, 1]) == 1.0  # a zero is as likely + as -
+    assert sign_flip_p([0, 0, 1]) == 1.0  # a zero has both signs with equal probability
     assert sign_flip_p([0, 0, 0]) == sign_flip_p([0.3]) == sign_flip_p([]) == 1.0
 
 
-def test_sums_equal_but_for_rounding_tie() -> None:
-    whole = np.array([1, 2, 3, -3, 4, -1])  # own sum 6
+def test_sums_that_differ_only_by_rounding_are_ties() -> None:
+    whole = np.array([1, 2, 3, -3, 4, -1])  # the observed sum is 6
     sums = [abs(np.dot(signs, whole)) for signs in itertools.product((1, -1), repeat=6)]
     expected = np.mean([total >= 6 for total in sums])
     assert sign_flip_p(whole / 10) == sign_flip_p(whole / 144) == sign_flip_p(whole * 1e-7) == expected
 
 
-def test_many_pairs_draw_signs_and_never_give_zero() -> None:
+def test_p_of_many_pairs_is_estimated_from_random_signs_and_never_zero() -> None:
     assert sign_flip_p([0.01] * 30) == pytest.approx(1e-5, abs=1e-12)  # (1 + 0) / (1 + 99,999)
     mixed = [1.0] * 20 + [-1.0] * 5  # at most 5 of 25 coins on one side: 2·(1 + 25 + 300 + 2300 + 12650 + 53130) / 2^25
     assert sign_flip_p(mixed) == pytest.approx(2 * 68406 / 2**25, abs=6e-4)
@@ -57,13 +57,13 @@ def test_bootstrap_interval_follows_the_skew_and_moves_with_the_data() -> None:
     d = np.array([0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 2.0, 3.5])
     low, high = bootstrap_interval(d)
     assert high - d.mean() > 1.5 * (d.mean() - low)
-    assert bootstrap_interval(-d) == pytest.approx((-high, -low), rel=0.1)  # other resamples, mirrored
+    assert bootstrap_interval(-d) == pytest.approx((-high, -low), rel=0.1)  # the resamples differ
     assert bootstrap_interval(d + 5) == pytest.approx((low + 5, high + 5))
     assert bootstrap_interval(d / 100) == pytest.approx((low / 100, high / 100))
 
 
-def test_bootstrap_of_what_hardly_varies_is_students() -> None:
-    d = [0, 0, 0, 0, 0.01]  # a third of its resamples are all 0
+def test_bootstrap_of_values_that_hardly_vary_equals_students_interval() -> None:
+    d = [0, 0, 0, 0, 0.01]  # a third of the resamples contain only zeros
     assert bootstrap_interval(d) == t_interval(d)
 
 
@@ -76,11 +76,11 @@ def test_the_wilson_interval_has_its_golden_values() -> None:
 
 @pytest.mark.parametrize("freedom", [1, 2, 7, 3.7, 120])
 @pytest.mark.parametrize("alpha", [0.05, 0.01, 0.05 / 3])
-def test_t_quantile_equals_that_of_scipys_distribution(freedom: float, alpha: float) -> None:
+def test_t_quantile_equals_scipy(freedom: float, alpha: float) -> None:
     assert t_quantile(freedom, alpha) == float(stats.t.ppf(1 - alpha / 2, freedom))
 
 
-def test_t_half_width_is_that_of_the_interval() -> None:
+def test_t_half_width_equals_half_the_interval() -> None:
     low, high = t_interval([0.01, 0.02, 0.03, 0.05])
     assert t_half_width(float(np.std([1, 2, 3, 5], ddof=1)) / 100, 4) == pytest.approx((high - low) / 2)
 

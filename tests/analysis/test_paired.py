@@ -1,4 +1,4 @@
-"""The statistics of an ablation: known answers by hand, and simulations of what the intervals and tests promise."""
+"""Statistics of an ablation: results computed by hand, and simulations of coverage and error rates."""
 
 import itertools
 import math
@@ -52,7 +52,7 @@ def test_detectable_difference() -> None:
 # --- a study ------------------------------------------------------------------------------------------------------
 
 
-def test_each_variant_against_the_base() -> None:
+def test_each_variant_is_compared_with_the_base() -> None:
     base = [0.10, 0.11, 0.12, 0.10, 0.09, 0.10, 0.11]
     values = table(
         base=base,
@@ -66,7 +66,7 @@ def test_each_variant_against_the_base() -> None:
     assert [c.verdict for c in effects.comparisons] == ["fewer errors", "more errors", "cannot tell"]
     assert better.mean == pytest.approx(-0.02)
     assert better.seeds == tuple(range(7))
-    assert better.effect_size == pytest.approx(-0.02 / (0.01 * math.sqrt(4 / 6)))  # squares about the mean: 4·0.01²
+    assert better.effect_size == pytest.approx(-0.02 / (0.01 * math.sqrt(4 / 6)))  # sum of squared deviations: 4·0.01²
     assert better.p == worse.p == 2 / 2**7
     assert same.p == 1.0
     assert (better.p_holm, worse.p_holm, same.p_holm) == (3 / 64, 3 / 64, 1.0)
@@ -90,7 +90,7 @@ def test_five_pairs_never_give_a_verdict_on_three_comparisons() -> None:
         assert all(c.detectable == math.inf for c in effects.comparisons)
 
 
-def test_a_missing_run_leaves_its_own_comparison_alone() -> None:
+def test_missing_run_affects_only_its_comparison() -> None:
     rng = np.random.default_rng(1)
     values = pd.DataFrame(rng.normal(0.1, 0.01, (8, 3)), columns=["base", "x", "y"], index=range(10, 18))
     whole = compare_with_base(values, "base")
@@ -102,21 +102,22 @@ def test_a_missing_run_leaves_its_own_comparison_alone() -> None:
     assert y.differences == whole.comparisons[1].differences
     assert effects.left_out == {"x": (12,)}
     assert effects.pairs == 7
-    values.loc[13, "base"] = math.nan  # the base's is every comparison's
+    values.loc[13, "base"] = math.nan  # a missing run of the base affects every comparison
     effects = compare_with_base(values, "base")
     assert [len(c.seeds) for c in effects.comparisons] == [6, 7]
     assert effects.left_out == {"base": (13,), "x": (12,)}
 
 
-def test_a_comparison_with_fewer_pairs_can_be_told_at_a_later_step() -> None:
+def test_comparison_with_fewer_pairs_can_be_decided_at_a_later_step() -> None:
     values = table(b=[0.0] * 8, x=[1.0] * 8, y=[1.0] * 6 + [math.nan] * 2)
-    effects = compare_with_base(values, "b")  # 2/256·2, then 2/64: each at most 0.05, and 7 pairs needed by oneself
+    # p = 2/256·2, then 2/64. Each is at most 0.05, although a verdict on both at the first step needs 7 pairs.
+    effects = compare_with_base(values, "b")
     assert [c.verdict for c in effects.comparisons] == ["more errors", "more errors"]
     values["x"] = [1.0, -1.0] * 4
     assert compare_with_base(values, "b").comparisons[1].verdict == "too few seeds"
 
 
-def test_too_little_to_say_anything_is_said_without_a_warning() -> None:
+def test_constant_or_missing_values_cause_no_warning() -> None:
     values = table(base=[0.1] * 7, same=[0.1] * 7, shifted=[0.3] * 7, lost=[math.nan] * 7)
     same, shifted, lost = compare_with_base(values, "base").comparisons
     assert (same.mean, same.t_interval, same.bootstrap_interval, same.p) == (0.0, (0.0, 0.0), (0.0, 0.0), 1.0)
@@ -140,7 +141,7 @@ def test_too_little_to_say_anything_is_said_without_a_warning() -> None:
     assert not alone.can_conclude
 
 
-def test_bad_tables() -> None:
+def test_invalid_tables_are_refused() -> None:
     values = table(base=[0.1, 0.2], x=[0.1, 0.2])
     with pytest.raises(InputError, match=r"no variant 'bsae'.*Did you mean base"):
         compare_with_base(values, "bsae")
@@ -150,7 +151,7 @@ def test_bad_tables() -> None:
         compare_with_base(values, "base", alpha=5)
 
 
-def test_two_tables_as_one_family() -> None:
+def test_two_tables_are_corrected_as_one_family() -> None:
     values = table(b=[0.0] * 7, x=[1.0] * 7, y=[1.0] * 7)
     first, second = (compare_with_base(values[["b", name]], "b") for name in "xy")
     assert first.comparisons[0].p_holm == 1 / 64
@@ -162,7 +163,7 @@ def test_two_tables_as_one_family() -> None:
     assert together() == ()
 
 
-def test_what_the_seed_alone_does() -> None:
+def test_noise_of_the_seed_by_hand() -> None:
     noise = seed_noise([0.10, 0.12, 0.14, math.nan], pairs=8)  # sd 0.02, t of 2 degrees of freedom 4.3027
     assert (noise.sd, noise.difference) == pytest.approx((0.02, 0.02 * math.sqrt(2)))
     assert noise.band == pytest.approx(4.30265 * 0.02 * math.sqrt(2 / 8))
@@ -195,9 +196,9 @@ def test_main_effects_and_interaction_of_two_factors_by_hand() -> None:
     assert effects.noise == pytest.approx(0.1 / math.sqrt(2))
 
 
-def test_more_levels_each_against_the_base() -> None:
+def test_each_further_level_is_compared_with_the_base() -> None:
     points = {f"{k}-{drop}": {"k": k, "drop": drop} for k in (12, 24, 40) for drop in (0.0, 0.2)}
-    # Additive, but that k = 40 with dropout gains 0.01 more.
+    # The effects are additive, except that k = 40 with dropout gains 0.01 more.
     error = {12: 0.10, 24: 0.07, 40: 0.06}
     row = {n: error[p["k"]] - 0.1 * p["drop"] - 0.01 * (n == "40-0.2") for n, p in points.items()}
     effects = factorial_effects(pd.DataFrame([row, row]), points, {"k": 12, "drop": 0.0})
@@ -227,12 +228,12 @@ def test_a_seed_that_lacks_a_run_is_left_out_of_the_contrasts_that_need_it() -> 
 
 
 def half_fraction(generator: Callable[[int, int, int], int]) -> dict[str, dict[str, int]]:
-    """Three free two-level factors A, B, C, and D by the generator; the base has every level 1."""
+    """Return three free two-level factors A, B, C, and D by the generator; the base has level 1 of each."""
     rows = [(*signs, generator(*signs)) for signs in itertools.product((1, -1), repeat=3)]
     return {str(number): dict(zip("ABCD", row, strict=True)) for number, row in enumerate(rows)}
 
 
-def test_fractions_carry_their_aliases() -> None:
+def test_effects_of_fractions_list_their_aliases() -> None:
     base = dict.fromkeys("ABCD", 1)
     values = pd.DataFrame(np.random.default_rng(0).normal(size=(3, 8)), columns=[str(n) for n in range(8)])
     four = factorial_effects(values, half_fraction(lambda a, b, c: a * b * c), base)  # I = ABCD
@@ -254,8 +255,8 @@ def test_fractions_carry_their_aliases() -> None:
     assert found["A × C"] == ("B × C × D",)
 
 
-def test_terms_that_are_confounded_in_part_are_named_too() -> None:
-    """A Latin square: three levels of A and B, and C = A + B modulo 3."""
+def test_partially_confounded_terms_are_listed_too() -> None:
+    """The design is a Latin square with three levels of A and B, and C = A + B modulo 3."""
     points = {f"{a}{b}": {"A": a, "B": b, "C": (a + b) % 3} for a in range(3) for b in range(3)}
     values = pd.DataFrame(np.random.default_rng(0).normal(size=(3, 9)), columns=list(points))
     found = {c.name: c.aliases for c in factorial_effects(values, points, dict.fromkeys("ABC", 0)).comparisons}
@@ -263,7 +264,7 @@ def test_terms_that_are_confounded_in_part_are_named_too() -> None:
     assert all("C: 2 against 0" not in aliases for name, aliases in found.items() if name.startswith("C"))
 
 
-def test_a_planted_model_is_read_from_a_fraction() -> None:
+def test_planted_effects_are_estimated_from_a_fraction() -> None:
     points = half_fraction(lambda a, b, c: a * b * c)
     row = {name: 0.1 + 0.01 * (p["A"] < 0) - 0.02 * (p["D"] < 0) for name, p in points.items()}
     effects = factorial_effects(pd.DataFrame([row] * 7), points, dict.fromkeys("ABCD", 1))
@@ -273,7 +274,7 @@ def test_a_planted_model_is_read_from_a_fraction() -> None:
     assert {value for name, value in found.items() if name[0] not in "AD" or "×" in name} == {0.0}
 
 
-def test_designs_that_are_no_factorial() -> None:
+def test_designs_that_are_not_factorial_are_refused() -> None:
     values = table(plain=[0.1, 0.2], B=[0.1, 0.2], C=[0.1, 0.2])
     with pytest.raises(InputError, match="levels of bottleneck must come equally often, but they come \\[2, 1\\]"):
         factorial_effects(values, DENSENETS, PLAIN)
@@ -301,7 +302,10 @@ def coverage(interval: Callable[[np.ndarray], tuple[float, float]], draws: np.nd
 @pytest.mark.parametrize("pairs", [5, 8])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_intervals_cover(shape: str, pairs: int) -> None:
-    """Both at 95%; Student's falls short where differences are skewed, the percentile bootstrap everywhere."""
+    """The nominal coverage is 95%. Student's interval is below it if differences are skewed.
+
+    The percentile bootstrap is always below it.
+    """
     draws = SHAPES[shape](np.random.default_rng(7), (2000, pairs))  # standard error of a coverage: 0.005
     assert 0.92 < coverage(bootstrap_interval, draws) < 0.97
     assert coverage(t_interval, draws) < 0.91 if shape == "skewed" else coverage(t_interval, draws) > 0.925
@@ -315,7 +319,7 @@ def test_intervals_cover(shape: str, pairs: int) -> None:
 
 
 def simulated(rng: np.random.Generator, pairs: int, shifts: list[float], shape: str = "normal") -> Effects:
-    """A study of which the seed moves all variants alike (sd 1) and each run by itself (sd 1)."""
+    """Return the effects of a study with noise that variants share for each seed (sd 1), and noise per run (sd 1)."""
     size = (pairs, 1 + len(shifts))
     values = rng.normal(size=(pairs, 1)) + SHAPES[shape](rng, size) + [0, *shifts]
     return compare_with_base(pd.DataFrame(values, columns=["base", *"xyz"[: len(shifts)]]), "base")
@@ -326,8 +330,10 @@ def simulated(rng: np.random.Generator, pairs: int, shifts: list[float], shape: 
     ("shape", "shifts"), [("normal", [0, 0, 0]), ("heavy tails", [0, 0, 9]), ("skewed", [0, 9, 9])]
 )
 def test_holm_keeps_the_chance_of_any_false_verdict(shape: str, shifts: list[float]) -> None:
-    """Also where some comparisons are true, with one base for all, and errors that are skewed: differences of two
-    runs that may be exchanged are symmetric all the same."""
+    """Some effects are real, all comparisons share one base, and errors may be skewed.
+
+    The difference of two exchangeable runs is symmetric even if their errors are skewed.
+    """
     rng, studies = np.random.default_rng(11), 600
     false = sum(
         any(
@@ -341,14 +347,14 @@ def test_holm_keeps_the_chance_of_any_false_verdict(shape: str, shifts: list[flo
 
 
 @pytest.mark.parametrize(("pairs", "comparisons"), [(7, 3), (8, 3), (9, 1), (12, 3)])
-def test_a_difference_that_is_detectable_is_found_four_times_in_five(pairs: int, comparisons: int) -> None:
+def test_detectable_difference_is_found_with_a_power_of_80_percent(pairs: int, comparisons: int) -> None:
     draws = np.random.default_rng(3).normal(size=(1500, pairs))
     shifted = draws + detectable_difference(1.0, pairs, comparisons)
     found = np.mean([sign_flip_p(d) <= 0.05 / comparisons for d in shifted])
     assert 0.77 < found < 0.85  # standard error 0.010
 
 
-def test_a_planted_effect_is_found_and_no_other() -> None:
+def test_only_the_planted_effect_is_found() -> None:
     effects = simulated(np.random.default_rng(5), 10, [-6.0, 0.0, 0.0])
     assert [c.verdict for c in effects.comparisons] == ["fewer errors", "cannot tell", "cannot tell"]
     x, y, z = effects.comparisons

@@ -1,4 +1,4 @@
-"""Progress of a search: numbers with answers computed by hand, and error rates held in simulation."""
+"""Progress of a search: results computed by hand, and error rates in simulations."""
 
 import dataclasses
 
@@ -35,12 +35,12 @@ def record(number: int, state: str, error: float | None, arm: str = "sampler", *
     return dataclasses.replace(made, **values)  # type: ignore[arg-type]
 
 
-def test_the_best_so_far_counts_each_arm_apart_and_what_its_training_cost() -> None:
+def test_best_so_far_counts_trials_and_costs_of_each_arm_separately() -> None:
     records = [
         record(0, "failed", None),
         record(1, "complete", 0.3),
         record(2, "complete", 0.1, "control"),
-        record(3, "stopped", 0.05),  # its error is of an unfinished schedule
+        record(3, "stopped", 0.05),  # its error was measured before the schedule ended
         record(4, "complete", 0.4),
         record(5, "complete", 0.2, "first"),
         record(6, "running", 0.01),
@@ -60,7 +60,7 @@ def test_trials_count_in_the_order_of_their_ends() -> None:
     assert found["error"].tolist() == [0.5, 0.1]
 
 
-def test_the_distribution_has_the_shares_and_a_band_that_covers() -> None:
+def test_distribution_has_the_shares_and_a_band_with_nominal_coverage() -> None:
     found = distribution([0.3, 0.1, 0.2, 0.2])
     assert found.error.tolist() == [0.1, 0.2, 0.3]
     assert found.share.tolist() == [0.25, 0.75, 1.0]
@@ -69,7 +69,7 @@ def test_the_distribution_has_the_shares_and_a_band_that_covers() -> None:
     assert found.n == 4
     rng = np.random.default_rng(0)
     inside = 0
-    for _ in range(200):  # the true share below 0.5 of a uniform is a half
+    for _ in range(200):  # half of a uniform distribution is below 0.5
         sample = distribution(rng.random(60))
         at = np.searchsorted(sample.error, 0.5, side="right") - 1
         inside += sample.low[at] <= 0.5 <= sample.high[at]
@@ -80,7 +80,7 @@ def test_the_distribution_has_the_shares_and_a_band_that_covers() -> None:
 
 def test_two_spaces_are_compared_pair_by_pair() -> None:
     found = compare_distributions([0.1, 0.2, 0.3], [0.25, 0.4])
-    assert found.better == pytest.approx(5 / 6)  # all but 0.3 against 0.25
+    assert found.better == pytest.approx(5 / 6)  # all pairs except 0.3 and 0.25
     assert found.ks == pytest.approx(2 / 3)
     assert found.p > 0.05
     assert compare_distributions(np.linspace(0, 1, 40), np.linspace(1, 2, 40)).p < 1e-6
@@ -110,10 +110,10 @@ def test_fidelity_is_the_rank_correlation_with_the_last_epoch() -> None:
     assert fidelity(curves_of([])).empty
     level = fidelity(curves_of([[0.1, 0.1], [0.1, 0.2], [0.1, 0.3]]))
     assert np.isnan(level["rho"][0])
-    assert level["low"].isna().all()  # three networks bound nothing
+    assert level["low"].isna().all()  # three networks are too few for an interval
 
 
-def test_the_timeline_has_a_lane_for_each_trial_at_once() -> None:
+def test_timeline_has_one_lane_per_concurrent_trial() -> None:
     def event(kind: str, number: int, second: int) -> dict[str, object]:
         return {"event": kind, "number": number, "time": f"2026-01-01T00:00:{second:02d}+00:00"}
 
@@ -141,7 +141,7 @@ def test_the_timeline_has_a_lane_for_each_trial_at_once() -> None:
     assert timeline(records, []).empty
 
 
-def test_attainment_is_what_one_half_and_all_of_the_searches_reached() -> None:
+def test_attainment_is_the_error_that_one_half_and_all_searches_reached() -> None:
     fronts = [
         Front(pd.DataFrame({"params": [1, 3], "val_error": [0.5, 0.1]})),
         Front(pd.DataFrame({"params": [2], "val_error": [0.3]})),
@@ -152,12 +152,13 @@ def test_attainment_is_what_one_half_and_all_of_the_searches_reached() -> None:
     assert found["best"].tolist() == [0.4, 0.3, 0.1, 0.1]
     assert found["median"].tolist() == [0.5, 0.4, 0.3, 0.2]
     assert found["worst"].tolist() == [np.inf, 0.5, 0.4, 0.3]
-    assert attainment(fronts[:2])["median"].tolist() == [np.inf, 0.5, 0.3]  # both attained it
+    # The median of two searches is the error that both reached.
+    assert attainment(fronts[:2])["median"].tolist() == [np.inf, 0.5, 0.3]
     with pytest.raises(InputError, match="needs a front"):
         attainment([])
 
 
-def test_importance_finds_the_choice_that_decides() -> None:
+def test_importance_finds_the_decisive_choice() -> None:
     rng = np.random.default_rng(1)
     params = pd.DataFrame(
         {
@@ -177,15 +178,15 @@ def test_importance_finds_the_choice_that_decides() -> None:
     assert (found["low"] <= found["share"]).all()
 
 
-def test_importance_is_for_being_among_the_best_not_the_worst() -> None:
+def test_importance_ignores_differences_among_the_worst() -> None:
     rng = np.random.default_rng(2)
     params = pd.DataFrame({"k": rng.integers(1, 5, 300), "theta": rng.integers(1, 5, 300)})
     errors = np.where(params["k"] == 1, 0.1, 0.5 + 0.1 * params["theta"]) + 0.01 * rng.random(300)
     found = importance(params, errors).set_index("choice")["share"]
-    assert found["k"] > 0.8  # theta orders the worst alone
+    assert found["k"] > 0.8  # theta affects only the order of the worst
 
 
-def test_importance_of_chance_is_not_above_its_null() -> None:
+def test_importance_of_random_errors_is_not_above_its_null() -> None:
     above = 0
     for seed in range(20):
         rng = np.random.default_rng(seed)
@@ -195,7 +196,7 @@ def test_importance_of_chance_is_not_above_its_null() -> None:
     assert above <= 4
 
 
-def test_importance_of_too_little_says_what_it_needs() -> None:
+def test_importance_of_too_few_trials_or_choices_is_refused() -> None:
     with pytest.raises(InputError, match="at least 10 trials"):
         importance(pd.DataFrame({"a": range(9)}), np.arange(9))
     with pytest.raises(InputError, match="0 such choices"):

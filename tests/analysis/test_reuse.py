@@ -1,4 +1,4 @@
-"""Feature reuse, the paper's four observations, and causal reuse, on networks whose weights were set by hand."""
+"""Feature reuse, the paper's four observations, and causal reuse, on networks with given weights."""
 
 import dataclasses
 import json
@@ -35,8 +35,10 @@ nan = math.nan
 
 
 def set_weights(net: nn.Module, spec: DenseNetSpec, value: dict[tuple[int, int, int], float]) -> nn.Module:
-    """Each weight that reads source s in block b's consumer l becomes ± value[b, s, l] (1 where nothing is said); the
-    block's input is source 0, what follows a block of m layers consumer m + 1."""
+    """Set the weights with which consumer l of block b reads source s to ± value[b, s, l] (default: 1).
+
+    Source 0 is the input of the block. Consumer m + 1 is the layer after a block of m layers.
+    """
     parameters = dict(net.named_parameters())
     for layer in spec.layers():
         if layer.kind == "stem":
@@ -54,7 +56,7 @@ def set_weights(net: nn.Module, spec: DenseNetSpec, value: dict[tuple[int, int, 
 
 
 def history(*moments: Norms) -> NormHistory:
-    """Of norms measured one after the other; the first is of the untrained network."""
+    """Return the history of norms that were measured one after the other, first of the untrained network."""
     first = moments[0]
     l2 = np.array([norms.l2 for norms in moments])
     return NormHistory(
@@ -63,20 +65,20 @@ def history(*moments: Norms) -> NormHistory:
 
 
 def by_hand(name: str, value: dict[tuple[int, int, int], float]) -> NormHistory:
-    """A network whose weights were all 1 and became `value`."""
+    """Return the history of a network whose weights were all 1 before training and are `value` after it."""
     spec = parse_name(name)
     net = build(spec)
     before = measure_norms(set_weights(net, spec, {}), spec)
     return history(before, measure_norms(set_weights(net, spec, value), spec))
 
 
-# block 1: layers 1 and 2, then the transition (3); block 2: layer 1, then the classifier (2).
+# Block 1 has layers 1 and 2 and the transition (consumer 3), block 2 has layer 1 and the classifier (consumer 2).
 SMALL = {(1, 0, 2): 4.0, (1, 1, 2): 1.0, (1, 0, 3): 2.0, (1, 1, 3): 1.0, (1, 2, 3): 3.0, (2, 1, 2): 8.0}
 
 
 @pytest.mark.parametrize("kind", ["densenet", "densenet-bc"])
 @pytest.mark.parametrize("rates", ["3", "2-5"])
-def test_the_matrices_are_those_of_the_weights(kind: str, rates: str) -> None:
+def test_matrices_have_the_mean_weights(kind: str, rates: str) -> None:
     found = feature_reuse(by_hand(f"{kind}:layers=2-1,k={rates},size=8,channels=1", SMALL), normalise="none")
     first, second = found.blocks
     assert first.sources == ("stem", "denseblock1.denselayer1", "denseblock1.denselayer2")
@@ -95,7 +97,7 @@ def test_the_matrices_are_those_of_the_weights(kind: str, rates: str) -> None:
         ("block", [[0.25, 1, 0.5], [nan, 0.25, 0.25], [nan, nan, 0.75]]),
     ],
 )
-def test_normalisations(normalise: str, expected: list[list[float]]) -> None:
+def test_normalisation_by_column_and_block(normalise: str, expected: list[list[float]]) -> None:
     found = feature_reuse(by_hand("densenet:layers=2-1,k=3,size=8,channels=1", SMALL), normalise=normalise)
     np.testing.assert_allclose(found.blocks[0].values, expected)
 
@@ -127,9 +129,10 @@ def test_zero_weights_are_zero_reuse() -> None:
     np.testing.assert_allclose(found.blocks[0].values[:, 2], [0, 0, 0])
 
 
-def test_the_mean_over_seeds_and_what_cannot_be_told_from_untrained() -> None:
-    # Untrained all cells are 1. Trained, source 0 of layer 2 is 0.5, 0.6, 0.7 of layer 1, and that of the transition
-    # 0.4, 1.0 and 1.0: the changes -0.5, -0.4, -0.3 have the interval -0.4 ± 4.303 · 0.1 / √3, the others contain 0.
+def test_cells_are_means_over_seeds_and_unclear_if_they_hardly_changed() -> None:
+    # All untrained cells are 1. After training the cell of source 0 in layer 2 is 0.5, 0.6 and 0.7, and the cell in the
+    # transition is 0.4, 1.0 and 1.0. The interval of the changes -0.5, -0.4 and -0.3 is -0.4 ± 4.303 · 0.1 / √3. The
+    # others contain 0.
     seeds = [{(1, 0, 2): a, (1, 0, 3): b} for a, b in ((0.5, 0.4), (0.6, 1.0), (0.7, 1.0))]
     found = feature_reuse([by_hand("densenet:layers=2-1,k=3,size=8,channels=1", seed) for seed in seeds])
     block = found.blocks[0]
@@ -153,7 +156,7 @@ def test_one_seed_is_compared_with_the_spread_of_its_untrained_cells() -> None:
     assert found.unclear.tolist() == [[True, False, True], [False, True, False], [False, False, True]]
 
 
-def test_epochs_and_the_untrained_null() -> None:
+def test_reuse_of_a_given_epoch_and_of_the_untrained_network() -> None:
     past = by_hand("densenet:layers=2-1,k=3,size=8,channels=1", SMALL)
     null = feature_reuse(past, epoch=0, normalise="none")
     assert null.epoch == 0
@@ -168,7 +171,7 @@ def test_epochs_and_the_untrained_null() -> None:
     assert feature_reuse([past, longer]).epoch is None
 
 
-def test_what_has_no_reuse_is_refused() -> None:
+def test_networks_without_pairs_and_invalid_arguments_are_refused() -> None:
     past = by_hand("densenet:layers=2-1,k=3,size=8,channels=1", {})
     with pytest.raises(
         InputError, match=r"no normalisation 'colum'; there are block, column, none\. Did you mean column"
@@ -183,8 +186,8 @@ def test_what_has_no_reuse_is_refused() -> None:
         feature_reuse([])
 
 
-def test_where_layers_draw_most() -> None:
-    # Of the layers that read several: 1.2 draws on the input, 1.3 on layer 1, 1.4 on layer 3, its predecessor.
+def test_strongest_sources_are_counted() -> None:
+    # Among the layers with several sources, 1.2 reads the input most, 1.3 layer 1, and 1.4 layer 3, its predecessor.
     value = {(1, 0, 2): 2.0, (1, 1, 3): 2.0, (1, 3, 4): 2.0}
     found = feature_reuse(by_hand("densenet:layers=4,k=2,size=8,channels=1", value))
     assert found.strongest() == {"input": 1, "another": 1, "before": 1}
@@ -196,7 +199,7 @@ NET = "densenet:layers=6-6-6,k=2,size=8,channels=1"
 EVERY = [(b, s, t) for b in (1, 2, 3) for t in range(1, 8) for s in range(t)]
 
 
-def test_the_effective_share() -> None:
+def test_effective_share_is_the_exponential_of_the_entropy() -> None:
     assert effective_share(np.array([1.0, 1, 1, 1, nan])) == pytest.approx(1)
     assert effective_share(np.array([0.0, 0, 5, 0])) == pytest.approx(1 / 4)
     assert effective_share(np.array([3.0, 3, 0, 0])) == pytest.approx(2 / 4)
@@ -209,20 +212,21 @@ def verdicts(*seeds: dict[tuple[int, int, int], float]) -> dict[str, Observation
     return {found.letter: found for found in observe([by_hand(NET, seed) for seed in seeds])}
 
 
-def test_a_network_like_the_papers() -> None:
+def test_observations_hold_for_a_network_like_the_papers() -> None:
     value = {(b, s, t): 1 + 0.1 * s for b, s, t in EVERY}
     value |= {(b, 0, t): 0.3 for b, _, t in EVERY if b > 1}
     value |= {(3, s, 7): 1.0 + s for s in range(7)}
     found = verdicts(value)
     assert {letter: one.verdict for letter, one in found.items()} == dict.fromkeys("abcd", "holds")
-    assert (found["c"].value, found["c"].untrained) == (1, 0)  # untrained all weigh the same, and none the least
+    # All untrained weights are equal, so that no source has the least.
+    assert (found["c"].value, found["c"].untrained) == (1, 0)
     assert found["d"].value == pytest.approx(1)
     assert (found["a"].untrained, found["b"].untrained) == pytest.approx((1, 1))
     assert (found["a"].units, found["b"].units, found["c"].units, found["d"].units) == (15, 14, 10, 7)
 
 
-def test_a_network_that_does_the_opposite() -> None:
-    value = {(b, s, t): 1.0 if s == t - 1 else 0.0 for b, s, t in EVERY}  # each reads the last source only
+def test_observations_do_not_hold_for_a_network_with_the_opposite_weights() -> None:
+    value = {(b, s, t): 1.0 if s == t - 1 else 0.0 for b, s, t in EVERY}  # each layer reads only the last source
     value |= {(2, 0, 7): 1.0, (2, 6, 7): 0.0, (3, 0, 7): 7.0}
     value |= {(3, s, 7): 7.0 - s for s in range(7)}
     value |= {(b, 0, t): 2.0 for b, _, t in EVERY if b > 1 and t < 7}
@@ -236,34 +240,34 @@ def test_a_network_that_does_the_opposite() -> None:
     assert concentrated.verdict == "does not hold"
 
 
-def test_what_cannot_be_told() -> None:
+def test_few_or_contradictory_values_lead_to_no_verdict() -> None:
     few = observe(by_hand("densenet:layers=1-1,k=2,size=8,channels=1", {}))
     assert {one.verdict for one in few} == {"cannot tell"}
-    assert math.isnan(few[0].value)  # its layers have one source each
+    assert math.isnan(few[0].value)  # each of its layers has one source
     assert "nothing to measure it on" in observation_line(few[0])
     assert "too few for an interval" in observation_line(few[1])
     chain = observe(by_hand("densenet:layers=4-4,k=2,size=8,channels=1,connect=none", {}))
     assert {one.verdict for one in chain} == {"cannot tell"}
-    # Half of the layers give the input the least weight: the interval has the bar in it.
+    # Half of the layers have the least weight for the input, so that the interval contains the bar.
     half = {(b, 0, t): 0.5 if t % 2 else 2.0 for b, _, t in EVERY if b > 1}
     assert verdicts(half)["c"].verdict == "cannot tell"
-    # Seeds that contradict each other can't tell what each alone would.
+    # Each of two contradictory seeds alone leads to a verdict, but both together do not.
     up, down = ({(3, s, 7): 10.0 + sign * s for s in range(7)} for sign in (1, -1))
     assert [verdicts(one)["d"].verdict for one in (up, down)] == ["holds", "does not hold"]
     both = verdicts(up, down)["d"]
     assert (both.verdict, both.value, both.networks) == ("cannot tell", pytest.approx(0), 2)
 
 
-def test_networks_are_resampled_too() -> None:
-    # In one network every layer weights the input least, in the other none does.
+def test_intervals_resample_networks_too() -> None:
+    # In one network every layer has the least weight for the input, in the other no layer.
     seeds = [{(b, 0, t): weight for b, _, t in EVERY if b > 1} for weight in (0.5, 2.0)]
     found = verdicts(*seeds)["c"]
     assert (found.value, found.low, found.high) == (0.5, 0.0, 1.0)
 
 
-def test_observations_are_the_same_each_time() -> None:
+def test_observations_are_reproducible() -> None:
     value = {(b, s, t): 1 + (7 * s + 3 * t) % 5 for b, s, t in EVERY}
-    assert repr(verdicts(value)) == repr(verdicts(value))  # the untrained ρ is not a number: all weigh the same
+    assert repr(verdicts(value)) == repr(verdicts(value))  # the untrained ρ is NaN, since all weights are equal
     line = observation_line(verdicts(value)["a"])
     assert line.startswith("(a) holds          layers spread")
     assert "untrained 1.000; the bar is 0.5)" in line
@@ -281,13 +285,13 @@ def _note(seen: list[tuple[int, int]], done: int, total: int) -> None:
     seen.append((done, total))
 
 
-def test_cutting_is_zeroing_what_one_reader_gets(digits: Dataset, tmp_path: Path) -> None:
+def test_cutting_a_connection_equals_zeroing_the_input_of_one_consumer(digits: Dataset, tmp_path: Path) -> None:
     for name in ("densenet:layers=2-1,k=3", "densenet-bc:layers=2-2,k=3,connect=window:2"):
         torch.manual_seed(0)
         spec = parse_name(f"{name},size=8,channels=1")
         net = build(spec).eval()
         for norm in (module for module in net.modules() if isinstance(module, nn.BatchNorm2d)):
-            nn.init.normal_(norm.bias)  # so that a channel of zeros before the norm is not one after it
+            nn.init.normal_(norm.bias)  # so that zeros before a norm are not zeros after it
         before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
         seen: list[tuple[int, int]] = []
         found = causal_reuse(net, spec, digits, progress=partial(_note, seen))
@@ -337,8 +341,8 @@ def test_an_interrupted_measurement_resumes(digits: Dataset, tmp_path: Path) -> 
 
     with pytest.raises(Stop):
         causal_reuse(net, spec, digits, cache=table, progress=stop)
-    assert len(table.read_text().splitlines()) == 1 + 1 + 4  # the head, the intact network, four connections
-    table.write_text(table.read_text() + "2,transition1,classif")  # torn
+    assert len(table.read_text().splitlines()) == 1 + 1 + 4  # the header, the intact network, four connections
+    table.write_text(table.read_text() + "2,transition1,classif")  # a partial line
     kept = table.read_text().splitlines()[:6]
     whole = causal_reuse(net, spec, digits, cache=table)
     lines = table.read_text().splitlines()
@@ -367,7 +371,7 @@ def test_fewer_images_are_always_the_same(digits: Dataset) -> None:
     assert with_fewer_images(digits, 10**6).val_size == digits.val_size
 
 
-def test_rank_correlation_of_weights_and_what_is_lost() -> None:
+def test_rank_correlation_of_weights_and_error_increase() -> None:
     weights = feature_reuse(by_hand("densenet:layers=2-1,k=3,size=8,channels=1", SMALL), normalise="none")
     shapes = tuple((block.number, block.sources, block.targets) for block in weights.blocks)
     same = tuple(block.values**3 for block in weights.blocks)
@@ -392,7 +396,7 @@ def test_rank_correlation_of_weights_and_what_is_lost() -> None:
 # --- figures ------------------------------------------------------------------------------------------------------
 
 
-def test_the_heatmap_of_reuse() -> None:
+def test_heatmap_of_reuse_shows_the_matrices() -> None:
     value = {(1, 1, 2): 0.5, (2, 0, 2): 0.2, (2, 0, 3): 0.4}
     reuse = feature_reuse(
         [by_hand("densenet:layers=3-2,k=3,size=8,channels=1", value | {(1, 0, 3): x}) for x in (0.1, 0.2)]
@@ -478,7 +482,7 @@ def test_verify_and_plot_read_checkpoints(digits: Dataset, tmp_path: Path, capsy
 def test_an_estimate_counts_new_measurements_only(capsys: pytest.CaptureFixture[str]) -> None:
     watch = Estimate()
     for done in range(6):
-        watch.progress(done, 10)  # all known
+        watch.progress(done, 10)  # all measurements are in the table
     watch.began -= 60
     watch.progress(6, 10)
     said = capsys.readouterr().err.splitlines()

@@ -1,4 +1,4 @@
-"""Error against cost: the monotone fit and the iso-error reading, against answers known beforehand."""
+"""Error against cost: the monotone fit and the cost ratio at equal error, compared with known results."""
 
 import itertools
 import math
@@ -23,7 +23,7 @@ from dnas.errors import InputError
 
 
 def table(curves: dict[str, list[tuple[float, list[float]]]]) -> pd.DataFrame:
-    """curves: group -> (params, errors by seed) of each network."""
+    """Return a table of runs. curves: group -> (params, errors by seed) of each network."""
     return pd.DataFrame(
         [
             {"group": group, "network": f"{group}-{params:g}", "seed": seed, "params": params, "val_error": error}
@@ -35,7 +35,10 @@ def table(curves: dict[str, list[tuple[float, list[float]]]]) -> pd.DataFrame:
 
 
 def planted(ratio: float, noise: float = 0.0, seeds: int = 3, rng: np.random.Generator | None = None) -> pd.DataFrame:
-    """Two families on one curve, 30% - 5% log(params / 10,000), but the second needs `ratio` times less for it."""
+    """Return runs of two families with the error 30% - 5% log(size / 10,000).
+
+    The size of the first is its params, and that of the second `ratio` times its params.
+    """
     rng = rng or np.random.default_rng(0)
     curves: dict[str, list[tuple[float, list[float]]]] = {"plain": [], "bc": []}
     for i, (group, less) in itertools.product(range(4), (("plain", 1.0), ("bc", ratio))):
@@ -50,7 +53,7 @@ def read(frame: pd.DataFrame, **changes: int) -> IsoError:
     return iso_error(sized(frame), "plain", "bc", **changes)
 
 
-def test_a_networks_mean_and_its_interval_over_seeds() -> None:
+def test_mean_and_interval_of_a_network_over_seeds() -> None:
     [one] = sized(table({"a": [(100.0, [0.1, 0.2, 0.3])]}))
     half = 4.302652729911275 * 0.1 / math.sqrt(3)  # the 97.5% quantile of t with 2 degrees of freedom
     assert (one.mean, one.interval) == (pytest.approx(0.2), "t")
@@ -58,13 +61,13 @@ def test_a_networks_mean_and_its_interval_over_seeds() -> None:
     assert stats.t.ppf(0.975, 2) == pytest.approx(4.302652729911275)
 
 
-def test_seeds_that_agree_to_the_image_still_have_an_interval() -> None:
+def test_seeds_with_equal_errors_have_an_interval() -> None:
     [one] = sized(table({"a": [(100.0, [0.1, 0.1])]}), images=100)
     half = 12.706204736432095 * (0.01 / math.sqrt(12)) / math.sqrt(2)  # t with 1 degree of freedom
     assert one.high - one.mean == pytest.approx(half)
 
 
-def test_one_seed_has_wilsons_interval_where_the_images_are_known_and_none_else() -> None:
+def test_one_seed_has_wilsons_interval_only_if_the_number_of_images_is_known() -> None:
     frame = table({"a": [(100.0, [0.1])]})
     [one] = sized(frame, images=144)
     assert (one.interval, one.low, one.high) == ("Wilson", *wilson_interval(0.1, 144))
@@ -72,23 +75,23 @@ def test_one_seed_has_wilsons_interval_where_the_images_are_known_and_none_else(
     assert (one.interval, one.low, one.high) == ("none", 0.1, 0.1)
 
 
-def test_networks_are_read_by_group_in_order_of_cost_without_those_that_failed() -> None:
+def test_networks_are_sorted_by_group_and_cost_without_failed_runs() -> None:
     frame = table({"b": [(300.0, [0.1, math.nan]), (100.0, [0.2, 0.4])], "a": [(50.0, [math.nan])]})
     found = sized(frame)
     assert [(n.group, n.cost, n.errors) for n in found] == [("b", 100.0, {0: 0.2, 1: 0.4}), ("b", 300.0, {0: 0.1})]
 
 
-def test_the_fit_pools_what_rises() -> None:
-    # 0.2 then 0.3, the second with twice the weight: both become (0.2 + 2·0.3) / 3.
+def test_fit_pools_errors_that_rise_with_cost() -> None:
+    # 0.2 is followed by 0.3 with twice the weight, so that both become (0.2 + 2·0.3) / 3.
     fit = monotone_fit([1, 2, 4, 8], [0.5, 0.2, 0.3, 0.1], [1, 1, 2, 1])
     assert fit.errors == pytest.approx([0.5, 0.8 / 3, 0.8 / 3, 0.1])
-    # Of one cost, one point: their weighted mean.
+    # Points of equal cost are merged to their weighted mean.
     assert monotone_fit([2, 1, 2], [0.1, 0.5, 0.4], [2, 1, 1]).errors == pytest.approx([0.5, 0.2])
     assert monotone_fit([1, 2, 4], [0.3, 0.2, 0.1]).errors == pytest.approx([0.3, 0.2, 0.1])
 
 
-def test_the_fit_is_the_best_of_all_that_never_rise() -> None:
-    """By trial: no change of any pair of levels that keeps the order lowers the weighted squares."""
+def test_fit_has_the_least_squares_of_all_monotone_curves() -> None:
+    """No random monotone curve near the fit has a smaller weighted sum of squares."""
     rng = np.random.default_rng(3)
     y, w = rng.random(7), rng.random(7) + 0.1
     fit = monotone_fit(np.arange(1, 8), y, w).errors
@@ -101,8 +104,8 @@ def test_the_fit_is_the_best_of_all_that_never_rise() -> None:
 
 def test_the_cost_at_an_error_is_read_on_a_log_scale() -> None:
     fit = Fit(np.array([100.0, 400.0, 800.0, 1600.0]), np.array([0.4, 0.2, 0.2, 0.1]))
-    assert fit.cost_at(0.3) == pytest.approx(200)  # half way from 100 to 400, in log
-    assert fit.cost_at(0.2) == pytest.approx(400)  # the least of those that have it
+    assert fit.cost_at(0.3) == pytest.approx(200)  # halfway from 100 to 400 on a log scale
+    assert fit.cost_at(0.2) == pytest.approx(400)  # the lowest cost with this error
     assert fit.cost_at(0.15) == pytest.approx(800 * math.sqrt(2))
     assert fit.cost_at(0.5) == 100
     assert fit.cost_at(0.05) == math.inf
@@ -112,19 +115,20 @@ def test_the_cost_at_an_error_is_read_on_a_log_scale() -> None:
 def test_a_planted_ratio_is_found(ratio: float) -> None:
     found = read(planted(ratio))
     assert found.ratio == pytest.approx(ratio, rel=1e-6)
-    assert (found.low, found.high) == (pytest.approx(ratio), pytest.approx(ratio))  # no noise, no width
+    # Without noise the interval has no width.
+    assert (found.low, found.high) == (pytest.approx(ratio), pytest.approx(ratio))
     low, high = shared_errors(*(fit_of([n for n in sized(planted(ratio)) if n.group == g]) for g in ("plain", "bc")))
     assert found.range == (low, high)
-    assert low == pytest.approx(0.3 - 0.05 * math.log(2.2**3))  # plain's best; bc's worst is the upper end
+    assert low == pytest.approx(0.3 - 0.05 * math.log(2.2**3))  # the best of plain; the worst of bc is the upper end
     assert high == pytest.approx(0.3 - 0.05 * math.log(1.15))
     assert found.at is not None
     assert found.at[1] / found.at[2] == pytest.approx(ratio)
-    # Without noise all 2000 draws are on one side of a ratio of 1, or on it, which counts for both.
+    # Without noise all 2000 draws are on one side of a ratio of 1, or equal to it, which counts for both sides.
     assert found.p == pytest.approx(1.0 if ratio == 1.0 else 2 / 2001)
 
 
 def test_the_ratio_is_the_mean_over_the_shared_errors_on_a_log_scale() -> None:
-    # At error 0.4 both cost 100, at 0.2 the first costs 400 and the second 100·2: log ratio from 0 to log 2.
+    # At error 0.4 both cost 100. At 0.2 the first costs 400 and the second 200. The log ratio is from 0 to log 2.
     first, second = (
         Fit(np.array([100.0, 400.0]), np.array([0.4, 0.2])),
         Fit(np.array([100.0, 200.0]), np.array([0.4, 0.2])),
@@ -133,7 +137,7 @@ def test_the_ratio_is_the_mean_over_the_shared_errors_on_a_log_scale() -> None:
     assert log_ratio(second, first) == pytest.approx(-math.log(2) / 2)
 
 
-def test_the_words_of_a_reading() -> None:
+def test_sentence_and_verdict_of_a_ratio() -> None:
     found = read(planted(2.9, noise=0.02, rng=np.random.default_rng(5)))
     assert found.low is not None
     assert found.high is not None
@@ -146,13 +150,13 @@ def test_the_words_of_a_reading() -> None:
     assert read(planted(1.0, noise=0.02)).verdict == "cannot tell"
 
 
-def test_one_seed_each_yields_a_ratio_and_no_verdict() -> None:
+def test_one_seed_per_network_yields_a_ratio_and_no_verdict() -> None:
     found = read(planted(2.9, seeds=1))
     assert (found.low, found.high, found.p, found.verdict) == (None, None, None, "cannot tell")
     assert found.sentence() == "the same error with 2.9 times fewer params; one seed each has no interval"
 
 
-def test_curves_that_share_no_error_are_said_to() -> None:
+def test_curves_without_a_shared_error_have_a_bound_and_no_ratio() -> None:
     apart = table({"plain": [(1e4, [0.5, 0.51]), (4e4, [0.4, 0.41])], "bc": [(1e4, [0.2, 0.21]), (2e4, [0.1, 0.11])]})
     found = read(apart)
     assert (found.ratio, found.beyond, found.bound) == (None, 1, 4.0)
@@ -165,8 +169,8 @@ def test_curves_that_share_no_error_are_said_to() -> None:
     assert (back.ratio, back.beyond, back.bound, back.verdict) == (None, -1, 0.25, "does not hold")
 
 
-def test_an_interval_without_an_end_is_said_to_be_one() -> None:
-    """The curves share errors by a hair: in many draws they do not."""
+def test_unbounded_interval_is_reported() -> None:
+    """The curves share few errors, and in many draws none."""
     hair = table(
         {
             "plain": [(1e4, [0.5, 0.52, 0.48]), (4e4, [0.3, 0.32, 0.28])],
@@ -186,8 +190,8 @@ def test_a_family_without_a_network_is_refused() -> None:
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
-def test_the_interval_covers_the_planted_ratio_about_as_often_as_it_says(seeds: int) -> None:
-    """95% of 100 simulations, within four standard errors."""
+def test_interval_covers_the_planted_ratio(seeds: int) -> None:
+    """The interval contains the ratio in 95% of 100 simulations, within four standard errors."""
     rng = np.random.default_rng(seeds)
     hits = 0
     for _ in range(100):

@@ -1,4 +1,4 @@
-"""Seeds added while a comparison is undecided: what its test and its interval promise, exactly and by simulation."""
+"""Seeds that are added while a comparison is undecided: error rates and coverage, exactly and in simulations."""
 
 import itertools
 import math
@@ -15,10 +15,10 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 
 def test_the_first_look_by_hand() -> None:
-    # 0.05/3·(8/12)^1.5 = 0.00907 is 1/128 or more, and 0.05/3·(7/12)^1.5 = 0.00743 less than 1/64.
+    # 0.05/3·(8/12)^1.5 = 0.00907 is at least 1/128, and 0.05/3·(7/12)^1.5 = 0.00743 is less than 1/64.
     assert first_look(3, 0.05, max_pairs=12) == 8
     assert first_look(1, 0.05, max_pairs=12) == 7
-    assert first_look(3, 0.05, max_pairs=7) == 7  # one look, at which all may be spent
+    assert first_look(3, 0.05, max_pairs=7) == 7  # a single look, at which the full level may be spent
     with pytest.raises(InputError, match=r"3 comparisons, max_pairs=6 and alpha=0\.05; allow 7 seeds or more"):
         first_look(3, 0.05, max_pairs=6)
 
@@ -26,7 +26,7 @@ def test_the_first_look_by_hand() -> None:
 def test_equal_signs_are_decided_at_the_first_look() -> None:
     d = [-0.01, -0.02, -0.03, -0.01, -0.02, -0.03, -0.01, -0.02]
     assert not run_race(d[:7], 3, 0.05, max_pairs=12).decided
-    race = run_race([*d, 0.5, 0.5], 3, 0.05, max_pairs=12)  # what comes after the end doesn't count
+    race = run_race([*d, 0.5, 0.5], 3, 0.05, max_pairs=12)  # pairs after the end do not count
     assert (race.pairs, race.decided) == (8, True)
     assert race.mean == pytest.approx(-0.15 / 8)
     assert race.p == pytest.approx(1 / 128 / (8 / 12) ** 1.5)
@@ -34,7 +34,7 @@ def test_equal_signs_are_decided_at_the_first_look() -> None:
 
 
 def by_hand(d: tuple[int, ...], level: float, most: int) -> int | None:
-    """The same test in plain loops, over all 2^n ways: the pair that decides it."""
+    """Return the number of pairs at which the test decides, computed in plain loops over all 2^n sign patterns."""
     ways = dict.fromkeys(itertools.product((1, -1), repeat=len(d)), True)
     for n in range(1, len(d) + 1):
         left = {s: abs(sum(a * b for a, b in zip(s[:n], d, strict=False))) for s, is_left in ways.items() if is_left}
@@ -46,11 +46,11 @@ def by_hand(d: tuple[int, ...], level: float, most: int) -> int | None:
     return None
 
 
-def test_against_plain_loops() -> None:
+def test_decisions_equal_those_of_plain_loops() -> None:
     rng = np.random.default_rng(0)
     ends = []
     for _ in range(40):
-        d = tuple(int(v) for v in rng.integers(-2, 6, 7))  # whole numbers: many ties, and zeros
+        d = tuple(int(v) for v in rng.integers(-2, 6, 7))  # integers, so that there are many ties and zeros
         end = stop(np.array(d) / 144, 0.1, 8)
         ends.append(end.pairs if end.decided else None)
         assert ends[-1] == by_hand(d, 0.1, 8)
@@ -59,8 +59,8 @@ def test_against_plain_loops() -> None:
 
 
 @pytest.mark.parametrize("magnitudes", ["equal", "whole", "one large", "growing"])
-def test_of_all_signs_no_more_than_the_level_are_ever_decided(magnitudes: str) -> None:
-    """The promise itself, without chance: the signs are fair coins, and here are all of them."""
+def test_share_of_sign_patterns_that_are_decided_is_at_most_the_level(magnitudes: str) -> None:
+    """All sign patterns are enumerated, so that the error rate is exact."""
     sizes = {
         "equal": np.ones(9),
         "whole": np.array([1, 2, 1, 3, 0, 2, 1, 4, 2]),
@@ -71,11 +71,14 @@ def test_of_all_signs_no_more_than_the_level_are_ever_decided(magnitudes: str) -
     for n in range(1, 10):
         assert np.mean([end.decided and end.pairs <= n for end in ends]) <= 0.05 * spent(n, 9)
     if magnitudes == "growing":
-        assert np.mean([end.decided for end in ends]) > 0.045  # little is left unspent
+        assert np.mean([end.decided for end in ends]) > 0.045  # most of the level is spent
 
 
-def test_looking_after_each_pair() -> None:
-    """There is no difference, and tails are heavy: p <= 5% after any pair is no 5%, the race keeps to it."""
+def test_repeated_looks_keep_the_level() -> None:
+    """Without a difference, a t-test after each pair exceeds its level of 5%, and the race does not.
+
+    The tails are heavy.
+    """
     draws = np.random.default_rng(1).standard_t(3, size=(1500, 12))
 
     def peeks(d: np.ndarray) -> bool:
@@ -85,11 +88,11 @@ def test_looking_after_each_pair() -> None:
     assert np.mean([stop(d, 0.05, 12).decided for d in draws]) < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 1500)
 
 
-def test_beyond_the_pairs_whose_signs_are_all_counted() -> None:
+def test_level_and_power_with_more_pairs_than_are_enumerated() -> None:
     draws = np.random.default_rng(2).normal(size=(150, 18))
     ends = [stop(d, 0.05, 18) for d in draws]
     assert np.mean([end.decided for end in ends]) < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 150)
-    for d, end in zip(draws[:20], ends, strict=False):  # the first looks are those with fewer pairs
+    for d, end in zip(draws[:20], ends, strict=False):  # the first looks equal those with fewer pairs
         early = stop(d[: ENUMERATED - 2], 0.05, 18)
         assert early.decided == (end.decided and end.pairs <= ENUMERATED - 2)
     assert np.mean([stop(d + 1.0, 0.05, 18).decided for d in draws]) > 0.95
@@ -104,7 +107,7 @@ def races(shift: float, number: int, seed: int) -> list[Race]:
     return [run_race(d + shift, 2, 0.05, 9) for d in np.random.default_rng(seed).normal(size=(number, 9))]
 
 
-def test_the_interval_says_what_was_decided_and_covers() -> None:
+def test_interval_agrees_with_the_decision_and_covers_the_shift() -> None:
     for shift in (0.0, 1.0, -2.5):
         found = races(shift, 150, seed=4)
         assert all((race.interval[0] <= 0 <= race.interval[1]) == (not race.decided) for race in found)
@@ -122,9 +125,9 @@ def test_the_interval_ends_where_the_test_begins_to_reject() -> None:
         assert stop(d - end - outwards, 0.025, 12).decided
 
 
-def test_shifts_beyond_0_that_are_not_rejected_do_not_blur_what_is_decided() -> None:
+def test_interval_excludes_0_if_shifts_beyond_it_are_not_rejected() -> None:
     d = np.array([-6, 4, 0, -6, -2, -6, -4])
-    assert not stop(d - 4 / 11, 0.2, 9).decided  # although 0 is rejected, which is nearer to the mean
+    assert not stop(d - 4 / 11, 0.2, 9).decided  # although 0, which is nearer to the mean, is rejected
     race = run_race(d, 1, 0.2, 9)
     assert race.decided
     assert race.interval[0] < race.mean < race.interval[1] < 0
@@ -138,7 +141,7 @@ def test_the_interval_moves_and_scales_with_the_differences() -> None:
     assert low < 0 < high
 
 
-def test_too_little_for_an_interval() -> None:
+def test_few_or_constant_differences_have_infinite_or_empty_intervals() -> None:
     assert run_race([], 1, 0.05, 9).interval == (-math.inf, math.inf)
     assert math.isnan(run_race([], 1, 0.05, 9).mean)
     assert run_race([0.01] * 5, 1, 0.05, 9).interval == (-math.inf, math.inf)
@@ -148,15 +151,15 @@ def test_too_little_for_an_interval() -> None:
     assert (shifted.interval, shifted.decided, shifted.pairs) == ((0.01, 0.01), True, 7)
 
 
-def test_undecided_names_who_gets_the_next_seed() -> None:
+def test_undecided_returns_the_variants_that_need_another_seed() -> None:
     values = pd.DataFrame(
         {"base": [0.0] * 8, "far": [-1.0] * 8, "near": [1.0, -1.0] * 4, "late": [1.0] * 6 + [math.nan] * 2}
     )
     assert undecided(values.iloc[:7], "base", 0.05, max_pairs=12) == ("far", "near", "late")
     assert undecided(values, "base", 0.05, max_pairs=12) == ("near", "late")
-    values.loc[8] = [0.0, 5.0, 1.0, math.nan]  # what is decided stays so
+    values.loc[8] = [0.0, 5.0, 1.0, math.nan]  # decisions are final
     assert undecided(values, "base", 0.05, max_pairs=12) == ("near", "late")
-    assert undecided(values, "base", 0.05, max_pairs=9) == ("late",)  # near has all that it may have
+    assert undecided(values, "base", 0.05, max_pairs=9) == ("late",)  # `near` has the largest number of pairs
     with pytest.raises(InputError, match="no variant 'none'"):
         undecided(values, "none", 0.05, max_pairs=12)
     with pytest.raises(InputError, match="allow 7 seeds or more"):
@@ -164,7 +167,7 @@ def test_undecided_names_who_gets_the_next_seed() -> None:
 
 
 def race_through(runs: pd.DataFrame, most: int) -> pd.DataFrame:
-    """Return the part of `runs` that a study trains which adds seeds to undecided variants alone."""
+    """Return the part of `runs` that is trained by a study that adds seeds to undecided variants only."""
     others = [name for name in runs.columns if name != "base"]
     values = runs.iloc[: first_look(len(others), 0.05, most)].copy()
     while (open_ := undecided(values, "base", 0.05, most)) and len(values) < most:
@@ -172,8 +175,8 @@ def race_through(runs: pd.DataFrame, most: int) -> pd.DataFrame:
     return values
 
 
-def test_a_study_keeps_its_level_and_finds_what_is_planted_with_fewer_runs() -> None:
-    """Three variants with one base: two are no other than it, and the third is better by two sd of a difference."""
+def test_race_keeps_its_level_and_finds_a_planted_effect_with_fewer_runs() -> None:
+    """Two variants equal the base, and the third is better by two standard deviations of a difference."""
     rng, studies, most = np.random.default_rng(8), 200, 11
     false, found, used = 0, 0, 0
     for study in range(studies):
@@ -195,7 +198,7 @@ def test_a_study_keeps_its_level_and_finds_what_is_planted_with_fewer_runs() -> 
     assert used / studies < 9  # 8 is the first look
 
 
-def test_what_a_race_says() -> None:
+def test_effects_of_a_race() -> None:
     values = pd.DataFrame(
         {
             "base": [0.10] * 10,
@@ -216,7 +219,7 @@ def test_what_a_race_says() -> None:
     assert near.p_holm == 1.0
     assert near.seeds == (1, 2, 4, 5, 6, 7, 8, 9, 10)
     assert lost.interval == (-math.inf, math.inf)
-    # The seeds that `far` did not get any more are not missing.
+    # The seeds after the decision on `far` are not missing.
     assert effects.left_out == {"near": (3,), "lost": tuple(range(1, 11))}
     assert (effects.pairs, effects.pairs_needed, effects.can_conclude) == (0, 8, True)
     assert effects.measure == "test_error"

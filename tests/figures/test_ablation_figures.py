@@ -1,4 +1,4 @@
-"""The figures of an ablation say what their numbers are: marks, lines, bands and titles against what they draw."""
+"""Figures of an ablation: marks, lines, bands and titles agree with the numbers that they show."""
 
 import math
 
@@ -15,7 +15,7 @@ from dnas.errors import InputError
 from dnas.figures.style import BLUE, GREY, INK, RED
 
 SEEDS = range(8)
-# Errors of "a" are 1 to 3 points below the base's from every seed, of "b" as often above as below, of "c" 2 above.
+# For every seed "a" is 1 to 3 points below the base and "c" is 2 points above. "b" is above as often as below.
 BASE = np.array([0.10, 0.12, 0.11, 0.13, 0.10, 0.12, 0.11, 0.14])
 VALUES = pd.DataFrame(
     {
@@ -48,7 +48,7 @@ def marks(axes: Axes, gid: str) -> np.ndarray:
     return np.asarray(found.get_offsets())
 
 
-def test_the_forest_is_ordered_and_every_interval_is_at_its_place(effects: Effects) -> None:
+def test_forest_is_ordered_and_has_every_interval(effects: Effects) -> None:
     figure = figures.plot_forest(effects, SeedNoise(0.01, 0.014, 0.012, 8, 8))
     axes = figure.axes[0]
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["a", "b", "c"]
@@ -72,7 +72,7 @@ def test_the_forest_is_ordered_and_every_interval_is_at_its_place(effects: Effec
 def test_equal_pairs_do_not_hide_each_other(effects: Effects) -> None:
     axes = figures.plot_forest(effects).axes[0]
     places = [tuple(np.round(place, 6)) for place in marks(axes, "pairs-2")]
-    assert len(set(places)) == 8  # all of them are 2 points above
+    assert len(set(places)) == 8  # all differences are 2 points
 
 
 def test_one_pair_has_a_mark_and_no_interval() -> None:
@@ -146,7 +146,7 @@ def rows() -> pd.DataFrame:
     )
 
 
-def test_variants_stand_at_their_cost_and_what_is_held_equal_at_its_residual(effects: Effects) -> None:
+def test_variants_are_drawn_at_their_costs_and_equal_costs_at_their_residuals(effects: Effects) -> None:
     free = figures.plot_variants(rows(), effects)
     assert [axes.get_xlabel() for axes in free.axes] == ["params (thousands)", "multiply-adds (millions)"]
     np.testing.assert_allclose(marks(free.axes[0], "variants-params"), rows()[["params", "mean"]])
@@ -170,7 +170,7 @@ def test_labels_of_near_variants_do_not_touch(effects: Effects) -> None:
     assert not any(boxes[i].overlaps(boxes[j]) for i in range(3) for j in range(i))
 
 
-def test_curves_of_a_variant_lie_on_the_bases(effects: Effects) -> None:
+def test_curves_of_a_variant_are_drawn_with_those_of_the_base(effects: Effects) -> None:
     bands = pd.DataFrame(
         {
             "variant": ["base", "base", "a", "a"],

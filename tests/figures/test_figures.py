@@ -1,4 +1,4 @@
-"""Contents of the figures: titles agree with the data, axes have units, files match their suffixes."""
+"""Contents of figures: titles agree with the data, axes have units, files match their suffixes."""
 
 import itertools
 import math
@@ -68,14 +68,14 @@ def test_every_trial_with_an_error_has_its_mark(study: StudyFolder) -> None:
     assert "stopped early, at its last error (3)" in texts(figure)
 
 
-def test_the_title_is_the_finding(study: StudyFolder) -> None:
+def test_title_states_the_best_network(study: StudyFolder) -> None:
     best = study.best()[0]
     assert best.val_error is not None
     figure = draw_main(study)
     title = f"Lowest error: {100 * best.val_error:.2f}% with {best.cost['params'] / 1e6:.3f}"
     assert figures.title(figure).startswith(title)
     assert f"(#{best.number})" in figures.title(figure)
-    assert any(text.startswith(f"#{best.number}  ") for text in texts(figure))  # beside its mark too
+    assert any(text.startswith(f"#{best.number}  ") for text in texts(figure))  # also beside its mark
     axes = figure.axes[0]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("parameters (millions)", "validation error (%)")
     assert axes.get_xscale() == "log"
@@ -112,7 +112,7 @@ def test_paused_trials_are_drawn_like_stopped_ones(tmp_path: Path) -> None:
         (("val_error", "latency"), ("latency of one image (ms)", "validation error (%)"), "Lowest error: "),
     ],
 )
-def test_the_axes_are_the_studys_objectives(
+def test_axes_are_the_objectives_of_the_study(
     tmp_path: Path, objectives: tuple[str, str], labels: tuple[str, str], title: str
 ) -> None:
     study = make_study(tmp_path / "s", ["complete"] * 8, objective=",".join(objectives))
@@ -126,7 +126,7 @@ def test_the_axes_are_the_studys_objectives(
     assert figures.title(figure).startswith(title)
     (line,) = [line for line in axes.lines if line.get_gid() == "front"]
     assert list(line.get_xdata())[:-1] == front.trials[objectives[1]].tolist()  # type: ignore[arg-type]
-    # What is printed is the value in the axis's unit.
+    # Tick labels are values in the unit of the axis.
     low, high = axes.get_xlim()
     factor = {"latency": 1e3}.get(objectives[1], 1e-6)
     printed = [
@@ -135,7 +135,7 @@ def test_the_axes_are_the_studys_objectives(
     assert all(label == pytest.approx(tick * factor, rel=1e-3) for tick, label in printed if low <= tick <= high)
 
 
-def test_a_front_of_three_objectives_is_marked_and_no_line(tmp_path: Path) -> None:
+def test_front_of_three_objectives_has_marks_and_no_line(tmp_path: Path) -> None:
     objectives = ("val_error", "params", "latency")
     study = make_study(tmp_path / "s", ["complete"] * 8, objective=",".join(objectives))
     frame = read_study(study.path)
@@ -166,7 +166,7 @@ def test_both_arms_are_drawn_by_trial_and_as_shares() -> None:
         figures.plot_control(compare_arms(values, dict.fromkeys(values, "sampler"), "val_error", 4))
 
 
-def test_labels_neither_touch_nor_hide() -> None:
+def test_labels_overlap_neither_each_other_nor_marks() -> None:
     rng = np.random.default_rng(0)
     sizes = np.exp(rng.uniform(np.log(1e4), np.log(1e6), 60))
     errors = 10 / np.sqrt(sizes) * np.exp(rng.uniform(0, 0.4, 60))
@@ -176,7 +176,7 @@ def test_labels_neither_touch_nor_hide() -> None:
             "state": ["complete", "stopped"] * 30,
             "arm": "sampler",
             "params": sizes,
-            # stopped ones, which are on no front, may lie where a label of the front would go
+            # stopped trials, which are on no front, may be at the position of a label of the front
             "val_error": errors * np.tile([1.0, 0.97], 30),
         }
     )
@@ -189,7 +189,7 @@ def test_labels_neither_touch_nor_hide() -> None:
     assert not any(box.contains(x, y) for box in boxes for x, y in points)
 
 
-def test_published_points_stand_apart_and_name_their_axis(tmp_path: Path) -> None:
+def test_published_points_have_other_marks_and_name_their_error(tmp_path: Path) -> None:
     study = make_study(tmp_path / "s", ["complete"] * 3, image=(3, 32), sizes=(6, 14))
     frame = read_study(study.path)
     points = within_reach(published("cifar10").query("augmented"), frame)
@@ -201,7 +201,7 @@ def test_published_points_stand_apart_and_name_their_axis(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("states", "title"), [([], "Nothing to show yet"), (["stopped"], "No trial is complete yet")])
-def test_a_study_without_a_result_says_so(tmp_path: Path, states: list[str], title: str) -> None:
+def test_figure_of_a_study_without_a_result_states_that(tmp_path: Path, states: list[str], title: str) -> None:
     frame = read_study(make_study(tmp_path / "s", states).path)
     assert figures.title(figures.plot_error_against_cost(frame, pareto_front(frame))).startswith(title)
 
@@ -219,7 +219,7 @@ def test_a_perfect_network_is_drawn_at_zero() -> None:
     assert low < 0 < 0.2 < high
 
 
-def test_learning_curves_say_where_the_best_ended(study: StudyFolder) -> None:
+def test_title_of_learning_curves_states_the_final_error_of_the_best(study: StudyFolder) -> None:
     curves, best = learning_curves(study), study.best()[0]
     figure = figures.plot_learning_curves(curves, best.number)
     assert best.val_error is not None
@@ -265,7 +265,7 @@ def test_row_names_of_a_heatmap_never_overlap(layers: int, epochs: int) -> None:
     assert len(labels) >= 4
 
 
-def test_a_classifier_that_grows_tenfold_leaves_the_scale_to_the_others() -> None:
+def test_classifier_does_not_determine_the_colour_scale() -> None:
     norms = WeightNorms(("stem", "classifier"), (0, 1), np.array([[1.0, 1.2], [1.0, 10.0]]))
     figure = figures.plot_weight_norms(norms)
     image = mesh(figure.axes[0])
@@ -275,7 +275,7 @@ def test_a_classifier_that_grows_tenfold_leaves_the_scale_to_the_others() -> Non
     assert figures.title(figure).endswith("the classifier at 10.00")
 
 
-def test_weights_that_were_nothing_are_left_blank() -> None:
+def test_rows_of_zero_weights_are_blank() -> None:
     norms = WeightNorms(("stem", "classifier"), (0, 1), np.array([[1.0, 2.0], [0.0, 1.0]]))
     image = mesh(figures.plot_weight_norms(norms).axes[0])
     assert np.ma.getmaskarray(image.get_array()).tolist() == [[False, False], [True, True]]
@@ -288,7 +288,7 @@ def test_layer_costs_state_the_largest_shares() -> None:
     upper, lower = figure.axes
     assert sum(bar.get_height() for bar in upper.patches) == pytest.approx(769_162 / 1e3)  # type: ignore[attr-defined]
     assert sum(bar.get_height() for bar in lower.patches) == pytest.approx(287_929_692 / 1e6)  # type: ignore[attr-defined]
-    # Worked out from the sizes: a layer of block b that reads c channels has 50c + 9 · 48 · 12 + 96 params.
+    # Computed from the sizes: a layer that reads c channels has 50c + 9 · 48 · 12 + 96 params.
     first, second, third = (sum(50 * (c + 12 * i) + 5280 for i in range(16)) for c in (24, 108, 150))
     assert max(first, second, third) == third
     macs = sum((48 * (24 + 12 * i) + 5184) * 32 * 32 for i in range(16))
@@ -299,7 +299,7 @@ def test_layer_costs_state_the_largest_shares() -> None:
 # --- saving -------------------------------------------------------------------------------------------------------
 
 
-def test_a_figure_is_saved_as_its_suffix_says(tmp_path: Path, study: StudyFolder) -> None:
+def test_figure_is_saved_in_the_format_of_its_suffix(tmp_path: Path, study: StudyFolder) -> None:
     figure = draw_main(study)
     starts = {"svg": b"<?xml", "png": b"\x89PNG\r\n\x1a\n", "pdf": b"%PDF-"}
     for suffix, start in starts.items():
@@ -325,7 +325,7 @@ def test_drawing_leaves_no_state_behind(study: StudyFolder) -> None:
     assert dict(matplotlib.rcParams) == dict(matplotlib.rcParamsOrig)
 
 
-def test_dollar_signs_are_only_text(tmp_path: Path) -> None:
+def test_dollar_signs_are_text(tmp_path: Path) -> None:
     points = pd.DataFrame(
         [{"method": r"DenseNet ($\frac{$)", "depth": 3, "params": 9_000, "augmented": True, "test_error": 0.1}]
     )

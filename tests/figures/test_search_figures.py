@@ -1,4 +1,4 @@
-"""The figures of a search say what their numbers are: lines, bars and titles against the frames that they draw."""
+"""Figures of a search: lines, bars and titles agree with the tables that they show."""
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from dnas.errors import InputError
 
 def line(figure: Figure, gid: str) -> np.ndarray:
     (found,) = [part for axes in figure.axes for part in axes.lines if part.get_gid() == gid]
-    assert gid == "rho" or found.get_drawstyle() == "steps-post"  # what was reached holds until it is bettered
+    assert gid == "rho" or found.get_drawstyle() == "steps-post"  # an error holds until a lower one is reached
     return np.asarray(found.get_xydata())
 
 
@@ -57,7 +57,7 @@ def test_fidelity_names_the_first_epoch_that_ranks_well() -> None:
         figures.plot_fidelity(found.tail(1))
 
 
-def test_the_timeline_has_a_bar_a_stretch() -> None:
+def test_timeline_has_one_bar_per_span() -> None:
     found = pd.DataFrame(
         {
             "number": [0, 1],
@@ -105,7 +105,7 @@ def test_slices_and_parallel_coordinates_show_what_varies() -> None:
     parallel = figures.plot_parallel(frame, choices)
     assert figures.title(parallel) == "The best 1 of 3 complete trials, by their choices"
     best = parallel.axes[0].collections[1].get_segments()
-    np.testing.assert_allclose(best, [[[0, 1], [1, 0], [2, 0]]])  # k = 8, dense, the lowest error
+    np.testing.assert_allclose(best, [[[0, 1], [1, 0], [2, 0]]])  # the best has k = 8 and dense connections
     with pytest.raises(InputError, match="differ in a choice"):
         figures.plot_slices(frame, ["same"])
 

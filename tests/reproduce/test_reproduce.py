@@ -95,7 +95,8 @@ def test_the_paper_budget_trains_the_networks_of_the_paper() -> None:
     assert (make_plan("fig3", "paper").recipe.epochs, make_plan("fig3", "paper").info.name) == (90, "imagenet")
     sizes = [cost(run.spec).params for run in make_plan("table2", "paper", 1).runs]
     assert sizes == [1_019_722, 6_979_642, 27_249_082, 769_162, 15_324_406, 25_624_430]
-    assert max(cost(run.spec).params for run in make_plan("fig4-left", "paper").runs) < 0.85e6  # as the figure's axis
+    # The axis of the figure has the same range.
+    assert max(cost(run.spec).params for run in make_plan("fig4-left", "paper").runs) < 0.85e6
     final = {target for target in TARGETS if make_plan(target, "paper").final}
     assert final == {"table2", "fig3", "fig4-left", "fig4-middle"}
     assert not any(make_plan(target, budget).final for target in TARGETS for budget in ("smoke", "short"))
@@ -158,7 +159,7 @@ def test_a_plan_counts_complete_runs_and_parallel_ones(monkeypatch: pytest.Monke
 
 
 class Planted(AnalyticExecutor):
-    """Errors that fall with the log of `less[group]` times the params, and move with the seed by `noise`."""
+    """Executor whose errors fall with the log of `less[group]` times the params, and vary with the seed by `noise`."""
 
     def __init__(self, plan: Plan, less: dict[str, float], noise: float = 0.002) -> None:
         super().__init__()
@@ -261,7 +262,7 @@ def test_fig4_right_compares_the_ends_of_the_curves() -> None:
     _, result = read("fig4-right", {"DenseNet-BC": even}, noise=0.0001)  # the same error, in spite of the size
     assert result.findings[0].verdict == "holds"
     assert f"{even:.0f} times fewer params" in result.findings[0].claim
-    assert result.findings[1].verdict == "cannot tell"  # the losses are equal but for noise
+    assert result.findings[1].verdict == "cannot tell"  # the losses differ only by noise
     assert len(result.tables["curves"][0]) == 6 * 20
     assert "validation curves" in result.figures["figure"][1]
 
@@ -314,14 +315,14 @@ def test_without_complete_runs_of_both_families_nothing_is_drawn() -> None:
 
 
 def _no_curves(executor: AnalyticExecutor) -> AnalyticExecutor:
-    """Of a ResNet too: its formula knows DenseNets only."""
+    """Return an executor whose runs all fail, including ResNets, for which `AnalyticExecutor` has no formula."""
     executor.start = lambda job: executor.jobs.update(  # type: ignore[method-assign]
         {job.key: deque([Message("failed", {"reason": "diverged", "text": "nan"})])}
     )
     return executor
 
 
-def test_published_points_are_the_papers() -> None:
+def test_published_points_equal_those_of_the_paper() -> None:
     table = published_table2().set_index("name")
     assert table.loc["densenet_bc_190_40", "error"] == 0.0346
     assert table.loc["densenet_40_12", "params_millions"] == 1.0
@@ -332,13 +333,13 @@ def test_published_points_are_the_papers() -> None:
     assert published_imagenet()["error"].tolist() == [0.2502, 0.2380, 0.2258, 0.2215]
 
 
-def test_holms_correction() -> None:
-    # 0.01 · 3, then 0.02 · 2, then 0.03 · 1, which may not be less than the one before.
+def test_holm_correction_by_hand() -> None:
+    # The products are 0.01 · 3, 0.02 · 2 and 0.03 · 1. The last one is raised to the value before it.
     assert holm([0.03, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
     assert holm([0.9, None, 0.8]) == [1.0, None, 1.0]
 
 
-def test_a_paired_difference() -> None:
+def test_paired_difference_by_hand() -> None:
     # Differences 1, 2, 3: mean 2, t(2) · 1/√3 = 2.484.
     found = paired(pd.DataFrame({"a": [2.0, 4.0, 6.0, None], "b": [1.0, 2.0, 3.0, 9.0]}), "a", "b")
     assert (found.mean, found.seeds) == (2.0, 3)
@@ -355,7 +356,7 @@ def test_a_paired_difference() -> None:
     assert paired(pd.DataFrame({"a": [2.0], "b": [1.0]}), "a", "b").interval is None
 
 
-# --- a real one ---------------------------------------------------------------------------------------------------
+# --- a real run ---------------------------------------------------------------------------------------------------
 
 TINY_NETWORKS = {
     "DenseNet": ("densenet:L=7,k=1", "densenet:L=7,k=2"),
@@ -372,7 +373,7 @@ if __name__ == "__main__":
 
 
 def make_tiny() -> None:
-    """A private budget of seconds."""
+    """Add a budget that takes seconds."""
     BUDGETS["tiny"] = Budget("tiny", "digits", "fast", 2, 128, 1294, 2, "for tests")
     left = TARGETS["fig4-left"]
     TARGETS["fig4-left"] = Target(left.name, left.title, left.claim, {"tiny": TINY_NETWORKS})

@@ -1,4 +1,4 @@
-"""An executor that computes runs by a formula, to test searches with failures and lost workers in milliseconds."""
+"""Executor that computes runs by a formula, to test searches with failures and lost workers in milliseconds."""
 
 import dataclasses
 import math
@@ -43,7 +43,7 @@ def result(row: dict[str, Any], finished: bool) -> dict[str, Any]:
 
 
 class AnalyticExecutor:
-    """Executor with the contract of `LocalExecutor`: a restarted job repeats the epochs that it had reported."""
+    """Executor with the interface of `LocalExecutor`. A restarted job repeats the epochs that it had reported."""
 
     def __init__(self, trouble: Trouble = lambda job, epoch: None) -> None:
         self.trouble = trouble

@@ -1,4 +1,4 @@
-"""A real browser: Debian's `chromium`, or Google Chrome."""
+"""Access to a real browser, which is Debian's `chromium` or Google Chrome."""
 
 import shutil
 from collections.abc import Iterator

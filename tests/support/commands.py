@@ -1,8 +1,8 @@
 """Commands as processes that start fast, because they are forked from a server that has imported torch and dnas.
 
-A new Python imports for 3 to 6 seconds of a core before `dnas search` trains, and its forkserver for as long again. A
-forked process starts in 0.05 seconds, and so does its forkserver. Tests of start-up, of signals while Python ends, and
-one kill per executor start a real `python -m dnas` instead.
+A new Python needs 3 to 6 seconds of CPU time for imports before `dnas search` trains, and its forkserver needs the same
+time. A forked process starts in 0.05 seconds, and so does its forkserver. Tests of start-up, of signals while Python
+ends, and one kill per executor start a real `python -m dnas` instead.
 """
 
 import atexit
@@ -106,7 +106,7 @@ def _server() -> socket.socket:
 
 
 def _serve(requests: socket.socket) -> dict[str, Any]:
-    """Fork for each request. Return in the forked process, with the request that it is to run."""
+    """Fork for each request. Return the request in the forked process, which executes it."""
     while True:
         message, descriptors, _, _ = socket.recv_fds(requests, LARGEST_REQUEST, 3)
         if not message:

@@ -34,5 +34,5 @@ def wait_until(
     while not condition():
         check()
         waited = time.monotonic() - began
-        assert waited < patience(seconds), f"after {waited:.0f} s still not so: {description}"
+        assert waited < patience(seconds), f"after {waited:.0f} s still false: {description}"
         time.sleep(pause)

@@ -20,13 +20,13 @@ def group_of(file: Path) -> str | None:
 class GroupScheduling(LoadGroupScheduling):
     """`--dist loadgroup` that survives a crashed process, and groups under every version of pytest.
 
-    xdist 3.8 puts a test that crashed its process back into the queue, where it crashes one process after another,
-    until none is left and the run hangs. And it marks a test's group in `item._nodeid`, which pytest 9.2 no longer
-    reads: each test would be a group of its own, and each process would start its own Ray cluster.
+    xdist 3.8 puts a test that crashed its process back into the queue. It then crashes one process after another, until
+    none is left and the run hangs. In addition, xdist stores a test's group in `item._nodeid`, which pytest 9.2 no
+    longer reads. Each test would be a separate group, and each process would start its own Ray cluster.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        """Return the group of a test; a test without one is its own group."""
+        """Return the group of a test; a test without one is a separate group."""
         return group_of(self.config.rootpath / nodeid.split("::")[0]) or nodeid
 
     def remove_node(self, node: WorkerController) -> str | None:
@@ -39,6 +39,6 @@ class GroupScheduling(LoadGroupScheduling):
         unit[crashed] = True
         self.workqueue.update({scope: unit for scope, unit in units.items() if not all(unit.values())})
         for other in self.assigned_work:
-            if other in self.registered_collections:  # else it has just started, and asks for tests when it is ready
+            if other in self.registered_collections:  # otherwise it has just started and requests tests when ready
                 self._reschedule(other)
         return crashed
