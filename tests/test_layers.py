@@ -7,7 +7,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "dnas"
 
-# The modules at the top of the package, and its packages, lowest first. Each imports only from its own line or from
+# The modules at the top of the package, and its packages, lowest first. Each imports only from the same line or from
 # lines above it, also inside functions.
 ORDER = [
     ["dnas", "dnas.errors", "dnas.formatting", "dnas.io"],
@@ -28,7 +28,7 @@ ORDER = [
     ["dnas.cli"],
     ["dnas.__main__"],
 ]
-LOOSE = {"__init__", "__main__", "errors", "io", "formatting", "export"}
+TOP_MODULES = {"__init__", "__main__", "errors", "io", "formatting", "export"}
 # The modules that may import each heavy package.
 HOMES = {
     "argparse": {"dnas.cli"},
@@ -112,7 +112,7 @@ def without_type_checking(path: Path) -> ast.Module:
     return tree
 
 
-def test_files_import_only_from_those_above_them() -> None:
+def test_modules_import_only_from_packages_above_them() -> None:
     rank = {name: number for number, group in enumerate(ORDER) for name in group}
     wrong = [
         f"{module_of(path)} imports {name}"
@@ -123,7 +123,7 @@ def test_files_import_only_from_those_above_them() -> None:
     assert wrong == []
 
 
-def test_heavy_packages_stay_in_their_homes() -> None:
+def test_heavy_packages_are_imported_only_by_listed_modules() -> None:
     wrong = [
         f"{module_of(path)} imports {name}"
         for path in PACKAGE.rglob("*.py")
@@ -161,11 +161,11 @@ def test_a_search_imports_no_more_than_it_needs() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_no_module_is_loose_at_the_top() -> None:
-    assert {path.stem for path in PACKAGE.glob("*.py")} == LOOSE
+def test_only_listed_modules_are_outside_packages() -> None:
+    assert {path.stem for path in PACKAGE.glob("*.py")} == TOP_MODULES
 
 
-def test_modules_import_each_other_in_one_direction() -> None:
+def test_imports_have_no_cycles() -> None:
     """There is no cycle of imports between modules, including imports inside functions."""
     names = {module_of(path): path for path in PACKAGE.rglob("*.py")}
     arrows: dict[str, set[str]] = {}

@@ -31,7 +31,7 @@ class Stopped(RuntimeError):
 
 
 class Database:
-    """The database of one study, as one process of one host uses it. Each thread has its own connection.
+    """Access of one process to the database of a study. Each thread has its own connection.
 
     The constructor raises `InputError` if the database cannot be used at all. Later connection errors are retried
     without a limit: `note` is called once when an outage begins and once when it ends. Setting `stop` ends all
@@ -223,9 +223,9 @@ class Database:
     # --- expiry ---------------------------------------------------------------------------------------------------
 
     def touch(self, cursor: Cursor) -> None:
-        """Record that some process of the study is connected, and whether all of them were cut off before.
+        """Record that a process of the study is connected, and the time if all of them were cut off before.
 
-        To be called before any process is declared dead.
+        This must be called before any process is declared dead.
         """
         cursor.execute(
             f"""UPDATE dnas_studies SET seen = clock_timestamp(), resumed = CASE

@@ -129,7 +129,7 @@ class Worker:
     # --- display --------------------------------------------------------------------------------------------------
 
     def _report_end(self, key: str, message: Message) -> None:
-        """Count and show a job that ended here."""
+        """Count and show a job that ended on this host."""
         if message.kind == "done":
             self.trained += 1
         if self._last_beat[1].proposes:

@@ -2,9 +2,9 @@
 
     lease.json   {"owner", "host", "pid", "process_started", "attempt", "beat", "since"}
 
-The holder and a process that wants the lease may be on different hosts that share the folder. Clocks of two hosts are
-never compared: a waiting process watches the beat with its own monotonic clock. On the holder's host, the death of its
-process is detected at once.
+The holder and a process that requests the lease may be on different hosts that share the folder. Clocks of different
+hosts are never compared. A waiting process watches the beat with its own monotonic clock. On the holder's host, the
+death of its process is detected at once.
 
 Two processes cannot hold a lease. The first one links a complete file into place, which succeeds only once. A process
 that replaces a dead holder's file locks that file (with flock, which the kernel releases when the process dies) and
@@ -75,7 +75,7 @@ class LeaseHeld(RuntimeError):
 
 
 class LeaseLost(RuntimeError):
-    """The lease has another owner or is gone, so this process must not write any more."""
+    """The lease has another owner or was removed, so this process must not write any more."""
 
 
 class Lease:
@@ -216,7 +216,7 @@ class Watch:
 
 
 def is_dead(info: LeaseInfo) -> bool | None:
-    """Return whether the holder's process has ended; None if it is on another host, where only the beat shows it.
+    """Return whether the holder's process has ended; None if it is on another host, which only the beat can show.
 
     A process that exists may be frozen, so a waiting process has to watch the beat as well.
     """

@@ -33,7 +33,7 @@ BODY = "dnas.executors.worker:run_job"
 
 
 class WorkerLost(RuntimeError):
-    """The process of a training run is gone or frozen; `message` is the `lost` message to report."""
+    """The process of a training run has ended or is frozen; `message` is the `lost` message to report."""
 
     def __init__(self, message: Message) -> None:
         super().__init__(message.values["text"])

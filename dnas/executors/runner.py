@@ -23,7 +23,7 @@ from dnas.training.defaults import DEFAULT_KERNELS
 MAX_SAME_ERRORS = 3  # identical errors in a row that stop the loop
 OVERDUE_CHECK_SECONDS = 0.5  # shortest time between two checks for runs that take too long
 MAX_LOSSES = 5  # number of workers lost without finishing another epoch after which a run fails
-MAX_CRASHES = 2  # crashes by the same signal (such as SIGSEGV) after which a run fails, as it would crash once more
+MAX_CRASHES = 2  # crashes by the same signal (such as SIGSEGV) after which a run fails without a retry
 COUNTED_ERRORS = ("error", "input", "lost worker", "crash")  # failures whose cause may be outside the network
 
 

@@ -51,7 +51,7 @@ ONLY_IN_RECORD = ("peak memory", "versions", "commit", "host")  # content of a r
 
 @dataclass(frozen=True)
 class Finding:
-    """A damaged file or folder. `repair` describes what was done, and is empty if nothing was."""
+    """A damaged file or folder. `repair` describes the repair, and is empty if there was none."""
 
     problem: str
     path: str

@@ -15,8 +15,8 @@ def extend(folder: StudyFolder, wider: Space, limits: Mapping[str, float]) -> li
     """Replace the space of a study by `wider` with `limits`, and return the changes, one per line.
 
     Raises:
-        InputError: The space is not wider, and nothing was changed: a choice or a value is missing, a limit is lower,
-            or the network of an earlier trial would change.
+        InputError: The space is not wider, because a choice or a value is missing, a limit is lower, or the network of
+            an earlier trial would change. The study is unchanged.
     """
     settle(folder)
     config = DEFAULTS | folder.config()

@@ -103,7 +103,7 @@ def write_norms(path: Path, run: Run) -> None:
     """Write the norms of all epochs as an .npz file; the first row is measured before training.
 
     Arrays: `names` [P], `numel` [P], `l2`, `l1` and `gradient` [epochs + 1, P], `pairs` [Q, 2] (source, consumer) and
-    `reuse` [epochs + 1, Q], see `dnas.training.norms.Norms`. `l1` and `gradient` are NaN where they were not measured.
+    `reuse` [epochs + 1, Q], see `dnas.training.norms.Norms`. `l1` and `gradient` are NaN if not measured.
     """
     sizes = {name: parameter.numel() for name, parameter in run.net.named_parameters()}
     plain = _norms_to_plain(run.norms)

@@ -24,7 +24,7 @@ from dnas.errors import InputError
 from dnas.formatting import several
 from dnas.training.forkserver import start_forkserver
 
-LOST_PEER = 75  # exit status of a process that ends because another one is gone; it prints nothing
+LOST_PEER = 75  # exit status of a process that ends because another one has ended; it prints nothing
 # Seconds for the process of rank 0 to report the same failure, and to leave the terminal in order.
 GRACE_SECONDS = 5.0
 

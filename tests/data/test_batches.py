@@ -1,3 +1,5 @@
+"""Tests of batches: augmentation, order of the images, and images that are streamed from files."""
+
 from dataclasses import replace
 
 import numpy as np

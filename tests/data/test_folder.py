@@ -1,3 +1,5 @@
+"""Tests of data sets from image folders: reading, fingerprints and the cache."""
+
 import errno
 import os
 import shutil

@@ -1,3 +1,5 @@
+"""Tests of CIFAR, SVHN and ImageNet, read from small files in their formats."""
+
 import hashlib
 import shutil
 import tarfile

@@ -1,3 +1,5 @@
+"""Tests of the catalog, of splits and subsets, and of digits."""
+
 import json
 import subprocess
 import sys

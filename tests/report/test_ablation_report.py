@@ -97,91 +97,91 @@ def effects(*comparisons: Comparison, pairs: int = 7, of: int = 3) -> Effects:
     return Effects("plain", "val_error", 0.05, found, pairs, 7, pairs >= 7, 0.01, {})
 
 
-def said(found: Comparison, **options: int) -> str:
+def sentence_of(found: Comparison, **options: int) -> str:
     return verdicts.sentence(found, effects(found, **options)).replace("\u00a0", " ")
 
 
-def test_a_finding_says_direction_size_interval_p_and_pairs() -> None:
-    assert said(comparison("fewer errors", -0.0123, (-0.018, -0.0066), 0.046875)) == (
+def test_finding_states_direction_size_interval_p_and_pairs() -> None:
+    assert sentence_of(comparison("fewer errors", -0.0123, (-0.018, -0.0066), 0.046875)) == (
         "BC makes fewer errors than plain: −1.23 percentage points of validation error, the mean of 7 pairs (95%"
         " interval −1.80 to −0.66; p = 0.047 after Holm's correction for 3 comparisons)."
     )
-    assert said(comparison("more errors", 0.02, (0.011, 0.029), 0.0004)) == (
+    assert sentence_of(comparison("more errors", 0.02, (0.011, 0.029), 0.0004)) == (
         "BC makes more errors than plain: +2.00 percentage points of validation error, the mean of 7 pairs (95%"
         " interval +1.10 to +2.90; p < 0.001 after Holm's correction for 3 comparisons)."
     )
 
 
 def test_inconclusive_verdict_states_the_effect_that_would_be_missed() -> None:
-    text = said(comparison("cannot tell", -0.003, (-0.01, 0.004), 0.328))
+    text = sentence_of(comparison("cannot tell", -0.003, (-0.01, 0.004), 0.328))
     assert text == (
         "BC cannot be distinguished from plain: −0.30 percentage points of validation error, the mean of 7 pairs (95%"
         " interval −1.00 to +0.40; p = 0.33 after Holm's correction for 3 comparisons). This does not rule out an"
         " effect: one smaller than 0.90 points would be missed more often than one time in five."
     )
-    beyond = said(comparison("cannot tell", -0.006, (-0.01, -0.002), 0.09))
+    beyond = sentence_of(comparison("cannot tell", -0.006, (-0.01, -0.002), 0.09))
     assert "The interval is for this comparison alone. Corrected for all comparisons, it is not evidence." in beyond
-    same = said(comparison("cannot tell", 0.0, (0.0, 0.0), 1.0, differences=(0.0,) * 7, detectable=0.0))
+    same = sentence_of(comparison("cannot tell", 0.0, (0.0, 0.0), 1.0, differences=(0.0,) * 7, detectable=0.0))
     assert same.endswith("No pair differed.")
 
 
-def test_too_few_seeds_promise_nothing() -> None:
+def test_finding_from_too_few_seeds_states_the_number_that_is_needed() -> None:
     few = comparison("too few seeds", -0.02, (-0.04, 0.0), 0.75, seeds=(0, 1, 2), differences=(-0.02,) * 3)
-    assert said(few, pairs=3) == (
+    assert sentence_of(few, pairs=3) == (
         "BC against plain: −2.00 percentage points of validation error, the mean of 3 pairs (95% interval −4.00 to"
         " 0.00). Too few seeds to conclude: 3 comparisons need 7 pairs at 5%, and it has 3."
     )
     one = comparison("too few seeds", -0.02, (-math.inf, math.inf), 1.0, seeds=(4,), differences=(-0.02,))
-    assert said(one, pairs=1, of=1) == (
+    assert sentence_of(one, pairs=1, of=1) == (
         "BC against plain: −2.00 percentage points of validation error, of one pair, which has no interval. Too few"
         " seeds to conclude: 1 comparison needs 7 pairs at 5%, and it has 1."
     )
     none = comparison("too few seeds", NAN, (-math.inf, math.inf), 1.0, seeds=(), differences=())
-    assert said(none, pairs=0) == "BC cannot be compared: no seed has all the runs that the comparison needs."
+    assert sentence_of(none, pairs=0) == "BC cannot be compared: no seed has all the runs that the comparison needs."
 
 
-def test_terms_of_a_design_are_told_as_what_they_are() -> None:
+def test_terms_of_a_design_are_described_by_their_kind() -> None:
     main_effect = {"kind": "main effect", "name": "bottleneck: 4 against 0"}
-    text = said(comparison("fewer errors", -0.01, (-0.02, -0.005), 0.02, **main_effect))
+    text = sentence_of(comparison("fewer errors", -0.01, (-0.02, -0.005), 0.02, **main_effect))
     assert text.startswith("bottleneck: 4 against 0 makes fewer errors, averaged over the other factors: −1.00 perc")
     both = {"kind": "interaction", "name": "bottleneck × compression"}
-    text = said(comparison("more errors", 0.01, (0.005, 0.02), 0.02, **both))
+    text = sentence_of(comparison("more errors", 0.01, (0.005, 0.02), 0.02, **both))
     assert text.startswith(
         "bottleneck × compression: together they make more errors than their effects alone add up to"
     )
-    text = said(comparison("cannot tell", 0.01, (-0.005, 0.02), 0.2, **both))
+    text = sentence_of(comparison("cannot tell", 0.01, (-0.005, 0.02), 0.2, **both))
     assert text.startswith("bottleneck × compression: it cannot be decided whether their effects add up: +1")
 
 
-def test_a_race_tells_of_its_own_interval_and_correction() -> None:
+def test_race_states_its_interval_and_correction() -> None:
     race = comparison("fewer errors", -0.012, (-0.02, -0.004), 0.03, race_interval=(-0.025, -0.001))
-    assert said(race) == (
+    assert sentence_of(race) == (
         "BC makes fewer errors than plain: −1.20 percentage points of validation error, the mean of 7 pairs (95%"
         " interval of the race −2.50 to −0.10; p = 0.030 in the race, corrected for 3 comparisons)."
     )
     few = comparison("too few seeds", -0.012, (-0.02, -0.004), 1.0, race_interval=(-math.inf, math.inf))
-    assert said(few).endswith(
+    assert sentence_of(few).endswith(
         "Too few seeds to conclude: the race of 3 comparisons decides none before 7 pairs at 5%, and it has 7."
     )
-    assert "interval of the race −∞ to +∞" in said(few)
+    assert "interval of the race −∞ to +∞" in sentence_of(few)
 
 
 def test_the_answer_is_one_sentence() -> None:
     fewer = comparison("fewer errors", -0.0123, (-0.018, -0.0066), 0.02)
     more = comparison("more errors", 0.02, (0.01, 0.03), 0.02, name="C")
-    untold = comparison("cannot tell", 0.001, (-0.01, 0.01), 1.0, name="B")
+    inconclusive = comparison("cannot tell", 0.001, (-0.01, 0.01), 1.0, name="B")
     few = comparison("too few seeds", 0.001, (-0.01, 0.01), 1.0, name="B", seeds=(1, 2), differences=(0.001,) * 2)
-    assert verdicts.answer(effects(fewer, more, untold)) == (
+    assert verdicts.answer(effects(fewer, more, inconclusive)) == (
         "BC (−1.23 points) makes fewer errors and C (+2.00 points) makes more errors than plain; B is inconclusive"
     )
-    assert verdicts.answer(effects(untold, of=1)) == "B cannot be distinguished from plain"
+    assert verdicts.answer(effects(inconclusive, of=1)) == "B cannot be distinguished from plain"
     assert verdicts.answer(effects(few, pairs=2, of=1)) == (
         "Too few seeds to conclude: 1 comparison needs 7 pairs at 5%, and there are 2"
     )
     assert verdicts.answer(effects(of=0)) == "Nothing can be compared yet"
     many = [comparison("fewer errors", -0.01, (-0.02, -0.005), 0.01, name=f"a long name {i}") for i in range(9)]
     assert verdicts.short(effects(*many, of=9)) == "Of 9 comparisons: 9 with fewer errors, 0 with more, 0 inconclusive"
-    assert len(verdicts.short(effects(fewer, more, untold))) <= 88
+    assert len(verdicts.short(effects(fewer, more, inconclusive))) <= 88
 
 
 # --- numbers of the variants --------------------------------------------------------------------------------------
@@ -264,7 +264,7 @@ def test_the_page_loads_nothing_from_the_network(page: Page) -> None:
     assert not re.search(r"url\((?!#)", page.source)
 
 
-def test_all_runs_are_there_with_commit_and_versions(page: Page, study: StudyFolder) -> None:
+def test_all_runs_are_listed_with_commit_and_versions(page: Page, study: StudyFolder) -> None:
     rows = [attributes for tag, attributes in page.tags if tag == "tr" and "id" in attributes]
     assert len(rows) == 28
     assert page.text.count("dnas 0.1.0, torch 2.11.0, python 3.11.2") >= 28
@@ -570,7 +570,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def alone(page: Page, study: StudyFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Copy the page without its files, as if it was sent by mail."""
+    """Copy the page without its files, as if it were sent by mail."""
     return Path(shutil.copy(study.path.parent / "report" / "index.html", tmp_path_factory.mktemp("mail")))
 
 

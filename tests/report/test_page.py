@@ -36,7 +36,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
 
 @pytest.fixture(scope="module")
 def path(study: StudyFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Copy the page without its files, as if it was sent by mail."""
+    """Copy the page without its files, as if it were sent by mail."""
     page = write_report(study.path, study.path.parent / "report")
     return Path(shutil.copy(page, tmp_path_factory.mktemp("mail")))
 

@@ -265,7 +265,7 @@ def test_every_trial_completes_without_early_stopping() -> None:
 
 
 def test_search_minimises_its_objective() -> None:
-    """With losses and errors exchanged, minimising the loss proposes what minimising the error proposed."""
+    """With losses and errors exchanged, minimising the loss makes the proposals of minimising the error."""
 
     class Exchanged(InTurn):
         def start(self, job: Job) -> None:
@@ -508,7 +508,7 @@ def test_kill_between_a_promotion_and_its_record_changes_nothing(monkeypatch: py
 
 @pytest.mark.parametrize("seed", [0, 1, 6, 7])
 def test_trial_is_not_promoted_before_its_worker_has_ended(seed: int) -> None:
-    """A worker that was asked to stop ends late; meanwhile its trial comes to deserve a promotion."""
+    """A worker ends some time after the request to stop, and its trial becomes promotable in between."""
 
     class Late(AnalyticExecutor):
         def __init__(self) -> None:

@@ -171,7 +171,7 @@ def test_pending_points_spread_proposals() -> None:
         search.tell(points[-1], "running")
         points.append(search.ask())
     assert len({tuple(point.values()) for point in points}) == 7
-    # Workers that do not know about each other crowd: duplicates are rejected, but not near points.
+    # Without pending points, workers propose near points. Duplicates are rejected, but near points are not.
     uncoordinated = Search(propose_gp).run(25)
     crowded = []
     for _ in range(7):

@@ -304,7 +304,7 @@ def test_decisions_have_no_side_effects_and_depend_on_events_alone(name: str, se
         ladder.promotable()
         assert state(ladder) == before
         ladder.note(number, epoch, values, size, continues)
-        second.note(number, epoch, values, size, continues)  # never asked to decide: only notes change the state
+        second.note(number, epoch, values, size, continues)  # without `decide`, which changes nothing
     assert state(ladder) == state(second)
     assert ladder.promotable() == second.promotable()
 

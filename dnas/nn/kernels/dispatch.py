@@ -200,8 +200,8 @@ class _Parts:
         return shape
 
 
-# Parts of each block that was run with its own parameters. Tensors that `functional_call` lends are not kept, because
-# they may hold whole graphs.
+# Parts of each block that was run with its own parameters. Tensors that `functional_call` passes are not kept, because
+# they may refer to large graphs.
 _PARTS_OF_BLOCKS: "WeakKeyDictionary[nn.Module, _Parts]" = WeakKeyDictionary()
 
 
