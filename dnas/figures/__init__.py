@@ -1,6 +1,6 @@
-"""Drawing only: each function takes a result of `dnas.analysis` and returns a matplotlib Figure.
+"""Figures. Each function draws a result of `dnas.analysis` and returns a matplotlib `Figure`.
 
-Titles state what the numbers say; errors are fractions in, percent on the axes.
+The title of a figure states its finding. Errors are passed as fractions and drawn in percent.
 """
 
 from dnas.figures.ablation import (

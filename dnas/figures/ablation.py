@@ -1,7 +1,7 @@
-"""An ablation: paired differences with their intervals, each seed's slope, interactions, cost and learning curves.
+"""Figures of an ablation: paired differences with intervals, slopes per seed, interactions, cost and learning curves.
 
-The base is dark on every picture; a variant is blue where it makes fewer errors, red where it makes more, and grey
-where the comparison is inconclusive.
+The base is dark in every figure. A variant is blue if it makes fewer errors, red if it makes more, and grey if the
+comparison is inconclusive.
 """
 
 import math
@@ -42,15 +42,18 @@ from dnas.figures.style import (
 from dnas.formatting import p_value, percent, points, several
 
 VERDICTS = {"fewer errors": BLUE, "more errors": RED, "cannot tell": GREY, "too few seeds": GREY}
-LEVELS = (PURPLE, GREEN, ORANGE, BROWN, SKY, PINK)  # of the factor whose levels are lines
+LEVELS = (PURPLE, GREEN, ORANGE, BROWN, SKY, PINK)  # colours of the levels that are drawn as lines
 PANEL_COLUMNS = 4
-# What can be held equal, and what its residual is of.
+# Quantities that can be held equal, with the label of their residual.
 HELD = {**{key: METRICS[key].label for key in ("params", "macs")}, "seconds": "training time, as estimated,"}
 
 
 def plot_forest(effects: Effects, noise: SeedNoise | None = None) -> Figure:
-    """Plot one row per comparison, the lowest difference on top: each pair, the mean with its interval, and the
-    bootstrap's below it; the base is the zero line. noise: of the base, drawn as a band."""
+    """Plot one row per comparison, with the lowest difference on top.
+
+    A row shows each pair, the mean with its interval, and the bootstrap interval below it. The base is the zero line.
+    noise: Seed noise of the base, drawn as a band.
+    """
     rows = sorted((c for c in effects.comparisons if c.seeds), key=lambda c: c.mean)
     if not rows:
         raise InputError("a forest plot needs a seed that the base and another variant have both finished.")
@@ -61,8 +64,8 @@ def plot_forest(effects: Effects, noise: SeedNoise | None = None) -> Figure:
         if noise is not None and noise.band > 0:
             band = 100 * noise.band
             axes.axvspan(-band, band, color=INK, alpha=0.06, lw=0, zorder=0, gid="noise")
-            what = several(noise.pairs, "unpaired difference")
-            text = f"where {level(effects)} of means of {what} of {effects.base} fall"
+            differences = several(noise.pairs, "unpaired difference")
+            text = f"central {level(effects)} of means of {differences} of {effects.base}"
             handles.append(Patch(color=INK, alpha=0.1, lw=0, label=text))
         axes.axvline(0, color=INK, lw=1.3, zorder=1, gid="base")
         for y, comparison in enumerate(rows):
@@ -105,7 +108,7 @@ def plot_forest(effects: Effects, noise: SeedNoise | None = None) -> Figure:
 
 def _row(axes: Axes, y: int, comparison: Comparison) -> None:
     colour = VERDICTS[comparison.verdict]
-    told = comparison.verdict in ("fewer errors", "more errors")
+    is_clear = comparison.verdict in ("fewer errors", "more errors")
     axes.scatter(
         100 * np.array(comparison.differences),
         y - 0.2 - 0.07 * _stacked(comparison.differences),
@@ -127,7 +130,7 @@ def _row(axes: Axes, y: int, comparison: Comparison) -> None:
         [y],
         marker="o",
         ms=7,
-        mfc=colour if told else "white",
+        mfc=colour if is_clear else "white",
         mec=colour,
         mew=1.6,
         zorder=4,
@@ -136,7 +139,7 @@ def _row(axes: Axes, y: int, comparison: Comparison) -> None:
 
 
 def _stacked(values: Sequence[float]) -> np.ndarray:
-    """Number of earlier values that equal each value; errors on few images are often equal."""
+    """Return the number of earlier values that equal each value. Errors on few images are often equal."""
     seen: Counter[float] = Counter()
     places = []
     for value in values:
@@ -146,10 +149,10 @@ def _stacked(values: Sequence[float]) -> np.ndarray:
 
 
 def plot_slopes(values: pd.DataFrame, effects: Effects) -> Figure:
-    """Plot one panel per variant, with a line per seed from the base's error to the variant's; dark: their means.
+    """Plot one panel per variant, with a line per seed from the base's error to the variant's.
 
-    values: Indexed by seed, one column per variant (fractions; NaN where there is none). Panels in the forest plot's
-    order.
+    The dark line joins the means. The panels are in the order of the forest plot.
+    values: Errors as fractions, indexed by seed, with one column per variant. Missing errors are NaN.
     """
     base, rows = effects.base, sorted((c for c in effects.comparisons if c.seeds), key=lambda c: c.mean)
     if not rows:
@@ -178,12 +181,12 @@ def plot_slopes(values: pd.DataFrame, effects: Effects) -> Figure:
                 zorder=3,
                 gid=gid,
             )
-            told = [
+            hover_texts = [
                 f"seed {seed}: {base} {percent(before)}, {comparison.name} {percent(after)}\n"
                 f"{points(after - before)} points"
                 for seed, (before, after) in zip(comparison.seeds, pairs, strict=True)
             ]
-            figure.hover[gid] = told * 2
+            figure.hover[gid] = hover_texts * 2
             axes.plot([0, 1], pairs.mean(axis=0), color=INK, lw=2.4, zorder=4, gid=f"mean-{index}")
             same = len(pairs) - fewer[comparison.name] - more[comparison.name]
             text = f"{fewer[comparison.name]} fewer, {more[comparison.name]} more" + (f", {same} equal" if same else "")
@@ -202,7 +205,7 @@ def plot_slopes(values: pd.DataFrame, effects: Effects) -> Figure:
 
 
 def _panels(count: int, title: str, height: float) -> tuple[Drawing, list[Axes]]:
-    """As many panels with shared axes, at most `PANEL_COLUMNS` a row; what is left of the last row is empty."""
+    """Return `count` panels with shared axes, at most `PANEL_COLUMNS` per row. The rest of the last row stays empty."""
     columns = min(PANEL_COLUMNS, count)
     rows = -(-count // columns)
     figure = canvas(0.75 + height * rows, title)
@@ -213,13 +216,14 @@ def _panels(count: int, title: str, height: float) -> tuple[Drawing, list[Axes]]
 
 
 def plot_interaction(cells: pd.DataFrame, effects: Effects) -> Figure:
-    """A panel for each two factors: the mean error at each level of the one, one line per level of the other.
+    """Plot one panel per pair of factors: the mean error at each level of one, with a line per level of the other.
 
-    cells: as `dnas.analysis.variants.cell_means`. effects: the design's, whose interactions the title tells of.
+    cells: As returned by `dnas.analysis.variants.cell_means`. effects: Effects of the design, whose interactions the
+    title states.
     """
     known = cells[cells["n"] > 0]
     pairs = list(dict.fromkeys(zip(known["x_factor"], known["line_factor"], strict=True)))
-    if len(pairs) == 1:  # there is room for both ways to read it
+    if len(pairs) == 1:  # there is room to draw the pair both ways
         swapped = {
             f"{a}_{part}": f"{b}_{part}" for a, b in (("x", "line"), ("line", "x")) for part in ("factor", "level")
         }
@@ -228,11 +232,13 @@ def plot_interaction(cells: pd.DataFrame, effects: Effects) -> Figure:
     if not pairs:
         raise InputError("interactions need a seed from which every variant of two factors was finished.")
     interactions = [c for c in effects.comparisons if c.kind == "interaction"]
-    told = [c for c in interactions if c.verdict in ("fewer errors", "more errors")]
-    if told:
-        title = f"{told[0].name}: the effects do not add up, by {points(told[0].mean)} points"
+    clear = [c for c in interactions if c.verdict in ("fewer errors", "more errors")]
+    if clear:
+        title = f"{clear[0].name}: the effects do not add up, by {points(clear[0].mean)} points"
     elif interactions and all(c.verdict == "too few seeds" for c in interactions):
-        title = f"Too few seeds to tell whether effects add up: {effects.pairs_needed} needed, {effects.pairs} there"
+        title = (
+            f"Too few seeds to tell whether effects add up: {effects.pairs_needed} needed, {effects.pairs} available"
+        )
     else:
         title = "No interaction was found: parallel lines mean effects that add up"
     label = METRICS[effects.measure].axis_label
@@ -240,19 +246,21 @@ def plot_interaction(cells: pd.DataFrame, effects: Effects) -> Figure:
         figure, panels = _panels(len(pairs), title, 3.0)
         shown = [*known["mean"], *known["low"].dropna(), *known["high"].dropna()]
         for index, (axes, (x, line)) in enumerate(zip(panels, pairs, strict=True)):
-            some = known[(known["x_factor"] == x) & (known["line_factor"] == line)]
-            ticks = list(dict.fromkeys(some["x_level"]))
-            lines = list(dict.fromkeys(some["line_level"]))
-            for number, one in enumerate(lines):
-                line_cells = some[some["line_level"] == one]
+            panel_cells = known[(known["x_factor"] == x) & (known["line_factor"] == line)]
+            ticks = list(dict.fromkeys(panel_cells["x_level"]))
+            lines = list(dict.fromkeys(panel_cells["line_level"]))
+            for number, line_level in enumerate(lines):
+                line_cells = panel_cells[panel_cells["line_level"] == line_level]
                 shift = 0.06 * (number - (len(lines) - 1) / 2)
                 places = np.array([ticks.index(value) for value in line_cells["x_level"]]) + shift
                 colour, gid = LEVELS[number % len(LEVELS)], f"cell-{index}-{number}"
                 axes.plot(places, line_cells["mean"], color=colour, lw=1.8, zorder=3, gid=f"line-{index}-{number}")
                 axes.vlines(places, line_cells["low"], line_cells["high"], color=colour, lw=1.4, alpha=0.6, zorder=2)
-                axes.scatter(places, line_cells["mean"], s=28, color=colour, zorder=4, gid=gid, label=f"{line} {one}")
+                axes.scatter(
+                    places, line_cells["mean"], s=28, color=colour, zorder=4, gid=gid, label=f"{line} {line_level}"
+                )
                 figure.hover[gid] = [
-                    f"{x} {row['x_level']}, {line} {one}: {percent(row['mean'])} (n = {row['n']})"
+                    f"{x} {row['x_level']}, {line} {line_level}: {percent(row['mean'])} (n = {row['n']})"
                     for row in line_cells.to_dict("records")
                 ]
             axes.set_xticks(range(len(ticks)), [str(tick) for tick in ticks])
@@ -273,10 +281,20 @@ def plot_interaction(cells: pd.DataFrame, effects: Effects) -> Figure:
 
 
 def plot_variants(rows: pd.DataFrame, effects: Effects, equal: str = "nothing", tolerance: float = 0.01) -> Figure:
-    """The mean error of each variant, with its range over seeds, against params and against multiply-adds. In place of
-    what was to be held equal, by how much each variant misses it: against that nothing could be seen.
+    """Plot the mean error of each variant, with its range over seeds, against params and against multiply-adds.
 
-    rows: variant, params, macs, n, mean, least, most, residual (of what is held equal), as fractions.
+    All variants have nearly the same amount of a quantity that is held equal. Its panel shows each variant's residual
+    instead.
+
+    Args:
+        rows: One row per variant: variant, params, macs, n, mean, least, most, residual. Errors and residuals are
+            fractions.
+        effects: Comparisons with the base, which determine the colours.
+        equal: The quantity held equal, a key of `HELD`, or "nothing".
+        tolerance: Largest accepted residual, as a fraction. Drawn as a band.
+
+    Raises:
+        InputError: If no run is complete.
     """
     known = rows[rows["n"] > 0]
     if known.empty:
@@ -316,7 +334,7 @@ def plot_variants(rows: pd.DataFrame, effects: Effects, equal: str = "nothing", 
 
 
 def _size_ticks(axes: Axes, name: str) -> None:
-    """Some ticks in thousands or millions, with as many digits as tell them apart."""
+    """Set a few ticks in thousands or millions, with just enough digits to distinguish them."""
     axes.xaxis.set_major_locator(MaxNLocator(4))
     ticks = axes.xaxis.get_major_locator()()
     scale, unit = (1e3, "thousands") if max(ticks) < 1e5 else (1e6, "millions")
@@ -342,7 +360,7 @@ def _residuals(axes: Axes, rows: pd.DataFrame, equal: str, tolerance: float, col
 
 
 def _name_marks(figure: Figure, panels: Mapping[str, Axes], known: pd.DataFrame, colours: Mapping[str, str]) -> None:
-    """The variants' names beside their marks, where neither another mark nor another name is."""
+    """Write the variants' names beside their marks, where possible free of other marks and names."""
     figure.draw_without_rendering()
     scale = figure.dpi / 72
     rows = known.sort_values("mean").to_dict("records")
@@ -380,12 +398,14 @@ def _name_marks(figure: Figure, panels: Mapping[str, Axes], known: pd.DataFrame,
 
 
 def plot_curves_of_variants(bands: pd.DataFrame, effects: Effects, order: Sequence[str]) -> Figure:
-    """Plot one panel per variant: its mean validation error by epoch and the range over seeds, on the base's in dark.
+    """Plot one panel per variant: mean validation error by epoch with the range over seeds, beside the dark base.
 
-    bands: as `dnas.analysis.variants.curve_bands`. order: the variants, the base among them.
+    bands: As returned by `dnas.analysis.variants.curve_bands`. order: Names of the variants, including the base.
     """
-    have = set(bands["variant"]) if len(bands) else set()
-    names = [name for name in order if name in have and name != effects.base] or [n for n in order if n in have]
+    available = set(bands["variant"]) if len(bands) else set()
+    names = [name for name in order if name in available and name != effects.base] or [
+        n for n in order if n in available
+    ]
     if not names:
         raise InputError("learning curves of variants need a complete run.")
     last = bands.loc[bands.groupby("variant")["epoch"].idxmax()].set_index("variant")["mean"]
@@ -394,14 +414,14 @@ def plot_curves_of_variants(bands: pd.DataFrame, effects: Effects, order: Sequen
     with styled():
         figure, panels = _panels(len(names), title, 2.5)
         for axes, name in zip(panels, names, strict=True):
-            for one, colour in ((effects.base, INK), (name, VERDICTS.get(verdicts.get(name, ""), INK))):
-                band, dashes = bands[bands["variant"] == one], (0, (4, 1.5)) if one == effects.base else "-"
-                if band.empty or (one == name and name == effects.base):
+            for variant, colour in ((effects.base, INK), (name, VERDICTS.get(verdicts.get(name, ""), INK))):
+                band, dashes = bands[bands["variant"] == variant], (0, (4, 1.5)) if variant == effects.base else "-"
+                if band.empty or (variant == name and name == effects.base):
                     continue
                 colour = QUIET if colour == GREY else colour
                 axes.fill_between(band["epoch"], band["low"], band["high"], color=colour, alpha=0.14, lw=0)
-                gid = f"curve-{one}"
-                text = f"{one} ({band['n'].max()})"
+                gid = f"curve-{variant}"
+                text = f"{variant} ({band['n'].max()})"
                 axes.plot(band["epoch"], band["mean"], color=colour, lw=1.8, ls=dashes, label=text, gid=gid)
             axes.set_title(textwrap.fill(name, 24), fontsize=9)
             axes.set_xlabel("epoch")

@@ -62,8 +62,8 @@ def plot_error_against_cost(
         axes = figure.add_subplot()
         comparable = (x, y) == ("params", "val_error")
         points = published if comparable and published is not None and len(published) else None
-        drawn = [some for some in (complete, *unfinished.values()) if len(some)]
-        errors, sizes = ([value for some in drawn for value in some[name]] for name in (y, x))
+        drawn = [trials for trials in (complete, *unfinished.values()) if len(trials)]
+        errors, sizes = ([value for trials in drawn for value in trials[name]] for name in (y, x))
         handles: list[Artist] = []
         if noise_floor is not None and len(chosen) and y == "val_error":
             errors += [noise_floor.low, noise_floor.high]
@@ -95,7 +95,7 @@ def _finite_trials(frame: pd.DataFrame, x: str, y: str) -> tuple[pd.DataFrame, d
         return known, {}
     known = known.astype({x: float, y: float})  # the columns of a frame of records may hold objects
     unfinished = {state: known[known["state"] == state] for state in UNFINISHED}
-    return known[known["state"] == "complete"], {state: some for state, some in unfinished.items() if len(some)}
+    return known[known["state"] == "complete"], {state: trials for state, trials in unfinished.items() if len(trials)}
 
 
 def _cost_title(chosen: pd.DataFrame, front: Front, objectives: Sequence[str], any_unfinished: bool) -> str:
@@ -120,10 +120,10 @@ def _draw_unfinished(
 ) -> list[Artist]:
     handles: list[Artist] = []
     look: dict[str, Any] = {"marker": "x", "s": 16, "lw": 0.9, "color": GREY, "alpha": 0.55, "zorder": 2}
-    for state, some in unfinished.items():
-        label = f"{UNFINISHED[state]} ({len(some)})"
-        handles.append(axes.scatter(some[x], some[y], label=label, gid=state, **look))
-        figure.hover[state] = _hover_texts(some, x, y)
+    for state, trials in unfinished.items():
+        label = f"{UNFINISHED[state]} ({len(trials)})"
+        handles.append(axes.scatter(trials[x], trials[y], label=label, gid=state, **look))
+        figure.hover[state] = _hover_texts(trials, x, y)
     return handles
 
 
@@ -132,40 +132,40 @@ def _draw_arms(figure: Drawing, axes: Axes, complete: pd.DataFrame, x: str, y: s
     handles: list[Artist] = []
     look: dict[str, Any] = {"s": 30, "edgecolor": "white", "lw": 0.5, "alpha": 0.85, "zorder": 3}
     for arm in ("control", "sampler", "first"):
-        some = complete[complete["arm"] == arm] if len(complete) else complete
-        if len(some):
+        trials = complete[complete["arm"] == arm] if len(complete) else complete
+        if len(trials):
             marker, name = ARMS[arm]
-            label, gid = f"{name} ({len(some)})", f"arm-{arm}"
+            label, gid = f"{name} ({len(trials)})", f"arm-{arm}"
             marks = axes.scatter(
-                some[x],
-                some[y],
+                trials[x],
+                trials[y],
                 marker=marker,
                 color=COLOURS[arm],
                 label=label,
                 gid=gid,
                 **look,
             )
-            figure.hover[gid] = _hover_texts(some, x, y)
+            figure.hover[gid] = _hover_texts(trials, x, y)
             handles.insert(0, marks)
     return handles
 
 
-def _hover_texts(some: pd.DataFrame, x: str, y: str) -> list[str]:
-    """Text of each trial for its mark."""
+def _hover_texts(trials: pd.DataFrame, x: str, y: str) -> list[str]:
+    """Return the hover text of each trial's mark."""
     return [
         f"#{row['number']}  {METRICS[y].format(row[y])}, {METRICS[x].with_noun(row[x])}\n{row.get('network', '')}"
-        for row in some.to_dict("records")
+        for row in trials.to_dict("records")
     ]
 
 
 def _draw_published(axes: Axes, points: pd.DataFrame) -> Line2D:
     """Draw published points as hollow squares, with those of one family joined in order of size."""
-    for family, some in points.groupby(points["method"].str.replace(r" \(.*", "", regex=True), sort=True):
-        some = some.sort_values("params")
+    for family, family_points in points.groupby(points["method"].str.replace(r" \(.*", "", regex=True), sort=True):
+        family_points = family_points.sort_values("params")
         line = ":" if str(family).startswith("DenseNet") else "none"
         axes.plot(
-            some["params"],
-            some["test_error"],
+            family_points["params"],
+            family_points["test_error"],
             ls=line,
             lw=1,
             marker="s",
@@ -207,7 +207,7 @@ def _draw_front(axes: Axes, front: Front, objectives: Sequence[str]) -> Artist:
 
 
 class _Label(NamedTuple):
-    """A label of a point. x, y: the point, in data coordinates."""
+    """Label of a point. x, y: Data coordinates of the point."""
 
     x: float
     y: float
@@ -316,7 +316,7 @@ def _draw_label(axes: Axes, label: _Label, dx: float, dy: float, alignment: str)
 
 
 def _published_name(method: str, depth: int) -> tuple[str, str]:
-    """Return a short label and its colour."""
+    """Return a short label of a published network, and its colour."""
     if method.startswith("DenseNet"):
         return method.replace(" (", f" (L={depth}, "), COLOURS["published"]
     return f"{method.partition(' (')[0].replace(' with ', ' + ')}, {depth} layers", QUIET
@@ -349,9 +349,12 @@ def plot_control(arms: ArmComparison) -> Figure:
                 gid=f"arm-{arm}",
             )
             seaborn.ecdfplot(y=list(values.values()), ax=right, color=COLOURS[arm], lw=1.6, gid=f"ecdf-{arm}")
-        every = [*arms.control.values(), *arms.sampler.values()]
+        all_values = [*arms.control.values(), *arms.sampler.values()]
         error_axis(
-            left, every, f"{label.partition(' (')[0]}\nafter epoch {arms.epoch} ({label.partition(' (')[2]}", factor
+            left,
+            all_values,
+            f"{label.partition(' (')[0]}\nafter epoch {arms.epoch} ({label.partition(' (')[2]}",
+            factor,
         )
         left.set_xlabel("trial")
         left.xaxis.set_major_locator(MaxNLocator(10, integer=True))

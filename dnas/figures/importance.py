@@ -18,13 +18,13 @@ from dnas.figures.style import BLUE, GREY, INK, ORANGE, QUIET, RED, canvas, styl
 from dnas.formatting import several
 
 PAIRS = 6  # pairs of choices that get a bar
-MAX_TICKS = 12  # on a side of the matrix of predicted errors
+MAX_TICKS = 12  # per side of the matrix of predicted errors
 
 
 def plot_fanova(overall: Fanova, best: Fanova | None = None) -> Figure:
     """Plot the share of the error's variance due to each choice and to the strongest pairs.
 
-    overall: Over all trials. best: Among the best tenth, in a second panel.
+    overall: Shares among all trials. best: Shares among the best tenth, drawn in a second panel.
     """
     effects = overall.effects
     pairs = effects[effects["other"] != ""].head(PAIRS)
@@ -43,10 +43,10 @@ def plot_fanova(overall: Fanova, best: Fanova | None = None) -> Figure:
     with styled():
         figure = canvas(1.7 + 0.27 * len(keys), title)
         row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-        for axes, (name, one) in zip(row, panels, strict=True):
-            _bars(axes, one, keys)
-            trust = "" if one.believable else ", unreliable"
-            axes.set_title(f"{name}: R² {one.r2:.2f}{trust}", fontsize=9, loc="left")
+        for axes, (name, fanova) in zip(row, panels, strict=True):
+            _bars(axes, fanova, keys)
+            trust = "" if fanova.believable else ", unreliable"
+            axes.set_title(f"{name}: R² {fanova.r2:.2f}{trust}", fontsize=9, loc="left")
             axes.set_xlabel("share of the variance (%), 95% interval")
         row[-1].legend(loc="lower right", fontsize=8)
     return figure
@@ -191,7 +191,9 @@ def plot_path(path: Path, objective: str = "val_error", trained: Trained | None 
 def _estimates(
     axes: Axes, values: Sequence[Estimate], places: np.ndarray, colour: str, factor: float, label: str = ""
 ) -> None:
-    x, low, high = (factor * np.array([getattr(one, name) for one in values]) for name in ("value", "low", "high"))
+    x, low, high = (
+        factor * np.array([getattr(estimate, name) for estimate in values]) for name in ("value", "low", "high")
+    )
     axes.hlines(places, low, high, color=colour, lw=1.4)
     axes.scatter(x, places, color=colour, s=30, zorder=3, label=label or None)
 
@@ -220,11 +222,11 @@ def _step_title(path: Path, changes: Sequence[Estimate], trained: bool, objectiv
 
 
 def node_label(path: Path, place: int) -> str:
-    """Description of the step that leads to a node, such as `growth_rate 8 → 16`."""
-    return said_changes(path.nodes[place].changes) if place else "the first network"
+    """Return a description of the step that leads to a node, such as `growth_rate 8 → 16`."""
+    return _changes_text(path.nodes[place].changes) if place else "the first network"
 
 
-def said_changes(changes: Sequence[tuple[str, Any, Any]]) -> str:
+def _changes_text(changes: Sequence[tuple[str, Any, Any]]) -> str:
     parts = []
     for name, before, after in changes:
         if before is None:

@@ -37,7 +37,7 @@ _ROWS_AND_FRAMES = " Top row: the block's input. Framed column: the transition o
 
 @dataclass(frozen=True)
 class _Triangles:
-    """Content of a figure of triangles, one per dense block. factor: from values to the ticks of the colour bar."""
+    """Content of a figure of triangles, one per dense block. factor: From values to ticks of the colour bar."""
 
     blocks: Sequence[BlockReuse]
     title: str
@@ -117,7 +117,7 @@ def plot_causal(causal: Reuse, intact: float, images: int, correlation: str) -> 
     title = f"Cutting one connection costs {percent(float(np.median(values)))} error at the median, at most"
     title += f" {percent(worst)}; {correlation}"
     caption = (
-        "Validation error gained (percentage points) where the target no longer receives the source's channels: its"
+        "Validation error gained (percentage points) when the target no longer receives the source's channels: its"
         " weights on them are zero, all other readers keep them, and the network is not retrained. Intact:"
         f" {percent(intact)} error on {several(images, 'image')}.{_ROWS_AND_FRAMES}"
     )

@@ -1,6 +1,7 @@
-"""The paper's Figures 3 and 4, drawn from one's own runs: recognisable beside the originals.
+"""The paper's Figures 3 and 4, drawn from new runs in the form of the originals.
 
-Ours are filled marks with the interval over seeds and a monotone fit; what the paper published is hollow and says so.
+Measured points are filled marks with the interval over seeds and a monotone fit. Published points are hollow and
+labelled as such.
 """
 
 import textwrap
@@ -18,7 +19,7 @@ from dnas.analysis.metrics import METRICS
 from dnas.analysis.scaling import IsoError, Sized, fit_of, times
 from dnas.figures.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, QUIET, RED, canvas, error_axis, styled
 
-# As in the paper the proposed networks are blue where two are compared; each family is the same on every figure.
+# Colour and marker of each family, the same in every figure. The proposed networks are blue, as in the paper.
 FAMILIES: dict[str, tuple[str, str]] = {
     "DenseNet": (GREY, "s"),
     "DenseNet-B": (ORANGE, "^"),
@@ -39,12 +40,17 @@ def plot_families(
     published: pd.DataFrame | None = None,
     published_error: str | None = None,
 ) -> Figure:
-    """Figure 4, left and middle: the error of families of networks against their cost, with the iso-error reading.
+    """Plot the paper's Figure 4, left and middle: error against cost per family, with the iso-error comparison.
 
-    finding: the title. error: what was measured on which data, for the axis. log: a log scale of the cost, as in the
-    middle; else ×10⁵ as on the left. published: group, cost, error (fractions) of the paper's points; on the same axes
-    unless `published_error` names what they measure: then beside ours, on axes of their own, since errors on other data
-    are no errors of these networks.
+    Args:
+        networks: Measured networks, in the order of their families in the legend.
+        reading: Comparison of two families at equal error, if any. Names the cost, which defaults to params.
+        finding: Title of the figure.
+        error: Measured quantity and data set, for the axis.
+        log: Draw the cost on a log scale, as in the middle panel, instead of in units of 10⁵, as on the left.
+        published: The paper's points, with columns group, cost and error (a fraction).
+        published_error: Quantity that the published errors measure, if it differs from `error`. The published points
+            are then drawn on separate axes, because errors on other data are not comparable.
     """
     cost = reading.cost if reading is not None else "params"
     with styled():
@@ -87,9 +93,15 @@ def plot_two_costs(
     published: pd.DataFrame | None = None,
     published_error: str | None = None,
 ) -> Figure:
-    """Figure 3: the error against params on the left, and against multiply-adds on the right.
+    """Plot the paper's Figure 3: error against params on the left, and against multiply-adds on the right.
 
-    networks, readings: by cost (`params`, `macs`). published: group, network, params, macs, error.
+    Args:
+        networks: Measured networks by cost (`params`, `macs`).
+        readings: Comparisons of two families at equal error, by cost.
+        finding: Title of the figure.
+        error: Measured quantity and data set, for the axis.
+        published: The paper's points, with columns group, network, params, macs and error (a fraction).
+        published_error: As for `plot_families`.
     """
     with styled():
         apart = published is not None and published_error is not None and len(published) > 0
@@ -125,20 +137,24 @@ def plot_two_costs(
 
 
 def plot_two_curves(curves: pd.DataFrame, *, finding: str, error: str) -> Figure:
-    """Figure 4, right: training loss and validation error of two networks over the epochs; the band is from the lowest
-    to the highest seed, the line their mean.
+    """Plot the paper's Figure 4, right: validation error and training loss of two networks by epoch.
 
-    curves: group, label, seed, epoch, train_loss (nats), val_error (fraction). The paper's are test errors.
+    The line is the mean over seeds, and the band spans the lowest to the highest seed. The paper shows test errors.
+
+    Args:
+        curves: Learning curves, with columns group, label, seed, epoch, train_loss (nats) and val_error (a fraction).
+        finding: Title of the figure.
+        error: Measured quantity and data set, for the axis.
     """
     with styled():
         figure = canvas(4.4, finding)
         left, right = figure.subplots(1, 2)
         labels = {}
-        for group, some in curves.groupby("group", sort=False):
+        for group, group_curves in curves.groupby("group", sort=False):
             colour = _look(str(group))[0]
-            labels[str(group)] = str(some["label"].iloc[0])
+            labels[str(group)] = str(group_curves["label"].iloc[0])
             for axes, name in ((left, "val_error"), (right, "train_loss")):
-                table = some.pivot_table(index="epoch", columns="seed", values=name)
+                table = group_curves.pivot_table(index="epoch", columns="seed", values=name)
                 style = "-" if name == "val_error" else "--"
                 axes.fill_between(
                     table.index,
@@ -165,7 +181,7 @@ def plot_two_curves(curves: pd.DataFrame, *, finding: str, error: str) -> Figure
     return figure
 
 
-# --- pieces -------------------------------------------------------------------------------------------------------
+# --- parts of the figures -------------------------------------------------------------------------------------------
 
 
 def _look(group: str) -> tuple[str, str]:
@@ -174,10 +190,10 @@ def _look(group: str) -> tuple[str, str]:
 
 def _draw_families(axes: Axes, networks: Sequence[Sized], cost: str, log: bool) -> None:
     for group in dict.fromkeys(n.group for n in networks):
-        some = [n for n in networks if n.group == group]
+        family = [n for n in networks if n.group == group]
         colour, marker = _look(group)
-        x, y = np.array([n.cost for n in some]), np.array([n.mean for n in some])
-        bars = np.array([[n.mean - n.low for n in some], [n.high - n.mean for n in some]])
+        x, y = np.array([n.cost for n in family]), np.array([n.mean for n in family])
+        bars = np.array([[n.mean - n.low for n in family], [n.high - n.mean for n in family]])
         axes.errorbar(
             x,
             y,
@@ -195,7 +211,7 @@ def _draw_families(axes: Axes, networks: Sequence[Sized], cost: str, log: bool) 
             zorder=4 if group == "DenseNet-BC" else 3,
             gid=f"family-{group}",
         )
-        for n in some:
+        for n in family:
             if len(n.errors) > 1:
                 axes.plot(
                     [n.cost] * len(n.errors),
@@ -206,11 +222,11 @@ def _draw_families(axes: Axes, networks: Sequence[Sized], cost: str, log: bool) 
                     color=colour,
                     alpha=0.45,
                 )
-        fit = fit_of(some)
-        at = np.geomspace(fit.costs[0], fit.costs[-1], 200)
+        fit = fit_of(family)
+        costs = np.geomspace(fit.costs[0], fit.costs[-1], 200)
         axes.plot(
-            at,
-            np.interp(np.log(at), np.log(fit.costs), fit.errors),
+            costs,
+            np.interp(np.log(costs), np.log(fit.costs), fit.errors),
             color=colour,
             lw=1.7,
             zorder=2.5,
@@ -221,7 +237,7 @@ def _draw_families(axes: Axes, networks: Sequence[Sized], cost: str, log: bool) 
 
 
 def _draw_reading(axes: Axes, reading: IsoError) -> None:
-    """The arrow from the one curve to the other at equal error, and how many times it spans."""
+    """Draw an arrow from one curve to the other at equal error, labelled with the ratio of the costs."""
     if reading.at is None or reading.ratio is None:
         return
     error, first, second = reading.at
@@ -263,12 +279,12 @@ def _draw_reading(axes: Axes, reading: IsoError) -> None:
 
 
 def _draw_published(axes: Axes, published: pd.DataFrame, label: bool = False) -> None:
-    for group, some in published.groupby("group", sort=False):
+    for group, points in published.groupby("group", sort=False):
         colour, marker = _look(str(group))
-        some = some.sort_values("cost")
+        points = points.sort_values("cost")
         axes.plot(
-            some["cost"],
-            some["error"],
+            points["cost"],
+            points["error"],
             ls=":",
             lw=1,
             marker=marker,
@@ -281,10 +297,10 @@ def _draw_published(axes: Axes, published: pd.DataFrame, label: bool = False) ->
             gid=f"published-{group}",
         )
         if label:
-            last = some.iloc[0]
+            smallest = points.iloc[0]
             axes.annotate(
                 str(group),
-                (last["cost"], last["error"]),
+                (smallest["cost"], smallest["error"]),
                 xytext=(6, 5),
                 textcoords="offset points",
                 fontsize=8,
@@ -300,8 +316,8 @@ def _handles(networks: Sequence[Sized]) -> list[Line2D]:
         colour, marker = _look(group)
         handles.append(Line2D([], [], color=colour, marker=marker, ms=6, mec="white", mew=0.6, lw=1.7, label=group))
     if "t" in kinds:
-        many = f"{min(seeds)}" if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
-        handles.append(_bar(f"95% interval of the mean, {many} seeds (dots)"))
+        count = f"{min(seeds)}" if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
+        handles.append(_bar(f"95% interval of the mean, {count} seeds (dots)"))
     elif "Wilson" in kinds:
         handles.append(_bar("Wilson's 95% interval, one seed"))
     return handles

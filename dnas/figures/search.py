@@ -41,15 +41,15 @@ STATES = {
     "failed": RED,
     "running": GREEN,
 }
-SERIES = (BLUE, ORANGE, GREEN, PURPLE, RED, GREY)  # of several studies, in their order
-MANY = 1_000  # marks of a panel; more are a picture, not vectors
+SERIES = (BLUE, ORANGE, GREEN, PURPLE, RED, GREY)  # colours of several studies, in order
+MANY = 1_000  # marks per panel; above it they are rasterized
 ARM_WORDS = {"search": "search", "control": "random control"}
 
 
 def plot_best_so_far(progress: pd.DataFrame, objective: str = "val_error") -> Figure:
-    """The lowest value that a search and its control arm had reached, against trials, training time and multiply-adds.
+    """Plot the lowest value reached by a search and its control arm against trials, training time and multiply-adds.
 
-    progress: as `dnas.analysis.progress.best_so_far`.
+    progress: As returned by `dnas.analysis.progress.best_so_far`.
     """
     known = progress.dropna(subset=["error"])
     if known.empty:
@@ -74,12 +74,12 @@ def plot_best_so_far(progress: pd.DataFrame, objective: str = "val_error") -> Fi
         )
         for axes, (column, scale, name) in zip(panels, units, strict=True):
             for arm in ("control", "search"):
-                some = known[known["arm"] == arm]
+                arm_rows = known[known["arm"] == arm]
                 end = progress.loc[progress["arm"] == arm, column].max()
-                if len(some):
+                if len(arm_rows):
                     axes.step(
-                        scale * np.append(some[column], end),
-                        np.append(some["error"], some["error"].iloc[-1]),
+                        scale * np.append(arm_rows[column], end),
+                        np.append(arm_rows["error"], arm_rows["error"].iloc[-1]),
                         where="post",
                         color=COLOURS["control" if arm == "control" else "sampler"],
                         lw=1.8,
@@ -99,7 +99,7 @@ def plot_distribution(
 ) -> Figure:
     """Plot the share of trials at or below each error with its band, one curve per study.
 
-    comparison: Of the first two studies, for the title.
+    comparison: Comparison of the first two studies, for the title.
     """
     import seaborn
 
@@ -142,9 +142,9 @@ def plot_distribution(
 
 
 def plot_fidelity(rhos: pd.DataFrame) -> Figure:
-    """Spearman's ρ between the errors after each epoch and after the last, with its 95% interval.
+    """Plot Spearman's ρ between the errors after each epoch and after the last, with its 95% interval.
 
-    rhos: as `dnas.analysis.progress.fidelity`.
+    rhos: As returned by `dnas.analysis.progress.fidelity`.
     """
     early = rhos[(rhos["epoch"] < rhos["epoch"].max()) & rhos["rho"].notna()] if len(rhos) else rhos
     if early.empty:
@@ -172,9 +172,9 @@ def plot_fidelity(rhos: pd.DataFrame) -> Figure:
 
 
 def plot_timeline(intervals: pd.DataFrame) -> Figure:
-    """A bar for each interval of a trial's training, by lane and state.
+    """Plot a bar for each interval in which a trial was trained, by lane, coloured by state.
 
-    intervals: as `dnas.analysis.progress.timeline`.
+    intervals: As returned by `dnas.analysis.progress.timeline`.
     """
     if intervals.empty:
         raise InputError("the timeline cannot be drawn: no trial was started.")
@@ -184,13 +184,13 @@ def plot_timeline(intervals: pd.DataFrame) -> Figure:
     unit, name = next((u, n) for u, n in ((3600.0, "hours"), (60.0, "minutes"), (1.0, "s")) if end >= 2 * u or u == 1.0)
     title = f"{duration(end)}, {lanes} at once" if lanes > 1 else f"{duration(end)}, one at a time"
     with styled():
-        figure = canvas(float(np.clip(1.5 + 0.28 * lanes, 1.9, 7.0)), f"{title}: {busy:.0%} of the time was trained")
+        figure = canvas(float(np.clip(1.5 + 0.28 * lanes, 1.9, 7.0)), f"{title}: busy {busy:.0%} of the time")
         axes = figure.add_subplot()
-        for state, some in intervals.groupby("state"):
+        for state, bars in intervals.groupby("state"):
             axes.barh(
-                some["lane"],
-                (some["end"] - some["start"]).clip(lower=end / 500) / unit,
-                left=some["start"] / unit,
+                bars["lane"],
+                (bars["end"] - bars["start"]).clip(lower=end / 500) / unit,
+                left=bars["start"] / unit,
                 height=0.72,
                 color=STATES[str(state)],
                 edgecolor="white",
@@ -215,16 +215,16 @@ def plot_timeline(intervals: pd.DataFrame) -> Figure:
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
         axes.set_xlabel(f"time since the first trial began ({name})")
-        there = [state for state in STATES if (intervals["state"] == state).any()]
-        handles = [Patch(color=STATES[s], label=f"{s} ({(intervals['state'] == s).sum()})") for s in there]
+        states = [state for state in STATES if (intervals["state"] == state).any()]
+        handles = [Patch(color=STATES[s], label=f"{s} ({(intervals['state'] == s).sum()})") for s in states]
         figure.legend(handles=handles, loc="outside lower left", ncols=6, handlelength=1)
     return figure
 
 
 def plot_importance(shares: pd.DataFrame) -> Figure:
-    """Each choice's share in being among the best, with its interval and the share expected by chance.
+    """Plot each choice's share of the importance for being among the best, with its interval and the share by chance.
 
-    shares: as `dnas.analysis.importance.importance`.
+    shares: As returned by `dnas.analysis.importance.importance`.
     """
     clear = shares[shares["low"] > shares["null"]]
     if len(clear):
@@ -248,9 +248,9 @@ def plot_importance(shares: pd.DataFrame) -> Figure:
 
 
 def plot_slices(frame: pd.DataFrame, choices: Sequence[str], objective: str = "val_error") -> Figure:
-    """The error of every complete trial against each choice, and the median at each value.
+    """Plot the error of every complete trial against each choice, with the median at each value.
 
-    frame: One row per trial, with a column for each of `choices`, `objective` and number.
+    frame: One row per trial, with the columns `choices`, `objective` and number.
     """
     choices = [c for c in choices if frame[c].nunique(dropna=True) > 1][:12] if len(frame) else []
     if not choices:
@@ -294,8 +294,10 @@ def plot_slices(frame: pd.DataFrame, choices: Sequence[str], objective: str = "v
 
 
 def plot_parallel(frame: pd.DataFrame, choices: Sequence[str], objective: str = "val_error") -> Figure:
-    """Plot parallel coordinates: one line per complete trial through its choices to its error; the best tenth in
-    colour."""
+    """Plot parallel coordinates: one line per complete trial through its choices to its error.
+
+    The best tenth of the trials is coloured.
+    """
     choices = [c for c in choices if frame[c].nunique(dropna=True) > 1] if len(frame) else []
     if not choices or len(frame) < 2:
         raise InputError("parallel coordinates need two complete trials that differ in a choice.")
@@ -318,11 +320,11 @@ def plot_parallel(frame: pd.DataFrame, choices: Sequence[str], objective: str = 
     with styled():
         figure = canvas(3.6, f"The best {top.sum()} of {len(frame)} complete trials, by their choices")
         axes = figure.add_subplot()
-        for some, colour, alpha, width in (
+        for selected, colour, alpha, width in (
             (~top, GREY, max(0.06, min(0.5, 20 / len(frame))), 0.8),
             (top, RED, 0.85, 1.5),
         ):
-            lines = [np.column_stack([range(len(places.columns)), row]) for row in places[some].to_numpy(float)]
+            lines = [np.column_stack([range(len(places.columns)), row]) for row in places[selected].to_numpy(float)]
             axes.add_collection(
                 LineCollection(lines, colors=colour, alpha=alpha, linewidths=width, rasterized=len(lines) > 2000)
             )
@@ -379,15 +381,15 @@ def plot_attainment(
         for name, width, style in (("best", 1, ":"), ("median", 2, "-"), ("worst", 1, "--")):
             values = attained[name].replace(np.inf, np.nan)
             axes.step(x, values, where="post", color=BLUE, lw=width, ls=style, label=name, gid=f"attained-{name}")
-        every = attained[["best", "median", "worst"]].to_numpy(float)
-        error_axis(axes, list(every[np.isfinite(every)]), f"lowest {label}", factor)
+        all_values = attained[["best", "median", "worst"]].to_numpy(float)
+        error_axis(axes, list(all_values[np.isfinite(all_values)]), f"lowest {label}", factor)
         cost_axis(axes, list(x), cost)
         axes.legend(loc="upper right")
     return figure
 
 
 def plot_diagram(spec: Spec) -> Figure:
-    """The network from left to right: a bar a layer, as high as the channels that it reads; map sizes below."""
+    """Plot a network from left to right, with one bar per layer. Its height is the number of channels that it reads."""
     costs = layer_costs(spec)
     parts = [part_of(cost.name) for cost in costs]
     max_channels = max(cost.in_channels for cost in costs)
@@ -400,10 +402,10 @@ def plot_diagram(spec: Spec) -> Figure:
             width=0.86 if len(costs) < 90 else 1.0,
             color=[KINDS[cost.kind] for cost in costs],
         )
-        made = [cost.out_channels if cost.kind == "dense" else 0 for cost in costs]
+        added_channels = [cost.out_channels if cost.kind == "dense" else 0 for cost in costs]
         axes.bar(
             range(len(costs)),
-            made,
+            added_channels,
             bottom=[cost.in_channels for cost in costs],
             width=0.86 if len(costs) < 90 else 1.0,
             color=BLUE,
@@ -430,8 +432,11 @@ def plot_diagram(spec: Spec) -> Figure:
 def plot_fronts(
     studies: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]], cost: str = "params", objective: str = "val_error"
 ) -> Figure:
-    """The complete trials of several studies, and the Pareto front of each. studies: name -> (trials, its front)."""
-    known = {name: both for name, both in studies.items() if len(both[1])}
+    """Plot the complete trials of several studies, and the Pareto front of each.
+
+    studies: (trials, front) of each study, by name.
+    """
+    known = {name: frames for name, frames in studies.items() if len(frames[1])}
     if not known:
         raise InputError("no front can be drawn: none of the studies has a complete trial.")
     label, factor = METRICS[objective].axis_label, METRICS[objective].scale

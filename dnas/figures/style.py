@@ -1,4 +1,4 @@
-"""Colours, fonts, axes and saving, shared by all figures. Uses no pyplot and keeps no state."""
+"""Colours, fonts, axes and saving, shared by all figures. Does not use pyplot and keeps no state."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullForm
 from dnas.analysis.metrics import METRICS
 from dnas.errors import InputError
 
-# seaborn's `colorblind`; one colour, one meaning, on every figure and on the page.
+# seaborn's `colorblind` palette. Each colour has the same meaning in all figures and on the report page.
 BLUE, ORANGE, GREEN, RED, PURPLE, BROWN, PINK, GREY, YELLOW, SKY = (
     "#0173b2",
     "#de8f05",
@@ -31,7 +31,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE, BROWN, PINK, GREY, YELLOW, SKY = (
 INK, QUIET = "#1d1d1f", "#6b6b70"
 COLOURS = {"best": RED, "sampler": BLUE, "first": GREEN, "control": GREY, "published": PURPLE, "front": INK}
 ARMS = {"sampler": ("o", "sampler"), "control": ("o", "random control"), "first": ("D", "given first")}
-# Of a trial that did not train to its end: what a reader is told of its mark.
+# Legend text of the marks of trials that did not reach their last epoch, by state.
 UNFINISHED = {
     "stopped": "stopped early, at its last error",
     "paused": "paused, at its last error; may be promoted",
@@ -42,10 +42,10 @@ FORMATS = ("svg", "png", "pdf")
 
 _STYLE = {
     "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same picture on every machine
+    "font.sans-serif": ["DejaVu Sans"],  # bundled with matplotlib, so figures are the same on every machine
     "font.size": 9.5,
     "text.color": INK,
-    "text.parse_math": False,  # a `$` in a name is a `$`
+    "text.parse_math": False,  # keep `$` in names literal
     "axes.edgecolor": "#b8b8bd",
     "axes.labelcolor": INK,
     "axes.linewidth": 0.8,
@@ -78,18 +78,21 @@ def styled() -> Iterator[None]:
 
 
 def check_format(path: Path | str) -> str:
-    """The format that the suffix of `path` names; `InputError` where no figure is saved so."""
+    """Return the format that the suffix of `path` names. Raises `InputError` if it is unknown."""
     kind = Path(path).suffix.removeprefix(".").lower()
     if kind not in FORMATS:
-        named = ", ".join("." + name for name in FORMATS)
-        raise InputError(f"a figure is saved as {named}, but got {Path(path).name!r}.")
+        suffixes = ", ".join("." + name for name in FORMATS)
+        raise InputError(f"cannot save a figure as {Path(path).name!r}: the suffix must be one of {suffixes}.")
     return kind
 
 
 def save(figure: Figure, path: Path | str) -> Path:
-    """Writes `figure` as the suffix of `path` says: .svg, .png (144 dpi) or .pdf. Equal figures give equal bytes."""
+    """Write `figure` in the format of the suffix of `path`: .svg, .png (144 dpi) or .pdf.
+
+    Equal figures are written as equal bytes.
+    """
     path, kind = Path(path), check_format(path)
-    # No dates, no versions: a picture changes only when what it shows does.
+    # Omit dates and versions, so that a file changes only with the content of its figure.
     metadata: dict[str, dict[str, None]] = {
         "svg": dict.fromkeys(("Date", "Creator", "Format", "Type")),
         "png": {"Software": None},
@@ -102,7 +105,7 @@ def save(figure: Figure, path: Path | str) -> Path:
 
 
 class Drawing(Figure):
-    """A figure with a text for each mark of some of its collections: `hover[gid]`, in the order of their offsets."""
+    """Figure with hover texts. `hover[gid]` holds a text per mark of a collection, in the order of its offsets."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -116,34 +119,36 @@ def canvas(height: float, title: str, width: float = WIDTH) -> Drawing:
 
 
 def title(figure: Figure) -> str:
-    """The finding that a figure states."""
+    """Return the title of a figure, which states its finding."""
     return figure.get_suptitle()
 
 
 def error_axis(axes: Axes, errors: Sequence[float], label: str, factor: float = 100) -> None:
-    """`factor` times the values, percent unless given; a log scale where they span a factor above 4, with a straight
-    piece at its foot where one is 0."""
+    """Set up the y axis for errors, labelled in `factor` times the values (default: percent).
+
+    The scale is logarithmic if the errors span a factor above 4. If one of them is 0, its lowest part is linear.
+    """
     axes.set_ylabel(label)
-    most_of_all = 1.0 if factor == 100 else np.inf  # no error is above 100%
+    max_error = 1.0 if factor == 100 else np.inf  # no error is above 100%
     positive = [error for error in errors if error > 0]
     if not positive:
         axes.set_ylim(0, 1)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{factor * y:g}"))
         return
-    least, largest = min(positive), max(positive)
+    smallest, largest = min(positive), max(positive)
     zero = min(errors) == 0
-    if largest / least <= 4 and not zero:
-        pad = 0.12 * (largest - least) or 0.1 * largest
-        axes.set_ylim(max(0, least - pad), min(most_of_all, largest + pad))
+    if largest / smallest <= 4 and not zero:
+        pad = 0.12 * (largest - smallest) or 0.1 * largest
+        axes.set_ylim(max(0, smallest - pad), min(max_error, largest + pad))
         axes.yaxis.set_major_locator(MaxNLocator(7))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{round(factor * y, 6):g}"))
         return
     if zero:
-        axes.set_yscale("symlog", linthresh=least, linscale=0.35)
-        axes.set_ylim(-0.12 * least, min(1.15 * most_of_all, largest * 1.25))
+        axes.set_yscale("symlog", linthresh=smallest, linscale=0.35)
+        axes.set_ylim(-0.12 * smallest, min(1.15 * max_error, largest * 1.25))
     else:
         axes.set_yscale("log")
-        axes.set_ylim(least / 1.3, min(1.15 * most_of_all, largest * 1.25))
+        axes.set_ylim(smallest / 1.3, min(1.15 * max_error, largest * 1.25))
     log_ticks(axes, "y", factor)
 
 
@@ -159,7 +164,7 @@ def cost_axis(axes: Axes, sizes: Sequence[float], objective: str) -> None:
 
 
 def log_ticks(axes: Axes, side: str, factor: float) -> None:
-    """Ticks at 1, 2 and 5 times powers of ten of the printed value; fewer over many decades, more within one."""
+    """Set ticks at 1, 2 and 5 times powers of ten of the printed value, fewer over many decades, more within one."""
     axis = axes.xaxis if side == "x" else axes.yaxis
     low, high = axes.get_xlim() if side == "x" else axes.get_ylim()
     shown = [0.0] if low < 0 else []

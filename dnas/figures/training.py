@@ -83,7 +83,7 @@ def _draw_other_curves(axes: Axes, others: pd.DataFrame) -> None:
     for state, (colour, width) in _STATE_LINES.items():
         lines = [*error_curves(others[others["state"] == state]).values()]
         if lines:
-            # As vectors, many long curves would make a file of megabytes.
+            # As vectors, many long curves would take megabytes.
             dense = sum(map(len, lines)) > DENSE_POINTS or len(lines) > DENSE_LINES
             alpha = float(np.clip(10 / len(lines), 0.04, 0.6))
             axes.add_collection(
@@ -165,7 +165,7 @@ def plot_weight_norms(norms: WeightNorms) -> Figure:
     """Plot a heatmap of each layer's weight norm over its untrained value, with layers in rows and epochs in columns.
 
     The colour scale covers the layers before the classifier. No batch norm follows the classifier, so its weights often
-    grow several times over and would hide all else; beyond the scale it takes the colour of the end.
+    grow several times over and would hide all else. Values beyond the scale have the colour of its end.
     """
     subject, label = SIZES[norms.kind]
     ratio = norms.ratio

@@ -250,7 +250,7 @@ def test_the_command_reports_that_shares_of_noise_are_unreliable(
         (["{equal}"], "needs errors that differ"),
         (["{listed}"], "is a list of 0 runs, which no search proposed"),
         (["{few}", "--by", "layers"], "no kind of importance 'layers'; there are choices, spec"),
-        (["{few}", "--out", "x.gif"], "a figure is saved as"),
+        (["{few}", "--out", "x.gif"], "cannot save a figure as"),
         (["nothing"], "no study 'nothing'"),
     ],
 )

@@ -126,7 +126,7 @@ def test_an_interaction_is_read_both_ways() -> None:
     assert ticks == ["0", "4"]
     assert figures.title(figure) == "x × y: the effects do not add up, by +4.00 points"
     none = figures.plot_interaction(cells, factorial_effects(VALUES.iloc[:2], LEVELS, LEVELS["base"]))
-    assert figures.title(none) == "Too few seeds to tell whether effects add up: 7 needed, 2 there"
+    assert figures.title(none) == "Too few seeds to tell whether effects add up: 7 needed, 2 available"
     with pytest.raises(InputError, match="every variant of two factors"):
         figures.plot_interaction(cells.iloc[:0], factorial)
 

@@ -307,7 +307,9 @@ def test_figure_is_saved_in_the_format_of_its_suffix(tmp_path: Path, study: Stud
         assert path.read_bytes().startswith(start)
         assert path.stat().st_size > 5_000
     assert (tmp_path / "new" / "a.pdf").read_bytes().rstrip().endswith(b"%%EOF")
-    with pytest.raises(InputError, match=r"saved as \.svg, \.png, \.pdf, but got 'a\.gif'"):
+    with pytest.raises(
+        InputError, match=r"cannot save a figure as 'a\.gif': the suffix must be one of \.svg, \.png, \.pdf"
+    ):
         figures.save(figure, tmp_path / "a.gif")
 
 

@@ -68,7 +68,7 @@ def test_timeline_has_one_bar_per_span() -> None:
         }
     )
     figure = figures.plot_timeline(found)
-    assert figures.title(figure) == "3 min 00 s, 2 at once: 67% of the time was trained"
+    assert figures.title(figure) == "3 min 00 s, 2 at once: busy 67% of the time"
     bars = [(bar.get_x(), bar.get_width(), bar.get_y() + bar.get_height() / 2) for bar in figure.axes[0].patches]
     np.testing.assert_allclose(bars, [(0, 2, 0), (1, 2, 1)])  # minutes
 
