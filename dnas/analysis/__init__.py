@@ -1,4 +1,4 @@
-"""Numbers from finished runs: small frozen values and pandas frames, no drawing."""
+"""Analysis of finished runs. Results are small frozen dataclasses and pandas frames; nothing is drawn here."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dnas.analysis.observations import Observation, observe
     from dnas.analysis.reuse import Reuse, feature_reuse
 
-# Imported at the first use: they need scipy, half a second's import, and a search's last lines do not.
+# Imported at the first use. They need scipy, whose import takes half a second, and the end of a search does not.
 _LATER = {"Observation": "observations", "observe": "observations", "Reuse": "reuse", "feature_reuse": "reuse"}
 
 __all__ = [

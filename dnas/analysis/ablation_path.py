@@ -1,8 +1,9 @@
-"""The path from one network of a space to another, a choice at a time: which of the changes brought the gain.
+"""Path from one network of a space to another, one choice at a time, which attributes the gain to the changes.
 
-Fawcett and Hoos, "Analysing differences between algorithm configurations through ablation", Journal of Heuristics 2016:
-from the source, again and again the change that improves most, until the target is reached. With a model of the error
-in place of runs: Biedenkapp et al., "Efficient parameter importance analysis via ablation with surrogates", AAAI 2017.
+Fawcett and Hoos, "Analysing differences between algorithm configurations through ablation", Journal of Heuristics 2016,
+start from the source and repeatedly apply the change that improves most, until the target is reached. A model of the
+error replaces the runs: Biedenkapp et al., "Efficient parameter importance analysis via ablation with surrogates",
+AAAI 2017.
 """
 
 import dataclasses
@@ -25,9 +26,16 @@ from dnas.space.space import Choice, Space
 
 @dataclass(frozen=True)
 class Node:
-    """One network on the path. changes: (choice, before, after) of the step that leads to it, as the sampler holds
-    them; several where one is impossible without the others; none of the source. excess: limit -> by how much, as a
-    share, it is over; a search would not have trained it."""
+    """One network on the path.
+
+    Attributes:
+        params: Choices of the network, as the sampler stores them.
+        spec: The network.
+        cost: Its cost.
+        changes: (choice, before, after) of the step that leads to it. Several if one is impossible without the
+            others. Empty for the source.
+        excess: Relative excess over each exceeded limit, by limit. A search would not have trained such a network.
+    """
 
     params: Mapping[str, Any]
     spec: Spec
@@ -38,8 +46,10 @@ class Node:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of an error, or of the difference from the network before: the value and its 95% interval; not a number where
-    nothing is known, and of the source's difference."""
+    """An error, or its difference from the preceding network, with its 95% interval.
+
+    NaN if it is unknown, and for the difference of the source.
+    """
 
     value: float
     low: float
@@ -51,8 +61,16 @@ NOTHING = Estimate(float("nan"), float("nan"), float("nan"))
 
 @dataclass(frozen=True)
 class Path:
-    """predicted: of each node's error by the forest; change: of the difference from the node before. r2: the forest's,
-    out of bag. measured: node's place -> its error in the search, from one seed."""
+    """A path between two networks, with its predicted errors.
+
+    Attributes:
+        nodes: The networks, from the source to the target.
+        predicted: Error of each node, as predicted by the forest.
+        change: Predicted difference of each node from the preceding one.
+        r2: R² of the forest, out of bag.
+        trials: Number of trials that the forest was fitted to.
+        measured: Error of a node in the search (one seed), by its index.
+    """
 
     nodes: tuple[Node, ...]
     predicted: tuple[Estimate, ...]
@@ -77,23 +95,25 @@ class Trained:
 
     @property
     def errors(self) -> tuple[Estimate, ...]:
-        """Each node's mean over the seeds; no interval goes below 0."""
+        """Mean error of each node over the seeds. No interval extends below 0."""
         estimates = [_of_seeds(self.values[place]) for place in self.values]
-        return tuple(dataclasses.replace(one, low=0.0 if one.low < 0 else one.low) for one in estimates)
+        return tuple(
+            dataclasses.replace(estimate, low=0.0 if estimate.low < 0 else estimate.low) for estimate in estimates
+        )
 
     @property
     def changes(self) -> tuple[Estimate, ...]:
-        """Of each node but the first, the mean difference from the one before, in pairs of a seed."""
+        """Mean difference of each node from the preceding one, paired by seed. NaN for the first node."""
         return (NOTHING, *(_of_seeds(column) for _, column in self.values.diff(axis=1).iloc[:, 1:].items()))
 
     @property
     def whole(self) -> Estimate:
-        """The last node less the first."""
+        """Difference of the last node from the first."""
         return _of_seeds(self.values.iloc[:, -1] - self.values.iloc[:, 0])
 
 
 def _of_seeds(values: "pd.Series[Any]") -> Estimate:
-    """The mean and its 95% interval (Student's t); of one seed no interval."""
+    """Return the mean with its 95% interval (Student's t). One seed has no interval."""
     known = values.dropna().to_numpy(dtype=float)
     if not len(known):
         return NOTHING
@@ -111,12 +131,21 @@ def find_path(
     bootstraps: int = BOOTSTRAPS,
     seed: int = 0,
 ) -> Path:
-    """The path that a forest predicts: at each step the change with the lowest predicted error.
+    """Find the path that takes, at each step, the change with the lowest error as predicted by a forest.
 
-    source, target: params as the sampler holds them. The intervals are percentiles over forests of resampled trials,
-    widened to hold the forest's own value: they are of the mean error that the model predicts, not of one training,
-    and do not account for the choice of the order by the same trials. `InputError` where the networks are the same, or
-    the trials too few.
+    The intervals are percentiles over forests of resampled trials, widened to include the prediction itself. They are
+    intervals of the predicted mean error, not of the error of one run, and do not account for the order having been
+    chosen by the same trials.
+
+    Args:
+        evidence: Trials of the search.
+        source: Choices of the first network, as the sampler stores them.
+        target: Choices of the last network.
+        bootstraps: Number of forests of resampled trials.
+        seed: Seed of the forests and of the resampling.
+
+    Raises:
+        InputError: If the networks are the same, or the trials are too few.
     """
     space, cells = evidence.space, evidence.cells
     check_enough(evidence.axes, cells, evidence.errors)
@@ -132,10 +161,10 @@ def find_path(
     samples = []
     for _ in range(bootstraps):
         drawn = rng.integers(len(cells), size=len(cells))
-        again = Forest(
+        resampled = Forest(
             evidence.axes, cells[drawn], evidence.errors[drawn], trees=RESAMPLED_TREES, seed=int(rng.integers(2**31))
         )
-        samples.append(again.predict(places))
+        samples.append(resampled.predict(places))
     digests = dict(zip(map(_digest_of(space), evidence.params.to_dict("records")), evidence.errors, strict=True))
     return Path(
         nodes,
@@ -148,15 +177,24 @@ def find_path(
 
 
 def greedy_path(space: Space, source: Mapping[str, Any], target: Mapping[str, Any], predict: Any) -> tuple[Node, ...]:
-    """The nodes from `source` to `target`. predict: points -> their errors, [n].
+    """Return the nodes from `source` to `target`. Each step has the lowest predicted error.
 
-    A step changes one choice, and with it those that its `when` names where they must be as in the target for it to be
-    made; where no network with one change more exists, two are changed together, and so on. Networks inside the
-    space's limits are taken before those over one, where no trial taught the forest anything.
+    A step changes one choice. If the choice is conditional, the choices named by its `when` change with it as far as
+    needed. If no network with one more change exists, two choices change together, and so on. Networks within the
+    limits of the space are preferred to networks that exceed one, on which the forest was not fitted.
+
+    Args:
+        space: The space of both networks.
+        source: Choices of the first network, as the sampler stores them.
+        target: Choices of the last network.
+        predict: Function from a list of n points to their errors, [n].
+
+    Raises:
+        InputError: If both networks are the same.
     """
     ends = [space.spec_of(point).digest for point in (source, target)]
     if ends[0] == ends[1]:
-        raise InputError(f"the path begins where it ends: both are {space.name_of(space.spec_of(target))}.")
+        raise InputError(f"a path needs two different networks, but both are {space.name_of(space.spec_of(target))}.")
     state = _whole(space, source, target)
     goal = _whole(space, target, state)
     nodes = [_node(space, state, ())]
@@ -170,19 +208,22 @@ def greedy_path(space: Space, source: Mapping[str, Any], target: Mapping[str, An
 
 
 def _whole(space: Space, point: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """Every choice of `point`. One that it does not make is as in `other`, where that makes it: once it is made, it
-    takes that value, so that it needs no step of its own."""
-    active, there = space.active(point), space.active(other)
-    whole = {}
+    """Return a value for every choice of the space, from `point` where the choice is active.
+
+    An inactive choice takes the value of `other`, if it is active there. When it becomes active it already has that
+    value and needs no separate step.
+    """
+    active, active_in_other = space.active(point), space.active(other)
+    complete = {}
     for choice in space.choices:
         values = choice.values()
         default = point.get(choice.name, values[0] if values else choice.low)
-        whole[choice.name] = active.get(choice.name, there.get(choice.name, default))
-    return whole
+        complete[choice.name] = active.get(choice.name, active_in_other.get(choice.name, default))
+    return complete
 
 
 def _steps(space: Space, state: Mapping[str, Any], goal: Mapping[str, Any]) -> list[Node]:
-    """The networks that one change leads to: of those sizes of change that lead to any, the least."""
+    """Return the networks that one step can reach, with the smallest number of joint changes that reaches any."""
     open_choices = [choice for choice in space.choices if state[choice.name] != goal[choice.name]]
     digest = space.spec_of(state).digest
     for size in range(1, len(open_choices) + 1):
@@ -201,16 +242,16 @@ def _steps(space: Space, state: Mapping[str, Any], goal: Mapping[str, Any]) -> l
             try:
                 node = _node(space, point, changes)
             except InputError:
-                continue  # no such network
+                continue  # these changes alone do not yield a network
             if node.spec.digest != digest:
                 nodes[names] = node
         if nodes:
             return list(nodes.values())
-    raise AssertionError("the target itself is a network")
+    raise AssertionError("all changes together yield the target, which is a network")
 
 
 def _with_conditions(space: Space, name: str, state: Mapping[str, Any], goal: Mapping[str, Any]) -> set[str]:
-    """The choice and those that must change with it so that it is made."""
+    """Return a choice and the choices that must change with it to make it active."""
     conditions = next(choice.when for choice in space.choices if choice.name == name)
     needed = {name}
     if name not in space.active(state):
@@ -222,8 +263,8 @@ def _with_conditions(space: Space, name: str, state: Mapping[str, Any], goal: Ma
 
 def _node(space: Space, params: Mapping[str, Any], changes: tuple[tuple[str, Any, Any], ...]) -> Node:
     spec = space.spec_of(params)
-    price = space.cost(spec)
-    return Node(dict(params), spec, price, changes, space.limits.excess(price))
+    cost = space.cost(spec)
+    return Node(dict(params), spec, cost, changes, space.limits.excess(cost))
 
 
 def _cells(evidence: Evidence, points: Sequence[Mapping[str, Any]]) -> np.ndarray:
@@ -232,8 +273,8 @@ def _cells(evidence: Evidence, points: Sequence[Mapping[str, Any]]) -> np.ndarra
 
 def _digest_of(space: Space) -> Any:
     def digest(row: Mapping[str, Any]) -> str:
-        made = {name: value for name, value in row.items() if value is not None and value == value}
-        return space.spec_of(made).digest
+        active = {name: value for name, value in row.items() if value is not None and value == value}
+        return space.spec_of(active).digest
 
     return digest
 
@@ -246,17 +287,21 @@ def _estimates(values: np.ndarray, samples: np.ndarray) -> tuple[Estimate, ...]:
 
 
 def params_of(space: Space, spec: Spec) -> dict[str, Any]:
-    """The point of `space` that is the network `spec`, as the sampler holds it; `InputError` where none is."""
+    """Return the choices that make `spec` in `space`, as the sampler stores them.
+
+    Raises:
+        InputError: If `spec` is not a network of the space.
+    """
     values: dict[str, Any] = {}
     for choice in space.choices:
         values[choice.name] = getattr(spec, choice.target)
-        if choice.target != choice.name:  # one of a list: block_layers_1, _2, ...
+        if choice.target != choice.name:  # an element of a list: block_layers_1, _2, ...
             place = int(choice.name.rpartition("_")[2]) - 1
-            many = values[choice.name]
-            many = many if isinstance(many, tuple) else (many,) * (place + 1)
-            if place >= len(many):
+            elements = values[choice.name]
+            elements = elements if isinstance(elements, tuple) else (elements,) * (place + 1)
+            if place >= len(elements):
                 raise InputError(f"{space.name_of(spec)} has no {choice.name}, which space {space.name} chooses.")
-            values[choice.name] = many[place]
+            values[choice.name] = elements[place]
     params = {}
     for choice in space.choices:
         if not all(values[other] in allowed for other, allowed in choice.when.items()):
@@ -264,16 +309,16 @@ def params_of(space: Space, spec: Spec) -> dict[str, Any]:
         params[choice.name] = choice.encode(values[choice.name])
         if not _allows(choice, params[choice.name]):
             raise InputError(
-                f"{space.name_of(spec)} is no network of space {space.name}: {choice.name} is {params[choice.name]},"
-                f" which is not of {choice.describe()}."
+                f"{space.name_of(spec)} is not a network of space {space.name}: {choice.name} is"
+                f" {params[choice.name]}, which is not in {choice.describe()}."
             )
     decoded = space.spec_of(params)
     if decoded.digest != spec.digest:
         theirs, ours = decoded.to_dict(), spec.to_dict()
         name = next((key for key in ours if ours[key] != theirs.get(key)), "family")
         raise InputError(
-            f"{space.name_of(spec)} is no network of space {space.name}: it has {name} = {ours.get(name)}, the space"
-            f" {theirs.get(name)}."
+            f"{space.name_of(spec)} is not a network of space {space.name}: it has {name} = {ours.get(name)}, but"
+            f" networks of the space have {theirs.get(name)}."
         )
     return params
 
@@ -282,7 +327,7 @@ def _allows(choice: Choice, value: Any) -> bool:
     values = choice.values()
     if values is None:
         return isinstance(value, int | float) and choice.low <= value <= choice.high
-    return any(value == one or _near(value, one) for one in values)
+    return any(value == allowed or _near(value, allowed) for allowed in values)
 
 
 def _near(value: Any, other: Any) -> bool:
@@ -290,8 +335,11 @@ def _near(value: Any, other: Any) -> bool:
 
 
 def path_frame(path: Path, trained: Trained | None = None) -> pd.DataFrame:
-    """Return one row per network: step, choice, before, after, network's params and macs, over (limits exceeded),
-    predicted, change, measured, and of trained ones trained and trained_change, each with low and high."""
+    """Return one row per network: step, choice, from, to, params, macs, over (the exceeded limits), predicted, change
+    and measured. With `trained`, also trained and trained_change.
+
+    Each estimate has two more columns, such as predicted_low and predicted_high.
+    """
     rows = []
     for i, node in enumerate(path.nodes):
         row: dict[str, Any] = {
@@ -312,5 +360,5 @@ def path_frame(path: Path, trained: Trained | None = None) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _three(name: str, one: Estimate) -> dict[str, float]:
-    return {name: one.value, f"{name}_low": one.low, f"{name}_high": one.high}
+def _three(name: str, estimate: Estimate) -> dict[str, float]:
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}

@@ -27,9 +27,17 @@ DRAWS = 2000
 
 @dataclass(frozen=True)
 class CausalReuse:
-    """error, loss: the intact network's validation error (fraction) and mean cross entropy (nats) on `images` images.
-    error_gained, loss_gained: of each block [m + 1, m + 1] as `BlockReuse.values`: by how much they are greater without
-    the channels that the source sends to the target; not a number where it sends none."""
+    """Error and loss gained by cutting each connection of a network.
+
+    Attributes:
+        shapes: (number, sources, targets) of each block.
+        error: Validation error (fraction) of the intact network.
+        loss: Mean cross entropy (nats) of the intact network.
+        images: Number of validation images.
+        error_gained: Increase of the error without the channels of the source in the target, for each block in the
+            form of `BlockReuse.values`, [m + 1, m + 1]. NaN if they are not connected.
+        loss_gained: Increase of the loss, in the same form.
+    """
 
     shapes: tuple[tuple[int, tuple[str, ...], tuple[str, ...]], ...]
     error: float
@@ -39,7 +47,7 @@ class CausalReuse:
     loss_gained: tuple[np.ndarray, ...]
 
     def as_reuse(self, what: str = "error_gained") -> Reuse:
-        """The same cells in the form of `feature_reuse`, none of them marked."""
+        """Return the gains in the form of `feature_reuse`, with no cell marked as unclear."""
         blocks = zip(self.shapes, getattr(self, what), strict=True)
         reuse_blocks = (BlockReuse(*shape, values, np.zeros(values.shape, dtype=bool)) for shape, values in blocks)
         return Reuse(tuple(reuse_blocks), "none", None, 1)
@@ -47,8 +55,10 @@ class CausalReuse:
 
 @dataclass(frozen=True)
 class RankCorrelation:
-    """Spearman's ρ over `cells` cells, with its 95% interval: percentile bootstrap over cells, which is too narrow as
-    far as the cells of one layer go together. Not a number where either side is constant."""
+    """Spearman's ρ over `cells` cells, with its 95% interval. NaN if either side is constant.
+
+    The interval is a percentile bootstrap over cells. It is too narrow if the cells of a layer are correlated.
+    """
 
     rho: float
     low: float
@@ -67,15 +77,23 @@ def causal_reuse(
 ) -> CausalReuse:
     """Cut one connection s -> l at a time, and measure the error on the validation part.
 
-    The weights with which l's first convolution (the transition's, the classifier's matrix) reads the channels of s are
-    set to zero, and afterwards back. It is as if these channels were zero behind the norm and ReLU that l reads them
-    through; all other readers of s receive them as before, and nothing is retrained.
+    The weights with which l's first convolution (or the classifier's matrix) reads the channels of s are set to zero,
+    and restored afterwards. This has the same effect as zeroing the channels after the norm and ReLU of l. All other
+    readers of s receive them as before, and nothing is retrained.
 
-    cache: a CSV file with one row per measurement, from which an interrupted run resumes; `InputError` where it is of
-    other weights or other images. progress: called with the connections done and their number.
+    Args:
+        net: The trained network.
+        spec: Its spec.
+        data: Data set whose validation part is used.
+        device: Device to evaluate on.
+        cache: CSV file with one row per measurement, from which an interrupted run resumes.
+        progress: Called with the number of finished connections and their total.
+
+    Raises:
+        InputError: If there is no validation part, or the cache is of other weights or other images.
     """
     if not data.val_size:
-        raise InputError(f"{data.title} has no validation part here, on which the error would be measured.")
+        raise InputError(f"{data.title} has no validation part, on which the error is measured.")
     layers = [layer for layer in spec.layers() if layer.kind != "stem"]
     cells = [(layer, source.layer) for layer in layers for source in layer.sources]
     shapes = block_shapes([(source, layer.name) for layer, source in cells])
@@ -124,7 +142,7 @@ def with_fewer_images(data: Dataset, images: int) -> Dataset:
 
 
 def correlate(causal: CausalReuse, weights: Reuse, what: str = "error_gained") -> RankCorrelation:
-    """Spearman's ρ between weights and the error (or loss) gained by cutting, over the cells of all blocks."""
+    """Return Spearman's ρ between weights and the error (or loss) gained by cutting, over the cells of all blocks."""
     gained = np.concatenate([block.ravel() for block in getattr(causal, what)])
     values = np.concatenate([block.values.ravel() for block in weights.blocks])
     both = np.isfinite(gained) & np.isfinite(values)
@@ -142,15 +160,15 @@ def _read(cache: Path | None, key: dict[str, str]) -> dict[tuple[str, str], tupl
         return {}
     known = {}
     content = cache.read_text(encoding="utf-8")
-    whole = content[: content.rfind("\n") + 1]  # a kill may have torn the last line
-    for row in csv.DictReader(whole.splitlines()):
+    complete = content[: content.rfind("\n") + 1]  # a killed process may leave a partial last line
+    for row in csv.DictReader(complete.splitlines()):
         if set(row) != set(FIELDS):
             raise InputError(f"{cache} is not a table of causal reuse; name another file, or remove that one.")
         if {name: row[name] for name in key} != key:
             raise InputError(f"{cache} is of another network or other images; name another file, or remove that one.")
         known[row["source"], row["target"]] = float(row["error"]), float(row["loss"])
-    if len(whole) < len(content):
-        cache.write_text(whole, encoding="utf-8")
+    if len(complete) < len(content):
+        cache.write_text(complete, encoding="utf-8")
     return known
 
 

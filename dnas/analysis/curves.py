@@ -1,4 +1,4 @@
-"""Learning curves of a whole study as one frame."""
+"""Learning curves of a study as one frame."""
 
 from collections import defaultdict
 from io import BytesIO
@@ -23,7 +23,7 @@ COLUMNS = [
 def learning_curves(study: StudyFolder) -> pd.DataFrame:
     """Return one row per trial and epoch (from 1): number, state, epoch, train_error, val_error (fractions),
     train_loss, val_loss (nats), learning_rate. Trials that finished no epoch have no rows."""
-    # The files of one head are read as one: a reader a file would take milliseconds for each of thousands.
+    # Parse files with the same header together. Parsing each by itself would take milliseconds for thousands of files.
     bodies: dict[bytes, list[bytes]] = defaultdict(list)
     trials: dict[bytes, list[tuple[int, str]]] = defaultdict(list)
     for record in study.records():
@@ -45,8 +45,10 @@ def learning_curves(study: StudyFolder) -> pd.DataFrame:
 
 
 def error_curves(curves: pd.DataFrame) -> dict[int, np.ndarray]:
-    """Each trial's epochs and validation errors, [epochs, 2], by its number and in order; those that are not known are
-    left out. curves: as returned by `learning_curves`."""
+    """Return the epochs and validation errors of each trial, [epochs, 2], by its number.
+
+    Epochs without a validation error are left out. curves: As returned by `learning_curves`.
+    """
     if not len(curves):
         return {}
     known = curves.dropna(subset=["val_error"]).sort_values(["number", "epoch"])
@@ -55,8 +57,10 @@ def error_curves(curves: pd.DataFrame) -> dict[int, np.ndarray]:
 
 
 def leads_from(curves: pd.DataFrame, number: int) -> int | None:
-    """The first epoch from which trial `number` had the lowest validation error of all, or shared it, to its end; None
-    where it did not even at its last epoch."""
+    """Return the first epoch from which trial `number` had the lowest validation error, or shared it, until its end.
+
+    None if it did not have it at its last epoch.
+    """
     table = curves.pivot_table(index="epoch", columns="number", values="val_error")
     if number not in table:
         return None

@@ -18,7 +18,7 @@ from dnas.space.pareto import nondominated_ranks
 
 @dataclass(frozen=True)
 class Front:
-    """The trials that no other one beats: rows of the study's frame, ascending in params, so descending in error."""
+    """The non-dominated trials: rows of the study's frame, ascending in params and so descending in error."""
 
     trials: pd.DataFrame
 
@@ -42,16 +42,18 @@ class NoiseFloor:
 
 
 def pareto_front(frame: pd.DataFrame, objectives: Sequence[str] = ("params", "val_error")) -> Front:
-    """The non-dominated complete trials in `objectives` (columns, minimised), ascending in the first.
+    """Return the complete trials that are not dominated in `objectives` (columns, minimised), ascending in the first.
 
-    One trial dominates another if it is no worse in each and strictly better in one; so of equal trials all stay.
-    frame: as returned by `dnas.study.folder.read_study`. Trials without a finite value in each are left out.
+    One trial dominates another if it is no worse in each and strictly better in one, so equal trials are all kept.
+    frame: As returned by `dnas.study.folder.read_study`. Trials without a finite value in each are left out.
     """
     if frame.empty:
         return Front(frame.reindex(columns=["number", "network", *objectives]))
     for column in ("number", "state", *objectives):
         if column not in frame:
-            raise InputError(f"a front needs the column {column}, but there are {', '.join(map(str, frame.columns))}.")
+            raise InputError(
+                f"a front needs the column {column}, but the frame has {', '.join(map(str, frame.columns))}."
+            )
     complete = frame[frame["state"] == "complete"]
     numbers = complete[[*objectives]].apply(pd.to_numeric).astype(float)
     complete = complete[np.isfinite(numbers.to_numpy()).all(axis=1)]
@@ -60,7 +62,7 @@ def pareto_front(frame: pd.DataFrame, objectives: Sequence[str] = ("params", "va
 
 
 def noise_floor(error: float, size: int) -> NoiseFloor:
-    """Uncertainty of `error` (fraction) due to the random choice of `size` validation images."""
+    """Return the uncertainty of `error` (fraction) due to the random choice of `size` validation images."""
     low, high = wilson_interval(error, size)
     return NoiseFloor(error, size, standard_error(error, size), low, high)
 
@@ -70,11 +72,11 @@ _TABLE_2 = {"cifar10": ("c10", "c10_plus"), "cifar100": ("c100", "c100_plus"), "
 
 
 def published(dataset: str) -> pd.DataFrame:
-    """The paper's Table 2 for a data set, else empty: method, depth, params, augmented, test_error (fraction).
+    """Return the paper's Table 2 for a data set: method, depth, params, augmented, test_error (a fraction).
 
-    Those are test errors of the last epoch after training on the whole training part (for CIFAR all 50,000 images; for
-    SVHN with its extra images), and the table rounds params to 0.1 M. Methods without a size
-    are left out.
+    The errors are test errors of the last epoch after training on the complete training part (for CIFAR all 50,000
+    images, for SVHN with its extra images). The table rounds params to 0.1 M. Methods without a size are left out. The
+    frame is empty for other data sets.
     """
     rows = []
     for column, augmented in zip(_TABLE_2.get(dataset, ()), (False, True), strict=False):
@@ -95,12 +97,12 @@ def published(dataset: str) -> pd.DataFrame:
 
 
 def published_table1() -> pd.DataFrame:
-    """The paper's Table 1: model, growth_rate, block_1 to block_4 (layers)."""
+    """Return the paper's Table 1: model, growth_rate, block_1 to block_4 (layers)."""
     return _read("table1_imagenet_architectures.csv")
 
 
 def published_table2() -> pd.DataFrame:
-    """The DenseNets of Table 2 with their error on C10+ (fraction): name (as `parse_name`), params_millions, error."""
+    """Return the DenseNets of Table 2 with their error on C10+ (a fraction): name, params_millions, error."""
     table = _read("table2_error_rates.csv")
     parts = table["method"].str.extract(r"^(DenseNet(?:-BC)?) \(k=(\d+)\)$")
     rows = table[parts[0].notna()]
@@ -111,15 +113,18 @@ def published_table2() -> pd.DataFrame:
 
 
 def published_imagenet() -> pd.DataFrame:
-    """Table 3, single-crop top-1 errors (fractions): group, network, error; params and macs are our cost model's."""
+    """Return the single-crop top-1 errors of Table 3 (fractions): group, network, params, macs, error.
+
+    The params and macs are computed by `dnas.arch.cost`.
+    """
     table = _read("table3_imagenet.csv")
-    prices = [cost(parse_name(model.lower().replace("-", ""))) for model in table["model"]]
+    costs = [cost(parse_name(model.lower().replace("-", ""))) for model in table["model"]]
     return pd.DataFrame(
         {
             "group": "DenseNet-BC",
             "network": table["model"],
-            "params": [price.params for price in prices],
-            "macs": [price.macs for price in prices],
+            "params": [network.params for network in costs],
+            "macs": [network.macs for network in costs],
             "error": (table["top1_single_crop"] / 100).round(6),
         }
     )
@@ -127,8 +132,15 @@ def published_imagenet() -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Published:
-    """An error (fraction) that the paper's tables have for a network. tag: the data set as the paper calls it, `C10+`;
-    schedule: what it was trained with."""
+    """An error that the paper's tables list for a network.
+
+    Attributes:
+        table: Name of the table.
+        tag: The paper's name of the data set, such as `C10+`.
+        data: Description of the data set.
+        error: Error, as a fraction.
+        schedule: Description of the training schedule.
+    """
 
     table: str
     tag: str
@@ -137,7 +149,7 @@ class Published:
     schedule: str
 
 
-# A column of Table 2: its name there, data set, its title, whether augmented, classes, and its epochs (section 4.2).
+# Columns of Table 2: heading, data set, its title, whether it is augmented, classes, and epochs (section 4.2).
 _COLUMNS = {
     "c10": ("C10", "cifar10", "CIFAR-10", False, 10, 300),
     "c10_plus": ("C10+", "cifar10", "CIFAR-10", True, 10, 300),
@@ -148,8 +160,11 @@ _COLUMNS = {
 
 
 def published_for(spec: Spec, dataset: str) -> tuple[Published, ...]:
-    """Return the published errors of this network (ignoring dropout): on `dataset` (its name), or where it is none
-    of the paper's on every one that has as many classes. Empty where the paper has no such network."""
+    """Return the published errors of this network, ignoring dropout. Empty if the paper has no such network.
+
+    dataset: Name of the data set. If it is not one of the paper's, the errors on all data sets with the same number of
+    classes are returned.
+    """
     if not isinstance(spec, DenseNetSpec):
         return ()
     plain = replace(spec, dropout=0.0)
@@ -172,15 +187,15 @@ def published_for(spec: Spec, dataset: str) -> tuple[Published, ...]:
     for kind, k, row in zip(parts[0].str.lower(), parts[1], table.to_dict("records"), strict=True):
         if not isinstance(kind, str):
             continue
-        same = parse_name(f"{kind}:L={int(row['depth'])},k={k},classes={plain.classes}")
-        if same.digest != plain.digest:
+        listed_spec = parse_name(f"{kind}:L={int(row['depth'])},k={k},classes={plain.classes}")
+        if listed_spec.digest != plain.digest:
             continue
         for column, (tag, name, title, augmented, classes, epochs) in _COLUMNS.items():
             wanted = dataset == name if dataset in _TABLE_2 else True
             if wanted and classes == plain.classes and math.isfinite(row[column]):
-                how = f"{epochs} epochs, " + ("no dropout" if augmented else "dropout 0.2")
+                schedule = f"{epochs} epochs, " + ("no dropout" if augmented else "dropout 0.2")
                 data = f"{title} with shifts and flips" if augmented else f"{title} without augmentation"
-                results.append(Published("Table 2", tag, data, round(row[column] / 100, 6), how))
+                results.append(Published("Table 2", tag, data, round(row[column] / 100, 6), schedule))
     return tuple(results)
 
 
@@ -190,7 +205,7 @@ def _read(name: str) -> pd.DataFrame:
 
 
 def within_reach(points: pd.DataFrame, frame: pd.DataFrame, factor: float = 4.0) -> pd.DataFrame:
-    """Those published points whose size is at most `factor` beyond the smallest or largest network of the study."""
+    """Return the published points whose size is within `factor` of the study's range of sizes."""
     sizes = frame["params"].dropna() if "params" in frame else pd.Series(dtype=float)
     if points.empty or sizes.empty:
         return points.iloc[:0]
@@ -198,11 +213,11 @@ def within_reach(points: pd.DataFrame, frame: pd.DataFrame, factor: float = 4.0)
 
 
 def cost_by_part(spec: Spec) -> pd.DataFrame:
-    """Return one row per part (stem, block 1, transition 1, ..., classifier; of ResNets stages in place of blocks):
-    part, layers, in_channels, out_channels, size (pixels a side), params, macs, activation_bytes at batch 64,
-    params_share and macs_share (fractions of the whole).
+    """Return the cost of each part of a network (stem, block 1, transition 1, ..., classifier; stages for ResNets).
 
-    out_channels of a block are those that what follows it reads.
+    The columns are part, layers, in_channels, out_channels, size (pixels per side), params, macs, activation_bytes (at
+    batch 64), params_share and macs_share (fractions of the total). The out_channels of a block are the channels that
+    the next part reads.
     """
     rows: list[dict[str, Any]] = []
     for name, costs in _parts(spec).items():
@@ -226,7 +241,7 @@ def cost_by_part(spec: Spec) -> pd.DataFrame:
 
 
 def part_of(layer: str) -> str:
-    """The part that a layer belongs to: "denseblock1.denselayer3" -> "block 1", "transition1" -> "transition 1",
+    """Return the part that a layer belongs to: "denseblock1.denselayer3" -> "block 1", "transition1" -> "transition 1",
     "stage1.unit3" -> "stage 1"."""
     head = layer.partition(".")[0]
     for prefix, word in (("denseblock", "block"), ("transition", "transition"), ("stage", "stage")):
@@ -237,6 +252,6 @@ def part_of(layer: str) -> str:
 
 def _parts(spec: Spec) -> dict[str, list[LayerCost]]:
     parts: dict[str, list[LayerCost]] = {}
-    for price in layer_costs(spec):
-        parts.setdefault(part_of(price.name), []).append(price)
+    for layer_cost in layer_costs(spec):
+        parts.setdefault(part_of(layer_cost.name), []).append(layer_cost)
     return parts

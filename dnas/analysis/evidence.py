@@ -16,8 +16,11 @@ FANOVA, PED = "fANOVA", "PED-ANOVA"
 
 
 def read_evidence(folder: StudyFolder, by: str = CHOICES, epoch: int | None = None) -> Evidence:
-    """The trials of the search in `folder`; epoch: compare all trials that got there after it, not only those that
-    were trained to their end."""
+    """Read the trials of the search in `folder` as evidence.
+
+    epoch: Compare the values after this epoch of all trials that reached it, instead of the final values of the
+    complete trials.
+    """
     config, records = folder.config(), folder.records()
     values = None
     if epoch is not None:
@@ -27,10 +30,10 @@ def read_evidence(folder: StudyFolder, by: str = CHOICES, epoch: int | None = No
     return evidence(config, records, by=by, values=values, epoch=epoch)
 
 
-def effects_frame(whole: Fanova, best: Fanova, ped: pd.DataFrame) -> pd.DataFrame:
-    """All three in one: of, method, choice, other, share, low, high, null, clear."""
+def effects_frame(overall: Fanova, best: Fanova, ped: pd.DataFrame) -> pd.DataFrame:
+    """Return all three analyses as one frame: of, method, choice, other, share, low, high, null, clear."""
     parts = [
-        whole.effects.assign(of=ALL, method=FANOVA),
+        overall.effects.assign(of=ALL, method=FANOVA),
         best.effects.assign(of=BEST, method=FANOVA),
         ped.assign(of=BEST, method=PED, other="", clear=ped["low"] > ped["null"]),
     ]

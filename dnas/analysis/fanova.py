@@ -1,7 +1,7 @@
-"""Functional ANOVA of a random forest: how much of the error's variance over a space each choice and each pair makes.
+"""Functional ANOVA of a random forest: share of the error's variance due to each choice and each pair of choices.
 
 Hutter, Hoos and Leyton-Brown, "An Efficient Approach for Assessing Hyperparameter Importance", ICML 2014. A tree is
-constant on boxes, so that its marginals, and the variances of them, are exact sums over its leaves.
+constant on boxes, so its marginals and their variances are exact sums over its leaves.
 """
 
 import itertools
@@ -18,20 +18,22 @@ from dnas.errors import InputError
 from dnas.space.space import Choice
 
 TREES = 64
-RESAMPLED_TREES = 16  # of each forest of the bootstrap and of the nulls, which only spread round the one of `TREES`
-LEAF = 3  # trials in a leaf, at least: with 1, the trees take a seed's noise for effects of high order
-TREE_TRIALS = 1_000  # that a tree is given at most, so that the time of thousands of trials stays bounded
-CELLS = 64  # that a number without steps is cut into
+RESAMPLED_TREES = 16  # trees of each forest of the bootstrap and of the nulls
+LEAF = 3  # minimum number of trials per leaf; with 1, the trees fit the noise of seeds as effects of high order
+TREE_TRIALS = 1_000  # maximum number of trials per tree, which bounds the time for thousands of trials
+CELLS = 64  # number of cells of a continuous choice
 LEAST_TRIALS = 10
-BELIEVABLE = 0.25  # of R² out of bag: a forest that predicts unseen trials worse says little of the space
+BELIEVABLE = 0.25  # minimum R² out of bag for shares that are worth reading
 BOOTSTRAPS, ROUNDS = 100, 10
 REST = "three and more choices"
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One side of the box: the values that a choice can have, each as likely as any other. ordered: they are numbers,
-    so that a tree may cut between them; otherwise it takes one out."""
+    """One side of the box: the values of a choice, all equally likely.
+
+    ordered: The values are numbers, so a tree splits between them. Otherwise it separates one value from the others.
+    """
 
     name: str
     values: tuple[Any, ...]
@@ -46,13 +48,13 @@ class Axis:
         return cls(choice.name, tuple(values), all(_is_number(value) for value in values))
 
     def cell(self, value: Any) -> int:
-        """The place of `value`, of a number the nearest one's; -1 for None or NaN: the choice was not made."""
+        """Return the index of `value` (the nearest one for numbers), or -1 for an inactive choice (None or NaN)."""
         if value is None or value != value:
             return -1
         if self.ordered:
             return int(np.argmin(np.abs(np.asarray(self.values, dtype=float) - float(value))))
         if value not in self.values:
-            raise InputError(f"a trial has {self.name} = {value!r}, which the space does not know.")
+            raise InputError(f"a trial has {self.name} = {value!r}, which is not a value of the space.")
         return self.values.index(value)
 
 
@@ -62,7 +64,7 @@ def _is_number(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Shares:
-    """Of a forest, as shares of its variance over the box. single: [k]; pair: [k, k], symmetric, 0 on the diagonal."""
+    """Shares of a forest's variance over the box. single: [k]. pair: [k, k], symmetric, 0 on the diagonal."""
 
     single: np.ndarray
     pair: np.ndarray
@@ -76,8 +78,14 @@ class Shares:
 class Forest:
     """A random forest over the box of `axes`, fitted to trials.
 
-    cells: [n, k], the place of each trial's value on each axis, -1 where its choice was not made. Such a value changes
-    nothing, so it is drawn at random, which is what teaches the forest that. errors: [n]. leaf: trials in each leaf.
+    Args:
+        axes: The k axes.
+        cells: Index of each trial's value on each axis, [n, k]. -1 if the choice is inactive. Such a value has no
+            effect, so it is drawn at random, from which the forest learns that it has none.
+        errors: Error of each trial, [n].
+        trees: Number of trees.
+        seed: Seed of the trees and of the draws.
+        leaf: Minimum number of trials per leaf.
     """
 
     def __init__(
@@ -98,54 +106,58 @@ class Forest:
         rng = np.random.default_rng(seed)
         self._inputs = self.box.inputs(_filled(cells, axes, rng))
         n = len(self.errors)
-        # One by one and unchecked: sklearn's forest of so small trees spends most of its time on their parameters.
+        # Fit single trees without checks. With small trees, sklearn's forest spends most of its time on validation.
         drawn = [rng.integers(n, size=min(n, TREE_TRIALS)) for _ in range(trees)]
-        self._given = [np.bincount(one, minlength=n).astype(float) for one in drawn]
+        self._given = [np.bincount(indices, minlength=n).astype(float) for indices in drawn]
         numbers = rng.integers(2**31, size=trees).tolist()
         with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):
             self._trees = [
                 DecisionTreeRegressor(min_samples_leaf=leaf, random_state=number)
-                .fit(self._inputs, self.errors, sample_weight=given, check_input=False)
+                .fit(self._inputs, self.errors, sample_weight=weights, check_input=False)
                 .tree_
-                for number, given in zip(numbers, self._given, strict=True)
+                for number, weights in zip(numbers, self._given, strict=True)
             ]
 
     @cached_property
     def r2(self) -> float:
-        """R² of each trial's prediction by the trees that were not given it (out of bag): 1 is perfect, 0 no better
-        than the mean of all, and it can be below."""
+        """R² of the prediction of each trial by the trees that were not fitted to it (out of bag).
+
+        1 is perfect, 0 is no better than the mean, and it can be negative.
+        """
         predicted = np.column_stack([tree.predict(self._inputs)[:, 0] for tree in self._trees])
-        out = np.column_stack(self._given) == 0
-        known = out.any(axis=1)
-        mean = (predicted * out).sum(axis=1)[known] / out.sum(axis=1)[known]
+        out_of_bag = np.column_stack(self._given) == 0
+        known = out_of_bag.any(axis=1)
+        mean = (predicted * out_of_bag).sum(axis=1)[known] / out_of_bag.sum(axis=1)[known]
         actual = self.errors[known]
         return float(1 - ((actual - mean) ** 2).sum() / ((actual - actual.mean()) ** 2).sum())
 
     def predict(self, cells: np.ndarray) -> np.ndarray:
-        """The error at each row of `cells`."""
+        """Predict the error at each row of `cells`."""
         inputs = self.box.inputs(cells)
         predicted: np.ndarray = np.mean([tree.predict(inputs)[:, 0] for tree in self._trees], axis=0)
         return predicted
 
     @cached_property
     def shares(self) -> Shares:
-        """The mean over the trees of each one's shares of its own variance, as in the paper. A tree of one leaf has
-        none, and is left out."""
+        """Mean over the trees of the shares of each tree's variance, as in the paper.
+
+        A tree with a single leaf has no variance and is left out.
+        """
         tree_shares = [tree.shares() for tree in self._boxes if tree.variance > 1e-12 * max(1e-12, self.errors.var())]
         if not tree_shares:
             k = len(self.box.axes)
             return Shares(np.zeros(k), np.zeros((k, k)))
         return Shares(
-            np.mean([one.single for one in tree_shares], axis=0), np.mean([one.pair for one in tree_shares], axis=0)
+            np.mean([part.single for part in tree_shares], axis=0), np.mean([part.pair for part in tree_shares], axis=0)
         )
 
     def marginal(self, *axes: int) -> np.ndarray:
-        """The mean predicted error over all other choices, at each value of one axis, or of two: [v] or [v, w]."""
+        """Return the mean predicted error over all other choices at each value of one or two axes, [v] or [v, w]."""
         marginal: np.ndarray = np.mean([tree.mean + tree.marginal(*axes) for tree in self._boxes], axis=0)
         return marginal
 
     def additive(self, cells: np.ndarray) -> np.ndarray:
-        """At each row of `cells`, what the single choices make of the error, without their interactions."""
+        """Predict the error at each row of `cells` from the effects of single choices, without interactions."""
         effects = [self.marginal(a) for a in range(len(self.box.axes))]
         mean = np.mean([tree.mean for tree in self._boxes])
         total: np.ndarray = mean + sum(effect[cells[:, a]] - mean for a, effect in enumerate(effects))
@@ -157,7 +169,7 @@ class Forest:
 
 
 class _Box:
-    """All axes' cells in one row. column: an input of the forest, one for an ordered axis, one a value for others."""
+    """Cells of all axes in one row. A column is an input of the forest: one per ordered axis, else one per value."""
 
     def __init__(self, axes: tuple[Axis, ...]) -> None:
         self.axes = axes
@@ -165,7 +177,7 @@ class _Box:
         self.starts = np.cumsum([0, *sizes])
         self.weight = np.repeat([1 / size for size in sizes], sizes)  # [cells]
         self.member = np.zeros((len(axes), int(self.starts[-1])))  # [axes, cells]
-        columns, owned = [], []
+        columns, owners = [], []
         for a, axis in enumerate(axes):
             members = self.of(a)
             self.member[a, members] = 1
@@ -174,21 +186,21 @@ class _Box:
                 row, owner = np.zeros(self.starts[-1]), np.zeros(self.starts[-1], dtype=bool)
                 row[members], owner[members] = values, True
                 columns.append(row)
-                owned.append(owner)
-        self.columns, self.owned = np.array(columns), np.array(owned)  # [columns, cells]
+                owners.append(owner)
+        self.columns, self.owned = np.array(columns), np.array(owners)  # [columns, cells]
 
     def of(self, axis: int) -> slice:
         return slice(int(self.starts[axis]), int(self.starts[axis + 1]))
 
     def inputs(self, cells: np.ndarray) -> np.ndarray:
-        """[n, columns], as trees take them: what the forest sees of `cells`."""
+        """Return the inputs of the trees for `cells`, [n, columns]."""
         places = cells + self.starts[:-1]
-        # A row's cells, one of each axis; a column is 0 in those of other axes.
+        # Sum over the axes. A column is 0 in the cells of other axes.
         return np.ascontiguousarray(self.columns[:, places].sum(axis=2).T, dtype=np.float32)
 
 
 class _Boxes:
-    """A tree's leaves as boxes."""
+    """Leaves of a tree, as boxes."""
 
     def __init__(self, box: _Box, tree: Any) -> None:
         inside = np.ones((tree.node_count, box.columns.shape[1]), dtype=bool)
@@ -201,18 +213,18 @@ class _Boxes:
             inside[right] = inside[level] & (~below | other)
             level = np.concatenate([left, right])
         leaves = tree.feature < 0
-        side = (inside[leaves] * box.weight) @ box.member.T  # [leaves, axes]: the share of each axis
+        side = (inside[leaves] * box.weight) @ box.member.T  # share of each axis, [leaves, axes]
         volume = side.prod(axis=1)
         values = tree.value[leaves, 0, 0]
         self.box = box
         self.mean = float(values @ volume)
         self.variance = float((values - self.mean) ** 2 @ volume)
-        # Of a leaf, at each cell of an axis, the share of the rest of the box that it fills, by the axis's own side.
+        # Per leaf and cell of an axis: whether the leaf includes the cell, divided by the leaf's share of that axis.
         self._reach = inside[leaves] / (side @ box.member)
         self._mass = (values - self.mean) * volume
 
     def marginal(self, *axes: int) -> np.ndarray:
-        """Of one axis or two, less the mean."""
+        """Return the marginal of one or two axes, minus the mean."""
         first, *rest = (self._reach[:, self.box.of(axis)] for axis in axes)
         marginal: np.ndarray = (first * self._mass[:, None]).T @ rest[0] if rest else self._mass @ first
         return marginal
@@ -220,7 +232,7 @@ class _Boxes:
     def shares(self) -> Shares:
         weight, member = self.box.weight, self.box.member
         single = member @ (weight * (self._mass @ self._reach) ** 2)
-        both = (self._reach * self._mass[:, None]).T @ self._reach  # [cells, cells]: the marginals of all pairs
+        both = (self._reach * self._mass[:, None]).T @ self._reach  # marginals of all pairs, [cells, cells]
         pair = member @ (both**2 * np.outer(weight, weight)) @ member.T - single[:, None] - single[None, :]
         np.fill_diagonal(pair, 0)
         return Shares(single / self.variance, np.maximum(pair, 0) / self.variance)
@@ -234,9 +246,16 @@ def _filled(cells: np.ndarray, axes: Sequence[Axis], rng: np.random.Generator) -
 
 @dataclass(frozen=True)
 class Fanova:
-    """effects: one row per choice and per pair, the greatest first, and last the rest of the variance (`REST`):
-    choice, other ("" for a single one), share, low, high (95%), null, clear. r2: out of bag; ceiling: what greater
-    errors were set to, None where none was; forest: the one of all trials, whose marginals can be drawn."""
+    """Result of `fanova`.
+
+    Attributes:
+        effects: One row per choice and per pair, largest share first, and the rest of the variance (`REST`) last. The
+            columns are choice, other ("" for a single choice), share, low, high (95%), null and clear.
+        r2: R² of the forest, out of bag.
+        trials: Number of trials.
+        ceiling: Value at which errors were clipped, if any.
+        forest: Forest fitted to all trials.
+    """
 
     effects: pd.DataFrame
     r2: float
@@ -268,16 +287,25 @@ def fanova(
     rounds: int = ROUNDS,
     seed: int = 0,
 ) -> Fanova:
-    """The variance of the error over the box of `axes`, split up by choices, pairs, and what is of higher order.
+    """Decompose the variance of the error over the box of `axes` into choices, pairs and effects of higher order.
 
-    cells: [n, k], as `Forest` takes them. errors: [n], lower is better. ceiling: errors above it count as it, so that
-    the variance is of what happens below (the reference implementation's cutoffs; Hutter et al. cap at a default's).
+    The interval of a share consists of percentiles over resamples of the trials, widened to include the share. The null
+    is the mean share by chance. For a single choice, its values are shuffled among the trials. For a pair, errors are
+    rebuilt from the single effects and shuffled residuals (Freedman and Lane 1983), because a forest finds interactions
+    in a sum too. A share is clear if low > null.
 
-    low, high: percentiles over `bootstraps` resamples of the trials, widened to hold the share itself. null: the mean
-    share over `rounds` of what chance makes; of a single choice where its own values are shuffled among the trials; of
-    a pair where the errors are rebuilt from the single effects and the shuffled residuals (Freedman and Lane 1983), as
-    a forest sees interactions in a sum too. clear: low > null. `InputError` with fewer than 10 trials, with equal
-    errors, and where no choice varies.
+    Args:
+        axes: The k axes.
+        cells: Index of each trial's value on each axis, [n, k], as for `Forest`.
+        errors: Error of each trial, [n]. Lower is better.
+        ceiling: Clip errors above this value, so that the variance is due to differences below it. This is the cutoff
+            of the reference implementation. Hutter et al. clip at the error of a default.
+        bootstraps: Number of resamples.
+        rounds: Number of rounds of shuffling for the null.
+        seed: Seed of all draws.
+
+    Raises:
+        InputError: With fewer than 10 trials, with equal errors, or if no choice varies.
     """
     cells, values = np.asarray(cells), np.asarray(errors, dtype=float)
     check_enough(axes, cells, values)
@@ -287,18 +315,18 @@ def fanova(
     axes, cells = tuple(axes[a] for a in varied), cells[:, varied]
     rng = np.random.default_rng(seed)
 
-    def again(some_cells: np.ndarray, some_errors: np.ndarray) -> Forest:
+    def refit(new_cells: np.ndarray, new_errors: np.ndarray) -> Forest:
         number = int(rng.integers(2**31))
-        return Forest(axes, some_cells, some_errors, trees=RESAMPLED_TREES, seed=number)
+        return Forest(axes, new_cells, new_errors, trees=RESAMPLED_TREES, seed=number)
 
     forest = Forest(axes, cells, values, seed=seed)
     samples = []
     for _ in range(bootstraps):
         drawn = rng.integers(len(values), size=len(values))
-        samples.append(_row(again(cells[drawn], values[drawn]).shares))
+        samples.append(_row(refit(cells[drawn], values[drawn]).shares))
     low, high = percentile_interval(samples)
     share = _row(forest.shares)
-    null = np.append(_nulls(forest, cells, again, rounds, rng), np.nan)
+    null = np.append(_nulls(forest, cells, refit, rounds, rng), np.nan)
     names = [axis.name for axis in axes]
     pairs = list(itertools.combinations(names, 2))
     frame = pd.DataFrame(
@@ -319,7 +347,7 @@ def fanova(
 
 
 def check_enough(axes: Sequence[Axis], cells: np.ndarray, errors: np.ndarray) -> None:
-    """`InputError` for what no forest can learn from."""
+    """Raise `InputError` if the trials are too few to fit a forest, or do not vary."""
     varied = sum(len(np.unique(cells[:, a])) > 1 for a in range(len(axes))) if len(cells) else 0
     if len(errors) < LEAST_TRIALS or not varied:
         raise InputError(
@@ -334,8 +362,8 @@ def _row(shares: Shares) -> np.ndarray:
     return np.concatenate([shares.single, shares.pair[np.triu_indices(len(shares.single), 1)], [shares.rest]])
 
 
-def _nulls(forest: Forest, cells: np.ndarray, again: Any, rounds: int, rng: np.random.Generator) -> np.ndarray:
-    """Of each choice, then of each pair: the mean share where it has none."""
+def _nulls(forest: Forest, cells: np.ndarray, refit: Any, rounds: int, rng: np.random.Generator) -> np.ndarray:
+    """Return the mean share by chance of each choice, then of each pair. refit: Fits a forest to cells and errors."""
     errors, upper = forest.errors, np.triu_indices(cells.shape[1], 1)
     filled = _filled(cells, forest.box.axes, rng)
     additive = forest.additive(filled)
@@ -345,7 +373,7 @@ def _nulls(forest: Forest, cells: np.ndarray, again: Any, rounds: int, rng: np.r
         for a in range(cells.shape[1]):
             shuffled = cells.copy()
             shuffled[:, a] = rng.permutation(cells[:, a])
-            shares.append(again(shuffled, errors).shares.single[a])
+            shares.append(refit(shuffled, errors).shares.single[a])
         single.append(shares)
-        pair.append(again(cells, additive + rng.permutation(errors - additive)).shares.pair[upper])
+        pair.append(refit(cells, additive + rng.permutation(errors - additive)).shares.pair[upper])
     return np.concatenate([np.mean(single, axis=0), np.mean(pair, axis=0)])

@@ -16,19 +16,27 @@ from dnas.space.space import Space
 from dnas.study.config import objectives_of, space_of
 from dnas.study.record import TrialRecord
 
-BEST_SHARE = 0.1  # of the trials: the region whose choices are compared with all
-LEAST_BEST = 4  # trials in it, at least
+BEST_SHARE = 0.1  # share of trials that count as the best
+LEAST_BEST = 4  # minimum number of best trials
 BOOTSTRAPS = 500
-CHOICES, SPEC = "choices", "spec"  # what importance is of: what the sampler chose, or what the network is
-FACT_CELLS = 16  # that a fact of many values is cut into, at its quantiles
+CHOICES, SPEC = "choices", "spec"  # importance of the sampler's choices, or of the fields of the network
+FACT_CELLS = 16  # number of quantile cells of a network field with many values
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Data that importance is measured on. params: one row per trial and one column per choice, None if it was not
-    made; errors: of the study's first objective; numbers: the trials'. axes: the values that each column can have.
+    """Data from which importance is computed.
 
-    left_out: state -> how many trials have no such error; epoch: after which the errors are, None for the last one.
+    Attributes:
+        study: Name of the study.
+        objective: First objective of the study.
+        space: Space of the study.
+        axes: Possible values of each column of `params`.
+        params: One row per trial and one column per choice. None if the choice is inactive.
+        errors: Value of the objective of each trial.
+        numbers: Number of each trial.
+        left_out: Number of trials without such a value, by state.
+        epoch: Epoch after which the values were measured. None for the last one.
     """
 
     study: str
@@ -43,20 +51,25 @@ class Evidence:
 
     @property
     def cells(self) -> np.ndarray:
-        """[trials, axes]: the place of each value on its axis, -1 for None."""
+        """Index of each value on its axis, [trials, axes]. -1 for None."""
         rows = [[axis.cell(row[axis.name]) for axis in self.axes] for row in self.params.to_dict("records")]
         return np.array(rows, dtype=int).reshape(len(rows), len(self.axes))
 
     @property
     def ceiling(self) -> float:
-        """The least error above those of the best tenth; the greatest where there is none."""
+        """Lowest error above those of the best tenth, or the highest error if there is none."""
         worst = np.sort(self.errors)[best_count(len(self.errors)) - 1]
         above = self.errors[self.errors > worst]
         return float(above.min() if len(above) else worst)
 
     def fanova(self, best: bool = False, bootstraps: int = FOREST_BOOTSTRAPS, rounds: int = ROUNDS) -> Fanova:
-        """Over all trials; with `best`, of the errors clipped at `ceiling`, so that it is of how far a choice leads
-        into the best tenth, and of nothing that happens among the others."""
+        """Run functional ANOVA over all trials.
+
+        Args:
+            best: Clip errors at `ceiling`, so that the shares are of the effects within the best tenth alone.
+            bootstraps: Number of resamples for the intervals.
+            rounds: Number of rounds for the shares by chance.
+        """
         ceiling = self.ceiling if best and len(self.errors) else None
         return fanova(self.axes, self.cells, self.errors, ceiling=ceiling, bootstraps=bootstraps, rounds=rounds)
 
@@ -69,12 +82,16 @@ def evidence(
     values: Mapping[int, float] | None = None,
     epoch: int | None = None,
 ) -> Evidence:
-    """The trials of a search as evidence. config: its study.toml.
+    """Collect the trials of a search as evidence.
 
-    Those that were trained to their end count, with their last epoch's value; those stopped or paused have one of
-    fewer epochs, which is no comparison. values: in place of that, number -> the value after `epoch` of each
-    trial that reached it (`dnas.analysis.control.values_at`). by: `choices`, or `spec`: the fields of the network, its
-    depth L, params and macs, each value weighed alike; a fact of many values is cut at its quantiles.
+    Args:
+        config: Content of the search's study.toml.
+        records: Trials of the search.
+        by: `choices` for the choices of the sampler, or `spec` for the fields of the network, its depth L, params and
+            macs, with all values weighted equally. Fields with many values are cut at their quantiles.
+        values: Value of each trial after `epoch`, by number (`dnas.analysis.control.values_at`). By default the final
+            values of complete trials, because stopped and paused trials have trained for fewer epochs.
+        epoch: Epoch of `values`.
     """
     space, objective = space_of(config), objectives_of(config)[0]
     if values is None:
@@ -111,13 +128,13 @@ def best_count(trials: int, best_share: float = BEST_SHARE) -> int:
 
 
 def _facts(records: Sequence[TrialRecord]) -> tuple[pd.DataFrame, tuple[Axis, ...]]:
-    """Return the facts that differ between the networks, and their axes."""
+    """Return the fields that differ between the networks, and their axes."""
     rows = []
     for record in records:
         row: dict[str, Any] = {}
         for name, value in record.network_spec.to_dict().items():
             if isinstance(value, list | tuple):
-                row |= {f"{name}_{i}": one for i, one in enumerate(value, 1)}
+                row |= {f"{name}_{i}": element for i, element in enumerate(value, 1)}
             else:
                 row[name] = value
         row |= {"depth": record.network_spec.depth, "params": record.cost["params"], "macs": record.cost["macs"]}
@@ -138,18 +155,28 @@ def _facts(records: Sequence[TrialRecord]) -> tuple[pd.DataFrame, tuple[Axis, ..
 def importance(
     params: pd.DataFrame, errors: Sequence[float], best_share: float = BEST_SHARE, seed: int = 0
 ) -> pd.DataFrame:
-    """Importance of each choice for being among the best `best_share` (at least 4 trials), by PED-ANOVA.
+    """Compute the importance of each choice for being among the best trials, by PED-ANOVA.
 
-    params: one row per trial and one column per choice, as the sampler stores it (numbers, or text for a category).
-    errors: their validation errors, lower is better. Of each choice the Pearson divergence Σ_v p_all(v)
-    (p_best(v)/p_all(v) - 1)² between how often a value v occurs among the best and among all, each smoothed by half a
-    count a value; numbers of more than 8 values are cut into 8 bins at their quantiles. Shares: divided by the sum
-    over all choices (Watanabe, Bansal and Hutter 2023, "PED-ANOVA", equation 14, in one dimension and for histograms).
+    The importance of a choice is the Pearson divergence Σ_v p_all(v) (p_best(v)/p_all(v) - 1)² between the frequencies
+    of its values v among the best and among all trials. Half a count is added to each value, and numbers with more
+    than 8 values are cut into 8 bins at their quantiles. Shares are divergences divided by their sum over all choices
+    (Watanabe, Bansal and Hutter 2023, "PED-ANOVA", equation 14, in one dimension and for histograms).
 
-    Returns one row per choice, the greatest first: choice, share, low, high (95%, percentile bootstrap over trials),
-    and null: the mean share when the errors are shuffled, which is what chance makes of a choice that matters nothing.
-    It says nothing about values that the search never tried, and a sampler tries what it takes for good more often.
-    `InputError` with fewer than 10 trials.
+    The shares do not account for values that the search never tried. A sampler also tries values more often if it
+    considers them good.
+
+    Args:
+        params: One row per trial and one column per choice, as the sampler stores it (numbers, or text for a category).
+        errors: Validation error of each trial. Lower is better.
+        best_share: Share of trials that count as the best (at least 4 trials).
+        seed: Seed of all draws.
+
+    Returns:
+        One row per choice, largest share first: choice, share, low, high (95%, percentile bootstrap over trials), and
+        null, the mean share with shuffled errors, which a choice without effect has by chance.
+
+    Raises:
+        InputError: With fewer than 10 trials, or if no choice varies.
     """
     values = np.asarray(errors, dtype=float)
     known = np.isfinite(values)
@@ -181,17 +208,17 @@ def _codes(column: "pd.Series[Any]") -> np.ndarray:
 
 
 def _shares(codes: list[np.ndarray], errors: np.ndarray, best: int, rng: np.random.Generator) -> np.ndarray:
-    order = np.lexsort((rng.random(len(errors)), errors))[:best]  # of equal errors, any
+    order = np.lexsort((rng.random(len(errors)), errors))[:best]  # ties are broken at random
     divergences = np.array([_divergence(code, code[order]) for code in codes])
     total = divergences.sum()
     return divergences / total if total > 0 else np.full(len(codes), 1 / len(codes))
 
 
-def _divergence(every: np.ndarray, best: np.ndarray) -> float:
-    size = int(every.max()) + 1
-    present = np.bincount(every, minlength=size) > 0
+def _divergence(all_codes: np.ndarray, best: np.ndarray) -> float:
+    size = int(all_codes.max()) + 1
+    present = np.bincount(all_codes, minlength=size) > 0
     p_all, p_best = (
         (np.bincount(codes, minlength=size)[present] + 0.5) / (len(codes) + 0.5 * present.sum())
-        for codes in (every, best)
+        for codes in (all_codes, best)
     )
     return float((p_all * (p_best / p_all - 1) ** 2).sum())

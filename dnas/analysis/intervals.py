@@ -1,6 +1,7 @@
-"""Interval estimates, exact tests and corrections for multiple testing. Each is defined here, once.
+"""Interval estimates, exact tests and corrections for multiple testing.
 
-scipy is imported at the first use: it takes half a second, and the summary that a search prints does not need it.
+scipy is imported at the first use. Its import takes half a second, and the summary that a search prints does not need
+it.
 """
 
 import functools
@@ -83,9 +84,9 @@ def wilson_interval(error: float, size: int, z: float = Z95) -> tuple[float, flo
 
 def _check_proportion(error: float, size: int) -> None:
     if not 0 <= error <= 1:
-        raise InputError(f"`0 <= error <= 1` must hold (a fraction, no percentage), but got error={error!r}.")
+        raise InputError(f"`0 <= error <= 1` must hold (a fraction, not a percentage), but got error={error!r}.")
     if size < 1:
-        raise InputError(f"`size >= 1` must hold (images that were classified), but got size={size!r}.")
+        raise InputError(f"`size >= 1` must hold (number of classified images), but got size={size!r}.")
 
 
 # --- bootstrap ----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The metrics and costs of a network: their names, units and number formats. A new metric is one entry of `METRICS`."""
+"""Metrics and costs of a network: names, units and number formats. A new metric is one entry of `METRICS`."""
 
 import math
 from collections.abc import Callable

@@ -1,9 +1,9 @@
 """The paper's statements about feature reuse (section 5, "Feature Reuse"), as four measurements with verdicts.
 
-w(s, l) is the mean |w| of l's first convolution over the channels that s made: `feature_reuse` with `normalise="none"`.
-Only connected pairs count. Each statement is a number with a 95% interval (percentile bootstrap, `DRAWS` draws from a
-fixed seed) and a bar: it holds if the whole interval is above the bar, does not hold if it is below, and
-is inconclusive in between, or if there is too little to resample.
+w(s, l) is the mean |w| of l's first convolution over the channels that s produces (`feature_reuse` without
+normalisation). Only connected pairs count. Each statement is a number with a 95% interval (percentile bootstrap,
+`DRAWS` draws from a fixed seed) and a bar. It holds if the interval is above the bar, does not hold if it is below, and
+is inconclusive otherwise, or if there is too little to resample.
 """
 
 import math
@@ -18,16 +18,28 @@ from dnas.analysis.reuse import block_shapes, check_same_pairs, matrices
 from dnas.analysis.weight_norms import NormHistory
 
 DRAWS = 2000
-LEAST_UNITS = 3  # fewer layers or sources than this are nothing to resample
+LEAST_UNITS = 3  # minimum number of layers or sources for resampling
 
 Verdict = Literal["holds", "does not hold", "cannot tell"]
 
 
 @dataclass(frozen=True)
 class Observation:
-    """letter: (a) to (d). value: the mean over the networks; low, high: its interval, not a number where there is none;
-    bar: what the verdict compares with; untrained: the same of the networks before their training, None where that was
-    not measured; units: how many layers or sources were resampled in each network."""
+    """One statement of the paper, with its measured value and verdict.
+
+    Attributes:
+        letter: (a) to (d).
+        claim: The statement.
+        measure: Name of the measured quantity.
+        value: Mean over the networks.
+        low: Lower end of its interval. NaN if there is none.
+        high: Upper end of its interval.
+        bar: Value with which the verdict compares the interval.
+        untrained: Value for the untrained networks. None if it was not measured.
+        units: Number of layers or sources resampled in each network.
+        networks: Number of networks.
+        verdict: Whether the statement holds.
+    """
 
     letter: str
     claim: str
@@ -43,8 +55,10 @@ class Observation:
 
 
 def effective_share(weights: np.ndarray) -> float:
-    """exp(H(p)) / S with p = w / Σw over the S sources that are read: the effective number of sources over the number
-    of those there are; 1: all weigh the same, 1 / S: all weight is on one."""
+    """Return the effective number of sources divided by their number S: exp(H(p)) / S with p = w / Σw.
+
+    It is 1 if all sources have the same weight, and 1 / S if one source has all the weight.
+    """
     weights = weights[np.isfinite(weights)]
     if not weights.sum() > 0:
         return float("nan")
@@ -53,10 +67,10 @@ def effective_share(weights: np.ndarray) -> float:
 
 
 def observe(histories: NormHistory | Sequence[NormHistory]) -> tuple[Observation, ...]:
-    """The four observations of one network or of several of the same spec (seeds), after each one's last epoch.
+    """Measure the four observations for one network, or several seeds of one spec, after the last epoch of each.
 
-    In (a) and (b) even noise on all sources weighs much: the number is to be read beside that of the untrained
-    networks, which spread their weights almost evenly, and the bar refutes only a concentration on few sources.
+    In (a) and (b) even noise on all sources has a large value. Compare it with the value of the untrained networks,
+    which spread their weights almost evenly. The bar refutes only a concentration on few sources.
 
     (a) "All layers spread their weights over many inputs within the same block": the mean over the dense layers with
         at least two sources of `effective_share`; the bar is one half. Resampled: networks, and layers in each.
@@ -88,8 +102,10 @@ def observe(histories: NormHistory | Sequence[NormHistory]) -> tuple[Observation
 
 @dataclass(frozen=True)
 class _Sample:
-    """Of one network: sizes of the groups to resample, and the value of a resample (an array of indices a
-    group)."""
+    """Data of one network.
+
+    sizes: Sizes of the groups to resample. value: Returns the value of a resample, given an array of indices per group.
+    """
 
     sizes: tuple[int, ...]
     value: Callable[[list[np.ndarray]], float]
@@ -98,7 +114,7 @@ class _Sample:
     def units(self) -> int:
         return sum(self.sizes)
 
-    def whole(self) -> float:
+    def observed(self) -> float:
         return self.value([np.arange(size) for size in self.sizes]) if self.units else float("nan")
 
     def drawn(self, rng: np.random.Generator) -> float:
@@ -121,7 +137,9 @@ def _transitions(blocks: list[np.ndarray]) -> _Sample:
     columns = [column for column in columns if len(column) > 1]
 
     def value(chosen: list[np.ndarray]) -> float:
-        return float(np.mean([effective_share(column[some]) for column, some in zip(columns, chosen, strict=True)]))
+        return float(
+            np.mean([effective_share(column[indices]) for column, indices in zip(columns, chosen, strict=True)])
+        )
 
     return _Sample(tuple(map(len, columns)), value)
 
@@ -158,15 +176,15 @@ def _observation(
     before: list[list[np.ndarray]] | None,
 ) -> Observation:
     samples = [sample(blocks) for blocks in trained]
-    units = min(one.units for one in samples)
-    value = float(np.mean([one.whole() for one in samples]))
+    units = min(network.units for network in samples)
+    value = float(np.mean([network.observed() for network in samples]))
     low, high = _interval(samples) if units >= LEAST_UNITS else (np.nan, np.nan)
     verdict: Verdict = "cannot tell"
     if low > bar:
         verdict = "holds"
     elif high < bar:
         verdict = "does not hold"
-    untrained = float(np.mean([sample(blocks).whole() for blocks in before])) if before is not None else None
+    untrained = float(np.mean([sample(blocks).observed() for blocks in before])) if before is not None else None
     return Observation(letter, claim, measure, value, low, high, bar, untrained, units, len(trained), verdict)
 
 

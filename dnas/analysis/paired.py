@@ -1,15 +1,15 @@
 """Statistics of an ablation: paired differences, their uncertainty, and the smallest detectable effect.
 
-Runs of one seed are a pair: they share the split, the order of the data, the augmentation and the stream of the
-initialisation, so that what they share cancels in their difference. Of d_1 .. d_n, one a seed:
+Runs of one seed are a pair. They share the split, the order of the data, the augmentation and the random stream of the
+initialisation, whose effects cancel in their difference. From the differences d_1 .. d_n, one per seed, follow
 
-- the mean, with Student's t interval and a bootstrap-t interval (`bootstrap_interval`), each of its own comparison;
-- p: exact two-sided sign-flip test (`sign_flip_p`). Only this one, adjusted by Holm for the number of comparisons,
-  decides the verdict;
+- the mean, with Student's t interval and a bootstrap-t interval (`bootstrap_interval`) of each comparison by itself;
+- p: exact two-sided sign-flip test (`sign_flip_p`). Adjusted by Holm for the number of comparisons, it alone decides
+  the verdict;
 - d_z = mean / sd (Cohen 1988, "Statistical Power Analysis for the Behavioral Sciences", 2.3.5);
-- the smallest difference that would have been found four times in five (`detectable_difference`).
+- the smallest difference that would be detected with 80% power (`detectable_difference`).
 
-With n pairs no sign-flip p is below 2^(1-n), so m comparisons conclude nothing while m·2^(1-n) > α.
+With n pairs no sign-flip p is below 2^(1-n), so m comparisons cannot conclude anything if m·2^(1-n) > α.
 """
 
 import dataclasses
@@ -34,20 +34,26 @@ POWER = 0.8
 
 @dataclass(frozen=True)
 class Comparison:
-    """One paired difference: of a variant and the base, or of two halves of a factorial design.
+    """One paired comparison: of a variant with the base, or of two halves of a factorial design.
 
-    name: the variant, or the term: "bottleneck: 4 against 0", "bottleneck × compression".
-    seeds, differences: of the pairs; differences are fractions of error, and below 0 there are fewer errors than with
-        the base. An interaction's are differences of differences.
-    mean: nan without a pair. t_interval, bootstrap_interval: at 1 - α, each for this comparison alone; unbounded with
-        fewer than two pairs.
-    p, p_holm: two-sided sign-flip, and adjusted by Holm over the study's comparisons; 1 without a pair.
-    effect_size: d_z; nan where fewer than two pairs, or an sd of 0, give none.
-    detectable: the smallest mean difference that this number of pairs of this sd finds with 80% power beside the
-        study's other comparisons; infinite where they can find none, nan where the sd is 0 or unknown.
-    aliases: terms that the design cannot distinguish from this one (fractional designs).
-    race_interval: where seeds were added until the comparison was decided (`sequential`), the interval that
-        holds in spite of that, at 1 - α over all comparisons together; else None.
+    Attributes:
+        name: The variant, or the term, such as "bottleneck: 4 against 0" or "bottleneck × compression".
+        kind: Kind of the comparison.
+        seeds: Seeds of the pairs.
+        differences: Difference of each pair, as a fraction of error. Below 0 there are fewer errors than with the base.
+            For an interaction, a difference of differences.
+        mean: Mean difference. NaN without a pair.
+        t_interval: Student's t interval at 1 - α, for this comparison alone. Unbounded with fewer than two pairs.
+        bootstrap_interval: Bootstrap-t interval at 1 - α, as above.
+        p: Two-sided p value of the sign-flip test. 1 without a pair.
+        p_holm: p adjusted by Holm over the comparisons of the study.
+        effect_size: d_z. NaN with fewer than two pairs or an sd of 0.
+        detectable: Smallest mean difference that this number of pairs with this sd detects with 80% power among the
+            comparisons of the study. Infinite if they cannot detect any, NaN if the sd is 0 or unknown.
+        verdict: Conclusion, by `p_holm`.
+        aliases: Terms that the design cannot distinguish from this one (fractional designs).
+        race_interval: Interval at 1 - α over all comparisons together that remains valid although seeds were added
+            until the comparison was decided (`dnas.analysis.sequential`). None if they were not.
     """
 
     name: str
@@ -67,17 +73,24 @@ class Comparison:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The one to show: of a race its own, else Student's."""
+        """Interval to show: the interval of the race, if there is one, else Student's."""
         return self.t_interval if self.race_interval is None else self.race_interval
 
 
 @dataclass(frozen=True)
 class Effects:
-    """The comparisons of a study, one family of tests: the chance of any false verdict is at most `alpha`.
+    """Comparisons of a study, as one family of tests. The probability of any false verdict is at most `alpha`.
 
-    pairs: of the comparison with the fewest. can_conclude: whether any comparison has the `pairs_needed`.
-    noise: sd of the base's error over its seeds (nan below two).
-    left_out: variant -> the seeds for which it has no value, of all variants that lack one.
+    Attributes:
+        base: Name of the base.
+        measure: The compared metric.
+        alpha: Level of the family of tests.
+        comparisons: The comparisons.
+        pairs: Smallest number of pairs of a comparison.
+        pairs_needed: Number of pairs that a comparison needs to conclude anything.
+        can_conclude: Whether any comparison has this number.
+        noise: sd of the base's error over its seeds. NaN with fewer than two.
+        left_out: Seeds without a value, by variant, for the variants that lack any.
     """
 
     base: str
@@ -92,21 +105,28 @@ class Effects:
 
 
 def pairs_needed(comparisons: int, alpha: float = 0.05) -> int:
-    """The fewest pairs n with m·2^(1-n) <= α, for m comparisons: with fewer no sign-flip test can conclude."""
+    """Return the smallest n with m·2^(1-n) <= α for m comparisons. With fewer pairs no sign-flip test can conclude."""
     _check_alpha(alpha)
     return next(n for n in itertools.count(1) if comparisons * 2.0 ** (1 - n) <= alpha)
 
 
 def compare_with_base(values: pd.DataFrame, base: str, *, measure: str = "val_error", alpha: float = 0.05) -> Effects:
-    """Each variant against the base, Holm over all of them. values: errors (or NaN), indexed by seed, one column per
-    variant.
+    """Compare each variant with the base, with Holm's correction over all comparisons.
 
-    A pair that lacks a value is left out of its own comparison alone. `InputError` for a base that is no column, a seed
-    that comes twice, and an `alpha` outside (0, 1).
+    A pair with a missing value is left out of its comparison only.
+
+    Args:
+        values: Errors as fractions, indexed by seed, with one column per variant. NaN if missing.
+        base: Name of the base.
+        measure: The compared metric.
+        alpha: Level of the family of tests.
+
+    Raises:
+        InputError: If the base is not a column, a seed or variant occurs twice, or `alpha` is outside (0, 1).
     """
     check_values(values, base, alpha)
     differences = {str(name): (values[name] - values[base]).dropna() for name in values.columns if name != base}
-    rows = [_Row(name, "variant", some) for name, some in differences.items()]
+    rows = [_Row(name, "variant", column) for name, column in differences.items()]
     return _effects(rows, values, base, measure, alpha)
 
 
@@ -118,27 +138,34 @@ def factorial_effects(
     measure: str = "val_error",
     alpha: float = 0.05,
 ) -> Effects:
-    """Main effects and interactions of two factors, Holm over all of them. Each seed yields one value of each contrast,
-    over the whole design, and those are treated as the differences of pairs are.
+    """Test main effects and interactions of two factors, with Holm's correction over all of them.
 
-    values: as in `compare_with_base`. levels: variant -> the level of each factor (those not named are the base's).
+    Each seed yields one value of each contrast over the design. These values are treated like differences of pairs.
 
-    main effect, for each level a of a factor other than the base's b: mean error at a less mean error at b, over the
-        design (the other factors' levels count alike). With two levels it is the classical contrast.
-    interaction, for levels a, c of two factors and their base levels b, d: (ȳ_ac - ȳ_bc) - (ȳ_ad - ȳ_bd), what the
-        first factor's effect gains from the second's level. With two levels it is twice what textbooks call the
-        interaction effect (Box, Hunter and Hunter 1978, chapter 10).
+    The main effect of a level a, other than the base level b of its factor, is the mean error at a minus the mean error
+    at b over the design, with equal weights for the levels of the other factors. With two levels it is the classical
+    contrast. The interaction of levels a, c of two factors with base levels b, d is (ȳ_ac - ȳ_bc) - (ȳ_ad - ȳ_bd), the
+    change of the first effect by the level of the second factor. With two levels it is twice the interaction effect of
+    textbooks (Box, Hunter and Hunter 1978, chapter 10).
 
-    A contrast needs each run that it weighs: seeds that lack one are left out of it. In fractional designs a contrast
-    represents several terms: those of up to three factors whose contrasts are not orthogonal to it are its `aliases`,
-    and what differs from an earlier one by its sign or scale alone is not tested twice.
+    Seeds that lack a run of a contrast are left out of it. In fractional designs a contrast represents several terms.
+    Terms of up to three factors whose contrasts are not orthogonal to it are its `aliases`. Contrasts that differ only
+    in sign or scale are tested once.
 
-    `InputError` where a variant has no levels, where two have the same, and where the levels of two factors do not meet
-    equally often: then a main effect would hold part of another.
+    Args:
+        values: As for `compare_with_base`.
+        levels: Level of each factor, by variant. Factors that are not listed have the base's level.
+        base_levels: Level of each factor of the base.
+        measure: The compared metric.
+        alpha: Level of the family of tests.
+
+    Raises:
+        InputError: If a variant has no levels, two variants have the same, or combinations of levels of two factors
+            occur unequally often, which would confound main effects.
     """
     names = [str(name) for name in values.columns]
     if missing := [name for name in names if name not in levels]:
-        raise InputError(f"variant {missing[0]} has no levels; a factorial design needs those of each of its variants.")
+        raise InputError(f"variant {missing[0]} has no levels; a factorial design needs the levels of every variant.")
     design = _Design({name: {**base_levels, **levels[name]} for name in names}, dict(base_levels))
     base = next((name for name in names if design.points[name] == design.base), names[0] if names else "")
     check_values(values, base, alpha)
@@ -162,20 +189,22 @@ def factorial_effects(
 
 
 def together(*parts: Effects) -> tuple[Effects, ...]:
-    """The same, but as one family: Holm over the comparisons of all, and `detectable` with it. For a study that shows
-    its variants against the base and its factors' effects beside them, and means both."""
-    every = [comparison for part in parts for comparison in part.comparisons]
-    judged = iter(_judged(every, parts[0].alpha)) if parts else iter(())
-    needed = pairs_needed(len(every), parts[0].alpha) if parts else 0
+    """Correct several sets of comparisons as one family: Holm's correction covers all of them, as does `detectable`.
+
+    This is for studies that report comparisons with the base together with effects of factors.
+    """
+    comparisons = [comparison for part in parts for comparison in part.comparisons]
+    judged = iter(_judged(comparisons, parts[0].alpha)) if parts else iter(())
+    needed = pairs_needed(len(comparisons), parts[0].alpha) if parts else 0
     return tuple(
         Effects(
             part.base,
             part.measure,
             part.alpha,
-            some := tuple(next(judged) for _ in part.comparisons),
+            part_comparisons := tuple(next(judged) for _ in part.comparisons),
             part.pairs,
             needed,
-            any(len(comparison.seeds) >= needed for comparison in some),
+            any(len(comparison.seeds) >= needed for comparison in part_comparisons),
             part.noise,
             part.left_out,
         )
@@ -189,13 +218,23 @@ def together(*parts: Effects) -> tuple[Effects, ...]:
 def detectable_difference(
     sd: float, pairs: int, comparisons: int = 1, alpha: float = 0.05, power: float = POWER
 ) -> float:
-    """The smallest mean difference that n pairs of this sd find with `power`, at Holm's strictest level α/m.
+    """Return the smallest mean difference that n pairs detect with `power`, at Holm's strictest level α/m.
 
-    δ·√n / sd of Student's noncentral t with n - 1 degrees of freedom that exceeds its critical value with `power`, at
-    the level (k - 1/2) / 2^(n-1), where k = ⌊2^(n-1)·α/m⌋ of the pairs of opposite signs make the sign-flip test
-    reject. The half is ours: a sign-flip test that rejects few signs has less power than t at its level. By simulation
-    of normal differences the power at it is 0.77 to 0.84 with 6 to 16 pairs (benchmarks/results/ablation_stats.md).
-    Infinite where k = 0; nan where the sd is 0 or not known.
+    It is the δ for which Student's noncentral t with n - 1 degrees of freedom and noncentrality δ·√n / sd exceeds its
+    critical value with `power`, at the level (k - 1/2) / 2^(n-1). Here k = ⌊2^(n-1)·α/m⌋ is the number of pairs of
+    opposite sign assignments for which the sign-flip test rejects. The 1/2 is an empirical correction, because a
+    sign-flip test with few rejections has less power than t at its level. In simulations of normal differences the
+    resulting power is 0.77 to 0.84 with 6 to 16 pairs (benchmarks/results/ablation_stats.md).
+
+    Args:
+        sd: Standard deviation of the differences.
+        pairs: Number of pairs n.
+        comparisons: Number of comparisons m of the family.
+        alpha: Level α of the family.
+        power: Probability of detection.
+
+    Returns:
+        The difference in units of `sd`'s. Infinite if k = 0, NaN if the sd is 0 or unknown.
     """
     if not math.isfinite(sd) or sd == 0:
         return math.nan
@@ -207,21 +246,29 @@ def detectable_difference(
 
 
 def _level(pairs: int, alpha: float) -> float:
-    """Half a step below the largest level up to `alpha` that a sign-flip test of this number of pairs has; 0: none."""
+    """Return half a step below the largest level up to `alpha` of a sign-flip test, or 0 if it has none."""
     signs = 2.0 ** (pairs - 1)
     rejected = math.floor(signs * alpha * (1 + 1e-12))
     return (rejected - 0.5) / signs if rejected else 0.0
 
 
-# --- what the seed alone does -----------------------------------------------------------------------------------------
+# --- seed noise -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class SeedNoise:
-    """Variation of the base's error due to the seed alone. sd: over `seeds` runs, nan below two; difference: sd·√2,
-    that of the difference of two runs; band: half the width of the (1 - α) band about 0 in which the mean of `pairs`
-    such differences falls, t_(n-1)·sd·√(2 / pairs). Runs of one seed have much in common, so that paired differences of
-    variants may vary less."""
+    """Variation of the base's error due to the seed alone.
+
+    Runs of one seed have much in common, so paired differences of variants may vary less.
+
+    Attributes:
+        sd: Standard deviation over `seeds` runs. NaN with fewer than two.
+        difference: Standard deviation of the difference of two runs, sd·√2.
+        band: Half the width of the (1 - α) band about 0 that contains the mean of `pairs` such differences,
+            t_(n-1)·sd·√(2 / pairs).
+        seeds: Number of runs.
+        pairs: Number of pairs of the comparison for which the band is drawn.
+    """
 
     sd: float
     difference: float
@@ -231,7 +278,10 @@ class SeedNoise:
 
 
 def seed_noise(errors: Sequence[float] | pd.Series, pairs: int, alpha: float = 0.05) -> SeedNoise:
-    """errors: of the base, one a seed, NaN left out. pairs: of the comparison that the band is drawn for."""
+    """Estimate the seed noise from the errors of the base, one per seed. NaN values are left out.
+
+    pairs: Number of pairs of the comparison for which the band is drawn.
+    """
     known = np.asarray(errors, dtype=float)
     known = known[np.isfinite(known)]
     if len(known) < 2 or pairs < 1:
@@ -241,12 +291,12 @@ def seed_noise(errors: Sequence[float] | pd.Series, pairs: int, alpha: float = 0
     return SeedNoise(sd, sd * math.sqrt(2), quantile * sd * math.sqrt(2 / pairs), len(known), pairs)
 
 
-# --- a study's comparisons --------------------------------------------------------------------------------------------
+# --- comparisons of a study -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Row:
-    """One comparison as it is asked for: differences by seed."""
+    """One requested comparison, with its differences by seed."""
 
     name: str
     kind: Kind
@@ -276,7 +326,7 @@ def _effects(rows: Sequence[_Row], values: pd.DataFrame, base: str, measure: str
 
 
 def _compared(row: _Row, alpha: float) -> Comparison:
-    """All that the comparison says by itself; p_holm, detectable and verdict come with the others (`_judged`)."""
+    """Compute the fields that depend on this comparison alone. `_judged` sets p_holm, detectable and verdict."""
     d = row.differences.to_numpy(dtype=float)
     sd = deviation(d)
     return Comparison(
@@ -297,8 +347,10 @@ def _compared(row: _Row, alpha: float) -> Comparison:
 
 
 def _judged(comparisons: Sequence[Comparison], alpha: float) -> tuple[Comparison, ...]:
-    """A verdict by the adjusted p alone. With other numbers of pairs than the others', a comparison with too few for
-    itself can still be told, at one of Holm's later steps."""
+    """Set the verdict of each comparison, by the adjusted p alone.
+
+    If the numbers of pairs differ, a comparison with too few pairs can still be decided at a later step of Holm's.
+    """
     adjusted = holm([comparison.p for comparison in comparisons])
     needed = pairs_needed(len(comparisons), alpha)
     judged = []
@@ -315,12 +367,11 @@ def _judged(comparisons: Sequence[Comparison], alpha: float) -> tuple[Comparison
 
 
 def check_values(values: pd.DataFrame, base: str, alpha: float) -> None:
-    """`InputError` where `values` is not a table with one row per seed and one column per variant, including the
-    base."""
+    """Raise `InputError` unless `values` has one row per seed and one column per variant, including the base."""
     _check_alpha(alpha)
     for axis, kind in ((values.index, "seed"), (values.columns, "variant")):
         if axis.has_duplicates:
-            raise InputError(f"{kind} {axis[axis.duplicated()][0]} comes twice; each has one value.")
+            raise InputError(f"{kind} {axis[axis.duplicated()][0]} occurs twice; each must occur once.")
     if base not in values.columns:
         raise unknown("variant", base, map(str, values.columns))
 
@@ -335,8 +386,11 @@ def _check_alpha(alpha: float) -> None:
 
 @dataclass(frozen=True)
 class _Term:
-    """changes: factor -> its level, against the base's; one is a main effect, several are an interaction. weights: of
-    each variant in the contrast."""
+    """A main effect or an interaction.
+
+    changes: Level of each changed factor. One factor is a main effect, several are an interaction.
+    weights: Weight of each variant in the contrast.
+    """
 
     name: str
     changes: dict[str, Any]
@@ -349,7 +403,7 @@ class _Design:
     base: dict[str, Any]
 
     def levels(self, factor: str) -> list[Any]:
-        """The base's first, then in the order in which they come. By equality: a level may be a list."""
+        """Return the distinct levels, the base's first. A level may be a list, so they are compared by equality."""
         levels = [self.base[factor]]
         for point in self.points.values():
             if point[factor] not in levels:
@@ -361,29 +415,33 @@ class _Design:
 
     def check(self) -> None:
         names = list(self.points)
-        for one, other in itertools.combinations(names, 2):
-            if self.points[one] == self.points[other]:
-                raise InputError(f"variants {one} and {other} have the same levels; a design has each point once.")
+        for name, other in itertools.combinations(names, 2):
+            if self.points[name] == self.points[other]:
+                raise InputError(
+                    f"variants {name} and {other} have the same levels; each point of a design must occur once."
+                )
         for factor in self.base:
             self._check_even(factor, [self.at(factor, level) for level in self.levels(factor)])
         for first, second in itertools.combinations(self.base, 2):
             cells = itertools.product(self.levels(first), self.levels(second))
-            meet = [self.at(first, a) & self.at(second, b) for a, b in cells]
-            self._check_even(f"{first} and {second}", meet)
+            cell_members = [self.at(first, a) & self.at(second, b) for a, b in cells]
+            self._check_even(f"{first} and {second}", cell_members)
 
-    def _check_even(self, what: str, cells: list[np.ndarray]) -> None:
+    def _check_even(self, factors: str, cells: list[np.ndarray]) -> None:
         counts = [int(cell.sum()) for cell in cells]
         if min(counts) != max(counts) or not counts[0]:
             raise InputError(
-                f"in a factorial design the levels of {what} must come equally often, but they come {counts} times;"
-                " compare its variants with the base instead."
+                f"in a factorial design the levels of {factors} must occur equally often, but they occur {counts}"
+                " times; compare its variants with the base instead."
             )
 
     def terms(self) -> list[_Term]:
-        """Main effects, interactions of two factors, and, as aliases alone, of three; those that the design cannot
-        form, since a combination of levels is not in it, are left out."""
+        """Return main effects, interactions of two factors, and interactions of three factors, which are only aliases.
+
+        Terms with a combination of levels that the design does not have are left out.
+        """
         terms = []
-        several = {factor: len(self.levels(factor)) > 2 for factor in self.base}
+        has_several_levels = {factor: len(self.levels(factor)) > 2 for factor in self.base}
         for order in (1, 2, 3):
             for factors in itertools.combinations(self.base, order):
                 for changed in itertools.product(*(self.levels(factor)[1:] for factor in factors)):
@@ -391,15 +449,21 @@ class _Design:
                     weights = self._weights(changes)
                     if weights is None:
                         continue
-                    contrasts = [f"{f}: {_said(level)} against {_said(self.base[f])}" for f, level in changes.items()]
+                    contrasts = [
+                        f"{f}: {_level_text(level)} against {_level_text(self.base[f])}" for f, level in changes.items()
+                    ]
                     if order > 1:
-                        contrasts = [text if several[f] else f for f, text in zip(factors, contrasts, strict=True)]
+                        contrasts = [
+                            text if has_several_levels[f] else f for f, text in zip(factors, contrasts, strict=True)
+                        ]
                     terms.append(_Term(" × ".join(contrasts), changes, weights))
         return terms
 
     def _weights(self, changes: Mapping[str, Any]) -> np.ndarray | None:
-        """Of the difference of differences of cell means: ± 1 / its size for each point of a cell. For three factors
-        in a fraction half of the cells may be empty: their product of signs, on the scale of the others."""
+        """Return the weights of a difference (of differences) of cell means: ± 1 / the size of the cell.
+
+        For three factors in a fractional design, half of the cells may be empty. None if a cell of fewer factors is.
+        """
         weights = np.zeros(len(self.points))
         for sides in itertools.product((True, False), repeat=len(changes)):
             cell = np.ones(len(self.points), dtype=bool)
@@ -412,7 +476,7 @@ class _Design:
         return weights
 
 
-def _said(level: Any) -> str:
+def _level_text(level: Any) -> str:
     return "-".join(map(str, level)) if isinstance(level, list | tuple) else str(level)
 
 

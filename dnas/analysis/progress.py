@@ -17,16 +17,19 @@ from dnas.study.record import TrialRecord
 
 ENDED = ("complete", "stopped", "paused", "infeasible", "failed")
 BOOTSTRAPS = 2000
-STEP_MACS = 3  # multiply-adds of a training step over those of a forward pass: one forward, two backward
+STEP_MACS = 3  # multiply-adds of a training step in forward passes: one forward, two backward
 
 
 def best_so_far(records: Iterable[TrialRecord], objective: str = "val_error") -> pd.DataFrame:
-    """The lowest error among the complete trials when the n-th trial of an arm had ended.
+    """Compute the lowest error among the complete trials when the n-th trial of an arm ended.
 
-    Returns one row per trial and arm: arm (`search`: sampler's and given ones, `control`: drawn at random), trials
-    (ended so far in this arm), seconds (their training time added up), macs (multiply-adds of their training added up:
-    3 times those of a forward pass, for each training image and epoch), error (not a number before the first complete
-    one). Arms are counted apart: at equal x both had the same budget.
+    Arms are counted separately, so that both have the same budget at equal numbers.
+
+    Returns:
+        One row per trial and arm: arm (`search` for trials of the sampler and given ones, `control` for random ones),
+        trials (ended so far in this arm), seconds (their total training time), macs (their total multiply-adds of
+        training: 3 times those of a forward pass, for each training image and epoch), error (NaN before the first
+        complete trial).
     """
     rows: list[dict[str, Any]] = []
     ended = sorted((r for r in records if r.state in ENDED), key=lambda r: (r.ended or "", r.number))
@@ -45,8 +48,10 @@ def best_so_far(records: Iterable[TrialRecord], objective: str = "val_error") ->
 
 @dataclass(frozen=True)
 class Distribution:
-    """The empirical distribution of errors: share[i] of n trials is at or below error[i]; low and high bound a
-    pointwise 95% interval, by bootstrap over the trials."""
+    """Empirical distribution of errors: share[i] of n trials is at or below error[i].
+
+    low and high are the ends of a pointwise 95% interval, by bootstrap over the trials.
+    """
 
     error: np.ndarray
     share: np.ndarray
@@ -56,9 +61,9 @@ class Distribution:
 
 
 def distribution(errors: Sequence[float], seed: int = 0) -> Distribution:
-    """The empirical distribution function of `errors` (fractions); Radosavovic et al. 2019 compare design spaces by it.
+    """Compute the empirical distribution of `errors` (fractions), by which Radosavovic et al. 2019 compare spaces.
 
-    Percentile bootstrap of 2,000 draws. Raises `InputError` without a value.
+    The interval is a percentile bootstrap of 2,000 draws. Raises `InputError` if there is no error.
     """
     values = np.sort(np.asarray(errors, dtype=float))
     values = values[np.isfinite(values)]
@@ -66,7 +71,7 @@ def distribution(errors: Sequence[float], seed: int = 0) -> Distribution:
         raise InputError("an error distribution needs a trial with an error, but there is none.")
     grid = np.unique(values)
     share = np.searchsorted(values, grid, side="right") / len(values)
-    # How many of a resample are at or below each value: the counts of its draws, added up.
+    # Share of each resample at or below each value: the cumulative counts of its draws.
     weights = np.unique(values, return_counts=True)[1] / len(values)
     counts = np.random.default_rng(seed).multinomial(len(values), weights, size=BOOTSTRAPS)
     shares = counts.cumsum(axis=1) / len(values)
@@ -76,8 +81,13 @@ def distribution(errors: Sequence[float], seed: int = 0) -> Distribution:
 
 @dataclass(frozen=True)
 class SpaceComparison:
-    """`better`: the share of pairs in which a trial of the first is better than one of the second, ties as half;
-    `p`: two-sided, Mann and Whitney; `ks`: the largest distance between the two distributions."""
+    """Comparison of the errors of two searches.
+
+    Attributes:
+        better: Share of pairs in which a trial of the first is better than one of the second, with ties as half.
+        p: Two-sided p value of Mann and Whitney's test.
+        ks: Largest distance between the two distributions.
+    """
 
     better: float
     p: float
@@ -89,7 +99,7 @@ def compare_distributions(first: Sequence[float], second: Sequence[float]) -> Sp
     a, b = (np.asarray(values, dtype=float) for values in (first, second))
     a, b = a[np.isfinite(a)], b[np.isfinite(b)]
     if not len(a) or not len(b):
-        raise InputError("two error distributions can be compared only where each has a trial with an error.")
+        raise InputError("cannot compare two error distributions unless each has a trial with an error.")
     test = stats.mannwhitneyu(b, a, alternative="two-sided")
     return SpaceComparison(
         float(test.statistic / (len(a) * len(b))), float(test.pvalue), float(stats.ks_2samp(a, b).statistic)
@@ -97,12 +107,17 @@ def compare_distributions(first: Sequence[float], second: Sequence[float]) -> Sp
 
 
 def fidelity(curves: pd.DataFrame) -> pd.DataFrame:
-    """Rank correlation between the validation errors after each epoch and after the last.
+    """Compute the rank correlation between the validation errors after each epoch and after the last.
 
-    curves: as `learning_curves`. Returns one row per epoch: epoch, rho (Spearman's, of the complete trials' errors
-    there and at their last epoch), low, high (95%: Fisher's z with the standard error √((1 + ρ²/2)/(n - 3)) of Bonett
-    and Wright 2000; not a number below n = 5), n. Only complete trials have a last epoch; where bad ones were stopped
-    early, those left are alike, which makes ρ smaller than it is over the whole space.
+    Only complete trials have a last epoch. If poor trials were stopped early, the complete ones are similar, and ρ
+    is smaller than over the complete space.
+
+    Args:
+        curves: As returned by `learning_curves`.
+
+    Returns:
+        One row per epoch: epoch, rho (Spearman's ρ of the complete trials), low, high (95%, by Fisher's z with the
+        standard error √((1 + ρ²/2)/(n - 3)) of Bonett and Wright 2000; NaN for n < 5), n (number of trials).
     """
     columns = ["epoch", "rho", "low", "high", "n"]
     done = curves[curves["state"] == "complete"].dropna(subset=["val_error"]) if len(curves) else curves
@@ -110,7 +125,7 @@ def fidelity(curves: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame(columns=columns)
     table = done.pivot_table(index="epoch", columns="number", values="val_error")
     last = int(table.index.max())
-    table = table.loc[:, table.loc[last].notna()]  # of the same schedule
+    table = table.loc[:, table.loc[last].notna()]  # trials with the same number of epochs
     rows = []
     for epoch, errors in table.iterrows():
         both = errors.notna()
@@ -128,22 +143,24 @@ def fidelity(curves: pd.DataFrame) -> pd.DataFrame:
 
 
 def timeline(records: Iterable[TrialRecord], events: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """Return the intervals in which each trial trained, one row per interval: number, state (what it ended in:
-    `paused` where it was promoted later), lane (from 0: as many as ran at once), start, end (seconds since the first
-    began; to the second)."""
+    """Return the intervals in which each trial was trained, one row per interval.
+
+    The columns are number, state (at the end of the interval: `paused` if the trial was promoted later), lane (from 0;
+    intervals that overlap are in different lanes), start and end (whole seconds since the first interval started).
+    """
     by_number = {record.number: record for record in records}
-    stretches: list[tuple[datetime, datetime, int, str]] = []
+    intervals: list[tuple[datetime, datetime, int, str]] = []
     for span in training_spans(event for event in events if event.get("number") in by_number):
         start, end = (datetime.fromisoformat(time) for time in (span.start, span.end or span.start))
         state = by_number[span.number].state if span.state == "ended" else span.state
-        stretches.append((start, end, span.number, state))
-    stretches.sort()
-    free: list[datetime] = []  # when each lane is free again
+        intervals.append((start, end, span.number, state))
+    intervals.sort()
+    free: list[datetime] = []  # time at which each lane becomes free
     rows = []
-    for start, end, number, state in stretches:
+    for start, end, number, state in intervals:
         lane = next((i for i, until in enumerate(free) if until <= start), len(free))
         free[lane : lane + 1] = [end]
-        origin = stretches[0][0]
+        origin = intervals[0][0]
         rows.append(
             {
                 "number": number,
@@ -157,12 +174,19 @@ def timeline(records: Iterable[TrialRecord], events: Iterable[Mapping[str, Any]]
 
 
 def attainment(fronts: Sequence[Front], cost: str = "params", objective: str = "val_error") -> pd.DataFrame:
-    """Attainment of several searches: the lowest error at a cost that one, half and all of them reached.
+    """Compute the attainment of several searches: the lowest error at each cost that one, half or all of them reached.
 
-    fronts: of searches of one space with different seeds. Returns one row per cost at which any front has a point:
-    that cost, `best`, `median` and `worst` over the searches (infinite if too few have a network that small); Fonseca
-    et al. 2011. With an even number of searches the median is the worse of the middle two: what at least half of them
-    attained.
+    See Fonseca et al. 2011.
+
+    Args:
+        fronts: Fronts of searches of one space with different seeds.
+        cost: Column of the cost.
+        objective: Column of the error.
+
+    Returns:
+        One row per cost at which any front has a point: that cost, and `best`, `median` and `worst` over the searches
+        (infinite if too few have a network that small). With an even number of searches the median is the worse of the
+        middle two, which at least half of them attained.
     """
     if not fronts:
         raise InputError("an attainment surface needs a front, but there is none.")

@@ -16,9 +16,14 @@ NORMALISATIONS = ("column", "block", "none")
 
 @dataclass(frozen=True)
 class BlockReuse:
-    """One dense block of m layers. values [m + 1, m + 1]: row s is the source (0: the block's input, s: its s-th
-    layer), column l - 1 the target (l = 1 .. m: its layers, last: what follows); not a number where l reads no s.
-    unclear [m + 1, m + 1]: whether a connected cell does not differ from the untrained network.
+    """Feature reuse of one dense block of m layers.
+
+    Attributes:
+        number: Number of the block.
+        sources: Names of the sources: the block's input, then its layers.
+        targets: Names of the targets: the layers, then the transition or classifier that follows the block.
+        values: Reuse of each source (row) by each target (column), [m + 1, m + 1]. NaN if they are not connected.
+        unclear: Whether a connected cell does not differ from the untrained network, [m + 1, m + 1].
     """
 
     number: int
@@ -35,8 +40,14 @@ class BlockReuse:
 
 @dataclass(frozen=True)
 class Reuse:
-    """The blocks of one spec, the mean over its `networks` (as many seeds), after epoch `epoch` (0: untrained; None:
-    of several, each after its own last)."""
+    """Feature reuse of all blocks of one spec.
+
+    Attributes:
+        blocks: The blocks. Their values are means over the networks.
+        normalise: Normalisation of the values (see `feature_reuse`).
+        epoch: Epoch of the weights (0: untrained). None if the last epochs of several networks differ.
+        networks: Number of networks (seeds).
+    """
 
     blocks: tuple[BlockReuse, ...]
     normalise: str
@@ -44,8 +55,10 @@ class Reuse:
     networks: int
 
     def strongest(self) -> dict[str, int]:
-        """Of the dense layers that read several sources, how many draw most on their block's `input`, on the layer just
-        `before`, and on `another`."""
+        """Count the dense layers by the source on which they rely most.
+
+        The source is the block's `input`, the layer just `before`, or `another`. Layers with one source do not count.
+        """
         counts = {"input": 0, "before": 0, "another": 0}
         for block in self.blocks:
             for column, values in enumerate(block.values.T[:-1]):
@@ -69,32 +82,36 @@ class Reuse:
 def feature_reuse(
     histories: NormHistory | Sequence[NormHistory], *, epoch: int | None = None, normalise: str = "column"
 ) -> Reuse:
-    """The matrix of Figure 5 for each dense block, of one network or of several of the same spec.
+    """Compute the matrix of the paper's Figure 5 for each dense block.
 
-    With W the weights of l's first convolution (of the classifier its matrix), and C_s the input channels of it that s
-    made, a(s, l) is the mean of |w| over W[:, C_s]. The value of a cell is, by `normalise`,
+    Let W be the weights of l's first convolution (or the classifier's matrix), and C_s its input channels that s
+    produces. Then a(s, l) is the mean of |w| over W[:, C_s]. The value of a cell is, by `normalise`,
 
-        column   a(s, l) / max over s' of a(s', l): which of its sources a layer draws on most
+        column   a(s, l) / max over s' of a(s', l): the source on which a layer relies most is 1
         block    a(s, l) / max over s', l' of a(s', l') in the block
         none     a(s, l)
 
-    and over several networks the mean of their values.
+    The values of several networks are averaged.
 
-    What is disputed: the caption says "average L1 norm (normalized by number of input feature-maps)", which is a(s, l)
-    but for a factor that only l decides, while the published colours go from 0 to 1. The authors did not say what they
-    divided by, nor whether per layer or per block (github.com/liuzhuang13/DenseNet, issues 26 and 53;
-    Lyken17/SparseNet, issue 9, where the least is subtracted too). `column` does not depend on that factor; nothing is
-    subtracted here, so that 0 means no weight at all.
+    The normalisation of the paper is unclear. Its caption says "average L1 norm (normalized by number of input
+    feature-maps)", which is a(s, l) up to a factor that depends only on l, while the published colours range from 0 to
+    1. The authors did not state the divisor, nor whether it is per layer or per block (github.com/liuzhuang13/DenseNet,
+    issues 26 and 53; Lyken17/SparseNet, issue 9, which also subtracts the minimum). `column` does not depend on that
+    factor. Nothing is subtracted, so 0 means no weight at all.
 
-    A cell is `unclear` where the same networks untrained have much the same value u: with several, where the 95%
-    interval of the mean of the paired differences v - u (Student's t, a network and its own start being a pair)
-    contains 0; with one, where v is within the 95% interval of the untrained values of its block (mean and standard
-    deviation of those cells whose column has several sources; Student's t). It is a cell's own interval, corrected for
-    nothing: of the cells in which training changed nothing, one in twenty is not marked. Where nothing was measured
-    before the training, no cell is marked; at epoch 0 each is.
+    A cell is `unclear` if its value v does not differ from the untrained one u. With several networks, this is if the
+    95% interval of the mean of the differences v - u, paired by network (Student's t), contains 0. With one network, it
+    is if v is within the 95% interval of the untrained values of its block (Student's t, from the cells whose column
+    has several sources). The intervals are not corrected for the number of cells: one in twenty cells that training did
+    not change is not marked. Without untrained values no cell is marked.
 
-    epoch: None is each network's last. Raises `InputError` where there are no dense blocks, where the networks are not
-    of one spec, and where an epoch was not reached.
+    Args:
+        histories: Norms of one network, or of several seeds of one spec.
+        epoch: Epoch of the weights. Defaults to the last epoch of each network.
+        normalise: Normalisation, one of `NORMALISATIONS`.
+
+    Raises:
+        InputError: If there are no dense blocks, the specs differ, or a network did not reach the epoch.
     """
     histories = [histories] if isinstance(histories, NormHistory) else list(histories)
     if normalise not in NORMALISATIONS:
@@ -102,7 +119,7 @@ def feature_reuse(
     check_same_pairs(histories)
     for history in histories:
         if epoch is not None and not 0 <= epoch <= history.epochs:
-            raise InputError(f"the network was trained for {history.epochs} epochs; there is no epoch {epoch}.")
+            raise InputError(f"there is no epoch {epoch}: the network was trained for {history.epochs} epochs.")
     ends = {history.epochs if epoch is None else epoch for history in histories}
     shapes = block_shapes(histories[0].pairs)
     trained = [matrices(h.pairs, h.reuse[h.epochs if epoch is None else epoch], shapes, normalise) for h in histories]
@@ -110,15 +127,15 @@ def feature_reuse(
     has_null = all(history.epochs for history in histories)
     blocks = []
     for index, (number, sources, targets) in enumerate(shapes):
-        values = np.stack([of[index] for of in trained])
-        null = np.stack([of[index] for of in before])
+        values = np.stack([network_matrices[index] for network_matrices in trained])
+        null = np.stack([network_matrices[index] for network_matrices in before])
         unclear = _unclear(values, null) if has_null else np.zeros(values.shape[1:], dtype=bool)
         blocks.append(BlockReuse(number, sources, targets, values.mean(axis=0), unclear))
     return Reuse(tuple(blocks), normalise, ends.pop() if len(ends) == 1 else None, len(histories))
 
 
 def _unclear(values: np.ndarray, null: np.ndarray) -> np.ndarray:
-    """[networks, S, T] twice -> [S, T]."""
+    """Return the unclear cells, [S, T], from the trained and untrained values, [networks, S, T]."""
     connected = np.isfinite(values[0])
     if len(values) > 1:
         change = values - null
@@ -130,26 +147,26 @@ def _unclear(values: np.ndarray, null: np.ndarray) -> np.ndarray:
     if len(cells) < 2:
         return connected
     reach = t_quantile(len(cells) - 1) * cells.std(ddof=1)
-    # The only source of a column is always its greatest, with or without training.
+    # The only source of a column is always the maximum, with or without training.
     return connected & (~several | (np.abs(values[0] - cells.mean()) <= reach))
 
 
 def check_same_pairs(histories: Sequence[NormHistory]) -> None:
-    """`InputError` unless all are of one spec, with dense blocks."""
+    """Raise `InputError` unless all histories are of one spec with dense blocks."""
     if not histories:
         raise InputError("feature reuse needs a network.")
     if not any(consumer.startswith("denseblock") for _, consumer in histories[0].pairs):
         raise InputError(
-            "feature reuse is of dense blocks, and this network has none;"
-            " of it there are `dnas plot weight-norms` and `dnas plot gradients`."
+            "feature reuse needs dense blocks, but this network has none;"
+            " use `dnas plot weight-norms` or `dnas plot gradients`."
         )
     for history in histories[1:]:
         if history.pairs != histories[0].pairs or history.names != histories[0].names:
-            raise InputError("the networks are of different specs; feature reuse is of several seeds of one network.")
+            raise InputError("the networks have different specs; feature reuse compares several seeds of one network.")
 
 
 def block_shapes(pairs: Sequence[tuple[str, str]]) -> list[tuple[int, tuple[str, ...], tuple[str, ...]]]:
-    """(number, sources, targets) of each dense block, from the (source, consumer) pairs of a network."""
+    """Return (number, sources, targets) of each dense block, from the (source, consumer) pairs of a network."""
     layers: dict[int, list[str]] = {}
     inputs: dict[int, str] = {}
     followers: list[str] = []
@@ -175,11 +192,23 @@ def matrices(
     shapes: Sequence[tuple[int, tuple[str, ...], tuple[str, ...]]],
     normalise: str = "none",
 ) -> list[np.ndarray]:
-    """cells [Q], one for each pair -> for each block [sources, targets], not a number where there is no pair."""
-    at = dict(zip(pairs, cells, strict=True))
+    """Arrange the values of connections as one matrix per block.
+
+    Args:
+        pairs: (source, consumer) of each connection.
+        cells: Value of each connection, [Q].
+        shapes: (number, sources, targets) of each block, as returned by `block_shapes`.
+        normalise: Normalisation, one of `NORMALISATIONS`.
+
+    Returns:
+        A matrix [sources, targets] for each block. NaN if they are not connected.
+    """
+    value_of = dict(zip(pairs, cells, strict=True))
     matrices = []
     for _, sources, targets in shapes:
-        matrix = np.array([[at.get((source, target), np.nan) for target in targets] for source in sources], dtype=float)
+        matrix = np.array(
+            [[value_of.get((source, target), np.nan) for target in targets] for source in sources], dtype=float
+        )
         if normalise != "none":
             largest = np.nanmax(matrix, axis=0 if normalise == "column" else None, keepdims=True)
             matrix = np.divide(matrix, largest, out=np.where(np.isnan(matrix), np.nan, 0.0), where=largest > 0)

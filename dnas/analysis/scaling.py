@@ -1,8 +1,8 @@
-"""Error against cost for several families of networks, and how much less one needs for the same error (Figure 4).
+"""Error against cost for several families of networks, and the ratio of their costs at equal error (Figure 4).
 
-The reading: each family's mean errors are fitted by a curve that never rises with the cost; where the curves of two
-families share a range of errors, the ratio of the costs at which they reach an error is averaged over that range
-(geometrically). Its interval is a bootstrap over seeds.
+Each family's mean errors are fitted by a curve that never rises with the cost. If the curves of two families share a
+range of errors, the ratio of the costs at equal error is averaged over that range (geometrically). Its interval is a
+bootstrap over seeds.
 """
 
 import math
@@ -18,18 +18,26 @@ from dnas.analysis.intervals import t_half_width, wilson_interval
 from dnas.errors import InputError
 
 Verdict = Literal["holds", "does not hold", "cannot tell"]
-DRAWS = 2000  # of the bootstrap
-ROUNDING = 1e-9  # of a log ratio: no closer to 0 is it told from it
+DRAWS = 2000  # bootstrap draws
+ROUNDING = 1e-9  # log ratios closer to 0 than this count as 0
 LEVELS = 101  # errors in the shared range at which two curves are compared
 
 
 @dataclass(frozen=True)
 class Sized:
-    """One network of a family: its cost, its errors (fractions) by seed, their mean and a 95% interval of it.
+    """One network of a family, with its errors over seeds.
 
-    interval: `t` is Student's, over the seeds, whose deviation is taken to be no less than what rounding to whole
-    images makes (1/√12 of one); `Wilson` is that of one error on `images` images, which says nothing of what another
-    seed would give; `none` where neither is known.
+    Attributes:
+        group: Name of the family.
+        network: Name of the network.
+        cost: Its cost.
+        errors: Error (fraction) by seed.
+        mean: Mean error.
+        low: Lower end of the 95% interval of the mean.
+        high: Upper end of the interval.
+        interval: Kind of the interval. `t` is Student's over the seeds, with a standard deviation of at least 1/√12 of
+            an image, the effect of rounding to whole images. `Wilson` is the interval of one error on a number of
+            images, which does not cover the variation between seeds. `none` if neither is known.
     """
 
     group: str
@@ -45,18 +53,22 @@ class Sized:
 def sized(
     frame: pd.DataFrame, cost: str = "params", error: str = "val_error", images: int | None = None
 ) -> list[Sized]:
-    """Each network of `frame`, by group in the order in which they come and ascending in cost.
+    """Collect the networks of `frame`, grouped by family in the order of the frame, ascending in cost.
 
-    frame: one row per run, with group, network, seed, and the columns `cost` and `error`; runs without an error are
-    left out. images: those that each error was measured on.
+    Args:
+        frame: One row per run, with columns group, network, seed, `cost` and `error`. Runs without an error are left
+            out.
+        cost: Column of the cost.
+        error: Column of the error (a fraction).
+        images: Number of images on which each error was measured, if known.
     """
     networks = []
     known = frame[pd.to_numeric(frame[error]).notna()]
     for group in dict.fromkeys(known["group"]):
         rows = known[known["group"] == group].sort_values([cost, "network"])
-        for network, some in rows.groupby("network", sort=False):
-            errors = {int(seed): float(value) for seed, value in zip(some["seed"], some[error], strict=True)}
-            networks.append(_sized(group, str(network), float(some[cost].iloc[0]), errors, images))
+        for network, runs in rows.groupby("network", sort=False):
+            errors = {int(seed): float(value) for seed, value in zip(runs["seed"], runs[error], strict=True)}
+            networks.append(_sized(group, str(network), float(runs[cost].iloc[0]), errors, images))
     return networks
 
 
@@ -75,14 +87,17 @@ def _sized(group: str, network: str, cost: float, errors: dict[int, float], imag
 
 @dataclass(frozen=True)
 class Fit:
-    """An error that never rises with the cost: `errors` at ascending `costs`, between them linear in log cost."""
+    """Error that never rises with the cost: `errors` at ascending `costs`, with linear interpolation in log cost."""
 
     costs: np.ndarray
     errors: np.ndarray
 
     def cost_at(self, error: float) -> float:
-        """The least cost at which the curve is down to `error`; infinite where it never is. At or above the error of
-        the cheapest network the cost of that one: what would cost less was not measured."""
+        """Return the lowest cost at which the curve reaches `error`, or infinity if it never does.
+
+        At or above the error of the cheapest network, it is the cost of that network, because nothing cheaper was
+        measured.
+        """
         if error < self.errors[-1]:
             return math.inf
         after = int(np.argmax(self.errors <= error))
@@ -93,42 +108,42 @@ class Fit:
 
 
 def monotone_fit(costs: Sequence[float], errors: Sequence[float], weights: Sequence[float] | None = None) -> Fit:
-    """The weighted least-squares fit among the errors that never rise with the cost (pool adjacent violators).
+    """Fit errors that never rise with the cost by weighted least squares (pool adjacent violators).
 
-    Networks of one cost are one point. `InputError` for a cost that is not positive, and for nothing at all.
+    Networks of equal cost are one point. Raises `InputError` if a cost is not positive, or there is no network.
     """
     x, y = np.asarray(costs, dtype=float), np.asarray(errors, dtype=float)
     w = np.ones_like(x) if weights is None else np.asarray(weights, dtype=float)
     if not len(x) or not (x > 0).all():
         raise InputError(f"a fit needs at least one network, and costs above 0, but got {x.tolist()}.")
-    at, where = np.unique(x, return_inverse=True)
-    total = np.bincount(where, w)
-    means = np.bincount(where, w * y) / total
-    return Fit(at, isotonic_regression(means, weights=total, increasing=False).x)
+    unique_costs, indices = np.unique(x, return_inverse=True)
+    total = np.bincount(indices, w)
+    means = np.bincount(indices, w * y) / total
+    return Fit(unique_costs, isotonic_regression(means, weights=total, increasing=False).x)
 
 
 def fit_of(networks: Sequence[Sized]) -> Fit:
-    """`monotone_fit` of the mean errors of one family, each weighted by its number of seeds."""
+    """Fit the mean errors of one family by `monotone_fit`, each weighted by its number of seeds."""
     return monotone_fit([n.cost for n in networks], [n.mean for n in networks], [len(n.errors) for n in networks])
 
 
 def log_ratio(first: Fit, second: Fit) -> float:
-    """log(cost of `first` / cost of `second`) at equal error: the mean over the range of errors that both reach.
+    """Return the mean of log(cost of `first` / cost of `second`) at equal error, over the errors that both reach.
 
-    inf where the best of `first` is worse than the worst of `second`, -inf the other way round.
+    inf if the best of `first` is worse than the worst of `second`, and -inf in the opposite case.
     """
     low, high = shared_errors(first, second)
     if low > high:
         return math.inf if first.errors[-1] > second.errors[0] else -math.inf
     if low == high:
         return math.log(first.cost_at(low) / second.cost_at(low))
-    levels = low + (high - low) * (np.arange(LEVELS) + 0.5) / LEVELS  # on no level piece of either curve
+    levels = low + (high - low) * (np.arange(LEVELS) + 0.5) / LEVELS  # avoids the flat parts of both curves
     x, y = (np.interp(levels, fit.errors[::-1], np.log(fit.costs)[::-1]) for fit in (first, second))
     return float(np.mean(x - y))
 
 
 def shared_errors(first: Fit, second: Fit) -> tuple[float, float]:
-    """The lowest and highest error that both curves reach; the first is above the second where there is none."""
+    """Return the lowest and highest error that both curves reach. The first exceeds the second if there is none."""
     return max(first.errors[-1], second.errors[-1]), min(first.errors[0], second.errors[0])
 
 
@@ -136,11 +151,19 @@ def shared_errors(first: Fit, second: Fit) -> tuple[float, float]:
 class IsoError:
     """Ratio of the costs that networks of `first` and `second` need for the same error.
 
-    ratio: None where no error is reached by both; `bound` then is the ratio that the measured costs bound it by, from
-    below where `first` never gets as good (`beyond` is 1), from above where `second` does not (-1).
-    low, high: the 95% interval by the bootstrap over seeds, 0 or infinite where that has no end; None for one seed.
-    p: two-sided, of a ratio of 1: twice the share of draws on the other side of it (at least 2/(draws + 1)).
-    range: the errors over which it was averaged. at: one of them, and the costs of both there, whose ratio is nearest.
+    Attributes:
+        first: Name of the first family.
+        second: Name of the second family.
+        cost: Name of the cost.
+        ratio: The ratio. None if no error is reached by both.
+        low: Lower end of the 95% interval by the bootstrap over seeds. 0 if unbounded, None for one seed.
+        high: Upper end of the interval. Infinite if unbounded, None for one seed.
+        p: Two-sided p value of a ratio of 1: twice the share of draws beyond it, at least 2/(draws + 1).
+        range: Range of errors over which the ratio was averaged.
+        at: An error within the range, and the costs of both families there, whose ratio is closest to the mean.
+        beyond: 1 if `first` never reaches the errors of `second`, -1 in the opposite case, else 0.
+        bound: Bound of the ratio by the measured costs if there is no ratio: a lower bound if `beyond` is 1, an upper
+            bound if it is -1.
     """
 
     first: str
@@ -163,7 +186,7 @@ class IsoError:
         return "holds" if self.low > 1 else "does not hold"
 
     def sentence(self) -> str:
-        """The reading in words: "the same error with 2.9 times fewer params, 95% interval 2.4 to 3.4"."""
+        """Return the result as text: "the same error with 2.9 times fewer params, 95% interval 2.4 to 3.4"."""
         if self.ratio is None:
             assert self.bound is not None
             if self.beyond > 0:
@@ -172,7 +195,7 @@ class IsoError:
             else:
                 text = f"no network of {self.second} gets as low as the worst of {self.first}:"
                 text += f" at equal error it needs more than {times(1 / self.bound)} times the {self.cost}"
-            return f"{text}; the curves share no error, so a ratio cannot be said"
+            return f"{text}; the curves share no error, so there is no ratio"
         ratio, low, high = self.ratio, self.low, self.high
         fewer = ratio >= 1
         if not fewer:
@@ -191,7 +214,7 @@ class IsoError:
 
 
 def times(ratio: float) -> str:
-    """2.937 as `2.9`, 12.4 as `12`."""
+    """Format a ratio: 2.937 as `2.9`, 12.4 as `12`."""
     return f"{ratio:.1f}" if ratio < 10 else f"{ratio:.0f}"
 
 
@@ -202,19 +225,30 @@ def _inverse(ratio: float) -> float:
 def iso_error(
     networks: Sequence[Sized], first: str, second: str, cost: str = "params", seed: int = 0, draws: int = DRAWS
 ) -> IsoError:
-    """The iso-error reading of family `first` against `second`: above 1, `second` does with less.
+    """Compare the costs of two families at equal error. A ratio above 1 means that `second` needs less.
 
-    The bootstrap moves each network's mean by the mean of as many residuals as it has seeds, drawn with replacement
-    from those of all networks of both families: three seeds of one network alone know too little of the spread. A
-    residual is scaled by √(n / (n - 1)) for n seeds, and by √(p(1 - p)) of the network that it is of and goes to, as
-    the noise of an error p is. It is for the split and the networks at hand: another split, or other sizes, move the
+    The bootstrap shifts each network's mean by the mean of n residuals for its n seeds. They are drawn with replacement
+    from the residuals of all networks of both families, because a few seeds of one network estimate the spread poorly.
+    A residual is scaled by √(n / (n - 1)), and from the √(p(1 - p)) of its network's error p to that of the network it
+    is applied to. The interval is conditional on the split and the networks: another split, or other sizes, change the
     ratio too.
+
+    Args:
+        networks: Networks of both families, as returned by `sized`.
+        first: Name of the first family.
+        second: Name of the second family.
+        cost: Name of the cost.
+        seed: Seed of the bootstrap.
+        draws: Number of bootstrap draws.
+
+    Raises:
+        InputError: If a family has no network with an error.
     """
     families = {name: [n for n in networks if n.group == name] for name in (first, second)}
-    for name, some in families.items():
-        if not some:
+    for name, members in families.items():
+        if not members:
             raise InputError(f"no network of {name} has an error yet.")
-    fits = {name: fit_of(some) for name, some in families.items()}
+    fits = {name: fit_of(members) for name, members in families.items()}
     value = log_ratio(fits[first], fits[second])
     low = high = p = None
     residuals = _residuals([*families[first], *families[second]])
@@ -224,7 +258,7 @@ def iso_error(
         tail = min(int((ratios <= ROUNDING).sum()), int((ratios >= -ROUNDING).sum()))
         p = min(1.0, 2 * (tail + 1) / (draws + 1))
     if not math.isfinite(value):
-        costs = [[n.cost for n in some] for some in families.values()]
+        costs = [[n.cost for n in members] for members in families.values()]
         beyond = 1 if value > 0 else -1
         bound = max(costs[0]) / min(costs[1]) if beyond > 0 else min(costs[0]) / max(costs[1])
         return IsoError(first, second, cost, None, low, high, p, None, None, beyond, bound)
@@ -237,10 +271,10 @@ def iso_error(
 def _nearest(
     fits: Mapping[str, Fit], first: str, second: str, span: tuple[float, float], value: float
 ) -> tuple[float, float, float]:
-    """(error, cost of first, cost of second) where the ratio is nearest to the mean one; of equals, mid-range."""
+    """Return the (error, first cost, second cost) with the ratio closest to the mean; ties go to the middle error."""
     levels = [(e, fits[first].cost_at(e), fits[second].cost_at(e)) for e in np.linspace(*span, LEVELS)]
     middle = sum(span) / 2
-    return min(levels, key=lambda one: (round(abs(math.log(one[1] / one[2]) - value), 6), abs(one[0] - middle)))
+    return min(levels, key=lambda level: (round(abs(math.log(level[1] / level[2]) - value), 6), abs(level[0] - middle)))
 
 
 def _scale(mean: float) -> float:
@@ -260,15 +294,15 @@ def _residuals(networks: Sequence[Sized]) -> np.ndarray:
 def _bootstrap(
     first: Sequence[Sized], second: Sequence[Sized], residuals: np.ndarray, seed: int, draws: int
 ) -> np.ndarray:
-    """`log_ratio` of `draws` draws."""
+    """Return the `log_ratio` of each bootstrap draw."""
     rng = np.random.default_rng(seed)
     moved = []
     for n in (*first, *second):
         noise = rng.choice(residuals, (draws, len(n.errors))).mean(axis=1) * _scale(n.mean)
         moved.append(np.clip(n.mean + noise, 0.0, 1.0))
     means = np.array(moved).T
-    costs = [[n.cost for n in some] for some in (first, second)]
-    weights = [[len(n.errors) for n in some] for some in (first, second)]
+    costs = [[n.cost for n in family] for family in (first, second)]
+    weights = [[len(n.errors) for n in family] for family in (first, second)]
     cut = len(first)
     return np.array(
         [

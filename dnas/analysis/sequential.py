@@ -1,17 +1,18 @@
-"""`--seeds auto`: a comparison gets another seed only while it is undecided, by a test that holds in spite of that.
+"""Sequential test for `--seeds auto`: a comparison receives another seed only while it is undecided.
 
-Who looks again after each seed and stops at p <= α is wrong far more often than α says. Here each comparison with the
-base is a group-sequential sign-flip test. Given the magnitudes |d_1|, |d_2|, ... of its paired differences, their signs
-are fair coins where they are distributed symmetrically about 0, and the 2^n ways in which they may have fallen are
-known. After n pairs those ways are rejected that have the largest |Σ ±d_i| among those not rejected after fewer, as
-many as leave the share of all that were ever rejected at or below what may be spent by then,
+Testing after each seed and stopping at p <= α would exceed the error rate α by far. Here each comparison with the base
+is a group-sequential sign-flip test. If the paired differences are distributed symmetrically about 0, then given their
+magnitudes |d_1|, |d_2|, ... their signs are fair coins, and the 2^n sign assignments are known. After n pairs the test
+rejects the assignments with the largest |Σ ±d_i| among those not rejected before, as many as keep the share of all
+rejected assignments at or below the level that may be spent by then,
 
-    (α / m)·f(n / most),    f(t) = t^1.5,
+    (α / m)·f(n / max_pairs),    f(t) = t^1.5,
 
-for m comparisons and at most `most` pairs. A comparison is decided when its own way is among them. So where there is no
-difference it is ever decided with a chance of at most α/m: exactly, for any symmetric distributions, wherever the
-budget ends. Over the study that makes α (Bonferroni, which lets the intervals hold together; Holm's later steps would
-need regions that are nested over the levels, and intervals that say less).
+for m comparisons and at most `max_pairs` pairs. A comparison is decided when the observed assignment is rejected. If
+there is no difference, the probability that it is ever decided is at most α/m, exactly, for any symmetric distribution
+and any stopping point of the budget. Over the study the error rate is at most α by Bonferroni, which makes the
+intervals valid simultaneously. Holm's later steps would need regions nested over the levels, and less informative
+intervals.
 
 Sources: error spending, Lan and DeMets 1983, "Discrete sequential boundaries for clinical trials"; its power family,
 Kim and DeMets 1987; intervals that hold at each look, Jennison and Turnbull 1989, "Interim analyses: the repeated
@@ -32,20 +33,24 @@ from dnas.analysis.paired import Effects, Verdict, check_values, compare_with_ba
 from dnas.errors import InputError
 from dnas.formatting import several
 
-ENUMERATED = 14  # pairs whose ways are all counted; each of these is continued by random signs
-POINTS = 65  # at which the interval is looked for, before its ends are narrowed down
-HALVINGS = 24
+ENUMERATED = 14  # pairs for which all sign assignments are enumerated; later pairs have random signs
+POINTS = 65  # grid points for the search of the interval, before bisection of its ends
+HALVINGS = 24  # bisection steps
 
 
 @dataclass(frozen=True)
 class Race:
-    """One comparison where it stopped: at the pair that decided it, or at the last there is.
+    """State of one comparison when it stopped: at the pair that decided it, or at the last available pair.
 
-    pairs: counted up to there; decided: whether the test rejects. mean: of their differences, nan without any.
-    interval: the shifts of the differences that the test does not reject, so that it contains 0 if and only if nothing
-        is decided: all comparisons' hold together at 1 - α, whenever they stop. Unbounded before `first_look`.
-    p: the share of the ways rejected by then, and of those left that are as extreme as its own, over f. At or below
-        α/m if and only if the comparison is decided; elsewhere it tells how near it is, and no test is made with it.
+    Attributes:
+        pairs: Number of pairs until then.
+        decided: Whether the test rejects.
+        mean: Mean of their differences. NaN without any.
+        interval: Shifts of the differences that the test does not reject. It contains 0 if and only if the comparison
+            is undecided. The intervals of all comparisons are simultaneously valid at 1 - α, whenever they stop.
+            Unbounded before `first_look`.
+        p: Share of the sign assignments rejected by then or at least as extreme as the observed one, divided by f. At
+            or below α/m if and only if the comparison is decided. Otherwise it only indicates how close it is.
     """
 
     pairs: int
@@ -56,16 +61,19 @@ class Race:
 
 
 def spent(pairs: int, max_pairs: int) -> float:
-    """f: the share of a comparison's level that may be spent on its first `pairs`. 1.5 is in the midst: of the power
-    that a single look has, linear spending loses more, and O'Brien and Fleming's function waits for longer
-    (benchmarks/results/ablation_stats.md)."""
+    """Return f, the share of a comparison's level that may be spent on its first `pairs` pairs.
+
+    The exponent 1.5 is a compromise. Linear spending loses more of the power of a single look, and O'Brien and
+    Fleming's function decides later (benchmarks/results/ablation_stats.md).
+    """
     return float((pairs / max_pairs) ** 1.5)
 
 
 def first_look(comparisons: int, alpha: float, max_pairs: int) -> int:
-    """The fewest pairs that can decide a comparison: with fewer, one way of the signs is more than may be spent.
+    """Return the smallest number of pairs that can decide a comparison.
 
-    `InputError` where even `max_pairs` decide nothing.
+    With fewer, a single sign assignment exceeds the level that may be spent. Raises `InputError` if even `max_pairs`
+    pairs cannot decide it.
     """
     if max_pairs < 1 or not _allowed(2.0 ** (max_pairs - 1), alpha / max(1, comparisons)):
         needed = math.ceil(1 + math.log2(max(1, comparisons) / alpha) - 1e-9)
@@ -78,10 +86,16 @@ def first_look(comparisons: int, alpha: float, max_pairs: int) -> int:
 
 
 def undecided(values: pd.DataFrame, base: str, alpha: float, max_pairs: int) -> tuple[str, ...]:
-    """Return the variants that get the next seed: their comparison with the base has fewer than `max_pairs` pairs and
-    is not decided. They follow from the values alone, so that an interrupted race resumes unchanged.
+    """Return the variants that receive the next seed.
 
-    values: All of the study's variants, as in `compare_with_base`. Pairs count in the order of its rows.
+    Their comparison with the base has fewer than `max_pairs` pairs and is undecided. The result depends only on the
+    values, so an interrupted race resumes unchanged.
+
+    Args:
+        values: Errors of all variants, as for `compare_with_base`. Pairs count in the order of the rows.
+        base: Name of the base.
+        alpha: Level of the family of tests.
+        max_pairs: Maximum number of pairs of a comparison.
     """
     check_values(values, base, alpha)
     others = [str(name) for name in values.columns if name != base]
@@ -95,8 +109,14 @@ def undecided(values: pd.DataFrame, base: str, alpha: float, max_pairs: int) -> 
 
 
 def run_race(differences: Sequence[float] | np.ndarray, comparisons: int, alpha: float, max_pairs: int) -> Race:
-    """Run the race of one of `comparisons` comparisons: its differences in the order in which their seeds came; those
-    after `max_pairs` do not count."""
+    """Run the sequential test of one comparison until it stops.
+
+    Args:
+        differences: Paired differences, in the order of their seeds. Those after `max_pairs` do not count.
+        comparisons: Number of comparisons of the study.
+        alpha: Level of the family of tests.
+        max_pairs: Maximum number of pairs of a comparison.
+    """
     first = first_look(comparisons, alpha, max_pairs)
     d = np.asarray(differences, dtype=float)
     level = alpha / max(1, comparisons)
@@ -110,12 +130,19 @@ def run_race(differences: Sequence[float] | np.ndarray, comparisons: int, alpha:
 def race_with_base(
     values: pd.DataFrame, base: str, max_pairs: int, *, measure: str = "val_error", alpha: float = 0.05
 ) -> Effects:
-    """`compare_with_base` of a study whose seeds were added by `undecided`: verdicts, p, p_holm (m·p) and
-    `race_interval` are the races', of the pairs up to each one's end; later pairs, if there are, do not count.
+    """Compare each variant with the base in a study whose seeds were added by `undecided`.
 
-    t_interval, bootstrap_interval and effect_size are of these pairs as if their number had been fixed: an effect that
-    stopped its race looks larger in them than it is. detectable: at the level of the last look that was reached.
-    pairs_needed: `first_look`. left_out: without the seeds that a comparison did not get, since it was decided.
+    The verdicts, p, p_holm (m·p) and `race_interval` are results of the races. Pairs after the end of a race do not
+    count. t_interval, bootstrap_interval and effect_size treat the number of pairs as fixed, so they overestimate an
+    effect that stopped its race. `detectable` is at the level of the last look. `pairs_needed` is `first_look`.
+    `left_out` does not include the seeds after the decision of a comparison.
+
+    Args:
+        values: Errors of all variants, as for `compare_with_base`.
+        base: Name of the base.
+        max_pairs: Maximum number of pairs of a comparison.
+        measure: The compared metric.
+        alpha: Level of the family of tests.
     """
     check_values(values, base, alpha)
     others = [str(name) for name in values.columns if name != base]
@@ -163,7 +190,7 @@ def race_with_base(
 
 @dataclass(frozen=True)
 class Stop:
-    """Outcome of a test after `pairs` pairs; decided, p: as in `Race`."""
+    """Outcome of a test after `pairs` pairs. `decided` and `p` are as in `Race`."""
 
     pairs: int
     decided: bool
@@ -171,13 +198,15 @@ class Stop:
 
 
 def _allowed(ways: float, share: float) -> int:
-    """Number of ways (each represents its opposite too) that are at most this share of all."""
+    """Return the largest number of sign assignments, out of `ways`, that is at most this share of all."""
     return math.floor(ways * share * (1 + 1e-12))
 
 
 def stop(d: np.ndarray, level: float, max_pairs: int) -> Stop:
-    """Test after each of up to `max_pairs` pairs, until the test rejects the signs as they are. level: α/m, of all
-    looks."""
+    """Test after each of up to `max_pairs` pairs, until the test rejects the observed signs.
+
+    level: Level of all looks together, α/m.
+    """
     d = d[:max_pairs]
     signs = _ways(len(d))
     ways = signs.shape[1]
@@ -191,24 +220,27 @@ def stop(d: np.ndarray, level: float, max_pairs: int) -> Stop:
             continue
         size = np.where(left, np.abs(sums), -math.inf)
         tie = TIE * float(np.abs(d[:n]).sum())
-        # Out goes what has at most `budget` as large as itself, and so is above the largest but those.
-        out = size > np.partition(size, ways - 1 - budget)[ways - 1 - budget] + tie if budget > 0 else size > math.inf
-        if out[0] or last:
+        # Reject the assignments whose rank by size, with ties, is at most `budget`.
+        is_rejected = (
+            size > np.partition(size, ways - 1 - budget)[ways - 1 - budget] + tie if budget > 0 else size > math.inf
+        )
+        if is_rejected[0] or last:
             p = (rejected + np.count_nonzero(size >= size[0] - tie)) / (ways * spent(n, max_pairs))
-        if out[0]:
+        if is_rejected[0]:
             return Stop(n, True, min(1.0, float(p)))
-        left &= ~out
-        rejected += int(np.count_nonzero(out))
+        left &= ~is_rejected
+        rejected += int(np.count_nonzero(is_rejected))
     return Stop(len(d), False, min(1.0, float(p)))
 
 
 @functools.lru_cache(maxsize=64)
 def _ways(pairs: int) -> np.ndarray:
-    """[pairs, ways]: by what the signs are multiplied, the first by 1, as flipping all signs yields the same |sum|.
+    """Return the factors of the signs in each assignment, [pairs, ways].
 
-    All of them up to `ENUMERATED` pairs. Then each of these has one continuation, of random signs from a fixed seed,
-    except the first, which continues unchanged. The true signs, if they are fair coins, are as likely to be any one of
-    the ways that this makes of them: the test with these is exact too, and its first looks are those with all ways.
+    The first factor is 1, because flipping all signs leaves |sum| unchanged. All assignments are enumerated up to
+    `ENUMERATED` pairs. After that each has one continuation of random signs from a fixed seed, except the first, which
+    keeps the observed signs. If the signs are fair coins, the observed ones are equally likely to be any of these
+    assignments, so the test remains exact. Its first looks are those with all assignments.
     """
     known = min(pairs, ENUMERATED)
     ways = 2 ** max(0, known - 1)
@@ -222,8 +254,11 @@ def _ways(pairs: int) -> np.ndarray:
 
 
 def _interval(d: np.ndarray, level: float, max_pairs: int, decided: bool) -> tuple[float, float]:
-    """The outermost shifts that are not rejected by the last pair. Beyond the smallest and the largest difference all
-    are: there the signs are equal, the most extreme way at any look."""
+    """Return the smallest and largest shift that are not rejected by the last pair.
+
+    All shifts beyond the smallest and the largest difference are rejected. There all signs are equal, which is the most
+    extreme assignment at any look.
+    """
     centre = float(d.mean())
 
     def kept(shift: float) -> bool:
@@ -231,11 +266,11 @@ def _interval(d: np.ndarray, level: float, max_pairs: int, decided: bool) -> tup
 
     low, high = float(d.min()), float(d.max())
     points = {*np.linspace(low, high, POINTS).tolist(), centre, *([] if decided or not low <= 0 <= high else [0.0])}
-    if decided:  # the ends must say so too: 0 itself is rejected, and only the mean's side is asked for
+    if decided:  # 0 is rejected, so search only the side of the mean
         points = {point for point in points if point * centre > 0}
     shifts = sorted(points)
     inside = [index for index, shift in enumerate(shifts) if kept(shift)]
-    if not inside:  # the first pairs were far from where the last ones are: what is left is their mean
+    if not inside:  # the first pairs differ too much from the last ones; fall back to the mean
         return centre, centre
     ends = []
     for index, step, beyond in ((inside[0], -1, low), (inside[-1], 1, high)):

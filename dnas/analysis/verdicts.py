@@ -10,7 +10,7 @@ CONCLUDED = ("fewer errors", "more errors")
 
 
 def sentence(comparison: Comparison, effects: Effects) -> str:
-    """Direction, size in percentage points, interval, adjusted p and pairs, or why nothing can be concluded."""
+    """State direction, size in percentage points, interval, adjusted p and pairs, or why nothing can be concluded."""
     if not comparison.seeds:
         return f"{comparison.name} cannot be compared: no seed has all the runs that the comparison needs."
     text = _numbers(comparison, effects)
@@ -39,7 +39,7 @@ def sentence(comparison: Comparison, effects: Effects) -> str:
 
 
 def _subject(comparison: Comparison, effects: Effects) -> tuple[str, str, str]:
-    """Beginning of the sentence for fewer errors, more errors, and no conclusion."""
+    """Return the beginning of the sentence for fewer errors, more errors, and no conclusion."""
     name, base = comparison.name, effects.base
     if comparison.kind == "interaction":
         return (
@@ -65,7 +65,7 @@ def _numbers(comparison: Comparison, effects: Effects) -> str:
     if len(comparison.seeds) == 1:
         return text + "of one pair, which has no interval"
     text += f"the mean of {several(len(comparison.seeds), 'pair')} ({interval_words(comparison, effects)}"
-    if comparison.verdict == "too few seeds":  # no differences could have made its p small
+    if comparison.verdict == "too few seeds":  # p cannot be small with this number of pairs
         return text + ")"
     text += f"; {p_value(comparison.p_holm)}"
     number = len(effects.comparisons)
@@ -86,7 +86,7 @@ def interval_words(comparison: Comparison, effects: Effects) -> str:
 
 
 def level(effects: Effects) -> str:
-    """Confidence level of the intervals: 95% for an alpha of 0.05."""
+    """Return the confidence level of the intervals: "95%" for an alpha of 0.05."""
     return f"{100 * (1 - effects.alpha):.3g}%"
 
 
@@ -94,8 +94,8 @@ def needed(effects: Effects) -> str:
     """Return "3 comparisons need 7 pairs at 5%, and there are 4", or "4 to 6" if their numbers of pairs differ."""
     counts = [len(comparison.seeds) for comparison in effects.comparisons] or [0]
     fewest, largest = min(counts), max(counts)
-    there = str(fewest) if fewest == largest else f"{fewest} to {largest}"
-    return f"{_requirement(effects)}, and there {'is' if there == '1' else 'are'} {there}"
+    available = str(fewest) if fewest == largest else f"{fewest} to {largest}"
+    return f"{_requirement(effects)}, and there {'is' if available == '1' else 'are'} {available}"
 
 
 def _requirement(effects: Effects) -> str:
@@ -118,9 +118,11 @@ def answer(effects: Effects, sizes: bool = True, inconclusive: bool = True) -> s
         return f"Too few seeds to conclude: {needed(effects)}"
     parts = []
     for verdict in CONCLUDED:
-        some = [f"{c.name} ({points(c.mean)} points)" if sizes else c.name for c in compared if c.verdict == verdict]
-        if some:
-            parts.append(f"{joined(some)} {'make' if len(some) > 1 else 'makes'} {verdict}")
+        concluded = [
+            f"{c.name} ({points(c.mean)} points)" if sizes else c.name for c in compared if c.verdict == verdict
+        ]
+        if concluded:
+            parts.append(f"{joined(concluded)} {'make' if len(concluded) > 1 else 'makes'} {verdict}")
     unknown = [c.name for c in effects.comparisons if c.verdict not in CONCLUDED]
     if compared[0].kind != "variant":
         parts = [

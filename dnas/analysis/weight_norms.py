@@ -15,9 +15,17 @@ from dnas.errors import InputError, unknown
 
 @dataclass(frozen=True)
 class NormHistory:
-    """Recorded norms of a run: names [P] of the parameters, their sizes numel [P], and l2 [E + 1, P], row 0 before
-    the first step; pairs [Q] of (source, consumer) layers and reuse [E + 1, Q]; l1 and gradient [E + 1, P], not a
-    number where they were not measured: all as `dnas.training.norms.Norms`."""
+    """Recorded norms of a run with P parameters, Q connections and E epochs, as in `dnas.training.norms.Norms`.
+
+    Attributes:
+        names: Names of the parameters, [P].
+        numel: Their sizes, [P].
+        l2: L2 norms of the parameters, [E + 1, P]. Row 0 is before the first step.
+        pairs: (source, consumer) layers of the connections, [Q].
+        reuse: Mean |w| of the connections, [E + 1, Q].
+        l1: L1 norms of the parameters, [E + 1, P]. NaN if not measured.
+        gradient: Norms of the gradients, [E + 1, P]. NaN if not measured.
+    """
 
     names: tuple[str, ...]
     numel: np.ndarray
@@ -34,8 +42,14 @@ class NormHistory:
 
 @dataclass(frozen=True)
 class WeightNorms:
-    """values [R, E + 1]: the size of layer `layers[r]` (in depth order) after epoch `epochs[e]`, as `kind` measures it
-    (see `weight_norms`); epoch 0 is the untrained network."""
+    """Norm of each layer's weights by epoch.
+
+    Attributes:
+        layers: Names of the R layers, in order of depth.
+        epochs: The epochs. Epoch 0 is the untrained network.
+        values: Norm of each layer after each epoch, [R, E + 1].
+        kind: Kind of the norm (see `weight_norms`).
+    """
 
     layers: tuple[str, ...]
     epochs: tuple[int, ...]
@@ -44,12 +58,12 @@ class WeightNorms:
 
     @property
     def ratio(self) -> np.ndarray:
-        """values over their untrained ones [R, E + 1]; not a number where that was zero."""
+        """Values divided by the untrained ones, [R, E + 1]. NaN if the untrained value is zero."""
         untrained = self.values[:, :1]
         return np.divide(self.values, untrained, out=np.full_like(self.values, np.nan), where=untrained > 0)
 
 
-KINDS = ("rms", "l1", "gamma")  # of weight norms
+KINDS = ("rms", "l1", "gamma")  # kinds of weight norms
 
 # A layer's convolutions (or the classifier's matrix), and the scales of its batch norms; `norm5` and `norm` come
 # before the classifier.
@@ -64,12 +78,19 @@ _SCALE = re.compile(
 
 
 def weight_norms(history: NormHistory, kind: str = "rms") -> WeightNorms:
-    """Return the size of each layer's weights by epoch. A dense layer with a bottleneck is one row, as it is one layer
-    in the paper's figures: n counts the weights of its convolutions together.
+    """Return the norm of each layer's weights by epoch.
 
-    kind: `rms` is ‖W‖₂ / √n, in units of its untrained value the root mean square of its filters' L2 norms; `l1` is
-        ‖W‖₁ / n, the mean absolute weight, in these units the mean of its filters' L1 norms; `gamma` is ‖γ‖₂ / √n over
-        the n scales of the layer's batch norms, untrained 1.
+    A dense layer with a bottleneck is one row, as it is one layer in the paper's figures. n is then the number of
+    weights of both convolutions.
+
+    Args:
+        history: Recorded norms of a run.
+        kind: `rms` is ‖W‖₂ / √n. Relative to its untrained value, it is the root mean square of the filters' L2 norms.
+            `l1` is ‖W‖₁ / n, the mean absolute weight. Relative to its untrained value, it is the mean of the filters'
+            L1 norms. `gamma` is ‖γ‖₂ / √n over the n scales of the layer's batch norms, which is 1 if untrained.
+
+    Raises:
+        InputError: If the norms were not measured, or the kind is unknown.
     """
     if kind not in KINDS:
         raise unknown("kind of norm", kind, KINDS)
@@ -79,9 +100,12 @@ def weight_norms(history: NormHistory, kind: str = "rms") -> WeightNorms:
 
 
 def gradient_norms(history: NormHistory) -> WeightNorms:
-    """√(Σ‖g‖² / n): the root-mean-square gradient of the loss by a layer's n weights, over the last steps of each epoch
-    (`Norms`); the column of epoch 0 is not a number. Section 5 of the paper, "Implicit Deep Supervision":
-    were supervision implicit, the early layers' gradients would be no smaller than the late ones'."""
+    """Return the root-mean-square gradient of each layer's n weights by epoch, √(Σ‖g‖² / n).
+
+    It is measured over the last steps of each epoch (`dnas.training.norms.Norms`). The column of epoch 0 is NaN. If
+    supervision is implicit, as section 5 of the paper states ("Implicit Deep Supervision"), the gradients of early
+    layers are no smaller than those of late layers.
+    """
     text = "Its gradients were not measured: no epoch is finished, or dnas 0.1 trained it."
     return _by_layer(history, _WEIGHT, history.gradient, 2, "gradient", text)
 
@@ -89,9 +113,9 @@ def gradient_norms(history: NormHistory) -> WeightNorms:
 def _by_layer(
     history: NormHistory, pattern: re.Pattern[str], norms: np.ndarray | None, power: int, kind: str, missing: str
 ) -> WeightNorms:
-    """(Σ norms^power / n)^(1 / power) over the parameters of each layer that match `pattern`."""
+    """Return (Σ norms^power / n)^(1 / power) over the parameters of each layer that match `pattern`."""
     if norms is None or not np.isfinite(norms).any():
-        raise InputError(f"there is nothing to draw of this network. {missing or 'No norm is finite.'}")
+        raise InputError(f"there is nothing to draw for this network. {missing or 'No norm is finite.'}")
     rows: dict[tuple[int, float], tuple[str, list[int]]] = {}
     for column, name in enumerate(history.names):
         match = pattern.fullmatch(name)
@@ -109,12 +133,12 @@ def _by_layer(
         rows.setdefault(place, (layer, []))[1].append(column)
     if not rows:
         raise InputError(
-            "weight norms need a DenseNet's or a ResNet's parameters, but none of the names is one of their weights."
+            "weight norms need the parameters of a DenseNet or a ResNet, but no name is one of their weights."
         )
     ordered = [rows[place] for place in sorted(rows)]
     sizes = [history.numel[columns].sum() for _, columns in ordered]
     if not all(sizes):
-        raise InputError("the sizes of this network's batch norms were not written down; give its checkpoint.pt.")
+        raise InputError("the sizes of this network's batch norms were not recorded; pass its checkpoint.pt.")
     values = [
         ((norms[:, columns] ** power).sum(axis=1) / n) ** (1 / power)
         for (_, columns), n in zip(ordered, sizes, strict=True)
@@ -175,7 +199,7 @@ def _from_npz(path: Path) -> NormHistory:
         with np.load(path, allow_pickle=False) as content:
             plain = {key: content[key] for key in content.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        raise InputError(f"{path} holds no norms, or it is damaged.") from None
+        raise InputError(f"{path} contains no norms, or it is damaged.") from None
     if "numel" in plain and "names" in plain:
         sizes = dict(zip(map(str, plain["names"]), map(int, plain["numel"]), strict=True))
     else:
@@ -184,7 +208,7 @@ def _from_npz(path: Path) -> NormHistory:
 
 
 def _sizes_beside(path: Path) -> dict[str, int]:
-    """From the record in the same folder, whose spec settles every shape."""
+    """Return the sizes of the weights by the spec of the record in the same folder."""
     from dnas.study.record import TrialRecord
 
     record = path.with_name("record.json")
@@ -201,11 +225,11 @@ def _history(plain: Mapping[str, Any], sizes: Mapping[str, int], path: Path) -> 
     l2 = np.asarray(plain["l2"], dtype=np.float64)
     if l2.ndim != 2 or l2.shape[1] != len(names):
         raise InputError(f"{path} holds no norms: l2 must be [epochs + 1, {len(names)}], but is {list(l2.shape)}.")
-    # Of parameters that no spec prices (those of norms), the size is never asked for.
+    # The sizes of batch norms may be unknown: no spec states them.
     numel = np.array([sizes.get(name, 0) for name in names], dtype=np.int64)
     unknown = [name for name, size in zip(names, numel, strict=True) if not size and _WEIGHT.fullmatch(name)]
     if unknown:
-        raise InputError(f"{path}: the size of {unknown[0]} is not known; are its norms those of another network?")
+        raise InputError(f"{path}: the size of {unknown[0]} is not known; are the norms those of another network?")
     pairs = tuple((str(source), str(consumer)) for source, consumer in plain["pairs"])
     reuse = np.asarray(plain["reuse"], dtype=np.float64)
     later = [np.asarray(plain[key], dtype=np.float64) if key in plain else None for key in ("l1", "gradient")]

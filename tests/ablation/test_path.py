@@ -119,7 +119,7 @@ def test_networks_over_a_limit_are_used_last_and_marked() -> None:
 
 
 def test_equal_ends_are_refused() -> None:
-    with pytest.raises(InputError, match="begins where it ends"):
+    with pytest.raises(InputError, match="needs two different networks"):
         greedy_path(SPACE, FIRST, {**FIRST, "compression": 1.0}, by(search_error))  # the compression is inactive
 
 
@@ -129,7 +129,7 @@ def test_a_named_network_is_found_in_the_space() -> None:
     assert params_of(SPACE, spec) == point
     plain = SPACE.spec_of(FIRST)
     assert SPACE.spec_of(params_of(SPACE, plain)) == plain
-    with pytest.raises(InputError, match=r"growth_rate is 5, which is not of 4 to 16 in steps of 4"):
+    with pytest.raises(InputError, match=r"growth_rate is 5, which is not in 4 to 16 in steps of 4"):
         params_of(SPACE, dataclasses.replace(spec, growth_rate=5))
     with pytest.raises(InputError, match=r"it has dropout = 0.2, the space 0.0"):
         params_of(SPACE, dataclasses.replace(spec, dropout=0.2))
@@ -222,7 +222,7 @@ def test_the_figure_has_one_row_per_network(study: StudyFolder) -> None:
         (["{listed}"], "which no search proposed"),
         (["{none}"], "has no complete trial yet"),
         (["{some}", "--from", "99"], "has no trial 99"),
-        (["{some}", "--from", "densenet:L=22,k=5"], "is no network of space searched"),
+        (["{some}", "--from", "densenet:L=22,k=5"], "is not a network of space searched"),
         (["{some}", "--seeds", "3"], "which needs --train"),
         (["{unnamed}"], "names no [[first]] network; set the start of the path"),
     ],

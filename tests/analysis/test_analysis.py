@@ -169,7 +169,7 @@ def test_row_of_a_residual_unit_includes_its_shortcut() -> None:
 
 def test_names_without_a_weight_are_refused() -> None:
     history = NormHistory(("features.norm5.weight",), np.array([3]), np.ones((2, 1)), (), np.empty((2, 0)))
-    with pytest.raises(InputError, match="none of the names"):
+    with pytest.raises(InputError, match="no name is one of their weights"):
         weight_norms(history)
 
 

@@ -145,7 +145,7 @@ def test_invalid_tables_are_refused() -> None:
     values = table(base=[0.1, 0.2], x=[0.1, 0.2])
     with pytest.raises(InputError, match=r"no variant 'bsae'.*Did you mean base"):
         compare_with_base(values, "bsae")
-    with pytest.raises(InputError, match="seed 0 comes twice"):
+    with pytest.raises(InputError, match="seed 0 occurs twice"):
         compare_with_base(pd.concat([values, values]), "base")
     with pytest.raises(InputError, match="`0 < alpha < 1`"):
         compare_with_base(values, "base", alpha=5)
@@ -276,7 +276,7 @@ def test_planted_effects_are_estimated_from_a_fraction() -> None:
 
 def test_designs_that_are_not_factorial_are_refused() -> None:
     values = table(plain=[0.1, 0.2], B=[0.1, 0.2], C=[0.1, 0.2])
-    with pytest.raises(InputError, match="levels of bottleneck must come equally often, but they come \\[2, 1\\]"):
+    with pytest.raises(InputError, match="levels of bottleneck must occur equally often, but they occur \\[2, 1\\]"):
         factorial_effects(values, DENSENETS, PLAIN)
     with pytest.raises(InputError, match="variant C has no levels"):
         factorial_effects(values, {"plain": PLAIN, "B": {"bottleneck": 4}}, PLAIN)

@@ -163,7 +163,7 @@ def test_curves_without_a_shared_error_have_a_bound_and_no_ratio() -> None:
     assert (found.low, found.high, found.verdict) == (math.inf, math.inf, "holds")
     assert found.sentence() == (
         "no network of plain gets as low as the worst of bc: more than 4.0 times fewer params, as far as was measured;"
-        " the curves share no error, so a ratio cannot be said"
+        " the curves share no error, so there is no ratio"
     )
     back = iso_error(sized(apart), "bc", "plain")
     assert (back.ratio, back.beyond, back.bound, back.verdict) == (None, -1, 0.25, "does not hold")
