@@ -1,4 +1,4 @@
-"""Reports: one page per search or ablation, or per comparison of searches, with its figures and tables beside it."""
+"""Reports: one page per search, ablation or comparison of searches, with its figures and tables in one folder."""
 
 from dnas.report.figures import PICTURES
 from dnas.report.svg import inline_svg

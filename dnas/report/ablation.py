@@ -1,4 +1,4 @@
-"""Write the page of an ablation: question, conclusions, validity, figures, and a table for a paper.
+"""Writer of the page of an ablation: question, conclusions, validity, figures, and a table for a paper.
 
 reports/<study>/index.html               self-contained, as the page of a search
 reports/<study>/*.svg, *.png, *.pdf      each figure; *.csv has its numbers
@@ -47,7 +47,7 @@ from dnas.study.record import STATES, TrialRecord
 
 @dataclass
 class Page:
-    """The data of the page, and the figures that have been drawn."""
+    """Data of the page, and the figures drawn so far."""
 
     ablation: Ablation
     records: list[TrialRecord]
@@ -174,7 +174,7 @@ def _interaction(page: Page) -> Picture:
         figures.plot_interaction(cells, factorial),
         cells,
         f"Mean error at each pair of levels, with {level(factorial)} t intervals over seeds. Runs share seeds, so"
-        " differences between marks are more precise than these intervals; the forest plot shows them.",
+        " differences between marks are more precise than these intervals. The forest plot shows the differences.",
     )
 
 
@@ -219,7 +219,7 @@ def _curves(page: Page) -> Picture:
     )
 
 
-# In the order of the page. A picture that a study lacks the data for raises `InputError` with the reason.
+# In the order of the page. A picture raises `InputError` with the reason if the study lacks data for it.
 PICTURES: dict[str, Callable[[Page], Picture]] = {
     "forest": _forest,
     "slopes": _slopes,
@@ -244,7 +244,7 @@ def draw_one(name: str, study: str | Path, out: Path) -> str:
 
 def _status(page: Page) -> dict[str, Any]:
     counts = Counter(record.state for record in page.records)
-    asked = len(page.ablation.config.get("runs", []))
+    planned = len(page.ablation.config.get("runs", []))
     note = ""
     if not page.records:
         note = "No run has been started yet."
@@ -254,15 +254,15 @@ def _status(page: Page) -> dict[str, Any]:
             f"{counts['running']} {verb} marked as running: the study is still running, or was interrupted. This page"
             " shows the state when it was written; write it again to update it."
         )
-    elif len(page.records) < asked:
-        note = f"{asked - len(page.records)} of {asked} runs have not started; the same command resumes the study."
+    elif len(page.records) < planned:
+        note = f"{planned - len(page.records)} of {planned} runs have not started; the same command resumes the study."
     elif not counts["complete"]:
         note = "Every run failed, so there is nothing to compare. The reasons are below."
     return {
         "note": note,
         "counts": words.joined([f"{counts[state]} {state}" for state in STATES if counts[state]]) or "none",
         "runs": len(page.records),
-        "asked": asked,
+        "asked": planned,
         "seconds": sum(record.seconds for record in page.records),
         "last": max((t for r in page.records for t in (r.started, r.ended) if t), default=""),
     }
@@ -290,7 +290,8 @@ def _answer(page: Page) -> dict[str, Any]:
         "design": a.design,
         "equal": a.equal,
         "factors": [
-            (key, ", ".join(map(str, some))) for key, some in a.config.get("ablation", {}).get("factors", {}).items()
+            (key, ", ".join(map(str, levels)))
+            for key, levels in a.config.get("ablation", {}).get("factors", {}).items()
         ],
     }
 
@@ -337,9 +338,9 @@ def _published(page: Page) -> dict[str, Any] | None:
     return {
         "ours": f"{words.joined([str(n) for n in epochs])} epochs on {data}, {METRICS[a.effects.measure].label}",
         "rows": [
-            {"variant": row.variant, "mean": row.mean, "runs": row.runs, "found": one}
+            {"variant": row.variant, "mean": row.mean, "runs": row.runs, "result": result}
             for row in rows
-            for one in row.published
+            for result in row.published
         ],
     }
 
@@ -395,14 +396,14 @@ def _details(page: Page) -> Markup:
 
 def _reproduction(page: Page) -> dict[str, Any]:
     a = page.ablation
-    asked = a.config.get("ablation", {})
-    seeds = asked.get("seeds")
+    settings = a.config.get("ablation", {})
+    seeds = settings.get("seeds")
     inputs = [
         ("design", a.design),
         ("base", a.base),
         ("held equal", a.equal),
-        ("tolerance", f"{100 * asked['tolerance']:g}%" if "tolerance" in asked else None),
-        ("alpha", asked.get("alpha")),
+        ("tolerance", f"{100 * settings['tolerance']:g}%" if "tolerance" in settings else None),
+        ("alpha", settings.get("alpha")),
         ("seeds", ", ".join(map(str, seeds)) if isinstance(seeds, list) else seeds),
         ("created", a.config.get("created")),
     ]
@@ -410,6 +411,6 @@ def _reproduction(page: Page) -> dict[str, Any]:
     return {
         "command": a.config.get("command"),
         "groups": facts_of_study(a.config, inputs, host),
-        "text": asked.get("text"),
+        "text": settings.get("text"),
         "file": f"{a.name}.toml",
     }

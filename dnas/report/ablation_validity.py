@@ -1,4 +1,4 @@
-"""Validity of an ablation: the limits of its conclusions, one line for each."""
+"""Validity of an ablation: the limits of its conclusions, one line per limit."""
 
 import math
 from collections import Counter
@@ -34,7 +34,7 @@ def checks(a: Ablation, records: Sequence[TrialRecord]) -> list[Check]:
 def _seeds(a: Ablation) -> Check:
     e = a.effects
     number, pairs = len(e.comparisons), max((len(comparison.seeds) for comparison in e.comparisons), default=0)
-    least = 2.0 ** (1 - pairs)
+    min_p = 2.0 ** (1 - pairs)
     if not pairs:
         body = "No seed has complete runs of both the base and another variant yet."
     elif raced(e):
@@ -48,9 +48,9 @@ def _seeds(a: Ablation) -> Check:
         )
     else:
         body = (
-            f"With {several(pairs, 'pair')} the smallest possible p of the exact test is 2^(1−{pairs}) = {least:.3g}."
+            f"With {several(pairs, 'pair')} the smallest possible p of the exact test is 2^(1−{pairs}) = {min_p:.3g}."
             f" Holm's correction multiplies the smallest p of {several(number, 'comparison')} by {number}:"
-            f" {min(1.0, number * least):.3g}, which must not exceed {e.alpha:g}."
+            f" {min(1.0, number * min_p):.3g}, which must not exceed {e.alpha:g}."
         )
     for comparison in e.comparisons:
         if math.isfinite(comparison.detectable):
@@ -86,7 +86,7 @@ def _pairing(a: Ablation, records: Sequence[TrialRecord]) -> Check | None:
     pairs = _of_pairs(a, records)
     if not pairs:
         return None
-    unlike = [
+    differing = [
         (before, after)
         for before, after in pairs
         if list(before.seed) != list(after.seed)
@@ -99,9 +99,9 @@ def _pairing(a: Ablation, records: Sequence[TrialRecord]) -> Check | None:
         f" Checked in the records of {several(len(pairs), 'pair')}: seed, split seed, data fingerprint and number of"
         " training images."
     )
-    if unlike:
-        keys = joined([str(after.params.get("key")) for _, after in unlike[:5]])
-        return Check("mind", f"{several(len(unlike), 'pair')} of {len(pairs)} differ in seed or data: {keys}", body)
+    if differing:
+        keys = joined([str(after.params.get("key")) for _, after in differing[:5]])
+        return Check("mind", f"{several(len(differing), 'pair')} of {len(pairs)} differ in seed or data: {keys}", body)
     return Check("fine", f"Both runs of each of {several(len(pairs), 'pair')} have the same seed, split and data", body)
 
 
@@ -122,7 +122,7 @@ def _equal(a: Ablation) -> Check:
     if not others:
         return Check("mind", f"Equal {a.equal} was requested, but no residual was recorded", "")
     tolerance = float(a.config.get("ablation", {}).get("tolerance", 0.01))
-    worst, largest = max(others, key=lambda one: abs(one[1]))
+    worst, largest = max(others, key=lambda deviation: abs(deviation[1]))
     target = "the base's estimated training time" if a.equal == "seconds" else f"the base's {a.equal}"
     body = "\n".join(f"{name}: {_signed(miss)} of {target}" for name, miss in others)
     if a.equal == "seconds":
@@ -230,8 +230,8 @@ def _recipe(a: Ablation, records: Sequence[TrialRecord]) -> Check | None:
         return None
     keys = sorted({key for recipe in known for key in recipe})
     differ = [key for key in keys if len({repr(recipe.get(key)) for recipe in known}) > 1]
-    asked = {key.removeprefix("recipe.") for variant in a.variants for key in variant.changed}
-    extra = [key for key in differ if key not in asked and (key, a.equal) != ("epochs", "seconds")]
+    requested = {key.removeprefix("recipe.") for variant in a.variants for key in variant.changed}
+    extra = [key for key in differ if key not in requested and (key, a.equal) != ("epochs", "seconds")]
     body = "The recipe was not tuned for each variant. Some variants may be better with another learning rate or more"
     body += " epochs."
     if extra:
@@ -296,8 +296,8 @@ def _failures(records: Sequence[TrialRecord]) -> Check | None:
 def _same_machine(records: Sequence[TrialRecord]) -> Check | None:
     if not records:
         return None
-    differ = confounders(records)
-    if not differ:
+    differences = confounders(records)
+    if not differences:
         return Check("fine", "All runs used one host, device type, commit and version of each library", "")
-    body = "\n".join(f"{name}: {', '.join(some)}" for name, some in differ.items())
-    return Check("mind", f"The runs used different {joined(list(differ))}", body)
+    body = "\n".join(f"{name}: {', '.join(values)}" for name, values in differences.items())
+    return Check("mind", f"The runs used different {joined(list(differences))}", body)

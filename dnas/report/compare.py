@@ -29,17 +29,17 @@ def read_all(names: Sequence[str | Path]) -> list[Study]:
         raise InputError("a study cannot be compared with itself; name each study once.")
     first = studies[0]
     for other in studies[1:]:
-        for what, of_first, of_other in (
+        for setting, first_value, other_value in (
             ("data set", first.data.get("title"), other.data.get("title")),
             ("data files (fingerprint)", first.data.get("fingerprint"), other.data.get("fingerprint")),
             ("image size", first.data.get("image_size"), other.data.get("image_size")),
             ("part of the data", first.data.get("subset", "whole"), other.data.get("subset", "whole")),
             ("trained objective", first.objectives[0], other.objectives[0]),
         ):
-            if of_first != of_other:
+            if first_value != other_value:
                 raise InputError(
-                    f"{first.folder.name} and {other.folder.name} cannot be compared: their {what} differ,"
-                    f" {_short(of_first)} and {_short(of_other)}."
+                    f"{first.folder.name} and {other.folder.name} cannot be compared: their {setting} differ,"
+                    f" {_short(first_value)} and {_short(other_value)}."
                 )
     return studies
 
@@ -61,9 +61,9 @@ def cautions(studies: Sequence[Study]) -> list[str]:
             ("limits", first.config.get("limits"), other.config.get("limits")),
             ("numbers of trials", len(first.records), len(other.records)),
         ]
-        unlike = [what for what, a, b in pairs if a != b]
-        if unlike:
-            sentences.append(f"{first.folder.name} and {other.folder.name} have different {joined(unlike)}.")
+        differing = [setting for setting, a, b in pairs if a != b]
+        if differing:
+            sentences.append(f"{first.folder.name} and {other.folder.name} have different {joined(differing)}.")
     sentences.append(
         "Each search was run once, from one seed. The intervals do not include the variation between seeds of a search,"
         " unless several of the studies differ only in their seeds."
@@ -101,7 +101,7 @@ def draw(studies: Sequence[Study], out: Path) -> dict[str, Drawn]:
         )
     values = {name: frame[objective].astype(float).tolist() for name, frame in complete.items() if len(frame)}
     if values:
-        spread = {name: distribution(some) for name, some in values.items()}
+        spread = {name: distribution(sample) for name, sample in values.items()}
         names = list(values)
         test = compare_distributions(values[names[0]], values[names[1]]) if len(names) > 1 else None
         rows = [
@@ -161,13 +161,15 @@ def pairs(studies: Sequence[Study]) -> list[str]:
     objective = studies[0].objectives[0]
     sentences = []
     for a, b in itertools.combinations(studies, 2):
-        mine, other = ([float(v) for r in s.of("complete") if (v := getattr(r, objective)) is not None] for s in (a, b))
-        if not mine or not other:
+        first, second = (
+            [float(v) for r in s.of("complete") if (v := getattr(r, objective)) is not None] for s in (a, b)
+        )
+        if not first or not second:
             continue
-        test = compare_distributions(mine, other)
+        test = compare_distributions(first, second)
         p = "p < 0.001" if test.p < 0.001 else f"p = {test.p:.2g}"
         sentences.append(
             f"By {METRICS[objective].label}, a complete trial of {a.folder.name} beats one of {b.folder.name} in"
-            f" {test.better:.0%} of pairs ({p}; {several(len(mine), 'trial')} against {len(other)})."
+            f" {test.better:.0%} of pairs ({p}; {several(len(first), 'trial')} against {len(second)})."
         )
     return sentences

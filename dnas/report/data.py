@@ -1,4 +1,4 @@
-"""The data of a report, read once from the study."""
+"""Data of a report, read once from the study."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from dnas.study.config import objectives_of
 from dnas.study.folder import StudyFolder, find_study, read_study
 from dnas.study.record import TrialRecord, rank
 
-BOOTSTRAPS, ROUNDS = 30, 3  # of the random forests on a page, which take one or two seconds together
+BOOTSTRAPS, ROUNDS = 30, 3  # for the random forests on a page, which take one or two seconds in total
 # Columns of `read_study`, for the header of trials.csv of a study without trials.
 COLUMNS = [
     *("number", "state", "arm", "network", "digest", "params", "macs", "activation_bytes", "val_error", "val_loss"),
@@ -32,11 +32,11 @@ COLUMNS = [
 
 @dataclass
 class Study:
-    """The data of the page, and the figures that have been drawn."""
+    """Data of the page, and the figures drawn so far."""
 
     folder: StudyFolder
     config: dict[str, Any]
-    objectives: tuple[str, ...]  # the trained one first
+    objectives: tuple[str, ...]  # the trained objective comes first
     records: list[TrialRecord]
     events: list[dict[str, Any]]
     frame: pd.DataFrame
@@ -66,7 +66,7 @@ class Study:
 
     @cached_property
     def evidence(self) -> Evidence:
-        """The complete trials, for the analysis of their choices."""
+        """Complete trials, for the analysis of their choices."""
         try:
             return evidence(self.config, self.records)
         except KeyError as missing:
@@ -96,13 +96,13 @@ def read_for_report(study: str | Path, out: Path | None) -> Study:
     if best is not None and best.val_error is not None and data.get("val_size"):
         floor = noise_floor(best.val_error, int(data["val_size"]))
     # A part of a data set, or another image size, is a different task from the paper's.
-    whole = data.get("subset") is None and data.get("image_size", 32) == 32
-    points = published(str(data.get("name", ""))) if whole else published("")
+    is_complete = data.get("subset") is None and data.get("image_size", 32) == 32
+    points = published(str(data.get("name", ""))) if is_complete else published("")
     points = points[points["augmented"] == (data.get("augmentation", "none") != "none")]
     curves = learning_curves(folder)
     costs = objectives[1:] or ("params",)
     for column in costs:
-        # The column is None where no trial has measured the latency yet.
+        # The column is None if no trial has measured the latency yet.
         frame[column] = pd.to_numeric(frame[column])
     return Study(
         folder,

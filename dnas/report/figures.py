@@ -219,7 +219,7 @@ def _weight_norms(s: Study) -> Picture:
 
 
 def histories(s: Study) -> list[NormHistory]:
-    """Return the norms of the best network and of its final runs, the same network trained from other seeds."""
+    """Return the norms of the best network and of its final runs, which train the same network from other seeds."""
     best = _best_with_spec(s)
     if not isinstance(best.network_spec, DenseNetSpec):
         raise InputError("feature reuse is defined for DenseNets only.")
@@ -260,7 +260,7 @@ def _best_with_spec(s: Study) -> TrialRecord:
     return _best(s)
 
 
-# In the order of the page. A picture that a study lacks the data for raises `InputError` with the reason.
+# In the order of the page. A picture raises `InputError` with the reason if the study lacks data for it.
 PICTURES: dict[str, Callable[[Study], Picture]] = {
     "error": _error,
     "control_arm": _control,

@@ -1,5 +1,8 @@
-"""The checklist of Lindauer and Hutter (Best Practices for Scientific Research on Neural Architecture Search, JMLR 21,
-2020) for an ablation, answered from its records. Questions that the records do not answer are left open."""
+"""Best-practice checklist for an ablation, answered from its records.
+
+The checklist is that of Lindauer and Hutter, "Best Practices for Scientific Research on Neural Architecture Search",
+JMLR 21, 2020. Questions that the records do not answer are left open.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,7 +67,9 @@ def _code(records: Sequence[TrialRecord]) -> tuple[str, str]:
     if not known or len([r for r in records if r.recipe and r.versions]) < len(records):
         return UNKNOWN, "Not every record has its recipe and versions."
     commits = values_of(records, "commit")
-    text = f"The pipeline is dnas ({'; '.join(sorted(known))}), and the whole recipe is in study.toml and every record."
+    text = (
+        f"The pipeline is dnas ({'; '.join(sorted(known))}), and the complete recipe is in study.toml and every record."
+    )
     return YES, text + (f" Commit {joined([c[:12] for c in commits])}." if commits else "")
 
 
@@ -81,16 +86,16 @@ def _as_used(records: Sequence[TrialRecord]) -> tuple[str, str]:
 def _benchmark(a: Ablation, done: Sequence[TrialRecord]) -> tuple[str, str]:
     if not done:
         return UNKNOWN, "No run is complete."
-    prints = {record.data.get("fingerprint") for record in done}
+    fingerprints = {record.data.get("fingerprint") for record in done}
     splits = {(record.seed[0], record.data.get("split_seed")) for record in done}
     per_seed = len(splits) == len({record.seed[0] for record in done})
-    if len(prints) > 1 or not per_seed:
+    if len(fingerprints) > 1 or not per_seed:
         return NO, "The runs of one seed do not all have the same data files and the same split."
     factors = list(a.config.get("ablation", {}).get("factors", {}))
-    asked = sorted({name for variant in a.variants for name in changed(a, variant)})
-    solved = sorted({name for variant in a.variants for name in variant.changed} - {*asked, *factors})
+    requested = sorted({name for variant in a.variants for name in changed(a, variant)})
+    solved = sorted({name for variant in a.variants for name in variant.changed} - {*requested, *factors})
     text = "The same data files (one fingerprint), and for each seed the same split, in every variant"
-    text += f"; they differ in {joined(asked)}, as defined by the study" if asked else ""
+    text += f"; they differ in {joined(requested)}, as defined by the study" if requested else ""
     return YES, text + (f", and consequently in {joined(solved)}." if solved else ".")
 
 
@@ -136,7 +141,7 @@ def confounders(records: Sequence[TrialRecord]) -> dict[str, list[str]]:
         "commits": [commit[:12] for commit in values_of(records, "commit")],
         "versions": list(dict.fromkeys(software(record) for record in records if record.versions)),
     }
-    return {name: [str(value) for value in some] for name, some in properties.items() if len(some) > 1}
+    return {name: [str(value) for value in values] for name, values in properties.items() if len(values) > 1}
 
 
 def _confounders(records: Sequence[TrialRecord]) -> tuple[str, str]:
@@ -144,10 +149,10 @@ def _confounders(records: Sequence[TrialRecord]) -> tuple[str, str]:
         return UNKNOWN, "There is no run."
     if any(not record.versions or not record.host for record in records):
         return UNKNOWN, "Not every record has its host and versions."
-    differ = confounders(records)
-    if differ:
+    differences = confounders(records)
+    if differences:
         return NO, "The runs differ in " + joined(
-            [f"{name} ({', '.join(some)})" for name, some in differ.items()]
+            [f"{name} ({', '.join(values)})" for name, values in differences.items()]
         ) + "."
     return YES, "One host, one kind of device, one number of threads, one commit and one version of each library."
 
@@ -175,14 +180,14 @@ def _details(a: Ablation, records: Sequence[TrialRecord]) -> tuple[str, str]:
     data = a.config.get("data", {})
     missing = [
         name
-        for name, there in (
+        for name, is_recorded in (
             ("the host", bool(records) and all(record.host for record in records)),
             ("the versions", bool(records) and all(record.versions for record in records)),
             ("the recipe", bool(records) and all(record.recipe for record in records)),
             ("the seeds", bool(records) and all(record.seed for record in records)),
             ("the data's fingerprint", bool(data.get("fingerprint"))),
         )
-        if not there
+        if not is_recorded
     ]
     if missing:
         return NO, f"Missing in the records: {joined(missing)}."

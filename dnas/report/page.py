@@ -30,7 +30,7 @@ MIME_TYPES = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure with its numbers and caption. A figure whose numbers are in tables of their own has none."""
+    """A figure with its numbers and caption. The numbers are None if other tables contain them."""
 
     figure: Figure
     numbers: pd.DataFrame | None
@@ -44,7 +44,8 @@ class Drawn:
     Attributes:
         name: Stem of its files.
         svg: The SVG element.
-        links: Suffix of its PDF and CSV -> the file itself as a data URL, or its name where it is large.
+        caption: Text below the figure.
+        links: Data URL of its PDF and CSV, by suffix. The file name if the file is large.
     """
 
     name: str
@@ -77,7 +78,7 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
 
 
 def link(path: Path) -> str:
-    """Return a file as a data URL, so that a page that was sent by mail still offers it; of a large file its name."""
+    """Return a file as a data URL, so that a page sent by mail includes it. For a large file, return its name."""
     content = path.read_bytes()
     if len(content) > MAX_EMBEDDED_BYTES:
         return path.name

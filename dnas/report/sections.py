@@ -24,11 +24,11 @@ from dnas.report.figures import histories
 from dnas.space.parse import parse_space
 from dnas.study.record import STATES, TrialRecord
 
-MAX_FRONT_ROWS = 12  # of the table under the figure; pareto.csv has all rows
+MAX_FRONT_ROWS = 12  # in the table below the figure; pareto.csv has all rows
 
 
 def status(s: Study) -> dict[str, Any]:
-    """Return the progress of the study: counts, times, and a note where it is not finished."""
+    """Return the progress of the study: counts, times, and a note if it is not finished."""
     counts = Counter(record.state for record in s.records)
     parts = [f"{counts[state]} {state}" for state in STATES if counts[state]]
     times = sorted(t for record in s.records for t in (record.started, record.ended) if t)
@@ -74,10 +74,10 @@ def answer(s: Study) -> dict[str, Any]:
         "retrained": _retrained(s),
     }
     try:
-        read = parse_space(str(space.get("text", "")), str(space.get("name", "")), "the space")
-        points = read.size()
+        parsed_space = parse_space(str(space.get("text", "")), str(space.get("name", "")), "the space")
+        points = parsed_space.size()
         answer["networks"] = "infinitely many" if points is None else words.big(points)
-        answer["choices"] = [(choice.name, choice.describe()) for choice in read.choices]
+        answer["choices"] = [(choice.name, choice.describe()) for choice in parsed_space.choices]
     except InputError:
         pass  # a space of another version of dnas; its text is at the end of the page
     if s.best is not None:
@@ -199,18 +199,21 @@ def _observations(s: Study) -> list[dict[str, str]]:
     except InputError:
         return []
     lines = []
-    for one in observations:
-        if not math.isfinite(one.value):
+    for observation in observations:
+        if not math.isfinite(observation.value):
             continue
         interval = (
-            f"95% {one.low:.2f} to {one.high:.2f}" if math.isfinite(one.low) else "too few values for an interval"
+            f"95% {observation.low:.2f} to {observation.high:.2f}"
+            if math.isfinite(observation.low)
+            else "too few values for an interval"
         )
-        before = f"; untrained {one.untrained:.2f}" if one.untrained is not None else ""
+        before = f"; untrained {observation.untrained:.2f}" if observation.untrained is not None else ""
         lines.append(
             {
-                "claim": one.claim,
-                "verdict": one.verdict,
-                "measured": f"{one.measure} {one.value:.2f} ({interval}{before}; the bar is {one.bar:g})",
+                "claim": observation.claim,
+                "verdict": observation.verdict,
+                "measured": f"{observation.measure} {observation.value:.2f} ({interval}{before};"
+                f" the bar is {observation.bar:g})",
             }
         )
     return lines
@@ -274,7 +277,7 @@ def rows(s: Study) -> list[dict[str, Any]]:
     ]
 
 
-LOG_LETTERS = 4_000  # shown of a traceback, from its end
+LOG_LETTERS = 4_000  # number of characters shown from the end of a traceback
 
 
 def details(s: Study) -> Markup:

@@ -44,7 +44,7 @@ def _prefix_ids(body: str, prefix: str) -> str:
 
 
 def _group_styles(body: str) -> str:
-    """Move the style of consecutive marks to a group around them; of thousands of marks it is half of the drawing."""
+    """Move the style of consecutive marks to a group around them. With thousands of marks this halves the size."""
 
     def grouped(run: re.Match[str]) -> str:
         styles = set(re.findall(r'style="([^"]*)"', run[0]))
@@ -59,8 +59,8 @@ def _group_styles(body: str) -> str:
 def _add_texts(body: str, gid: str, texts: list[str]) -> str:
     """Add a text to each mark of the collection `gid`.
 
-    matplotlib writes one `use` element per mark, in their order. Where the numbers differ (a mark has no finite
-    position), no mark gets a text, so that none gets the text of another one.
+    matplotlib writes one `use` element per mark, in order. If the numbers of marks and texts differ, because a mark has
+    no finite position, no text is added, since texts could be assigned to the wrong marks.
     """
     start = body.find(f'<g id="{escape(gid)}">')
     if start < 0:

@@ -20,7 +20,7 @@ from dnas.formatting import macs, params, points, several
 
 @dataclass(frozen=True)
 class Row:
-    """One variant. Errors are fractions; differences are against the base, over the pairs. Missing values are None."""
+    """One variant. Errors are fractions, and differences are from the base, over pairs. Missing values are None."""
 
     variant: str
     changed: str
@@ -44,13 +44,13 @@ class Row:
 
 
 def table_rows(a: Ablation) -> list[Row]:
-    """Return the rows of the base and then of the variants, in their order."""
+    """Return the row of the base, then the rows of the variants in order."""
     means = over_seeds(a.values, a.effects.alpha).set_index("variant")
     comparisons = {c.name: c for c in a.effects.comparisons}
     rows = []
     for variant in sorted(a.variants, key=lambda v: v.name != a.base):
-        of = means.loc[variant.name] if variant.name in means.index else None
-        n = int(of["n"]) if of is not None else 0
+        summary = means.loc[variant.name] if variant.name in means.index else None
+        n = int(summary["n"]) if summary is not None else 0
         row = Row(
             variant.name,
             ", ".join(f"{key} {_level(value)}" for key, value in changed(a, variant).items()),
@@ -58,8 +58,8 @@ def table_rows(a: Ablation) -> list[Row]:
             variant.params,
             variant.macs,
             n,
-            _known(of["mean"]) if of is not None else None,
-            _known(of["sd"]) if of is not None else None,
+            _known(summary["mean"]) if summary is not None else None,
+            _known(summary["sd"]) if summary is not None else None,
             published=published_for(variant.spec, str(a.config.get("data", {}).get("name", ""))),
         )
         c = comparisons.get(variant.name)
@@ -84,7 +84,7 @@ def changed(a: Ablation, variant: Variant) -> dict[str, Any]:
 
     Solved values (equal params) follow from these, and are part of the network's name.
     """
-    base = next(one for one in a.variants if one.name == a.base)
+    base = next(candidate for candidate in a.variants if candidate.name == a.base)
     levels = {key: level for key, level in variant.levels.items() if level != base.levels.get(key)}
     return levels or dict(variant.changed)
 
@@ -125,7 +125,7 @@ def cells(row: Row) -> list[str]:
     )
     n = str(row.runs) if row.pairs in (None, row.runs) else f"{row.runs} ({several(row.pairs or 0, 'pair')})"
     between = "–" if row.interval is None else f"{points(row.interval[0])} to {points(row.interval[1])}"
-    # With too few seeds, p cannot be small for any differences.
+    # With too few seeds, p cannot be small.
     p = "–" if row.p is None or row.verdict == "too few seeds" else "<0.001" if row.p < 0.001 else f"{row.p:.3f}"
     difference = "–" if row.difference is None else points(row.difference) + row.star
     verdict = row.verdict or ("the base" if row.pairs is None and row.runs else "–")
@@ -154,7 +154,7 @@ def written_cells(row: Row, names: Sequence[str]) -> list[str]:
 
 
 def published_text(published: Sequence[Published]) -> str:
-    return ", ".join(f"{100 * one.error:.2f} ({one.tag})" for one in published) or "–"
+    return ", ".join(f"{100 * result.error:.2f} ({result.tag})" for result in published) or "–"
 
 
 def to_csv(rows: Sequence[Row]) -> str:

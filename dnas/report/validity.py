@@ -1,4 +1,4 @@
-"""Validity of a search: the limits of its numbers, one line for each."""
+"""Validity of a search: the limits of its numbers, one line per limit."""
 
 import math
 import statistics
@@ -172,10 +172,10 @@ def _control(s: Study) -> Check:
             f" control {len(arms.control)}.",
         )
     numbers = f"{arms.beats:.0%} of pairs ({_p(arms.p)}; {len(arms.sampler)} trials against {len(arms.control)})"
-    shown = arms.enough and arms.p < 0.05
+    is_clear = arms.enough and arms.p < 0.05
     if not arms.enough:
         mark, line = "mind", f"Too few trials to compare the sampler with random search: it wins in {numbers}"
-    elif not shown:
+    elif not is_clear:
         mark, line = "mind", f"The sampler was not shown to beat random search: it wins in {numbers}"
     elif arms.beats > 0.5:
         mark, line = "fine", f"The sampler beats random search: it wins in {numbers}"
@@ -229,7 +229,7 @@ def _control_body(s: Study, arms: ArmComparison, first: str) -> list[str]:
 
 
 def _control_of_several(s: Study, arms: ArmComparison) -> str:
-    """Compare the arms in all objectives: a sampler that also looks for small networks has higher errors."""
+    """Compare the arms in all objectives, because a sampler that also searches for small networks has higher errors."""
     records = {record.number: record for record in s.records}
     rows = [
         [
@@ -280,7 +280,7 @@ _RULES = {
 def _stopping(s: Study) -> Check:
     rule = str(s.config.get("stopping", "none"))
     if rule == "none":
-        return Check("fact", "No early stopping", "Every trial was to run for all its epochs.")
+        return Check("fact", "No early stopping", "Every trial was planned to run for all its epochs.")
     name, body = _RULES.get(rule, (rule, ""))
     stopped, paused = s.of("stopped"), s.of("paused")
     pauses, promotions = count_pauses(s.events)
@@ -312,15 +312,15 @@ def _fidelity(s: Study) -> Check | None:
     if early.empty:
         return None
     rungs = sorted(stop_epochs(s.events, whole_log=True))
-    at = early[early["epoch"].isin(rungs)] if rungs else early
-    row = (at if len(at) else early).iloc[0 if rungs else len(early) // 2]
+    at_rungs = early[early["epoch"].isin(rungs)] if rungs else early
+    row = (at_rungs if len(at_rungs) else early).iloc[0 if rungs else len(early) // 2]
     last, n = int(rhos["epoch"].max()), int(row["n"])
-    where = "the first rung" if len(at) and rungs else "half of the schedule"
+    position = "the first rung" if len(at_rungs) and rungs else "half of the schedule"
     bounds = f", 95% interval {row['low']:.2f} to {row['high']:.2f}" if math.isfinite(row["low"]) else ""
-    sure = math.isfinite(row["low"]) and row["low"] > 0.5
+    is_clear = math.isfinite(row["low"]) and row["low"] > 0.5
     return Check(
-        "fact" if sure else "mind",
-        f"Rank correlation of epoch {int(row['epoch'])} ({where}) with epoch {last}: ρ = {row['rho']:.2f}",
+        "fact" if is_clear else "mind",
+        f"Rank correlation of epoch {int(row['epoch'])} ({position}) with epoch {last}: ρ = {row['rho']:.2f}",
         f"Spearman's rank correlation over {words.several(n, 'complete trial')}{bounds}; 1 means the same order, 0 no"
         " relation. Only trials that ran to the end are included; if poor trials were stopped, the remaining networks"
         " are similar, which lowers the correlation.",
@@ -374,10 +374,10 @@ def _rescued(s: Study) -> list[str]:
         )
     losses = sum(record.losses for record in s.records)
     if losses:
-        hit = [f"#{record.number}" for record in s.records if record.losses]
+        affected = [f"#{record.number}" for record in s.records if record.losses]
         sentences.append(
             f"{words.several(losses, 'worker was', 'workers were')} lost; the trials resumed from their checkpoints"
-            f" ({words.joined(hit)})."
+            f" ({words.joined(affected)})."
         )
     return sentences
 

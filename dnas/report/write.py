@@ -1,11 +1,11 @@
-"""Write the report of a study: one page in the order in which a reader asks, with its figures and tables beside it.
+"""Writer of the report of a study: one page, with its figures and tables in the same folder.
 
     reports/<study>/index.html              self-contained: styles, figures, numbers and scripts are inside
     reports/<study>/*.svg, *.png, *.pdf     each figure; *.csv has its numbers
     reports/<study>/trials.csv              `dnas.study.folder.read_study`; pareto.csv has the rows of the front
 
-The page is made from the files of the study alone. Nothing here imports optuna, and torch is imported only to read the
-norms of the best network from its checkpoint.
+The page is made from the files of the study alone. This module does not import optuna, and imports
+torch only to read the norms of the best network from its checkpoint.
 """
 
 import time
@@ -24,13 +24,13 @@ EXPLANATIONS = (  # figures of the section "What mattered"
     *("best_so_far", "importance", "fanova", "interactions", "path"),
     *("slices", "parallel", "distribution", "timeline"),
 )
-WATCH_SECONDS = 15  # between two versions of a watched page
+WATCH_SECONDS = 15  # interval between two versions of a watched page
 
 
 def write_report(study: str | Path, out: Path | None = None, refresh: float | None = None) -> Path:
     """Write the report of a study and return the path of its index.html.
 
-    It works at any time: before the first trial, during a search, and after it. Ablations have a page of their own
+    It works at any time: before the first trial, during a search, and after it. Ablations have a separate page
     (`dnas.report.ablation`).
 
     Args:
@@ -117,7 +117,7 @@ def watch_report(study: str | Path, out: Path | None = None, say: Callable[[str]
 
 
 def _stamp(folder: Path) -> tuple[int, int]:
-    """Return a value that changes with the study: of its log, or of the folders of its trials where there is no log."""
+    """Return a value that changes with the study: of its log, or of its trial folders if there is no log."""
     log = folder / "events.jsonl"
     if log.exists():
         return log.stat().st_size, log.stat().st_mtime_ns

@@ -1,4 +1,4 @@
-"""Write a reproduction as one page, with its figures and tables beside it.
+"""Writer of a reproduction as one page, with its figures and tables in the same folder.
 
 reports/reproduce/<target>-<budget>/index.html     self-contained: styles and figures are inside
 reports/reproduce/<target>-<budget>/*.svg, *.png, *.pdf, *.csv
@@ -31,7 +31,7 @@ def write_page(plan: Plan, result: Result, folder: StudyFolder | None, out: Path
     Args:
         plan: The target and its budget.
         result: Findings, figures and tables.
-        folder: The study, or None where nothing was trained.
+        folder: The study, or None if nothing was trained.
         out: Folder of the page.
     """
     drawn = {
@@ -67,7 +67,7 @@ def _facts(plan: Plan, folder: StudyFolder | None) -> list[tuple[str, str]]:
     return [
         ("study", str(folder.path)),
         ("runs", several(len(plan.runs), "run") + f" from {several(plan.seeds, 'seed')}"),
-        ("training", f"{duration(sum(record.seconds for record in records))} in all, on {', '.join(devices)}"),
+        ("training", f"{duration(sum(record.seconds for record in records))} in total, on {', '.join(devices)}"),
         ("recipe", ", ".join(f"{key} {value}" for key, value in plan.recipe.to_dict().items() if key != "name")),
         ("data", f"{data['title']}, {data['train_size']:,} training images, fingerprint {data['fingerprint'][:16]}"),
         ("split", f"seed {data['split_seed']}, augmentation {data['augmentation']}"),

@@ -20,7 +20,7 @@ from dnas.reproduce.targets import Plan
 from dnas.study.folder import StudyFolder
 
 BC = "DenseNet-BC"
-SIMILAR = 0.01  # errors that differ by less than one percentage point are called similar
+SIMILAR = 0.01  # errors that differ by less than one percentage point count as similar
 PUBLISHED_RATIO = 3.0  # Figure 4's caption: DenseNet-BC "only requires around 1/3 of the parameters of ResNets"
 # From the documentation of torchvision, including classifiers and norms.
 TORCHVISION = {"DenseNet-121": 7_978_856, "DenseNet-169": 14_149_480, "DenseNet-201": 20_013_928}
@@ -59,9 +59,9 @@ def read_result(plan: Plan, folder: StudyFolder | None) -> Result:
     if folder is None:
         return _table1()
     frame = read_runs(folder.path)
-    asked = {run.key for run in plan.runs}
+    planned = {run.key for run in plan.runs}
     done = frame[frame["state"] == "complete"] if len(frame) else frame
-    done = done[[key in asked for key in done["key"]]] if len(done) else done
+    done = done[[key in planned for key in done["key"]]] if len(done) else done
     if not len(done):
         raise InputError(f"no run of {folder.name} is complete, so there is nothing to draw yet.")
     readers: dict[str, Callable[[Plan, StudyFolder, pd.DataFrame], Result]] = {
@@ -176,12 +176,12 @@ def _family_table(networks: Sequence[Sized], by: str) -> pd.DataFrame:
 
 
 def _reading_table(readings: Sequence[IsoError], points: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Return the readings as a table, with the published ratio where `points` has both families."""
+    """Return the comparisons as a table, with the published ratio if `points` has both families."""
     groups = set(points["group"]) if points is not None else set()
     networks = sized(points, "params", "error") if points is not None else []
     rows = []
     for r in readings:
-        theirs = iso_error(networks, r.first, r.second) if {r.first, r.second} <= groups else None
+        published_ratio = iso_error(networks, r.first, r.second) if {r.first, r.second} <= groups else None
         rows.append(
             {
                 "first": r.first,
@@ -190,8 +190,10 @@ def _reading_table(readings: Sequence[IsoError], points: pd.DataFrame | None = N
                 "times_fewer": r.ratio,
                 "from": r.low,
                 "to": r.high,
-                "published_times_fewer": theirs.ratio if theirs else None,
-                "published_more_than": theirs.bound if theirs and theirs.beyond > 0 else None,
+                "published_times_fewer": published_ratio.ratio if published_ratio else None,
+                "published_more_than": published_ratio.bound
+                if published_ratio and published_ratio.beyond > 0
+                else None,
                 "p": r.p,
                 "shared_error_low": r.range[0] if r.range else None,
                 "shared_error_high": r.range[1] if r.range else None,
@@ -279,13 +281,13 @@ def about_a_third(reading: IsoError, comparable: bool) -> Finding:
     """Compare the interval with the published ratio of three. On other data the result is inconclusive."""
     claim = "the ratio agrees with the published one, about three"
     if reading.ratio is None or reading.low is None or reading.high is None:
-        return Finding(claim, "cannot tell", "there is no ratio with an interval here")
+        return Finding(claim, "cannot tell", "there is no ratio with an interval")
     inside = reading.low <= PUBLISHED_RATIO <= reading.high
     numbers = f"3 is {'inside' if inside else 'outside'} the 95% interval {reading.low:.1f} to {reading.high:.1f}"
-    wide = inside and reading.low <= 1 <= reading.high
+    includes_one = inside and reading.low <= 1 <= reading.high
     if not comparable:
         return Finding(claim, "cannot tell", f"{numbers}, but these are not the data that it was published for")
-    return Finding(claim, "cannot tell" if wide else "holds" if inside else "does not hold", numbers)
+    return Finding(claim, "cannot tell" if includes_one else "holds" if inside else "does not hold", numbers)
 
 
 def _fig3(plan: Plan, folder: StudyFolder, done: pd.DataFrame) -> Result:
@@ -301,7 +303,7 @@ def _fig3(plan: Plan, folder: StudyFolder, done: pd.DataFrame) -> Result:
         published=points,
         published_error=None if plan.info.name == "imagenet" else "single-crop error on ImageNet, Table 3",
     )
-    both = pd.concat([_family_table(networks[by], by) for by in networks], ignore_index=True)
+    networks_table = pd.concat([_family_table(networks[by], by) for by in networks], ignore_index=True)
     caption = _caption("Figure 3", plan) + (
         " The paper published no numbers for the ResNets of this figure. The hollow points are the DenseNets of Table"
         " 3, with params and multiply-adds computed by dnas."
@@ -309,7 +311,7 @@ def _fig3(plan: Plan, folder: StudyFolder, done: pd.DataFrame) -> Result:
     return Result(
         findings,
         {"figure": (figure, caption)},
-        {"readings": (_reading_table(readings), _READINGS.partition(":")[0]), "networks": (both, _TABLE)},
+        {"readings": (_reading_table(readings), _READINGS.partition(":")[0]), "networks": (networks_table, _TABLE)},
         ("readings", "networks"),
     )
 
@@ -373,11 +375,15 @@ def _fig4_right(plan: Plan, folder: StudyFolder, done: pd.DataFrame) -> Result:
     ratio = size["ResNet"] / size[BC]
     claim = f"DenseNet-BC with {ratio:.0f} times fewer params ends within a point of the ResNet's error, or below"
     findings = (
-        Finding(claim, error.verdict_below(SIMILAR), f"its error less the ResNet's: {error.said(100, ' points')}"),
+        Finding(
+            claim,
+            error.verdict_below(SIMILAR),
+            f"difference of its error from the ResNet's: {error.text(100, ' points')}",
+        ),
         Finding(
             "the ResNet ends at a lower training loss",
             error_verdict(loss),
-            f"DenseNet-BC's training loss less the ResNet's: {loss.said(1, ' nats')}",
+            f"difference of DenseNet-BC's training loss from the ResNet's: {loss.text(1, ' nats')}",
         ),
     )
     mean = ends["val_error"].dropna().mean()
@@ -424,7 +430,8 @@ class Paired:
             return "cannot tell"
         return "holds" if self.interval[1] < bar else "does not hold"
 
-    def said(self, factor: float, unit: str) -> str:
+    def text(self, factor: float, unit: str) -> str:
+        """Return the difference and its interval as text, multiplied by `factor`."""
         text = f"{factor * self.mean:+.2f}{unit}"
         if self.interval is None:
             return f"{text}, from one pair of runs"
@@ -470,26 +477,37 @@ def _fig5(plan: Plan, folder: StudyFolder, done: pd.DataFrame) -> Result:
     histories = read_histories([folder.trial_folder(int(number)) / "checkpoint.pt" for number in done["number"]])
     reuse = feature_reuse(histories)
     findings = tuple(
-        Finding(one.claim, one.verdict, _observed(one.measure, one.value, one.low, one.high, one.untrained, one.bar))
-        for one in observe(histories)
+        Finding(
+            observation.claim,
+            observation.verdict,
+            _observed(
+                observation.measure,
+                observation.value,
+                observation.low,
+                observation.high,
+                observation.untrained,
+                observation.bar,
+            ),
+        )
+        for observation in observe(histories)
     )
     caption = (
         f"Figure 5 of the paper for {done['network'].iloc[0]}, the mean of {several(len(done), 'seed')}. Rows are"
         " sources, columns targets. Frames mark transitions and the classifier; hatched cells do not differ from the"
-        " same networks untrained."
+        " untrained networks."
     )
     return Result(
         findings,
         {"figure": (plot_reuse(reuse), caption)},
         {"reuse": (reuse.frame(), "Every cell of the heatmaps")},
         (),
-        ("The paper shows one network and states its observations without numbers. Measures and thresholds are ours.",),
+        ("The paper shows one network and states its observations without numbers. The measures are those of dnas.",),
     )
 
 
 def _observed(measure: str, value: float, low: float, high: float, untrained: float | None, bar: float) -> str:
     if math.isnan(value):
-        return "nothing in this network to measure it on"
+        return "cannot be measured on this network"
     text = f"{measure} {value:.2f}"
     text += f" (95% interval {low:.2f} to {high:.2f}" if not math.isnan(low) else " (too few for an interval"
     return text + (f"; untrained {untrained:.2f}" if untrained is not None else "") + f"; the bar is {bar:g})"
@@ -503,9 +521,9 @@ def _table1() -> Result:
     for row in published_table1().to_dict("records"):
         spec = parse_name(str(row["model"]).lower().replace("-", ""))
         assert isinstance(spec, DenseNetSpec)
-        price, blocks = cost(spec), tuple(int(row[f"block_{i}"]) for i in range(1, 5))
-        stated = int(str(row["model"]).rpartition("-")[2])
-        theirs = TORCHVISION.get(str(row["model"]))
+        network_cost, blocks = cost(spec), tuple(int(row[f"block_{i}"]) for i in range(1, 5))
+        published_depth = int(str(row["model"]).rpartition("-")[2])
+        torchvision_params = TORCHVISION.get(str(row["model"]))
         rows.append(
             {
                 "model": row["model"],
@@ -514,17 +532,17 @@ def _table1() -> Result:
                 "block_layers": "-".join(map(str, spec.block_layers)),
                 "block_layers_published": "-".join(map(str, blocks)),
                 "depth": spec.depth,
-                "depth_published": stated,
-                "params": price.params,
-                "params_torchvision": theirs,
-                "macs": price.macs,
+                "depth_published": published_depth,
+                "params": network_cost.params,
+                "params_torchvision": torchvision_params,
+                "macs": network_cost.macs,
                 "equal": spec.block_layers == blocks and set(spec.growth_rates) == {int(row["growth_rate"])},
             }
         )
     frame = pd.DataFrame(rows).astype({"params_torchvision": "Int64"})
     equal = int(frame["equal"].sum())
     known = frame[frame["params_torchvision"].notna()]
-    same = int((known["params"] == known["params_torchvision"]).sum())
+    equal_params = int((known["params"] == known["params_torchvision"]).sum())
     findings = (
         Finding(
             "the architectures are the published ones",
@@ -535,9 +553,9 @@ def _table1() -> Result:
         ),
         Finding(
             "their sizes equal those of torchvision's networks",
-            "holds" if same == len(known) else "does not hold",
-            f"params equal torchvision's exactly for {same} of {len(known)} (it has no DenseNet-264, and Table 1 states"
-            " no sizes)",
+            "holds" if equal_params == len(known) else "does not hold",
+            f"params equal torchvision's exactly for {equal_params} of {len(known)} (it has no DenseNet-264, and Table"
+            " 1 states no sizes)",
         ),
     )
     return Result(findings, {}, {"architectures": (frame, "Comparison with Table 1")}, ("architectures",))
@@ -552,16 +570,16 @@ def _table2(plan: Plan, folder: StudyFolder, done: pd.DataFrame) -> Result:
     below: list[str] = []
     unclear: list[str] = []
     for row in published_table2().to_dict("records"):
-        price, name = cost(parse_name(row["name"])), row["name"]
-        right = round(price.params / 1e6, 1) == row["params_millions"]
-        sizes.append(right)
+        network_cost, name = cost(parse_name(row["name"])), row["name"]
+        is_equal = round(network_cost.params / 1e6, 1) == row["params_millions"]
+        sizes.append(is_equal)
         measured = ours.get(name)
         rows.append(
             {
                 "network": name,
-                "params": price.params,
+                "params": network_cost.params,
                 "params_published_millions": row["params_millions"],
-                "macs": price.macs,
+                "macs": network_cost.macs,
                 f"{plan.error}_here": measured.mean if measured else None,
                 "low": measured.low if measured else None,
                 "high": measured.high if measured else None,
@@ -570,8 +588,8 @@ def _table2(plan: Plan, folder: StudyFolder, done: pd.DataFrame) -> Result:
             }
         )
         if measured and plan.final:
-            where = below if measured.high < row["error"] else above if measured.low > row["error"] else unclear
-            where.append(name)
+            group = below if measured.high < row["error"] else above if measured.low > row["error"] else unclear
+            group.append(name)
     equal = sum(sizes)
     findings = [
         Finding(

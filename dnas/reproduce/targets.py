@@ -18,9 +18,14 @@ class Budget:
     """Amount of training.
 
     Attributes:
-        epochs: None for the epochs of the recipe; the same applies to `batch_size`.
+        name: Name on the command line.
+        dataset: Name of the data set.
+        recipe: Name of the recipe.
+        epochs: Number of epochs. Defaults to that of the recipe.
+        batch_size: Images per batch. Defaults to that of the recipe.
         images: Approximate number of training images, for time estimates.
         seeds: Default number of seeds.
+        about: Description for help texts and the page.
     """
 
     name: str
@@ -42,11 +47,15 @@ class Target:
     """A table or figure of the paper.
 
     Attributes:
-        networks: Budget -> group -> names of networks.
+        name: Name on the command line.
+        title: Title of the page.
+        claim: Claim of the paper.
+        networks: Names of networks, by budget and group.
         least_seeds: Smallest number of seeds for an interval.
         final: Budgets that train on the validation images too and measure on the test images, as the paper did.
-        seeds: Budget -> number of seeds that replaces the default of the budget; the same applies to `epochs` and
-            `datasets`.
+        seeds: Number of seeds that replaces the default of a budget, by budget.
+        epochs: Number of epochs that replaces the default, by budget.
+        datasets: Data set that replaces the default, by budget.
     """
 
     name: str
@@ -213,7 +222,7 @@ class Listed:
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs of `dnas reproduce`. info: facts of the data set; final: whether errors are measured on the test set."""
+    """Runs of `dnas reproduce`. info: Properties of the data set. final: Whether errors are measured on test images."""
 
     target: Target
     budget: Budget

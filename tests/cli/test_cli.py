@@ -174,7 +174,7 @@ def test_spaces_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None
         ("export nothing -o x.onnx", "no study 'nothing'"),
         ("plot weight-norms nothing -o x.svg", "no study 'nothing'"),
         ("plot reuse nothing -o x.svg", "no study 'nothing'"),
-        ("plot reuse nothing -o x.gif", "saved as .svg, .png, .pdf"),
+        ("plot reuse nothing -o x.gif", "one of .svg, .png, .pdf"),
         ("plot weight-norms nothing --all -o x.svg", "no study 'nothing'"),
         ("verify nothing", "no study 'nothing'"),
         ("spaces show", "needs a space's name"),

@@ -349,7 +349,7 @@ def test_paired_difference_by_hand() -> None:
         "does not hold",
         "cannot tell",
     )
-    assert found.said(100, " points") == "+200.00 points (95% interval -48.41 to +448.41, 3 pairs)"
+    assert found.text(100, " points") == "+200.00 points (95% interval -48.41 to +448.41, 3 pairs)"
     level = paired(pd.DataFrame({"a": [0.2, 0.2], "b": [0.1, 0.1]}), "a", "b", 0.01)
     assert level.interval is not None
     assert level.interval[1] - 0.1 == pytest.approx(12.706205 * 0.01 / math.sqrt(6) / math.sqrt(2), rel=1e-6)
