@@ -1,4 +1,4 @@
-"""`--seeds auto`: add seeds to a comparison only while it is undecided (`dnas.analysis.sequential`).
+"""Rounds of `--seeds auto`: seeds are added to a comparison only while it is undecided (`dnas.analysis.sequential`).
 
 The runs of a seed follow from the results of the seeds before it. A resumed study therefore ends like an uninterrupted
 one, and no other state is stored.
@@ -24,10 +24,10 @@ def train_rounds(
     """Train seed after seed until each comparison is decided, the seeds are used up, or the budget is spent.
 
     Args:
-        plan: The plan, with as many seeds as there can be.
+        plan: The plan, with the maximum number of seeds.
         folder: The study.
-        train: Trains a list of runs that grows from call to call; returns the reason if it stopped early.
-        budget: Seconds of training after which no further seed is started; None for no limit.
+        train: Trains a list of runs, which grows from call to call. Returns the reason if it stopped early.
+        budget: Seconds of training after which no further seed is started. None for no limit.
         note: Receives progress messages.
 
     Returns:

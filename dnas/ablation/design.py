@@ -15,7 +15,7 @@ from dnas.errors import InputError
 DESIGNS = ("one-at-a-time", "factorial", "fractional", "list")
 TIMES = " × "
 
-Levels = Mapping[str, Sequence[Any]]  # of each factor, the base's first
+Levels = Mapping[str, Sequence[Any]]  # levels of each factor, the base's first
 Word = frozenset[str]  # a product of factors
 
 
@@ -41,7 +41,8 @@ class Fraction:
     """A regular two-level fraction of a factorial design.
 
     Attributes:
-        generators: Factor -> the product of other factors that determines its level.
+        factors: Names of the factors.
+        generators: Product of other factors that determines the level of a factor, by factor.
     """
 
     factors: tuple[str, ...]
@@ -76,7 +77,7 @@ class Fraction:
     def confounded(self) -> list[str]:
         """Describe each set of confounded main effects and two-factor interactions, one line per set.
 
-        The shortest aliases of a main effect are listed even where they are longer than two factors.
+        The shortest aliases of a main effect are listed even if they are longer than two factors.
         """
         lines, seen = [], set[Word]()
         mains = [frozenset({name}) for name in self.factors]
@@ -141,7 +142,7 @@ def check_two_levels(levels: Levels) -> None:
 def best_fraction(factors: Sequence[str], halvings: int) -> Fraction:
     """Return the 2^-halvings fraction with the highest resolution and, among those, the least aberration.
 
-    Least aberration means the fewest short words (Fries and Hunter 1980). The first of several equal ones is returned.
+    Least aberration means the fewest short words (Fries and Hunter 1980). Ties go to the first fraction.
 
     Raises:
         InputError: If no such fraction keeps the main effects apart.
@@ -167,7 +168,7 @@ def best_fraction(factors: Sequence[str], halvings: int) -> Fraction:
 
 
 def read_generators(factors: Sequence[str], texts: Sequence[str]) -> Fraction:
-    """Return the fraction with generators such as `dropout = bottleneck * compression`."""
+    """Parse generators such as `dropout = bottleneck * compression`, and return their fraction."""
     generators: dict[str, Word] = {}
     for text in texts:
         name, equals, product = (part.strip() for part in text.partition("="))

@@ -20,7 +20,7 @@
     [names]                               # names of variants
     BC = { compression = 0.5 }
 
-The way in which [base] states the depth is kept: with `L=22` a network with a bottleneck has fewer layers, with
+Variants keep the way in which [base] states the depth. With `L=22` a variant with a bottleneck has fewer layers. With
 `layers=6-6-6` it is deeper.
 """
 
@@ -69,9 +69,19 @@ class Definition:
     """A parsed ablation file.
 
     Attributes:
-        seeds: The seeds, or "auto" where seeds are added as they are needed.
-        levels: Factor -> its levels, the base's first; empty for a list of variants.
-        variants: The base first.
+        name: Name of the ablation.
+        title: First comment line of the file.
+        text: Content of the file.
+        question: Question of the study.
+        dataset: Name of the data set.
+        design: One of `DESIGNS`.
+        equal: Quantity held equal, one of `EQUAL`.
+        tolerance: Largest accepted relative deviation of that quantity.
+        seeds: The seeds, or "auto" if seeds are added as they are needed.
+        alpha: Level of the family of tests.
+        levels: Levels of each factor, the base's first. Empty for a list of variants.
+        fraction: Fraction of a fractional design, else None.
+        variants: The variants, the base first.
     """
 
     name: str
@@ -107,11 +117,11 @@ def ablation_files() -> dict[str, Path]:
 
 
 def load_definition(name: str, **overrides: Any) -> Definition:
-    """Load the ablation called `name`, or the file `name` where it ends with `.toml`.
+    """Load the ablation called `name`, or the file `name` if it ends with `.toml`.
 
     Args:
         name: Name of an ablation, or path of its file.
-        overrides: `seeds` (as in the file), `dataset`, `epochs`, `subset` and `data_root`; None keeps the file's value.
+        overrides: `seeds` (as in the file), `dataset`, `epochs`, `subset` and `data_root`. None keeps the file's value.
 
     Raises:
         InputError: With all problems of the file at once.
@@ -142,7 +152,7 @@ def parse_definition(content: Mapping[str, Any], text: str, name: str, where: st
         text: The file as text, which the study keeps. Its first comment line is the title.
         name: Name of the ablation.
         where: Path of the file, for messages.
-        overrides: As of `load_definition`.
+        overrides: As for `load_definition`.
 
     Raises:
         InputError: With all problems of the file at once.
@@ -211,9 +221,9 @@ class _Reader:
 
     def _value(self, key: str, default: Any, kind: type, holds: Callable[[Any], bool], constraint: str) -> Any:
         value = self.content.get(key, default)
-        right = isinstance(value, int | float if kind is float else kind) and not isinstance(value, bool)
-        if not right or not holds(value):
-            expected = constraint if right or kind is float else f"expected {constraint}"
+        is_valid_type = isinstance(value, int | float if kind is float else kind) and not isinstance(value, bool)
+        if not is_valid_type or not holds(value):
+            expected = constraint if is_valid_type or kind is float else f"expected {constraint}"
             self.problems.append(f"{key}: {expected}, but got {value!r}.")
             return default
         return kind(value)
@@ -268,7 +278,7 @@ class _Reader:
                 self._try("[recipe] ", lambda: base.recipe_with({}))
 
     def _try(self, where: str, make: Callable[[], Any]) -> Any:
-        """Return the result of `make`, or None and note the problem where it raises `InputError`."""
+        """Return the result of `make`. If it raises `InputError`, record the problem and return None."""
         try:
             return make()
         except InputError as error:
@@ -304,7 +314,7 @@ class _Reader:
         return name
 
     def _check_field(self, name: str, where: str) -> bool:
-        """Return whether a study may set the field `name`, and note the problem where it may not."""
+        """Return whether a study may set the field `name`, and record the problem if not."""
         family = self.base.family
         if name in ("in_channels", "classes", "image_size"):
             hint = "; use data.image_size" if name == "image_size" else ""
@@ -317,7 +327,7 @@ class _Reader:
         return True
 
     def _settle_dropout(self) -> None:
-        """Set the dropout of a base that states none: without augmentation the recipe's, which all variants share."""
+        """Set the dropout of a base that states none. Without augmentation it is that of the recipe."""
         base = self.base
         if "dropout" in base.family.fields and "dropout" not in base.fields:
             augmented = base.data_with({})["augmentation"] != "none"
@@ -340,7 +350,7 @@ class _Reader:
         return levels
 
     def _levels_of(self, name: str, given: Any) -> tuple[Any, ...] | None:
-        """Return the levels of one factor, the base's first; None where they cannot be used."""
+        """Return the levels of one factor, the base's first, or None if they are invalid."""
         where = f"[factors] {name}: "
         if not isinstance(given, list) or len(given) < 2:
             self.problems.append(where + f"expected a list of at least two levels, but got {given!r}.")
@@ -379,7 +389,7 @@ class _Reader:
         return ""
 
     def _check_factor(self, name: str, where: str, equal: str) -> bool:
-        """Return whether `name` may be a factor, and note the problem where it may not."""
+        """Return whether `name` may be a factor, and record the problem if not."""
         part, dot, key = name.rpartition(".")
         if dot and part not in ("recipe", "data"):
             self.problems.append(where + "a factor is a field of the spec, recipe.FIELD or data.FIELD.")
@@ -400,14 +410,14 @@ class _Reader:
         solved["macs"] = solved["params"]
         if name in solved.get(equal, set()):
             self.problems.append(
-                where + f'with equal = "{equal}" it is solved for in each variant, which overrides its levels; remove'
-                ' it, or set equal = "nothing".'
+                where + f'with equal = "{equal}" it is solved for each variant, which overrides its levels; remove it,'
+                ' or set equal = "nothing".'
             )
             return False
         return True
 
     def _listed(self, base: str, equal: str) -> dict[str, dict[str, Any]]:
-        """Return name -> changes of each of [[variants]]."""
+        """Return the changes of each of [[variants]], by name."""
         if "factors" in self.content:
             self.problems.append('[factors] requires another design; design = "list" uses [[variants]].')
         entries = self.content.get("variants", [])
@@ -443,7 +453,7 @@ class _Reader:
         if generators is not None:
             if share is not None:
                 self.problems.append("fraction and generators exclude each other; remove one of them.")
-            elif not isinstance(generators, list) or not all(isinstance(one, str) for one in generators):
+            elif not isinstance(generators, list) or not all(isinstance(generator, str) for generator in generators):
                 self.problems.append(f'generators: expected a list such as ["C = A * B"], but got {generators!r}.')
             else:
                 return self._try("generators: ", lambda: read_generators(list(levels), generators))
@@ -500,7 +510,7 @@ class _Reader:
 
 
 def read_seeds(value: Any) -> tuple[int, ...] | str:
-    """Return the seeds of a number (0, 1, ...) or a list of seeds; "auto" is returned as it is."""
+    """Return the seeds of a list, or the seeds 0, 1, ... of a number. "auto" is returned unchanged."""
     if value == AUTO:
         return AUTO
     if isinstance(value, int) and not isinstance(value, bool):
@@ -526,10 +536,14 @@ def read_seeds(value: Any) -> tuple[int, ...] | str:
 
 
 def _flat(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested tables as dotted keys: TOML reads `recipe.epochs = ...` as a table inside the table."""
+    """Flatten nested tables to dotted keys, because TOML reads `recipe.epochs = ...` as a nested table."""
     flat: dict[str, Any] = {}
     for key, value in table.items():
-        flat |= {f"{key}.{name}": one for name, one in value.items()} if isinstance(value, dict) else {key: value}
+        flat |= (
+            {f"{key}.{name}": nested_value for name, nested_value in value.items()}
+            if isinstance(value, dict)
+            else {key: value}
+        )
     return flat
 
 
@@ -538,7 +552,7 @@ def _as_text(value: Any) -> str:
 
 
 def _facts_of_files(info: DataInfo, data_root: Path | None) -> dict[str, Any]:
-    """Return the number of classes and channels of a folder data set, for which its files must be read."""
+    """Return the number of classes and channels of a folder data set, which requires reading its files."""
     from dnas.data import load_dataset
 
     data = load_dataset(info.name, data_root=data_root)

@@ -1,4 +1,4 @@
-"""Training along the path from one network of a search to its best, one choice at a time."""
+"""Training of the networks on the path from one network of a search to its best."""
 
 import dataclasses
 import itertools
@@ -21,7 +21,7 @@ from dnas.study.record import rank
 if TYPE_CHECKING:
     from dnas.batch.runs import PlannedRun  # which imports torch
 
-SEEDS = 3  # per network of the path, unless told otherwise
+SEEDS = 3  # default number of seeds per network of the path
 
 
 def path_of(folder: StudyFolder, evidence: Evidence, source: str | None = None, bootstraps: int = BOOTSTRAPS) -> Path:
@@ -29,9 +29,9 @@ def path_of(folder: StudyFolder, evidence: Evidence, source: str | None = None, 
 
     Args:
         folder: The study.
-        evidence: Its trials, see `dnas.analysis.evidence.read_evidence`.
-        source: Start of the path: a trial's number or a network's name. None is the first network of the space.
-        bootstraps: Resamples of the trials, for the intervals.
+        evidence: Its trials, as returned by `dnas.analysis.evidence.read_evidence`.
+        source: Start of the path: a trial's number or a network's name. Defaults to the first network of the space.
+        bootstraps: Number of resamples of the trials, for the intervals.
     """
     best = next(iter(rank(folder.records())), None)
     if best is None:
@@ -53,16 +53,16 @@ def _source(folder: StudyFolder, space: Space, source: str | None) -> Mapping[st
                 return record.params
         raise InputError(f"study {folder.name} has no trial {source}.")
     spec = parse_name(source)
-    of_data = {name: space.fixed[name] for name in ("in_channels", "image_size", "classes") if name in space.fixed}
-    return params_of(space, dataclasses.replace(spec, **of_data))
+    data_fields = {name: space.fixed[name] for name in ("in_channels", "image_size", "classes") if name in space.fixed}
+    return params_of(space, dataclasses.replace(spec, **data_fields))
 
 
 def planned(folder: StudyFolder, evidence: Evidence, path: Path, seeds: int) -> "list[PlannedRun]":
     """List the runs: each network of the path from each seed.
 
     A seed has its own split of the data, and all networks of a seed share its random streams. The search's seed and
-    split, by which the best network was selected, are not used. A run's key names network and seed, so another path of
-    the study trains only the networks that are new.
+    split, by which the best network was selected, are not used. The key of a run contains its network and seed, so
+    another path of the same study trains only new networks.
     """
     from dnas.batch.runs import PlannedRun
 

@@ -1,4 +1,4 @@
-"""Plan of an ablation: its runs, their cost, and whether they can lead to a conclusion, known before the first run."""
+"""Plan of an ablation, made before the first run: its runs, their cost, and whether they can lead to a conclusion."""
 
 import dataclasses
 import math
@@ -19,19 +19,23 @@ from dnas.study.config import LIST, RunConfig
 from dnas.study.folder import StudyFolder
 from dnas.training.devices import list_devices
 
-DEFAULT_MAX_SEEDS = 20  # of `--seeds auto`
-TIMING_ROUNDS = 5  # in which each variant's step is timed, where training seconds are held equal
+DEFAULT_MAX_SEEDS = 20  # for `--seeds auto`
+TIMING_ROUNDS = 5  # rounds in which each variant's step is timed, if training seconds are held equal
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A definition, and the options of the command.
+    """A definition with the options of the command.
 
     Attributes:
-        seeds: The seeds; with `--seeds auto`, as many as there can be.
-        images: Number of training images by the `subset` of a variant.
-        earlier: Numbers of seeds of which the study already had results when more were requested. Adding seeds after
-            a look at the results makes p smaller than it should be.
+        definition: The parsed ablation file.
+        study: Name of the study.
+        seeds: The seeds. With `--seeds auto`, the maximum number of them.
+        auto: Whether seeds are added as they are needed.
+        final: Whether runs train on the validation images too and measure on the test images.
+        images: Number of training images, by the `subset` of a variant.
+        earlier: Numbers of seeds with results at the times when more were requested. Adding seeds after a look at the
+            results makes p too small.
     """
 
     definition: Definition
@@ -83,7 +87,7 @@ def make_plan(
 ) -> Plan:
     """Make the plan of a new study, or of one that is continued.
 
-    Loads the data. Where training seconds are held equal, times a few steps, once per study.
+    Loads the data. If training seconds are held equal, times a few steps, once per study.
 
     Args:
         definition: The parsed ablation file.
@@ -91,7 +95,7 @@ def make_plan(
         means: Data, device, threads and workers.
         final: Train on the validation images too, and measure on the test images.
         max_seeds: Largest number of seeds of `--seeds auto`.
-        asked: Whether the command named the seeds. If not, an existing study keeps its own.
+        asked: Whether the command named the seeds. If not, an existing study keeps its seeds.
         note: Receives progress messages.
 
     Raises:
@@ -109,11 +113,11 @@ def make_plan(
     max_seeds = max_seeds or stored.get("most", DEFAULT_MAX_SEEDS)
     if seeds == AUTO:
         first_look(len(definition.variants) - 1, definition.alpha, max_seeds)  # raises if these are too few
-    every = range(max_seeds) if seeds == AUTO else map(int, seeds)
+    all_seeds = range(max_seeds) if seeds == AUTO else map(int, seeds)
     earlier, before = tuple(stored.get("earlier", ())), stored.get("seeds", ())
     if seeds != AUTO and before and len(before) < len(seeds) and _has_results(folder):
         earlier = (*earlier, len(before))
-    return Plan(definition, folder.name, tuple(every), seeds == AUTO, final, images, earlier)
+    return Plan(definition, folder.name, tuple(all_seeds), seeds == AUTO, final, images, earlier)
 
 
 def _has_results(folder: StudyFolder) -> bool:
@@ -123,15 +127,15 @@ def _has_results(folder: StudyFolder) -> bool:
 def _seeds(
     seeds: tuple[int, ...] | str, stored: Mapping[str, Any], study: str, max_seeds: int | None, asked: bool
 ) -> tuple[int, ...] | str:
-    """Return "auto", or all seeds of the study. Seeds that an existing study has are kept."""
+    """Return "auto", or all seeds of the study, including those that it already has."""
     before = stored.get("seeds")
     if before is not None and not asked:
         seeds = before if before == AUTO else (*before, *(() if seeds == AUTO else seeds))
     if before is not None and (before == AUTO) != (seeds == AUTO):
-        then, now = (AUTO if one == AUTO else several(len(one), "seed") for one in (before, seeds))
+        before_text, new_text = (AUTO if value == AUTO else several(len(value), "seed") for value in (before, seeds))
         raise InputError(
-            f"study {study} was started with seeds: {then} (now {now}); the number of seeds must not depend on the"
-            " results, so name another study with --study."
+            f"study {study} was started with seeds: {before_text} (now {new_text}); the number of seeds must not"
+            " depend on the results, so name another study with --study."
         )
     if seeds != AUTO:
         if max_seeds is not None:
@@ -199,7 +203,7 @@ def _equal_seconds(
 def _epoch_seconds(variants: Sequence[Variant], images: Mapping[int | None, int], means: RunConfig) -> dict[str, float]:
     """Return the seconds of an epoch of each variant.
 
-    The variants are timed in turns, and the fastest turn counts: other processes on this machine can only slow it.
+    The variants are timed in turns, and the fastest turn counts, because other processes can only slow a turn down.
     """
     device = list_devices(means.device)[0]
     rounds = [
@@ -249,11 +253,11 @@ def frozen_table(plan: Plan) -> dict[str, Any]:
     }
 
 
-# --- as text ------------------------------------------------------------------------------------------------------
+# --- text ---------------------------------------------------------------------------------------------------------
 
 
 def describe_plan(plan: Plan, folder: StudyFolder, means: RunConfig) -> str:
-    """Describe the plan in a few lines: design, variants with their costs, runs, time and disk. Times a few steps."""
+    """Describe the plan: design, variants with their costs, runs, time and disk. Times a few steps."""
     definition, runs = plan.definition, plan.runs
     variants, recipe = definition.variants, definition.base.recipe
     lines = [f"{definition.name}   {definition.title}", f"question  {definition.question}"]
@@ -262,12 +266,12 @@ def describe_plan(plan: Plan, folder: StudyFolder, means: RunConfig) -> str:
         lines.append(f"fraction  resolution {fraction.resolution}: {fraction.relation()}")
         lines += [f"{'aliases' if not number else '':10s}{line}" for number, line in enumerate(fraction.confounded())]
     width = max(len(variant.name) for variant in variants)
-    wide = max(len(format_name(variant.spec)) for variant in variants)
+    name_width = max(len(format_name(variant.spec)) for variant in variants)
     for number, variant in enumerate(variants):
         settings = [f"{key.removeprefix('recipe.')}={value}" for key, value in variant.changed.items() if "." in key]
         deviation = "" if variant.residual is None or not number else f"  {100 * variant.residual:+.2f}%"
         lines.append(
-            f"{'variants' if not number else '':10s}{variant.name:{width}s}  {format_name(variant.spec):{wide}s}"
+            f"{'variants' if not number else '':10s}{variant.name:{width}s}  {format_name(variant.spec):{name_width}s}"
             f" {count(variant.params):>8s} params {count(variant.macs):>8s} macs{deviation}"
             f"{'  ' + ', '.join(settings) if settings else ''}"
         )
@@ -331,13 +335,13 @@ def can_conclude(plan: Plan) -> str:
             f" {several(first, 'pair')} at the earliest, {pairs} at most"
         )
     needed = pairs_needed(comparisons, alpha)
-    least = min(1.0, comparisons * 2.0 ** (1 - pairs))
+    min_p = min(1.0, comparisons * 2.0 ** (1 - pairs))
     design = f"{several(comparisons, 'comparison')} with {several(pairs, 'pair')}"
     if pairs >= needed:
         return (
-            f"{design}: p can fall to {least:.2g}, so a difference can be found at {alpha:g} ({needed} pairs suffice)"
+            f"{design}: p can fall to {min_p:.2g}, so a difference can be found at {alpha:g} ({needed} pairs suffice)"
         )
     return (
-        f"INSUFFICIENT: {design} cannot reach {alpha:g}, the smallest possible p being {least:.2g}; {needed} pairs can:"
+        f"INSUFFICIENT: {design} cannot reach {alpha:g}, the smallest possible p being {min_p:.2g}; {needed} pairs can:"
         f" --seeds {needed}"
     )

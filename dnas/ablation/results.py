@@ -25,12 +25,20 @@ class Ablation:
     """An ablation as far as it has been run.
 
     Attributes:
+        folder: The study.
+        config: Content of its study.toml.
+        name: Name of the study.
+        question: Question of the study.
+        design: Kind of design.
+        equal: Quantity held equal.
+        base: Name of the base.
+        variants: The variants, the base first.
         frame: One row per run (`read_runs`).
-        values: Measured errors as fractions, one row per seed and one column per variant, the base first; NaN where
-            there is no result.
-        effects: Each variant against the base.
-        factorial: Main effects and interactions of a factorial design, else None. Also None after `--seeds auto`: the
-            comparisons decide how many seeds there are, which invalidates tests of other effects.
+        values: Measured errors as fractions, one row per seed and one column per variant, the base first. NaN if there
+            is no result.
+        effects: Comparisons of each variant with the base.
+        factorial: Main effects and interactions of a factorial design, else None. Also None after `--seeds auto`, where
+            the comparisons determine the number of seeds, which invalidates tests of other effects.
     """
 
     folder: StudyFolder
@@ -48,9 +56,9 @@ class Ablation:
 
     @property
     def earlier(self) -> tuple[int, ...]:
-        """Numbers of seeds whose results existed when more were requested.
+        """Numbers of seeds with results at the times when more were requested.
 
-        p is exact for a number of seeds that was fixed beforehand, and too small after such looks.
+        p is exact for a number of seeds that was fixed beforehand, and too small after looks at the results.
         """
         return tuple(self.config["ablation"].get("earlier", ()))
 

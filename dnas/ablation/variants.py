@@ -1,4 +1,4 @@
-"""Variants of an ablation: the base with some fields changed, and the width solved where sizes are held equal."""
+"""Variants of an ablation: the base with some fields changed, and its width solved if sizes are held equal."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from dnas.data.catalog import DataInfo, choose_augmentation, choose_image_size
 from dnas.errors import InputError
 from dnas.training.recipe import Recipe, make_recipe
 
-SIZES = ("params", "macs")  # held equal by solving for the width
+SIZES = ("params", "macs")  # quantities held equal by solving for the width
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,15 @@ class Variant:
     """A network with its training recipe and data.
 
     Attributes:
+        name: Name of the variant.
         levels: Level of each factor.
+        spec: The network.
+        recipe: Its training recipe.
         data: Arguments of `load_dataset` that the study sets.
-        residual: Relative deviation from the base where something is held equal: of the params or macs, or of the
-            training time that the number of epochs takes. None where nothing is held equal.
+        params: Number of parameters.
+        macs: Multiply-adds for one image.
+        residual: Relative deviation from the base in the quantity held equal: params, macs, or training time as
+            determined by the number of epochs. None if nothing is held equal.
         changed: Every field that differs from the base and its value, including `recipe.FIELD` and `data.FIELD`.
     """
 
@@ -43,7 +48,8 @@ class Base:
     """The base network, recipe and data set of an ablation, from which each variant is made by changing fields.
 
     Attributes:
-        info: Facts of the data set, None until it is known.
+        info: Properties of the data set. None until it is known.
+        family: Family of the base network.
         fields: Fields of the base network, as `Family.make` takes them.
         recipe: Arguments of `make_recipe`.
         data: Arguments of `load_dataset` that the study sets.
@@ -76,7 +82,7 @@ class Base:
         return make_recipe(str(name), self.info, **values)
 
     def data_with(self, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """Return subset, image size and augmentation, with the defaults of the data set where the study sets none."""
+        """Return subset, image size and augmentation, with the defaults of the data set if the study sets none."""
         assert self.info is not None
         values = self.data | _without_prefix("data", changes)
         for key in ("subset", "image_size"):
@@ -110,8 +116,8 @@ def make_variants(
 
     Args:
         base: The base network, recipe and data.
-        levels_of: Name of each variant -> its changes, the base first.
-        equal: Quantity that is held equal: nothing, params, macs or seconds. For params and macs the width is solved.
+        levels_of: Changes of each variant, by name, the base first.
+        equal: Quantity held equal: nothing, params, macs or seconds. For params and macs the width is solved.
         tolerance: Largest relative deviation from the base's params or macs.
         problems: Receives a message for each variant that cannot be made or that repeats another one.
     """
@@ -147,10 +153,10 @@ def make_variants(
 def _check_distinct(variants: Mapping[str, Variant], problems: list[str]) -> None:
     first_name: dict[tuple[Any, ...], str] = {}
     for name, variant in variants.items():
-        same = first_name.setdefault(identity(variant.spec, variant.recipe, variant.data), name)
-        if same != name:
+        earlier = first_name.setdefault(identity(variant.spec, variant.recipe, variant.data), name)
+        if earlier != name:
             problems.append(
-                f"variants {same} and {name} are the same run, {format_name(variant.spec)}; remove one of them."
+                f"variants {earlier} and {name} are the same run, {format_name(variant.spec)}; remove one of them."
             )
 
 
@@ -179,7 +185,7 @@ def identity(spec: Spec, recipe: Recipe, data: Mapping[str, Any]) -> tuple[Any, 
 
 
 def change_fields(values: Mapping[str, Any], changes: Mapping[str, Any], family: Family) -> dict[str, Any]:
-    """Return fields for `Family.make`. The layers of each block and a depth exclude each other; the change wins."""
+    """Return fields for `Family.make`. The layers of each block exclude a depth, and the change takes precedence."""
     values = dict(values)
     if family.layers in changes:
         values.pop("depth", None)
@@ -195,10 +201,10 @@ def _without_prefix(part: str, changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def freeze(value: Any) -> Any:
-    """Return a list as a tuple, and any other value as it is."""
+    """Return a list as a tuple, and any other value unchanged."""
     return tuple(value) if isinstance(value, list) else value
 
 
 def thaw(value: Any) -> Any:
-    """Return a tuple as a list, and any other value as it is."""
+    """Return a tuple as a list, and any other value unchanged."""
     return list(value) if isinstance(value, tuple) else value
