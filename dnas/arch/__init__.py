@@ -1,4 +1,4 @@
-"""Network specifications and their costs as plain values. Nothing here imports torch."""
+"""Network specifications and their costs as plain values. This package does not import torch."""
 
 from dnas.arch.cost import Cost, LayerCost, cost, layer_costs
 from dnas.arch.densenet import DenseNetSpec

@@ -1,4 +1,4 @@
-"""The cost of a network by arithmetic alone, without torch or tensors, in microseconds per network.
+"""Cost model of networks: arithmetic without torch or tensors, in microseconds per network.
 
 Conventions:
 
@@ -39,7 +39,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class LayerCost:
-    """The cost of one layer, and its shape. `size` is the side of its convolutions' output in pixels."""
+    """Cost and shape of one layer. `size` is the side of its convolutions' output in pixels."""
 
     name: str
     kind: str
@@ -52,7 +52,7 @@ class LayerCost:
 
 
 def cost(spec: Spec, batch: int = DEFAULT_BATCH) -> Cost:
-    """Return the cost of the whole network, in time that does not depend on its depth."""
+    """Return the cost of a network, in time that does not depend on its depth."""
     params = macs = kept = once = extra = 0
     for terms in _MODELS[spec.family].network_terms(spec):
         params += terms.params

@@ -125,7 +125,7 @@ class DenseNetSpec:
                 )
             if shape.size < 1:
                 raise InputError(
-                    f"image_size={self.image_size} is too small: block {block} of {self.blocks} would see maps of"
+                    f"image_size={self.image_size} is too small: block {block} of {self.blocks} would have maps of"
                     f" 0×0 pixels; use fewer blocks, a larger image{', or the small stem' * (self.stem != 'small')}."
                 )
 
@@ -169,7 +169,7 @@ class DenseNetSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Return the spec that `to_dict` has converted."""
+        """Return the spec from the values of `to_dict`."""
         return cls(**read_fields(cls, values))
 
     def to_dict(self) -> dict[str, Any]:
@@ -182,12 +182,12 @@ class DenseNetSpec:
 
     @property
     def growth_rates(self) -> tuple[int, ...]:
-        """The growth rate of each block."""
+        """Growth rate of each block."""
         return self.growth_rate if isinstance(self.growth_rate, tuple) else (self.growth_rate,) * self.blocks
 
     @cached_property
     def layer_rates(self) -> tuple[tuple[int, ...], ...]:
-        """The feature maps that each layer adds, block by block."""
+        """Number of feature maps that each layer adds, by block."""
         pairs = list(zip(self.block_layers, self.growth_rates, strict=True))
         if not self.wider_layers:
             return tuple((rate,) * layers for layers, rate in pairs)
@@ -235,14 +235,14 @@ class DenseNetSpec:
 
     @cached_property
     def _blocks(self) -> tuple["_Block", ...]:
-        """Channels and map sizes of each block; the only place that follows them through the network."""
+        """Channels and map sizes of each block. Only this property propagates them through the network."""
         size = self.image_size
         if self.stem == "imagenet":
             size = after_imagenet_stem(size)
         channels, blocks = self.stem_width, []
         for number, rates in enumerate(self.layer_rates, 1):
-            made = (channels, *rates)
-            seen = sum(made[source] for source in sources_of(self.connectivity, len(rates) + 1))
+            source_channels = (channels, *rates)
+            seen = sum(source_channels[source] for source in sources_of(self.connectivity, len(rates) + 1))
             out = seen if number == self.blocks else compressed(seen, self.compression)
             blocks.append(_Block(rates, channels, seen, out, size))
             channels, size = out, size // 2
@@ -258,18 +258,18 @@ class DenseNetSpec:
         yield Layer("stem", "stem", 0, 0, (Source("input", self.in_channels),), self.stem_width, stem_size)
         block_input = "stem"
         for number, block in enumerate(self._blocks, 1):
-            made = [Source(block_input, block.in_channels)]
+            sources = [Source(block_input, block.in_channels)]
             for index, rate in enumerate(block.rates, 1):
                 name = f"denseblock{number}.denselayer{index}"
-                read = tuple(made[source] for source in sources_of(self.connectivity, index))
-                yield Layer(name, "dense", number, index, read, rate, block.size)
-                made.append(Source(name, rate))
-            read = tuple(made[source] for source in sources_of(self.connectivity, len(block.rates) + 1))
+                inputs = tuple(sources[source] for source in sources_of(self.connectivity, index))
+                yield Layer(name, "dense", number, index, inputs, rate, block.size)
+                sources.append(Source(name, rate))
+            inputs = tuple(sources[source] for source in sources_of(self.connectivity, len(block.rates) + 1))
             if number < self.blocks:
                 block_input = f"transition{number}"
-                yield Layer(block_input, "transition", number, 0, read, block.out_channels, block.size)
+                yield Layer(block_input, "transition", number, 0, inputs, block.out_channels, block.size)
             else:
-                yield Layer("classifier", "classifier", number, 0, read, self.classes, block.size)
+                yield Layer("classifier", "classifier", number, 0, inputs, self.classes, block.size)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ class Family:
     spec: Class of its specs.
     layers: Field with the layers of each block.
     count: Argument of `of_depth` for the number of blocks.
-    width: Field that makes the network wider; its value is one number, or one per block.
+    width: Field that determines the width of the network. Its value is one number, or one per block.
     """
 
     spec: type[DenseNetSpec] | type[ResNetSpec]
@@ -51,7 +51,7 @@ def family_of(name: object) -> Family:
 
 
 def spec_from_dict(values: Mapping[str, Any]) -> Spec:
-    """Return the spec that `to_dict` has converted. Values without a `family` describe a DenseNet."""
+    """Return the spec from the values of `to_dict`. Values without a `family` describe a DenseNet."""
     if not isinstance(values, Mapping):
         raise InputError(f"a network must be a table of its fields, but got {values!r}.")
     return family_of(values.get("family", "densenet")).spec.from_dict(values)

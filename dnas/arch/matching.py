@@ -1,4 +1,4 @@
-"""Resize networks to equal parameters or multiply-adds, so that comparisons between them are fair.
+"""Resizing of networks to equal parameters or multiply-adds, for fair comparisons.
 
 Parameters grow with the square of the growth rate, so the nearest integer growth rate misses a target by some percent.
 Some layers may therefore add one map more than the others (`DenseNetSpec.wider_layers`). The search first selects a

@@ -241,8 +241,8 @@ def _format_densenet(spec: DenseNetSpec) -> tuple[str, list[str]]:
         kind = "densenet-c" if spec.compression < 1 else "densenet"
     parts = [f"k={_joined(spec.growth_rate)}"]
     if spec.wider_layers:
-        which = "at" if isinstance(spec.wider_layers, tuple) else ""
-        parts.append(f"wider={which}{_joined(spec.wider_layers)}")
+        prefix = "at" if isinstance(spec.wider_layers, tuple) else ""
+        parts.append(f"wider={prefix}{_joined(spec.wider_layers)}")
     if spec.compression != _DENSENET.kinds[kind]["compression"]:
         parts.append(f"theta={spec.compression!r}")
     return kind, parts

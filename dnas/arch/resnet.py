@@ -39,7 +39,7 @@ class ResNetSpec:
         per stage.
     bottleneck: Ratio of a bottleneck unit's output channels to its width (4 in the paper); 0 for basic units.
     stochastic_depth: Probability of dropping the last unit's branch in training, in [0, 1) (0.5 in the paper). Unit l
-        of n has l/n of it (Huang et al. 2016, equation 4).
+        of n has l/n times this probability (Huang et al. 2016, equation 4).
     stem: `small` is a 3×3 convolution; `imagenet` is a 7×7 convolution of stride 2 and a 3×3 max pool of stride 2.
     stem_channels: Output channels of the stem. None is the width of the first stage.
     in_channels: Channels of the input images.
@@ -108,7 +108,7 @@ class ResNetSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Return the spec that `to_dict` has converted."""
+        """Return the spec from the values of `to_dict`."""
         return cls(**read_fields(cls, values))
 
     def to_dict(self) -> dict[str, Any]:
@@ -121,7 +121,7 @@ class ResNetSpec:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """The width of each stage's 3×3 convolutions."""
+        """Width of each stage's 3×3 convolutions."""
         return self.width if isinstance(self.width, tuple) else self._doubled(self.width)
 
     def _doubled(self, width: int) -> tuple[int, ...]:
@@ -144,7 +144,7 @@ class ResNetSpec:
 
     @property
     def drop_rates(self) -> tuple[float, ...]:
-        """The probability of dropping each unit's branch in training."""
+        """Probability of dropping each unit's branch in training."""
         units = sum(self.stage_units)
         return tuple(self.stochastic_depth * unit / units for unit in range(1, units + 1))
 
@@ -155,7 +155,7 @@ class ResNetSpec:
 
     @cached_property
     def _stages(self) -> tuple["_Stage", ...]:
-        """Channels and map sizes of each stage; the only place that follows them through the network."""
+        """Channels and map sizes of each stage. Only this property propagates them through the network."""
         size = after_imagenet_stem(self.image_size) if self.stem == "imagenet" else self.image_size
         channels, stages = self.stem_width, []
         for number, (units, width) in enumerate(zip(self.stage_units, self.widths, strict=True)):

@@ -1,4 +1,4 @@
-"""Terms of a cost that do not depend on the batch size; `dnas.arch.cost` defines what is counted."""
+"""Terms of a cost that do not depend on the batch size. `dnas.arch.cost` states the conventions."""
 
 from typing import NamedTuple
 

@@ -23,7 +23,7 @@ def check_whole(name: str, value: object, minimum: int) -> None:
 
 
 def check_real(name: str, value: object) -> float:
-    """Return the field `name` as a float, or raise `InputError` if it is no number."""
+    """Return the field `name` as a float, or raise `InputError` if it is not a number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InputError(f"{name} must be a number, but got {value!r}.")
     return float(value)

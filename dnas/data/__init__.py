@@ -1,4 +1,4 @@
-"""Data sets: the catalog (without torch), and images as batches (`load_dataset`, `Dataset`)."""
+"""Data sets: the catalog, which does not import torch, and images as batches (`load_dataset`, `Dataset`)."""
 
 from typing import TYPE_CHECKING, Any
 

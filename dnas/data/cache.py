@@ -27,7 +27,7 @@ class Decoded:
 
     images: np.ndarray  # uint8 [N, C, H, W]
     labels: np.ndarray  # int64 [N]
-    sums: np.ndarray  # int64 [N, C, 2]: the sum and the sum of squares of each image's pixels
+    sums: np.ndarray  # int64 [N, C, 2]: sum and sum of squares of each image's pixels
     class_names: tuple[str, ...]
     resized: bool
     fingerprint: str

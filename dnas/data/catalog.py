@@ -1,4 +1,4 @@
-"""The known data sets and their fixed properties. Does not import torch, so that the command line starts quickly."""
+"""Known data sets and their fixed properties. Does not import torch, so that the command line starts quickly."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ RESIDENT_IMAGE_SIZE = 96
 
 @dataclass(frozen=True)
 class DataInfo:
-    """Properties of a data set that are known before its files are read; None where they depend on the files."""
+    """Properties of a data set that are known before its files are read. None if they depend on the files."""
 
     name: str
     title: str
@@ -23,7 +23,7 @@ class DataInfo:
     augmentation: str  # one of AUGMENTATIONS
     paper_epochs: int
     paper_batch_size: int
-    test_size: int | None = None  # images in the official test part; for the digits, in the held-out fifth
+    test_size: int | None = None  # images in the official test part (for the digits, in the held-out fifth)
 
 
 _KNOWN = (
@@ -46,7 +46,7 @@ def data_info(name: str) -> DataInfo:
     if name.startswith("folder:"):
         path = name.removeprefix("folder:").strip()
         if not path:
-            raise InputError(f"{name!r} has no path; write folder:PATH, where PATH/train holds one folder per class.")
+            raise InputError(f"{name!r} has no path; write folder:PATH, where PATH/train has one folder per class.")
         return DataInfo(name, Path(path).expanduser().absolute().name or path, None, None, None, "crop+flip", 300, 64)
     if name not in DATASETS:
         raise unknown("data set", name, [*DATASETS, "folder:PATH"])
@@ -54,7 +54,7 @@ def data_info(name: str) -> DataInfo:
 
 
 def choose_image_size(info: DataInfo, requested: int | None, stem: str) -> int:
-    """Return the pixels per side: `requested`, else the data set's own, else the usual size for `stem`."""
+    """Return the pixels per side: `requested`, else the size of the data set, else the usual size for `stem`."""
     if requested is not None:
         if requested < 1:
             raise InputError(f"image_size must be at least 1 pixel, but got {requested}.")
@@ -65,7 +65,7 @@ def choose_image_size(info: DataInfo, requested: int | None, stem: str) -> int:
 
 
 def choose_augmentation(info: DataInfo, image_size: int, requested: str = "auto") -> str:
-    """Return one of `AUGMENTATIONS` for images of `image_size`: `requested`, or for `auto` the data set's own.
+    """Return one of `AUGMENTATIONS` for images of `image_size`: `requested`, or for `auto` the default of the data set.
 
     Raises `InputError` for an unknown name, and for resized-crop+flip on images that are kept decoded. They are too
     small to crop a tenth of, and the larger originals are not available.

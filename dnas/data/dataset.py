@@ -1,4 +1,4 @@
-"""A data set that is split and ready to train on."""
+"""Data set that is split and ready for training."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -30,7 +30,7 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augmentation: str
-    test_size: int  # images; 0 where there is no test part
+    test_size: int  # images; 0 if there is no test part
     subset: int | None
     split_seed: int
     device: torch.device
@@ -39,7 +39,7 @@ class Dataset:
     val_index: Tensor = field(repr=False)
     pixels: Pixels = field(repr=False)
     open_test: Opener | None = field(repr=False)
-    workers: int | None = None  # processes that decode a stream; None: chosen for the machine
+    workers: int | None = None  # processes that decode a stream; None for a default that suits the machine
     # (rank, count): `train_batches` yields slice `rank` of `count` nearly equal slices of each batch, and draws equal
     # random numbers for every rank. `batches` yields every `count`-th batch, starting with batch `rank`.
     share: tuple[int, int] = (0, 1)
@@ -55,7 +55,7 @@ class Dataset:
         return len(self.val_index)
 
     def describe(self) -> dict[str, Any]:
-        """Return the facts that identify the data set, as JSON values."""
+        """Return the properties that identify the data set, as JSON values."""
         return {
             "name": self.name,
             "title": self.title,
@@ -139,10 +139,10 @@ class Dataset:
         return self._normalised(pixels, labels, groups, None)
 
     def with_validation_in_training(self) -> "Dataset":
-        """Return the data with the validation part merged into the training part, which is measured again."""
-        whole = torch.cat([self.train_index, self.val_index]).sort().values
-        mean, std = self.pixels.statistics(whole.numpy())
-        return replace(self, mean=mean, std=std, train_index=whole, val_index=whole[:0])
+        """Return the data with the validation part merged into the training part, whose mean and std are recomputed."""
+        merged = torch.cat([self.train_index, self.val_index]).sort().values
+        mean, std = self.pixels.statistics(merged.numpy())
+        return replace(self, mean=mean, std=std, train_index=merged, val_index=merged[:0])
 
     def _slice(self, start: int, stop: int) -> slice:
         """Return this share's slice of the batch `start:stop`."""

@@ -1,4 +1,4 @@
-"""Load a data set by name: find its files, decode or stream its images, and split it."""
+"""Loader of data sets by name: finds the files, decodes or streams the images, and splits them."""
 
 import os
 from collections.abc import Callable
@@ -50,11 +50,11 @@ def load_dataset(
     Args:
         name: A key of `catalog.DATASETS`, or `folder:PATH` for class folders of images.
         data_root: Folder of the data files (default: $DNAS_DATA, else ~/.cache/dnas/data).
-        image_size: Pixels per side (default: the data set's own; for a folder, the size that suits `stem`).
+        image_size: Pixels per side (default: the size of the data set; for a folder, a size that suits `stem`).
         stem: Stem of the network, `small` or `imagenet`.
         subset: Number of training files to use, chosen by stratification before the split (default: all).
         split_seed: Seed that alone selects the stratified tenth of the training files used for validation.
-        augmentation: One of `catalog.AUGMENTATIONS`, or `auto` for the data set's own.
+        augmentation: One of `catalog.AUGMENTATIONS`, or `auto` for the default of the data set.
         device: Device that holds the labels, and the images if they are kept decoded.
         progress: Receives one sentence before and during slow work such as downloads.
 
@@ -134,7 +134,7 @@ def _subset(labels: np.ndarray, subset: int | None, seed: int) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class _Labelled:
-    """The labels of a training part, from which the images in use are selected, and where its images come from."""
+    """Labels of a training part, from which the images in use are selected, and the source of its images."""
 
     labels: np.ndarray  # int64 [N]
     class_names: tuple[str, ...]
@@ -145,7 +145,7 @@ class _Labelled:
 
 @dataclass(frozen=True, eq=False)
 class _Reader:
-    """Reads the images of a data set at `image_size`: kept decoded if they are small, streamed otherwise."""
+    """Reader of images at `image_size`. Small images are kept decoded, and others are streamed."""
 
     image_size: int
     device: torch.device
@@ -169,7 +169,7 @@ class _Reader:
     def training_pixels(self, part: _Labelled, used: np.ndarray, keep_all: bool) -> tuple[Pixels, str]:
         """Return the pixels of the images at `used`, and a sentence on how images are brought to one size.
 
-        keep_all: `used` is the whole part, so resident images need no copy.
+        keep_all: Whether `used` is the complete part, so that resident images need no copy.
         """
         if self.is_resident:
             assert isinstance(part.source, Decoded)
@@ -210,7 +210,7 @@ class _Reader:
         if stamps is None:  # not downloaded yet
             fresh = _decode_named(part, image_size, self.progress)
             stamps = part.stamps()
-        if fresh is not None and stamps is None:  # the digits have no files and are read in no time
+        if fresh is not None and stamps is None:  # the digits have no files and are read quickly
             return fresh
         key = cache_key(part.name, part.part, str(part.root.absolute()), stamps, image_size)
         return decoded_once(

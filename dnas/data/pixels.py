@@ -1,4 +1,4 @@
-"""Sources of pixels: resident in memory, or streamed from files as they are used."""
+"""Sources of pixels: images resident in memory, or streamed from files as they are used."""
 
 import math
 import multiprocessing
@@ -67,7 +67,7 @@ class StoredImages:
 
 @dataclass(frozen=True, eq=False)
 class _Read(TorchDataset[Tensor | str]):
-    """Map a list of positions to images uint8 [N, C, H, W], or to the message of an `InputError`; runs in workers."""
+    """Map a list of positions to images uint8 [N, C, H, W], or to the message of an `InputError`. Runs in workers."""
 
     source: ImageFiles | StoredImages
     channels: int
@@ -75,7 +75,7 @@ class _Read(TorchDataset[Tensor | str]):
     epoch: int | None
 
     def __getitem__(self, positions: list[int]) -> Tensor | str:
-        if not positions:  # one process's empty slice of the last batch
+        if not positions:  # the slice of the last batch is empty for this process
             return torch.empty((0, self.channels, self.image_size, self.image_size), dtype=torch.uint8)
         try:
             return torch.from_numpy(np.stack([self.one(i) for i in positions]))

@@ -15,7 +15,7 @@ from dnas.errors import InputError
 
 _CIFAR10, _CIFAR100 = "cifar-10-batches-py", "cifar-100-python"
 
-# The files under the data root that each part of a data set is read from.
+# Files under the data root from which each part of a data set is read.
 _FILES: dict[tuple[str, str], tuple[str, ...]] = {
     ("cifar10", "train"): (f"{_CIFAR10}/batches.meta", *(f"{_CIFAR10}/data_batch_{i}" for i in range(1, 6))),
     ("cifar10", "test"): (f"{_CIFAR10}/batches.meta", f"{_CIFAR10}/test_batch"),
@@ -35,7 +35,7 @@ _IMAGENET_ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILS
 
 @dataclass(frozen=True)
 class NamedPart:
-    """The `part` ("train" or "test") of a data set that is read as a whole: digits, CIFAR or SVHN."""
+    """The `part` ("train" or "test") of a data set that is read completely: digits, CIFAR or SVHN."""
 
     name: str
     part: str
@@ -62,10 +62,10 @@ class NamedPart:
         try:
             images, labels, names = self._cifar() if self.name in _ARCHIVES else self._svhn()
         except (OSError, RuntimeError, EOFError, TarError, HTTPException) as error:
-            wanted = _ARCHIVES.get(self.name) or " and ".join(_FILES[self.name, self.part])
+            required_files = _ARCHIVES.get(self.name) or " and ".join(_FILES[self.name, self.part])
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise InputError(
-                f"{title} is missing and cannot be downloaded ({reason}); put {wanted} into {self.root}."
+                f"{title} is missing and cannot be downloaded ({reason}); put {required_files} into {self.root}."
             ) from error
         return np.ascontiguousarray(images), labels, names
 
@@ -87,7 +87,7 @@ class NamedPart:
 
 
 def _digits(part: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Read scikit-learn's digits. They have no test part, so a fifth is held out, the same for every split_seed."""
+    """Read scikit-learn's digits. They have no test part, so a fifth is held out, identical for every split_seed."""
     pixels, labels = _digits_table()
     images = np.rint(pixels.reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)  # stored as 0..16
     labels = labels.astype(np.int64)

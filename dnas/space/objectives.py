@@ -1,4 +1,4 @@
-"""The objectives of a search. All of them are minimised.
+"""Objectives of a search. All of them are minimised.
 
 Training measures val_error and val_loss. The cost model returns params, macs and activation_bytes (for one batch of the
 recipe) before training. Latency is measured on the device before training.
@@ -6,7 +6,7 @@ recipe) before training. Latency is measured on the device before training.
 
 from dnas.errors import InputError, did_you_mean
 
-TRAINED = ("val_error", "val_loss")  # have a value after each epoch
+TRAINED = ("val_error", "val_loss")  # measured after each epoch
 PRICED = ("params", "macs", "activation_bytes")  # exact before the network is built
 TIMED = ("latency",)  # seconds of a forward pass of one image, measured once per trial
 OBJECTIVES = (*TRAINED, *PRICED, *TIMED)
@@ -14,7 +14,7 @@ WORST = {"val_error": 1.0, "val_loss": 100.0}  # values recorded for a run that 
 
 
 def read_objectives(text: str) -> tuple[str, ...]:
-    """Parse a list such as `val_error,params`; the objective that training measures comes first in the result.
+    """Parse a list such as `val_error,params`. The objective that training measures comes first in the result.
 
     Raises `InputError` if a name is unknown or repeated, and unless exactly one objective is measured by training.
     """

@@ -25,7 +25,7 @@ def nondominated_ranks(values: np.ndarray) -> np.ndarray:
         no_worse &= column[:, None] <= column[None, :]
         better |= column[:, None] < column[None, :]
     dominates = no_worse & better  # [i, j]: i dominates j
-    dominators = dominates.sum(axis=0)  # of each row: remaining rows that dominate it
+    dominators = dominates.sum(axis=0)  # number of remaining rows that dominate each row
     rank, remaining = 0, np.ones(count, dtype=bool)
     while remaining.any():
         front = remaining & (dominators == 0)
@@ -44,7 +44,7 @@ def _ranks_of_two(values: np.ndarray) -> np.ndarray:
     """
     order = np.lexsort((values[:, 1], values[:, 0]))
     ranks = np.zeros(len(values), dtype=int)
-    last_seconds: list[float] = []  # of each front, the second value of its last row: ascending
+    last_seconds: list[float] = []  # second value of the last row of each front, ascending
     previous: tuple[float, float] | None = None
     rank = 0
     for index, (first, second) in zip(order.tolist(), values[order].tolist(), strict=True):
@@ -76,8 +76,8 @@ def crowding(values: np.ndarray) -> np.ndarray:
 def hypervolume(values: np.ndarray, reference: Sequence[float] | np.ndarray) -> float:
     """Return the volume that the rows of `values` [n, m] dominate below `reference` [m].
 
-    Rows that are not below the reference in every column add nothing. The result is exact; the algorithm slices along
-    the last objective and is meant for two or three objectives.
+    Rows that are not below the reference in every column add nothing. The result is exact. The algorithm slices along
+    the last objective and is intended for two or three objectives.
     """
     values, corner = np.asarray(values, dtype=float).reshape(-1, len(reference)), np.asarray(reference, dtype=float)
     values = values[np.all(values < corner, axis=1)]

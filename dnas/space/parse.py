@@ -1,4 +1,4 @@
-"""Parse search spaces from TOML. All problems of a file are reported together."""
+"""Parser of search spaces in TOML files. All problems of a file are reported together."""
 
 import dataclasses
 import math
@@ -22,7 +22,7 @@ __all__ = ["Choice", "Limits", "Space", "load_space", "parse_space", "shipped_fo
 
 
 def shipped_folders(kind: str) -> list[Path]:
-    """Return the folders to search for `search_spaces` or `studies`: the current one, then those shipped with dnas."""
+    """Return the folders to search for `search_spaces` or `studies`: the current folder, then those of dnas."""
     package = Path(__file__).parents[1]
     return [Path(kind), package / "shipped" / kind, package.parent / kind]
 
@@ -221,7 +221,7 @@ def _read_choice(name: str, kind: str, given: Mapping[str, Any], where: str, pro
     if step is not None and (not _number(step) or step <= 0):
         problems.append(where + f"`step > 0` must hold, but got step={step!r}.")
         return None
-    # Samplers get the last value that the steps reach as the end of the range.
+    # The end of the range for samplers is the last value that the steps reach.
     high = ends[1]
     if step is not None:
         high = round(ends[0] + math.floor((ends[1] - ends[0]) / step + 1e-9) * step, 10)

@@ -21,7 +21,7 @@ MAX_CACHED_SURVEYS = 32  # each holds thousands of costs
 
 
 class Trial(Protocol):
-    """The methods of an Optuna trial that draw values."""
+    """Methods of an Optuna trial that draw values."""
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int: ...
     def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None) -> float: ...
@@ -87,14 +87,14 @@ class Choice:
 
 @dataclass(frozen=True)
 class Limits:
-    """Upper limits on the cost of a network; `activation_bytes` is for the batch size of the recipe."""
+    """Upper limits on the cost of a network. `activation_bytes` is for the batch size of the recipe."""
 
     params: float = math.inf
     macs: float = math.inf
     activation_bytes: float = math.inf
 
     def excess(self, price: Cost) -> dict[str, float]:
-        """Return the relative excess of `price` over each limit that it violates; empty if it satisfies all limits."""
+        """Return the relative excess of `price` over each limit that it violates. Empty if it satisfies all limits."""
         over = {name: getattr(price, name) / getattr(self, name) - 1 for name in LIMITS}
         return {name: share for name, share in over.items() if share > 0}
 
@@ -131,7 +131,7 @@ class Space:
         fields: dict[str, Any] = dict(self.fixed)
         parts: dict[str, list[int]] = {}
         for choice in self.choices:
-            if choice.name not in values or not self._made(choice, values):
+            if choice.name not in values or not self._is_active(choice, values):
                 continue
             if choice.target == choice.name:
                 fields[choice.target] = values[choice.name]
@@ -173,13 +173,15 @@ class Space:
         """Return the name of a network for display."""
         return format_name(spec)
 
-    def _made(self, choice: Choice, values: Mapping[str, Any]) -> bool:
+    def _is_active(self, choice: Choice, values: Mapping[str, Any]) -> bool:
         return all(values.get(name) in allowed for name, allowed in choice.when.items())
 
     def active(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Return the encoded values of the active choices."""
         return {
-            c.name: params[c.name] for c in self.choices if c.name in params and self._made(c, self._decoded(params))
+            c.name: params[c.name]
+            for c in self.choices
+            if c.name in params and self._is_active(c, self._decoded(params))
         }
 
     def _decoded(self, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -213,7 +215,7 @@ class Space:
         return cost(spec, self.recipe.batch_size)
 
     def size(self) -> int | None:
-        """Return the number of distinct points, counting inactive choices once; None if a choice is continuous."""
+        """Return the number of distinct points, counting inactive choices once, or None if a choice is continuous."""
         if any(choice.values() is None for choice in self.choices):
             return None
         if not any(choice.when for choice in self.choices):
@@ -224,7 +226,7 @@ class Space:
         if index == len(self.choices):
             return 1
         choice = self.choices[index]
-        if not self._made(choice, values):
+        if not self._is_active(choice, values):
             return self._count(index + 1, values)
         options = choice.values() or []
         if not any(choice.name in later.when for later in self.choices):
@@ -265,9 +267,11 @@ class Space:
 
     def _survey(self, seed: int, draws: int) -> "Survey":
         size = self.size()
-        whole = size is not None and math.prod(len(c.values() or []) for c in self.choices) <= MAX_ENUMERATED_POINTS
+        is_enumerated = (
+            size is not None and math.prod(len(c.values() or []) for c in self.choices) <= MAX_ENUMERATED_POINTS
+        )
         rng = random.Random(seed)
-        if whole:
+        if is_enumerated:
             points: Iterator[dict[str, Any]] = self.points()
         else:
             points = itertools.chain(self._corners(rng), (self.random_point(rng) for _ in range(draws)))
@@ -275,13 +279,13 @@ class Space:
         feasible = 0
         for point in points:
             try:
-                price = self.cost(self.spec_of(point))
+                network_cost = self.cost(self.spec_of(point))
             except InputError as error:
                 impossible, example = impossible + 1, example or str(error)
                 continue
-            costs.append(price)
-            feasible += not self.limits.excess(price)
-        return Survey(whole, tuple(costs), feasible, impossible, example)
+            costs.append(network_cost)
+            feasible += not self.limits.excess(network_cost)
+        return Survey(is_enumerated, tuple(costs), feasible, impossible, example)
 
     def _corners(self, rng: random.Random, limit: int = 4_096) -> Iterator[dict[str, Any]]:
         """Iterate over the points at the ends of every range, or over a sample of `limit` if there are more."""
@@ -314,7 +318,7 @@ class Survey:
     costs: tuple[Cost, ...]
     feasible: int
     impossible: int
-    example: str | None  # why one of the impossible networks does not exist
+    example: str | None  # reason why one of the impossible networks does not exist
 
     def range(self, name: str) -> tuple[int, int]:
         """Return the smallest and the largest value of a cost."""

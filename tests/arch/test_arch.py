@@ -150,7 +150,7 @@ def test_compression_is_computed_in_decimal() -> None:
         ("densenet-bc:L=40,theta=1.5", "`0 < compression <= 1` must hold, but got compression=1.5."),
         ("densenet-bc:L=40,k=0", "`growth_rate >= 1` must hold, but got growth_rate=0."),
         ("densenet-bc:L=40,k=1,theta=0.01", "transition 1 would keep ⌊0.01 · 8⌋ = 0 channels"),
-        ("densenet-bc:L=50,k=4,blocks=7,size=32", "block 7 of 7 would see maps of 0×0 pixels"),
+        ("densenet-bc:L=50,k=4,blocks=7,size=32", "block 7 of 7 would have maps of 0×0 pixels"),
         ("densenet-bc:L=40,k=8-16", "one for each of the 3 blocks, but got 2"),
         ("densenet-bc:L=40,connect=windw:3", "connectivity must be one of dense, window:N, log, none"),
         ("densenet-bc:L=40,growth=3", "there is no key 'growth'"),

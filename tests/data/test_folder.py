@@ -179,16 +179,16 @@ def broken(*names):
 
 
 MISTAKES = [
-    (shutil.rmtree, "there is no folder {0}; give the folder that holds train/"),
+    (shutil.rmtree, "there is no folder {0}; name a folder that contains train/"),
     (lambda f: (f / "train").rename(f / "Train"), "{0} has no folder train/; put the class folders under {0}/train"),
     (lambda f: [shutil.rmtree(f / "train" / c) for c in "ab"], "{0}/train has no class folders"),
-    (empty, "the class folder {0}/train/c holds no images"),
-    (lambda f: shutil.rmtree(f / "train" / "a"), "{0}/train holds only one class, 'b'"),
-    (lambda f: [p.unlink() for p in sorted((f / "train" / "b").iterdir())[1:]], "{0}/train/b holds 1 image; a class"),
+    (empty, "the class folder {0}/train/c contains no images"),
+    (lambda f: shutil.rmtree(f / "train" / "a"), "{0}/train has only one class, 'b'"),
+    (lambda f: [p.unlink() for p in sorted((f / "train" / "b").iterdir())[1:]], "{0}/train/b has 1 image; a class"),
     (broken("a/001.png"), "cannot read the image {0}/train/a/001.png ("),
     (broken("a/001.png", "b/000.png", "b/001.png", "b/002.png"), "4 images are broken: cannot read the image {0}/"),
     (lambda f: write_folder(f, "test", ["a", "zebra"], 1, 8), "{0}/test has the class folder 'zebra', which"),
-    (lambda f: (f / "val").mkdir(), "{0}/val holds no images in class folders"),
+    (lambda f: (f / "val").mkdir(), "{0}/val has no images in class folders"),
 ]
 
 
