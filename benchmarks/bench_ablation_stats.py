@@ -139,7 +139,7 @@ def looks(most: int) -> Iterator[int]:
 def spending(number: int) -> None:
     shifts = (0.0, 0.8, 1.2, 1.6, 2.5)
     head("most", "comparisons", "spent by t of the most", *(f"shift {shift:g}" for shift in shifts))
-    own = race.spent
+    original_spent = race.spent
     for most, comparisons in ((12, 1), (12, 3), (16, 3)):
         draws = np.random.default_rng(5).normal(size=(number, most))
         level = 0.05 / comparisons
@@ -152,7 +152,7 @@ def spending(number: int) -> None:
             row(most, comparisons, name, *cells)
         cells = [f"{100 * np.mean([sign_flip_p(d + s) <= level for d in draws]):.1f}, {most}" for s in shifts]
         row(most, comparisons, f"one look, at {most}", *cells)
-    race.spent = own
+    race.spent = original_spent
 
 
 def race_intervals(number: int) -> None:
@@ -175,7 +175,7 @@ def race_intervals(number: int) -> None:
 
 
 def studies(number: int) -> None:
-    """Simulate studies of three variants, each with a shift in sd of a difference, with at most `most` seeds."""
+    """Simulate studies of three variants, each shifted by a multiple of the sd of a difference."""
     head(
         "shifts", "most", "pairs with auto", "found with auto", "any false", "found with all pairs, Holm", "Bonferroni"
     )
@@ -210,7 +210,7 @@ def main() -> None:
         "--simulations",
         type=int,
         default=2000,
-        help="simulations per row, fewer where the page says so (default: 2000)",
+        help="simulations per row, fewer if the page says so (default: 2000)",
     )
     number = parser.parse_args().simulations
     print(
@@ -230,7 +230,7 @@ All numbers are percentages unless another unit is given, ± the standard error 
     coverage(number)
     print(
         f"""
-## False verdicts where there is no difference
+## False verdicts without a difference
 
 All variants equal the base. The error of a run has the distribution in the first column, and all variants are compared
 with the same runs of the base. Sign-flip p with Holm, at 5%; {number} studies per row.

@@ -28,7 +28,7 @@ from dnas.executors.worker import Job, Message
 RESULTS = Path(__file__).parent / "results" / "cluster.md"
 ROOT = Path(__file__).resolve().parent.parent
 NOTHING, AT_ONCE, REPEATS = 40, 2, 3  # overhead: trials per run, trials at once, runs
-TRIALS, SLEEP_SECONDS, SLOTS = 1000, 0.5, 3  # of the scale: trials, what each sleeps, trials at once per node
+TRIALS, SLEEP_SECONDS, SLOTS = 1000, 0.5, 3  # scale: trials, seconds that each sleeps, trials at once per node
 NODES = (1, 2, 4)
 
 
@@ -46,7 +46,7 @@ def sleep(job: Job, send: Callable[[Message], None], ask: Callable[[Message], bo
 
 @contextlib.contextmanager
 def cluster(nodes: int, slots: int) -> Iterator[str]:
-    """Start a Ray cluster of `nodes` nodes with `slots` CPUs each and a head without trials; yield its address."""
+    """Start a Ray cluster of `nodes` nodes with `slots` CPUs each and a head without trials, and yield its address."""
     from ray.cluster_utils import Cluster
 
     os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"  # nodes import this file

@@ -129,7 +129,7 @@ def peer(spec: DenseNetSpec, efficient: bool) -> nn.Module:
 
 
 def torchvisions(spec: DenseNetSpec, memory_efficient: bool) -> nn.Module:
-    """Build torchvision's DenseNet, which has bottlenecks; its ImageNet stem is replaced if `spec` has a small one."""
+    """Build torchvision's DenseNet, which has bottlenecks. Its ImageNet stem is replaced if `spec` has a small one."""
     net = torchvision.models.DenseNet(
         growth_rate=spec.growth_rates[0],
         block_config=spec.block_layers,
@@ -233,7 +233,7 @@ def measure(spec: DenseNetSpec, batch: int, rounds: int, chosen: list[Variant]) 
 
 
 def turn(work: Callable[[], object]) -> float:
-    """Return the seconds of one step; for a small network the mean over `TURN_SECONDS`.
+    """Return the seconds of one step. For a small network, return the mean over `TURN_SECONDS`.
 
     The first step of a small network is not counted, since it runs with the caches of another variant.
     """
@@ -291,7 +291,7 @@ def status(key: str) -> int:
 
 
 def measured(network: str, spec: DenseNetSpec, batch: int, threads: int, rounds: int, chosen: list[Variant]) -> Kept:
-    """Measure a network; return everything that the table shows, as JSON values."""
+    """Measure a network, and return everything that the table shows, as JSON values."""
     found = measure(spec, batch, rounds, chosen)
     arithmetic, memory, flops, bandwidth = floor_seconds(spec, batch, found[OURS].saved_bytes)
     rows = {}
@@ -345,24 +345,24 @@ def _range(seconds: Sequence[float]) -> str:
     return f"{1e3 * statistics.median(seconds):.1f} ({1e3 * min(seconds):.1f} to {1e3 * max(seconds):.1f})"
 
 
-def keep(found: dict[str, Kept]) -> None:
-    KEPT.write_text(json.dumps(found, indent=1) + "\n")
+def keep(results: dict[str, Kept]) -> None:
+    KEPT.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def write(found: dict[str, Kept]) -> None:
+def write(results: dict[str, Kept]) -> None:
     """Write the table and the figure of all measurements."""
-    ordered = {name: found[name] for name in NETWORKS if name in found}
-    parts = [RESULTS_HEAD, *(table(network, kept) for network, kept in ordered.items()), growth(found)]
+    ordered = {name: results[name] for name in NETWORKS if name in results}
+    parts = [RESULTS_HEAD, *(table(network, kept) for network, kept in ordered.items()), growth(results)]
     RESULTS.write_text("\n\n".join(part for part in parts if part) + "\n")
     figure(ordered)
 
 
-def growth(found: dict[str, Kept]) -> str:
+def growth(results: dict[str, Kept]) -> str:
     """Return the table of saved bytes against the number of layers of a block."""
-    if "growth" not in found:
+    if "growth" not in results:
         return ""
-    saved = found["growth"]["rows"]
-    lines = ["## Growth with depth", "", found["growth"]["setting"], "", "| layers | ours, MB | plain modules, MB |"]
+    saved = results["growth"]["rows"]
+    lines = ["## Growth with depth", "", results["growth"]["setting"], "", "| layers | ours, MB | plain modules, MB |"]
     lines += ["|---|---|---|"]
     lines += [f"| {n} | {row['ours'] / 1e6:.2f} | {row['plain'] / 1e6:.2f} |" for n, row in saved.items()]
     ours = [row["ours"] for row in saved.values()]
@@ -380,18 +380,18 @@ def measured_growth() -> Kept:
     return {"setting": "One block, k = 12 with bottlenecks, 16 px, batch 16: what autograd keeps.", "rows": rows}
 
 
-def figure(found: dict[str, Kept]) -> None:
+def figure(results: dict[str, Kept]) -> None:
     """Draw the time and saved bytes of each variant relative to ours, with one column per network."""
     from matplotlib.figure import Figure
 
     from dnas.figures.style import GREY, INK, RED
 
-    names = list(dict.fromkeys(name for kept in found.values() for name in kept["rows"]))[::-1]
-    picture = Figure(figsize=(2.5 + 2.3 * len(found), 6.4), layout="constrained")
-    panels = picture.subplots(2, len(found), sharey=True, squeeze=False)
-    words = {"train": "training step, times ours", "saved": "saved for backward, times ours"}
-    for column, (network, kept) in enumerate(found.items()):
-        for axes, (key, label) in zip(panels[:, column], words.items(), strict=True):
+    names = list(dict.fromkeys(name for kept in results.values() for name in kept["rows"]))[::-1]
+    picture = Figure(figsize=(2.5 + 2.3 * len(results), 6.4), layout="constrained")
+    panels = picture.subplots(2, len(results), sharey=True, squeeze=False)
+    labels = {"train": "training step, times ours", "saved": "saved for backward, times ours"}
+    for column, (network, kept) in enumerate(results.items()):
+        for axes, (key, label) in zip(panels[:, column], labels.items(), strict=True):
             rows = kept["rows"]
             values = {n: statistics.median(row[key]) if key == "train" else row[key] for n, row in rows.items()}
             for place, name in enumerate(names):

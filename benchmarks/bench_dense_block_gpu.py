@@ -121,22 +121,22 @@ def seconds_a_step(step: Step, x: Tensor, y: Tensor, count: int) -> float:
     return (time.perf_counter() - started) / count
 
 
-def table(batch: int, found: dict[str, Measured]) -> str:
+def table(batch: int, results: dict[str, Measured]) -> str:
     """Return the table, with ratios to the faster of the two peers with compilation and CUDA graphs."""
-    middle = {name: statistics.median(m.seconds) for name, m in found.items()}
-    best = min((name for name in PEERS if name in found), key=lambda name: middle[name], default=None)
-    lines = [f"## {NETWORK}, batch {batch}, bf16, n = {len(next(iter(found.values())).seconds)}", ""]
+    middle = {name: statistics.median(m.seconds) for name, m in results.items()}
+    best = min((name for name in PEERS if name in results), key=lambda name: middle[name], default=None)
+    lines = [f"## {NETWORK}, batch {batch}, bf16, n = {len(next(iter(results.values())).seconds)}", ""]
     lines += [
         f"Ratios are to `{best}`.",
         "",
         "| variant | training step, ms (range) | times as fast | peak, MB | of it |",
     ]
     lines += ["|---|---|---|---|---|"]
-    for name, m in found.items():
+    for name, m in results.items():
         row = f"| {name} | {1e3 * middle[name]:.2f} ({1e3 * min(m.seconds):.2f} to {1e3 * max(m.seconds):.2f})"
         faster, smaller = "", ""
         if best is not None:
-            faster, smaller = f"{middle[best] / middle[name]:.2f}", f"{m.peak_bytes / found[best].peak_bytes:.2f}"
+            faster, smaller = f"{middle[best] / middle[name]:.2f}", f"{m.peak_bytes / results[best].peak_bytes:.2f}"
         lines.append(f"{row} | {faster} | {m.peak_bytes / 1e6:,.0f} | {smaller} |")
     return "\n".join(lines)
 

@@ -29,7 +29,7 @@ from benchmarks.recorded import CHOICES, OPERATIONS, TABLES, Table, load_table, 
 
 RUNS, EVALUATIONS = 30, 200
 REDRAWS = 20
-AT = (50, 100, 200)  # evaluations, or mean training times, at which regret is reported
+AT = (50, 100, 200)  # numbers of evaluations, or of mean training times, at which regret is reported
 RESULTS = Path(__file__).parent / "results" / "search.md"
 FIGURE = Path(__file__).parent.parent / "docs" / "images" / "search_regret.png"
 
@@ -37,7 +37,7 @@ Measure = Callable[[dict[str, Any]], float]  # params to error, from 0 to 1
 
 
 class Enough(Exception):
-    """All evaluations of the run have been made."""
+    """Raised when all evaluations of the run are done."""
 
 
 # --- methods: each calls `measure` until it raises `Enough` ------------------------------------------------------
@@ -67,8 +67,11 @@ def optuna_tpe(table: Table, run: int, measure: Measure) -> None:
 
 
 def optuna_tpe_with_rejection(table: Table, run: int, measure: Measure) -> None:
-    """Optuna's TPE through its public interface alone: a proposal that was tried before is failed and redrawn, and
-    after `REDRAWS` of them replaced by a random one. Without that end it stalls: it redraws the same few networks."""
+    """Run Optuna's TPE through its public interface alone.
+
+    A proposal that was tried before is failed and redrawn. After `REDRAWS` of them it is replaced by a random one,
+    because TPE would redraw the same few networks forever.
+    """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -116,7 +119,7 @@ def evolution(population: int, sample: int) -> Callable[[Table, int, Measure], N
                 child = {choice.name: str(rng.choice(OPERATIONS)) for choice in CHOICES}
             else:
                 picked = [living[i] for i in rng.choice(population, sample, replace=False)]
-                child = dict(min(picked, key=lambda one: one[0])[1])
+                child = dict(min(picked, key=lambda pair: pair[0])[1])
                 edge = CHOICES[rng.integers(len(CHOICES))].name
                 child[edge] = str(rng.choice([name for name in OPERATIONS if name != child[edge]]))
             living.append((measure(child), child))
@@ -213,7 +216,7 @@ def run_all(methods: list[str], tables: list[str], runs: int, curves: Path) -> N
                 part.replace(path)
             shown = ", ".join(f"{np.mean([one[0][n - 1] for one in found]):.3f}" for n in AT)
             print(
-                f"{name} {method}: {shown} at {AT}, n = {len(found)}; {found[-1][2]:.1f} ms of CPU a proposal",
+                f"{name} {method}: {shown} at {AT}, n = {len(found)}; {found[-1][2]:.1f} ms of CPU per proposal",
                 flush=True,
             )
 
@@ -287,15 +290,15 @@ used only at the end.
         lines += ["| method | n | " + " | ".join(f"{n} evaluations" for n in AT) + " | CPU ms per proposal |"]
         lines += ["|---|---|---|---|---|---|"]
         for method, (label, _) in METHODS.items():
-            if (found := kept.get((table, method))) is not None:
-                cells = [cell(found["regrets"][:, n - 1]) for n in AT]
-                taken = np.median(found["taken"])
-                lines.append(f"| {label} | {len(found['regrets'])} | {' | '.join(cells)} | {taken:.1f} |")
+            if (results := kept.get((table, method))) is not None:
+                cells = [cell(results["regrets"][:, n - 1]) for n in AT]
+                taken = np.median(results["taken"])
+                lines.append(f"| {label} | {len(results['regrets'])} | {' | '.join(cells)} | {taken:.1f} |")
         lines += ["", "By simulated time, in mean training times of the table:", ""]
         lines += ["| method | " + " | ".join(f"the time of {n}" for n in AT[:2]) + " |", "|---|---|---|"]
         for method, (label, _) in METHODS.items():
-            if (found := kept.get((table, method))) is not None:
-                cells = [cell(at_time(found["regrets"], found["trainings"], n)) for n in AT[:2]]
+            if (results := kept.get((table, method))) is not None:
+                cells = [cell(at_time(results["regrets"], results["trainings"], n)) for n in AT[:2]]
                 lines.append(f"| {label} | {' | '.join(cells)} |")
     return lines
 

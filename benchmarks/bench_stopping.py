@@ -116,7 +116,7 @@ def simulate(
 
 @dataclass(frozen=True)
 class Scene:
-    """Trials of one seed. The first `trials` are compared; the rest are used if epochs are left.
+    """Trials of one seed. The first `trials` are compared. The rest are used if epochs are left.
 
     Attributes:
         corner: reference point of the hypervolume, in error and log10 of the size.
@@ -130,11 +130,11 @@ class Scene:
 
 
 def planted(seed: int, trials: int = TRIALS, epochs: int = EPOCHS, slower: float = 1.0) -> Scene:
-    """Learning curves of random networks among which one is planted: large, slow, and on the final front.
+    """Generate learning curves of random networks and a planted one, which is large, slow, and on the final front.
 
     Assumed, not measured: error(t) = floor + (start - floor)·exp(-rate·t), and noise of standard deviation 0.003;
     start is 0.9. Sizes are log-uniform from 10^4 to 10^6 params; u in [0, 1] is a network's place in that range. The
-    least floor falls linearly from 0.30 (u = 0) to 0.08 (u = 1), and a network's own is above it by |N(0, 0.05)|.
+    lowest floor falls linearly from 0.30 (u = 0) to 0.08 (u = 1), and a network's floor exceeds it by |N(0, 0.05)|.
     rate·epochs falls with size as 15·(1/3)^u, times exp(N(0, 0.05)): after a ninth of the epochs the largest have gone
     43% of their way and the smallest 81%; at the end the largest lack 0.7% of it. The planted network has u = 0.9 and
     the least floor of its size less 0.005; its rate is that of its size, divided by `slower`. It comes in the middle
@@ -315,7 +315,7 @@ Assumed, not measured:{assumed.rstrip()}"""
 ## Recorded curves: digits
 
 {count} random networks of digits_bc, {epochs} epochs each, one seed per network (`benchmarks/record_curves.py`); each
-seed here is another order of them, so that its {TRIALS} trials overlap with other seeds' and the intervals are too
+seed is another order of them, so that the {TRIALS} trials of different seeds overlap and the intervals are too
 narrow. The corner is 10% error and a tenth more params than the largest has. 144 validation images:
 one of them is 0.69 points."""
     )

@@ -52,7 +52,7 @@ def log_size(study: StudyFolder) -> int:
 
 
 def strike(process: subprocess.Popen[bytes], study: StudyFolder, rng: random.Random) -> str:
-    """Send one SIGKILL; return its target."""
+    """Send one SIGKILL, and return its target."""
     if rng.random() < 0.5:
         victims = workers(study)
         if not victims:
@@ -77,7 +77,7 @@ def ended(process: subprocess.Popen[bytes], seconds: float) -> bool:
 
 
 def kill_at_random(folder: Path, run: list[str], kills: int, seed: int, pause: tuple[float, float]) -> Counter[str]:
-    """Run the command to its end under at most `kills` kills; return the number of kills by target."""
+    """Run the command to its end under at most `kills` kills, and return the number of kills by target."""
     rng, study, met = random.Random(seed), StudyFolder(folder / "studies" / "front"), Counter[str]()
     process, size = start(folder, run), log_size(study)
     failures = 0
@@ -102,7 +102,7 @@ def kill_at_random(folder: Path, run: list[str], kills: int, seed: int, pause: t
 
 
 def failed_checks(study: StudyFolder, trials: int, retrained: int) -> list[str]:
-    """Return one line per failed check. retrained: number of trials to retrain."""
+    """Return one line per failed check. retrained: Number of trials to retrain."""
     wrong = []
     records, events = study.records(), study.events()
     numbers = [event["number"] for event in events if event["event"] == "ask"]

@@ -52,7 +52,7 @@ class RecordedSpace(Space):
 
 
 class Recorded:
-    """Executor that looks results up: `measure` returns the error of a row. A run has one epoch and takes no time."""
+    """Executor that looks up results. `measure` returns the error of a row. A run has one epoch and takes no time."""
 
     def __init__(self, measure: Callable[[int], float]) -> None:
         self._measure = measure

@@ -57,7 +57,7 @@ class Simulated:
         return self._driver()
 
     def _driver(self) -> float:
-        """Advance the clock by the driver's CPU time since the last call; return the time."""
+        """Advance the clock by the driver's CPU time since the last call, and return the time."""
         real = time.process_time()
         self.now += real - self._real
         self._real = real
@@ -114,7 +114,7 @@ class Simulated:
             self._stopped.append((key, self._done(key, self._jobs[key][0], False)))
 
     def kill(self, key: str) -> None:
-        raise AssertionError("nothing is killed here")
+        raise AssertionError("the simulation kills no run")
 
     def stop(self) -> None: ...
 
@@ -130,7 +130,7 @@ def simulate(workers: int, trials: int, sampler: str, seconds: float) -> dict[st
 
     space = load_space("cifar_bc", epochs=EPOCHS)
     space = space.for_data(3, 32, 10, augmented=True)
-    mean = statistics.fmean(one.macs for one in space.survey().costs if not space.limits.excess(one))
+    mean = statistics.fmean(c.macs for c in space.survey().costs if not space.limits.excess(c))
     executor = Simulated(workers, seconds, mean)
     with tempfile.TemporaryDirectory() as place, contextlib.chdir(place):
         folder = StudyFolder(Path("studies/s"))

@@ -2,7 +2,7 @@
 
     python tools/check_prose.py [--count] [FILE ...]
 
-Exit status 1 where a pattern is found. The patterns are those of CONTRIBUTING.md, "English".
+The exit status is 1 if a pattern is found. The section "English" of CONTRIBUTING.md lists the patterns.
 """
 
 import ast
@@ -73,7 +73,7 @@ def texts(path: Path) -> Iterator[tuple[int, str, str]]:
 
 
 def problems(path: Path) -> Iterator[tuple[int, str, str]]:
-    """Yield (line, pattern, the words) for each pattern found in a file."""
+    """Yield (line, pattern, matched text) for each pattern in a file."""
     for line, kind, text in texts(path):
         if kind == "docstring" and (match := HEADLESS.match(text)):
             yield line, "headless", match.group().strip()
@@ -93,16 +93,16 @@ def tracked() -> list[Path]:
 def main(arguments: list[str]) -> int:
     count = "--count" in arguments
     paths = [Path(name) for name in arguments if not name.startswith("--")] or tracked()
-    found = [(path, *problem) for path in paths if path.exists() for problem in problems(path)]
+    matches = [(path, *problem) for path in paths if path.exists() for problem in problems(path)]
     if count:
-        for name, number in Counter(pattern for _, _, pattern, _ in found).most_common():
+        for name, number in Counter(pattern for _, _, pattern, _ in matches).most_common():
             print(f"{number:5d}  {name}")
-        for path, number in Counter(path for path, *_ in found).most_common():
+        for path, number in Counter(path for path, *_ in matches).most_common():
             print(f"{number:5d}  {path}")
     else:
-        for path, line, pattern, words in found:
-            print(f"{path}:{line}: {pattern}: {words!r}")
-    return int(bool(found))
+        for path, line, pattern, text in matches:
+            print(f"{path}:{line}: {pattern}: {text!r}")
+    return int(bool(matches))
 
 
 if __name__ == "__main__":
