@@ -142,10 +142,10 @@ def test_worst_ratio_counts_and_a_few_ratios_only_raise_predictions() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "densenet_40_12",
+        "densenet:L=40,k=12,size=16",
         "densenet_bc_40_12",
         "densenet-bc:L=100,k=12",
-        "densenet121:size=64",
+        "densenet-bc:layers=6-12-12,k=32,stem=imagenet,size=64",
         "densenet-bc:L=40,k=12,dropout=0.2,connect=log",
         "densenet-bc:L=40,k=12,connect=window:2",
         "densenet-bc:layers=3-3-3,k=32,size=16",
@@ -153,7 +153,7 @@ def test_worst_ratio_counts_and_a_few_ratios_only_raise_predictions() -> None:
 )
 def test_predictions_slightly_exceed_the_tensors_of_a_step(name: str, recompute: bool) -> None:
     """On a CPU in bf16 all tensors can be counted, and there is no workspace."""
-    spec, batch = parse_name(name), 4
+    spec, batch = parse_name(name), 2
     costs = cost(spec, batch)
     sizes = {"activation_bytes": costs.activation_bytes, "params": costs.params}
     predicted_job = Job("a", "", spec.to_dict(), {"batch_size": batch}, {}, (0, 0), recompute=recompute, **sizes)

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -30,6 +31,7 @@ class Live(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.storages: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.total = 0  # bytes of `storages`, of which some may have been freed since
         self.most = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -39,12 +41,16 @@ class Live(TorchDispatchMode):
             if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in known:  # a new storage, not a view
                 storage = leaf.untyped_storage()
                 self.storages[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-        self.most = max(self.most, self.now())
+                self.total += storage.nbytes()
+        if self.total > self.most:
+            self.most = max(self.most, self.now())
         return out
 
     def now(self) -> int:
-        self.storages = {key: value for key, value in self.storages.items() if not value[0].expired()}
-        return sum(size for _, size in self.storages.values())
+        expired = torch.UntypedStorage._expired
+        self.storages = {key: value for key, value in self.storages.items() if not expired(value[0].cdata)}
+        self.total = sum(size for _, size in self.storages.values())
+        return self.total
 
 
 def step_bytes(net: nn.Module, x: Tensor, y: Tensor, autocast: bool = False) -> tuple[int, int]:
@@ -94,17 +100,16 @@ def assert_same(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
     assert wrong == []
 
 
-@given(any_specs())
-@example(parse_name("densenet:layers=3-2,k=4,dropout=0.2,size=8"))
-@example(parse_name("densenet:layers=3-2,k=4,theta=0.5,size=8"))
-@example(parse_name("densenet-bc:layers=3-2,k=4,theta=1,size=8"))
-@example(parse_name("densenet-bc:layers=4-3,k=4,dropout=0.2,connect=log,size=8"))
-@example(parse_name("densenet-bc:layers=4-3,k=4,dropout=0.2,stem=imagenet,size=33"))
-@example(parse_name("resnet:units=2-2,width=4,drop=0.5,size=8"))
-@example(parse_name("resnet-b:units=2-2,width=4,stem=imagenet,size=33"))
-@settings(max_examples=60, deadline=None)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_recomputed_step_is_equal_bit_for_bit(dtype: torch.dtype, spec: Spec) -> None:
+@given(any_specs(), st.sampled_from([torch.float32, torch.float64]))
+@example(parse_name("densenet:layers=3-2,k=4,dropout=0.2,size=8"), torch.float64)
+@example(parse_name("densenet:layers=3-2,k=4,theta=0.5,size=8"), torch.float32)
+@example(parse_name("densenet-bc:layers=3-2,k=4,theta=1,size=8"), torch.float64)
+@example(parse_name("densenet-bc:layers=4-3,k=4,dropout=0.2,connect=log,size=8"), torch.float32)
+@example(parse_name("densenet-bc:layers=4-3,k=4,dropout=0.2,stem=imagenet,size=33"), torch.float64)
+@example(parse_name("resnet:units=2-2,width=4,drop=0.5,size=8"), torch.float32)
+@example(parse_name("resnet-b:units=2-2,width=4,stem=imagenet,size=33"), torch.float64)
+@settings(max_examples=25, deadline=None)
+def test_recomputed_step_is_equal_bit_for_bit(spec: Spec, dtype: torch.dtype) -> None:
     assert_same(outcome(spec, True, dtype), outcome(spec, False, dtype))
 
 
@@ -191,7 +196,7 @@ def test_retained_graph_has_a_second_backward_pass() -> None:
 
 @pytest.fixture(scope="module")
 def digits() -> Dataset:
-    return load_dataset("digits", subset=300)
+    return load_dataset("digits", subset=150)
 
 
 def curve(epochs: list[Epoch]) -> list[tuple[object, ...]]:
@@ -202,8 +207,7 @@ def curve(epochs: list[Epoch]) -> list[tuple[object, ...]]:
     "name",
     [
         "densenet:layers=3-2,k=4,dropout=0.2,channels=1,size=8",
-        "densenet-bc:layers=3-3,k=4,dropout=0.2,channels=1,size=8",
-        "densenet-bc:layers=4-2,k=4,channels=1,size=8,connect=window:2",
+        "densenet-bc:layers=4-2,k=4,dropout=0.2,channels=1,size=8,connect=window:2",
         "resnet-b:units=2-2,width=4,drop=0.5,channels=1,size=8",
     ],
 )
