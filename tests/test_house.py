@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "dnas"
@@ -9,10 +10,15 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LONGEST_FILE, LONGEST_FUNCTION = 650, 80
 
 
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
 def functions() -> Iterator[tuple[str, int]]:
     """Yield the name and the number of lines of each function, its docstring included."""
     for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(path):
             if isinstance(node, ast.FunctionDef):
                 yield f"{path.name}: {node.name}", (node.end_lineno or 0) - node.lineno + 1
 
@@ -31,7 +37,7 @@ def test_one_module_interprets_the_event_log() -> None:
     kinds = {"ask", "report", "tell", "pause", "promote", "again", "extend", "widen"}
     interpreters = set()
     for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(path):
             parts: list[ast.AST] = []
             if isinstance(node, ast.Compare):
                 parts = [node.left, *node.comparators]

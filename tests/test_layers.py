@@ -3,9 +3,11 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "dnas"
+FILES = sorted(PACKAGE.rglob("*.py"))
 
 # The modules at the top of the package, and its packages, lowest first. Each imports only from the same line or from
 # lines above it, also inside functions.
@@ -58,6 +60,9 @@ def module_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+MODULES = {module_of(path): path for path in FILES}
+
+
 def home(module: str) -> str:
     """Return the entry of ORDER that a module belongs to."""
     known = {name for group in ORDER for name in group}
@@ -67,9 +72,15 @@ def home(module: str) -> str:
     return module
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
 def imports(path: Path) -> list[tuple[str, bool]]:
     """Return (module, True if at import time) of each import in a file, without those for type checkers only."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parsed(path)
     hidden = {
         id(node)
         for block in ast.walk(tree)
@@ -90,7 +101,6 @@ def imports(path: Path) -> list[tuple[str, bool]]:
 
 def modules_of(path: Path) -> set[str]:
     """Return the modules that a file imports: of `from package import module` the module, not the package."""
-    known = {module_of(other) for other in PACKAGE.rglob("*.py")}
     found = set()
     for node in ast.walk(without_type_checking(path)):
         if isinstance(node, ast.Import):
@@ -98,25 +108,24 @@ def modules_of(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             for alias in node.names:
                 full = f"{node.module}.{alias.name}"
-                found.add(full if full in known else node.module)
+                found.add(full if full in MODULES else node.module)
     return found
 
 
 def without_type_checking(path: Path) -> ast.Module:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    tree.body = [
+    body = [
         node
-        for node in tree.body
+        for node in parsed(path).body
         if not (isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING")
     ]
-    return tree
+    return ast.Module(body, [])
 
 
 def test_modules_import_only_from_packages_above_them() -> None:
     rank = {name: number for number, group in enumerate(ORDER) for name in group}
     wrong = [
         f"{module_of(path)} imports {name}"
-        for path in PACKAGE.rglob("*.py")
+        for path in FILES
         for name, _ in imports(path)
         if name.split(".")[0] == "dnas" and rank[home(name)] > rank[home(module_of(path))]
     ]
@@ -126,7 +135,7 @@ def test_modules_import_only_from_packages_above_them() -> None:
 def test_heavy_packages_are_imported_only_by_listed_modules() -> None:
     wrong = [
         f"{module_of(path)} imports {name}"
-        for path in PACKAGE.rglob("*.py")
+        for path in FILES
         for name, _ in imports(path)
         if name.split(".")[0] in HOMES and home(module_of(path)) not in HOMES[name.split(".")[0]]
     ]
@@ -167,10 +176,9 @@ def test_only_listed_modules_are_outside_packages() -> None:
 
 def test_imports_have_no_cycles() -> None:
     """There is no cycle of imports between modules, including imports inside functions."""
-    names = {module_of(path): path for path in PACKAGE.rglob("*.py")}
     arrows: dict[str, set[str]] = {}
-    for name, path in names.items():
-        arrows[name] = {other for other in modules_of(path) if other in names and other != name}
+    for name, path in MODULES.items():
+        arrows[name] = {other for other in modules_of(path) if other in MODULES and other != name}
     done: set[str] = set()
 
     def walk(name: str, trail: tuple[str, ...]) -> None:
@@ -180,5 +188,5 @@ def test_imports_have_no_cycles() -> None:
                 walk(other, (*trail, name))
             done.add(name)
 
-    for name in sorted(names):
+    for name in sorted(MODULES):
         walk(name, ())
