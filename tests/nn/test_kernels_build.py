@@ -39,7 +39,7 @@ def reloaded() -> Iterator[None]:
 def fresh(reloaded: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return the path of an empty cache. The source in this test is a function that compiles at once."""
     (tmp_path / "source").mkdir()
-    (tmp_path / "source" / build.SOURCE).write_text("extern \"C\" int answer() { return 42; }\n")
+    (tmp_path / "source" / build.SOURCE).write_text('extern "C" int answer() { return 42; }\n')
     monkeypatch.setattr(build, "HERE", tmp_path / "source")
     monkeypatch.setenv("DNAS_KERNELS", str(tmp_path / "kernels"))
     return tmp_path / "kernels"

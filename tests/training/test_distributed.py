@@ -10,89 +10,31 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
 
-from dnas.arch import parse_name
 from dnas.cli import main
-from dnas.data import Dataset, load_dataset
-from dnas.data.catalog import data_info
+from dnas.data import load_dataset
 from dnas.errors import InputError
-from dnas.training.checkpoint import Epoch, load_run
-from dnas.training.distributed import ALONE, Group, SyncBatchNorm2d, is_loss_of_peer, join_group
-from dnas.training.fit import Diverged, fit
+from dnas.training.checkpoint import load_run
+from dnas.training.distributed import ALONE, is_loss_of_peer, join_group
 from dnas.training.launch import LOST_PEER, launch
-from dnas.training.recipe import make_recipe
 from dnas.training.single import check_processes
+from tests.support.commands import Command
 from tests.support.data_files import write_folder
+from tests.support.distributed import WORLDS, fail, norm_in_bf16, run_all_cases, train
 from tests.support.patience import patience
 
 pytestmark = pytest.mark.xdist_group("distributed")  # the processes of the fixture run once
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_SECONDS = 120.0  # for steps that take about five seconds
-BOTTLENECK = "densenet-bc:layers=2-2,k=4,theta=0.5,channels=1,size=8"
-CASES: dict[str, dict[str, Any]] = {  # with 270 training images
-    "bottleneck": {"name": BOTTLENECK, "batch_size": 64},  # the last batch has 14
-    "recomputed": {"name": BOTTLENECK, "batch_size": 64, "recompute": True},
-    # The last batch has slices of 1 and 2.
-    "uneven": {"name": "densenet:layers=2-1,k=4,channels=1,size=8", "batch_size": 89},
-    "empty": {"name": BOTTLENECK, "batch_size": 67},  # of the last batch of 2, the first of three slices is empty
-    "empty, recomputed": {"name": BOTTLENECK, "batch_size": 67, "recompute": True},
-    "dropped units": {"name": "resnet-b:units=2-2,width=4,drop=0.6,channels=1,size=8", "batch_size": 67},
-    "whole": {"name": BOTTLENECK, "batch_size": 64, "validate": False},
-}
-SEED = (3, 1)
-WORLDS = {
-    2: ("bottleneck", "recomputed", "uneven", "dropped units", "whole"),
-    3: ("bottleneck", "empty", "empty, recomputed", "dropped units"),
-}
-
-
-class Float64Dataset(Dataset):
-    """A data set whose images are float64."""
-
-    def _normalised(self, *arguments: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        return ((x.double(), y) for x, y in super()._normalised(*arguments))
-
-
-def float64_digits() -> Dataset:
-    digits = load_dataset("digits", subset=300)
-    return Float64Dataset(**{field.name: getattr(digits, field.name) for field in dataclasses.fields(digits)})
-
-
-def plan(epochs: int = 2, **changes: Any) -> Any:
-    recipe = make_recipe("fast", data_info("digits"), epochs=epochs, **changes)
-    return dataclasses.replace(recipe, label_smoothing=0.1)
-
-
-def train(case: str, group: Group = ALONE, epochs: int = 2, **more: Any) -> dict[str, Any]:
-    """Train a case, and return all results of the run by name."""
-    options = dict(CASES[case])
-    spec, batch_size = parse_name(options.pop("name")), options.pop("batch_size")
-    validate = options.pop("validate", True)
-    dtype = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        data = float64_digits() if validate else float64_digits().with_validation_in_training()
-        result = fit(spec, data, plan(epochs, batch_size=batch_size), seed=SEED, group=group, **options, **more)
-    finally:
-        torch.set_default_dtype(dtype)
-    results = {f"state {name}": value for name, value in result.run.net.state_dict().items()}
-    for row in result.run.curve:
-        values = dataclasses.asdict(row) | {"seconds": 0.0}
-        results |= {f"epoch {row.epoch} {key}": value for key, value in values.items()}
-    return results | {"norms": result.run.norms[-1].l2, "digest": result.weights_digest}
 
 
 def differences(left: dict[str, Any], right: dict[str, Any]) -> dict[str, float]:
@@ -106,66 +48,6 @@ def differences(left: dict[str, Any], right: dict[str, Any]) -> dict[str, float]
         if not (distance := (a - b).abs().max().item()) < allowed:
             distances[key] = distance
     return distances
-
-
-# run by every process
-
-
-def run_all_cases(args: argparse.Namespace) -> int:
-    torch.set_num_threads(1)
-    group = join_group("cpu")
-    results: dict[str, Any] = {case: train(case, group) for case in WORLDS[group.world]}
-    reported: list[int] = []
-
-    def report(epoch: Epoch) -> bool:
-        reported.append(epoch.epoch)
-        return group.world == 3 or epoch.epoch < 1
-
-    folder = args.folder / ("run" if group.is_first else "never")
-    results["resumed"] = train("bottleneck", group, 3, folder=folder, report=report)
-    results["reported"] = reported
-    if group.world == 2:
-        Group.synchronise_norms, kept = lambda self, net: None, Group.synchronise_norms  # type: ignore[method-assign]
-        results["local statistics"] = train("bottleneck", group)
-        Group.synchronise_norms = kept  # type: ignore[method-assign]
-        try:
-            fit(parse_name(BOTTLENECK), load_dataset("digits"), plan(learning_rate=1e30), seed=SEED, group=group)
-        except Diverged as error:
-            results["diverged"] = str(error)
-        dropout = parse_name(BOTTLENECK + ",dropout=0.5")
-        data = load_dataset("digits", subset=300)
-        for number in (0, 1):
-            results[f"dropout {number}"] = fit(dropout, data, plan(1), seed=SEED, group=group).weights_digest
-    results["sum"] = group.sum(torch.tensor([group.rank, 1]))
-    results["max"] = group.max(group.rank, "cpu")
-    results["norm"] = norm_in_bf16(group)
-    torch.save(results, args.folder / f"{group.world}-{group.rank}.pt")
-    group.leave()
-    return 0
-
-
-def norm_in_bf16(group: Group | None, ranks: int = 3) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Run a norm with bf16 maps and float32 weights, as under autocast on a GPU.
-
-    With two images, one of three slices is empty. Returns the output of this slice, and its gradients of x, weight and
-    bias.
-    """
-    torch.manual_seed(0)
-    x, norm = (5 + torch.randn(2, 4, 3, 3)).bfloat16(), nn.BatchNorm2d(4)
-    nn.init.normal_(norm.weight)
-    target = torch.randn(2, 4, 3, 3)
-    part = slice(0, 2)
-    if group is not None:
-        norm = SyncBatchNorm2d.of(norm)
-        part = slice(2 * group.rank // group.world, 2 * (group.rank + 1) // group.world)
-    x = x[part].clone().requires_grad_()
-    y = norm(x)
-    assert y.dtype == torch.bfloat16
-    (y.float() * target[part]).sum().backward()
-    assert x.grad is not None
-    assert norm.weight.grad is not None
-    assert norm.bias.grad is not None
-    return y.detach().float(), x.grad.float(), norm.weight.grad, norm.bias.grad
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +90,6 @@ def test_statistics_of_each_slice_alone_change_the_result(runs: Runs) -> None:
 
 
 def test_recomputation_changes_no_bit_with_several_processes(runs: Runs) -> None:
-    assert runs[2, 0]["recomputed"]["digest"] == runs[2, 0]["bottleneck"]["digest"]
     assert runs[3, 0]["empty, recomputed"]["digest"] == runs[3, 0]["empty"]["digest"]
 
 
@@ -293,23 +174,6 @@ def test_every_image_is_validated_by_exactly_one_process() -> None:
 # launch
 
 
-def fail(args: argparse.Namespace) -> int:
-    if int(os.environ["RANK"]) == args.rank:
-        print("discarded")
-        print("the cause", file=sys.stderr, flush=True)
-        match args.how:
-            case "error":
-                raise ZeroDivisionError
-            case "input":
-                raise InputError("`N > 0` must hold.")
-            case "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            case "status":
-                return 1
-    join_group("cpu")  # waits for the failed process
-    return 0
-
-
 @pytest.mark.parametrize(
     ("how", "rank", "status", "errors"),
     [
@@ -367,14 +231,7 @@ def test_same_command_resumes_after_ctrl_c_and_after_a_kill(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     resume_hint = "every finished epoch is saved in run/. Run the same command to resume.\n"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dnas", *COMMAND],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = Command(*COMMAND, environment=os.environ | {"PYTHONPATH": str(ROOT)})
     wait_for_epochs(2)
     os.killpg(process.pid, signal.SIGINT)  # to all processes, as a terminal does
     time.sleep(0.1)  # otherwise the two signals would merge
