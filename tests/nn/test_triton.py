@@ -19,31 +19,46 @@ from dnas.nn.kernels import check_kernels
 from dnas.nn.kernels.reference import BlockShape
 from dnas.nn.kernels.triton_block import PIXELS, TRITON
 from tests.nn.test_dense_block import images, nets, step
-from tests.support.interpreted import CASES, errors, run, weights_of
+from tests.support.interpreted import CASES, QUICK, errors, run, weights_of
 from tests.training.test_step import Synchronisations
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 SHARED_BYTES = 99 * 1024  # shared memory per program that every GPU since 2020 has
 
 
-# The kernels are interpreted once, in a separate process, instead of by each worker of the test suite.
+# The kernels are interpreted in separate processes, once instead of by each worker of the test suite.
 pytestmark = pytest.mark.xdist_group("triton")
 
 
-@pytest.fixture(scope="session")
-def interpreted() -> dict[str, Any]:
+def interpret(report: str) -> dict[str, Any]:
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.interpreted"], env=environment, capture_output=True, text=True
-    )
+    command = [sys.executable, "-m", "tests.support.interpreted", report]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
+@pytest.fixture(scope="module")
+def interpreted() -> dict[str, Any]:
+    return interpret("quick")
+
+
+@pytest.fixture(scope="module")
+def interpreted_slowly() -> dict[str, Any]:
+    return interpret("slow")
+
+
 @needs_triton
-@pytest.mark.parametrize("case", [*CASES, "network"])
+@pytest.mark.parametrize("case", QUICK)
 def test_interpreted_kernels_equal_the_reference(interpreted: dict[str, Any], case: str) -> None:
     assert {name: error for name, error in interpreted[case].items() if not error <= 1e-5} == {}
+
+
+@pytest.mark.slow
+@needs_triton
+@pytest.mark.parametrize("case", [*(case for case in CASES if case not in QUICK), "network"])
+def test_interpreted_kernels_equal_the_reference_in_every_case(interpreted_slowly: dict[str, Any], case: str) -> None:
+    assert {name: error for name, error in interpreted_slowly[case].items() if not error <= 1e-5} == {}
 
 
 @needs_triton
