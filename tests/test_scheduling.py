@@ -38,8 +38,9 @@ def test_crashed_and_hanging_tests_fail_and_the_others_run(tmp_path: Path) -> No
     (tmp_path / "test_alone.py").write_text(ALONE)
     (tmp_path / "conftest.py").write_text("from tests.conftest import pytest_xdist_make_scheduler\n")
     options = ["-q", "-n", "2", "--dist", "loadgroup", "--timeout", "5", "-p", "no:cacheprovider"]
+    options += ["-p", "xdist.plugin", "-p", "pytest_timeout"]
     command = [sys.executable, "-m", "pytest", *options, "--rootdir", tmp_path, tmp_path]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # start faster
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=patience(300))
     assert done.stdout.splitlines()[-1].startswith("3 failed, 21 passed"), done.stdout
     for number in (3, 4):

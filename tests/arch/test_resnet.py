@@ -191,10 +191,10 @@ def test_units_are_dropped_at_their_rates() -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 1, 4, 4)
     with torch.no_grad():
-        for _ in range(2000):
+        for _ in range(1000):
             net(x)
-    # 4 standard deviations of a fraction of 2,000 draws are 0.041 and 0.044
-    assert (runs[0] / 2000, runs[1] / 2000) == (pytest.approx(0.7, abs=0.041), pytest.approx(0.4, abs=0.044))
+    # 4 standard deviations of a fraction of 1,000 draws are 0.058 and 0.062
+    assert (runs[0] / 1000, runs[1] / 1000) == (pytest.approx(0.7, abs=0.058), pytest.approx(0.4, abs=0.062))
     runs[:] = 0, 0
     with torch.no_grad():
         net.eval()(x)
@@ -373,10 +373,13 @@ def test_study_of_resnets_is_searched_resumed_reported_and_exported(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("residual.toml").write_text(SPACE)
+    monkeypatch.setattr(
+        "dnas.report.figures._draw", lambda *_: None
+    )  # skip the figures of the report, which take seconds
     search = "search --space residual.toml --study {} --trials {} --subset 200 --stopping none --workers 1"
-    assert main(search.format("whole", 3).split()) == 0
-    assert main(search.format("parts", 2).split()) == 0
-    assert main(search.format("parts", 3).split()) == 0  # resumed
+    assert main(search.format("whole", 2).split()) == 0
+    assert main(search.format("parts", 1).split()) == 0
+    assert main(search.format("parts", 2).split()) == 0  # resumed
     whole, parts = find_study("whole").records(), find_study("parts").records()
     assert [record.weights_digest for record in whole] == [record.weights_digest for record in parts]
     assert None not in [record.weights_digest for record in whole]

@@ -140,7 +140,7 @@ def test_worker_produces_the_records_of_a_local_search(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    options = host_config(stopping="asha", space=load_space("tiny", epochs=9), retrain=1)
+    options = host_config(trials=6, stopping="asha", space=load_space("tiny", epochs=9), retrain=1)
     search(options, Silent(), LocalExecutor())
     create(url, tmp_path / "shared", options)
     host = Host(url, tmp_path / "shared", tmp_path / "far", LocalExecutor()).start()
@@ -152,7 +152,7 @@ def test_worker_produces_the_records_of_a_local_search(
     assert finals[0] == finals[1]
     assert finals[0][0]["test_error"] is not None
     assert {record.state for record in far.records()} == {"complete", "paused"}, "early stopping took effect"
-    for number in range(8):
+    for number in range(6):
         for name in ("norms.npz", "checkpoint.pt"):
             assert (far.trial_folder(number) / name).exists()
         assert len(far.curve(far.trial_folder(number))) == far.records()[number].epochs
@@ -255,12 +255,16 @@ def test_worker_waits_for_unreachable_shared_storage(url: str, tmp_path: Path, m
 
 # --- hosts as processes -------------------------------------------------------------------------------------------
 
-# The command line with an expiry of six seconds.
+# The command line with an expiry of six seconds. The processes of its runs are forked from it (see
+# tests/support/commands.py), and sleep in each epoch, so that runs take seconds but little of the processor.
 RUN = """
-import sys
+import sys, time
 from dnas import cli
 from dnas.cluster import database, worker
+from dnas.training import fit
 database.EXPIRY_SECONDS, worker.BEAT_SECONDS = 6.0, 0.4
+train = fit._EpochLoop.run_epoch
+fit._EpochLoop.run_epoch = lambda run: time.sleep(0.15) or train(run)
 raise SystemExit(cli.main(sys.argv[1:]))
 """
 # Set the clock ten minutes ahead in every process of the host, and in every dnas module that uses `datetime`. Compiled
@@ -341,7 +345,7 @@ def is_created(server: Server, url: str) -> bool:
 
 def claimed_by(server: Server, url: str) -> list[str]:
     """Return the workers that are in the middle of a training run."""
-    query = "SELECT DISTINCT owner FROM dnas_jobs WHERE state = 'claimed' AND answered BETWEEN 1 AND 60 ORDER BY 1"
+    query = "SELECT DISTINCT owner FROM dnas_jobs WHERE state = 'claimed' AND answered BETWEEN 1 AND 20 ORDER BY 1"
     return [owner for (owner,) in rows(server, url, query)]
 
 
@@ -452,7 +456,7 @@ def test_frozen_host_writes_nothing_more_and_killed_host_is_replaced(
 ) -> None:
     shared = tmp_path / "shared"
     # Runs are long enough to stop both hosts in the first half of one, with jobs left for the host that wakes up.
-    create(url, shared, host_config(trials=4, stopping="none", space=load_space("tiny", epochs=120)))
+    create(url, shared, host_config(trials=4, stopping="none", space=load_space("tiny", epochs=40)))
     nodes += [Node(tmp_path / name, url) for name in "ab"]
     wait_until(lambda: len(claimed_by(server, url)) == 2, nodes)
     before = proposer(server, url)

@@ -108,7 +108,7 @@ def check_equal(spec: DenseNetSpec, batch: int, kernels: str, memory: str, layou
 @example(parse_name("densenet-bc:layers=5-4,k=5,connect=log,stem=imagenet,size=45"), 3, torch.channels_last)
 @example(parse_name("densenet-b:layers=4-4,k=2,connect=none,size=11"), 1, torch.contiguous_format)
 @example(parse_name("densenet-b:layers=2-2,k=1,dropout=0.2,connect=none,channels=1,size=4"), 1, torch.channels_last)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @pytest.mark.parametrize("memory", ["linear", "recompute"])
 def test_ref_equals_the_plain_modules(memory: str, spec: DenseNetSpec, batch: int, layout: torch.memory_format) -> None:
     check_equal(spec, batch, "ref", memory, layout)
@@ -133,12 +133,12 @@ def distance(results: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
 
 
 @given(specs(), st.sampled_from([2, 5]), st.sampled_from([torch.contiguous_format, torch.channels_last]))
-@example(parse_name("densenet-bc:layers=5-3,k=12,size=32"), 3, torch.channels_last)
-@example(parse_name("densenet:layers=6-3,k=13,size=24"), 3, torch.channels_last)
+@example(parse_name("densenet-bc:layers=4-3,k=12,size=32"), 2, torch.channels_last)
+@example(parse_name("densenet:layers=4-3,k=13,size=24"), 2, torch.channels_last)
 @example(parse_name("densenet-bc:layers=3-3,k=32,size=14,dropout=0.2"), 5, torch.channels_last)
 @example(parse_name("densenet:layers=3-2,k=4,dropout=0.3,connect=window:2,size=7"), 5, torch.contiguous_format)
 @example(parse_name("densenet-bc:layers=5-4,k=5,connect=log,stem=imagenet,size=45"), 3, torch.channels_last)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_cpu_equals_the_reference(spec: DenseNetSpec, batch: int, layout: torch.memory_format) -> None:
     """Errors in float32 against float64 are about as small as those of the plain path."""
     if batch * spec._blocks[-1].size ** 2 < 20:
@@ -235,7 +235,9 @@ def test_cpu_is_correct_with_any_number_of_threads(number: int) -> None:
             torch.set_num_threads(threads_before)
             assert bits(runs[0]) == bits(runs[1]) == bits(runs[2]), "runs must be equal with and without recomputation"
             best[threads] = min(best[threads], distance(runs[0], truth))
-    assert max(best.values()) < 2e-5
+        if max(best.values()) < 2e-5:
+            return
+    raise AssertionError(best)
 
 
 def bits(results: dict[str, Tensor]) -> dict[str, bytes]:
@@ -262,7 +264,7 @@ def _run_in_child(pipe: Connection) -> None:
     pipe.send(bits(run_kernels(CPU, LARGE, torch.float32, False, 3)))
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_child_processes_start_their_own_threads(method: str) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)

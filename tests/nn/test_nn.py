@@ -52,7 +52,7 @@ def saved_bytes(net: nn.Module, x: Tensor, y: Tensor) -> int:
 
 
 @given(any_specs())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_cost_model_equals_the_module(spec: Spec) -> None:
     net, price = build(spec), cost(spec, batch=BATCH)
     if isinstance(net, ResNet):
