@@ -150,9 +150,9 @@ def correlate(causal: CausalReuse, weights: Reuse, what: str = "error_gained") -
     if len(x) < 3 or len(set(x)) < 2 or len(set(y)) < 2:
         return RankCorrelation(math.nan, math.nan, math.nan, len(x))
     rng = np.random.default_rng(0)
-    draws = [spearman(x[i], y[i]) for i in rng.integers(len(x), size=(DRAWS, len(x)))]
-    low, high = np.nanpercentile(draws, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
-    return RankCorrelation(spearman(x, y), float(low), float(high), len(x))
+    drawn = rng.integers(len(x), size=(DRAWS, len(x)))
+    low, high = np.nanpercentile(spearman(x[drawn], y[drawn]), [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+    return RankCorrelation(float(spearman(x, y)), float(low), float(high), len(x))
 
 
 def _read(cache: Path | None, key: dict[str, str]) -> dict[tuple[str, str], tuple[float, float]]:

@@ -174,10 +174,11 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
-def spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Spearman's rank correlation, NaN if either side is constant (scipy's version warns there)."""
+def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Spearman's rank correlation along the last axis, NaN where either side is constant (scipy's version warns)."""
     from scipy import stats
 
-    x, y = stats.rankdata(x), stats.rankdata(y)
-    spread = x.std() * y.std()
-    return float(((x - x.mean()) * (y - y.mean())).mean() / spread) if spread else math.nan
+    x, y = stats.rankdata(x, axis=-1), stats.rankdata(y, axis=-1)
+    spread = x.std(axis=-1) * y.std(axis=-1)
+    x, y = x - x.mean(axis=-1, keepdims=True), y - y.mean(axis=-1, keepdims=True)
+    return np.divide((x * y).mean(axis=-1), spread, out=np.full(spread.shape, math.nan), where=spread > 0)

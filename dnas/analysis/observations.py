@@ -104,27 +104,28 @@ def observe(histories: NormHistory | Sequence[NormHistory]) -> tuple[Observation
 class _Sample:
     """Data of one network.
 
-    sizes: Sizes of the groups to resample. value: Returns the value of a resample, given an array of indices per group.
+    sizes: Sizes of the groups to resample.
+    values: Returns the values of resamples, given the indices [resamples, size] of each group.
     """
 
     sizes: tuple[int, ...]
-    value: Callable[[list[np.ndarray]], float]
+    values: Callable[[list[np.ndarray]], np.ndarray]
 
     @property
     def units(self) -> int:
         return sum(self.sizes)
 
     def observed(self) -> float:
-        return self.value([np.arange(size) for size in self.sizes]) if self.units else float("nan")
+        return float(self.values([np.arange(size)[None] for size in self.sizes])[0]) if self.units else float("nan")
 
-    def drawn(self, rng: np.random.Generator) -> float:
-        return self.value([rng.integers(size, size=size) for size in self.sizes])
+    def draw(self, rng: np.random.Generator) -> list[np.ndarray]:
+        return [rng.integers(size, size=size) for size in self.sizes]
 
 
 def _of_layers(values: list[float]) -> _Sample:
     known = np.array(values, dtype=float)
     known = known[np.isfinite(known)]
-    return _Sample((len(known),), lambda chosen: float(known[chosen[0]].mean()))
+    return _Sample((len(known),), lambda chosen: known[chosen[0]].mean(axis=1))
 
 
 def _layers(blocks: list[np.ndarray]) -> _Sample:
@@ -136,12 +137,11 @@ def _transitions(blocks: list[np.ndarray]) -> _Sample:
     columns = [column[np.isfinite(column)] for column in (block[:, -1] for block in blocks[:-1])]
     columns = [column for column in columns if len(column) > 1]
 
-    def value(chosen: list[np.ndarray]) -> float:
-        return float(
-            np.mean([effective_share(column[indices]) for column, indices in zip(columns, chosen, strict=True)])
-        )
+    def values(chosen: list[np.ndarray]) -> np.ndarray:
+        shares = [[effective_share(row) for row in column[indices]] for column, indices in zip(columns, chosen, strict=True)]
+        return np.mean(shares, axis=0)
 
-    return _Sample(tuple(map(len, columns)), value)
+    return _Sample(tuple(map(len, columns)), values)
 
 
 def _least(blocks: list[np.ndarray]) -> _Sample:
@@ -160,10 +160,10 @@ def _late(blocks: list[np.ndarray]) -> _Sample:
     depth = np.flatnonzero(np.isfinite(column))
     ranked = column[depth]
 
-    def value(chosen: list[np.ndarray]) -> float:
+    def values(chosen: list[np.ndarray]) -> np.ndarray:
         return spearman(depth[chosen[0]], ranked[chosen[0]])
 
-    return _Sample((len(depth),), value)
+    return _Sample((len(depth),), values)
 
 
 def _observation(
@@ -190,10 +190,16 @@ def _observation(
 
 def _interval(samples: list[_Sample]) -> tuple[float, float]:
     rng = np.random.default_rng(0)
-    means = [
-        np.mean([samples[network].drawn(rng) for network in rng.integers(len(samples), size=len(samples))])
-        for _ in range(DRAWS)
-    ]
+    networks, chosen = [], []
+    for _ in range(DRAWS):
+        networks.append(rng.integers(len(samples), size=len(samples)))
+        chosen += [samples[network].draw(rng) for network in networks[-1]]
+    drawn = np.ravel(networks)
+    values = np.empty(len(drawn))
+    for network in set(drawn.tolist()):
+        places = np.flatnonzero(drawn == network)
+        values[places] = samples[network].values([np.stack(group) for group in zip(*(chosen[i] for i in places))])
+    means = values.reshape(DRAWS, len(samples)).mean(axis=1)
     if not np.isfinite(means).any():
         return math.nan, math.nan
     low, high = np.nanpercentile(means, [2.5, 97.5])
