@@ -85,6 +85,18 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dnas.report.figures._draw", lambda *_: None)
 
 
+@pytest.fixture
+def only_svg(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw the figures for the page alone, in one format of three."""
+    monkeypatch.setattr("dnas.figures.style.FORMATS", ("svg",))
+    monkeypatch.setattr("dnas.report.page.link", lambda path: path.name)
+
+
+def draw_only(name: str, patch: pytest.MonkeyPatch) -> None:
+    """Draw one figure of the report."""
+    patch.setattr("dnas.report.figures.PICTURES", {name: PICTURES[name]})
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
     return make_study(tmp_path_factory.mktemp("studies") / "whole", STATES)
@@ -184,8 +196,25 @@ def test_the_files_beside_the_page_hold_the_same_numbers(study: StudyFolder, pag
         assert len(pd.read_csv(beside / f"{name}.csv"))
 
 
-def test_equal_studies_have_identical_pages(study: StudyFolder, page: Page) -> None:
-    assert report(study).source == page.source
+@pytest.fixture(scope="module")
+def other_process(study: StudyFolder, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
+    """Write the report in a new process. Its exit status is 1 if it imported optuna or torch, or left a figure open."""
+    out = tmp_path_factory.mktemp("other-process")
+    code = (
+        "import sys; from pathlib import Path; from dnas.report import write_report;"
+        f"write_report({str(study.path)!r}, Path({str(out)!r}));"
+        "from matplotlib import pyplot;"  # seaborn imports it too, but no figure may be in its state
+        "sys.exit(bool({'optuna', 'torch'} & set(sys.modules) or pyplot.get_fignums()))"
+    )
+    return subprocess.run([sys.executable, "-c", code], check=False).returncode, out / "index.html"
+
+
+def test_equal_studies_have_identical_pages(page: Page, other_process: tuple[int, Path]) -> None:
+    assert other_process[1].read_text(encoding="utf-8") == page.source
+
+
+def test_reports_of_plain_files_need_neither_optuna_nor_torch(other_process: tuple[int, Path]) -> None:
+    assert other_process[0] == 0
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -220,7 +249,9 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyFolder, Page
         objective="val_error,macs,latency",
         norms=False,
     )
-    return study, report(study)
+    with pytest.MonkeyPatch.context() as patch:
+        draw_only("error", patch)
+        return study, report(study)
 
 
 def test_the_first_of_several_objectives_selects_the_best_network(several: tuple[StudyFolder, Page]) -> None:
@@ -267,7 +298,8 @@ def test_one_objective_has_no_front_table(page: Page) -> None:
     assert "Pareto front: no other complete network" not in page.text
 
 
-def test_a_search_by_loss_is_shown_by_loss(tmp_path: Path) -> None:
+def test_a_search_by_loss_is_shown_by_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_only("error", monkeypatch)
     study = make_study(tmp_path / "s", ["complete"] * 6, objective="val_loss,params", norms=False)
     page, best = report(study), study.best()[0]
     assert best.val_loss == min(record.val_loss for record in study.records())  # type: ignore[type-var]
@@ -308,8 +340,9 @@ def with_arms(path: Path, sampler: float, control: float, count: int = 40, **con
     ],
 )
 def test_the_arms_are_compared_before_any_trial_was_stopped(
-    tmp_path: Path, sampler: float, control: float, line: str, mark: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampler: float, control: float, line: str, mark: str
 ) -> None:
+    draw_only("control_arm", monkeypatch)
     page = report(with_arms(tmp_path / "s", sampler, control))
     text = page.text.replace("\xa0", " ")
     assert line in text
@@ -424,6 +457,7 @@ def test_a_recovery_is_reported_where_no_trial_failed(tmp_path: Path) -> None:
     assert "1 trial ran out of memory and continued with recomputed activations" in text
 
 
+@pytest.mark.usefixtures("only_svg")
 @pytest.mark.parametrize(
     ("states", "note"),
     [
@@ -445,6 +479,7 @@ def test_a_report_can_be_written_at_any_time(tmp_path: Path, states: list[str], 
     assert len(pd.read_csv(beside / "pareto.csv")) == states.count("complete")
 
 
+@pytest.mark.usefixtures("only_svg")
 def test_hostile_text_is_escaped(tmp_path: Path) -> None:
     bad = "</script></style><script>alert(1)</script><img src=x onerror=alert(1)>\"'&$x^{"
     study = make_study(tmp_path / "s", ["complete"] * 3, norms=False, name=bad, command=bad, host=bad, sampler=bad)
@@ -461,6 +496,7 @@ def test_hostile_text_is_escaped(tmp_path: Path) -> None:
     assert page.text.count("<script>alert(1)</script>") > 10
 
 
+@pytest.mark.usefixtures("only_svg")
 def test_missing_keys_are_left_out(tmp_path: Path) -> None:
     study = StudyFolder(tmp_path / "bare")
     study.create({"name": "bare"})
@@ -482,6 +518,7 @@ def test_a_large_study_has_a_small_page(tmp_path: Path) -> None:
     assert len(page.source) < 4_000_000
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_published_points_are_shown_only_for_the_same_task(tmp_path: Path) -> None:
     same = {"name": "cifar10", "title": "CIFAR-10", "image_size": 32, "augmentation": "crop+flip"}
     warning = "Published points are not directly comparable"
@@ -498,16 +535,6 @@ def test_an_unknown_study_is_refused_with_one_line(tmp_path: Path, monkeypatch: 
     with pytest.raises(InputError, match="no study 'digit'; there are digits"):
         write_report("digit")
     assert write_report("digits") == Path("reports/digits/index.html")
-
-
-def test_reports_of_plain_files_need_neither_optuna_nor_torch(study: StudyFolder, tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from dnas.report import write_report;"
-        f"write_report({str(study.path)!r}, Path({str(tmp_path)!r}));"
-        "from matplotlib import pyplot;"  # seaborn imports it too, but no figure may be in its state
-        "sys.exit(bool({'optuna', 'torch'} & set(sys.modules) or pyplot.get_fignums()))"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_an_inlined_figure_keeps_its_internal_references() -> None:
@@ -544,8 +571,9 @@ def test_studies_of_different_data_cannot_be_compared(tmp_path: Path) -> None:
         write_comparison([first.path, by_loss.path], tmp_path / "out")
 
 
+@pytest.mark.usefixtures("only_svg")
 def test_repetitions_of_a_search_show_their_attainment(tmp_path: Path) -> None:
-    studies = [make_study(tmp_path / name, ["complete"] * 4, seed=seed) for seed, name in enumerate(("a", "b", "c"))]
+    studies = [make_study(tmp_path / name, ["complete"] * 4, seed=seed, norms=False) for seed, name in enumerate(("a", "b", "c"))]
     out = tmp_path / "out"
     page = Page(write_comparison([study.path for study in studies], out))
     assert "These studies differ only in their seeds." in page.text
@@ -562,10 +590,10 @@ def test_repetitions_of_a_search_show_their_attainment(tmp_path: Path) -> None:
     assert "no complete trial" in Page(write_comparison([studies[0].path, empty.path], tmp_path / "third")).text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_watched_page_is_updated_until_the_search_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dnas.report.figures._draw", lambda *_: None)
     monkeypatch.setattr("dnas.report.write.WATCH_SECONDS", 0.05)
-    study = make_study(tmp_path / "s", ["complete", "running"], trials=2)
+    study = make_study(tmp_path / "s", ["complete", "running"], trials=2, norms=False)
     messages: list[str] = []
     watcher = threading.Thread(target=watch_report, args=(study.path, tmp_path / "out", messages.append), daemon=True)
     watcher.start()
