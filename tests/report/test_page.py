@@ -15,6 +15,7 @@ from dnas.arch import DenseNetSpec
 from dnas.report import write_comparison, write_report
 from dnas.study.folder import StudyFolder, read_study
 from tests.support.browser import Opened, chromium
+from tests.support.pages import draw_only, only_svg
 from tests.support.studies import add_trial, make_study
 
 pytestmark = pytest.mark.xdist_group("page")  # one browser and one page for all tests
@@ -36,12 +37,23 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
 
 @pytest.fixture(scope="module")
 def path(study: StudyFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Copy the page without its files, as if it were sent by mail."""
-    page = write_report(study.path, study.path.parent / "report")
+    """Copy the page without its files, as if it was sent by mail."""
+    with pytest.MonkeyPatch.context() as patch:
+        only_svg(patch)
+        page = write_report(study.path, study.path.parent / "whole-page")
     return Path(shutil.copy(page, tmp_path_factory.mktemp("mail")))
 
 
-@pytest.mark.parametrize(("width", "dark"), [(390, False), (1440, False), (1440, True)])
+@pytest.fixture(scope="module")
+def short(study: StudyFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Copy a page with one figure, which opens faster, without its files."""
+    with pytest.MonkeyPatch.context() as patch:
+        draw_only(patch, "error")
+        page = write_report(study.path, study.path.parent / "report")
+    return Path(shutil.copy(page, tmp_path_factory.mktemp("mail")))
+
+
+@pytest.mark.parametrize(("width", "dark"), [(390, False), (1440, True)])
 def test_the_page_loads_nothing_and_fits_the_window(browser: Browser, path: Path, width: int, dark: bool) -> None:
     opened = Opened(browser, path, width, dark)
     assert opened.errors == []
@@ -56,8 +68,8 @@ def numbers(opened: Opened) -> list[int]:
     return [int(name.removeprefix("trial-")) for name in rows.evaluate_all("rows => rows.map(row => row.id)")]
 
 
-def test_the_table_sorts_both_ways_with_missing_values_last(browser: Browser, path: Path, study: StudyFolder) -> None:
-    opened = Opened(browser, path)
+def test_the_table_sorts_both_ways_with_missing_values_last(browser: Browser, short: Path, study: StudyFolder) -> None:
+    opened = Opened(browser, short)
     errors = read_study(study.path).set_index("number")["val_error"].astype(float)
     for ascending in (True, False):
         opened.page.get_by_role("button", name="val error").click()
@@ -68,8 +80,8 @@ def test_the_table_sorts_both_ways_with_missing_values_last(browser: Browser, pa
         assert shown.tail(shown.isna().sum()).isna().all()
 
 
-def test_the_table_filters_by_text_state_and_front(browser: Browser, path: Path, study: StudyFolder) -> None:
-    opened = Opened(browser, path)
+def test_the_table_filters_by_text_state_and_front(browser: Browser, short: Path, study: StudyFolder) -> None:
+    opened = Opened(browser, short)
     frame = read_study(study.path)
     opened.page.select_option("#state", "complete")
     assert numbers(opened) == frame[frame["state"] == "complete"]["number"].tolist()
@@ -83,8 +95,8 @@ def test_the_table_filters_by_text_state_and_front(browser: Browser, path: Path,
     assert numbers(opened) == frame[frame["state"] == "failed"]["number"].tolist()
 
 
-def test_a_click_opens_a_trial_and_its_curve(browser: Browser, path: Path, study: StudyFolder) -> None:
-    opened = Opened(browser, path)
+def test_a_click_opens_a_trial_and_its_curve(browser: Browser, short: Path, study: StudyFolder) -> None:
+    opened = Opened(browser, short)
     button = opened.page.locator("#trial-1 .open")
     button.click()
     detail = opened.page.locator("#trial-1 + tr.detail")
@@ -97,7 +109,10 @@ def test_a_click_opens_a_trial_and_its_curve(browser: Browser, path: Path, study
     assert detail.count() == 0
 
 
-def test_a_failed_trial_shows_its_log_as_text(browser: Browser, tmp_path: Path) -> None:
+def test_a_failed_trial_shows_its_log_as_text(
+    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_only(monkeypatch)
     study = make_study(tmp_path / "s", ["complete", "failed"])
     (study.trial_folder(1) / "traceback.txt").write_text("RuntimeError: </script><b>broken</b>")
     opened = Opened(browser, write_report(study.path, tmp_path / "out"))
@@ -106,8 +121,8 @@ def test_a_failed_trial_shows_its_log_as_text(browser: Browser, tmp_path: Path) 
     assert opened.errors == []
 
 
-def test_hovering_over_a_mark_shows_its_trial(browser: Browser, path: Path, study: StudyFolder) -> None:
-    opened = Opened(browser, path)
+def test_hovering_over_a_mark_shows_its_trial(browser: Browser, short: Path, study: StudyFolder) -> None:
+    opened = Opened(browser, short)
     marks = opened.page.locator("#figure-error_against_params use[data-t]")
     shown = [record for record in study.records() if record.state in ("complete", "stopped", "paused")]
     assert marks.count() == len(shown)
@@ -127,8 +142,8 @@ def test_hovering_over_a_mark_shows_its_trial(browser: Browser, path: Path, stud
     assert opened.page.locator("#tip").inner_text().startswith("#")
 
 
-def test_figures_can_be_saved_without_their_files(browser: Browser, path: Path, study: StudyFolder) -> None:
-    opened = Opened(browser, path)
+def test_figures_can_be_saved_without_their_files(browser: Browser, short: Path, study: StudyFolder) -> None:
+    opened = Opened(browser, short)
     links = opened.page.locator("#figure-error_against_params .save a")
     saved = {}
     for index in range(4):
@@ -145,7 +160,10 @@ def test_figures_can_be_saved_without_their_files(browser: Browser, path: Path, 
     assert (table.set_index("number")["params"] == known[table["number"]]).all()
 
 
-def test_a_comparison_opens(browser: Browser, study: StudyFolder, tmp_path: Path) -> None:
+def test_a_comparison_opens(
+    browser: Browser, study: StudyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_svg(monkeypatch)
     other = make_study(tmp_path / "other", STATES[:9], seed=1)
     opened = Opened(browser, write_comparison([study.path, other.path], tmp_path / "out"), 390)
     assert opened.errors == []
@@ -181,7 +199,11 @@ def test_five_thousand_trials_open_within_three_seconds(browser: Browser, tmp_pa
     assert not opened.page.locator("#all").is_visible()
 
 
-def test_a_curve_without_numbers_is_not_drawn(browser: Browser, tmp_path: Path) -> None:
+def test_a_curve_without_numbers_is_not_drawn(
+    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_svg(monkeypatch)
+    draw_only(monkeypatch, "learning_curves")
     study = make_study(tmp_path / "s", ["complete"] * 3 + ["failed"])
     rows = study.curve(study.trial_folder(0)).head(4)
     for number, lost in ((3, range(4)), (1, range(2, 4))):

@@ -21,6 +21,7 @@ from dnas.arch import DenseNetSpec
 from dnas.errors import InputError
 from dnas.report import PICTURES, inline_svg, watch_report, write_comparison, write_report
 from dnas.study.folder import StudyFolder, read_study
+from tests.support.pages import draw_only, only_svg
 from tests.support.patience import patience
 from tests.support.studies import add_trial, make_study
 
@@ -81,20 +82,14 @@ def report(study: StudyFolder) -> Page:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip the figures, which take most of the time of a report, in tests of its text."""
-    monkeypatch.setattr("dnas.report.figures._draw", lambda *_: None)
+    """Skip the figures in tests of the text."""
+    draw_only(monkeypatch)
 
 
 @pytest.fixture
-def only_svg(monkeypatch: pytest.MonkeyPatch) -> None:
+def simple(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw the figures for the page alone, in one format of three."""
-    monkeypatch.setattr("dnas.figures.style.FORMATS", ("svg",))
-    monkeypatch.setattr("dnas.report.page.link", lambda path: path.name)
-
-
-def draw_only(name: str, patch: pytest.MonkeyPatch) -> None:
-    """Draw one figure of the report."""
-    patch.setattr("dnas.report.figures.PICTURES", {name: PICTURES[name]})
+    only_svg(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +245,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyFolder, Page
         norms=False,
     )
     with pytest.MonkeyPatch.context() as patch:
-        draw_only("error", patch)
+        draw_only(patch, "error")
         return study, report(study)
 
 
@@ -299,7 +294,7 @@ def test_one_objective_has_no_front_table(page: Page) -> None:
 
 
 def test_a_search_by_loss_is_shown_by_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    draw_only("error", monkeypatch)
+    draw_only(monkeypatch, "error")
     study = make_study(tmp_path / "s", ["complete"] * 6, objective="val_loss,params", norms=False)
     page, best = report(study), study.best()[0]
     assert best.val_loss == min(record.val_loss for record in study.records())  # type: ignore[type-var]
@@ -342,7 +337,7 @@ def with_arms(path: Path, sampler: float, control: float, count: int = 40, **con
 def test_the_arms_are_compared_before_any_trial_was_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampler: float, control: float, line: str, mark: str
 ) -> None:
-    draw_only("control_arm", monkeypatch)
+    draw_only(monkeypatch, "control_arm")
     page = report(with_arms(tmp_path / "s", sampler, control))
     text = page.text.replace("\xa0", " ")
     assert line in text
@@ -457,7 +452,7 @@ def test_a_recovery_is_reported_where_no_trial_failed(tmp_path: Path) -> None:
     assert "1 trial ran out of memory and continued with recomputed activations" in text
 
 
-@pytest.mark.usefixtures("only_svg")
+@pytest.mark.usefixtures("simple")
 @pytest.mark.parametrize(
     ("states", "note"),
     [
@@ -479,7 +474,7 @@ def test_a_report_can_be_written_at_any_time(tmp_path: Path, states: list[str], 
     assert len(pd.read_csv(beside / "pareto.csv")) == states.count("complete")
 
 
-@pytest.mark.usefixtures("only_svg")
+@pytest.mark.usefixtures("simple")
 def test_hostile_text_is_escaped(tmp_path: Path) -> None:
     bad = "</script></style><script>alert(1)</script><img src=x onerror=alert(1)>\"'&$x^{"
     study = make_study(tmp_path / "s", ["complete"] * 3, norms=False, name=bad, command=bad, host=bad, sampler=bad)
@@ -496,7 +491,7 @@ def test_hostile_text_is_escaped(tmp_path: Path) -> None:
     assert page.text.count("<script>alert(1)</script>") > 10
 
 
-@pytest.mark.usefixtures("only_svg")
+@pytest.mark.usefixtures("simple")
 def test_missing_keys_are_left_out(tmp_path: Path) -> None:
     study = StudyFolder(tmp_path / "bare")
     study.create({"name": "bare"})
@@ -507,15 +502,18 @@ def test_missing_keys_are_left_out(tmp_path: Path) -> None:
     assert "95% interval" not in page.text
 
 
-def test_a_large_study_has_a_small_page(tmp_path: Path) -> None:
+def test_a_large_study_has_a_small_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the figures that grow with the number of trials, in the formats that the page contains."""
+    draw_only(monkeypatch, "error", "best_so_far", "slices", "parallel", "distribution", "learning_curves")
+    monkeypatch.setattr("dnas.figures.style.FORMATS", ("svg", "pdf"))
     study = StudyFolder(tmp_path / "large")
-    make_study(study.path, ["complete"] * 3, epochs=2)
+    make_study(study.path, ["complete"] * 3, epochs=2, norms=False)
     spec, rng = DenseNetSpec((1, 1, 1), growth_rate=4, in_channels=1, image_size=8), np.random.default_rng(0)
     for number in range(3, 500):
         add_trial(study, number, spec, "complete" if number % 3 else "stopped", 4, rng=rng)
     page = report(study)
     assert sum(tag == "tr" and "data-state" in a for tag, a in page.tags) == 500
-    assert len(page.source) < 4_000_000
+    assert len(page.source) < 2_700_000
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -571,7 +569,7 @@ def test_studies_of_different_data_cannot_be_compared(tmp_path: Path) -> None:
         write_comparison([first.path, by_loss.path], tmp_path / "out")
 
 
-@pytest.mark.usefixtures("only_svg")
+@pytest.mark.usefixtures("simple")
 def test_repetitions_of_a_search_show_their_attainment(tmp_path: Path) -> None:
     studies = [make_study(tmp_path / name, ["complete"] * 4, seed=seed, norms=False) for seed, name in enumerate(("a", "b", "c"))]
     out = tmp_path / "out"
