@@ -6,8 +6,6 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 import tomllib
 from collections import deque
@@ -37,11 +35,13 @@ from dnas.study.folder import StudyFolder
 from dnas.training.checkpoint import weights_digest
 from dnas.training.fit import stream_seed
 from tests.support.analytic import AnalyticExecutor, Silent
+from tests.support.commands import Command
 from tests.support.patience import patience
 from tests.support.studies import equal_but_times
 
 ROOT = Path(__file__).resolve().parents[2]
 MEANS = RunConfig({"name": "digits", "data_root": None})
+PATIENCE = 180.0  # seconds to wait for a step that takes about ten on a quiet machine
 TEXT = """\
 # A small study for the tests.
 question = "Does it help?"
@@ -688,9 +688,7 @@ def test_a_study_of_another_kind_is_refused() -> None:
 
 # --- real training ------------------------------------------------------------------------------------------------
 
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
-COMMAND = [sys.executable, "-m", "dnas", "ablate", "small.toml", "--seeds", "2", "--epochs", "3", "-q"]
-PATIENCE = 180.0  # seconds to wait for a step that takes about ten on a quiet machine
+COMMAND = ["ablate", "small.toml", "--seeds", "2", "--epochs", "3", "-q"]
 
 
 def epochs_done(folder: Path) -> int:
@@ -701,44 +699,35 @@ def epochs_done(folder: Path) -> int:
     return rows
 
 
+@pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_killed_study_resumes_to_the_result_of_an_uninterrupted_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kills: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Kill the driver and all workers five times by SIGKILL."""
+    """Kill the driver and all workers by SIGKILL."""
     alone, killed = tmp_path / "alone", tmp_path / "killed"
     rng = random.Random(6)
     for folder in (alone, killed):
         folder.mkdir()
         monkeypatch.chdir(folder)
         write()
-    done = subprocess.run(
-        COMMAND, cwd=alone, env=ENVIRONMENT, capture_output=True, text=True, timeout=patience(PATIENCE)
-    )
-    assert done.returncode == 0, done.stderr
-    assert "3 comparisons with 2 pairs" in done.stdout
-    assert done.stdout.endswith("next      dnas report small\n")
-    for _ in range(5):
+    done = Command(*COMMAND, folder=alone)
+    printed, errors = done.communicate(patience(PATIENCE))
+    assert done.returncode == 0, errors
+    assert "3 comparisons with 2 pairs" in printed
+    assert printed.endswith("next      dnas report small\n")
+    for _ in range(kills):
         before, more = epochs_done(killed), rng.randint(1, 4)
-        process = subprocess.Popen(
-            COMMAND,
-            cwd=killed,
-            env=ENVIRONMENT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        process = Command(*COMMAND, folder=killed)
         began = time.monotonic()
         while epochs_done(killed) < before + more:
             assert process.poll() is None, "the study ended before it could be killed"
-            assert time.monotonic() - began < PATIENCE
+            assert time.monotonic() - began < patience(PATIENCE)
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.1))
         os.killpg(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-    done = subprocess.run(
-        COMMAND, cwd=killed, env=ENVIRONMENT, capture_output=True, text=True, timeout=patience(PATIENCE)
-    )
-    assert done.returncode == 0, done.stderr
+    done = Command(*COMMAND, folder=killed)
+    assert done.wait(patience(PATIENCE)) == 0, done.communicate()[1]
 
     def essence(folder: Path) -> tuple[Any, ...]:
         ablation = read_ablation(folder / "studies/small")
