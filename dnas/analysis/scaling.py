@@ -112,14 +112,23 @@ def monotone_fit(costs: Sequence[float], errors: Sequence[float], weights: Seque
 
     Networks of equal cost are one point. Raises `InputError` if a cost is not positive, or there is no network.
     """
-    x, y = np.asarray(costs, dtype=float), np.asarray(errors, dtype=float)
+    return _monotone_fits(costs, np.asarray([errors], dtype=float), weights)[0]
+
+
+def _monotone_fits(costs: Sequence[float], errors: np.ndarray, weights: Sequence[float] | None) -> list[Fit]:
+    """Return `monotone_fit` of each row of `errors`."""
+    x = np.asarray(costs, dtype=float)
     w = np.ones_like(x) if weights is None else np.asarray(weights, dtype=float)
     if not len(x) or not (x > 0).all():
         raise InputError(f"a fit needs at least one network, and costs above 0, but got {x.tolist()}.")
     unique_costs, indices = np.unique(x, return_inverse=True)
     total = np.bincount(indices, w)
-    means = np.bincount(indices, w * y) / total
-    return Fit(unique_costs, isotonic_regression(means, weights=total, increasing=False).x)
+    means = np.array([np.bincount(indices, w * y) for y in errors]) / total
+    falls = (np.diff(means) < 0).all(axis=1)  # such errors are their own fit
+    return [
+        Fit(unique_costs, row if is_fit else isotonic_regression(row, weights=total, increasing=False).x)
+        for row, is_fit in zip(means, falls, strict=True)
+    ]
 
 
 def fit_of(networks: Sequence[Sized]) -> Fit:
@@ -304,9 +313,5 @@ def _bootstrap(
     costs = [[n.cost for n in family] for family in (first, second)]
     weights = [[len(n.errors) for n in family] for family in (first, second)]
     cut = len(first)
-    return np.array(
-        [
-            log_ratio(monotone_fit(costs[0], row[:cut], weights[0]), monotone_fit(costs[1], row[cut:], weights[1]))
-            for row in means
-        ]
-    )
+    fits = (_monotone_fits(costs[0], means[:, :cut], weights[0]), _monotone_fits(costs[1], means[:, cut:], weights[1]))
+    return np.array([log_ratio(*pair) for pair in zip(*fits, strict=True)])
