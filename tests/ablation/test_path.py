@@ -24,7 +24,10 @@ from dnas.space.space import Space
 from dnas.study.config import LIST
 from dnas.study.folder import StudyFolder
 from dnas.study.record import rank
+from tests.support.forests import shrink_forests
 from tests.support.studies import SEARCHED_SPACE, add_search, search_error
+
+pytestmark = pytest.mark.xdist_group("path")  # its study is written once
 
 SPACE = parse_space(SEARCHED_SPACE, "searched", "here")
 FIRST = SPACE.first[0]
@@ -36,6 +39,11 @@ WIDE = {
     "compression": 1.0,
     "connectivity": "dense",
 }
+
+
+@pytest.fixture
+def small_forests(monkeypatch: pytest.MonkeyPatch) -> None:
+    shrink_forests(monkeypatch)
 
 
 def by(error: Any) -> Any:
@@ -176,6 +184,7 @@ def test_a_forest_predicts_the_path_of_the_formula(study: StudyFolder) -> None:
     assert path.r2 > 0.5
 
 
+@pytest.mark.usefixtures("small_forests")
 def test_the_command_prints_the_steps(study: StudyFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "path.csv"
     assert main(["path", str(study.path), "--out", str(out)]) == 0
@@ -196,7 +205,10 @@ def test_the_command_prints_the_steps(study: StudyFolder, tmp_path: Path, capsys
 
 
 def test_predicting_needs_no_torch(study: StudyFolder) -> None:
-    code = "import sys; from dnas.cli import main; main(['path', sys.argv[1]]); print('torch' in sys.modules)"
+    code = (
+        "import sys; from dnas.analysis import ablation_path; ablation_path.RESAMPLED_TREES = 1;"
+        "from dnas.cli import main; main(['path', sys.argv[1]]); print('torch' in sys.modules)"
+    )
     ran = subprocess.run([sys.executable, "-c", code, str(study.path)], capture_output=True, text=True, check=True)
     assert ran.stdout.splitlines()[-1] == "False"
 
@@ -245,6 +257,7 @@ def test_bad_input_is_one_line(
     assert error.count("\n") == 1
 
 
+@pytest.mark.usefixtures("small_forests")
 def test_the_networks_of_a_path_are_trained_in_pairs_and_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,6 +16,7 @@ from dnas.errors import InputError
 from dnas.figures import plot_fanova, plot_interactions, title
 from dnas.study.config import LIST
 from dnas.study.folder import StudyFolder
+from tests.support.forests import shrink_forests
 from tests.support.studies import add_search, search_error
 
 AXES = (
@@ -24,6 +25,11 @@ AXES = (
     Axis("connect", ("dense", "log", "none"), False),
 )
 BITS = (Axis("a", (0, 1), True), Axis("b", (0, 1), True))
+
+
+@pytest.fixture
+def small_forests(monkeypatch: pytest.MonkeyPatch) -> None:
+    shrink_forests(monkeypatch)
 
 
 def every_point(axes: tuple[Axis, ...]) -> np.ndarray:
@@ -81,6 +87,7 @@ def test_exclusive_or_is_an_interaction_only() -> None:
     assert (single["share"] < 0.02).all()
 
 
+@pytest.mark.usefixtures("small_forests")
 def test_choice_without_an_effect_is_not_distinguishable_from_chance() -> None:
     false, seen = 0, 0
     for seed in range(6):
@@ -204,6 +211,7 @@ def test_evidence_by_spec_has_the_properties_of_the_network(study: StudyFolder) 
     assert max(len(axis.values) for axis in found.axes) <= 16
 
 
+@pytest.mark.usefixtures("small_forests")
 def test_the_command_prints_the_importance(
     study: StudyFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -232,6 +240,7 @@ def test_the_command_prints_the_importance(
     assert rows[REST, ""]["null"] is None
 
 
+@pytest.mark.usefixtures("small_forests")
 def test_the_command_reports_that_shares_of_noise_are_unreliable(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

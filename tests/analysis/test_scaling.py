@@ -189,7 +189,7 @@ def test_a_family_without_a_network_is_refused() -> None:
         monotone_fit([0.0, 1.0], [0.2, 0.1])
 
 
-@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("seeds", [pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(5, marks=pytest.mark.slow)])
 def test_interval_covers_the_planted_ratio(seeds: int) -> None:
     """The interval contains the ratio in 95% of 100 simulations, within four standard errors."""
     rng = np.random.default_rng(seeds)

@@ -107,14 +107,15 @@ def races(shift: float, number: int, seed: int) -> list[Race]:
     return [run_race(d + shift, 2, 0.05, 9) for d in np.random.default_rng(seed).normal(size=(number, 9))]
 
 
-def test_interval_agrees_with_the_decision_and_covers_the_shift() -> None:
+@pytest.mark.parametrize("number", [30, pytest.param(150, marks=pytest.mark.slow)])
+def test_interval_agrees_with_the_decision_and_covers_the_shift(number: int) -> None:
     for shift in (0.0, 1.0, -2.5):
-        found = races(shift, 150, seed=4)
+        found = races(shift, number, seed=4)
         assert all((race.interval[0] <= 0 <= race.interval[1]) == (not race.decided) for race in found)
         assert all(race.interval[0] <= race.mean <= race.interval[1] for race in found)
         covered = np.mean([race.interval[0] <= shift <= race.interval[1] for race in found])
-        assert covered > 0.975 - 3 * math.sqrt(0.025 * 0.975 / 150)
-    assert np.mean([race.decided for race in races(-2.5, 50, seed=5)]) == 1.0
+        assert covered > 0.975 - 3 * math.sqrt(0.025 * 0.975 / number)
+        assert shift != -2.5 or all(race.decided for race in found)
 
 
 def test_the_interval_ends_where_the_test_begins_to_reject() -> None:
@@ -175,9 +176,10 @@ def race_through(runs: pd.DataFrame, most: int) -> pd.DataFrame:
     return values
 
 
-def test_race_keeps_its_level_and_finds_a_planted_effect_with_fewer_runs() -> None:
+@pytest.mark.parametrize("studies", [40, pytest.param(200, marks=pytest.mark.slow)])
+def test_race_keeps_its_level_and_finds_a_planted_effect_with_fewer_runs(studies: int) -> None:
     """Two variants equal the base, and the third is better by two standard deviations of a difference."""
-    rng, studies, most = np.random.default_rng(8), 200, 11
+    rng, most = np.random.default_rng(8), 11
     false, found, used = 0, 0, 0
     for study in range(studies):
         runs = pd.DataFrame(

@@ -571,7 +571,10 @@ def test_studies_of_different_data_cannot_be_compared(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("simple")
 def test_repetitions_of_a_search_show_their_attainment(tmp_path: Path) -> None:
-    studies = [make_study(tmp_path / name, ["complete"] * 4, seed=seed, norms=False) for seed, name in enumerate(("a", "b", "c"))]
+    studies = [
+        make_study(tmp_path / name, ["complete"] * 4, seed=seed, norms=False)
+        for seed, name in enumerate(("a", "b", "c"))
+    ]
     out = tmp_path / "out"
     page = Page(write_comparison([study.path for study in studies], out))
     assert "These studies differ only in their seeds." in page.text
