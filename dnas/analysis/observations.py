@@ -198,7 +198,8 @@ def _interval(samples: list[_Sample]) -> tuple[float, float]:
     values = np.empty(len(drawn))
     for network in set(drawn.tolist()):
         places = np.flatnonzero(drawn == network)
-        values[places] = samples[network].values([np.stack(group) for group in zip(*(chosen[i] for i in places))])
+        groups = zip(*(chosen[place] for place in places), strict=True)
+        values[places] = samples[network].values([np.stack(group) for group in groups])
     means = values.reshape(DRAWS, len(samples)).mean(axis=1)
     if not np.isfinite(means).any():
         return math.nan, math.nan

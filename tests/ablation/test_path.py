@@ -24,6 +24,7 @@ from dnas.space.space import Space
 from dnas.study.config import LIST
 from dnas.study.folder import StudyFolder
 from dnas.study.record import rank
+from tests.support.analytic import AnalyticExecutor
 from tests.support.forests import shrink_forests
 from tests.support.studies import SEARCHED_SPACE, add_search, search_error
 
@@ -262,6 +263,7 @@ def test_the_networks_of_a_path_are_trained_in_pairs_and_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dnas.batch.runs.LocalExecutor", lambda workers, devices: AnalyticExecutor())
     recipe = {**parse_space(SEARCHED_SPACE, "searched", "here").recipe.to_dict(), "epochs": 1}
     data = {"name": "digits", "source": "digits", "subset": 120}
     made = add_search(tmp_path / "studies" / "tiny", 12, search_error, {}, recipe=recipe, data=data, seed=1)

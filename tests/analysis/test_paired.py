@@ -299,8 +299,13 @@ def coverage(interval: Callable[[np.ndarray], tuple[float, float]], draws: np.nd
     return float(np.mean([low <= 0 <= high for low, high in found]))
 
 
-@pytest.mark.parametrize("pairs", [5, 8])
-@pytest.mark.parametrize("shape", SHAPES)
+FAST = (("normal", 5), ("skewed", 8))
+
+
+@pytest.mark.parametrize(
+    ("shape", "pairs"),
+    [pytest.param(*case, marks=[] if case in FAST else pytest.mark.slow) for case in itertools.product(SHAPES, [5, 8])],
+)
 def test_intervals_cover(shape: str, pairs: int) -> None:
     """The nominal coverage is 95%. Student's interval is below it if differences are skewed.
 

@@ -19,6 +19,7 @@ from dnas.study.record import TrialRecord
 from dnas.training.recipe import make_recipe
 from tests.support.analytic import AnalyticExecutor, Silent, Trouble, curve
 from tests.support.commands import Command
+from tests.support.pages import draw_only
 from tests.support.patience import wait_until
 from tests.support.studies import equal_but_times
 
@@ -183,7 +184,10 @@ def test_other_data_and_another_kind_of_study_are_rejected() -> None:
         read_runs("s")
 
 
-def test_study_commands_support_a_list_of_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_study_commands_support_a_list_of_runs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_only(monkeypatch, "error", "learning_curves")
     train(planned(), command="dnas reproduce fig")
     assert main(["status", "s"]) == 0
     output = capsys.readouterr().out

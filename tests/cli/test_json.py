@@ -12,6 +12,8 @@ import pytest
 
 from dnas.cli import main, make_parser
 from dnas.cli.output import print_json
+from tests.support.forests import shrink_forests
+from tests.support.pages import draw_only
 from tests.support.studies import add_search, search_error
 
 pytestmark = pytest.mark.xdist_group("json")  # the fixture trains once
@@ -76,6 +78,8 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("json")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        shrink_forests(patch)
+        draw_only(patch)
         assert main([*SEARCH.split(), "-q"]) == 0
         add_search(Path("studies/searched"), 12, search_error, {})
         add_search(Path("studies/lone"), 1, search_error, {})

@@ -574,7 +574,7 @@ def alone(page: Page, study: StudyFolder, tmp_path_factory: pytest.TempPathFacto
     return Path(shutil.copy(study.path.parent / "report" / "index.html", tmp_path_factory.mktemp("mail")))
 
 
-@pytest.mark.parametrize(("width", "dark"), [(390, False), (1440, False), (1440, True)])
+@pytest.mark.parametrize(("width", "dark"), [(390, False), (1440, True)])
 def test_the_page_loads_nothing_and_fits_the_window(browser: Browser, alone: Path, width: int, dark: bool) -> None:
     opened = Opened(browser, alone, width, dark)
     assert opened.errors == []
