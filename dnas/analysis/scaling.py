@@ -124,10 +124,15 @@ def _monotone_fits(costs: Sequence[float], errors: np.ndarray, weights: Sequence
     unique_costs, indices = np.unique(x, return_inverse=True)
     total = np.bincount(indices, w)
     means = np.array([np.bincount(indices, w * y) for y in errors]) / total
-    falls = (np.diff(means) < 0).all(axis=1)  # such errors are their own fit
+
+    def fitted(row: np.ndarray) -> np.ndarray:
+        if (np.diff(row) < 0).all():  # errors that always fall are their own fit
+            return row
+        return isotonic_regression(row, weights=total, increasing=False).x  # type: ignore[no-any-return]
+
     return [
-        Fit(unique_costs, row if is_fit else isotonic_regression(row, weights=total, increasing=False).x)
-        for row, is_fit in zip(means, falls, strict=True)
+        Fit(unique_costs, fitted(row))
+        for row in means
     ]
 
 
