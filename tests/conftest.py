@@ -49,6 +49,11 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     return (yield)
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Start one process more than there are cores, because tests wait for other processes for a quarter of the time."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "Scheduling":
     """Distribute tests by `xdist_group`; a test that crashes its process fails once, and the others still run."""
     from tests.support.scheduling import GroupScheduling

@@ -138,7 +138,8 @@ def _transitions(blocks: list[np.ndarray]) -> _Sample:
     columns = [column for column in columns if len(column) > 1]
 
     def values(chosen: list[np.ndarray]) -> np.ndarray:
-        shares = [[effective_share(row) for row in column[indices]] for column, indices in zip(columns, chosen, strict=True)]
+        resamples = [column[indices] for column, indices in zip(columns, chosen, strict=True)]
+        shares = [[effective_share(row) for row in resample] for resample in resamples]
         return np.mean(shares, axis=0)
 
     return _Sample(tuple(map(len, columns)), values)

@@ -130,10 +130,7 @@ def _monotone_fits(costs: Sequence[float], errors: np.ndarray, weights: Sequence
             return row
         return isotonic_regression(row, weights=total, increasing=False).x  # type: ignore[no-any-return]
 
-    return [
-        Fit(unique_costs, fitted(row))
-        for row in means
-    ]
+    return [Fit(unique_costs, fitted(row)) for row in means]
 
 
 def fit_of(networks: Sequence[Sized]) -> Fit:

@@ -436,7 +436,7 @@ def test_peak_memory_is_in_bytes() -> None:
 
 REPEATED_ALLOCATION = """
 import resource, torch
-import dnas.training.fit  # as before a training run, since the imports determine the gaps in the heap
+import dnas.training.fit  # the imports of a run, which determine the gaps in the heap
 from dnas.training.devices import keep_memory
 keep_memory()
 for _ in range(10):
