@@ -22,14 +22,17 @@ demo-ablation: .venv/installed ## run an ablation on handwritten digits (4 varia
 	$(BIN)/dnas ablate digits_bottleneck_compression
 	$(BIN)/dnas report digits_bottleneck_compression
 
+# Store compiled modules, or each of the many processes that the tests start compiles dnas again.
+unexport PYTHONDONTWRITEBYTECODE
+
 # More options for pytest: make test PYTEST_OPTIONS="--durations=40 -k replay"
 PYTEST_OPTIONS ?=
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
-test: .venv/installed ## run all tests but the slow ones: 5 minutes on 2 cores
+test: .venv/installed ## run all tests but the slow ones
 	$(PYTEST) -m "not slow" $(PYTEST_OPTIONS)
 
-test-slow: .venv/installed ## run the slow tests: sanitizers, emulators, real clusters, repeated kills
+test-slow: .venv/installed ## run the slow tests: sanitizers, emulators, real clusters, whole studies, repeated kills
 	$(PYTEST) -m slow $(PYTEST_OPTIONS)
 
 lint: .venv/installed ## run ruff and mypy, and check the English of the prose

@@ -193,7 +193,7 @@ def test_without_augmentation_all_variants_share_the_dropout_of_the_recipe() -> 
         ([("B = { bottleneck = 4 }", "B = { bottleneck = 3 }")], r"\[names\] B: no variant of the design has bottlene"),
         (
             [("seeds = 3", 'seeds = 3\nequal = "params"'), ("bottleneck = [0, 4]", "growth_rate = [3, 4]")],
-            r"growth_rate: with equal = \"params\" it is solved for in each variant",
+            r"growth_rate: with equal = \"params\" it is solved for each variant",
         ),
         (
             [("seeds = 3", 'seeds = 3\nequal = "params"\ntolerance = 0.0001')],

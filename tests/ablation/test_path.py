@@ -140,7 +140,7 @@ def test_a_named_network_is_found_in_the_space() -> None:
     assert SPACE.spec_of(params_of(SPACE, plain)) == plain
     with pytest.raises(InputError, match=r"growth_rate is 5, which is not in 4 to 16 in steps of 4"):
         params_of(SPACE, dataclasses.replace(spec, growth_rate=5))
-    with pytest.raises(InputError, match=r"it has dropout = 0.2, the space 0.0"):
+    with pytest.raises(InputError, match=r"it has dropout = 0.2, but networks of the space have 0.0"):
         params_of(SPACE, dataclasses.replace(spec, dropout=0.2))
     with pytest.raises(InputError, match="has no block_layers_2"):
         params_of(SPACE, DenseNetSpec((3,), growth_rate=16, in_channels=1, image_size=8))

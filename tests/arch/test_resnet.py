@@ -368,6 +368,7 @@ def test_width_is_fitted_to_the_limits() -> None:
         assert cost(spec).params <= 5_000 < cost(replace(spec, width=spec.width + 1)).params
 
 
+@pytest.mark.slow
 def test_study_of_resnets_is_searched_resumed_reported_and_exported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

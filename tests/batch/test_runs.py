@@ -221,6 +221,7 @@ def start(*arguments: str) -> Command:
     return Command(*arguments, code=SCRIPT)
 
 
+@pytest.mark.slow
 def test_killed_study_resumes_with_an_identical_result() -> None:
     assert start().wait() == 0
     whole = [(record.val_error, record.weights_digest, record.epochs) for record in records()]

@@ -136,6 +136,7 @@ def check_exactly_once(folder: StudyFolder, trials: int) -> None:
 # --- hosts in threads ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_worker_produces_the_records_of_a_local_search(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -451,6 +452,7 @@ def seconds(moment: str | None) -> float:
     return datetime.fromisoformat(moment).timestamp()
 
 
+@pytest.mark.slow
 def test_frozen_host_writes_nothing_more_and_killed_host_is_replaced(
     server: Server, url: str, nodes: list[Node], tmp_path: Path
 ) -> None:

@@ -142,6 +142,7 @@ DEEP = "densenet-bc:layers=45,k=4,channels=1,size=8"
 LIMIT_BYTES = 800_000_000
 
 
+@pytest.mark.slow
 def test_job_out_of_memory_fails_and_fits_with_recomputation(executor: LocalExecutor, tmp_path: Path) -> None:
     recipe = make_recipe("fast", data_info("digits"), epochs=1, batch_size=512).to_dict()
     large_job = job(

@@ -235,6 +235,7 @@ def first_epochs_were_kept(folder: Path, number: int, epochs: int) -> bool:
     return [float(row.rsplit(",", 1)[1]) for row in rows[:epochs]] == [reported[n] for n in range(1, epochs + 1)]
 
 
+@pytest.mark.slow
 def test_killed_node_loses_no_trial(address: str, nodes: Nodes, tmp_path: Path) -> None:
     """A node is killed in the middle of a trial. The trial resumes on another node from its last epoch."""
     epochs = 40
@@ -322,6 +323,7 @@ def test_trial_over_its_time_limit_is_ended(address: str, tmp_path: Path, monkey
     assert all(str(record.reason).startswith("timeout: ") for record in records)
 
 
+@pytest.mark.slow
 def test_failure_on_a_node_is_reported_with_its_traceback(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -204,10 +204,12 @@ def other_process(study: StudyFolder, tmp_path_factory: pytest.TempPathFactory) 
     return subprocess.run([sys.executable, "-c", code], check=False).returncode, out / "index.html"
 
 
+@pytest.mark.slow
 def test_equal_studies_have_identical_pages(page: Page, other_process: tuple[int, Path]) -> None:
     assert other_process[1].read_text(encoding="utf-8") == page.source
 
 
+@pytest.mark.slow
 def test_reports_of_plain_files_need_neither_optuna_nor_torch(other_process: tuple[int, Path]) -> None:
     assert other_process[0] == 0
 

@@ -242,6 +242,7 @@ def test_third_objective_is_ranked_by_front() -> None:
     assert not ladder.decide(8, 3, (0.45, 5.0, 4.5), 5.0)
 
 
+@pytest.mark.slow
 def test_large_slow_starter_survives_only_with_strata() -> None:
     """The planted network is on the final front, but starts behind smaller networks (see `planted`)."""
     survivals = {1: 0, 4: 0}

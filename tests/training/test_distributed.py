@@ -74,6 +74,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], dict
 Runs = dict[tuple[int, int], dict[str, Any]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("world", "case"), [(world, case) for world in WORLDS for case in WORLDS[world]])
 def test_several_processes_equal_a_single_one(runs: Runs, world: int, case: str) -> None:
     """Curve, weights and running statistics."""
@@ -83,36 +84,43 @@ def test_several_processes_equal_a_single_one(runs: Runs, world: int, case: str)
     assert len(digests) == 1, "the processes must not drift apart by a bit"
 
 
+@pytest.mark.slow
 def test_statistics_of_each_slice_alone_change_the_result(runs: Runs) -> None:
     distances = differences(runs[2, 0]["local statistics"], train("bottleneck"))
     assert distances["epoch 2 train_loss"] > 1e-4
     assert distances["state features.norm5.running_var"] > 1e-4
 
 
+@pytest.mark.slow
 def test_recomputation_changes_no_bit_with_several_processes(runs: Runs) -> None:
     assert runs[3, 0]["empty, recomputed"]["digest"] == runs[3, 0]["empty"]["digest"]
 
 
+@pytest.mark.slow
 def test_run_can_be_resumed_by_any_number_of_processes(runs: Runs) -> None:
     assert differences(runs[3, 0]["resumed"], train("bottleneck", epochs=3)) == {}
     assert not [name for name in runs[3, 0]["resumed"] if "module." in name]
 
 
+@pytest.mark.slow
 def test_only_rank_0_reports_and_its_answer_applies_to_all(runs: Runs) -> None:
     assert [runs[2, rank]["reported"] for rank in (0, 1)] == [[1], []]
     assert [runs[3, rank]["reported"] for rank in (0, 1, 2)] == [[1, 2, 3], [], []]
     assert "epoch 2 train_loss" not in runs[2, 1]["resumed"]
 
 
+@pytest.mark.slow
 def test_all_processes_detect_divergence(runs: Runs) -> None:
     assert runs[2, 0]["diverged"].startswith("the training loss is ")
     assert runs[2, 0]["diverged"] == runs[2, 1]["diverged"]
 
 
+@pytest.mark.slow
 def test_dropout_is_repeatable_for_a_number_of_processes(runs: Runs) -> None:
     assert runs[2, 0]["dropout 0"] == runs[2, 0]["dropout 1"] == runs[2, 1]["dropout 1"]
 
 
+@pytest.mark.slow
 def test_sum_and_max_over_processes(runs: Runs) -> None:
     for (world, rank), results in runs.items():
         assert results["sum"].tolist() == [sum(range(world)), world], rank
@@ -120,6 +128,7 @@ def test_sum_and_max_over_processes(runs: Runs) -> None:
     assert ALONE.max(3, "cpu") == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", WORLDS)
 def test_norm_of_bf16_maps_equals_the_norm_of_the_whole_batch(runs: Runs, world: int) -> None:
     parts = [runs[world, rank]["norm"] for rank in range(world)]
@@ -226,6 +235,7 @@ def wait_for_epochs(epochs: int) -> str:
     return curve.read_text()
 
 
+@pytest.mark.slow
 def test_same_command_resumes_after_ctrl_c_and_after_a_kill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
