@@ -12,6 +12,11 @@ class InputError(ValueError):
     """The input is invalid. The message states the constraint, the value, and how to correct it."""
 
 
+def os_reason(error: OSError) -> str:
+    """Return the reason that the operating system states, without the path."""
+    return error.strerror or str(error) or type(error).__name__
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `" Did you mean cifar_bc?"`, or an empty string if no known name is similar."""
     matches = difflib.get_close_matches(name, list(known), n=2, cutoff=0.6)

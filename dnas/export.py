@@ -39,25 +39,25 @@ class Trained:
             "subset": facts["subset"] if dataset is None else None,
             "split_seed": facts["split_seed"],
             "augmentation": facts["augmentation"] if dataset is None else "auto",
+            "levels": tuple(facts["levels"]) if facts.get("levels") else None,
         }
 
-    def normalised(self, data: Dataset) -> Dataset:
-        """Return `data` with the mean and std of the data that the network was trained on."""
-        facts = self.run.data
-        return dataclasses.replace(data, mean=tuple(facts["mean"]), std=tuple(facts["std"]))
+    def prepared(self, data: Dataset, same: bool) -> Dataset:
+        """Return `data` as the network expects it: normalised as in training, with its classes matched by name.
 
-    def check_data(self, data: Dataset, same: bool) -> None:
-        """Raise `InputError` if `data` does not fit the network, or if the `same` data have changed since training."""
-        spec = self.run.spec
-        if (data.channels, data.classes) != (spec.in_channels, spec.classes):
+        Raises `InputError` if `data` does not fit the network, or if the `same` data have changed since training.
+        """
+        spec, facts = self.run.spec, self.run.data
+        if data.channels != spec.in_channels:
             raise InputError(
-                f"{self.path} is a network for {spec.in_channels} channels and {spec.classes} classes,"
-                f" but {data.title} has {data.channels} and {data.classes}."
+                f"{self.path} is a network for {spec.in_channels} channels, but {data.title} has {data.channels}."
             )
-        if same and data.fingerprint != self.run.data["fingerprint"]:
+        if same and data.fingerprint != facts["fingerprint"]:
             raise InputError(
                 f"{data.title} has changed since {self.path} was trained; pass --dataset to use it anyway."
             )
+        data = data.with_classes(tuple(facts["class_names"]))
+        return dataclasses.replace(data, mean=tuple(facts["mean"]), std=tuple(facts["std"]))
 
 
 def checkpoint_of(source: str | Path, trial: int | None = None) -> Path:

@@ -43,6 +43,14 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         raise
 
 
+def expanded(path: Path | str) -> Path:
+    """Return `path` with `~` or `~user` replaced by the home folder. Raises `InputError` for an unknown user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise InputError(f"{path} begins with the home folder of an unknown user; give the whole path.") from None
+
+
 def remove_torn(folder: Path) -> None:
     """Remove temporary files of killed `write_atomic` calls from a folder that no other process writes to."""
     for path in folder.glob(".*.[0-9]*"):

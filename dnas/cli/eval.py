@@ -40,8 +40,7 @@ def run(args: argparse.Namespace) -> int:
     device = check_device(args.device)
     trained = load_trained(source, trial)
     data = load_dataset(**trained.data_arguments(dataset, data_root), device=device)
-    trained.check_data(data, same=dataset is None)
-    data = trained.normalised(data)
+    data = trained.prepared(data, same=dataset is None)
     loss, error = evaluate(trained.run.net.to(device), data, part, device)
     images = {"train": data.train_size, "val": data.val_size, "test": data.test_size}[part]
     if args.json:

@@ -96,8 +96,7 @@ def draw_causal(
     history = read_norms(trained.path)
     check_same_pairs([history])
     data = load_dataset(**trained.data_arguments(None, data_root), device=device)
-    trained.check_data(data, same=True)
-    data = trained.normalised(data)
+    data = trained.prepared(data, same=True)
     if images is not None:
         data = with_fewer_images(data, images)
     print(f"measurements are saved in {table}; an interrupted run resumes from there", file=sys.stderr)

@@ -18,7 +18,7 @@ import numpy as np
 
 from dnas.data.images import Progress
 
-DECODING_VERSION = 1  # increased whenever decoding or resizing changes, so that older entries are not used
+DECODING_VERSION = 2  # increased whenever decoding or resizing changes, so that older entries are not used
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,9 +31,16 @@ class Decoded:
     class_names: tuple[str, ...]
     resized: bool
     fingerprint: str
+    notes: tuple[str, ...] = ()  # sentences on images that look wrong
 
 
-def measured(images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...], resized: bool) -> Decoded:
+def measured(
+    images: np.ndarray,
+    labels: np.ndarray,
+    class_names: tuple[str, ...],
+    resized: bool,
+    notes: tuple[str, ...] = (),
+) -> Decoded:
     """Add the pixel sums, from which mean and std of any subset follow, and a hex sha256 of all contents."""
     digest = hashlib.sha256(json.dumps([images.shape, class_names]).encode())
     sums = np.empty((*images.shape[:2], 2), dtype=np.int64)
@@ -44,7 +51,7 @@ def measured(images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...
         sums[start : start + 4096, :, 0] = wide.sum(axis=(2, 3))
         sums[start : start + 4096, :, 1] = (wide * wide).sum(axis=(2, 3), dtype=np.uint64)
     digest.update(labels.astype("<i8").tobytes())
-    return Decoded(images, labels, sums, class_names, resized, digest.hexdigest())
+    return Decoded(images, labels, sums, class_names, resized, digest.hexdigest(), notes)
 
 
 def cache_key(*parts: object) -> str:
@@ -63,6 +70,7 @@ def _open(entry: Path) -> Decoded | None:
             tuple(facts["class_names"]),
             facts["resized"],
             facts["fingerprint"],
+            tuple(facts["notes"]),
         )
     except (OSError, ValueError, KeyError, EOFError):  # absent or damaged
         return None
@@ -79,6 +87,7 @@ def _write(entry: Path, decoded: Decoded) -> None:
             "class_names": decoded.class_names,
             "resized": decoded.resized,
             "fingerprint": decoded.fingerprint,
+            "notes": decoded.notes,
         }
         (fresh / "facts.json").write_text(json.dumps(facts))
         try:

@@ -30,6 +30,7 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augmentation: str
+    levels: tuple[float, float] | None  # values that are black and white in grey images of more than 8 bits
     test_size: int  # images; 0 if there is no test part
     subset: int | None
     split_seed: int
@@ -73,7 +74,38 @@ class Dataset:
             "test_size": self.test_size,
             "subset": self.subset,
             "split_seed": self.split_seed,
+            **({"levels": list(self.levels)} if self.levels else {}),
         }
+
+    def with_classes(self, class_names: tuple[str, ...]) -> "Dataset":
+        """Return the data with the classes of a network, matched by name: labels become positions in `class_names`.
+
+        Raises `InputError` if a class of this data set is not among `class_names`.
+        """
+        if self.class_names == class_names:
+            return self
+        missing = [name for name in self.class_names if name not in class_names]
+        if missing:
+            known = ", ".join(class_names[:5]) + (", ..." if len(class_names) > 5 else "")
+            raise InputError(
+                f"{self.title} has the class {missing[0]!r}, but the network was trained on the classes {known};"
+                " rename or remove the classes that it does not know."
+            )
+        numbers = torch.tensor([class_names.index(name) for name in self.class_names])
+        opener = self.open_test
+
+        def open_test() -> tuple[Pixels, Tensor]:
+            assert opener is not None
+            pixels, labels = opener()
+            return pixels, numbers.to(labels.device)[labels]
+
+        return replace(
+            self,
+            classes=len(class_names),
+            class_names=class_names,
+            labels=numbers.to(self.device)[self.labels],
+            open_test=open_test if opener is not None else None,
+        )
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Return the number of batches per epoch. A smaller last batch counts unless it is a single image."""

@@ -1,192 +1,122 @@
-"""Image files: list class folders, decode images to 8 bits and resize them to one size."""
+"""Image files: read with 8 bits per channel as viewers show them, and resized to one size."""
 
-import hashlib
-import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from dnas.errors import InputError
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
-GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16L", "I;16B", "I;16N", "F")
+# The endings of Pillow's formats, except vector graphics, videos and formats that need another program.
+ENDINGS = (
+    *(".apng", ".avif", ".avifs", ".blp", ".bmp", ".bw", ".cur", ".dcx", ".dds", ".dib", ".fit", ".fits", ".flc"),
+    *(".fli", ".ftc", ".ftu", ".gbr", ".gif", ".icb", ".icns", ".ico", ".im", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc"),
+    *(".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".msp", ".pbm", ".pcd", ".pcx", ".pfm", ".pgm", ".png", ".pnm", ".ppm"),
+    *(".psd", ".pxr", ".qoi", ".ras", ".rgb", ".rgba", ".sgi", ".tga", ".tif", ".tiff", ".vda", ".vst", ".webp"),
+    *(".xbm", ".xpm"),
+)
+WIDE_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")  # grey with more than 8 bits
+GREY_MODES = ("1", "L", "LA", "La", *WIDE_MODES)
+LARGEST_16_BIT = 65535.0
+WHITE = 255
+LONGEST_RATIO = 16  # of the sides of an image that is resized as a whole
+LEAST_SHARE = 20  # an image that uses less than this part of the range from black to white is reported
+# Formats whose further frames are thumbnails, sizes or layers of the same picture.
+ONE_PICTURE = ("MPO", "ICO", "CUR", "ICNS", "PSD")
 
 Progress = Callable[[str], None]
+Levels = tuple[float, float]  # the values of a wide image that become black and white
 
 
-@dataclass(frozen=True, eq=False)
-class ImageFiles:
-    """Labelled image files under `root`: relative POSIX paths in data set order, and labels [N] int64."""
+def read_image(file: Path | IO[bytes], channels: int, levels: Levels | None = None) -> Image.Image:
+    """Read an image as viewers show it, with 8 bits per channel.
 
-    root: Path
-    paths: tuple[str, ...]
-    stamps: tuple[tuple[int, int], ...]  # bytes and mtime in ns of each file
-    labels: np.ndarray
-    class_names: tuple[str, ...]
+    An EXIF orientation is applied, in every format. Transparent pixels are composed onto white. Of a file with several
+    frames, the first is read.
 
-    def __len__(self) -> int:
-        return len(self.paths)
+    Args:
+        file: A path or an open file.
+        channels: 1 for mode L, or 3 for RGB.
+        levels: Values that become black and white, for grey images of more than 8 bits (default: 0 and 65,535).
 
-    def take(self, positions: np.ndarray) -> "ImageFiles":
-        """Return the files at `positions`, in that order."""
-        return ImageFiles(
-            self.root,
-            tuple(self.paths[i] for i in positions),
-            tuple(self.stamps[i] for i in positions),
-            self.labels[positions],
-            self.class_names,
-        )
-
-    def digest(self) -> str:
-        """Return a hex sha256 that changes when a file is added, removed or rewritten."""
-        lines = (f"{path}\0{size}\0{mtime}\n" for path, (size, mtime) in zip(self.paths, self.stamps, strict=True))
-        return _sha256(self.class_names, lines)
-
-    def fingerprint(self) -> str:
-        """Return a hex sha256 of class names, relative paths and sizes, independent of the folder's location."""
-        lines = (f"{path}\0{size}\n" for path, (size, _) in zip(self.paths, self.stamps, strict=True))
-        return _sha256(self.class_names, lines)
-
-    def read(self, position: int, channels: int) -> Image.Image:
-        """Read the image at `position` with 8 bits per channel. An `InputError` names a file that cannot be read."""
-        path = self.root / self.paths[position]
-        try:
-            return read_image(path, channels)
-        except Exception as error:  # Pillow raises many types for damaged files
-            raise InputError(f"cannot read the image {path} ({_reason(error)}); repair or delete it.") from error
-
-
-def _sha256(class_names: tuple[str, ...], lines: Iterable[str]) -> str:
-    digest = hashlib.sha256(json.dumps(class_names).encode())
-    for line in lines:
-        digest.update(line.encode(errors="surrogateescape"))
-    return digest.hexdigest()
-
-
-def _reason(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
-
-
-def _scan(folder: str, prefix: str) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Yield (relative path, (bytes, mtime in ns)) of every image under `folder` that is not hidden."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                yield from _scan(entry.path, f"{prefix}{entry.name}/")
-            elif entry.name.lower().endswith(ENDINGS):
-                stat = entry.stat()
-                yield prefix + entry.name, (stat.st_size, stat.st_mtime_ns)
-
-
-def _class_folders(root: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _list(root: Path, folders: list[str], class_names: tuple[str, ...]) -> ImageFiles:
-    stamped: list[tuple[str, tuple[int, int]]] = []
-    labels: list[int] = []
-    for name in folders:
-        images = sorted(_scan(str(root / name), f"{name}/"))
-        stamped += images
-        labels += [class_names.index(name)] * len(images)
-    return ImageFiles(
-        root,
-        tuple(path for path, _ in stamped),
-        tuple(stamp for _, stamp in stamped),
-        np.array(labels, dtype=np.int64),
-        class_names,
-    )
-
-
-def list_training_images(folder: Path) -> ImageFiles:
-    """List the images under `folder`/train: one folder per class, with images at any depth. Ignores hidden files.
-
-    Raises `InputError` for any other layout, for fewer than two classes, and for a class with fewer than two images
-    (one to train on and one to validate on).
+    Raises:
+        Exception: Pillow raises many types for damaged files.
     """
-    root = folder / "train"
-    if not folder.is_dir():
-        raise InputError(f"there is no folder {folder}; name a folder that contains train/ with one folder per class.")
-    if not root.is_dir():
-        raise InputError(f"{folder} has no folder train/; put the class folders under {root}, one folder per class.")
-    names = tuple(_class_folders(root))
-    if not names:
-        raise InputError(f"{root} has no class folders; put the images of each class into a separate folder.")
-    files = _list(root, list(names), names)
-    counts = np.bincount(files.labels, minlength=len(names))
-    for name, count in zip(names, counts, strict=True):
-        if count == 0:
-            raise InputError(f"the class folder {root / name} contains no images; fill it or delete it.")
-    if len(names) == 1:
-        raise InputError(f"{root} has only one class, {names[0]!r}; classification needs at least two class folders.")
-    for name, count in zip(names, counts, strict=True):
-        if count < 2:
-            raise InputError(
-                f"the class folder {root / name} has {count} image; a class needs at least 2, "
-                "one to train on and one to validate on."
-            )
-    return files
+    with Image.open(file) as image:
+        image.load()
+        with suppress(Exception):  # viewers ignore EXIF data that they cannot read, too
+            ImageOps.exif_transpose(image, in_place=True)
+        grey = image.mode in GREY_MODES
+        if image.mode in WIDE_MODES:
+            plain = _narrow(image, levels or (0.0, LARGEST_16_BIT))
+        else:
+            plain = _on_white(image) if image.has_transparency_data else image
+        if channels == 1:
+            return plain.convert("L") if grey else plain.convert("RGB").convert("L")
+        return plain.convert("RGB")
 
 
-def list_test_images(folder: Path, class_names: tuple[str, ...]) -> ImageFiles | None:
-    """List the held-out images under `folder`/test, else `folder`/val; None if there is neither. Opens no image.
+def _narrow(image: Image.Image, levels: Levels) -> Image.Image:
+    """Map grey values linearly from `levels` to 0 and 255; values outside of them become black or white."""
+    low, high = levels
+    values = np.asarray(image).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("some of its pixels are not finite")
+    narrow = np.rint((np.clip(values, low, high) - low) * (255 / max(high - low, 1e-300))).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        narrow[values == transparent] = WHITE
+    return Image.fromarray(narrow)
 
-    Raises `InputError` for class folders that train/ does not have, and for a folder without labelled images.
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode == "La":  # converts to LA only
+        image = image.convert("LA")
+    ground = Image.new("RGBA", image.size, (WHITE,) * 4)
+    return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
+
+
+def wide_extent(file: IO[bytes]) -> Levels:
+    """Return the lowest and the highest finite value of a grey image of more than 8 bits."""
+    with Image.open(file) as image:
+        values = np.asarray(image).astype(np.float64)
+    values = values[np.isfinite(values)]
+    return (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+
+
+def has_further_frames(image: Image.Image) -> bool:
+    """Return whether an opened image holds further pictures, such as the frames of an animation or pages."""
+    return image.format not in ONE_PICTURE and bool(getattr(image, "is_animated", False))
+
+
+def is_cut_to_8_bits(image: Image.Image) -> bool:
+    """Return whether an opened image has more than 8 bits per colour, of which Pillow keeps the upper 8."""
+    return image.mode not in WIDE_MODES and any(";16" in str(tile.args) for tile in image.tile)
+
+
+def without_far_ends(image: Image.Image) -> Image.Image:
+    """Cut off the ends of an image that is over `LONGEST_RATIO` times as long as wide. A centre crop loses them anyway.
+
+    Resizing the shorter side of 1 x 40,000 pixels to 96 would take gigabytes.
     """
-    root = next((folder / name for name in ("test", "val") if (folder / name).is_dir()), None)
-    if root is None:
-        return None
-    folders = _class_folders(root)
-    unknown = [name for name in folders if name not in set(class_names)]
-    if unknown:
-        raise InputError(
-            f"{root} has the class folder {unknown[0]!r}, which {folder / 'train'} does not have; "
-            f"use the class folders of train/ in {root.name}/, or move it away."
-        )
-    files = _list(root, folders, class_names)
-    if not len(files):
-        raise InputError(f"{root} has no images in class folders; use the class folders of train/, or move it away.")
-    return files
-
-
-def read_image(path: Path, channels: int) -> Image.Image:
-    """Read an image in mode L for 1 channel or RGB for 3. Alpha is dropped, and an EXIF rotation is ignored."""
-    with Image.open(path) as image:
-        if image.mode == "F":
-            raise ValueError("floating-point pixels have no known range")
-        if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
-            wide = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-            return Image.fromarray(((wide + 128) // 257).astype(np.uint8)).convert("L" if channels == 1 else "RGB")
-        if channels == 1 and image.mode in GREY_MODES:
-            return image.convert("L")
-        plain = image.convert("RGBA") if image.mode in ("P", "PA") else image  # a palette may contain transparency
-        colour = plain.convert("RGB")
-        return colour if channels == 3 else colour.convert("L")
-
-
-def count_channels(files: ImageFiles) -> int:
-    """Return 1 if every image is stored as grey, else 3. Reads headers only, up to the first colour image."""
-
-    def grey(path: str) -> bool:
-        try:
-            with Image.open(files.root / path) as image:
-                return image.mode in GREY_MODES
-        except Exception:  # decoding will report a broken image
-            return True
-
-    return 1 if all(grey(path) for path in files.paths) else 3
+    short, long = min(image.size), max(image.size)
+    if long <= LONGEST_RATIO * short:
+        return image
+    start = (long - LONGEST_RATIO * short) // 2
+    stop = start + LONGEST_RATIO * short
+    wide = image.width > image.height
+    return image.crop((start, 0, stop, image.height) if wide else (0, start, image.width, stop))
 
 
 def fit(image: Image.Image, shorter: int, side: int) -> Image.Image:
     """Resize the shorter side to `shorter` pixels (antialiased), and crop the centre `side` x `side` pixels."""
+    image = without_far_ends(image)
     width, height = image.size
     if min(width, height) != shorter:
         size = (shorter, shorter * height // width) if width <= height else (shorter * width // height, shorter)
@@ -208,10 +138,23 @@ def cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+class BrokenImages(InputError):
+    """Images that cannot be read. messages: one per image; the error names the first three."""
+
+    def __init__(self, messages: list[str], listed_in: Path | None = None) -> None:
+        self.messages = messages
+        text = messages[0]
+        if len(messages) > 1:
+            first = "; ".join(message.rstrip(".") for message in messages[:3])
+            more = f"; and {len(messages) - 3} more" if len(messages) > 3 else ""
+            text = f"{len(messages)} images are broken: {first}{more}."
+        super().__init__(text + (f" All of them are listed in {listed_in}." if listed_in else ""))
+
+
 def for_each(count: int, work: Callable[[int], None], verb: str, progress: Progress) -> None:
     """Call `work(i)` for i below `count` on a few threads, and report progress every two seconds.
 
-    An `InputError` of `work` counts as one broken image. At the end one `InputError` names the first three of them.
+    An `InputError` of `work` counts as one broken image. At the end a `BrokenImages` lists all of them.
     """
     broken: list[tuple[int, InputError]] = []
 
@@ -232,29 +175,52 @@ def for_each(count: int, work: Callable[[int], None], verb: str, progress: Progr
             if time.monotonic() - reported > 2 and done < count:
                 reported = time.monotonic()
                 progress(f"{verb} {done:,} of {count:,} images")
-    if len(broken) == 1:
-        raise broken[0][1]
     if broken:
         broken.sort(key=lambda pair: pair[0])
-        first = "; ".join(str(error).rstrip(".") for _, error in broken[:3])
-        more = f"; and {len(broken) - 3} more" if len(broken) > 3 else ""
-        raise InputError(f"{len(broken)} images are broken: {first}{more}.")
+        raise BrokenImages([str(error) for _, error in broken])
 
 
 def decode(
     count: int, read: Callable[[int], Image.Image], channels: int, image_size: int, progress: Progress
-) -> tuple[np.ndarray, bool]:
+) -> tuple[np.ndarray, bool, np.ndarray]:
     """Decode the images that `read` returns.
 
-    Returns uint8 [count, channels, image_size, image_size], and whether any image was resized.
+    Returns uint8 [count, channels, image_size, image_size], whether any image was resized, and the `extent` of each
+    image as it was read, uint8 [count].
     """
     images = np.empty((count, channels, image_size, image_size), dtype=np.uint8)
+    extents = np.zeros(count, dtype=np.uint8)
     resized = np.zeros(count, dtype=bool)
 
     def work(i: int) -> None:
         image = read(i)
+        extents[i] = extent(image)
         resized[i] = image.size != (image_size, image_size)
         images[i] = to_array(fit(image, image_size, image_size))
 
     for_each(count, work, "decoding", progress)
-    return images, bool(resized.any())
+    return images, bool(resized.any()), extents
+
+
+def extent(image: Image.Image) -> int:
+    """Return the difference between the highest and the lowest value of an image, over all channels."""
+    bands = image.getextrema()
+    pairs = bands if isinstance(bands[0], tuple) else (bands,)
+    return int(max(high for _, high in pairs) - min(low for low, _ in pairs))  # type: ignore[misc]
+
+
+def notes_on_extents(extents: np.ndarray, where: str) -> tuple[str, ...]:
+    """Return sentences on images without contrast. extents: of each image, [N]. where: the folder of the images."""
+    constant, dark = int((extents == 0).sum()), int(((extents > 0) & (extents <= 255 // LEAST_SHARE)).sum())
+    notes = []
+    if constant:
+        notes.append(
+            f"{constant} of {len(extents)} images under {where} are constant; if something is drawn in white on a"
+            " transparent ground, compose it onto another ground first"
+        )
+    if dark:
+        notes.append(
+            f"{dark} of {len(extents)} images under {where} use less than a twentieth of the range from black to white;"
+            " check their bit depth"
+        )
+    return tuple(notes)

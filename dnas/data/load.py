@@ -1,8 +1,9 @@
 """Loader of data sets by name: finds the files, decodes or streams the images, and splits them."""
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -14,18 +15,12 @@ from dnas.data import split
 from dnas.data.cache import Decoded, cache_key, decoded_once, known_once, measured
 from dnas.data.catalog import RESIDENT_IMAGE_SIZE, DataInfo, choose_augmentation, choose_image_size, data_info
 from dnas.data.dataset import Dataset
-from dnas.data.images import (
-    ImageFiles,
-    Progress,
-    count_channels,
-    decode,
-    for_each,
-    list_test_images,
-    list_training_images,
-)
+from dnas.data.images import BrokenImages, Levels, Progress, decode, extent, for_each, notes_on_extents
+from dnas.data.listing import Contents, ImageFiles, ImageReader, list_test_images, list_training_images
 from dnas.data.pixels import Pixels, Resident, StoredImages, Stream, margin
 from dnas.data.sources import NamedPart, imagenet_folder
 from dnas.errors import InputError
+from dnas.io import expanded, write_atomic
 
 # Streamed folders of at most this many images are decoded once at the start, so that broken images are reported early.
 MAX_CHECKED_IMAGES = 20_000
@@ -40,6 +35,7 @@ def load_dataset(
     subset: int | None = None,
     split_seed: int = 0,
     augmentation: str = "auto",
+    levels: Levels | None = None,
     device: str = "cpu",
     progress: Callable[[str], None] | None = None,
 ) -> Dataset:
@@ -55,8 +51,11 @@ def load_dataset(
         subset: Number of training files to use, chosen by stratification before the split (default: all).
         split_seed: Seed that alone selects the stratified tenth of the training files used for validation.
         augmentation: One of `catalog.AUGMENTATIONS`, or `auto` for the default of the data set.
+        levels: Values that become black and white in grey images of more than 8 bits (default: the lowest and the
+            highest value in the training files).
         device: Device that holds the labels, and the images if they are kept decoded.
-        progress: Receives one sentence before and during slow work such as downloads.
+        progress: Receives one sentence before and during slow work such as downloads, and one on files that were left
+            out or look wrong.
 
     Raises:
         InputError: If an argument or a file of the data set is invalid.
@@ -66,16 +65,18 @@ def load_dataset(
     augmentation = choose_augmentation(info, side, augmentation)
     if split_seed < 0:
         raise InputError(f"split_seed must not be negative, but got {split_seed}.")
-    cache = Path(os.environ.get("DNAS_CACHE") or "~/.cache/dnas/arrays").expanduser()
-    root = Path(data_root or os.environ.get("DNAS_DATA") or "~/.cache/dnas/data").expanduser()
+    cache = expanded(os.environ.get("DNAS_CACHE") or "~/.cache/dnas/arrays")
+    root = expanded(data_root or os.environ.get("DNAS_DATA") or "~/.cache/dnas/data")
     reader = _Reader(side, torch.device(device), cache, progress or _ignore)
     train, test, test_size = _find_parts(info, root, reader.progress)
 
-    labelled = reader.labelled(train, info.channels)
+    labelled = reader.labelled(train, info.channels, levels)
     used = _subset(labelled.labels, subset, split_seed)
     validation = split.validation(labelled.labels[used], split_seed)
     train_index = np.setdiff1d(np.arange(len(used)), validation)
-    pixels, size_rule = reader.training_pixels(labelled, used, keep_all=subset is None)
+    pixels, size_rule, notes = reader.training_pixels(labelled, used, keep_all=subset is None)
+    for note in notes:
+        reader.progress(note)
     mean, std = pixels.statistics(train_index)
     return Dataset(
         name=name,
@@ -89,6 +90,7 @@ def load_dataset(
         mean=mean,
         std=std,
         augmentation=augmentation,
+        levels=labelled.levels,
         test_size=test_size,
         subset=subset,
         split_seed=split_seed,
@@ -97,7 +99,7 @@ def load_dataset(
         train_index=torch.from_numpy(train_index),
         val_index=torch.from_numpy(validation),
         pixels=pixels,
-        open_test=None if test is None else partial(reader.open_test, test, labelled.channels),
+        open_test=None if test is None else partial(reader.open_test, test, labelled.channels, labelled.levels),
     )
 
 
@@ -114,7 +116,7 @@ def _find_parts(
     if info.name == "imagenet":
         folder = imagenet_folder(root, progress)
     else:
-        folder = Path(info.name.removeprefix("folder:").strip()).expanduser().absolute()
+        folder = expanded(info.name.removeprefix("folder:").strip()).absolute()
     train = list_training_images(folder)
     test = list_test_images(folder, train.class_names)
     return train, test, len(test) if test else 0
@@ -141,6 +143,8 @@ class _Labelled:
     fingerprint: str
     channels: int
     source: Decoded | ImageFiles
+    levels: Levels | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,18 +160,22 @@ class _Reader:
     def is_resident(self) -> bool:
         return self.image_size <= RESIDENT_IMAGE_SIZE
 
-    def labelled(self, part: ImageFiles | NamedPart, channels: int | None) -> _Labelled:
+    def labelled(self, part: ImageFiles | NamedPart, channels: int | None, levels: Levels | None) -> _Labelled:
         """Read the labels of the training part. Files that will be streamed are not decoded yet."""
-        if self.is_resident or isinstance(part, NamedPart):
-            decoded = self.decoded(part, self.image_size if self.is_resident else None, channels)
+        if isinstance(part, NamedPart):
+            decoded = self.named(part, self.image_size if self.is_resident else None)
             return _Labelled(decoded.labels, decoded.class_names, decoded.fingerprint, decoded.images.shape[1], decoded)
-        if channels is None:
-            key = cache_key("channels", part.digest())
-            channels = known_once(self.cache, key, lambda: count_channels(part), self.progress)
-        return _Labelled(part.labels, part.class_names, part.fingerprint(), channels, part)
+        contents = self.contents(part)
+        channels, levels = channels or contents.channels, levels or contents.levels
+        notes = part.notes + contents.notes(part.root)
+        if self.is_resident:
+            decoded = self.decoded(part, contents, channels, levels)
+            notes += decoded.notes
+            return _Labelled(decoded.labels, decoded.class_names, decoded.fingerprint, channels, decoded, levels, notes)
+        return _Labelled(part.labels, part.class_names, contents.digest, channels, part, levels, notes)
 
-    def training_pixels(self, part: _Labelled, used: np.ndarray, keep_all: bool) -> tuple[Pixels, str]:
-        """Return the pixels of the images at `used`, and a sentence on how images are brought to one size.
+    def training_pixels(self, part: _Labelled, used: np.ndarray, keep_all: bool) -> tuple[Pixels, str, tuple[str, ...]]:
+        """Return the pixels of the images at `used`, how they are brought to one size, and notes on the images.
 
         keep_all: Whether `used` is the complete part, so that resident images need no copy.
         """
@@ -175,37 +183,55 @@ class _Reader:
             assert isinstance(part.source, Decoded)
             rule = f"shorter side resized to {self.image_size} (bilinear, antialiased), centre crop"
             pixels = self._resident(part.source, None if keep_all else used)
-            return pixels, rule if part.source.resized else "as stored"
+            return pixels, rule if part.source.resized else "as stored", part.notes
         rule = f"shorter side resized to {margin(self.image_size)} (bilinear, antialiased), centre crop of"
         rule = f"{rule} {self.image_size}"
+        identity = cache_key(part.fingerprint, part.levels, used.tolist())
         if isinstance(part.source, Decoded):
-            identity = f"{part.fingerprint} {used.tolist()}"
-            return self._stream(StoredImages(part.source.images[used]), identity, part.channels), rule
-        files = part.source.take(used)
-        self._check(files, part.channels)
-        return self._stream(files, files.digest(), part.channels), rule
+            return self._stream(StoredImages(part.source.images[used]), identity, part.channels), rule, part.notes
+        reader = ImageReader(part.source.take(used), part.levels)
+        notes = self._check(reader, identity, part.channels)
+        return self._stream(reader, identity, part.channels), rule, part.notes + notes
 
-    def open_test(self, part: ImageFiles | NamedPart, channels: int) -> tuple[Pixels, Tensor]:
+    def open_test(self, part: ImageFiles | NamedPart, channels: int, levels: Levels | None) -> tuple[Pixels, Tensor]:
         """Open the test files, and return their pixels and labels [N]."""
-        if self.is_resident:
-            decoded = self.decoded(part, self.image_size, channels)
-            return self._resident(decoded, None), torch.from_numpy(decoded.labels).to(self.device)
-        source: ImageFiles | StoredImages
         if isinstance(part, NamedPart):
-            decoded = self.decoded(part, None, channels)
-            source, labels, identity = StoredImages(decoded.images), decoded.labels, decoded.fingerprint
-        else:
-            source, labels, identity = part, part.labels, part.digest()
-        return self._stream(source, identity, channels), torch.from_numpy(labels).to(self.device)
+            decoded = self.named(part, self.image_size if self.is_resident else None)
+            if self.is_resident:
+                return self._resident(decoded, None), torch.from_numpy(decoded.labels).to(self.device)
+            pixels = self._stream(StoredImages(decoded.images), decoded.fingerprint, channels)
+            return pixels, torch.from_numpy(decoded.labels).to(self.device)
+        contents = self.contents(part)
+        for note in part.notes + contents.notes(part.root):
+            self.progress(note)
+        labels = torch.from_numpy(part.labels).to(self.device)
+        if self.is_resident:
+            return self._resident(self.decoded(part, contents, channels, levels), None), labels
+        identity = cache_key(contents.digest, levels)
+        return self._stream(ImageReader(part, levels), identity, channels), labels
 
-    def decoded(self, part: ImageFiles | NamedPart, image_size: int | None, channels: int | None) -> Decoded:
-        """Return all images of the part at `image_size` (None: as stored), from the cache if they are in it."""
-        if isinstance(part, ImageFiles):
-            assert image_size is not None
-            key = cache_key("files", str(part.root), part.digest(), image_size, channels)
-            return decoded_once(
-                self.cache, key, partial(_decode_files, part, image_size, channels, self.progress), self.progress
-            )
+    def contents(self, files: ImageFiles) -> Contents:
+        """Read every file once; again only after paths, sizes, times or inodes have changed."""
+        key = cache_key("contents", files.listing_digest())
+        with self._list_of_broken_images():
+            stored = known_once(self.cache, key, lambda: asdict(files.read_contents(self.progress)), self.progress)
+        return Contents(**stored | {"levels": stored["levels"] and tuple(stored["levels"])})
+
+    def decoded(self, files: ImageFiles, contents: Contents, channels: int, levels: Levels | None) -> Decoded:
+        """Return all images of class folders at the size in use, from the cache if the same contents are in it."""
+        key = cache_key("files", contents.digest, self.image_size, channels, levels)
+
+        def compute() -> Decoded:
+            read = partial(ImageReader(files, levels).read, channels=channels)
+            with self._list_of_broken_images():
+                images, resized, extents = decode(len(files), read, channels, self.image_size, self.progress)
+            notes = notes_on_extents(extents, str(files.root))
+            return measured(images, files.labels, files.class_names, resized, notes)
+
+        return decoded_once(self.cache, key, compute, self.progress)
+
+    def named(self, part: NamedPart, image_size: int | None) -> Decoded:
+        """Return all images of a named part at `image_size` (None: as stored), from the cache if they are in it."""
         stamps, fresh = part.stamps(), None
         if stamps is None:  # not downloaded yet
             fresh = _decode_named(part, image_size, self.progress)
@@ -223,30 +249,44 @@ class _Reader:
             images, sums = images[used], sums[used]
         return Resident(torch.from_numpy(images).to(self.device), sums)
 
-    def _stream(self, source: ImageFiles | StoredImages, identity: str, channels: int) -> Stream:
+    def _stream(self, source: ImageReader | StoredImages, identity: str, channels: int) -> Stream:
         pin = self.device.type == "cuda"
         return Stream(source, channels, self.image_size, pin, identity, self.cache, self.progress)
 
-    def _check(self, files: ImageFiles, channels: int) -> None:
-        """Read every image of a small streamed folder once, so that a broken one is reported before training."""
+    def _check(self, reader: ImageReader, identity: str, channels: int) -> tuple[str, ...]:
+        """Read every image of a small streamed folder once, so that a broken one is reported before training.
+
+        Returns sentences on images without contrast.
+        """
+        files = reader.files
         if len(files) > MAX_CHECKED_IMAGES:
-            return
+            return ()
+        extents = np.zeros(len(files), dtype=np.uint8)
 
         def work(i: int) -> None:
-            files.read(i, channels)
+            extents[i] = extent(reader.read(i, channels))
 
-        def check() -> bool:
-            for_each(len(files), work, "checking", self.progress)
-            return True
+        def check() -> tuple[str, ...]:
+            with self._list_of_broken_images():
+                for_each(len(files), work, "checking", self.progress)
+            return notes_on_extents(extents, str(files.root))
 
-        known_once(self.cache, cache_key("checked", files.digest()), check, self.progress)
+        return tuple(known_once(self.cache, cache_key("checked", identity, channels), check, self.progress))
 
-
-def _decode_files(files: ImageFiles, image_size: int, channels: int | None, progress: Progress) -> Decoded:
-    channels = channels or count_channels(files)
-    read = partial(files.read, channels=channels)
-    images, resized = decode(len(files), read, channels, image_size, progress)
-    return measured(images, files.labels, files.class_names, resized)
+    @contextmanager
+    def _list_of_broken_images(self) -> Iterator[None]:
+        """Write the full list of more than three broken images to a file that the error names."""
+        try:
+            yield
+        except BrokenImages as error:
+            if len(error.messages) <= 3:
+                raise
+            path = self.cache / f"broken-images-{cache_key(error.messages)[:8]}.txt"
+            try:
+                write_atomic(path, "\n".join(error.messages) + "\n")
+            except OSError:  # the cache is not writable
+                raise error from None
+            raise BrokenImages(error.messages, path) from None
 
 
 def _decode_named(part: NamedPart, image_size: int | None, progress: Progress) -> Decoded:
@@ -256,5 +296,5 @@ def _decode_named(part: NamedPart, image_size: int | None, progress: Progress) -
         assert image_size is not None
         channels = images.shape[1]
         read = partial(StoredImages(images).read, channels=channels)
-        images, _ = decode(len(images), read, channels, image_size, progress)
+        images, _, _ = decode(len(images), read, channels, image_size, progress)
     return measured(images, labels, class_names, resized)

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from dnas.data.cache import cache_key, known_once
-from dnas.data.images import ImageFiles, Progress, cpus, for_each, to_array
+from dnas.data.images import Progress, cpus, for_each, to_array, without_far_ends
+from dnas.data.listing import ImageReader
 from dnas.errors import InputError
 
 STATISTICS_IMAGES = 2000  # at most this many images of a streamed part are used to measure mean and std
@@ -69,7 +70,7 @@ class StoredImages:
 class _Read(TorchDataset[Tensor | str]):
     """Map a list of positions to images uint8 [N, C, H, W], or to the message of an `InputError`. Runs in workers."""
 
-    source: ImageFiles | StoredImages
+    source: ImageReader | StoredImages
     channels: int
     image_size: int
     epoch: int | None
@@ -87,7 +88,8 @@ class _Read(TorchDataset[Tensor | str]):
 
         image, side = self.source.read(position, self.channels), self.image_size
         if self.epoch is None:
-            return to_array(v2.functional.center_crop(v2.functional.resize(image, [margin(side)]), [side]))
+            resized = v2.functional.resize(without_far_ends(image), [margin(side)])
+            return to_array(v2.functional.center_crop(resized, [side]))
         # The transform draws from torch's global generator, which is seeded for this image and then restored.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(np.random.SeedSequence([self.epoch, position]).generate_state(1, np.uint64)[0]) >> 1)
@@ -108,7 +110,7 @@ def default_workers() -> int:
 class Stream:
     """Images too large to keep, decoded as they are used."""
 
-    source: ImageFiles | StoredImages
+    source: ImageReader | StoredImages
     channels: int
     image_size: int
     pin: bool  # page-locked batches, for transfers to a GPU

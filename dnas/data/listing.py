@@ -1,0 +1,294 @@
+"""List the image files of class folders, and read their contents once."""
+
+import hashlib
+import json
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dnas.data import images as image_files
+from dnas.data.images import ENDINGS, GREY_MODES, WIDE_MODES, Levels, Progress, for_each
+from dnas.errors import InputError, os_reason
+
+SYSTEM_FILES = ("thumbs.db", "desktop.ini")
+READER_VERSION = 2  # increased whenever reading an image changes, so that its pixels count as other data
+
+Stamp = tuple[int, int, int, int]  # bytes, mtime and ctime in ns, inode
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Facts about the contents of image files, from one pass over all of them."""
+
+    digest: str  # hex sha256 of labels, class names and the bytes of the files, in order
+    channels: int  # 1 if every image is grey, else 3
+    levels: Levels | None  # lowest and highest value of the grey images with more than 8 bits; None: there are none
+    frames: int  # images with further frames
+    cut: int  # colour images with more than 8 bits per channel
+
+    def notes(self, where: Path) -> tuple[str, ...]:
+        """Return sentences on what is lost of the images under `where`."""
+        notes = []
+        if self.frames:
+            notes.append(f"{self.frames} images under {where} have several frames or pages; the first is used")
+        if self.cut:
+            notes.append(f"{self.cut} colour images under {where} have 16 bits per channel; the upper 8 are used")
+        return tuple(notes)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFiles:
+    """Labelled image files under `root`: relative POSIX paths in data set order, and labels [N] int64."""
+
+    root: Path
+    paths: tuple[str, ...]
+    stamps: tuple[Stamp, ...]
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    notes: tuple[str, ...] = field(default=())  # sentences on files that were left out
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def take(self, positions: np.ndarray) -> "ImageFiles":
+        """Return the files at `positions`, in that order."""
+        return ImageFiles(
+            self.root,
+            tuple(self.paths[i] for i in positions),
+            tuple(self.stamps[i] for i in positions),
+            self.labels[positions],
+            self.class_names,
+        )
+
+    def listing_digest(self) -> str:
+        """Return a hex sha256 of paths and stamps. As long as it is the same, the contents need not be read again."""
+        digest = hashlib.sha256(json.dumps([READER_VERSION, os.fspath(self.root), self.class_names]).encode())
+        for path, stamp in zip(self.paths, self.stamps, strict=True):
+            digest.update(f"{path}\0{stamp}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
+    def read_contents(self, progress: Progress) -> Contents:
+        """Read every file once. An `InputError` names files that the operating system cannot read."""
+        digests = [b""] * len(self)
+        grey, frames, cut = (np.zeros(len(self), dtype=bool) for _ in range(3))
+        extents: list[Levels | None] = [None] * len(self)
+
+        def work(i: int) -> None:
+            path = self.root / self.paths[i]
+            try:
+                content = path.read_bytes()
+            except OSError as error:
+                raise InputError(f"cannot read the image {path} ({os_reason(error)}); repair or delete it.") from error
+            digests[i] = hashlib.sha256(content).digest()
+            try:
+                with Image.open(BytesIO(content)) as image:
+                    grey[i] = image.mode in GREY_MODES
+                    wide = image.mode in WIDE_MODES
+                    cut[i], frames[i] = image_files.is_cut_to_8_bits(image), image_files.has_further_frames(image)
+                if wide:
+                    extents[i] = image_files.wide_extent(BytesIO(content))
+            except Exception:  # Pillow raises many types; decoding reports a damaged image
+                grey[i] = True
+
+        for_each(len(self), work, "reading", progress)
+        total = hashlib.sha256(json.dumps([READER_VERSION, self.class_names]).encode())
+        for label, digest in zip(self.labels.tolist(), digests, strict=True):
+            total.update(label.to_bytes(4, "little") + digest)
+        known = [extent for extent in extents if extent is not None]
+        levels = (min(low for low, _ in known), max(high for _, high in known)) if known else None
+        return Contents(total.hexdigest(), 1 if grey.all() else 3, levels, int(frames.sum()), int(cut.sum()))
+
+    def reader(self, levels: Levels | None) -> "ImageReader":
+        return ImageReader(self, levels)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageReader:
+    """Image files with the levels of their wide images."""
+
+    files: ImageFiles
+    levels: Levels | None
+
+    def read(self, position: int, channels: int) -> Image.Image:
+        """Read the image at `position` with 8 bits per channel. An `InputError` names a file that cannot be read."""
+        path = self.files.root / self.files.paths[position]
+        try:
+            return image_files.read_image(path, channels, self.levels)
+        except Exception as error:  # Pillow raises many types for damaged files
+            reason = os_reason(error) if isinstance(error, OSError) else str(error) or type(error).__name__
+            raise InputError(
+                f"cannot read the image {path} ({reason.splitlines()[0]}); repair or delete it."
+            ) from error
+
+
+# --- listing ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Scan:
+    """Files found under class folders: images with their stamps, and the endings of all other files."""
+
+    images: list[tuple[str, Stamp]] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
+
+    def add(self, folder: str, prefix: str, above: tuple[tuple[int, int], ...] = ()) -> None:
+        """Add the files under `folder` that are not hidden. above: device and inode of the folders that contain it."""
+        with _readable(folder):
+            stat = Path(folder).stat()
+            this = (stat.st_dev, stat.st_ino)
+            if this in above:
+                raise InputError(f"the link {folder} leads back to a folder that contains it; delete the link.")
+            with os.scandir(folder) as entries:
+                listed = sorted(entries, key=lambda entry: entry.name)
+        for entry in listed:
+            if entry.name.startswith(".") or entry.name.lower() in SYSTEM_FILES:
+                continue
+            with _readable(entry.path):
+                is_folder = entry.is_dir()
+            if is_folder:
+                self.add(entry.path, f"{prefix}{entry.name}/", (*above, this))
+            elif entry.name.lower().endswith(ENDINGS):
+                self.images.append((prefix + entry.name, _stamp(entry)))
+            else:
+                self.others[Path(entry.name).suffix.lower() or "no ending"] += 1
+
+
+@contextmanager
+def _readable(path: str | Path) -> Iterator[None]:
+    """Convert an error of the operating system to an `InputError` that names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({os_reason(error)}); check the path and its rights.") from error
+
+
+def _stamp(entry: os.DirEntry[str]) -> Stamp:
+    try:
+        stat = entry.stat()
+    except OSError:  # a dangling link: reading the image reports it
+        return (0, 0, 0, 0)
+    return (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+
+
+def _class_folders(root: Path) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Return the folders of the classes by class name, sorted, and sentences on files beside them.
+
+    Class names are in Unicode's composed form (NFC), because systems store the same name in different forms.
+    """
+    folders: dict[str, str] = {}
+    beside = 0
+    with _readable(root):
+        entries = sorted(os.scandir(root), key=lambda entry: entry.name)
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if not entry.is_dir():
+                path = Path(entry.path)
+                if path.is_symlink() and not path.exists():
+                    raise InputError(
+                        f"{path} is a link to {path.readlink()}, which does not exist; restore it or delete the link."
+                    )
+                beside += entry.name.lower().endswith(ENDINGS)
+                continue
+            try:
+                name = unicodedata.normalize("NFC", os.fsencode(entry.name).decode("utf-8"))
+            except UnicodeDecodeError:
+                raise InputError(
+                    f"the name of the class folder {os.fsencode(entry.path)!r} is not UTF-8; rename it."
+                ) from None
+            if name in folders:
+                raise InputError(f"{root} has two class folders named {name!r}, in two Unicode forms; merge them.")
+            folders[name] = entry.name
+    notes = (f"{beside} images beside the class folders of {root} are left out",) if beside else ()
+    return dict(sorted(folders.items())), notes
+
+
+def _list(root: Path, folders: dict[str, str], class_names: tuple[str, ...], notes: tuple[str, ...]) -> ImageFiles:
+    images: list[tuple[str, Stamp]] = []
+    labels: list[int] = []
+    others: Counter[str] = Counter()
+    for name, folder in folders.items():
+        scan = _Scan()
+        scan.add(str(root / folder), f"{folder}/")
+        scan.images.sort()
+        images += scan.images
+        others += scan.others
+        labels += [class_names.index(name)] * len(scan.images)
+    if others:
+        endings = ", ".join(ending for ending, _ in others.most_common(5))
+        notes += (
+            f"{others.total()} files under {root} are no images that Pillow reads ({endings}); they are left out",
+        )
+    return ImageFiles(
+        root,
+        tuple(path for path, _ in images),
+        tuple(stamp for _, stamp in images),
+        np.array(labels, dtype=np.int64),
+        class_names,
+        notes,
+    )
+
+
+def list_training_images(folder: Path) -> ImageFiles:
+    """List the images under `folder`/train: one folder per class, with images at any depth. Ignores hidden files.
+
+    Raises `InputError` for any other layout, for fewer than two classes, and for a class with fewer than two images
+    (one to train on and one to validate on).
+    """
+    root = folder / "train"
+    with _readable(folder):
+        if not folder.is_dir():
+            raise InputError(
+                f"there is no folder {folder}; give the folder that holds train/ with one folder per class."
+            )
+        if not root.is_dir():
+            raise InputError(
+                f"{folder} has no folder train/; put the class folders under {root}, one folder per class."
+            )
+    folders, notes = _class_folders(root)
+    names = tuple(folders)
+    if not names:
+        raise InputError(f"{root} has no class folders; put the images of each class into a folder of their own.")
+    files = _list(root, folders, names, notes)
+    counts = np.bincount(files.labels, minlength=len(names))
+    for name, count in zip(names, counts, strict=True):
+        if count == 0:
+            raise InputError(f"the class folder {root / name} holds no images; fill it or delete it.")
+    if len(names) == 1:
+        raise InputError(f"{root} holds only one class, {names[0]!r}; classification needs at least two class folders.")
+    for name, count in zip(names, counts, strict=True):
+        if count < 2:
+            raise InputError(
+                f"the class folder {root / name} holds {count} image; a class needs at least 2, "
+                "one to train on and one to validate on."
+            )
+    return files
+
+
+def list_test_images(folder: Path, class_names: tuple[str, ...]) -> ImageFiles | None:
+    """List the held-out images under `folder`/test, else `folder`/val; None if there is neither. Opens no image.
+
+    Raises `InputError` for class folders that train/ does not have, and for a folder without labelled images.
+    """
+    root = next((folder / name for name in ("test", "val") if (folder / name).is_dir()), None)
+    if root is None:
+        return None
+    folders, notes = _class_folders(root)
+    unknown = [name for name in folders if name not in set(class_names)]
+    if unknown:
+        raise InputError(
+            f"{root} has the class folder {unknown[0]!r}, which {folder / 'train'} does not have; "
+            f"use the class folders of train/ in {root.name}/, or move it away."
+        )
+    files = _list(root, folders, class_names, notes)
+    if not len(files):
+        raise InputError(f"{root} holds no images in class folders; use the class folders of train/, or move it away.")
+    return files
