@@ -2,12 +2,16 @@
 
 import errno
 import os
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from dnas.errors import InputError
 
+# A path of a Unix socket has at most 107 bytes, or 103 on macOS. multiprocessing adds about 32 to $TMPDIR.
+LONGEST_TMPDIR = 70
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -43,6 +47,28 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         raise
 
 
+def read_text(path: Path) -> str:
+    """Read a text file in UTF-8, with or without a byte order mark. Raises `InputError` for another encoding."""
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{path} is not UTF-8 (line {line}); save it with this encoding.") from None
+
+
+def parse_toml(text: str, where: object) -> dict[str, Any]:
+    """Parse TOML. An `InputError` names the file `where` it came from."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{where} is not TOML: {error}.") from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    return parse_toml(read_text(path), path)
+
+
 def expanded(path: Path | str) -> Path:
     """Return `path` with `~` or `~user` replaced by the home folder. Raises `InputError` for an unknown user."""
     try:
@@ -55,3 +81,21 @@ def remove_torn(folder: Path) -> None:
     """Remove temporary files of killed `write_atomic` calls from a folder that no other process writes to."""
     for path in folder.glob(".*.[0-9]*"):
         path.unlink(missing_ok=True)
+
+
+def shorten_socket_paths() -> None:
+    """Let multiprocessing create its sockets in /tmp if $TMPDIR is too long for them."""
+    import multiprocessing.util
+    import tempfile
+
+    folder = tempfile.gettempdir()
+    if len(os.fsencode(folder)) <= LONGEST_TMPDIR:
+        return
+    for short in ("/tmp", "/var/tmp", "/dev/shm"):
+        if os.access(short, os.W_OK):
+            tempfile.tempdir = short
+            try:
+                multiprocessing.util.get_temp_dir()  # creates a folder once per process, for all sockets
+            finally:
+                tempfile.tempdir = folder
+            return

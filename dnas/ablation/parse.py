@@ -47,8 +47,9 @@ from dnas.arch.names import stated_fields
 from dnas.data.catalog import DataInfo, data_info
 from dnas.errors import InputError, did_you_mean, several_problems, unknown
 from dnas.formatting import several
+from dnas.io import parse_toml, read_text, read_toml
 from dnas.space.parse import check_keys
-from dnas.study.definition import definition_files, is_ablation, read_toml
+from dnas.study.definition import definition_files, is_ablation
 from dnas.study.folder import check_study_name
 from dnas.training.recipe import RECIPE_KEYS
 
@@ -135,13 +136,14 @@ def load_definition(name: str, **overrides: Any) -> Definition:
         if named is None:
             raise unknown("ablation", name, ablation_files())
         path = named
-    text = path.read_text(encoding="utf-8")
-    if not is_ablation(read_toml(path)):
+    text = read_text(path)
+    values = parse_toml(text, path)
+    if not is_ablation(values):
         raise InputError(
             f"{path} does not define an ablation: it has no [base]. Run it with `dnas search --study {path.stem}`;"
             f" the available ablations are {', '.join(sorted(ablation_files())) or 'none'}."
         )
-    return parse_definition(read_toml(path), text, check_study_name(path.stem), str(path), **overrides)
+    return parse_definition(values, text, check_study_name(path.stem), str(path), **overrides)
 
 
 def parse_definition(content: Mapping[str, Any], text: str, name: str, where: str, **overrides: Any) -> Definition:

@@ -1,16 +1,18 @@
 """The command line. Each command is a module of this package, and only the requested one is imported."""
 
 import argparse
+import io
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from typing import cast
 
 from dnas import __version__
 from dnas.cli.parser import Command, Parser, add_command
-from dnas.errors import InputError, did_you_mean
+from dnas.errors import InputError, did_you_mean, os_reason
 
 GROUPS = {
     "search for networks": ("search", "spaces", "status", "report"),
@@ -69,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Must be set before torch is imported. Threads that spin while they wait gain a little on idle cores; on busy cores
     # they make a step slower than a single thread would (benchmarks/results/threads.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's is not installed everywhere, and nothing is shown in a window
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name = next((argument for argument in arguments if not argument.startswith("-")), None)
     if not arguments:
@@ -90,13 +93,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (OSError, UnicodeError, MemoryError) as error:
+        if args.debug:
+            raise
+        print(f"dnas: {_cause(error)}; `dnas --debug ...` shows where it happened.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
 
 
+def _cause(error: OSError | UnicodeError | MemoryError) -> str:
+    """Describe an error of the operating system, of an encoding or of the memory in one line."""
+    if isinstance(error, OSError):
+        names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+        return (f"{' and '.join(names)}: " if names else "") + os_reason(error)
+    if isinstance(error, UnicodeError):
+        return f"a text has characters that cannot be read or written ({error})"
+    return "out of memory"
+
+
 def entry_point() -> int:
-    """Run one command as a program. After it has ended, Ctrl-C no longer interrupts Python's own shutdown."""
+    """Run one command as a program.
+
+    Characters that the terminal lacks are replaced, and warnings of libraries are printed without their source lines.
+    After the command has ended, Ctrl-C no longer interrupts Python's own shutdown.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    warnings.showwarning = _show_warning
     try:
         return main()
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _show_warning(message: Warning | str, *where: object, **options: object) -> None:
+    print(f"dnas: warning: {str(message).splitlines()[0]}", file=sys.stderr)

@@ -225,7 +225,7 @@ class LiveTable:
 
 
 def make_display(quiet: bool, verbose: bool) -> PlainLines | LiveTable:
-    console = Console()
+    console = Console(markup=False, highlight=False)
     if sys.stdout.isatty() and not quiet and not verbose:
         return LiveTable(console)
     return PlainLines(quiet, verbose)

@@ -1,10 +1,9 @@
 """`dnas eval`: measure the error of a trained network on a part of its data."""
 
 import argparse
-from pathlib import Path
 
 from dnas.cli.output import print_json
-from dnas.cli.parser import DATA_ROOT, add_json, add_network_source
+from dnas.cli.parser import DATA_ROOT, add_json, add_network_source, file_path
 
 SUMMARY = "measure a trained network's error"
 EXAMPLES = """  dnas eval studies/runs/digits-densenet-bc-L-16-k-8-s0
@@ -21,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="part of the data to measure on; `test` opens the test set (default: val)",
     )
     data.add_argument("--dataset", metavar="NAME", help="data set to measure on (default: the training data set)")
-    data.add_argument("--data-root", type=Path, metavar="FOLDER", help=DATA_ROOT)
+    data.add_argument("--data-root", type=file_path, metavar="FOLDER", help=DATA_ROOT)
     execution = parser.add_argument_group("execution")
     execution.add_argument(
         "--device", default="auto", metavar="NAME", help="cpu, cuda or cuda:0 (default: cuda if available, else cpu)"

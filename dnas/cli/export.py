@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from dnas.cli.parser import add_network_source
+from dnas.cli.parser import add_network_source, file_path
 
 SUMMARY = "write a trained network as safetensors or ONNX"
 EXAMPLES = """  dnas export digits_bc -o best.safetensors
@@ -13,7 +13,7 @@ EXAMPLES = """  dnas export digits_bc -o best.safetensors
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_network_source(parser)
     parser.add_argument_group("output").add_argument(
-        "-o", "--out", type=Path, required=True, metavar="FILE", help="file to write: .safetensors or .onnx"
+        "-o", "--out", type=file_path, required=True, metavar="FILE", help="file to write: .safetensors or .onnx"
     )
 
 

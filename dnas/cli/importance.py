@@ -1,10 +1,9 @@
 """`dnas importance`: estimate the importance of each choice in a search."""
 
 import argparse
-from pathlib import Path
 
 from dnas.cli.output import console_or_pipe, print_json
-from dnas.cli.parser import add_json, whole_number
+from dnas.cli.parser import add_json, file_path, whole_number
 from dnas.errors import unknown
 
 SUMMARY = "estimate how much each choice and pair of choices matters, with intervals"
@@ -45,7 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="number of pairs of choices to print (default: 6)",
     )
     output.add_argument(
-        "--out", type=Path, metavar="FILE", help="write all effects to a .csv, or the figure to a .svg, .png or .pdf"
+        "--out",
+        type=file_path,
+        metavar="FILE",
+        help="write all effects to a .csv, or the figure to a .svg, .png or .pdf",
     )
     add_json(output)
 
@@ -75,10 +77,10 @@ def run(args: argparse.Namespace) -> int:
         print_json(text.as_json(evidence, overall, best, effects))
         return 0
     console = console_or_pipe()
-    console.print(text.head(evidence, folder), highlight=False)
+    console.print(text.head(evidence, folder))
     console.print(text.table(effects, pairs))
     for line in text.notes(evidence, overall, best, folder, by):
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     if out is not None:
-        console.print(f"written to {out}", highlight=False)
+        console.print(f"written to {out}")
     return 0

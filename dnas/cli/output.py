@@ -41,7 +41,8 @@ def console_or_pipe() -> "Console":
 
     from rich.console import Console
 
-    return Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH)
+    # Names and commands of users may contain square brackets, which are not markup.
+    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, markup=False, highlight=False)
 
 
 def printer(quiet: bool) -> Callable[[str], None]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeAlias
 
-from dnas.errors import did_you_mean
+from dnas.errors import InputError, did_you_mean
 
 Group: TypeAlias = "argparse.ArgumentParser | argparse._ArgumentGroup"
 
@@ -57,6 +57,16 @@ def add_command(commands: Any, name: str, summary: str, examples: str) -> argpar
 
 
 # --- argument types -----------------------------------------------------------------------------------------------
+
+
+def file_path(text: str) -> Path:
+    """Read an argument that is a path. The shell leaves the `~` of `--out=~/page` to the program."""
+    from dnas.io import expanded
+
+    try:
+        return expanded(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def whole_number(minimum: int) -> Callable[[str], int]:
@@ -147,7 +157,7 @@ def add_training_options(group: Group, recipe: str | None) -> None:
 def add_data_options(group: Group) -> None:
     """Add the options for loading and preparing the images, except --dataset, which each command adds itself."""
     add = group.add_argument
-    add("--data-root", type=Path, metavar="FOLDER", help=DATA_ROOT)
+    add("--data-root", type=file_path, metavar="FOLDER", help=DATA_ROOT)
     add("--subset", type=whole_number(1), metavar="N", help="train on a stratified subset of N images (default: all)")
     add("--split-seed", type=whole_number(0), default=0, metavar="N", help="seed of the validation split (default: 0)")
     add(
@@ -234,7 +244,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add_workers(group)
     add_threads_and_device(group)
     add_timeout(group)
-    group.add_argument("--data-root", type=Path, metavar="FOLDER", help=DATA_ROOT)
+    group.add_argument("--data-root", type=file_path, metavar="FOLDER", help=DATA_ROOT)
     add_kernels(group)
     add_executor_options(group)
     add_dry_run(group)
@@ -264,5 +274,5 @@ def add_json(group: Group) -> None:
 
 def add_figure_file(group: Group) -> None:
     group.add_argument(
-        "-o", "--out", type=Path, required=True, metavar="FILE", help="figure to write: .svg, .png or .pdf"
+        "-o", "--out", type=file_path, required=True, metavar="FILE", help="figure to write: .svg, .png or .pdf"
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dnas.cli.output import print_json, report_interruption
-from dnas.cli.parser import add_json, add_run_options, add_verbosity, whole_number
+from dnas.cli.parser import add_json, add_run_options, add_verbosity, file_path, whole_number
 from dnas.errors import InputError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_options(parser)
     output = parser.add_argument_group("output")
     output.add_argument(
-        "--out", type=Path, metavar="FILE", help="write the steps to a .csv, or the figure to a .svg, .png or .pdf"
+        "--out", type=file_path, metavar="FILE", help="write the steps to a .csv, or the figure to a .svg, .png or .pdf"
     )
     add_verbosity(output)
     add_json(output)

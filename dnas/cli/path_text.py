@@ -56,7 +56,7 @@ def show(
     console = console_or_pipe()
 
     def write_line(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True)
+        console.print(text, soft_wrap=True)
 
     write_line(f"{evidence.study}   from {evidence.space.name_of(path.nodes[0].spec)}")
     write_line(

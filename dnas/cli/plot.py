@@ -12,6 +12,7 @@ from dnas.cli.parser import (
     add_figure_file,
     add_network_source,
     add_network_sources,
+    file_path,
     whole_number,
 )
 from dnas.errors import InputError
@@ -78,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--images", type=whole_number(1), metavar="N", help="number of validation images to use (default: all)"
     )
     causal.add_argument("--device", default="auto", metavar="NAME", help=DEVICE.replace("train", "measure"))
-    causal.add_argument("--data-root", type=Path, metavar="FOLDER", help=DATA_ROOT)
+    causal.add_argument("--data-root", type=file_path, metavar="FOLDER", help=DATA_ROOT)
     add_network_source(parsers["gradients"])
     add_network_source(norms)
     norms.add_argument(

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from dnas.cli.output import print_json
-from dnas.cli.parser import add_json
+from dnas.cli.parser import add_json, file_path
 from dnas.errors import InputError
 
 SUMMARY = "write a study's report, or compare studies"
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="name or folder of a search or an ablation; several searches are compared",
     )
     output = parser.add_argument_group("output")
-    output.add_argument("--out", type=Path, metavar="FOLDER", help="folder to write to (default: reports/STUDY)")
+    output.add_argument("--out", type=file_path, metavar="FOLDER", help="folder to write to (default: reports/STUDY)")
     output.add_argument("--watch", action="store_true", help="update the report for as long as the study runs")
     add_json(output)
 

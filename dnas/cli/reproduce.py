@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from dnas.cli.output import print_json, report_interruption
-from dnas.cli.parser import add_json, add_run_options, add_verbosity, whole_number
+from dnas.cli.parser import add_json, add_run_options, add_verbosity, file_path, whole_number
 from dnas.errors import InputError
 
 SUMMARY = "reproduce a table or figure of the paper, next to the published one"
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_options(parser)
     output = parser.add_argument_group("output")
     output.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="folder to write to (default: reports/reproduce/TARGET-BUDGET)"
+        "--out", type=file_path, metavar="FOLDER", help="folder to write to (default: reports/reproduce/TARGET-BUDGET)"
     )
     add_verbosity(output)
     add_json(output)

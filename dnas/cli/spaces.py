@@ -41,12 +41,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list(as_json: bool) -> None:
+    from dnas.io import read_text
     from dnas.space.parse import space_files
 
     titles = {}
     for name, path in sorted(space_files().items()):
-        with path.open(encoding="utf-8") as file:
-            titles[name] = (file.readline().lstrip("# ").strip(), str(path))
+        try:
+            titles[name] = (read_text(path).partition("\n")[0].lstrip("# ").strip(), str(path))
+        except (InputError, OSError) as error:  # the other spaces can still be used
+            titles[name] = (f"(cannot be read: {error})", str(path))
     if as_json:
         print_json([{"name": name, "title": title, "path": path} for name, (title, path) in titles.items()])
         return

@@ -78,11 +78,11 @@ def _show(folder: "StudyFolder") -> None:
         f" seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; {config['command']}\n",
     ]
     for line in lines:
-        console.print(line, highlight=False)
+        console.print(line)
     console.print(table.table(len(records)) if records else "no trial yet")
-    console.print(f"\n{table.progress.footer()}", highlight=False)
+    console.print(f"\n{table.progress.footer()}")
     for line in state_lines(records):
-        console.print(line, highlight=False)
+        console.print(line)
     for path, record in folder.retrained():
         error = f"{100 * record.test_error:.2f}% test error" if record.test_error is not None else record.state
-        console.print(f"retrained {path.name}: {error}", highlight=False)
+        console.print(f"retrained {path.name}: {error}")

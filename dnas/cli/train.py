@@ -1,7 +1,6 @@
 """`dnas train`: train one network to the end."""
 
 import argparse
-from pathlib import Path
 
 from dnas.cli.parser import (
     add_compile_options,
@@ -9,6 +8,7 @@ from dnas.cli.parser import (
     add_kernels,
     add_threads_and_device,
     add_training_options,
+    file_path,
     whole_number,
 )
 
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_kernels(execution)
     output = parser.add_argument_group("output")
     output.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="folder of the run (default: a folder in studies/runs/)"
+        "--out", type=file_path, metavar="FOLDER", help="folder of the run (default: a folder in studies/runs/)"
     )
 
 

@@ -259,7 +259,7 @@ class _Watch:
         self.done = 0
         self.began = time.monotonic()
         self.trained_now = 0  # number of epochs, without those that a resumed run repeats
-        self.console = Console()
+        self.console = Console(markup=False, highlight=False)
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -305,7 +305,6 @@ class _Watch:
             f"   val {percent(epoch.val_error)}"
             + (f" (loss {epoch.val_loss:.4f})" if epoch.val_loss is not None else "")
             + f"   {epoch.seconds:.1f} s{'   (before)' if resumed else ''}{left}",
-            highlight=False,
             soft_wrap=True,
         )
         return True

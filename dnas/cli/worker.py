@@ -62,6 +62,7 @@ def open_database(
     from contextlib import closing
 
     from dnas.cluster.database import Database
+    from dnas.io import expanded
     from dnas.study.folder import check_study_name
 
     check_study_name(study)
@@ -69,7 +70,7 @@ def open_database(
     if not url:
         raise InputError("no database was given; use --storage postgresql://USER@HOST/DATABASE, or set $DNAS_STORAGE.")
     if shared is not None and "://" not in shared:
-        shared = os.path.normpath(Path(shared).expanduser().absolute())
+        shared = os.path.normpath(expanded(shared).absolute())
     return closing(Database(url, study, note)), shared
 
 

@@ -1,9 +1,9 @@
 """Known data sets and their fixed properties. Does not import torch, so that the command line starts quickly."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from dnas.errors import InputError, unknown
+from dnas.io import expanded
 
 AUGMENTATIONS = ("none", "crop", "crop+flip", "resized-crop+flip")
 
@@ -47,7 +47,7 @@ def data_info(name: str) -> DataInfo:
         path = name.removeprefix("folder:").strip()
         if not path:
             raise InputError(f"{name!r} has no path; write folder:PATH, where PATH/train has one folder per class.")
-        return DataInfo(name, Path(path).expanduser().absolute().name or path, None, None, None, "crop+flip", 300, 64)
+        return DataInfo(name, expanded(path).absolute().name or path, None, None, None, "crop+flip", 300, 64)
     if name not in DATASETS:
         raise unknown("data set", name, [*DATASETS, "folder:PATH"])
     return DATASETS[name]

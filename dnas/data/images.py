@@ -2,6 +2,7 @@
 
 import os
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -29,6 +30,8 @@ LONGEST_RATIO = 16  # of the sides of an image that is resized as a whole
 LEAST_SHARE = 20  # an image that uses less than this part of the range from black to white is reported
 # Formats whose further frames are thumbnails, sizes or layers of the same picture.
 ONE_PICTURE = ("MPO", "ICO", "CUR", "ICNS", "PSD")
+
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # a scan of 10,000 pixels is no attack
 
 Progress = Callable[[str], None]
 Levels = tuple[float, float]  # the values of a wide image that become black and white

@@ -79,7 +79,7 @@ def load_dataset(
         reader.progress(note)
     mean, std = pixels.statistics(train_index)
     return Dataset(
-        name=name,
+        name=f"folder:{_folder_of(info)}" if info.name.startswith("folder:") else name,
         title=info.title,
         classes=len(labelled.class_names),
         class_names=labelled.class_names,
@@ -107,16 +107,18 @@ def _ignore(text: str) -> None:
     pass
 
 
+def _folder_of(info: DataInfo) -> Path:
+    """Return the absolute path of class folders, so that a study finds them from every working folder."""
+    return expanded(info.name.removeprefix("folder:").strip()).absolute()
+
+
 def _find_parts(
     info: DataInfo, root: Path, progress: Progress
 ) -> tuple[ImageFiles | NamedPart, ImageFiles | NamedPart | None, int]:
     """Return the training part, the test part (None if there is none) and the number of test images."""
     if not info.name.startswith("folder:") and info.name != "imagenet":
         return NamedPart(info.name, "train", root), NamedPart(info.name, "test", root), info.test_size or 0
-    if info.name == "imagenet":
-        folder = imagenet_folder(root, progress)
-    else:
-        folder = expanded(info.name.removeprefix("folder:").strip()).absolute()
+    folder = imagenet_folder(root, progress) if info.name == "imagenet" else _folder_of(info)
     train = list_training_images(folder)
     test = list_test_images(folder, train.class_names)
     return train, test, len(test) if test else 0

@@ -2,6 +2,7 @@
 
 import math
 import multiprocessing
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,10 @@ from dnas.data.cache import cache_key, known_once
 from dnas.data.images import Progress, cpus, for_each, to_array, without_far_ends
 from dnas.data.listing import ImageReader
 from dnas.errors import InputError
+from dnas.io import shorten_socket_paths
 
+SHARED_MEMORY = "/dev/shm"  # where decoding processes put their batches
+PREFETCHED = 2  # batches per decoding process
 STATISTICS_IMAGES = 2000  # at most this many images of a streamed part are used to measure mean and std
 
 
@@ -126,6 +130,10 @@ class Stream:
         read = _Read(self.source, self.channels, self.image_size, epoch)
         lists = [group.tolist() for group in groups]
         workers = default_workers() if workers is None else workers
+        if workers:
+            largest = max(map(len, lists), default=0) * self.channels * self.image_size**2
+            workers = self._fitting(workers, largest)
+            shorten_socket_paths()
         results: Iterator[Tensor | str]
         if workers:
             # Without its own generator, the loader would draw a seed from torch's global one.
@@ -135,6 +143,7 @@ class Stream:
                     batch_size=None,
                     sampler=lists,
                     num_workers=workers,
+                    prefetch_factor=PREFETCHED,
                     pin_memory=self.pin,
                     generator=torch.Generator(),
                 )
@@ -145,6 +154,24 @@ class Stream:
             if isinstance(result, str):
                 raise InputError(result)
             yield result
+
+    def _fitting(self, workers: int, batch_bytes: int) -> int:
+        """Return how many of `workers` processes can hand over batches through /dev/shm at the same time.
+
+        In a container it often has 64 MB. When it is full, the processes die and the training would wait for ever.
+        """
+        try:
+            free = shutil.disk_usage(SHARED_MEMORY).free
+        except OSError:  # not a Linux system
+            return workers
+        # Each process prepares PREFETCHED batches; two more are in use.
+        fitting = max(0, min(workers, (free // max(1, batch_bytes) - 2) // PREFETCHED))
+        if fitting < workers:
+            self.progress(
+                f"{SHARED_MEMORY} has room for the batches of {fitting} of {workers} decoding processes only;"
+                " in a container, give it more with --shm-size=2g"
+            )
+        return fitting
 
     def statistics(self, positions: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return mean and std per channel of the centre crops of at most `STATISTICS_IMAGES` images, evenly spaced."""

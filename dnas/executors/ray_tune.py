@@ -34,7 +34,7 @@ from dnas.errors import InputError
 from dnas.executors.ray_worker import BODY, TRIAL_FILES, pack, run_trial
 from dnas.executors.shared_storage import SharedStorage
 from dnas.executors.worker import Job, Message
-from dnas.io import write_atomic
+from dnas.io import expanded, write_atomic
 from dnas.training.checkpoint import digest_of_weights, read_checkpoint
 
 CONNECT_SECONDS = 10.0
@@ -575,7 +575,7 @@ def _absolute(job: Job) -> Job:
     """Return `job` with absolute paths of its data, since a node reads them from another working folder."""
     data = dict(job.data)
     if data.get("data_root") is not None:
-        data["data_root"] = str(Path(data["data_root"]).expanduser().absolute())
+        data["data_root"] = str(expanded(data["data_root"]).absolute())
     if data["name"].startswith("folder:"):
-        data["name"] = f"folder:{Path(data['name'].removeprefix('folder:')).expanduser().absolute()}"
+        data["name"] = f"folder:{expanded(data['name'].removeprefix('folder:')).absolute()}"
     return replace(job, data=data)

@@ -68,12 +68,15 @@ _STYLE = {
     "svg.hashsalt": "dnas",
 }
 WIDTH = 8.2  # inches
+NOT_OF_FIGURES = ("backend", "backend_fallback", "interactive", "toolbar", "timezone", "date.epoch")
+_DEFAULTS = {key: value for key, value in matplotlib.rcParamsDefault.items() if key not in NOT_OF_FIGURES}
 
 
 @contextmanager
 def styled() -> Iterator[None]:
+    """Context with the style of dnas alone: settings of the user's matplotlibrc have no effect."""
     with matplotlib.rc_context():
-        matplotlib.rcParams.update(_STYLE)  # type: ignore[arg-type]
+        matplotlib.rcParams.update(_DEFAULTS | _STYLE)  # type: ignore[arg-type]
         yield
 
 

@@ -17,9 +17,11 @@ DenseNets", arXiv 1707.06990); see `dnas.nn.recompute`. Kernels keep equally lit
 the bottlenecks.
 """
 
+import re
 from collections import OrderedDict
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +37,15 @@ from dnas.nn.layers import DenseBlock, Transition
 from dnas.nn.recompute import recomputed
 
 MEMORY = ("linear", "recompute")
+
+
+def rename_old_keys(net: nn.Module, state: dict[str, Any], *others: Any) -> None:
+    """Rename the keys of torchvision's files of 2017 (`norm.1`), and of a `DataParallel` (`module.`), in place."""
+    prefix = "module." if state and all(key.startswith("module.") for key in state) else ""
+    for key in list(state):
+        name = re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", key.removeprefix(prefix))
+        if name != key:
+            state[name] = state.pop(key)
 
 
 class DenseNet(nn.Module):
@@ -76,6 +87,7 @@ class DenseNet(nn.Module):
                 self.features.add_module("norm5", nn.BatchNorm2d(after.in_channels))
                 self.classifier = nn.Linear(after.in_channels, spec.classes)
         initialise(self)
+        self.register_load_state_dict_pre_hook(rename_old_keys)
 
     @property
     def kernels(self) -> str:

@@ -13,7 +13,6 @@ import json
 import sqlite3
 import tempfile
 import time
-import tomllib
 import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
@@ -26,7 +25,7 @@ from dnas.errors import InputError
 from dnas.executors.lease import EXPIRY_SECONDS, Lease, LeaseHeld, is_dead, read_lease
 from dnas.executors.lease import NAME as LEASE
 from dnas.formatting import joined, several
-from dnas.io import remove_torn
+from dnas.io import read_toml, remove_torn
 from dnas.search.optuna_mirror import NAME as MIRROR
 from dnas.search.optuna_mirror import mirror_agrees, remove_mirror, sync_mirror
 from dnas.search.state import ENDED, OldLog, SearchState, Trial, record_of, with_changes
@@ -68,8 +67,8 @@ def diagnose(folder: StudyFolder, repair: bool) -> list[Finding]:
         InputError: The study is running and should be repaired, or it is a list of runs, which has no log to compare
             its records with.
     """
-    with suppress(tomllib.TOMLDecodeError, OSError, UnicodeDecodeError):
-        check_proposed(tomllib.loads((folder.path / "study.toml").read_text(encoding="utf-8")))
+    with suppress(InputError, OSError):
+        check_proposed(read_toml(folder.path / "study.toml"))
     with folder.lock() if repair else nullcontext():
         return _Doctor(folder, repair, busy=not repair and is_running(folder)).examine()
 

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import random
-import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from dnas.arch import FAMILIES
 from dnas.arch.families import Family, family_of
 from dnas.data.catalog import data_info
 from dnas.errors import InputError, did_you_mean, several_problems, unknown
+from dnas.io import parse_toml, read_text
 from dnas.space.space import FIT, LIMITS, Choice, Limits, Space, Survey
 from dnas.training.recipe import RECIPE_KEYS, RECIPES, Recipe, make_recipe
 
@@ -56,15 +56,12 @@ def load_space(name: str, **overrides: Any) -> Space:
         path = files[name]
     else:
         raise unknown("search space", name, files)
-    return parse_space(path.read_text(encoding="utf-8"), path.stem, str(path), **overrides)
+    return parse_space(read_text(path), path.stem, str(path), **overrides)
 
 
 def parse_space(text: str, name: str, where: str, **overrides: Any) -> Space:
     """Parse the text of a space file. `where` names the file in the `InputError` that lists all problems."""
-    try:
-        content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{where} is not TOML: {error}.") from None
+    content = parse_toml(text, where)
     problems: list[str] = []
     check_keys(content, {"family", "dataset", "fixed", "choose", "limits", "recipe", "first"}, "", problems)
     family = FAMILIES["densenet"]

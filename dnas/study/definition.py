@@ -3,11 +3,11 @@
 A file with a `base` defines an ablation instead: see `dnas.ablation.parse`.
 """
 
-import tomllib
 from pathlib import Path
 from typing import Any
 
 from dnas.errors import InputError, did_you_mean
+from dnas.io import read_toml
 from dnas.space.parse import shipped_folders
 from dnas.study.folder import check_study_name
 
@@ -67,13 +67,6 @@ def definition_files() -> dict[str, Path]:
         for path in sorted(folder.glob("*.toml")):
             paths.setdefault(path.stem, path)
     return paths
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not TOML: {error}.") from None
 
 
 def is_ablation(values: dict[str, Any]) -> bool:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import tomli_w
 
 from dnas.errors import InputError, did_you_mean
-from dnas.io import room_for, write_atomic
+from dnas.io import read_text, room_for, write_atomic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,7 +79,7 @@ class StudyFolder:
     def config(self) -> dict[str, Any]:
         """Read the frozen inputs: name, space (name and file content), limits, objective, recipe, data, seed, ..."""
         try:
-            return tomllib.loads((self.path / "study.toml").read_text(encoding="utf-8"))
+            return tomllib.loads(read_text(self.path / "study.toml"))
         except tomllib.TOMLDecodeError as error:
             raise InputError(f"{self.path / 'study.toml'} is damaged: {error}.") from None
 

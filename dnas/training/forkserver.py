@@ -8,12 +8,15 @@ import multiprocessing
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 
+from dnas.io import shorten_socket_paths
+
 # torch's optimisers import torch._dynamo, so every training process needs it.
 PRELOAD = ["dnas.executors.worker", "torch._dynamo"]
 
 
 def start_forkserver() -> ForkServerContext:
     """Start the server if it is not running, and return the context whose processes are forked from it."""
+    shorten_socket_paths()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     forkserver.ensure_running()

@@ -1,6 +1,7 @@
 """Spec, folder and processes of a single run, for `dnas train`."""
 
 import dataclasses
+import hashlib
 import os
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ from dnas.arch.names import stated_fields
 from dnas.data import Dataset
 from dnas.errors import InputError
 from dnas.formatting import several
+from dnas.io import expanded
 from dnas.training.devices import check_device
 from dnas.training.distributed import is_started_by_torchrun
 from dnas.training.recipe import Recipe
@@ -35,9 +37,21 @@ def spec_for_data(name: str, data: Dataset, recipe: Recipe) -> Spec:
 
 
 def default_folder(name: str, dataset: str, seed: int) -> Path:
-    """Return `studies/runs/<data>-<network>-s<seed>`."""
-    parts = [Path(dataset.removeprefix("folder:")).name if dataset.startswith("folder:") else dataset, name, f"s{seed}"]
-    return Path("studies/runs") / "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", part).strip("-") for part in parts)
+    """Return `studies/runs/<data>-<network>-s<seed>`. A folder of images has a digest of its path in its name."""
+    runs, network = Path("studies/runs"), f"{_slug(name)}-s{seed}"
+    if not dataset.startswith("folder:"):
+        return runs / f"{_slug(dataset)}-{network}"
+    path = expanded(dataset.removeprefix("folder:").strip()).absolute()
+    earlier = runs / f"{re.sub('[^A-Za-z0-9.]+', '-', path.name[:150]).strip('-')}-{network}"  # until 2026
+    if (earlier / "checkpoint.pt").is_file():
+        return earlier
+    digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:6]
+    return runs / f"{_slug(path.name)[:40]}-{digest}-{network}"
+
+
+def _slug(text: str) -> str:
+    """Replace what is neither a letter, in any script, nor a digit or a dot."""
+    return re.sub(r"[^\w.]+|_+", "-", text).strip("-")
 
 
 def set_cpu_threads(threads: int) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from dnas.io import write_atomic
+from dnas.io import expanded, write_atomic
 
 HERE = Path(__file__).parent / "csrc"
 SOURCE = "dense_block.cpp"
@@ -51,7 +51,7 @@ def load_library() -> ctypes.CDLL:
 
 def cache_folder() -> Path:
     """Return $DNAS_KERNELS, else ~/.cache/dnas/kernels."""
-    return Path(os.environ.get("DNAS_KERNELS") or "~/.cache/dnas/kernels").expanduser()
+    return expanded(os.environ.get("DNAS_KERNELS") or "~/.cache/dnas/kernels")
 
 
 def find_compiler() -> list[str]:
