@@ -247,7 +247,7 @@ def list_training_images(folder: Path) -> ImageFiles:
     with _readable(folder):
         if not folder.is_dir():
             raise InputError(
-                f"there is no folder {folder}; give the folder that holds train/ with one folder per class."
+                f"there is no folder {folder}; name a folder that contains train/ with one folder per class."
             )
         if not root.is_dir():
             raise InputError(
@@ -256,18 +256,18 @@ def list_training_images(folder: Path) -> ImageFiles:
     folders, notes = _class_folders(root)
     names = tuple(folders)
     if not names:
-        raise InputError(f"{root} has no class folders; put the images of each class into a folder of their own.")
+        raise InputError(f"{root} has no class folders; put the images of each class into a separate folder.")
     files = _list(root, folders, names, notes)
     counts = np.bincount(files.labels, minlength=len(names))
     for name, count in zip(names, counts, strict=True):
         if count == 0:
-            raise InputError(f"the class folder {root / name} holds no images; fill it or delete it.")
+            raise InputError(f"the class folder {root / name} contains no images; fill it or delete it.")
     if len(names) == 1:
-        raise InputError(f"{root} holds only one class, {names[0]!r}; classification needs at least two class folders.")
+        raise InputError(f"{root} has only one class, {names[0]!r}; classification needs at least two class folders.")
     for name, count in zip(names, counts, strict=True):
         if count < 2:
             raise InputError(
-                f"the class folder {root / name} holds {count} image; a class needs at least 2, "
+                f"the class folder {root / name} has {count} image; a class needs at least 2, "
                 "one to train on and one to validate on."
             )
     return files
@@ -290,5 +290,5 @@ def list_test_images(folder: Path, class_names: tuple[str, ...]) -> ImageFiles |
         )
     files = _list(root, folders, class_names, notes)
     if not len(files):
-        raise InputError(f"{root} holds no images in class folders; use the class folders of train/, or move it away.")
+        raise InputError(f"{root} has no images in class folders; use the class folders of train/, or move it away.")
     return files
