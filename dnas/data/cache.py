@@ -125,9 +125,12 @@ def known_once(folder: Path, key: str, compute: Callable[[], Any], progress: Pro
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle, fresh = tempfile.mkstemp(prefix=".new-", dir=folder)
-        with os.fdopen(handle, "w") as file:
-            json.dump(value, file)
-        Path(fresh).replace(path)
+        try:
+            with os.fdopen(handle, "w") as file:
+                json.dump(value, file)
+            Path(fresh).replace(path)
+        finally:
+            Path(fresh).unlink(missing_ok=True)
     except OSError as error:
         progress(f"cannot write the cache {folder} ({error}); continuing without a cache")
     return value

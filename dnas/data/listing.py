@@ -225,7 +225,7 @@ def _list(root: Path, folders: dict[str, str], class_names: tuple[str, ...], not
     if others:
         endings = ", ".join(ending for ending, _ in others.most_common(5))
         notes += (
-            f"{others.total()} files under {root} are no images that Pillow reads ({endings}); they are left out",
+            f"{others.total()} files under {root} are left out, because Pillow reads no images from them ({endings})",
         )
     return ImageFiles(
         root,

@@ -165,7 +165,7 @@ def test_equal_images_get_different_crops(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_file_that_breaks_during_training_is_named_in_one_line(stream, workers, tmp_path):
-    broken = tmp_path / "set" / "train" / stream.pixels.source.paths[stream.train_index[3]]
+    broken = tmp_path / "set" / "train" / stream.pixels.source.files.paths[stream.train_index[3]]
     broken.write_bytes(b"no image any more")
     with pytest.raises(InputError) as caught:
         list(replace(stream, workers=workers).train_batches(8, seeded()))

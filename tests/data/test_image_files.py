@@ -87,7 +87,7 @@ def test_modes_are_converted_to_grey_and_colour(tmp_path: Path) -> None:
     colour = noise(1, 6)
     for image, name in ((colour, "rgb.png"), (colour.convert("CMYK"), "ink.tif"), (colour.convert("YCbCr"), "y.tif")):
         image.save(tmp_path / name)
-        assert np.abs(np.asarray(read_image(tmp_path / name, 3)).astype(int) - np.asarray(colour)).max() <= 2
+        assert np.abs(np.asarray(read_image(tmp_path / name, 3)).astype(int) - np.asarray(colour)).max() <= 3  # YCbCr rounds
     quantised = colour.quantize(4)
     quantised.save(tmp_path / "palette.png")
     np.testing.assert_array_equal(
@@ -348,7 +348,7 @@ def test_files_that_are_left_out_are_counted(tmp_path: Path) -> None:
     assert len(data.labels) == 7
     text = "\n".join(notes)
     assert f"1 images beside the class folders of {folder}/train are left out" in text
-    assert f"2 files under {folder}/train are left out: Pillow reads no images from them (.txt, .heic)" in text
+    assert f"2 files under {folder}/train are left out, because Pillow reads no images from them (.txt, .heic)" in text
     assert f"1 images under {folder}/train have several frames or pages; the first is used" in text
 
 

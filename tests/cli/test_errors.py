@@ -1,0 +1,239 @@
+"""Errors of the operating system, of encodings and of memory end a command in one line, and lose nothing."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dnas.cli import COMMANDS, main
+from dnas.errors import InputError
+from dnas.io import expanded, parse_toml, read_text
+from dnas.training.single import default_folder
+from tests.support.commands import Command
+from tests.support.data_files import write_folder
+from tests.support.studies import make_study
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAIN = "densenet:L=7,k=4 --epochs 1 --batch-size 8 --kernels plain --threads 1 --device cpu"
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DNAS_CACHE", str(tmp_path / "cache"))
+
+
+FOLDER = "dnas.study.folder.StudyFolder."
+PLACES: dict[str, list[tuple[str, str]]] = {
+    "search": [
+        ("search --space tiny --trials 1 -q", "dnas.search.run.load_dataset"),
+        ("search --space tiny --trials 1 -q", FOLDER + "create"),
+        ("search --space tiny --dry-run", "dnas.space.parse.read_text"),
+    ],
+    "spaces": [("spaces show tiny", "dnas.space.parse.read_text")],
+    "status": [("status s", FOLDER + "records"), ("status s --json", FOLDER + "config")],
+    "report": [("report s", FOLDER + "records"), ("report s", "dnas.report.page.write_atomic")],
+    "importance": [("importance s", FOLDER + "records"), ("importance s", FOLDER + "config")],
+    "path": [("path s", FOLDER + "records"), ("path s", FOLDER + "config")],
+    "plot": [("plot error s -o x.svg", FOLDER + "records"), ("plot error s -o x.svg", "dnas.figures.style.save")],
+    "verify": [("verify s", FOLDER + "records")],
+    "ablate": [("ablate digits_dropout --dry-run", "dnas.ablation.parse.read_text")],
+    "reproduce": [("reproduce table1", "dnas.report.page.write_atomic")],
+    "cost": [("cost densenet121", "dnas.arch.cost")],
+    "train": [(f"train {TRAIN} --dataset digits --out run", "dnas.cli.train_network.load_dataset")],
+    "eval": [("eval s", "dnas.export.load_run"), ("eval s", FOLDER + "records")],
+    "export": [("export s -o x.pt", "dnas.export.load_run"), ("export s -o x.pt", FOLDER + "records")],
+    "worker": [("worker s --storage postgresql://u@h/d", "dnas.cluster.database.Database.__init__")],
+    "pull": [("pull s --storage postgresql://u@h/d", "dnas.cluster.database.Database.__init__")],
+    "extend": [("extend s --space tiny", FOLDER + "config")],
+    "replay": [("replay s", FOLDER + "config"), ("replay s", FOLDER + "events")],
+    "doctor": [("doctor s", FOLDER + "lock"), ("doctor s --dry-run", FOLDER + "events")],
+}
+ERRORS = [
+    (PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/data/x"), "dnas: /data/x: Permission denied; "),
+    (OSError(errno.EIO, os.strerror(errno.EIO)), "dnas: Input/output error; "),
+    (UnicodeEncodeError("utf-8", "\udce9", 0, 1, "surrogates not allowed"), "dnas: a text has characters that cannot"),
+    (MemoryError(), "dnas: out of memory; "),
+]
+
+
+def test_every_command_is_tried() -> None:
+    assert set(PLACES) == set(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("command", "place"), [pair for pairs in PLACES.values() for pair in pairs], ids=lambda text: text[:40]
+)
+def test_an_error_anywhere_is_one_line(
+    command: str, place: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_study(Path("studies/s"), ["complete"] * 2)
+    for error, line in ERRORS:
+        with monkeypatch.context() as patch:
+
+            def fail(*arguments: Any, error: BaseException = error, **options: Any) -> NoReturn:
+                raise error
+
+            patch.setattr(place, fail)
+            assert main(command.split()) == 2
+        shown = capsys.readouterr().err
+        assert shown.splitlines()[-1].startswith(line), shown
+        assert shown.endswith("; `dnas --debug ...` shows where it happened.\n")
+        assert "Traceback" not in shown
+
+
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_study(Path("studies/s"), ["complete"] * 2)
+    monkeypatch.setattr(FOLDER + "records", lambda self: Path("/nowhere").read_text())
+    with pytest.raises(FileNotFoundError):
+        main(["--debug", "status", "s"])
+
+
+# --- terminals ---
+
+
+def test_characters_that_the_terminal_lacks_are_replaced() -> None:
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "dnas", "cost", "densenet_40_12"]
+    done = subprocess.run(command, env=environment, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"?" in done.stdout
+
+
+def test_brackets_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    study = make_study(Path("studies/s"), ["complete"] * 2)
+    config = study.config()
+    study.write_config(config | {"command": "dnas search --dataset 'folder:pics [v2]' --study [/s]"})
+    assert main(["status", "s"]) == 0
+    assert "dnas search --dataset 'folder:pics [v2]' --study [/s]" in capsys.readouterr().out
+
+
+def test_warnings_of_libraries_have_no_source_lines() -> None:
+    code = """if True:
+        import sys, warnings
+        import dnas.cli
+        dnas.cli.main = lambda: warnings.warn("a library\\nwarns", UserWarning, stacklevel=1) or 0
+        sys.exit(dnas.cli.entry_point())
+    """
+    command = Command(code=code)
+    assert command.communicate()[1] == "dnas: warning: a library\n"
+    assert command.returncode == 0
+
+
+# --- paths ---
+
+
+def test_a_tilde_after_an_equals_sign_is_the_home_folder(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_study(Path("studies/s"), ["complete"] * 2)
+    monkeypatch.setenv("HOME", str(Path("home").absolute()))
+    assert main(["plot", "error", "s", "--out=~/x.svg"]) == 0
+    assert Path("home/x.svg").is_file()
+    assert not Path("~").exists()
+    with pytest.raises(SystemExit):
+        main(["plot", "error", "s", "--out=~nosuch/x.svg"])
+    assert (
+        "~nosuch/x.svg begins with the home folder of an unknown user; give the whole path" in capsys.readouterr().err
+    )
+    with pytest.raises(InputError, match="unknown user"):
+        expanded("~nosuch/pics")
+
+
+def test_default_run_folders_tell_data_sets_apart() -> None:
+    network = "densenet:L=7,k=4"
+    cat, dog = (default_folder(network, f"folder:{name}", 0) for name in ("猫", "犬"))
+    assert cat.name.startswith("猫-")
+    assert dog.name.startswith("犬-")
+    assert default_folder(network, "folder:x/data", 0) != default_folder(network, "folder:y/data", 0)
+    assert default_folder(network, "folder:x/data", 0) == default_folder(
+        network, f"folder:{Path('x/data').absolute()}", 0
+    )
+    assert len(default_folder(network, "folder:" + "d" * 240, 0).name) < 100
+    assert default_folder(network, "digits", 0) == Path("studies/runs/digits-densenet-L-7-k-4-s0")
+
+
+def test_an_earlier_run_folder_is_resumed() -> None:
+    earlier = Path("studies/runs/pics-densenet-L-7-k-4-s0")
+    earlier.mkdir(parents=True)
+    (earlier / "checkpoint.pt").write_bytes(b"")
+    assert default_folder("densenet:L=7,k=4", "folder:pics", 0) == earlier
+
+
+def test_data_are_found_from_another_folder(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("project").mkdir()
+    Path("other").mkdir()
+    monkeypatch.chdir("project")
+    write_folder(Path("pics"), "train", ["a", "b"], 6, 8)
+    assert main(["train", *TRAIN.split(), "--image-size", "8", "--dataset", "folder:pics", "--out", "run"]) == 0
+    monkeypatch.chdir("../other")
+    assert main(["eval", "../project/run"]) == 0
+    assert "on the val part of pics" in capsys.readouterr().out
+
+
+def test_eval_matches_classes_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    def shades(root: str, names: dict[str, int]) -> None:
+        for name, value in names.items():
+            folder = Path(root, "train", name)
+            folder.mkdir(parents=True)
+            for i in range(20):
+                Image.fromarray(np.full((8, 8, 3), value + i % 4, dtype=np.uint8)).save(folder / f"{i}.png")
+
+    shades("fruit", {"apple": 0, "banana": 120, "cherry": 240})
+    run = [
+        "train",
+        *TRAIN.replace("--epochs 1", "--epochs 6").split(),
+        "--image-size",
+        "8",
+        "--dataset",
+        "folder:fruit",
+    ]
+    assert main([*run, "--out", "run"]) == 0
+    shades("some", {"cherry": 240, "banana": 120})
+    capsys.readouterr()
+    assert main(["eval", "run", "--part", "train", "--dataset", "folder:some"]) == 0
+    assert capsys.readouterr().out.startswith("0.00% error")
+    shades("other", {"banana": 120, "cherry": 240, "zebra": 0})
+    assert main(["eval", "run", "--part", "train", "--dataset", "folder:other"]) == 2
+    assert "other has the class 'zebra', but the network was trained on" in capsys.readouterr().err
+
+
+# --- TOML ---
+
+SPACE = '# A space for tests\ndataset = "digits"\n[choose]\ngrowth_rate = { of = [4, 8] }\n'
+
+
+def test_a_byte_order_mark_is_skipped(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("search_spaces").mkdir()
+    Path("search_spaces/win.toml").write_bytes(b"\xef\xbb\xbf" + SPACE.encode())
+    assert main(["spaces", "show", "win"]) == 0
+    assert "A space for tests" in capsys.readouterr().out
+    Path("studies").mkdir()
+    Path("studies/mine.toml").write_bytes(b'\xef\xbb\xbfspace = "win"\ntrials = 1\n')
+    assert main(["search", "--study", "mine", "--dry-run"]) == 0
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_another_encoding_is_one_line_and_the_other_spaces_are_listed(
+    encoding: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("search_spaces").mkdir()
+    Path("search_spaces/old.toml").write_bytes(("# é\n" + SPACE).encode(encoding))
+    assert main(["spaces", "show", "old"]) == 2
+    assert "search_spaces/old.toml is not UTF-8 (line 1); save it with this encoding." in capsys.readouterr().err
+    assert main(["spaces"]) == 0
+    out = capsys.readouterr().out
+    assert "tiny " in out
+    assert "(cannot be read: search_spaces/old.toml is not UTF-8 (line 1)" in out
+    with pytest.raises(InputError, match="not UTF-8"):
+        read_text(Path("search_spaces/old.toml"))
+    with pytest.raises(InputError, match=r"here is not TOML: .*line 1"):
+        parse_toml("x = = 1", "here")
