@@ -1,7 +1,6 @@
 """Plan of an ablation, made before the first run: its runs, their cost, and whether they can lead to a conclusion."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ from dnas.ablation.variants import Variant, differences, thaw
 from dnas.analysis.paired import pairs_needed
 from dnas.analysis.sequential import first_look
 from dnas.arch import format_name
-from dnas.batch.estimate import RECORD_BYTES, estimate_seconds, seconds_per_step
+from dnas.batch.estimate import RECORD_BYTES, epoch_seconds, estimate_seconds, settled_kernels
 from dnas.batch.runs import PlannedRun
 from dnas.data import load_dataset
 from dnas.errors import InputError
@@ -36,6 +35,8 @@ class Plan:
         images: Number of training images, by the `subset` of a variant.
         earlier: Numbers of seeds with results at the times when more were requested. Adding seeds after a look at the
             results makes p too small.
+        kernels: Kernels that were timed to hold training seconds equal, and that the runs must therefore use. None:
+            nothing was timed.
     """
 
     definition: Definition
@@ -45,6 +46,7 @@ class Plan:
     final: bool
     images: Mapping[int | None, int]
     earlier: tuple[int, ...] = ()
+    kernels: str | None = None
 
     @property
     def runs(self) -> list[PlannedRun]:
@@ -103,13 +105,17 @@ def make_plan(
     """
     stored = begun_ablation(folder, definition)
     seeds = _seeds(definition.seeds, stored, folder.name, max_seeds, asked)
-    images = {}
+    sizes = {}
     for variant in definition.variants:
         subset = variant.data["subset"]
-        if subset not in images:
-            images[subset] = load_dataset(**means.data | dict(variant.data), progress=note).train_size
+        if subset not in sizes:
+            data = load_dataset(**means.data | dict(variant.data), progress=note)
+            sizes[subset] = (data.train_size, data.val_size)
+    kernels = None
     if definition.equal == "seconds":
-        definition = _equal_seconds(definition, images, means, stored)
+        spec, recipe = definition.base.spec, definition.base.recipe
+        kernels = settled_kernels(means, spec, recipe.batch_size, list_devices(means.device)[0], folder)
+        definition = _equal_seconds(definition, sizes, means, stored, kernels)
     max_seeds = max_seeds or stored.get("most", DEFAULT_MAX_SEEDS)
     if seeds == AUTO:
         first_look(len(definition.variants) - 1, definition.alpha, max_seeds)  # raises if these are too few
@@ -117,7 +123,8 @@ def make_plan(
     earlier, before = tuple(stored.get("earlier", ())), stored.get("seeds", ())
     if seeds != AUTO and before and len(before) < len(seeds) and _has_results(folder):
         earlier = (*earlier, len(before))
-    return Plan(definition, folder.name, tuple(all_seeds), seeds == AUTO, final, images, earlier)
+    images = {subset: training for subset, (training, _) in sizes.items()}
+    return Plan(definition, folder.name, tuple(all_seeds), seeds == AUTO, final, images, earlier, kernels)
 
 
 def _has_results(folder: StudyFolder) -> bool:
@@ -177,7 +184,11 @@ def begun_ablation(folder: StudyFolder, definition: Definition) -> dict[str, Any
 
 
 def _equal_seconds(
-    definition: Definition, images: Mapping[int | None, int], means: RunConfig, stored: Mapping[str, Any]
+    definition: Definition,
+    sizes: Mapping[int | None, tuple[int, int]],
+    means: RunConfig,
+    stored: Mapping[str, Any],
+    kernels: str,
 ) -> Definition:
     """Set the epochs of each variant so that it trains for as long as the base. An existing study keeps its epochs."""
     frozen = {row["name"]: row for row in stored.get("variants", [])}
@@ -185,7 +196,7 @@ def _equal_seconds(
     if all(variant.name in frozen for variant in definition.variants):
         seconds = {}
     else:
-        seconds = _epoch_seconds(definition.variants, images, means)
+        seconds = _epoch_seconds(definition.variants, sizes, means, kernels)
     variants: list[Variant] = []
     for variant in definition.variants:
         if variant.name in frozen:
@@ -200,24 +211,26 @@ def _equal_seconds(
     return dataclasses.replace(definition, variants=tuple(variants))
 
 
-def _epoch_seconds(variants: Sequence[Variant], images: Mapping[int | None, int], means: RunConfig) -> dict[str, float]:
-    """Return the seconds of an epoch of each variant.
+def _epoch_seconds(
+    variants: Sequence[Variant], sizes: Mapping[int | None, tuple[int, int]], means: RunConfig, kernels: str
+) -> dict[str, float]:
+    """Return the seconds of an epoch of each variant, trained by `kernels`.
+
+    sizes: numbers of training and of validation images, by the `subset` of a variant.
 
     The variants are timed in turns, and the fastest turn counts, because other processes can only slow a turn down.
     """
     device = list_devices(means.device)[0]
     rounds = [
         {
-            variant.name: seconds_per_step(variant.spec, variant.recipe.batch_size, device, means.threads)
+            variant.name: epoch_seconds(
+                variant.spec, variant.recipe, sizes[variant.data["subset"]], device, means, kernels
+            )
             for variant in variants
         }
         for _ in range(TIMING_ROUNDS)
     ]
-    return {
-        variant.name: min(seconds[variant.name] for seconds in rounds)
-        * math.ceil(images[variant.data["subset"]] / variant.recipe.batch_size)
-        for variant in variants
-    }
+    return {variant.name: min(seconds[variant.name] for seconds in rounds) for variant in variants}
 
 
 def frozen_table(plan: Plan) -> dict[str, Any]:
@@ -233,6 +246,7 @@ def frozen_table(plan: Plan) -> dict[str, Any]:
         "seeds": AUTO if plan.auto else list(plan.seeds),
         **({"most": len(plan.seeds)} if plan.auto else {}),
         **({"earlier": list(plan.earlier)} if plan.earlier else {}),
+        **({"timed_kernels": plan.kernels} if plan.kernels else {}),
         **({"relation": fraction.relation(), "resolution": fraction.resolution} if fraction else {}),
         **({"aliases": fraction.confounded()} if fraction else {}),
         "text": definition.text,
@@ -297,7 +311,7 @@ def describe_plan(plan: Plan, folder: StudyFolder, means: RunConfig) -> str:
     )
     if missing:
         device = list_devices(means.device)[0]
-        seconds = estimate_seconds(missing, plan.images_of, device, means.threads) / means.workers
+        seconds = estimate_seconds(missing, plan.images_of, device, means, folder) / means.workers
         lines.append(
             f"time      {'at most ' if plan.auto else ''}about {duration(seconds)},"
             f" {several(means.workers, 'run')} at once ({several(means.threads, 'thread')} each,"

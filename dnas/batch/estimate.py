@@ -2,22 +2,24 @@
 
 import math
 import random
-import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from statistics import median
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from dnas.arch import Spec, cost
 from dnas.batch.runs import PlannedRun
 from dnas.data import load_dataset
 from dnas.formatting import count, duration, size
-from dnas.nn import build
+from dnas.nn import kernels_or_plain, resolve_kernels
 from dnas.search.stopping import REDUCTION, brackets, rungs
-from dnas.study.config import SearchConfig
+from dnas.study.config import RunConfig, SearchConfig
+from dnas.study.folder import StudyFolder
+from dnas.training.defaults import DEFAULT_KERNELS
 from dnas.training.devices import check_device
+from dnas.training.fit import time_steps
+from dnas.training.recipe import Recipe
 
 SAMPLED_NETWORKS = 200
 TIMED_STEPS = 3
@@ -43,9 +45,10 @@ def plan(config: SearchConfig) -> str:
     macs = median(network.macs for network in costs)
     typical = min(specs, key=lambda spec: abs(cost(spec).macs - macs))
     recipe, trials = space.recipe, config.trials
-    step = seconds_per_step(typical, recipe.batch_size, device, config.run.threads)
-    # A validation image needs a forward pass only, a third of the work of a training image.
-    epoch = step * (data.steps_per_epoch(recipe.batch_size) + data.val_size / recipe.batch_size / 3)
+    kernels = settled_kernels(
+        config.run, typical, recipe.batch_size, device, StudyFolder(Path("studies") / config.study)
+    )
+    epoch = epoch_seconds(typical, recipe, (data.train_size, data.val_size), device, config.run, kernels)
     longest = trials * recipe.epochs * epoch / config.run.workers
     share = _share_trained(config.stopping, recipe.epochs)
     low, high = min(network.params for network in costs), max(network.params for network in costs)
@@ -63,7 +66,7 @@ def plan(config: SearchConfig) -> str:
             f"time      about {duration(share * longest)} with early stopping, at most {duration(longest)}"
             if share < 1
             else f"time      about {duration(longest)}",
-            f"          (from {TIMED_STEPS} timed steps of the median network, {1000 * step:.0f} ms each on {device})",
+            f"          (from {TIMED_STEPS} timed steps of the median network on {device}, kernels {kernels})",
             f"disk      about {size(trials * (checkpoint + RECORD_BYTES))} in studies/{config.study}/",
             "nothing was trained; remove --dry-run to start",
         )
@@ -82,28 +85,46 @@ def _share_trained(stopping: str, epochs: int) -> float:
     return trained / epochs
 
 
-def seconds_per_step(spec: Spec, batch_size: int, device: str, threads: int) -> float:
-    """Return the median seconds of a training step on noise, after a warm-up step."""
-    torch.set_num_threads(threads)
-    net = build(spec).to(device).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.0, momentum=0.9)
-    x = torch.randn(batch_size, spec.in_channels, spec.image_size, spec.image_size, device=device)
-    x = x.contiguous(memory_format=torch.channels_last)
-    y = torch.zeros(batch_size, dtype=torch.long, device=device)
-    times = []
-    for _ in range(TIMED_STEPS + 1):
-        start = time.monotonic()
-        F.cross_entropy(net(x), y).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()
-        times.append(time.monotonic() - start)
-    return median(times[1:])
+def settled_kernels(run_config: RunConfig, spec: Spec, batch_size: int, device: str, folder: StudyFolder) -> str:
+    """Return the kernels that the runs of a study will use. `auto` is measured for `spec`, or read from the study."""
+    stored = folder.config().get("kernels") if folder.exists else None
+    name = stored or run_config.kernels or DEFAULT_KERNELS
+    return kernels_or_plain(resolve_kernels(name, spec, device, batch_size, run_config.compile_net))
+
+
+def epoch_seconds(
+    spec: Spec, recipe: Recipe, images: tuple[int, int], device: str, run_config: RunConfig, kernels: str
+) -> float:
+    """Return the seconds of an epoch, from timed steps of the run itself.
+
+    Args:
+        spec: The network.
+        recipe: Batch size and optimiser.
+        images: Number of training and of validation images.
+        device: Device that trains the network.
+        run_config: Threads, and whether networks are compiled and steps captured as CUDA graphs.
+        kernels: Kernels of the run, see `settled_kernels`.
+    """
+    step, validation = time_steps(
+        spec,
+        recipe,
+        device,
+        run_config.threads,
+        kernels=kernels,
+        compile_net=run_config.compile_net,
+        cuda_graph=run_config.cuda_graph,
+        steps=TIMED_STEPS,
+    )
+    training_images, validation_images = images
+    return step * math.ceil(training_images / recipe.batch_size) + validation * validation_images / recipe.batch_size
 
 
 def estimate_seconds(
-    runs: Sequence[PlannedRun], images: Callable[[PlannedRun], int], device: str, threads: int
+    runs: Sequence[PlannedRun],
+    images: Callable[[PlannedRun], int],
+    device: str,
+    run_config: RunConfig,
+    folder: StudyFolder,
 ) -> float:
     """Estimate the training time of all `runs` in seconds, if they run one after the other.
 
@@ -114,12 +135,15 @@ def estimate_seconds(
         runs: The runs.
         images: Function that returns the number of training images of a run.
         device: Device that trains them.
-        threads: Number of CPU threads per run.
+        run_config: Kernels and threads of the runs.
+        folder: Their study, which may exist already.
     """
-    macs = {(run.spec, run.recipe.batch_size): cost(run.spec).macs * run.recipe.batch_size for run in runs}
+    recipes = {(run.spec, run.recipe.batch_size): run.recipe for run in runs}
+    macs = {(spec, batch): cost(spec).macs * batch for spec, batch in recipes}
     steps = sorted(macs, key=lambda step: macs[step])
+    kernels = settled_kernels(run_config, *steps[0], device, folder)
     timed = sorted({steps[0], *[step for step in steps if macs[step] <= MAX_TIMED_MACS][-1:]}, key=steps.index)
-    seconds = [seconds_per_step(spec, batch, device, threads) for spec, batch in timed]
+    seconds = [epoch_seconds(step[0], recipes[step], (step[1], 0), device, run_config, kernels) for step in timed]
     sizes = [float(macs[step]) for step in timed]
     total = 0.0
     for run in runs:

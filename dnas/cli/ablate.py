@@ -1,6 +1,7 @@
 """`dnas ablate`: compare variants of a network in pairs, and report the conclusions."""
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -132,6 +133,8 @@ def _train(
 
     title = f"{plan.definition.name}: {plan.definition.question}"
     about = {"ablation": frozen_table(plan)}
+    if plan.kernels is not None:
+        config = dataclasses.replace(config, kernels=plan.kernels)
 
     def train(runs: "Sequence[PlannedRun]") -> str | None:
         return execution.train(plan.study, title, runs, config, final=plan.final, about=about).stopped_by

@@ -28,7 +28,7 @@ def plan_as_json(plan: Plan, folder: StudyFolder, config: RunConfig) -> dict[str
     seconds = 0.0
     if missing:
         device = list_devices(config.device)[0]
-        seconds = estimate_seconds(missing, plan.images_of, device, config.threads) / config.workers
+        seconds = estimate_seconds(missing, plan.images_of, device, config, folder) / config.workers
     return {
         "ablation": definition.name,
         "study": plan.study,

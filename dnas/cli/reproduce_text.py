@@ -43,7 +43,7 @@ def describe_plan(plan: Plan, folder: StudyFolder, config: RunConfig, out: Path)
     )
     if missing:
         device = list_devices(config.device)[0]
-        seconds = estimate_seconds(missing, lambda run: plan.budget.images, device, config.threads) / config.workers
+        seconds = estimate_seconds(missing, lambda run: plan.budget.images, device, config, folder) / config.workers
         lines.append(
             f"time      about {duration(seconds)}, {several(config.workers, 'run')} at once"
             f" ({several(config.threads, 'thread')} each, {device.partition(':')[0]})"

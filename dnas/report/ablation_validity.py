@@ -129,6 +129,13 @@ def _equal(a: Ablation) -> Check:
         body += f"\nThe numbers of epochs were chosen for equal time; the variants have {between}."
     line = f"Equal {a.equal}: the largest residual is {_signed(largest)} ({worst})"
     kept = abs(largest) <= tolerance
+    if a.equal == "seconds" and not a.config.get("ablation", {}).get("timed_kernels"):
+        line = "Equal seconds were estimated from other steps than the study trained"
+        body += (
+            "\nThis study was planned by a version of dnas that timed the plain modules, although training used the"
+            f" kernels {a.config.get('kernels', 'plain')}. The training times may differ; see the seconds of the runs."
+        )
+        return Check("mind", line, body)
     return Check("fine" if kept else "mind", f"{line}, {'within' if kept else 'above'} {100 * tolerance:g}%", body)
 
 

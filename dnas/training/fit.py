@@ -6,6 +6,7 @@ False.
 
 import logging
 import math
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -37,7 +38,7 @@ from dnas.training.distributed import ALONE, Group
 from dnas.training.evaluate import evaluate
 from dnas.training.norms import GRADIENT_STEPS, GradientNorms, measure_norms
 from dnas.training.recipe import Recipe, learning_rate
-from dnas.training.step import Criterion, GraphedStep, Step, check_cuda_graph
+from dnas.training.step import WARM_UP_STEPS, Criterion, GraphedStep, Step, autocast, check_cuda_graph
 
 # `data` draws the order of the images and then their augmentation.
 STREAMS = ("initialisation", "data", "dropout")
@@ -123,7 +124,7 @@ def fit(
     if device == "cpu":
         keep_memory()
     data = replace(data, share=(group.rank, group.world))
-    state = _new_state(spec, data, recipe, seed, device, kernels, recompute, group)
+    state = _new_state(spec, data.describe(), recipe, seed, device, kernels, recompute, group)
     _restore_or_start(state, data, folder, group, guard)
     proceed = True
     for epoch in state.run.curve:
@@ -146,7 +147,7 @@ def fit(
 
 def _new_state(
     spec: Spec,
-    data: Dataset,
+    facts: dict[str, Any],
     recipe: Recipe,
     seed: tuple[int, int],
     device: str,
@@ -156,7 +157,7 @@ def _new_state(
 ) -> TrainState:
     """Build the untrained network, its optimiser and its random streams."""
     torch.manual_seed(stream_seed(*seed, "initialisation"))
-    run = Run(spec, recipe, data.describe(), seed, build(spec))
+    run = Run(spec, recipe, facts, seed, build(spec))
     # Channels-last is the same arithmetic, and several times faster in the 1×1 convolutions of oneDNN and cuDNN.
     net = run.net.to(device).to(memory_format=torch.channels_last)
     net.recompute = recompute  # type: ignore[assignment]
@@ -172,6 +173,65 @@ def _new_state(
     generator = torch.Generator().manual_seed(stream_seed(*seed, "data"))
     torch.manual_seed(stream_seed(*seed, "dropout"))
     return TrainState(run, optimizer, generator)
+
+
+def time_steps(
+    spec: Spec,
+    recipe: Recipe,
+    device: str,
+    threads: int,
+    *,
+    kernels: str,
+    compile_net: bool = False,
+    cuda_graph: bool = False,
+    steps: int = 3,
+) -> tuple[float, float]:
+    """Time the step and the validation batch of `fit`, on noise.
+
+    Args:
+        spec: The network.
+        recipe: Batch size and optimiser.
+        device: `cpu`, `cuda` or `cuda:N`.
+        threads: CPU threads of the run.
+        kernels: Kernels of the run, resolved: not `auto`.
+        compile_net: As in `fit`.
+        cuda_graph: As in `fit`.
+        steps: Number of timed steps, after warm-up steps.
+
+    Returns:
+        Median seconds of a training step on a batch, and of the forward pass of a batch of the same size.
+    """
+    before, warm_up = torch.get_num_threads(), WARM_UP_STEPS if device.startswith("cuda") or compile_net else 1
+    torch.set_num_threads(threads)
+    try:
+        with torch.random.fork_rng([device] if device.startswith("cuda") else []):
+            state = _new_state(spec, {}, recipe, (0, 0), device, kernels, False, ALONE)
+            net = state.run.net
+            forward: nn.Module = torch.compile(net) if compile_net else net  # type: ignore[assignment]
+            step = _make_step(state, forward, device, ALONE, cuda_graph and _is_capturable(spec, False))
+            shape = (recipe.batch_size, spec.in_channels, spec.image_size, spec.image_size)
+            x, y = torch.randn(shape, device=device), torch.zeros(shape[0], dtype=torch.long, device=device)
+            net.train()
+            training = _median_seconds(lambda: step(x, y, len(y), 0.0), warm_up, steps, device)
+            net.eval()
+            with torch.no_grad(), autocast(device):
+                validation = _median_seconds(
+                    lambda: forward(x.contiguous(memory_format=torch.channels_last)), warm_up, steps, device
+                )
+    finally:
+        torch.set_num_threads(before)
+    return training, validation
+
+
+def _median_seconds(work: Callable[[], object], warm_up: int, repetitions: int, device: str) -> float:
+    times = []
+    for _ in range(warm_up + repetitions):
+        start = time.monotonic()
+        work()
+        if device.startswith("cuda"):
+            torch.cuda.synchronize(device)
+        times.append(time.monotonic() - start)
+    return statistics.median(times[warm_up:])
 
 
 def _restore_or_start(

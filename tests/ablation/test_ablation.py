@@ -382,7 +382,7 @@ def test_equal_seconds_are_solved_by_the_epochs_once_per_study(
     slow = {"plain": 1.0, "B": 2.0, "C": 0.6, "bottleneck=4 compression=0.5": 40.0}
     definition = define(("seeds = 3", 'seeds = 3\nequal = "seconds"'), ("epochs = 2", "epochs = 9"))
     by_spec = {variant.spec: slow[variant.name] for variant in definition.variants}
-    monkeypatch.setattr("dnas.ablation.plan.seconds_per_step", lambda spec, *_: by_spec[spec])
+    monkeypatch.setattr("dnas.ablation.plan.epoch_seconds", lambda spec, *_: by_spec[spec])
     plan = plan_of(definition)
     # 9 epochs of the base take as long as 4.5 of B, 15 of C, and 0.2 of the last variant, which is trained for one
     assert [variant.recipe.epochs for variant in plan.definition.variants] == [9, 4, 15, 1]

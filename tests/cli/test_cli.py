@@ -477,8 +477,8 @@ def test_live_table_shows_the_last_trials_and_highlights_the_best() -> None:
 def test_estimated_time_follows_the_time_of_a_step(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("dnas.batch.estimate.seconds_per_step", lambda *_: 1.0)
-    epoch = 21 + 144 / 64 / 3  # steps; a validation image takes a third of the time of a training image
+    monkeypatch.setattr("dnas.batch.estimate.time_steps", lambda *_, **options: (1.0, 0.25))
+    epoch = 21 + 0.25 * 144 / 64  # steps of training, and a quarter of the time for as many images of validation
     for extra, time in (
         ("--epochs 2 --workers 1", f"time      about {duration(8 * 2 * epoch)}\n"),
         ("--epochs 2 --workers 4", f"time      about {duration(2 * 2 * epoch)}\n"),

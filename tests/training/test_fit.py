@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,9 +26,10 @@ from dnas.nn import build
 from dnas.training.checkpoint import Epoch, load_run, read_checkpoint, weights_digest
 from dnas.training.devices import check_device, is_out_of_memory, list_devices, peak_memory_bytes
 from dnas.training.evaluate import evaluate, measure_latency
-from dnas.training.fit import Diverged, fit, stream_seed
+from dnas.training.fit import Diverged, fit, stream_seed, time_steps
 from dnas.training.norms import GRADIENT_STEPS, GradientNorms, measure_norms
 from dnas.training.recipe import Recipe, learning_rate, make_recipe
+from dnas.training.step import Step
 
 SPEC = parse_name("densenet-bc:layers=1-1,k=4,dropout=0.2,channels=1,size=8")
 
@@ -453,6 +455,27 @@ def test_allocated_memory_is_kept() -> None:
     faults = [int(line) for line in done.stdout.split()]
     assert max(faults[:5]) > 10
     assert max(faults[5:]) <= 1
+
+
+def test_timed_steps_are_those_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same kernels and the same step as in `fit`, without any effect on threads or random streams."""
+    kernels: list[str] = []
+    batches: list[int] = []
+    step = Step.__call__
+
+    def count(self: Step, x: torch.Tensor, *others: Any) -> None:
+        batches.append(len(x))
+        step(self, x, *others)
+
+    monkeypatch.setattr("dnas.training.fit.use_kernels", lambda net, name: kernels.append(name))
+    monkeypatch.setattr(Step, "__call__", count)
+    threads, stream = torch.get_num_threads(), torch.get_rng_state()
+    training, validation = time_steps(SPEC, recipe(batch_size=16), "cpu", 2, kernels="ref", steps=3)
+    assert training > 0
+    assert validation > 0
+    assert (kernels, batches) == (["ref"], [16] * 4)
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.get_rng_state(), stream)
 
 
 def test_digest_of_weights_covers_running_statistics() -> None:
