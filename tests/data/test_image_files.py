@@ -87,7 +87,8 @@ def test_modes_are_converted_to_grey_and_colour(tmp_path: Path) -> None:
     colour = noise(1, 6)
     for image, name in ((colour, "rgb.png"), (colour.convert("CMYK"), "ink.tif"), (colour.convert("YCbCr"), "y.tif")):
         image.save(tmp_path / name)
-        assert np.abs(np.asarray(read_image(tmp_path / name, 3)).astype(int) - np.asarray(colour)).max() <= 3  # YCbCr rounds
+        difference = np.asarray(read_image(tmp_path / name, 3)).astype(int) - np.asarray(colour)
+        assert np.abs(difference).max() <= 3  # YCbCr rounds
     quantised = colour.quantize(4)
     quantised.save(tmp_path / "palette.png")
     np.testing.assert_array_equal(
