@@ -69,7 +69,7 @@ class ImageFiles:
         )
 
     def listing_digest(self) -> str:
-        """Return a hex sha256 of paths and stamps. As long as it is the same, the contents need not be read again."""
+        """Return a hex sha256 of paths and stamps. The contents are reread only if it changes."""
         digest = hashlib.sha256(json.dumps([READER_VERSION, os.fspath(self.root), self.class_names]).encode())
         for path, stamp in zip(self.paths, self.stamps, strict=True):
             digest.update(f"{path}\0{stamp}\n".encode(errors="surrogateescape"))

@@ -295,7 +295,7 @@ def test_the_orientation_is_part_of_the_fingerprint(tmp_path: Path) -> None:
         )
 
 
-# --- what stands for the data ---
+# --- what identifies the data ---
 
 
 @pytest.mark.parametrize("size", [16, 100])
