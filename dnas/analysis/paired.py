@@ -23,13 +23,23 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from dnas.analysis.intervals import bootstrap_interval, deviation, holm, sign_flip_p, t_interval, t_quantile
+from dnas.analysis.intervals import (
+    UNBOUNDED,
+    bootstrap_interval,
+    deviation,
+    holm,
+    sign_flip_p,
+    t_interval,
+    t_quantile,
+)
 from dnas.errors import InputError, unknown
 
 Kind = Literal["variant", "main effect", "interaction"]
 Verdict = Literal["fewer errors", "more errors", "cannot tell", "too few seeds"]
 
 POWER = 0.8
+
+LEAST_PAIRS = 3  # fewer pairs say too little about the spread of their differences for an interval
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,8 @@ class Comparison:
         differences: Difference of each pair, as a fraction of error. Below 0 there are fewer errors than with the base.
             For an interaction, a difference of differences.
         mean: Mean difference. NaN without a pair.
-        t_interval: Student's t interval at 1 - α, for this comparison alone. Unbounded with fewer than two pairs.
+        t_interval: Student's t interval at 1 - α, for this comparison alone. Unbounded with fewer than `LEAST_PAIRS`
+            pairs, and if all differences are equal: then nothing is known about their spread.
         bootstrap_interval: Bootstrap-t interval at 1 - α, as above.
         p: Two-sided p value of the sign-flip test. 1 without a pair.
         p_holm: p adjusted by Holm over the comparisons of the study.
@@ -329,14 +340,15 @@ def _compared(row: _Row, alpha: float) -> Comparison:
     """Compute the fields that depend on this comparison alone. `_judged` sets p_holm, detectable and verdict."""
     d = row.differences.to_numpy(dtype=float)
     sd = deviation(d)
+    has_interval = len(d) >= LEAST_PAIRS and sd > 0
     return Comparison(
         name=row.name,
         kind=row.kind,
         seeds=tuple(int(seed) for seed in row.differences.index),
         differences=tuple(d.tolist()),
         mean=float(d.mean()) if len(d) else math.nan,
-        t_interval=t_interval(d, alpha),
-        bootstrap_interval=bootstrap_interval(d, alpha),
+        t_interval=t_interval(d, alpha) if has_interval else UNBOUNDED,
+        bootstrap_interval=bootstrap_interval(d, alpha) if has_interval else UNBOUNDED,
         p=sign_flip_p(d),
         p_holm=math.nan,
         effect_size=float(d.mean()) / sd if sd > 0 else math.nan,

@@ -1,5 +1,6 @@
 """Output of `dnas ablate`: the plan as JSON, and the comparisons with their verdicts."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -135,7 +136,7 @@ def _table(title: str, comparisons: Sequence[Comparison], alpha: float) -> list[
     lines = [f"\n{title:{width}s}  {'points of error':>15s}  {level:>18s}  {'p':>6s}  {'p (Holm)':>8s}  verdict"]
     for comparison in comparisons:
         low, high = comparison.interval
-        interval = f"{100 * low:+.2f} to {100 * high:+.2f}"
+        interval = f"{100 * low:+.2f} to {100 * high:+.2f}" if math.isfinite(low) else "none"
         lines.append(
             f"{comparison.name:{width}s}  {100 * comparison.mean:+15.2f}  {interval:>18s}"
             f"  {comparison.p:6.3f}  {comparison.p_holm:8.3f}  {comparison.verdict}"

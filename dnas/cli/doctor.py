@@ -21,12 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Return the exit status: 0 if no damage is left, otherwise 1."""
     from dnas.errors import InputError
-    from dnas.formatting import several
-    from dnas.search.doctor import BAD_RECORD, diagnose, is_running
     from dnas.study.folder import find_study
 
     dry_run, as_json = bool(args.dry_run), bool(args.json)
-    folder = find_study(args.study)
+    folder = find_study(args.study)  # before the slow imports
+    from dnas.formatting import several
+    from dnas.search.doctor import BAD_RECORD, diagnose, is_running
+
     running = dry_run and is_running(folder)
     if running and not as_json:
         print(f"study {folder.name} is running; files that it is writing are not checked")

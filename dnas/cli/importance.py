@@ -54,6 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     by, epoch, pairs, out, bootstraps = args.by, args.epoch, args.pairs, args.out, args.bootstraps
+    from dnas.study.folder import find_study
+
+    folder = find_study(args.study)  # before the slow imports
     from dnas.analysis.importance import CHOICES, SPEC
 
     if by not in (CHOICES, SPEC):
@@ -65,9 +68,7 @@ def run(args: argparse.Namespace) -> int:
     from dnas.analysis.evidence import effects_frame, read_evidence
     from dnas.analysis.importance import importance
     from dnas.cli import importance_text as text
-    from dnas.study.folder import find_study
 
-    folder = find_study(args.study)
     evidence = read_evidence(folder, by, epoch)
     overall, best = (evidence.fanova(only_best, bootstraps) for only_best in (False, True))
     effects = effects_frame(overall, best, importance(evidence.params, evidence.errors.tolist()))

@@ -52,6 +52,9 @@ def run(args: argparse.Namespace) -> int:
     for name in FOR_TRAINING:
         if not args.train and getattr(args, name) not in (None, False, "auto", "local"):
             raise InputError(f"--{name.replace('_', '-')} is an option for training the path, which needs --train.")
+    from dnas.study.folder import find_study
+
+    folder = find_study(args.study)  # before the slow imports
     from dnas.cli.execution import Execution
 
     as_json, seeds, out, data_root = bool(args.json), args.seeds, args.out, args.data_root
@@ -64,9 +67,8 @@ def run(args: argparse.Namespace) -> int:
     from dnas.ablation.path import SEEDS, path_of, read_trained, study_of_path
     from dnas.analysis.evidence import read_evidence
     from dnas.cli import path_text as text
-    from dnas.study.folder import find_study
 
-    folder, seeds = find_study(args.study), seeds or SEEDS
+    seeds = seeds or SEEDS
     evidence = read_evidence(folder)
     path = path_of(folder, evidence, source)
     trained, stopped_by = None, None

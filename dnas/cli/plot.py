@@ -96,11 +96,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    figure, out = str(args.figure), Path(args.out)
+    if figure in STUDY_FIGURES or figure in ABLATION_FIGURES:
+        from dnas.study.folder import find_study
+
+        find_study(args.source)  # before the slow imports
     from dnas.cli import plot_network as network
     from dnas.figures import save
     from dnas.figures.style import check_format
 
-    figure, out = str(args.figure), Path(args.out)
     check_format(out)  # before measurements that may take minutes
     if figure in ABLATION_FIGURES:
         from dnas.report.ablation import draw_one as draw_of_ablation

@@ -34,6 +34,10 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--json prints one result, but --watch prints until the study ends; leave one of them out.")
     if args.watch and len(studies) > 1:
         raise InputError(f"--watch takes one study, but got {len(studies)}.")
+    from dnas.study.folder import find_study
+
+    for study in studies:  # before the slow imports
+        find_study(study)
     from dnas.report import watch_report, write_comparison, write_report
 
     if args.watch:

@@ -66,6 +66,7 @@ _STYLE = {
     "axes.facecolor": "white",
     "svg.fonttype": "path",  # looks the same in every viewer, with any fonts installed
     "svg.hashsalt": "dnas",
+    "pdf.fonttype": 42,  # TrueType: submission systems refuse Type 3 fonts
 }
 WIDTH = 8.2  # inches
 NOT_OF_FIGURES = ("backend", "backend_fallback", "interactive", "toolbar", "timezone", "date.epoch")

@@ -3,15 +3,17 @@
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pandas as pd
 
 from dnas import figures
+from dnas.analysis.curves import error_curves
 from dnas.analysis.metrics import METRICS
 from dnas.analysis.progress import attainment, compare_distributions, distribution
 from dnas.errors import InputError
-from dnas.formatting import joined, several
+from dnas.formatting import joined, percent, several
 from dnas.report.data import Study, read_for_report, value
 from dnas.report.page import Drawn, Picture, write_figure
 from dnas.study.folder import find_study
@@ -49,21 +51,48 @@ def _short(value: object) -> str:
     return text if len(text) <= 24 else text[:12] + "…"
 
 
+def differing(a: Study, b: Study) -> list[str]:
+    """Return the settings that change what the errors of complete trials mean, and that differ between two studies."""
+    recipes = [dict(s.config.get("recipe", {})) for s in (a, b)]
+    epochs = [recipe.pop("epochs", None) for recipe in recipes]
+    pairs = [
+        ("numbers of epochs", *epochs),
+        ("recipes", *recipes),
+        ("stopping rules", a.config.get("stopping"), b.config.get("stopping")),
+        ("objectives", a.config.get("objective"), b.config.get("objective")),
+        ("limits", a.config.get("limits"), b.config.get("limits")),
+        ("validation splits", a.data.get("split_seed"), b.data.get("split_seed")),
+        ("augmentations", a.data.get("augmentation"), b.data.get("augmentation")),
+    ]
+    return [setting for setting, first, second in pairs if first != second]
+
+
+def at_common_epoch(a: Study, b: Study) -> str:
+    """Return a sentence with the median errors of all trials of two studies at the last epoch that all have reached."""
+    curves = [error_curves(s.curves) for s in (a, b)]
+    if not all(curves):
+        return ""
+    epoch = min(int(curve[-1, 0]) for known in curves for curve in known.values())
+    medians = [median(float(curve[curve[:, 0] == epoch, 1][0]) for curve in known.values()) for known in curves]
+    texts = [
+        f"{percent(middle)} ({s.folder.name}, {several(len(known), 'trial')})"
+        for s, known, middle in zip((a, b), curves, medians, strict=True)
+    ]
+    return (
+        f" After epoch {epoch}, the last that all trials reached, the median validation error is {' and '.join(texts)}."
+    )
+
+
 def cautions(studies: Sequence[Study]) -> list[str]:
     """Return one sentence for each pair of studies with different settings, and one about the seeds."""
     sentences = []
     first = studies[0]
     for other in studies[1:]:
-        pairs = [
-            ("recipes", first.config.get("recipe"), other.config.get("recipe")),
-            ("validation splits", first.data.get("split_seed"), other.data.get("split_seed")),
-            ("augmentations", first.data.get("augmentation"), other.data.get("augmentation")),
-            ("limits", first.config.get("limits"), other.config.get("limits")),
-            ("numbers of trials", len(first.records), len(other.records)),
-        ]
-        differing = [setting for setting, a, b in pairs if a != b]
-        if differing:
-            sentences.append(f"{first.folder.name} and {other.folder.name} have different {joined(differing)}.")
+        settings = differing(first, other)
+        if len(first.records) != len(other.records):
+            settings.append("numbers of trials")
+        if settings:
+            sentences.append(f"{first.folder.name} and {other.folder.name} have different {joined(settings)}.")
     sentences.append(
         "Each search was run once, from one seed. The intervals do not include the variation between seeds of a search,"
         " unless several of the studies differ only in their seeds."
@@ -103,7 +132,8 @@ def draw(studies: Sequence[Study], out: Path) -> dict[str, Drawn]:
     if values:
         spread = {name: distribution(sample) for name, sample in values.items()}
         names = list(values)
-        test = compare_distributions(values[names[0]], values[names[1]]) if len(names) > 1 else None
+        alike = len(names) > 1 and not differing(*(s for s in studies if s.folder.name in names[:2]))
+        test = compare_distributions(values[names[0]], values[names[1]]) if alike else None
         rows = [
             {"study": name, "value": x, "share": y, "low": low, "high": high}
             for name, errors in spread.items()
@@ -157,10 +187,19 @@ def rows(studies: Sequence[Study]) -> list[dict[str, Any]]:
 
 
 def pairs(studies: Sequence[Study]) -> list[str]:
-    """Return one sentence for each pair of studies: how often a trial of one is better than a trial of the other."""
+    """Return one sentence for each pair of studies: how often a trial of one is better than a trial of the other.
+
+    If their settings differ, so do the meanings of their errors, and no better study is named.
+    """
     objective = studies[0].objectives[0]
     sentences = []
     for a, b in itertools.combinations(studies, 2):
+        if settings := differing(a, b):
+            sentences.append(
+                f"{a.folder.name} and {b.folder.name} have different {joined(settings)}, so their complete trials"
+                f" cannot tell which search is better.{at_common_epoch(a, b)}"
+            )
+            continue
         first, second = (
             [float(v) for r in s.of("complete") if (v := getattr(r, objective)) is not None] for s in (a, b)
         )

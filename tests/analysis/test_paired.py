@@ -117,14 +117,23 @@ def test_comparison_with_fewer_pairs_can_be_decided_at_a_later_step() -> None:
     assert compare_with_base(values, "b").comparisons[1].verdict == "too few seeds"
 
 
+@pytest.mark.parametrize("differences", [[0.01, 0.03], [0.02] * 6])
+def test_few_or_equal_differences_have_no_interval(differences: list[float]) -> None:
+    base = [0.1, 0.2, 0.3, 0.1, 0.2, 0.3][: len(differences)]
+    values = table(base=base, other=[a + b for a, b in zip(base, differences, strict=True)])
+    (comparison,) = compare_with_base(values, "base").comparisons
+    assert comparison.interval == comparison.bootstrap_interval == (-math.inf, math.inf)
+
+
 def test_constant_or_missing_values_cause_no_warning() -> None:
     values = table(base=[0.1] * 7, same=[0.1] * 7, shifted=[0.3] * 7, lost=[math.nan] * 7)
     same, shifted, lost = compare_with_base(values, "base").comparisons
-    assert (same.mean, same.t_interval, same.bootstrap_interval, same.p) == (0.0, (0.0, 0.0), (0.0, 0.0), 1.0)
+    unbounded = (-math.inf, math.inf)
+    assert (same.mean, same.t_interval, same.bootstrap_interval, same.p) == (0.0, unbounded, unbounded, 1.0)
     assert same.verdict == "cannot tell"
     assert math.isnan(same.effect_size)
     assert math.isnan(same.detectable)
-    assert shifted.t_interval == pytest.approx((0.2, 0.2))
+    assert shifted.t_interval == unbounded
     assert shifted.verdict == "more errors"
     assert lost.seeds == ()
     assert math.isnan(lost.mean)

@@ -95,6 +95,25 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         main(["--debug", "status", "s"])
 
 
+def test_a_missing_study_is_refused_before_slow_imports() -> None:
+    """In one process, so that the names of the modules add up."""
+    commands = ["status", "report", "report --watch", "importance", "path", "doctor", "replay", "extend --max-params 9"]
+    lines = [[*command.split()[:1], "nope", *command.split()[1:]] for command in commands]
+    lines.append(["plot", "error", "nope", "-o", "x.svg"])
+    code = f"""if True:
+        import sys
+        from dnas.cli import main
+        for line in {lines!r}:
+            assert main(line) == 2, line
+            slow = {{"torch", "optuna", "pandas", "matplotlib", "scipy", "sklearn"}} & set(sys.modules)
+            assert not slow, (line, slow)
+    """
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("dnas: no study 'nope'; ") == len(lines)
+
+
 # --- terminals ---
 
 

@@ -306,7 +306,10 @@ def test_figure_is_saved_in_the_format_of_its_suffix(tmp_path: Path, study: Stud
         path = figures.save(figure, tmp_path / "new" / f"a.{suffix}")
         assert path.read_bytes().startswith(start)
         assert path.stat().st_size > 5_000
-    assert (tmp_path / "new" / "a.pdf").read_bytes().rstrip().endswith(b"%%EOF")
+    pdf = (tmp_path / "new" / "a.pdf").read_bytes()
+    assert pdf.rstrip().endswith(b"%%EOF")
+    assert b"/Type3" not in pdf, "submission systems refuse fonts of this type"
+    assert b"/TrueType" in pdf or b"/CIDFontType2" in pdf
     with pytest.raises(
         InputError, match=r"cannot save a figure as 'a\.gif': the suffix must be one of \.svg, \.png, \.pdf"
     ):

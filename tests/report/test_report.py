@@ -617,3 +617,32 @@ def wait_for(met: Callable[[], bool]) -> None:
     while not met():
         assert time.monotonic() < until
         time.sleep(0.02)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_studies_with_other_settings_have_no_winner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A study of 8 epochs with early stopping, and one of 4 epochs without: only all trials at one epoch compare."""
+    monkeypatch.setattr("dnas.report.compare.draw", lambda *_: {})
+    states = ["complete"] * 4
+    first = make_study(tmp_path / "first", states, norms=False)
+    same = make_study(tmp_path / "same", states, norms=False, seed=1)
+    assert "beats one of same in" in Page(write_comparison([first.path, same.path], tmp_path / "alike")).text
+    for change, what in (
+        ({"stopping": "hyperband"}, "stopping rules"),
+        ({"objective": "val_error,params"}, "objectives"),
+        ({"limits": {"params": 7}}, "limits"),
+        ({"recipe": {**first.config()["recipe"], "epochs": 99}}, "numbers of epochs"),
+        ({"recipe": {**first.config()["recipe"], "learning_rate": 9.0}}, "recipes"),
+    ):
+        same.write_config(first.config() | {"seed": 1} | change)
+        text = Page(write_comparison([first.path, same.path], tmp_path / "other")).text
+        assert f"first and same have different {what}, so their complete trials cannot tell" in text
+        assert re.search(r"After epoch \d+, the last that all trials reached, the median validation error is", text)
+        assert "of pairs" not in text
+        assert "p <" not in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_figures_keep_their_colours_in_dark_mode(page: Page) -> None:
+    assert "prefers-color-scheme: dark" in page.source
+    assert "invert(" not in page.source
