@@ -81,6 +81,8 @@ def raced(effects: Effects) -> bool:
 
 def interval_words(comparison: Comparison, effects: Effects) -> str:
     """Return the interval in words: for a race, the one that remains valid although seeds were added until then."""
+    if comparison.race_interval is None and not any(map(math.isfinite, comparison.interval)):
+        return "no interval"
     low, high = (points(end) if math.isfinite(end) else ("−∞" if end < 0 else "+∞") for end in comparison.interval)
     return f"{level(effects)} interval {'of the race ' if comparison.race_interval else ''}{low} to {high}"
 

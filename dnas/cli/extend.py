@@ -2,7 +2,7 @@
 
 import argparse
 
-from dnas.cli.parser import add_study, positive_number
+from dnas.cli.parser import add_study, size_limit
 from dnas.errors import InputError
 
 SUMMARY = "widen a study's space; its trials stay valid"
@@ -18,8 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="the wider space: a name, or a file that ends with .toml (default: the study's space)",
     )
-    add("--max-params", type=positive_number, metavar="N", help="a higher limit on parameters")
-    add("--max-macs", type=positive_number, metavar="N", help="a higher limit on multiply-adds per image")
+    add("--max-params", type=size_limit, metavar="N", help="a higher limit on parameters, such as 100k or 1.2M")
+    add("--max-macs", type=size_limit, metavar="N", help="a higher limit on multiply-adds per image")
 
 
 def run(args: argparse.Namespace) -> int:

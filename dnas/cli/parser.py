@@ -96,6 +96,15 @@ def positive_number(text: str) -> float:
     return int(value) if value == int(value) else value
 
 
+def size_limit(text: str) -> float:
+    """Read a positive number with an optional suffix, as dnas prints it: 100k, 1.2M or 3G."""
+    units = {"k": 10**3, "M": 10**6, "G": 10**9}
+    if text[-1:] in units:
+        value = round(positive_number(text[:-1].strip()) * units[text[-1]], 6)
+        return int(value) if value == int(value) else value
+    return positive_number(text)
+
+
 def zero_or_positive(text: str) -> float:
     return 0.0 if text.strip("0.") == "" and text else positive_number(text)
 

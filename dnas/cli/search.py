@@ -19,7 +19,7 @@ from dnas.cli.parser import (
     add_verbosity,
     add_workers,
     fraction,
-    positive_number,
+    size_limit,
     whole_number,
 )
 from dnas.errors import InputError
@@ -79,8 +79,13 @@ def add_search_options(parser: argparse.ArgumentParser, study: Group) -> tuple[G
         help="early stopping: asha or hyperband (poor trials are paused and may be promoted later), median, or none"
         " (default: asha)",
     )
-    add("--max-params", type=positive_number, metavar="N", help="limit on parameters (default: the space's)")
-    add("--max-macs", type=positive_number, metavar="N", help="limit on multiply-adds per image (default: the space's)")
+    add(
+        "--max-params",
+        type=size_limit,
+        metavar="N",
+        help="limit on parameters, such as 100k or 1.2M (default: the space's)",
+    )
+    add("--max-macs", type=size_limit, metavar="N", help="limit on multiply-adds per image (default: the space's)")
     add(
         "--retrain-best",
         type=whole_number(1),

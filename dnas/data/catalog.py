@@ -49,6 +49,8 @@ def data_info(name: str) -> DataInfo:
             raise InputError(f"{name!r} has no path; write folder:PATH, where PATH/train has one folder per class.")
         return DataInfo(name, expanded(path).absolute().name or path, None, None, None, "crop+flip", 300, 64)
     if name not in DATASETS:
+        if "/" in name or name.startswith("~"):
+            raise InputError(f"no data set {name!r}; for a folder of images, write folder:{name}.")
         raise unknown("data set", name, [*DATASETS, "folder:PATH"])
     return DATASETS[name]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,13 @@ class Drawing(Figure):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.hover: dict[str, list[str]] = {}
+
+    def _repr_png_(self) -> bytes:
+        """Return the figure as a notebook shows it."""
+        content = BytesIO()
+        with styled():
+            self.savefig(content, format="png", dpi=144)
+        return content.getvalue()
 
 
 def canvas(height: float, title: str, width: float = WIDTH) -> Drawing:

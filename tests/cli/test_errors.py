@@ -1,5 +1,6 @@
 """Errors of the operating system, of encodings and of memory end a command in one line, and lose nothing."""
 
+import argparse
 import errno
 import os
 import subprocess
@@ -12,6 +13,8 @@ import pytest
 from PIL import Image
 
 from dnas.cli import COMMANDS, main
+from dnas.cli.parser import size_limit
+from dnas.data.catalog import data_info
 from dnas.errors import InputError
 from dnas.io import expanded, parse_toml, read_text
 from dnas.training.single import default_folder
@@ -112,6 +115,26 @@ def test_a_missing_study_is_refused_before_slow_imports() -> None:
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("dnas: no study 'nope'; ") == len(lines)
+
+
+def test_sizes_are_read_as_they_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert [size_limit(text) for text in ("100k", "1.2M", "3G", "2_000", "60.0 k")] == [
+        100_000,
+        1_200_000,
+        3 * 10**9,
+        2000,
+        60_000,
+    ]
+    for text in ("k", "100q", "-1k", ""):
+        with pytest.raises(argparse.ArgumentTypeError, match="expected a positive number"):
+            size_limit(text)
+
+
+def test_a_path_as_a_data_set_is_answered_with_the_prefix() -> None:
+    with pytest.raises(
+        InputError, match=r"no data set '/data/pics'; for a folder of images, write folder:/data/pics\."
+    ):
+        data_info("/data/pics")
 
 
 # --- terminals ---

@@ -25,6 +25,7 @@ from dnas.analysis import (
 from dnas.analysis.control import compare_arms
 from dnas.arch import PRESETS
 from dnas.errors import InputError
+from dnas.figures.style import canvas
 from dnas.study.folder import StudyFolder, read_study
 from tests.support.heatmaps import mesh
 from tests.support.studies import make_study
@@ -381,3 +382,7 @@ def test_norms_of_many_trials_share_one_scale() -> None:
     assert {mesh(axes).get_clim() for axes in drawn} == {(1.0, 1.6)}
     with pytest.raises(InputError, match="no trial has norms"):
         figures.plot_weight_norms_of_trials([])
+
+
+def test_a_notebook_shows_a_figure() -> None:
+    assert canvas(2.0, "A figure")._repr_png_().startswith(b"\x89PNG")
