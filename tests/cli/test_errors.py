@@ -37,26 +37,29 @@ PLACES: dict[str, list[tuple[str, str]]] = {
     "search": [
         ("search --space tiny --trials 1 -q", "dnas.search.run.load_dataset"),
         ("search --space tiny --trials 1 -q", FOLDER + "create"),
-        ("search --space tiny --dry-run", "dnas.space.parse.read_text"),
+        ("search --space tiny --trials 1 --dry-run", "dnas.space.parse.read_text"),
     ],
     "spaces": [("spaces show tiny", "dnas.space.parse.read_text")],
     "status": [("status s", FOLDER + "records"), ("status s --json", FOLDER + "config")],
     "report": [("report s", FOLDER + "records"), ("report s", "dnas.report.page.write_atomic")],
     "importance": [("importance s", FOLDER + "records"), ("importance s", FOLDER + "config")],
     "path": [("path s", FOLDER + "records"), ("path s", FOLDER + "config")],
-    "plot": [("plot error s -o x.svg", FOLDER + "records"), ("plot error s -o x.svg", "dnas.figures.style.save")],
+    "plot": [
+        ("plot error s -o x.svg", FOLDER + "records"),
+        ("plot error s -o x.svg", "dnas.figures.style.Drawing.savefig"),
+    ],
     "verify": [("verify s", FOLDER + "records")],
     "ablate": [("ablate digits_dropout --dry-run", "dnas.ablation.parse.read_text")],
     "reproduce": [("reproduce table1", "dnas.report.page.write_atomic")],
     "cost": [("cost densenet121", "dnas.arch.cost")],
     "train": [(f"train {TRAIN} --dataset digits --out run", "dnas.cli.train_network.load_dataset")],
-    "eval": [("eval s", "dnas.export.load_run"), ("eval s", FOLDER + "records")],
-    "export": [("export s -o x.pt", "dnas.export.load_run"), ("export s -o x.pt", FOLDER + "records")],
+    "eval": [("eval run.pt", "dnas.export.load_run"), ("eval s", FOLDER + "records")],
+    "export": [("export run.pt -o x.pt", "dnas.export.load_run"), ("export s -o x.pt", FOLDER + "records")],
     "worker": [("worker s --storage postgresql://u@h/d", "dnas.cluster.database.Database.__init__")],
     "pull": [("pull s --storage postgresql://u@h/d", "dnas.cluster.database.Database.__init__")],
     "extend": [("extend s --space tiny", FOLDER + "config")],
     "replay": [("replay s", FOLDER + "config"), ("replay s", FOLDER + "events")],
-    "doctor": [("doctor s", FOLDER + "lock"), ("doctor s --dry-run", FOLDER + "events")],
+    "doctor": [("doctor s", FOLDER + "lock"), ("doctor s --dry-run", FOLDER + "trial_folder")],
 }
 ERRORS = [
     (PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/data/x"), "dnas: /data/x: Permission denied; "),
@@ -77,6 +80,7 @@ def test_an_error_anywhere_is_one_line(
     command: str, place: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_study(Path("studies/s"), ["complete"] * 2)
+    Path("run.pt").touch()
     for error, line in ERRORS:
         with monkeypatch.context() as patch:
 
@@ -250,7 +254,9 @@ def test_eval_matches_classes_by_name(capsys: pytest.CaptureFixture[str]) -> Non
 
 # --- TOML ---
 
-SPACE = '# A space for tests\ndataset = "digits"\n[choose]\ngrowth_rate = { of = [4, 8] }\n'
+SPACE = (
+    '# A space for tests\ndataset = "digits"\n[choose]\ngrowth_rate = { of = [4, 8] }\n[fixed]\nblock_layers = [1, 1]\n'
+)
 
 
 def test_a_byte_order_mark_is_skipped(capsys: pytest.CaptureFixture[str]) -> None:

@@ -231,6 +231,11 @@ def test_all_problems_of_a_file_are_reported_together() -> None:
             "block_layers = { int = [1, 2], times = 6 }",
             "none of its networks exists",
         ),
+        (
+            "block_layers = { int = [1, 2], times = 2 }",
+            "",
+            "the depth of the networks is missing: choose or fix block_layers",
+        ),
         ('dataset = "digits"', 'dataset = "digits', "is not TOML"),
         ('dataset = "digits"', 'dataset = "digits"\nfamily = "renset"', "no family of networks 'renset'; there are"),
         ('dataset = "digits"', 'dataset = "digits"\nfamily = "resnet"', "[choose] growth_rate: ResNetSpec has no such"),
