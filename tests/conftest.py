@@ -61,7 +61,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "Scheduling"
     return GroupScheduling(config, log)
 
 
-LONGEST = ("test_deploy", "test_ray_tune", "test_worker", "test_processes", "test_ablation", "test_reproduce", "test_page")
+LONGEST = (
+    *("test_deploy", "test_ray_tune", "test_worker", "test_processes", "test_ablation", "test_reproduce", "test_page"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

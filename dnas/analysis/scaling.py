@@ -128,7 +128,7 @@ def _monotone_fits(costs: Sequence[float], errors: np.ndarray, weights: Sequence
     def fitted(row: np.ndarray) -> np.ndarray:
         if (np.diff(row) < 0).all():  # errors that always fall are their own fit
             return row
-        return isotonic_regression(row, weights=total, increasing=False).x  # type: ignore[no-any-return]
+        return isotonic_regression(row, weights=total, increasing=False).x
 
     return [Fit(unique_costs, fitted(row)) for row in means]
 

@@ -100,7 +100,7 @@ def has_further_frames(image: Image.Image) -> bool:
 
 def is_cut_to_8_bits(image: Image.Image) -> bool:
     """Return whether an opened image has more than 8 bits per colour, of which Pillow keeps the upper 8."""
-    return image.mode not in WIDE_MODES and any(";16" in str(tile.args) for tile in image.tile)
+    return image.mode not in WIDE_MODES and any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
 
 
 def without_far_ends(image: Image.Image) -> Image.Image:
@@ -209,7 +209,7 @@ def extent(image: Image.Image) -> int:
     """Return the difference between the highest and the lowest value of an image, over all channels."""
     bands = image.getextrema()
     pairs = bands if isinstance(bands[0], tuple) else (bands,)
-    return int(max(high for _, high in pairs) - min(low for low, _ in pairs))  # type: ignore[misc]
+    return int(max(high for _, high in pairs) - min(low for low, _ in pairs))
 
 
 def notes_on_extents(extents: np.ndarray, where: str) -> tuple[str, ...]:

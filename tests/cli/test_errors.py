@@ -59,7 +59,7 @@ PLACES: dict[str, list[tuple[str, str]]] = {
     "pull": [("pull s --storage postgresql://u@h/d", "dnas.cluster.database.Database.__init__")],
     "extend": [("extend s --space tiny", FOLDER + "config")],
     "replay": [("replay s", FOLDER + "config"), ("replay s", FOLDER + "events")],
-    "doctor": [("doctor s", FOLDER + "lock"), ("doctor s --dry-run", FOLDER + "trial_folder")],
+    "doctor": [("doctor s", FOLDER + "lock"), ("doctor s --dry-run", "dnas.search.doctor.diagnose")],
 }
 ERRORS = [
     (PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/data/x"), "dnas: /data/x: Permission denied; "),

@@ -587,7 +587,7 @@ def test_repetitions_of_a_search_show_their_attainment(tmp_path: Path) -> None:
     config["recipe"] |= {"epochs": 99}
     studies[1].write_config(config)
     page = Page(write_comparison([study.path for study in studies], tmp_path / "again"))
-    assert "a and b have different recipes." in page.text
+    assert "a and b have different numbers of epochs." in page.text
     assert "These studies differ only in their seeds." not in page.text
     empty = make_study(tmp_path / "empty", [])
     assert "no complete trial" in Page(write_comparison([studies[0].path, empty.path], tmp_path / "third")).text
