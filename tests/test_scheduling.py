@@ -4,10 +4,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tests.support.patience import patience, wait_until
+from tests.support.scheduling import GroupScheduling
 
 ROOT = Path(__file__).resolve().parent.parent
 TOGETHER = """
@@ -51,6 +53,18 @@ def test_crashed_and_hanging_tests_fail_and_the_others_run(tmp_path: Path) -> No
     order = list(dict.fromkeys(processes))
     assert len(order) <= 3, "one process for the group, and another one after each crash"
     assert sorted(processes, key=order.index) == processes, "never two at the same time"
+
+
+def test_tests_of_a_group_are_one_unit_of_work(tmp_path: Path) -> None:
+    (tmp_path / "test_together.py").write_text(TOGETHER)
+    (tmp_path / "test_alone.py").write_text(ALONE)
+    scheduling = SimpleNamespace(config=SimpleNamespace(rootpath=tmp_path))
+    scopes = [
+        GroupScheduling._split_scope(scheduling, f"test_{file}.py::test[{number}]")  # type: ignore[arg-type]
+        for file in ("together", "alone")
+        for number in (0, 1)
+    ]
+    assert scopes == ["together", "together", "test_alone.py::test[0]", "test_alone.py::test[1]"]
 
 
 def test_waiting_takes_longer_on_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
