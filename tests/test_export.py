@@ -103,7 +103,7 @@ def test_other_data_are_normalised_like_the_training_data(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DNAS_CACHE", str(tmp_path / "cache"))
-    write_folder(Path("ten"), "train", [f"c{label}" for label in range(10)], 10, 8, channels=1)
+    write_folder(Path("ten"), "train", [str(label) for label in range(10)], 10, 8, channels=1)
     write_folder(Path("three"), "train", ["a", "b", "c"], 10, 8, channels=1)
     assert main(["eval", str(run_folder), "--dataset", "folder:ten", "--part", "train", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -113,7 +113,13 @@ def test_other_data_are_normalised_like_the_training_data(
     assert result["images"] == data.train_size
     assert (result["loss"], result["error"]) == evaluate(dnas.load_network(run_folder), data, "train")
     assert main(["eval", str(run_folder), "--dataset", "folder:three"]) == 2
-    assert "is a network for 1 channels and 10 classes, but" in capsys.readouterr().err
+    assert (
+        "three has the class 'a', but the network was trained on the classes 0, 1, 2, 3, 4, ...;"
+        in capsys.readouterr().err
+    )
+    write_folder(Path("colour"), "train", ["0", "1"], 10, 8)
+    assert main(["eval", str(run_folder), "--dataset", "folder:colour"]) == 2
+    assert "is a network for 1 channels, but colour has 3." in capsys.readouterr().err
 
 
 def test_changed_data_are_refused(

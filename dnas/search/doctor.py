@@ -67,8 +67,11 @@ def diagnose(folder: StudyFolder, repair: bool) -> list[Finding]:
         InputError: The study is running and should be repaired, or it is a list of runs, which has no log to compare
             its records with.
     """
-    with suppress(InputError, OSError):
-        check_proposed(read_toml(folder.path / "study.toml"))
+    config = None
+    with suppress(InputError, OSError):  # a damaged study.toml is a finding
+        config = read_toml(folder.path / "study.toml")
+    if config is not None:
+        check_proposed(config)
     with folder.lock() if repair else nullcontext():
         return _Doctor(folder, repair, busy=not repair and is_running(folder)).examine()
 
