@@ -699,7 +699,7 @@ def epochs_done(folder: Path) -> int:
     return rows
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_killed_study_resumes_to_the_result_of_an_uninterrupted_one(
     kills: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

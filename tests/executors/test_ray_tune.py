@@ -104,10 +104,10 @@ def on_ray(address: str, options: SearchConfig, shared: Path | str, **changes: A
 def test_study_is_the_same_on_every_executor(
     address: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Thirty trials run one at a time, with pauses and promotions: in local processes, on Ray, and by a worker on
+    """Sixteen trials run one at a time, with pauses and promotions: in local processes, on Ray, and by a worker on
     PostgreSQL with its own folder. Records and logs are equal except for times and hosts.
     """
-    options = small(30, epochs=8, workers=1)
+    options = small(16, epochs=8, workers=1)
     monkeypatch.chdir(tmp_path)
     search(replace(options, study="local"), Silent())
     on_ray(address, replace(options, study="ray"), tmp_path / "shared")
@@ -122,7 +122,7 @@ def test_study_is_the_same_on_every_executor(
         "--space",
         "digits_bc",
         "--trials",
-        "30",
+        "16",
         "--epochs",
         "8",
     ]
@@ -137,7 +137,7 @@ def test_study_is_the_same_on_every_executor(
     for other in (StudyFolder(Path("studies/ray")), StudyFolder(far / "studies/s")):
         pairs = zip(equal_but_times(other.records()), equal_but_times(local.records()), strict=True)
         differing = [{key: (a[key], b[key]) for key in a if a[key] != b[key]} for a, b in pairs]
-        assert differing == [{}] * 30
+        assert differing == [{}] * 16
         assert events_but_times(other.events()) == events_but_times(local.events())
         for record in other.records():
             for name in ("checkpoint.pt", "curve.csv", "norms.npz"):

@@ -189,16 +189,16 @@ def test_retraining_evaluates_on_the_test_set(tmp_path: Path) -> None:
 def test_search_with_several_objectives_and_workers_survives_random_kills(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Five random SIGKILLs hit workers, the driver or both. Every trial is accounted for, and some are retried.
+    """Three random SIGKILLs hit workers, the driver or both. Every trial is accounted for, and some are retried.
 
     benchmarks/kill_workers.py does the same a hundred times.
     """
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    kills = kill_at_random(tmp_path, kill_command(trials=9, epochs=9), kills=5, seed=3, pause=(0.3, 2.0))
+    kills = kill_at_random(tmp_path, kill_command(trials=6, epochs=9), kills=3, seed=3, pause=(0.3, 2.0))
     assert kills
     monkeypatch.chdir(tmp_path)
     study = StudyFolder(Path("studies/front"))
-    assert failed_checks(study, trials=9, retrained=2) == []
+    assert failed_checks(study, trials=6, retrained=2) == []
     assert study.config()["objective"] == "val_error,params"
 
 
