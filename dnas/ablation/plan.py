@@ -116,6 +116,8 @@ def make_plan(
         spec, recipe = definition.base.spec, definition.base.recipe
         kernels = settled_kernels(means, spec, recipe.batch_size, list_devices(means.device)[0], folder)
         definition = _equal_seconds(definition, sizes, means, stored, kernels)
+        if stored and "timed_kernels" not in stored:
+            kernels = None  # an older version timed the plain modules; the report says so
     max_seeds = max_seeds or stored.get("most", DEFAULT_MAX_SEEDS)
     if seeds == AUTO:
         first_look(len(definition.variants) - 1, definition.alpha, max_seeds)  # raises if these are too few

@@ -1,6 +1,7 @@
 """Known data sets and their fixed properties. Does not import torch, so that the command line starts quickly."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from dnas.errors import InputError, unknown
 from dnas.io import expanded
@@ -47,12 +48,17 @@ def data_info(name: str) -> DataInfo:
         path = name.removeprefix("folder:").strip()
         if not path:
             raise InputError(f"{name!r} has no path; write folder:PATH, where PATH/train has one folder per class.")
-        return DataInfo(name, expanded(path).absolute().name or path, None, None, None, "crop+flip", 300, 64)
+        return DataInfo(name, folder_path(name).name or path, None, None, None, "crop+flip", 300, 64)
     if name not in DATASETS:
         if "/" in name or name.startswith("~"):
             raise InputError(f"no data set {name!r}; for a folder of images, write folder:{name}.")
         raise unknown("data set", name, [*DATASETS, "folder:PATH"])
     return DATASETS[name]
+
+
+def folder_path(name: str) -> Path:
+    """Return the absolute path in the name `folder:PATH`, so that it is found from every working folder."""
+    return expanded(name.removeprefix("folder:").strip()).absolute()
 
 
 def choose_image_size(info: DataInfo, requested: int | None, stem: str) -> int:

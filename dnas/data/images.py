@@ -218,12 +218,12 @@ def notes_on_extents(extents: np.ndarray, where: str) -> tuple[str, ...]:
     notes = []
     if constant:
         notes.append(
-            f"{constant} of {len(extents)} images under {where} are constant; if something is drawn in white on a"
-            " transparent ground, compose it onto another ground first"
+            f"constant images: {constant} of {len(extents)} under {where}; if they are drawn in white on a transparent"
+            " ground, compose them onto another ground first"
         )
     if dark:
         notes.append(
-            f"{dark} of {len(extents)} images under {where} use less than a twentieth of the range from black to white;"
-            " check their bit depth"
+            f"images with less than a twentieth of the range from black to white: {dark} of {len(extents)} under"
+            f" {where}; check their bit depth"
         )
     return tuple(notes)

@@ -17,6 +17,7 @@ from PIL import Image
 from dnas.data import images as image_files
 from dnas.data.images import ENDINGS, GREY_MODES, WIDE_MODES, Levels, Progress, for_each
 from dnas.errors import InputError, os_reason
+from dnas.formatting import several
 
 SYSTEM_FILES = ("thumbs.db", "desktop.ini")
 READER_VERSION = 2  # increased whenever reading an image changes, so that its pixels count as other data
@@ -38,9 +39,13 @@ class Contents:
         """Return sentences on what is lost of the images under `where`."""
         notes = []
         if self.frames:
-            notes.append(f"{self.frames} images under {where} have several frames or pages; the first is used")
+            notes.append(
+                f"several frames or pages, of which the first is used: {several(self.frames, 'image')} under {where}"
+            )
         if self.cut:
-            notes.append(f"{self.cut} colour images under {where} have 16 bits per channel; the upper 8 are used")
+            notes.append(
+                f"16 bits per colour, of which the upper 8 are used: {several(self.cut, 'image')} under {where}"
+            )
         return tuple(notes)
 
 
@@ -105,9 +110,6 @@ class ImageFiles:
         known = [extent for extent in extents if extent is not None]
         levels = (min(low for low, _ in known), max(high for _, high in known)) if known else None
         return Contents(total.hexdigest(), 1 if grey.all() else 3, levels, int(frames.sum()), int(cut.sum()))
-
-    def reader(self, levels: Levels | None) -> "ImageReader":
-        return ImageReader(self, levels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,7 +209,7 @@ def _class_folders(root: Path) -> tuple[dict[str, str], tuple[str, ...]]:
             if name in folders:
                 raise InputError(f"{root} has two class folders named {name!r}, in two Unicode forms; merge them.")
             folders[name] = entry.name
-    notes = (f"{beside} images beside the class folders of {root} are left out",) if beside else ()
+    notes = (f"left out: {several(beside, 'image')} beside the class folders of {root}",) if beside else ()
     return dict(sorted(folders.items())), notes
 
 
@@ -224,9 +226,7 @@ def _list(root: Path, folders: dict[str, str], class_names: tuple[str, ...], not
         labels += [class_names.index(name)] * len(scan.images)
     if others:
         endings = ", ".join(ending for ending, _ in others.most_common(5))
-        notes += (
-            f"{others.total()} files under {root} are left out, because Pillow reads no images from them ({endings})",
-        )
+        notes += (f"left out: {several(others.total(), 'file')} under {root} that Pillow does not read ({endings})",)
     return ImageFiles(
         root,
         tuple(path for path, _ in images),

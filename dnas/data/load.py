@@ -13,7 +13,14 @@ from torch import Tensor
 
 from dnas.data import split
 from dnas.data.cache import Decoded, cache_key, decoded_once, known_once, measured
-from dnas.data.catalog import RESIDENT_IMAGE_SIZE, DataInfo, choose_augmentation, choose_image_size, data_info
+from dnas.data.catalog import (
+    RESIDENT_IMAGE_SIZE,
+    DataInfo,
+    choose_augmentation,
+    choose_image_size,
+    data_info,
+    folder_path,
+)
 from dnas.data.dataset import Dataset
 from dnas.data.images import BrokenImages, Levels, Progress, decode, extent, for_each, notes_on_extents
 from dnas.data.listing import Contents, ImageFiles, ImageReader, list_test_images, list_training_images
@@ -79,7 +86,7 @@ def load_dataset(
         reader.progress(note)
     mean, std = pixels.statistics(train_index)
     return Dataset(
-        name=f"folder:{_folder_of(info)}" if info.name.startswith("folder:") else name,
+        name=f"folder:{folder_path(info.name)}" if info.name.startswith("folder:") else name,
         title=info.title,
         classes=len(labelled.class_names),
         class_names=labelled.class_names,
@@ -107,18 +114,13 @@ def _ignore(text: str) -> None:
     pass
 
 
-def _folder_of(info: DataInfo) -> Path:
-    """Return the absolute path of class folders, so that a study finds them from every working folder."""
-    return expanded(info.name.removeprefix("folder:").strip()).absolute()
-
-
 def _find_parts(
     info: DataInfo, root: Path, progress: Progress
 ) -> tuple[ImageFiles | NamedPart, ImageFiles | NamedPart | None, int]:
     """Return the training part, the test part (None if there is none) and the number of test images."""
     if not info.name.startswith("folder:") and info.name != "imagenet":
         return NamedPart(info.name, "train", root), NamedPart(info.name, "test", root), info.test_size or 0
-    folder = imagenet_folder(root, progress) if info.name == "imagenet" else _folder_of(info)
+    folder = imagenet_folder(root, progress) if info.name == "imagenet" else folder_path(info.name)
     train = list_training_images(folder)
     test = list_test_images(folder, train.class_names)
     return train, test, len(test) if test else 0

@@ -3,6 +3,7 @@
 import math
 import multiprocessing
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,6 +111,26 @@ def default_workers() -> int:
     return 0 if cpus() <= 2 or multiprocessing.current_process().daemon else min(8, cpus() - 1)
 
 
+def fitting_workers(workers: int, batch_bytes: int) -> int:
+    """Return how many of `workers` processes can hand over batches through /dev/shm at the same time.
+
+    In a container it often has 64 MB. When it is full, the processes die and the training would wait for ever.
+    """
+    try:
+        free = shutil.disk_usage(SHARED_MEMORY).free
+    except OSError:  # not a Linux system
+        return workers
+    # Each process prepares PREFETCHED batches; two more are in use.
+    fitting = max(0, min(workers, (free // max(1, batch_bytes) - 2) // PREFETCHED))
+    if fitting < workers:
+        warnings.warn(  # shown once, and not in every epoch
+            f"{SHARED_MEMORY} has room for the batches of {fitting} of {workers} decoding processes only;"
+            " in a container, give it more with --shm-size=2g",
+            stacklevel=2,
+        )
+    return fitting
+
+
 @dataclass(frozen=True, eq=False)
 class Stream:
     """Images too large to keep, decoded as they are used."""
@@ -132,7 +153,7 @@ class Stream:
         workers = default_workers() if workers is None else workers
         if workers:
             largest = max(map(len, lists), default=0) * self.channels * self.image_size**2
-            workers = self._fitting(workers, largest)
+            workers = fitting_workers(workers, largest)
             shorten_socket_paths()
         results: Iterator[Tensor | str]
         if workers:
@@ -154,24 +175,6 @@ class Stream:
             if isinstance(result, str):
                 raise InputError(result)
             yield result
-
-    def _fitting(self, workers: int, batch_bytes: int) -> int:
-        """Return how many of `workers` processes can hand over batches through /dev/shm at the same time.
-
-        In a container it often has 64 MB. When it is full, the processes die and the training would wait for ever.
-        """
-        try:
-            free = shutil.disk_usage(SHARED_MEMORY).free
-        except OSError:  # not a Linux system
-            return workers
-        # Each process prepares PREFETCHED batches; two more are in use.
-        fitting = max(0, min(workers, (free // max(1, batch_bytes) - 2) // PREFETCHED))
-        if fitting < workers:
-            self.progress(
-                f"{SHARED_MEMORY} has room for the batches of {fitting} of {workers} decoding processes only;"
-                " in a container, give it more with --shm-size=2g"
-            )
-        return fitting
 
     def statistics(self, positions: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return mean and std per channel of the centre crops of at most `STATISTICS_IMAGES` images, evenly spaced."""

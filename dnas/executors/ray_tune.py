@@ -30,6 +30,7 @@ from ray.tune import Callback, Stopper
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from dnas.data.catalog import folder_path
 from dnas.errors import InputError
 from dnas.executors.ray_worker import BODY, TRIAL_FILES, pack, run_trial
 from dnas.executors.shared_storage import SharedStorage
@@ -577,5 +578,5 @@ def _absolute(job: Job) -> Job:
     if data.get("data_root") is not None:
         data["data_root"] = str(expanded(data["data_root"]).absolute())
     if data["name"].startswith("folder:"):
-        data["name"] = f"folder:{expanded(data['name'].removeprefix('folder:')).absolute()}"
+        data["name"] = f"folder:{folder_path(data['name'])}"
     return replace(job, data=data)

@@ -12,9 +12,9 @@ import torch
 from dnas.arch import FAMILIES, Spec, parse_name
 from dnas.arch.names import stated_fields
 from dnas.data import Dataset
+from dnas.data.catalog import folder_path
 from dnas.errors import InputError
 from dnas.formatting import several
-from dnas.io import expanded
 from dnas.training.devices import check_device
 from dnas.training.distributed import is_started_by_torchrun
 from dnas.training.recipe import Recipe
@@ -41,8 +41,10 @@ def default_folder(name: str, dataset: str, seed: int) -> Path:
     runs, network = Path("studies/runs"), f"{_slug(name)}-s{seed}"
     if not dataset.startswith("folder:"):
         return runs / f"{_slug(dataset)}-{network}"
-    path = expanded(dataset.removeprefix("folder:").strip()).absolute()
-    earlier = runs / f"{re.sub('[^A-Za-z0-9.]+', '-', path.name[:150]).strip('-')}-{network}"  # until 2026
+    path = folder_path(dataset)
+    earlier = (
+        runs / f"{re.sub('[^A-Za-z0-9.]+', '-', path.name[:150]).strip('-')}-{network}"
+    )  # without a digest, as older versions named it
     if (earlier / "checkpoint.pt").is_file():
         return earlier
     digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:6]

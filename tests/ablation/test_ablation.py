@@ -392,6 +392,11 @@ def test_equal_seconds_are_solved_by_the_epochs_once_per_study(
     by_spec = {variant.spec: 1.0 for variant in definition.variants}  # on a machine of another speed
     resumed = plan_of(definition)
     assert resumed.definition.variants == plan.definition.variants
+    folder = StudyFolder(Path("studies") / definition.name)
+    config = folder.config()
+    assert plan.kernels == resumed.kernels == config["ablation"].pop("timed_kernels") == "plain"
+    folder.write_config(config)  # as an older version wrote it, which timed the plain modules
+    assert plan_of(definition).kernels is None
 
 
 # --- pairs --------------------------------------------------------------------------------------------------------

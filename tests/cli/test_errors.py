@@ -103,7 +103,7 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_missing_study_is_refused_before_slow_imports() -> None:
-    """In one process, so that the names of the modules add up."""
+    """All commands run in one process, so the imported modules accumulate."""
     commands = ["status", "report", "report --watch", "importance", "path", "doctor", "replay", "extend --max-params 9"]
     lines = [[*command.split()[:1], "nope", *command.split()[1:]] for command in commands]
     lines.append(["plot", "error", "nope", "-o", "x.svg"])
@@ -250,6 +250,34 @@ def test_eval_matches_classes_by_name(capsys: pytest.CaptureFixture[str]) -> Non
     shades("other", {"banana": 120, "cherry": 240, "zebra": 0})
     assert main(["eval", "run", "--part", "train", "--dataset", "folder:other"]) == 2
     assert "other has the class 'zebra', but the network was trained on" in capsys.readouterr().err
+
+
+def test_sockets_are_created_in_a_short_folder() -> None:
+    folder = Path("a" * 60, "b" * 40).absolute()
+    folder.mkdir(parents=True)
+    code = """if True:
+        import multiprocessing.util
+        from multiprocessing import forkserver
+        from dnas.training.forkserver import start_forkserver
+        forkserver.ensure_running = lambda: None
+        start_forkserver()
+        print(len(multiprocessing.util.get_temp_dir()))
+    """
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(folder)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 70
+
+
+def test_settings_of_matplotlib_do_not_reach_the_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_study(Path("studies/s"), ["complete"] * 2)
+    assert main(["plot", "distribution", "s", "-o", "a.svg"]) == 0
+    Path("matplotlibrc").write_text("font.size: 30\naxes.labelsize: 40\nlines.linewidth: 9\nfigure.dpi: 33\n")
+    code = "from dnas.cli import entry_point; raise SystemExit(entry_point())"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "module://no_such_notebook"}
+    line = [sys.executable, "-c", code, "plot", "distribution", "s", "-o", "b.svg"]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert Path("b.svg").read_bytes() == Path("a.svg").read_bytes()
 
 
 # --- TOML ---

@@ -1,6 +1,8 @@
 """Tests of batches: augmentation, order of the images, and images that are streamed from files."""
 
+import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 
 from dnas.data import load_dataset
 from dnas.data.augment import mirror, padding, shift
+from dnas.data.pixels import fitting_workers
 from dnas.errors import InputError
 from tests.support.data_files import write_folder
 
@@ -192,3 +195,25 @@ def test_stored_images_can_be_streamed_larger():
     assert data.augmentation == "crop"
     assert [tuple(x.shape) for x, _ in data.train_batches(10, seeded())] == [(10, 1, 100, 100)]
     assert sum(len(y) for _, y in data.batches("test")) == 359
+
+
+def test_decoding_processes_fit_into_the_shared_memory(monkeypatch):
+    """A container often has 64 MB. Each process prepares two batches, and two more are in use."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=64))
+    with pytest.warns(
+        UserWarning, match=r"/dev/shm has room for the batches of 2 of 7 decoding processes only; .*shm-size"
+    ):
+        assert fitting_workers(7, 10) == 2
+    with pytest.warns(UserWarning, match="of 0 of 7"):
+        assert fitting_workers(7, 50) == 0
+    assert fitting_workers(7, 4) == 7
+    monkeypatch.undo()
+    monkeypatch.setattr("dnas.data.pixels.SHARED_MEMORY", "/no/such/folder")
+    assert fitting_workers(7, 10**9) == 7
+
+
+def test_a_stream_without_shared_memory_decodes_in_its_own_process(stream, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+    monkeypatch.setattr("dnas.data.pixels.DataLoader", None)
+    with pytest.warns(UserWarning, match="decoding processes only"):
+        assert list(replace(stream, workers=2).train_batches(8, seeded()))

@@ -180,8 +180,7 @@ def test_colours_of_16_bits_are_reported(tmp_path: Path) -> None:
     (tmp_path / "set/train/a/0.png").write_bytes(content)
     notes: list[str] = []
     load(tmp_path / "set", notes, image_size=4)
-    assert "1 colour images under" in " ".join(notes)
-    assert "have 16 bits per channel; the upper 8 are used" in " ".join(notes)
+    assert f"16 bits per colour, of which the upper 8 are used: 1 image under {tmp_path}/set/train" in notes
 
 
 @pytest.mark.parametrize("size", [8, 100])
@@ -192,8 +191,11 @@ def test_images_without_contrast_are_reported(size: int, tmp_path: Path) -> None
     for _ in range(2):  # measured, and then from the cache
         notes: list[str] = []
         load(folder, notes, image_size=size)
-        assert f"1 of 6 images under {folder}/train are constant" in " ".join(notes)
-        assert f"1 of 6 images under {folder}/train use less than a twentieth of the range" in " ".join(notes)
+        assert f"constant images: 1 of 6 under {folder}/train" in " ".join(notes)
+        assert (
+            f"images with less than a twentieth of the range from black to white: 1 of 6 under {folder}/train"
+            in " ".join(notes)
+        )
 
 
 # --- transparency ---
@@ -348,9 +350,9 @@ def test_files_that_are_left_out_are_counted(tmp_path: Path) -> None:
     data = load(folder, notes, image_size=8)
     assert len(data.labels) == 7
     text = "\n".join(notes)
-    assert f"1 images beside the class folders of {folder}/train are left out" in text
-    assert f"2 files under {folder}/train are left out, because Pillow reads no images from them (.txt, .heic)" in text
-    assert f"1 images under {folder}/train have several frames or pages; the first is used" in text
+    assert f"left out: 1 image beside the class folders of {folder}/train" in text
+    assert f"left out: 2 files under {folder}/train that Pillow does not read (.txt, .heic)" in text
+    assert f"several frames or pages, of which the first is used: 1 image under {folder}/train" in text
 
 
 @pytest.mark.parametrize("size", [8, 100])

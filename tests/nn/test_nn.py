@@ -1,5 +1,7 @@
 """Modules match their specs: costs equal the cost model, and outputs equal torchvision's."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -168,3 +170,17 @@ def test_dropout_follows_every_convolution_but_the_first() -> None:
     assert len(zeros) == 5
     assert all(0.35 < share < 0.65 for share in zeros)
     assert stem == [0.0]
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_state_dicts_with_the_keys_of_2017_are_loaded(prefix: str) -> None:
+    """torchvision's files name `norm.1` where modules are named `norm1`, and a `DataParallel` adds `module.`."""
+    spec = parse_name("densenet-bc:layers=2-1,k=4,channels=1,size=8")
+    source, net = build(spec), build(spec)
+    old = {
+        prefix + re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", key): value
+        for key, value in source.state_dict().items()
+    }
+    assert any(".norm.1." in key for key in old)
+    net.load_state_dict(old)
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), source.state_dict().values(), strict=True))
