@@ -273,7 +273,7 @@ def test_settings_of_matplotlib_do_not_reach_the_figures(monkeypatch: pytest.Mon
     assert main(["plot", "distribution", "s", "-o", "a.svg"]) == 0
     Path("matplotlibrc").write_text("font.size: 30\naxes.labelsize: 40\nlines.linewidth: 9\nfigure.dpi: 33\n")
     code = "from dnas.cli import entry_point; raise SystemExit(entry_point())"
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "module://no_such_notebook"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     line = [sys.executable, "-c", code, "plot", "distribution", "s", "-o", "b.svg"]
     done = subprocess.run(line, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
