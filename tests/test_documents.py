@@ -1,5 +1,6 @@
 """The Markdown files: every link and path in them resolves, and dnas accepts every command line in them."""
 
+import dataclasses
 import pkgutil
 import re
 import shlex
@@ -7,11 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from dnas.ablation.parse import KEYS as ABLATION_KEYS
+from dnas.arch import FAMILIES
 from dnas.cli import make_parser
+from dnas.space.parse import CHOICE_KEYS
+from dnas.space.parse import KEYS as SPACE_KEYS
+from dnas.training.recipe import RECIPE_KEYS
 
 ROOT = Path(__file__).resolve().parent.parent
 GUIDES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
 DOCUMENTS = [*GUIDES, *sorted(ROOT.glob("benchmarks/**/*.md")), *sorted(ROOT.glob("reports/README.md"))]
+FACTS_OF_DATA = ("in_channels", "classes")  # fields that a file cannot state
 FOLDERS = "dnas|tests|docs|tools|benchmarks|deploy"
 
 
@@ -74,3 +81,36 @@ def test_commands_are_accepted(file: str, command: str) -> None:
         make_parser().parse_args(shlex.split(command)[1:])
     except SystemExit:
         pytest.fail(f"{file}: dnas does not accept: {command}")
+
+
+def reference(page: str, heading: str) -> list[tuple[str, str]]:
+    """Return the keys that the tables below a heading describe, with the last column of their rows, the default."""
+    text = without_blocks((ROOT / "docs" / page).read_text()).split(f"{heading}\n", 1)[1]
+    text = re.split(r"^#+ ", text, maxsplit=1, flags=re.MULTILINE)[0]
+    rows = [line.strip("|").rsplit("|", 1) for line in text.splitlines() if line.startswith("| `")]
+    return [(key, row[1].strip()) for row in rows for key in re.findall(r"`[{[ ]*(\w+)[^`]*`", row[0].split("|")[0])]
+
+
+@pytest.mark.parametrize(
+    ("page", "heading", "keys"),
+    [
+        ("spaces.md", "## Format of a space file", {*SPACE_KEYS, *CHOICE_KEYS} - {"step"}),  # `step` is in other rows
+        ("spaces.md", "### Fields", {f for family in FAMILIES.values() for f in family.fields} - set(FACTS_OF_DATA)),
+        ("training.md", "## Recipes", RECIPE_KEYS - {"name"}),
+        ("ablations.md", "## Format of an ablation file", set(ABLATION_KEYS)),
+    ],
+)
+def test_reference_of_a_format_names_each_key_of_the_code(page: str, heading: str, keys: set[str]) -> None:
+    assert {key for key, _ in reference(page, heading)} == keys
+
+
+def test_reference_of_fields_states_their_defaults() -> None:
+    documented = {pair for pair in reference("spaces.md", "### Fields") if re.fullmatch(r"[\d.]+|`\w+`", pair[1])}
+    defaults = {
+        (f.name, f"`{f.default}`" if isinstance(f.default, str) else str(f.default).removesuffix(".0"))
+        for family in FAMILIES.values()
+        for f in dataclasses.fields(family.spec)
+        if f.init and f.default not in (dataclasses.MISSING, None)
+    }
+    assert len(documented) >= 10
+    assert documented <= defaults

@@ -1,6 +1,8 @@
-"""`dnas spaces`: list the search spaces, or show one in detail."""
+"""`dnas spaces`: list the search spaces, show one in detail, or start a new one."""
 
 import argparse
+import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dnas.cli.output import print_json
@@ -10,26 +12,48 @@ from dnas.errors import InputError
 if TYPE_CHECKING:
     from dnas.space.space import Space
 
-SUMMARY = "list the search spaces, or show one"
+SUMMARY = "list the search spaces, show one, or start a new one"
 EXAMPLES = """  dnas spaces
-  dnas spaces show cifar_bc"""
+  dnas spaces show cifar_bc
+  dnas spaces new my_space --dataset folder:~/pictures"""
 COSTS = ("params", "macs", "activation_bytes")
 FACTS_OF_DATA = ("in_channels", "image_size", "classes")  # set by the data set, not by the space
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", nargs="?", choices=["show"], help="show the space NAME instead of the list")
+    parser.add_argument(
+        "action",
+        nargs="?",
+        choices=["show", "new"],
+        help="show the space NAME, or write the template search_spaces/NAME.toml, instead of the list",
+    )
     parser.add_argument("name", nargs="?", metavar="NAME", help="a space's name, or a file that ends with .toml")
+    group = parser.add_argument_group("template of a new space")
+    group.add_argument(
+        "--family", metavar="NAME", help="family of its networks: densenet or resnet (default: densenet)"
+    )
+    group.add_argument("--dataset", metavar="DATA", help="data set that its networks are trained on (default: cifar10)")
     add_json(parser.add_argument_group("output"))
 
 
 def run(args: argparse.Namespace) -> int:
     action, name, as_json = args.action, args.name, bool(args.json)
+    if action != "new":
+        for option in ("family", "dataset"):
+            if getattr(args, option) is not None:
+                raise InputError(f"--{option} applies to `dnas spaces new` only.")
     if action is None:
         _list(as_json)
         return 0
     if name is None:
-        raise InputError("`dnas spaces show` needs a space's name: see `dnas spaces`.")
+        raise InputError(f"`dnas spaces {action}` needs a space's name: see `dnas spaces`.")
+    if action == "new":
+        path = _write_template(name, args.family or "densenet", args.dataset or "cifar10")
+        if as_json:
+            print_json({"name": path.stem, "path": str(path)})
+        else:
+            print(f"wrote   {path}\nnext    dnas spaces show {shlex.quote(path.stem)}")
+        return 0
     from dnas.space.parse import load_space
 
     space = load_space(name)
@@ -38,6 +62,19 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(describe_space(space))
     return 0
+
+
+def _write_template(name: str, family: str, dataset: str) -> Path:
+    from dnas.io import write_atomic
+    from dnas.space.template import space_template
+    from dnas.study.folder import check_study_name
+
+    path = Path("search_spaces", check_study_name(name.removesuffix(".toml")) + ".toml")
+    if path.exists():
+        raise InputError(f"{path} exists; choose another name, or edit it.")
+    text = space_template(path.stem, family, dataset)
+    write_atomic(path, text)
+    return path
 
 
 def _list(as_json: bool) -> None:

@@ -17,6 +17,9 @@ from dnas.training.recipe import RECIPE_KEYS, RECIPES, Recipe, make_recipe
 
 __all__ = ["Choice", "Limits", "Space", "load_space", "parse_space", "shipped_folders", "space_files"]
 
+KEYS = ("family", "dataset", "fixed", "choose", "limits", "recipe", "first")
+CHOICE_KEYS = ("int", "float", "of", "step", "times", "when")
+
 
 # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -63,7 +66,7 @@ def parse_space(text: str, name: str, where: str, **overrides: Any) -> Space:
     """Parse the text of a space file. `where` names the file in the `InputError` that lists all problems."""
     content = parse_toml(text, where)
     problems: list[str] = []
-    check_keys(content, {"family", "dataset", "fixed", "choose", "limits", "recipe", "first"}, "", problems)
+    check_keys(content, KEYS, "", problems)
     family = FAMILIES["densenet"]
     try:
         family = family_of(content.get("family", "densenet"))
@@ -155,7 +158,7 @@ def _read_choices(
         if not isinstance(given, dict):
             problems.append(where + "expected { int = [low, high] }, { float = [low, high] } or { of = [...] }.")
             continue
-        check_keys(given, {"int", "float", "of", "step", "times", "when"}, where, problems)
+        check_keys(given, CHOICE_KEYS, where, problems)
         kinds = [kind for kind in ("int", "float", "of") if kind in given]
         if len(kinds) != 1:
             problems.append(where + f"expected one of int, float and of, but got {', '.join(kinds) or 'none'}.")

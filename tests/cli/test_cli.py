@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,13 +13,14 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from dnas.arch import cost, parse_name
+from dnas.arch import FAMILIES, cost, parse_name
 from dnas.batch.estimate import _share_trained
 from dnas.cli import COMMANDS, command_module, main
 from dnas.cli.display import LiveTable, PlainLines
 from dnas.errors import InputError
 from dnas.executors.worker import Job, Message
 from dnas.formatting import duration
+from dnas.space.parse import load_space
 from dnas.study.folder import StudyFolder, find_study
 from dnas.study.record import TrialRecord
 from dnas.training.checkpoint import load_run
@@ -127,6 +129,35 @@ def test_spaces_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None
     assert "limit 60.0 k" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dataset", ["digits", "cifar100", "imagenet", 'folder:~/my "pictures"'])
+def test_new_space_is_valid_with_all_its_examples(
+    capsys: pytest.CaptureFixture[str], family: str, dataset: str
+) -> None:
+    assert main(["spaces", "new", "mine", "--family", family, "--dataset", dataset]) == 0
+    assert "next    dnas spaces show mine" in capsys.readouterr().out
+    path = Path("search_spaces/mine.toml")
+    space = load_space("mine")
+    spec = space.spec_of(space.first[0])
+    assert (spec.family, space.dataset) == (family, dataset)
+    assert spec.stem == ("imagenet" if dataset == "imagenet" else "small")
+    width = space.family.width
+    lines = [re.sub(r"^# (\w+ +=)", r"\1", line) for line in path.read_text().splitlines()]
+    lines = [line for line in lines if not re.match(rf"{width} += [^\"]", line)]  # "fit" replaces the choice
+    path.write_text("\n".join(lines))
+    space = load_space("mine")
+    assert space.fixed[width] == "fit"
+    assert set(space.limits.stated()) == {"params", "macs", "activation_bytes"}
+    assert any(choice.when for choice in space.choices)
+
+
+def test_new_space_replaces_no_file(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("search_spaces").mkdir()
+    Path("search_spaces/mine.toml").write_text("mine")
+    assert "search_spaces/mine.toml exists; choose another name" in error_of(capsys, "spaces new mine")
+    assert Path("search_spaces/mine.toml").read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
@@ -177,7 +208,12 @@ def test_spaces_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None
         ("plot reuse nothing -o x.gif", "one of .svg, .png, .pdf"),
         ("plot weight-norms nothing --all -o x.svg", "no study 'nothing'"),
         ("verify nothing", "no study 'nothing'"),
-        ("spaces show", "needs a space's name"),
+        ("spaces show", "`dnas spaces show` needs a space's name"),
+        ("spaces new", "`dnas spaces new` needs a space's name"),
+        ("spaces new ../mine", "a study's name is letters, digits"),
+        ("spaces new mine --family vgg", "no family of networks 'vgg'; there are densenet, resnet"),
+        ("spaces new mine --dataset cifar11", "no data set 'cifar11'"),
+        ("spaces show tiny --family resnet", "--family applies to `dnas spaces new` only."),
         ("cost", "arguments are required: NAME"),
     ],
 )

@@ -25,6 +25,7 @@ COMMANDS = {
     "search": SEARCH,
     "status": "status tiny",
     "spaces": "spaces",
+    "spaces new": "spaces new mine",
     "spaces show": "spaces show tiny",
     "doctor": "doctor tiny --dry-run",
     "replay": "replay tiny",
