@@ -19,8 +19,8 @@ demo: .venv/installed ## search 20 networks on handwritten digits, and write the
 	$(BIN)/dnas report digits_bc
 
 demo-ablation: .venv/installed ## run an ablation on handwritten digits (4 variants, 7 seeds), and write the report
-	$(BIN)/dnas ablate digits_bottleneck_compression
-	$(BIN)/dnas report digits_bottleneck_compression
+	$(BIN)/dnas ablate digits_connectivity
+	$(BIN)/dnas report digits_connectivity
 
 # Store compiled modules, or each of the many processes that the tests start compiles dnas again.
 unexport PYTHONDONTWRITEBYTECODE

@@ -4,6 +4,7 @@ import dataclasses
 import pkgutil
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,11 @@ def command_lines(path: Path) -> list[str]:
     lines = [line for block in blocks for line in re.sub(r"\\\n\s*", "", block).splitlines()]
     commands = [part.strip() for line in lines for part in line.partition(" #")[0].split("&&")]
     return [command for command in commands if command.startswith("dnas ")]
+
+
+def test_citation_names_the_version_of_the_package() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 COMMANDS = [(name(path), command) for path in GUIDES for command in command_lines(path)]

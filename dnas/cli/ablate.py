@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dnas.study.folder import StudyFolder
 
 SUMMARY = "compare variants of a network, in pairs, and report what may be concluded"
-EXAMPLES = """  dnas ablate digits_bottleneck_compression                     # minutes on a laptop
+EXAMPLES = """  dnas ablate digits_connectivity                               # minutes on a laptop
   dnas ablate bottleneck_compression --dry-run                  # the plan, and whether it can reach a conclusion
   dnas ablate bottleneck_compression --seeds 12                 # adds seeds: only the new runs are trained
   dnas ablate my_study.toml --seeds auto --max-seeds 30         # adds seeds where they are needed"""
