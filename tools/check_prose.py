@@ -8,7 +8,6 @@ The exit status is 1 if a pattern is found. The section "English" of CONTRIBUTIN
 import ast
 import io
 import re
-import subprocess
 import sys
 import tokenize
 from collections import Counter
@@ -34,6 +33,7 @@ PATTERNS = {
 COMPILED = {name: re.compile(pattern, re.IGNORECASE) for name, pattern in PATTERNS.items()}
 OPENING = re.compile(r"^#\s*(those of|that of|of them|of those)\b", re.IGNORECASE)
 # Words that are used in their own sense, and files that quote the patterns.
+FOLDERS = ("benchmarks", "deploy", "dnas", "docs", "search_spaces", "tests", "tools")
 EXEMPT = {"tools/check_prose.py", "CONTRIBUTING.md", "LICENSE"}
 
 
@@ -84,15 +84,17 @@ def problems(path: Path) -> Iterator[tuple[int, str, str]]:
                 yield line + text.count("\n", 0, match.start()) * (kind == "docstring"), name, match.group()
 
 
-def tracked() -> list[Path]:
-    listing = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True).stdout.split("\n")
-    kinds = (".py", ".md", ".j2", ".cpp", ".h", ".toml", ".sh", ".yaml")
-    return [Path(name) for name in listing if name.endswith(kinds) and name not in EXEMPT]
+def sources() -> list[Path]:
+    """Return the files that are checked. Runs and reports beside them are not."""
+    kinds = {".py", ".md", ".j2", ".cpp", ".h", ".toml", ".sh", ".yaml"}
+    paths = [path for folder in FOLDERS for path in sorted(Path(folder).rglob("*"))]
+    paths += [path for pattern in ("*", "studies/*", "reports/*") for path in sorted(Path().glob(pattern))]
+    return [path for path in paths if path.suffix in kinds and path.is_file() and str(path) not in EXEMPT]
 
 
 def main(arguments: list[str]) -> int:
     count = "--count" in arguments
-    paths = [Path(name) for name in arguments if not name.startswith("--")] or tracked()
+    paths = [Path(name) for name in arguments if not name.startswith("--")] or sources()
     matches = [(path, *problem) for path in paths if path.exists() for problem in problems(path)]
     if count:
         for name, number in Counter(pattern for _, _, pattern, _ in matches).most_common():
