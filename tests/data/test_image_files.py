@@ -14,6 +14,7 @@ from PIL import Image
 from dnas.data import Dataset, load_dataset
 from dnas.data.images import ENDINGS, GREY_MODES, WIDE_MODES, fit, read_image
 from dnas.errors import InputError
+from tests.support.commands import Command
 from tests.support.data_files import noise, write_folder
 
 
@@ -427,6 +428,18 @@ def test_a_thin_image_is_cut_before_it_is_resized(size: tuple[int, int], monkeyp
     )
     assert fit(Image.new("RGB", size), 96, 96).size == (96, 96)
     assert max(width * height for width, height in sizes) < 10**6
+
+
+def test_a_large_image_is_read_without_a_warning(tmp_path: Path) -> None:
+    Image.new("RGB", (20, 20)).save(tmp_path / "large.png")
+    code = f"""if True:
+        from PIL import Image
+        Image.MAX_IMAGE_PIXELS = 300  # Pillow warns above this size, and refuses twice the size
+        from pathlib import Path
+        from dnas.data.images import read_image
+        print(read_image(Path({str(tmp_path / "large.png")!r}), 3).size)
+    """
+    assert Command(code=code).communicate() == ("(20, 20)\n", "")
 
 
 def test_the_centre_of_a_thin_image_is_kept() -> None:

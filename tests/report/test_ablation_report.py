@@ -352,6 +352,17 @@ def test_equal_sizes_are_checked_against_the_tolerance(tmp_path: Path) -> None:
     assert any(line.startswith("Sizes were not held equal: the variants have from 0.0") for line in lines(free))
 
 
+def test_equal_seconds_of_an_older_version_are_marked(tmp_path: Path) -> None:
+    small = {name: {0: 0.1} for name in VARIANTS}
+    options = {"equal": "seconds", "residuals": {"B": 0.004, "C": 0.0, "BC": 0.0, "plain": 0}}
+    older = make_ablation(tmp_path / "a", small, **options)
+    assert lines(older)["Equal seconds were estimated from other steps than the study trained"] == "mind"
+    newer = make_ablation(tmp_path / "b", small, **options)
+    config = newer.config()
+    newer.create(config | {"ablation": config["ablation"] | {"timed_kernels": "cpu"}})
+    assert lines(newer)["Equal seconds: the largest residual is +0.40% (B), within 1%"] == "fine"
+
+
 def test_seeds_added_after_results_are_reported(tmp_path: Path) -> None:
     study = make_ablation(tmp_path / "s", errors(SHIFTS, BASE), earlier=[3, 5])
     line = "Seeds were added after results with 3 and 5 seeds were available: p is too small"
