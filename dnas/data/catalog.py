@@ -25,15 +25,17 @@ class DataInfo:
     paper_epochs: int
     paper_batch_size: int
     test_size: int | None = None  # images in the official test part (for the digits, in the held-out fifth)
+    train_size: int | None = None  # images in the official training part
+    download: int | None = None  # bytes of the training files as they are downloaded
 
 
 _KNOWN = (
-    DataInfo("digits", "Digits", 10, 1, 8, "crop", 300, 64, 359),
-    DataInfo("cifar10", "CIFAR-10", 10, 3, 32, "crop+flip", 300, 64, 10_000),
-    DataInfo("cifar100", "CIFAR-100", 100, 3, 32, "crop+flip", 300, 64, 10_000),
-    DataInfo("svhn", "SVHN", 10, 3, 32, "none", 40, 64, 26_032),
-    DataInfo("svhn:train", "SVHN without its extra images", 10, 3, 32, "none", 40, 64, 26_032),
-    DataInfo("imagenet", "ImageNet", 1000, 3, 224, "resized-crop+flip", 90, 256, 50_000),
+    DataInfo("digits", "Digits", 10, 1, 8, "crop", 300, 64, 359, 1_438),
+    DataInfo("cifar10", "CIFAR-10", 10, 3, 32, "crop+flip", 300, 64, 10_000, 50_000, 170_498_071),
+    DataInfo("cifar100", "CIFAR-100", 100, 3, 32, "crop+flip", 300, 64, 10_000, 50_000, 169_001_437),
+    DataInfo("svhn", "SVHN", 10, 3, 32, "none", 40, 64, 26_032, 604_388, 1_511_319_396),
+    DataInfo("svhn:train", "SVHN without its extra images", 10, 3, 32, "none", 40, 64, 26_032, 73_257, 182_040_794),
+    DataInfo("imagenet", "ImageNet", 1000, 3, 224, "resized-crop+flip", 90, 256, 50_000, 1_281_167),
 )
 
 DATASETS: dict[str, DataInfo] = {info.name: info for info in _KNOWN}
@@ -47,7 +49,9 @@ def data_info(name: str) -> DataInfo:
     if name.startswith("folder:"):
         path = name.removeprefix("folder:").strip()
         if not path:
-            raise InputError(f"{name!r} has no path; write folder:PATH, where PATH/train has one folder per class.")
+            raise InputError(
+                f"{name!r} has no path; write folder:PATH, where PATH or PATH/train has one folder per class."
+            )
         return DataInfo(name, folder_path(name).name or path, None, None, None, "crop+flip", 300, 64)
     if name not in DATASETS:
         if "/" in name or name.startswith("~"):

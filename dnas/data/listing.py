@@ -5,9 +5,9 @@ import json
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 
@@ -15,11 +15,13 @@ import numpy as np
 from PIL import Image
 
 from dnas.data import images as image_files
+from dnas.data import split
 from dnas.data.images import ENDINGS, GREY_MODES, WIDE_MODES, Levels, Progress, for_each
 from dnas.errors import InputError, os_reason
 from dnas.formatting import several
 
 SYSTEM_FILES = ("thumbs.db", "desktop.ini")
+PART_NAMES = ("train", "training", "test", "testing", "val", "valid", "validation")  # names of folders, not of classes
 READER_VERSION = 2  # increased whenever reading an image changes, so that its pixels count as other data
 
 Stamp = tuple[int, int, int, int]  # bytes, mtime and ctime in ns, inode
@@ -51,7 +53,10 @@ class Contents:
 
 @dataclass(frozen=True, eq=False)
 class ImageFiles:
-    """Labelled image files under `root`: relative POSIX paths in data set order, and labels [N] int64."""
+    """Labelled image files under `root`: relative POSIX paths in data set order, and labels [N] int64.
+
+    held_out: Hex sha256 of the images that `hold_out` has taken away; empty if there are none.
+    """
 
     root: Path
     paths: tuple[str, ...]
@@ -59,6 +64,7 @@ class ImageFiles:
     labels: np.ndarray
     class_names: tuple[str, ...]
     notes: tuple[str, ...] = field(default=())  # sentences on files that were left out
+    held_out: str = ""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -71,14 +77,37 @@ class ImageFiles:
             tuple(self.stamps[i] for i in positions),
             self.labels[positions],
             self.class_names,
+            self.notes,
+            self.held_out,
         )
 
     def listing_digest(self) -> str:
         """Return a hex sha256 of paths and stamps. The contents are reread only if it changes."""
-        digest = hashlib.sha256(json.dumps([READER_VERSION, os.fspath(self.root), self.class_names]).encode())
+        digest = hashlib.sha256(self._head(os.fspath(self.root)))
         for path, stamp in zip(self.paths, self.stamps, strict=True):
             digest.update(f"{path}\0{stamp}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
+
+    def _head(self, *parts: str) -> bytes:
+        """Return the start of what a digest of these files is computed from."""
+        return json.dumps([READER_VERSION, *parts, self.class_names, *([self.held_out] * bool(self.held_out))]).encode()
+
+    def read_digests(self, progress: Progress) -> list[str]:
+        """Return the hex sha256 of each file's bytes."""
+        digests = [""] * len(self)
+
+        def work(i: int) -> None:
+            digests[i] = hashlib.sha256(self._read(i)).hexdigest()
+
+        for_each(len(self), work, "identifying", progress)
+        return digests
+
+    def _read(self, position: int) -> bytes:
+        path = self.root / self.paths[position]
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise InputError(f"cannot read the image {path} ({os_reason(error)}); repair or delete it.") from error
 
     def read_contents(self, progress: Progress) -> Contents:
         """Read every file once. An `InputError` names files that the operating system cannot read."""
@@ -87,11 +116,7 @@ class ImageFiles:
         extents: list[Levels | None] = [None] * len(self)
 
         def work(i: int) -> None:
-            path = self.root / self.paths[i]
-            try:
-                content = path.read_bytes()
-            except OSError as error:
-                raise InputError(f"cannot read the image {path} ({os_reason(error)}); repair or delete it.") from error
+            content = self._read(i)
             digests[i] = hashlib.sha256(content).digest()
             try:
                 with Image.open(BytesIO(content)) as image:
@@ -104,7 +129,7 @@ class ImageFiles:
                 grey[i] = True
 
         for_each(len(self), work, "reading", progress)
-        total = hashlib.sha256(json.dumps([READER_VERSION, self.class_names]).encode())
+        total = hashlib.sha256(self._head())
         for label, digest in zip(self.labels.tolist(), digests, strict=True):
             total.update(label.to_bytes(4, "little") + digest)
         known = [extent for extent in extents if extent is not None]
@@ -238,23 +263,22 @@ def _list(root: Path, folders: dict[str, str], class_names: tuple[str, ...], not
 
 
 def list_training_images(folder: Path) -> ImageFiles:
-    """List the images under `folder`/train: one folder per class, with images at any depth. Ignores hidden files.
+    """List the images under `folder`/train, or of `folder` itself: one folder per class, with images at any depth.
 
-    Raises `InputError` for any other layout, for fewer than two classes, and for a class with fewer than two images
-    (one to train on and one to validate on).
+    In the second case, the `root` of the result is `folder`, and a test part is still to be taken: see `hold_out`.
+    Ignores hidden files.
+
+    Raises `InputError` for any other layout, for fewer than two classes, and for a class with too few images (one to
+    train on, one to validate on, and one to test on if there is no folder for the test part).
     """
-    root = folder / "train"
     with _readable(folder):
         if not folder.is_dir():
-            raise InputError(
-                f"there is no folder {folder}; name a folder that contains train/ with one folder per class."
-            )
-        if not root.is_dir():
-            raise InputError(
-                f"{folder} has no folder train/; put the class folders under {root}, one folder per class."
-            )
+            raise InputError(f"there is no folder {folder}; name a folder that contains one folder per class.")
+        root = folder if _is_flat(folder) else folder / "train"
     folders, notes = _class_folders(root)
     names = tuple(folders)
+    if root == folder:
+        _check_flat(folder, names)
     if not names:
         raise InputError(f"{root} has no class folders; put the images of each class into a separate folder.")
     files = _list(root, folders, names, notes)
@@ -264,13 +288,75 @@ def list_training_images(folder: Path) -> ImageFiles:
             raise InputError(f"the class folder {root / name} contains no images; fill it or delete it.")
     if len(names) == 1:
         raise InputError(f"{root} has only one class, {names[0]!r}; classification needs at least two class folders.")
+    least, purposes = (3, "train on, validate on and test on") if root == folder else (2, "train on and validate on")
     for name, count in zip(names, counts, strict=True):
-        if count < 2:
+        if count < least:
             raise InputError(
-                f"the class folder {root / name} has {count} image; a class needs at least 2, "
-                "one to train on and one to validate on."
+                f"the class folder {root / name} has {several(int(count), 'image')}; a class needs at least {least}, to"
+                f" {purposes}."
             )
     return files
+
+
+def is_whole(files: ImageFiles, folder: Path) -> bool:
+    """Return whether the training images of `folder` are all of its images, so that a test part is taken from them."""
+    return files.root == folder
+
+
+def _is_flat(folder: Path) -> bool:
+    """Return whether the class folders are in `folder` itself. One of the classes may be called `train`."""
+    if not (folder / "train").is_dir():
+        return True
+    return not _folders(folder / "train") and any(path.name not in PART_NAMES for path in _folders(folder))
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _check_flat(folder: Path, names: Sequence[str]) -> None:
+    """Raise `InputError` if `folder`, which has no folder train/, is a part of a data set or holds parts."""
+    above = folder.parent
+    if names and (folder.name == "train" or (folder.name in PART_NAMES and (above / "train").is_dir())):
+        raise InputError(f"{folder} is one part of a data set; name the folder that contains it: folder:{above}.")
+    parts = [f"{name}/" for name in names if name.lower() in PART_NAMES and _folders(folder / name)]
+    if parts:
+        raise InputError(
+            f"{folder} has no folder train/, but {' and '.join(parts)}; name the folder of the training images train/,"
+            " and one of held-out images test/."
+        )
+    if len(names) == 1 and len(_folders(folder / names[0])) > 1:
+        raise InputError(
+            f"{folder} has only one class, {names[0]!r}; if its folders are the classes, write"
+            f" folder:{folder / names[0]}."
+        )
+
+
+def test_counts(labels: np.ndarray) -> np.ndarray:
+    """Return the number of images of each class that `hold_out` takes: in total a tenth, and at least one per class."""
+    sizes = np.bincount(labels)
+    return split.apportion(sizes, split.tenth(len(labels), len(sizes)), minimum=1, spare=2)
+
+
+def hold_out(files: ImageFiles, digests: Sequence[str]) -> tuple[ImageFiles, ImageFiles]:
+    """Split the images of a folder without parts into a training and a test part, each in the order of the contents.
+
+    The test part consists of the images of each class with the lowest digests. The split thus depends neither on the
+    names of files nor on their order, and an added image leaves the others in their parts, except about one per class.
+
+    Args:
+        files: All images.
+        digests: Digest of each file's bytes.
+    """
+    labels = files.labels.tolist()
+    order = sorted(range(len(files)), key=lambda i: (labels[i], digests[i], files.paths[i]))
+    counts = test_counts(files.labels)
+    is_test = np.concatenate([np.arange(size) < count for size, count in zip(np.bincount(labels), counts, strict=True)])
+    positions = np.array(order)
+    test = positions[is_test]
+    identity = hashlib.sha256("\n".join(f"{labels[i]} {digests[i]}" for i in test).encode()).hexdigest()
+    train = replace(files.take(positions[~is_test]), held_out=identity)
+    return train, replace(files.take(test), notes=())
 
 
 def list_test_images(folder: Path, class_names: tuple[str, ...]) -> ImageFiles | None:

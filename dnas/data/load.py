@@ -1,9 +1,7 @@
 """Loader of data sets by name: finds the files, decodes or streams the images, and splits them."""
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -13,22 +11,17 @@ from torch import Tensor
 
 from dnas.data import split
 from dnas.data.cache import Decoded, cache_key, decoded_once, known_once, measured
-from dnas.data.catalog import (
-    RESIDENT_IMAGE_SIZE,
-    DataInfo,
-    choose_augmentation,
-    choose_image_size,
-    data_info,
-    folder_path,
-)
+from dnas.data.catalog import RESIDENT_IMAGE_SIZE, choose_augmentation, choose_image_size, data_info, folder_path
 from dnas.data.dataset import Dataset
-from dnas.data.images import BrokenImages, Levels, Progress, decode, extent, for_each, notes_on_extents
-from dnas.data.listing import Contents, ImageFiles, ImageReader, list_test_images, list_training_images
+from dnas.data.images import Levels, Progress, decode, extent, for_each, notes_on_extents
+from dnas.data.listing import Contents, ImageFiles, ImageReader
+from dnas.data.parts import cache_folder, choose_subset, data_folder, find_parts, list_of_broken_images, read_contents
 from dnas.data.pixels import Pixels, Resident, StoredImages, Stream, margin
-from dnas.data.sources import NamedPart, imagenet_folder
+from dnas.data.sources import NamedPart
 from dnas.errors import InputError
-from dnas.io import expanded, write_atomic
+from dnas.formatting import several
 
+HELD_OUT = "a tenth of the class folders, chosen by contents"  # in the description of data whose folder has no parts
 # Streamed folders of at most this many images are decoded once at the start, so that broken images are reported early.
 MAX_CHECKED_IMAGES = 20_000
 
@@ -72,13 +65,14 @@ def load_dataset(
     augmentation = choose_augmentation(info, side, augmentation)
     if split_seed < 0:
         raise InputError(f"split_seed must not be negative, but got {split_seed}.")
-    cache = expanded(os.environ.get("DNAS_CACHE") or "~/.cache/dnas/arrays")
-    root = expanded(data_root or os.environ.get("DNAS_DATA") or "~/.cache/dnas/data")
-    reader = _Reader(side, torch.device(device), cache, progress or _ignore)
-    train, test, test_size = _find_parts(info, root, reader.progress)
+    reader = _Reader(side, torch.device(device), cache_folder(), progress or _ignore)
+    train, test, test_size = find_parts(info, data_folder(data_root), reader.cache, reader.progress)
+    whole = isinstance(train, ImageFiles) and bool(train.held_out)
+    if whole:
+        reader.progress(f"held out as the test part: {several(test_size, 'image')}, a tenth, chosen by their contents")
 
     labelled = reader.labelled(train, info.channels, levels)
-    used = _subset(labelled.labels, subset, split_seed)
+    used = choose_subset(labelled.labels, subset, split_seed)
     validation = split.validation(labelled.labels[used], split_seed)
     train_index = np.setdiff1d(np.arange(len(used)), validation)
     pixels, size_rule, notes = reader.training_pixels(labelled, used, keep_all=subset is None)
@@ -99,6 +93,7 @@ def load_dataset(
         augmentation=augmentation,
         levels=labelled.levels,
         test_size=test_size,
+        test_part=HELD_OUT if whole else None,
         subset=subset,
         split_seed=split_seed,
         device=reader.device,
@@ -112,30 +107,6 @@ def load_dataset(
 
 def _ignore(text: str) -> None:
     pass
-
-
-def _find_parts(
-    info: DataInfo, root: Path, progress: Progress
-) -> tuple[ImageFiles | NamedPart, ImageFiles | NamedPart | None, int]:
-    """Return the training part, the test part (None if there is none) and the number of test images."""
-    if not info.name.startswith("folder:") and info.name != "imagenet":
-        return NamedPart(info.name, "train", root), NamedPart(info.name, "test", root), info.test_size or 0
-    folder = imagenet_folder(root, progress) if info.name == "imagenet" else folder_path(info.name)
-    train = list_training_images(folder)
-    test = list_test_images(folder, train.class_names)
-    return train, test, len(test) if test else 0
-
-
-def _subset(labels: np.ndarray, subset: int | None, seed: int) -> np.ndarray:
-    """Return the positions in use, ascending: all, or a stratified `subset` with at least two images per class."""
-    if subset is None:
-        return np.arange(len(labels))
-    classes = len(np.unique(labels))
-    if not 2 * classes <= subset <= len(labels):
-        raise InputError(
-            f"subset must be between {2 * classes} (two images per class) and {len(labels)} (all), but got {subset}."
-        )
-    return split.choose(labels, subset, seed, split.SUBSET, minimum=2, spare=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,7 +140,7 @@ class _Reader:
         if isinstance(part, NamedPart):
             decoded = self.named(part, self.image_size if self.is_resident else None)
             return _Labelled(decoded.labels, decoded.class_names, decoded.fingerprint, decoded.images.shape[1], decoded)
-        contents = self.contents(part)
+        contents = read_contents(part, self.cache, self.progress)
         channels, levels = channels or contents.channels, levels or contents.levels
         notes = part.notes + contents.notes(part.root)
         if self.is_resident:
@@ -205,7 +176,7 @@ class _Reader:
                 return self._resident(decoded, None), torch.from_numpy(decoded.labels).to(self.device)
             pixels = self._stream(StoredImages(decoded.images), decoded.fingerprint, channels)
             return pixels, torch.from_numpy(decoded.labels).to(self.device)
-        contents = self.contents(part)
+        contents = read_contents(part, self.cache, self.progress)
         for note in part.notes + contents.notes(part.root):
             self.progress(note)
         labels = torch.from_numpy(part.labels).to(self.device)
@@ -214,20 +185,13 @@ class _Reader:
         identity = cache_key(contents.digest, levels)
         return self._stream(ImageReader(part, levels), identity, channels), labels
 
-    def contents(self, files: ImageFiles) -> Contents:
-        """Read every file once; again only after paths, sizes, times or inodes have changed."""
-        key = cache_key("contents", files.listing_digest())
-        with self._list_of_broken_images():
-            stored = known_once(self.cache, key, lambda: asdict(files.read_contents(self.progress)), self.progress)
-        return Contents(**stored | {"levels": stored["levels"] and tuple(stored["levels"])})
-
     def decoded(self, files: ImageFiles, contents: Contents, channels: int, levels: Levels | None) -> Decoded:
         """Return all images of class folders at the size in use, from the cache if the same contents are in it."""
         key = cache_key("files", contents.digest, self.image_size, channels, levels)
 
         def compute() -> Decoded:
             read = partial(ImageReader(files, levels).read, channels=channels)
-            with self._list_of_broken_images():
+            with list_of_broken_images(self.cache):
                 images, resized, extents = decode(len(files), read, channels, self.image_size, self.progress)
             notes = notes_on_extents(extents, str(files.root))
             return measured(images, files.labels, files.class_names, resized, notes)
@@ -271,26 +235,11 @@ class _Reader:
             extents[i] = extent(reader.read(i, channels))
 
         def check() -> tuple[str, ...]:
-            with self._list_of_broken_images():
+            with list_of_broken_images(self.cache):
                 for_each(len(files), work, "checking", self.progress)
             return notes_on_extents(extents, str(files.root))
 
         return tuple(known_once(self.cache, cache_key("checked", identity, channels), check, self.progress))
-
-    @contextmanager
-    def _list_of_broken_images(self) -> Iterator[None]:
-        """Write the full list of more than three broken images to a file that the error names."""
-        try:
-            yield
-        except BrokenImages as error:
-            if len(error.messages) <= 3:
-                raise
-            path = self.cache / f"broken-images-{cache_key(error.messages)[:8]}.txt"
-            try:
-                write_atomic(path, "\n".join(error.messages) + "\n")
-            except OSError:  # the cache is not writable
-                raise error from None
-            raise BrokenImages(error.messages, path) from None
 
 
 def _decode_named(part: NamedPart, image_size: int | None, progress: Progress) -> Decoded:

@@ -49,6 +49,11 @@ class NamedPart:
             return None
         return [(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
 
+    def is_here(self) -> bool:
+        """Return whether its files, or the archive that contains them, exist."""
+        archive = self.root / _ARCHIVES.get(self.name, "")
+        return self.name == "digits" or self.stamps() is not None or archive.is_file()
+
     def read(self, progress: Progress) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
         """Read images uint8 [N, C, H, W], labels int64 [N] and class names. Missing files are downloaded.
 

@@ -43,5 +43,10 @@ def choose(labels: np.ndarray, count: int, seed: int, purpose: int, minimum: int
 
 def validation(labels: np.ndarray, seed: int) -> np.ndarray:
     """Return the positions of the validation part: a tenth of `labels`, at least one per class, one per class left."""
-    count = max((len(labels) + 5) // 10, len(np.unique(labels)))
+    count = tenth(len(labels), len(np.unique(labels)))
     return choose(labels, count, seed, VALIDATION, minimum=1, spare=1)
+
+
+def tenth(images: int, classes: int) -> int:
+    """Return the number of images in a part that is a tenth of all, with at least one image per class."""
+    return max((images + 5) // 10, classes)

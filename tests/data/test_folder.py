@@ -14,6 +14,7 @@ from PIL import Image
 
 from dnas.data import cache, images, load_dataset
 from dnas.data.images import fit
+from dnas.data.parts import summarize
 from dnas.errors import InputError
 from tests.support.data_files import noise, write_folder
 
@@ -156,8 +157,9 @@ def broken(*names):
 
 
 MISTAKES = [
-    (shutil.rmtree, "there is no folder {0}; name a folder that contains train/"),
-    (lambda f: (f / "train").rename(f / "Train"), "{0} has no folder train/; put the class folders under {0}/train"),
+    (shutil.rmtree, "there is no folder {0}; name a folder that contains one folder per class"),
+    (lambda f: (f / "train").rename(f / "Train"), "{0} has no folder train/, but Train/; name the folder of the"),
+    (lambda f: (f / "train").rename(f / "pics"), "{0} has only one class, 'pics'; if its folders are the classes, wri"),
     (lambda f: [shutil.rmtree(f / "train" / c) for c in "ab"], "{0}/train has no class folders"),
     (empty, "the class folder {0}/train/c contains no images"),
     (lambda f: shutil.rmtree(f / "train" / "a"), "{0}/train has only one class, 'b'"),
@@ -182,6 +184,84 @@ def test_mistakes_are_reported_in_one_line(tmp_path, spoil, message, size):
     if "4 images" in message:
         assert "; and 1 more. All of them are listed in " in str(caught.value)
         assert all(name in str(caught.value) for name in ("a/001.png", "b/000.png", "b/001.png"))
+
+
+# --- class folders without train/ and test/ ---
+
+
+def test_a_tenth_of_plain_class_folders_is_held_out(tmp_path):
+    write_folder(tmp_path, "", ["a", "b"], 30, 8)
+    messages = []
+    data = load(tmp_path, image_size=8, progress=messages.append)
+    assert (data.train_size, data.val_size, data.test_size) == (49, 5, 6)
+    assert "held out as the test part: 6 images, a tenth, chosen by their contents" in messages
+    assert data.describe()["test_part"] == "a tenth of the class folders, chosen by contents"
+    assert "test_part" not in load_dataset("digits").describe()
+    assert next(data.batches("test"))[1].tolist() == [0] * 3 + [1] * 3
+    with pytest.raises(InputError, match=r"a class needs at least 3, to train on, validate on and test on\."):
+        for path in sorted((tmp_path / "b").iterdir())[2:]:
+            path.unlink()
+        load(tmp_path, image_size=8)
+
+
+def test_the_parts_follow_from_contents_and_not_from_names(tmp_path):
+    paths = write_folder(tmp_path / "here", "", ["a", "b"], 30, 8)
+    for number, path in enumerate(paths):
+        copy = tmp_path / "there" / path.parent.name / f"{97 * number % 61:02}.png"
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
+    here, there = load(tmp_path / "here", image_size=8), load(tmp_path / "there", image_size=8)
+    assert here.fingerprint == there.fingerprint
+    for part in ("train", "val", "test"):
+        assert torch.equal(next(here.batches(part))[0], next(there.batches(part))[0])
+    images = {part: {x.numpy().tobytes() for x in next(here.batches(part))[0]} for part in ("train", "val", "test")}
+    assert len(images["train"] | images["val"] | images["test"]) == 60, "no image is in two parts"
+    other_split = load(tmp_path / "here", image_size=8, split_seed=1)
+    other_split = replace(other_split, mean=here.mean, std=here.std)
+    assert {x.numpy().tobytes() for x in next(other_split.batches("test"))[0]} == images["test"]
+
+
+def test_a_changed_test_image_changes_the_fingerprint(tmp_path):
+    paths = write_folder(tmp_path, "", ["a", "b"], 5, 8)
+    data = load(tmp_path, image_size=8)
+    pixels, _ = data.open_test()
+    held_out = next(
+        path for path in paths if np.array_equal(np.asarray(Image.open(path)).transpose(2, 0, 1), pixels.images[0])
+    )
+    held_out.unlink()
+    assert load(tmp_path, image_size=8).fingerprint != data.fingerprint
+
+
+def test_a_part_of_a_data_set_is_answered_with_the_right_path(tmp_path):
+    write_folder(tmp_path, "train", ["a", "b"], 3, 8)
+    write_folder(tmp_path, "test", ["a", "b"], 3, 8)
+    for part in ("train", "test"):
+        with pytest.raises(InputError, match="one part of a data set; name the folder that contains it") as caught:
+            load(tmp_path / part)
+        assert str(caught.value).endswith(f": folder:{tmp_path}.")
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    write_folder(tmp_path, "", ["bus", "train"], 5, 8)
+    assert load(tmp_path, image_size=8).class_names == ("bus", "train")
+
+
+@pytest.mark.parametrize("part", ["train", ""])
+def test_a_summary_equals_the_loaded_data(tmp_path, reads, part):
+    write_folder(tmp_path, part, ["a", "b", "c"], 15, 16)
+    if part:
+        write_folder(tmp_path, "test", ["a"], 2, 16)
+    summary = summarize(f"folder:{tmp_path}", subset=20, image_size=8)
+    assert not reads
+    data = load(tmp_path, subset=20, image_size=8)
+    for name in ("title", "classes", "train_size", "val_size", "test_size", "image_size", "augmentation"):
+        assert getattr(summary, name) == getattr(data, name), name
+    assert summary.describe() == (
+        f"{tmp_path.name}: 3 classes, 17 training and 3 validation images"
+        f"{'' if part else ' (5 more are held out as the test part)'} resized to 8×8, shifted and mirrored at random"
+    )
+    with pytest.raises(InputError, match="subset must be between 6"):
+        summarize(f"folder:{tmp_path}", subset=5)
 
 
 @pytest.mark.parametrize("size", [8, 100])
