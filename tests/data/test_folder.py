@@ -190,18 +190,18 @@ def test_mistakes_are_reported_in_one_line(tmp_path, spoil, message, size):
 
 
 def test_a_tenth_of_plain_class_folders_is_held_out(tmp_path):
-    write_folder(tmp_path, "", ["a", "b"], 30, 8)
+    write_folder(tmp_path / "set", "", ["a", "b"], 30, 8)
     messages = []
-    data = load(tmp_path, image_size=8, progress=messages.append)
+    data = load(tmp_path / "set", image_size=8, progress=messages.append)
     assert (data.train_size, data.val_size, data.test_size) == (49, 5, 6)
     assert "held out as the test part: 6 images, a tenth, chosen by their contents" in messages
     assert data.describe()["test_part"] == "a tenth of the class folders, chosen by contents"
     assert "test_part" not in load_dataset("digits").describe()
     assert next(data.batches("test"))[1].tolist() == [0] * 3 + [1] * 3
+    for path in sorted((tmp_path / "set" / "b").iterdir())[2:]:
+        path.unlink()
     with pytest.raises(InputError, match=r"a class needs at least 3, to train on, validate on and test on\."):
-        for path in sorted((tmp_path / "b").iterdir())[2:]:
-            path.unlink()
-        load(tmp_path, image_size=8)
+        load(tmp_path / "set", image_size=8)
 
 
 def test_the_parts_follow_from_contents_and_not_from_names(tmp_path):
@@ -222,46 +222,46 @@ def test_the_parts_follow_from_contents_and_not_from_names(tmp_path):
 
 
 def test_a_changed_test_image_changes_the_fingerprint(tmp_path):
-    paths = write_folder(tmp_path, "", ["a", "b"], 5, 8)
-    data = load(tmp_path, image_size=8)
+    paths = write_folder(tmp_path / "set", "", ["a", "b"], 5, 8)
+    data = load(tmp_path / "set", image_size=8)
     pixels, _ = data.open_test()
     held_out = next(
         path for path in paths if np.array_equal(np.asarray(Image.open(path)).transpose(2, 0, 1), pixels.images[0])
     )
     held_out.unlink()
-    assert load(tmp_path, image_size=8).fingerprint != data.fingerprint
+    assert load(tmp_path / "set", image_size=8).fingerprint != data.fingerprint
 
 
 def test_a_part_of_a_data_set_is_answered_with_the_right_path(tmp_path):
-    write_folder(tmp_path, "train", ["a", "b"], 3, 8)
-    write_folder(tmp_path, "test", ["a", "b"], 3, 8)
+    write_folder(tmp_path / "set", "train", ["a", "b"], 3, 8)
+    write_folder(tmp_path / "set", "test", ["a", "b"], 3, 8)
     for part in ("train", "test"):
         with pytest.raises(InputError, match="one part of a data set; name the folder that contains it") as caught:
-            load(tmp_path / part)
-        assert str(caught.value).endswith(f": folder:{tmp_path}.")
+            load(tmp_path / "set" / part)
+        assert str(caught.value).endswith(f": folder:{tmp_path}/set.")
 
 
 def test_a_class_may_be_called_train(tmp_path):
-    write_folder(tmp_path, "", ["bus", "train"], 5, 8)
-    assert load(tmp_path, image_size=8).class_names == ("bus", "train")
+    write_folder(tmp_path / "set", "", ["bus", "train"], 5, 8)
+    assert load(tmp_path / "set", image_size=8).class_names == ("bus", "train")
 
 
 @pytest.mark.parametrize("part", ["train", ""])
 def test_a_summary_equals_the_loaded_data(tmp_path, reads, part):
-    write_folder(tmp_path, part, ["a", "b", "c"], 15, 16)
+    write_folder(tmp_path / "set", part, ["a", "b", "c"], 15, 16)
     if part:
-        write_folder(tmp_path, "test", ["a"], 2, 16)
-    summary = summarize(f"folder:{tmp_path}", subset=20, image_size=8)
+        write_folder(tmp_path / "set", "test", ["a"], 2, 16)
+    summary = summarize(f"folder:{tmp_path}/set", subset=20, image_size=8)
     assert not reads
-    data = load(tmp_path, subset=20, image_size=8)
+    data = load(tmp_path / "set", subset=20, image_size=8)
     for name in ("title", "classes", "train_size", "val_size", "test_size", "image_size", "augmentation"):
         assert getattr(summary, name) == getattr(data, name), name
     assert summary.describe() == (
-        f"{tmp_path.name}: 3 classes, 17 training and 3 validation images"
+        f"set: 3 classes, 17 training and 3 validation images"
         f"{'' if part else ' (5 more are held out as the test part)'} resized to 8×8, shifted and mirrored at random"
     )
     with pytest.raises(InputError, match="subset must be between 6"):
-        summarize(f"folder:{tmp_path}", subset=5)
+        summarize(f"folder:{tmp_path}/set", subset=5)
 
 
 @pytest.mark.parametrize("size", [8, 100])
