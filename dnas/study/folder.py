@@ -55,7 +55,8 @@ def find_study(name: str | Path) -> "StudyFolder":
         return StudyFolder(path)
     known = sorted(file.parent.name for file in studies_folder().glob("*/study.toml"))
     raise InputError(
-        f"no study {str(name)!r}; there are {', '.join(known) or 'none yet'}.{did_you_mean(str(name), known)}"
+        f"no study {str(name)!r}; there are {', '.join(known) or 'none yet'} in {studies_folder().absolute()}."
+        f"{did_you_mean(str(name), known)}"
     )
 
 

@@ -200,7 +200,7 @@ def test_new_space_replaces_no_file(capsys: pytest.CaptureFixture[str]) -> None:
         ("train densenet-bc:L=10,k=4,classes=7 --dataset digits --epochs 1", "states classes=7, but Digits has 10."),
         ("train densenet-bc:L=10,k=4 --dataset digits --device cuda:99", "--device cuda:99"),
         ("eval nothing.pt", "no checkpoint at nothing.pt."),
-        ("status nothing", "no study 'nothing'; there are none yet."),
+        ("status nothing", "no study 'nothing'; there are none yet in /"),
         ("report nothing", "no study 'nothing'"),
         ("export nothing -o x.onnx", "no study 'nothing'"),
         ("plot weight-norms nothing -o x.svg", "no study 'nothing'"),
