@@ -9,7 +9,8 @@ from dnas.ablation.variants import Variant, differences, thaw
 from dnas.analysis.paired import pairs_needed
 from dnas.analysis.sequential import first_look
 from dnas.arch import format_name
-from dnas.batch.estimate import RECORD_BYTES, epoch_seconds, estimate_seconds, settled_kernels
+from dnas.batch.estimate import epoch_seconds, estimate_seconds, settled_kernels
+from dnas.batch.forecast import RECORD_BYTES
 from dnas.batch.runs import PlannedRun
 from dnas.data import load_dataset
 from dnas.errors import InputError

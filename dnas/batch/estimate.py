@@ -1,88 +1,59 @@
-"""Estimates for `--dry-run`: the networks that a command will train, their cost, time and disk space."""
+"""Estimates of training time for `--dry-run`, from a few timed steps."""
 
+import dataclasses
 import math
-import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 
 from dnas.arch import Spec, cost
+from dnas.batch.forecast import Forecast
 from dnas.batch.runs import PlannedRun
-from dnas.data import load_dataset
-from dnas.formatting import count, duration, size
+from dnas.formatting import duration, several
 from dnas.nn import kernels_or_plain, resolve_kernels
-from dnas.search.stopping import REDUCTION, brackets, rungs
-from dnas.study.config import RunConfig, SearchConfig
+from dnas.study.config import RunConfig
 from dnas.study.folder import StudyFolder
-from dnas.training.defaults import DEFAULT_KERNELS
+from dnas.training.defaults import DEFAULT_KERNELS, cores
 from dnas.training.devices import check_device
 from dnas.training.fit import time_steps
 from dnas.training.recipe import Recipe
 
-SAMPLED_NETWORKS = 200
 TIMED_STEPS = 3
-RECORD_BYTES = 60_000  # disk space for record, curve and norms of a trial
-START_SECONDS = 2.0  # time from the start of a listed run to its first step
-MAX_TIMED_MACS = 2e10  # largest step that is timed for a list of runs; the time of larger steps is extrapolated
+START_SECONDS = 2.0  # time from the start of a run to its first step
+MAX_TIMED_MACS = 2e10  # multiply-adds of the largest step that is timed; the time of larger steps is extrapolated
 VALIDATION_SHARE = 1 / 27  # validation time per epoch: a ninth as many images, at a third of the work
 
 
-def plan(config: SearchConfig) -> str:
-    """Describe a search before it starts: networks, cost, time and disk space.
-
-    The data are loaded, and a few training steps of the median network are timed.
-    """
+def describe_time(forecast: Forecast) -> str:
+    """Estimate the time of a search, from a few timed steps of its median network."""
+    config, space, data = forecast.config, forecast.space, forecast.data
+    if not forecast.longest:
+        return "time      none: nothing is left to train"
     device = check_device(config.run.device)
-    data = load_dataset(**config.run.data)
-    space = config.space.for_data(data.channels, data.image_size, data.classes, augmented=data.augmentation != "none")
-    rng = random.Random(config.seed)
-    sampled = (space.feasible(space.random_point(rng)) for _ in range(50 * SAMPLED_NETWORKS))
-    feasible = (spec for spec in sampled if spec is not None)
-    specs = [spec for spec, _ in zip(feasible, range(SAMPLED_NETWORKS), strict=False)]
-    costs = [cost(spec, space.recipe.batch_size) for spec in specs]
-    macs = median(network.macs for network in costs)
-    typical = min(specs, key=lambda spec: abs(cost(spec).macs - macs))
-    recipe, trials = space.recipe, config.trials
-    kernels = settled_kernels(
-        config.run, typical, recipe.batch_size, device, StudyFolder(Path("studies") / config.study)
+    folder = StudyFolder(Path("studies") / config.study)
+    recipe, spec = space.recipe, forecast.typical
+    if device == "cpu":  # a step of a large network would take longer to time than the reader waits
+        batch = max(2, min(recipe.batch_size, int(MAX_TIMED_MACS / cost(spec).macs)))
+        recipe = dataclasses.replace(recipe, batch_size=batch)
+    kernels = settled_kernels(config.run, spec, recipe.batch_size, device, folder)
+    epoch = epoch_seconds(spec, recipe, (data.train_size, data.val_size), device, config.run, kernels)
+    at_once = runs_at_once(config.run, device, forecast.runs)
+    shortest, longest = (
+        (runs * space.recipe.epochs * epoch + math.ceil(runs) * START_SECONDS) / at_once
+        for runs in (forecast.shortest, forecast.longest)
     )
-    epoch = epoch_seconds(typical, recipe, (data.train_size, data.val_size), device, config.run, kernels)
-    longest = trials * recipe.epochs * epoch / config.run.workers
-    share = _share_trained(config.stopping, recipe.epochs)
-    low, high = min(network.params for network in costs), max(network.params for network in costs)
-    checkpoint = 2 * 4 * median(network.params for network in costs)
-    activations = max(network.activation_bytes for network in costs)
-    return "\n".join(
-        (
-            f"networks  {trials} of {space.name}: {count(low)} to {count(high)} params,"
-            f" {count(min(network.macs for network in costs))} to {count(max(network.macs for network in costs))} macs"
-            f" (of {len(specs)} sampled)",
-            f"data      {data.title}: {data.train_size:,} training and {data.val_size:,} validation images of"
-            f" {data.image_size}×{data.image_size}",
-            f"training  {recipe.epochs} epochs of batch {recipe.batch_size}, recipe {recipe.name}",
-            f"memory    up to {size(activations)} of activations per step, in each of {config.run.workers} workers",
-            f"time      about {duration(share * longest)} with early stopping, at most {duration(longest)}"
-            if share < 1
-            else f"time      about {duration(longest)}",
-            f"          (from {TIMED_STEPS} timed steps of the median network on {device}, kernels {kernels})",
-            f"disk      about {size(trials * (checkpoint + RECORD_BYTES))} in studies/{config.study}/",
-            "nothing was trained; remove --dry-run to start",
-        )
+    early = f"about {duration(shortest)} with early stopping, at most " if shortest < longest else "about "
+    return (
+        f"time      {early}{duration(longest)}, {several(at_once, 'run')} at once\n"
+        f"          (from {TIMED_STEPS} timed steps of the median network on {device}, kernels {kernels})"
     )
 
 
-def _share_trained(stopping: str, epochs: int) -> float:
-    """Return the fraction of all epochs that is trained if one trial in `REDUCTION` passes each rung."""
-    ladders = {"asha": ((rungs(epochs), 1),), "hyperband": brackets(epochs)}.get(stopping, (((), 1),))
-    trained = 0.0
-    for ladder, trials in ladders:
-        alive, last = trials / sum(count for _, count in ladders), 0
-        for rung in (*ladder, epochs):
-            trained += alive * (rung - last)
-            alive, last = alive / REDUCTION, rung
-    return trained / epochs
+def runs_at_once(run_config: RunConfig, device: str, runs: int) -> int:
+    """Return the number of runs that train at full speed at the same time."""
+    limit = cores() // run_config.threads if device == "cpu" else run_config.workers
+    return max(1, min(run_config.workers, limit, runs))
 
 
 def settled_kernels(run_config: RunConfig, spec: Spec, batch_size: int, device: str, folder: StudyFolder) -> str:

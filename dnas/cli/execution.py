@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 from dnas.cli.output import command_line
 from dnas.errors import InputError, unknown
 from dnas.study.config import RunConfig
-from dnas.training.defaults import TINY_IMAGE, cores, default_threads, default_workers
+from dnas.training.defaults import (
+    TINY_IMAGE,
+    check_device_name,
+    check_kernels_name,
+    cores,
+    default_threads,
+    default_workers,
+)
 
 if TYPE_CHECKING:
     from dnas.batch.runs import PlannedRun
@@ -48,6 +55,8 @@ class Execution:
         execution = cls(**{field.name: getattr(args, field.name) for field in dataclasses.fields(cls)} | changes)
         if execution.executor not in EXECUTORS:
             raise unknown("executor", execution.executor, EXECUTORS)
+        check_device_name(execution.device)
+        check_kernels_name(execution.kernels)
         for name in RAY_OPTIONS:
             if execution.executor != "ray" and getattr(execution, name) is not None:
                 option = name.replace("_", "-")

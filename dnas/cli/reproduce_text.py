@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from dnas.arch import cost
-from dnas.batch.estimate import RECORD_BYTES, estimate_seconds
+from dnas.batch.estimate import estimate_seconds
+from dnas.batch.forecast import RECORD_BYTES
 from dnas.formatting import count, duration, several, size
 from dnas.reproduce.results import Result
 from dnas.reproduce.targets import Plan

@@ -23,6 +23,7 @@ from dnas.cli.parser import (
     whole_number,
 )
 from dnas.errors import InputError
+from dnas.formatting import several
 
 SUMMARY = "search a space for the best networks"
 EXAMPLES = """  dnas search --space digits_bc --trials 20
@@ -126,30 +127,42 @@ def run(args: argparse.Namespace) -> int:
     quiet = args.quiet or as_json
     folder = StudyFolder(Path("studies") / check_study_name(args.study or Path(args.space or "").stem or "none"))
     config = make_config(args, folder.name, folder.config() if folder.exists else {})
+    if args.device.startswith("cuda") or args.kernels in ("cpu", "triton"):
+        _check_machine(args.device, args.kernels)
     if dry_run:
-        from dnas.batch.estimate import plan
+        from dnas.batch.forecast import describe, forecast
 
-        print(plan(config))
+        plan = forecast(config)
+        print(describe(plan), flush=True)
+        from dnas.batch.estimate import describe_time
+
+        print(f"{describe_time(plan)}\nnothing was trained; remove --dry-run to start")
         return 0
+    from dnas.cli.search_opening import opening
+
+    local = args.executor == "local"
+    header = opening(config, config.run.workers if local else None)
+    if not quiet:
+        print(header, flush=True)
     executor = None
-    if args.executor == "ray":
+    if local:
+        from dnas.training.forkserver import start_forkserver
+
+        start_forkserver()
+    else:
         from dnas.cli.execution import Execution
 
         side = args.image_size or config.space.fixed.get("image_size", 32)
         executor, changes = Execution.of(args).connect_ray(config.study, side)
         config = dataclasses.replace(config, run=dataclasses.replace(config.run, **changes))
-    else:
-        from dnas.training.forkserver import start_forkserver
-
-        start_forkserver()
     from dnas.cli.display import make_display
     from dnas.cli.search_text import as_json as result_as_json
-    from dnas.cli.search_text import closing, opening
+    from dnas.cli.search_text import closing
     from dnas.search.run import search
 
     display = make_display(quiet, verbose)
-    if not quiet:
-        print(opening(config, executor))
+    if executor is not None:
+        display.note(f"Ray: {several(min(config.run.workers, executor.workers), 'run')} at once")
     try:
         with display:
             outcome = search(config, display, executor)
@@ -160,3 +173,13 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(closing(config.study, outcome, config.trials))
     return 1 if outcome.stopped_by else 0
+
+
+def _check_machine(device: str, kernels: str | None) -> None:
+    """Raise `InputError` if this machine lacks a device or kernels that were asked for. Imports torch."""
+    from dnas.nn.kernels import check_kernels
+    from dnas.training.devices import check_device
+
+    check_device(device)
+    if kernels is not None:
+        check_kernels(kernels)

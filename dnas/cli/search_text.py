@@ -1,4 +1,4 @@
-"""Output of `dnas search` and `dnas worker` before and after the search."""
+"""Output of `dnas search` and `dnas worker` after the search."""
 
 from pathlib import Path
 from typing import Any
@@ -7,51 +7,13 @@ from dnas.analysis.efficiency import pareto_front
 from dnas.analysis.metrics import METRICS
 from dnas.cli.display import state_counts
 from dnas.cli.output import counts_by_state
-from dnas.data.catalog import data_info
-from dnas.executors.protocol import Executor, Outcome
+from dnas.executors.protocol import Outcome
 from dnas.formatting import count, percent, several
-from dnas.search.stopping import Ladder
-from dnas.study.config import SearchConfig, objectives_of
+from dnas.study.config import objectives_of
 from dnas.study.folder import StudyFolder, read_study
 from dnas.study.record import TrialRecord
 
 FRONT_LINES = 5  # networks of the Pareto front that are printed
-SAMPLERS = {"gp": "Gaussian process", "tpe": "TPE", "nsga2": "NSGA-II"}
-
-
-def opening(config: SearchConfig, executor: Executor | None) -> str:
-    """Return a summary of a search before it starts. executor: None means processes of this machine."""
-    space, recipe = config.space, config.space.recipe
-    networks, (low, high) = space.size(), space.survey().range("params")
-    limits = ", ".join(f"{name} ≤ {count(value)}" for name, value in space.limits.stated().items()) or "none"
-    subset = f", {config.run.data['subset']:,} images of it" if config.run.data["subset"] else ""
-    workers = config.run.workers if executor is None else min(config.run.workers, executor.workers)
-    control = f", {100 * config.control:.0f}% random control" if config.control else ""
-    return "\n".join(
-        (
-            f"{space.name}   {space.title}",
-            f"space    {f'{networks:,} networks' if networks is not None else 'infinite'},"
-            f" {count(low)} to {count(high)} params",
-            f"limits   {limits}",
-            f"data     {data_info(space.dataset).title}{subset}",
-            f"train    recipe {recipe.name}, {several(recipe.epochs, 'epoch')} of batch {recipe.batch_size};"
-            f" early stopping {_stopping(config)}",
-            f"search   {', '.join(config.objectives)} by {SAMPLERS.get(config.sampler, config.sampler)}, seed"
-            f" {config.seed}{control}; {config.trials} trials, {workers} at once"
-            f" ({several(config.run.threads, 'thread')} each); studies/{config.study}/",
-            "",
-        )
-    )
-
-
-def _stopping(config: SearchConfig) -> str:
-    epochs = config.space.recipe.epochs
-    rungs = Ladder(config.stopping, epochs, several=len(config.objectives) > 1).rungs
-    if not rungs:
-        return "none"
-    few = len(rungs) < 6
-    text = "·".join(str(rung) for rung in (*rungs, epochs)) if few else f"{rungs[0]} to {rungs[-1]}"
-    return f"{config.stopping} after {text} epochs"
 
 
 def closing(study: str, outcome: Outcome, trials: int) -> str:

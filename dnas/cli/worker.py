@@ -1,7 +1,6 @@
 """`dnas worker`: train for a study that several machines share through a PostgreSQL database."""
 
 import argparse
-import dataclasses
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,7 +78,8 @@ def run(args: argparse.Namespace) -> int:
     import signal
 
     from dnas.cli.display import make_display
-    from dnas.cli.search_text import closing, opening
+    from dnas.cli.search_opening import opening
+    from dnas.cli.search_text import closing
     from dnas.cluster import queries
     from dnas.cluster.study import StoredStudy, create_study, load_data, options_of, read_config, shared_of
     from dnas.cluster.worker import COMPLETE, Worker
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
         folder = StoredStudy(Path("studies", study), database, shared_of(stored, shared_url), display.note)
         data = load_data(stored, config, display.note)
         if not quiet:
-            print(opening(dataclasses.replace(config, run=dataclasses.replace(config.run, workers=workers)), None))
+            print(opening(config, workers))
         worker = Worker(folder, config, data, display, LocalExecutor(workers, devices), workers)
         try:
             end = worker.run()

@@ -17,8 +17,8 @@ from dnas.errors import InputError
 from dnas.executors.shared_storage import SharedStorage, first_line
 from dnas.formatting import redact
 from dnas.io import write_atomic
-from dnas.search.driver import check_fits
 from dnas.search.state import ENDED
+from dnas.space.space import check_fits
 from dnas.study.config import SearchConfig, check_objectives, data_arguments_of, frozen_inputs, objectives_of, space_of
 from dnas.study.folder import StudyFolder
 from dnas.study.record import TrialRecord

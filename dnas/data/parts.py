@@ -26,6 +26,7 @@ from dnas.errors import InputError
 from dnas.formatting import several, size
 from dnas.io import expanded, write_atomic
 
+FEW_IMAGES = 100  # with fewer validation images, one image is over 1% of the error
 AUGMENTED = {
     "none": "not augmented",
     "crop": "shifted at random",
@@ -181,3 +182,22 @@ def choose_subset(labels: np.ndarray, subset: int | None, seed: int) -> np.ndarr
         return np.arange(len(labels))
     check_subset(subset, len(labels), len(np.unique(labels)))
     return split.choose(labels, subset, seed, split.SUBSET, minimum=2, spare=0)
+
+
+def size_warnings(train_size: int, val_size: int, batch_size: int) -> list[str]:
+    """Return sentences on sizes that are allowed, but with which training or its measurement has little meaning.
+
+    val_size: 0 if the validation images are in the training part.
+    """
+    warnings = []
+    if train_size < batch_size:
+        warnings.append(
+            f"a batch of {batch_size:,} is larger than the training part of {several(train_size, 'image')}, so an epoch"
+            " is a single step; give a smaller --batch-size"
+        )
+    if 0 < val_size < FEW_IMAGES:
+        warnings.append(
+            f"the validation part has {several(val_size, 'image')} only, so one image is {100 / val_size:.2g}% of the"
+            " error, and networks can hardly be told apart"
+        )
+    return warnings

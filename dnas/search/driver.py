@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from dnas.errors import InputError
 from dnas.executors.job import make_job, take_result
 from dnas.executors.protocol import Show
 from dnas.executors.worker import Job
@@ -23,13 +22,6 @@ from dnas.study.config import SearchConfig
 from dnas.study.folder import StudyFolder
 from dnas.study.provenance import git_commit, versions
 from dnas.study.record import TrialRecord
-
-
-def check_fits(space: Space) -> None:
-    """Raise `InputError` if no network of the space accepts images of this size."""
-    survey = space.survey()
-    if not survey.costs:
-        raise InputError(f"none of the networks of {space.name} fits these images: {survey.example}")
 
 
 class Driver:

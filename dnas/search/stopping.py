@@ -60,6 +60,18 @@ def brackets(epochs: int) -> tuple[tuple[tuple[int, ...], int], ...]:
     )
 
 
+def share_trained(name: str, epochs: int) -> float:
+    """Return the fraction of all epochs that a rule trains if one trial in `REDUCTION` passes each rung."""
+    ladders = {"asha": ((rungs(epochs), 1),), "hyperband": brackets(epochs)}.get(name, (((), 1),))
+    trained = 0.0
+    for ladder, trials in ladders:
+        alive, last = trials / sum(weight for _, weight in ladders), 0
+        for rung in (*ladder, epochs):
+            trained += alive * (rung - last)
+            alive, last = alive / REDUCTION, rung
+    return trained / epochs
+
+
 def _cycle(weights: Sequence[int]) -> list[int]:
     """Return the bracket of each trial of a cycle, the brackets spread evenly over the cycle.
 

@@ -110,7 +110,7 @@ def parse_space(text: str, name: str, where: str, **overrides: Any) -> Space:
         assert recipe is not None
         assert isinstance(dataset, str)
         space = Space(name, title, text, family, dataset, fixed, choices, limits, recipe, first)
-        problems += _check_networks(space)
+        problems += _check_networks(space, overrides.get("limits") or {})
         if not problems:
             return space
     raise several_problems(where, problems)
@@ -307,8 +307,11 @@ def _read_first(entries: Any, choices: tuple[Choice, ...], problems: list[str]) 
     return tuple(points)
 
 
-def _check_networks(space: Space) -> list[str]:
-    """Return the problems that only the networks reveal: impossible networks, and limits that none satisfies."""
+def _check_networks(space: Space, options: Mapping[str, float]) -> list[str]:
+    """Return the problems that only the networks reveal: impossible networks, and limits that none satisfies.
+
+    Raises `InputError` if no network satisfies one of `options`, the limits that the file does not state.
+    """
     survey = space.survey()
     if not survey.costs:
         return [f"none of its networks exists: {survey.example}"]
@@ -318,6 +321,11 @@ def _check_networks(space: Space) -> list[str]:
     if not survey.feasible and not _some_draw_is_feasible(space, survey):
         for name, limit in space.limits.stated().items():
             smallest = survey.range(name)[0]
+            if smallest > limit and name in options:
+                raise InputError(
+                    f"--max-{name} {limit:,}: no network of {space.name} is as small; the smallest has"
+                    f" {smallest:,} {name}."
+                )
             if smallest > limit:
                 problems.append(
                     f"[limits] {name}: no network satisfies {name} <= {limit:,}; the smallest has {smallest:,}."

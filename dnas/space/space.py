@@ -327,3 +327,10 @@ class Survey:
 
 
 _SURVEYS: dict[str, Survey] = {}
+
+
+def check_fits(space: Space) -> None:
+    """Raise `InputError` if no network of the space accepts images of this size."""
+    survey = space.survey()
+    if not survey.costs:
+        raise InputError(f"none of the networks of {space.name} fits these images: {survey.example}")

@@ -1,7 +1,11 @@
 """Default settings of training runs, which mostly depend on the machine."""
 
 import os
+import re
 
+from dnas.errors import InputError, did_you_mean
+
+KERNELS = ("plain", "ref", "cpu", "triton", "auto")  # the names of `dnas.nn.kernels`, which imports torch
 DEFAULT_KERNELS = "auto"  # kernels of a new study or run
 TINY_IMAGE = 16  # side in pixels up to which one thread is used, since a second one waits longer than it computes
 
@@ -19,3 +23,18 @@ def default_workers() -> int:
 def cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_device_name(device: str) -> str:
+    """Return `device`; raise `InputError` if it is no name of a device that trains. This machine may lack it."""
+    if not re.fullmatch(r"auto|(cpu|cuda)(:\d+)?", device):
+        raise InputError(f"no device {device!r} to train on; give cpu, cuda or cuda:0.")
+    return device
+
+
+def check_kernels_name(name: str | None) -> None:
+    """Raise `InputError` if there are no kernels of this name. This machine may be unable to run them."""
+    if name is not None and name not in KERNELS:
+        raise InputError(
+            f"--kernels must be one of {', '.join(KERNELS)}, but got {name!r}.{did_you_mean(name, KERNELS)}"
+        )

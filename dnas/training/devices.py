@@ -8,6 +8,7 @@ from contextlib import suppress
 import torch
 
 from dnas.errors import InputError
+from dnas.training.defaults import check_device_name
 
 
 def keep_memory() -> None:
@@ -24,14 +25,9 @@ def keep_memory() -> None:
 
 def check_device(device: str) -> str:
     """Return `device`, or for `auto` CUDA if available. Raises `InputError` if this machine lacks the device."""
-    if device == "auto":
+    if check_device_name(device) == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind, index = torch.device(device).type, torch.device(device).index
-    except RuntimeError:
-        raise InputError(f"there is no device {device!r}; give cpu, cuda or cuda:0.") from None
-    if kind not in ("cpu", "cuda"):
-        raise InputError(f"dnas trains on cpu and cuda, but got --device {device}.")
+    kind, index = torch.device(device).type, torch.device(device).index
     if kind == "cuda" and not torch.cuda.is_available():
         raise InputError(f"--device {device}: torch {torch.__version__} finds no CUDA device here; use --device cpu.")
     if kind == "cuda" and (index or 0) >= torch.cuda.device_count():

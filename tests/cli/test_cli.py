@@ -14,12 +14,12 @@ from PIL import Image
 from rich.console import Console
 
 from dnas.arch import FAMILIES, cost, parse_name
-from dnas.batch.estimate import _share_trained
 from dnas.cli import COMMANDS, command_module, main
 from dnas.cli.display import LiveTable, PlainLines
 from dnas.errors import InputError
 from dnas.executors.worker import Job, Message
 from dnas.formatting import duration
+from dnas.search.stopping import share_trained
 from dnas.space.parse import load_space
 from dnas.study.folder import StudyFolder, find_study
 from dnas.study.record import TrialRecord
@@ -175,7 +175,7 @@ def test_new_space_replaces_no_file(capsys: pytest.CaptureFixture[str]) -> None:
         ("search --space tiny --trials 1 --study ..", "(no `/`, no `..`), but got '..'"),
         (
             "search --space tiny --trials 1 --max-params 3",
-            "no network satisfies params <= 3; the smallest has 338",
+            "dnas: --max-params 3: no network of tiny is as small; the smallest has 338 params.",
         ),
         (
             "search --space tiny --trials 1 --objective val_eror",
@@ -184,7 +184,7 @@ def test_new_space_replaces_no_file(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (
             "search --space tiny --trials 1 --max-macs 3",
-            "no network satisfies macs <= 3; the smallest has",
+            "dnas: --max-macs 3: no network of tiny is as small; the smallest has",
         ),
         ("search --space tiny --trials 1 --max-macs 0", "expected a positive number, but got '0'"),
         ("search --space tiny --trials 1 --learning-rate inf", "expected a positive number, but got 'inf'"),
@@ -237,7 +237,7 @@ def test_error_names_the_invalid_image_folder(capsys: pytest.CaptureFixture[str]
     images(Path("broken/train"), classes=2)
     Path("broken/train/c1/0.png").write_bytes(b"not an image")
     train = "train densenet-bc:L=10,k=4 --epochs 1 --dataset folder:"
-    assert "train" in error_of(capsys, train + "empty")
+    assert "empty has no class folders" in error_of(capsys, train + "empty")
     assert "c0" in error_of(capsys, train + "one") or "one class" in error_of(capsys, train + "one")
     assert "broken/train/c1/0.png" in error_of(capsys, train + "broken")
 
@@ -351,7 +351,7 @@ def test_every_search_option_takes_effect(monkeypatch: pytest.MonkeyPatch, capsy
     best = find_study("mine").best()[0]
     for line in (
         "limits   params ≤ 2.0 k, macs ≤ 1.00 M",
-        "200 images of it",
+        "Digits: 10 classes, 180 training and 20 validation images of 8×8, not augmented",
         "9 epochs of batch 32; early stopping none",
         "val_loss by Gaussian process, seed 5; 3 trials, 2 at once (1 thread each); studies/mine/",
         f"\nbest      #{best.number}  {100 * best.val_error:.2f}% validation error",
@@ -514,21 +514,24 @@ def test_estimated_time_follows_the_time_of_a_step(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("dnas.batch.estimate.time_steps", lambda *_, **options: (1.0, 0.25))
+    monkeypatch.setattr("dnas.batch.estimate.cores", lambda: 4)
     epoch = 21 + 0.25 * 144 / 64  # steps of training, and a quarter of the time for as many images of validation
+    start = 8 * 2.0  # time until the first steps of eight trials
     for extra, time in (
-        ("--epochs 2 --workers 1", f"time      about {duration(8 * 2 * epoch)}\n"),
-        ("--epochs 2 --workers 4", f"time      about {duration(2 * 2 * epoch)}\n"),
+        ("--epochs 2 --workers 1", f"time      about {duration(start + 8 * 2 * epoch)}, 1 run at once\n"),
+        ("--epochs 2 --workers 4", f"time      about {duration(start / 4 + 2 * 2 * epoch)}, 4 runs at once\n"),
+        ("--epochs 2 --workers 64", f"time      about {duration(start / 4 + 2 * 2 * epoch)}, 4 runs at once\n"),
         (
             "--epochs 27 --workers 1",
-            f"about {duration(8 * 7 * epoch)} with early stopping, at most {duration(8 * 27 * epoch)}\n",
+            f"about {duration(6 + 8 * 7 * epoch)} with early stopping, at most {duration(start + 8 * 27 * epoch)}, 1",
         ),
-        ("--epochs 27 --workers 1 --stopping none", f"time      about {duration(8 * 27 * epoch)}\n"),
+        ("--epochs 27 --workers 1 --stopping none", f"time      about {duration(start + 8 * 27 * epoch)}, 1 run"),
     ):
         assert main(f"search --space tiny --trials 8 --dry-run {extra}".split()) == 0
         out = capsys.readouterr().out
         assert time in out
         assert "338 to 2.2 k params" in out
-    assert _share_trained("asha", 27) == pytest.approx((3 + 6 / 3 + 18 / 9) / 27)
+    assert share_trained("asha", 27) == pytest.approx((3 + 6 / 3 + 18 / 9) / 27)
     options = "--trials 8 --dry-run --max-params 1_000 --batch-size 32"
     assert main(["search", "--space", "tiny", *options.split()]) == 0
     out = capsys.readouterr().out
@@ -542,6 +545,51 @@ def test_dry_run_prints_the_plan_and_trains_nothing(capsys: pytest.CaptureFixtur
     for word in ("networks  8 of tiny", "1,294 training and 144 validation", "time      about", "disk      about"):
         assert word in out
     assert not Path("studies").exists()
+
+
+def test_dry_run_counts_the_networks_and_trials_that_exist(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("dnas.batch.estimate.time_steps", lambda *_, **options: (1.0, 0.0))
+    space = load_space("tiny")
+    facts = {"name": "tiny", "title": space.title, "text": space.text}
+    same = {"space": facts, "limits": {}, "recipe": space.recipe.to_dict(), "sampler": "gp"}
+    make_study(Path("studies/tiny"), ["complete", "complete", "failed"], epochs=2, **same)
+    plan = "search --space tiny --workers 1 --epochs 2 --dry-run --trials"
+    assert main([*plan.split(), "1000000"]) == 0
+    out = capsys.readouterr().out
+    assert "networks  12 of tiny, all that are inside the limits (1,000,000 requested): " in out
+    assert "study     has 3 trials (2 complete, 1 failed); 9 new ones\n" in out
+    assert f"time      about {duration(9 * (2 * 21 + 2))}, 1 run at once\n" in out
+    assert main([*plan.split(), "3"]) == 0
+    assert "time      none: nothing is left to train\n" in capsys.readouterr().out
+    plan = plan.replace("--epochs 2", "--epochs 4")
+    assert main([*plan.split(), "3"]) == 0
+    assert f"time      about {duration(2 * (4 * 21 + 2))}, 1 run" in capsys.readouterr().out, "survivors restart"
+
+
+def test_data_that_are_missing_are_named_with_their_size(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("dnas.batch.estimate.time_steps", lambda *_, **options: (1.0, 0.0))
+    plan = "search --space cifar_bc --trials 2 --dry-run --data-root none --kernels plain"
+    assert main(plan.split()) == 0
+    out = capsys.readouterr().out
+    assert (
+        "data      CIFAR-10: 10 classes, 45,000 training and 5,000 validation images of 32×32, shifted and mirrored at"
+        " random; not downloaded: 170.5 MB\n" in out
+    )
+    assert not Path("none").exists()
+
+
+def test_few_images_and_a_large_batch_are_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = "search --space tiny --trials 1 --dry-run --subset 40 --batch-size 100"
+    assert main(plan.split()) == 0
+    out = capsys.readouterr().out
+    assert (
+        "warning   a batch of 100 is larger than the training part of 30 images, so an epoch is a single step;" in out
+    )
+    assert "warning   the validation part has 10 images only, so one image is 10% of the error" in out
 
 
 def test_study_definition_sets_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
@@ -568,7 +616,7 @@ def test_study_definition_sets_the_defaults(capsys: pytest.CaptureFixture[str]) 
 
 def test_epochs_of_an_existing_study_are_kept_by_default(capsys: pytest.CaptureFixture[str]) -> None:
     make_study(Path("studies/tiny"), ["complete"], epochs=5)
-    assert main(["search", "--space", "tiny", "--trials", "4", "--dry-run"]) == 0
+    assert main(["search", "--study", "tiny", "--trials", "4", "--dry-run"]) == 0
     assert "training  5 epochs" in capsys.readouterr().out
-    assert main(["search", "--space", "tiny", "--trials", "4", "--epochs", "7", "--dry-run"]) == 0
+    assert main(["search", "--study", "tiny", "--trials", "4", "--epochs", "7", "--dry-run"]) == 0
     assert "training  7 epochs" in capsys.readouterr().out
