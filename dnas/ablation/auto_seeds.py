@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dnas.ablation.plan import Plan, planned
 from dnas.ablation.results import read_values
 from dnas.analysis.sequential import first_look, undecided
-from dnas.batch.runs import PlannedRun
+from dnas.batch.planned import PlannedRun
 from dnas.formatting import duration, joined, several
 from dnas.study.folder import StudyFolder
 

@@ -19,7 +19,7 @@ from dnas.study.folder import StudyFolder
 from dnas.study.record import rank
 
 if TYPE_CHECKING:
-    from dnas.batch.runs import PlannedRun  # which imports torch
+    from dnas.batch.planned import PlannedRun
 
 SEEDS = 3  # default number of seeds per network of the path
 
@@ -64,7 +64,7 @@ def planned(folder: StudyFolder, evidence: Evidence, path: Path, seeds: int) -> 
     split, by which the best network was selected, are not used. The key of a run contains its network and seed, so
     another path of the same study trains only new networks.
     """
-    from dnas.batch.runs import PlannedRun
+    from dnas.batch.planned import PlannedRun
 
     config = folder.config()
     used = {config["seed"], config["data"]["split_seed"]}

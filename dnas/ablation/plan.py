@@ -1,4 +1,7 @@
-"""Plan of an ablation, made before the first run: its runs, their cost, and whether they can lead to a conclusion."""
+"""Plan of an ablation, made before the first run: its runs, their cost, and whether they can lead to a conclusion.
+
+torch is imported only to time steps, if training seconds are held equal.
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -6,18 +9,15 @@ from typing import Any
 
 from dnas.ablation.parse import AUTO, Definition
 from dnas.ablation.variants import Variant, differences, thaw
-from dnas.analysis.paired import pairs_needed
-from dnas.analysis.sequential import first_look
+from dnas.analysis.pairs import first_look, pairs_needed
 from dnas.arch import format_name
-from dnas.batch.estimate import epoch_seconds, estimate_seconds, settled_kernels
 from dnas.batch.forecast import RECORD_BYTES
-from dnas.batch.runs import PlannedRun
-from dnas.data import load_dataset
+from dnas.batch.planned import PlannedRun
+from dnas.data.parts import size_warnings, summarize
 from dnas.errors import InputError
-from dnas.formatting import count, duration, joined, several, size
+from dnas.formatting import count, joined, several, size
 from dnas.study.config import LIST, RunConfig
 from dnas.study.folder import StudyFolder
-from dnas.training.devices import list_devices
 
 DEFAULT_MAX_SEEDS = 20  # for `--seeds auto`
 TIMING_ROUNDS = 5  # rounds in which each variant's step is timed, if training seconds are held equal
@@ -33,7 +33,7 @@ class Plan:
         seeds: The seeds. With `--seeds auto`, the maximum number of them.
         auto: Whether seeds are added as they are needed.
         final: Whether runs train on the validation images too and measure on the test images.
-        images: Number of training images, by the `subset` of a variant.
+        sizes: Numbers of training and validation images, by the `subset` of a variant.
         earlier: Numbers of seeds with results at the times when more were requested. Adding seeds after a look at the
             results makes p too small.
         kernels: Kernels that were timed to hold training seconds equal, and that the runs must therefore use. None:
@@ -45,7 +45,7 @@ class Plan:
     seeds: tuple[int, ...]
     auto: bool
     final: bool
-    images: Mapping[int | None, int]
+    sizes: Mapping[int | None, tuple[int, int]]
     earlier: tuple[int, ...] = ()
     kernels: str | None = None
 
@@ -55,7 +55,14 @@ class Plan:
         return planned(self.definition.variants, self.seeds)
 
     def images_of(self, run: PlannedRun) -> int:
-        return self.images[run.data.get("subset")]
+        """Return the number of training images of a run."""
+        return self.sizes[run.data.get("subset")][0]
+
+    def missing(self, folder: StudyFolder) -> list[PlannedRun]:
+        """Return the runs that the study on disk has not completed."""
+        records = folder.records() if folder.exists else []
+        complete = {record.params.get("key") for record in records if record.state == "complete"}
+        return [run for run in self.runs if run.key not in complete]
 
 
 def planned(variants: Sequence[Variant], seeds: Sequence[int]) -> list[PlannedRun]:
@@ -90,7 +97,7 @@ def make_plan(
 ) -> Plan:
     """Make the plan of a new study, or of one that is continued.
 
-    Loads the data. If training seconds are held equal, times a few steps, once per study.
+    If training seconds are held equal, imports torch and times a few steps, once per study.
 
     Args:
         definition: The parsed ablation file.
@@ -110,11 +117,16 @@ def make_plan(
     for variant in definition.variants:
         subset = variant.data["subset"]
         if subset not in sizes:
-            data = load_dataset(**means.data | dict(variant.data), progress=note)
+            data = summarize(**means.data | dict(variant.data))
             sizes[subset] = (data.train_size, data.val_size)
     kernels = None
     if definition.equal == "seconds":
+        from dnas.batch.estimate import settled_kernels
+        from dnas.training.devices import list_devices
+
         spec, recipe = definition.base.spec, definition.base.recipe
+        if not stored:
+            note("timing the steps of each variant, whose training seconds are held equal")
         kernels = settled_kernels(means, spec, recipe.batch_size, list_devices(means.device)[0], folder)
         definition = _equal_seconds(definition, sizes, means, stored, kernels)
         if stored and "timed_kernels" not in stored:
@@ -126,8 +138,7 @@ def make_plan(
     earlier, before = tuple(stored.get("earlier", ())), stored.get("seeds", ())
     if seeds != AUTO and before and len(before) < len(seeds) and _has_results(folder):
         earlier = (*earlier, len(before))
-    images = {subset: training for subset, (training, _) in sizes.items()}
-    return Plan(definition, folder.name, tuple(all_seeds), seeds == AUTO, final, images, earlier, kernels)
+    return Plan(definition, folder.name, tuple(all_seeds), seeds == AUTO, final, sizes, earlier, kernels)
 
 
 def _has_results(folder: StudyFolder) -> bool:
@@ -223,6 +234,9 @@ def _epoch_seconds(
 
     The variants are timed in turns, and the fastest turn counts, because other processes can only slow a turn down.
     """
+    from dnas.batch.estimate import epoch_seconds
+    from dnas.training.devices import list_devices
+
     device = list_devices(means.device)[0]
     rounds = [
         {
@@ -274,7 +288,7 @@ def frozen_table(plan: Plan) -> dict[str, Any]:
 
 
 def describe_plan(plan: Plan, folder: StudyFolder, means: RunConfig) -> str:
-    """Describe the plan: design, variants with their costs, runs, time and disk. Times a few steps."""
+    """Describe the plan without its time: design, variants with their costs, data, runs, disk and evidence."""
     definition, runs = plan.definition, plan.runs
     variants, recipe = definition.variants, definition.base.recipe
     lines = [f"{definition.name}   {definition.title}", f"question  {definition.question}"]
@@ -292,38 +306,33 @@ def describe_plan(plan: Plan, folder: StudyFolder, means: RunConfig) -> str:
             f" {count(variant.params):>8s} params {count(variant.macs):>8s} macs{deviation}"
             f"{'  ' + ', '.join(settings) if settings else ''}"
         )
+    data = [summarize(**means.data | dict(variant.data)) for variant in variants]
+    lines += [
+        f"{'data' if not i else '':10s}{text}" for i, text in enumerate(dict.fromkeys(d.describe() for d in data))
+    ]
     lines.append(
-        f"training  {definition.dataset}: {', '.join(f'{images:,}' for images in plan.images.values())} images; recipe"
-        f" {recipe.name}, {several(recipe.epochs, 'epoch')} of batch {recipe.batch_size}; "
+        f"training  recipe {recipe.name}, {several(recipe.epochs, 'epoch')} of batch {recipe.batch_size}; "
         + (
             "trained on the validation data too, measured on the test set"
             if plan.final
             else "measured on the validation data"
         )
     )
-    done = (
-        {record.params.get("key") for record in folder.records() if record.state == "complete"}
-        if folder.exists
-        else set()
-    )
-    missing = [run for run in runs if run.key not in done]
-    completed = len(runs) - len(missing)
+    completed = len(runs) - len(plan.missing(folder))
     lines.append(
         f"runs      {'at most ' if plan.auto else ''}{len(runs)}: {several(len(variants), 'variant')} from"
         f" {several(len(plan.seeds), 'seed')}{f'; {completed} already complete' if completed else ''}"
     )
-    if missing:
-        device = list_devices(means.device)[0]
-        seconds = estimate_seconds(missing, plan.images_of, device, means, folder) / means.workers
-        lines.append(
-            f"time      {'at most ' if plan.auto else ''}about {duration(seconds)},"
-            f" {several(means.workers, 'run')} at once ({several(means.threads, 'thread')} each,"
-            f" {device.partition(':')[0]})"
-        )
     params = {variant.name: variant.params for variant in variants}
     disk = sum(8 * params[run.group] + RECORD_BYTES for run in runs)
     lines.append(f"disk      about {size(disk)} in studies/{plan.study}/")
     lines.append(f"evidence  {can_conclude(plan)}")
+    warnings = (
+        text
+        for variant, facts in zip(variants, data, strict=True)
+        for text in size_warnings(facts.train_size, 0 if plan.final else facts.val_size, variant.recipe.batch_size)
+    )
+    lines += [f"warning   {text}" for text in dict.fromkeys(warnings)]
     return "\n".join(lines)
 
 

@@ -3,25 +3,34 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from dnas.analysis.curves import leads_from, learning_curves
-from dnas.analysis.efficiency import (
-    Front,
-    NoiseFloor,
-    cost_by_part,
-    noise_floor,
-    pareto_front,
-    published,
-    within_reach,
-)
-from dnas.analysis.intervals import standard_error, wilson_interval
-from dnas.analysis.weight_norms import NormHistory, WeightNorms, gradient_norms, read_norms, weight_norms
-
 if TYPE_CHECKING:
+    from dnas.analysis.curves import leads_from, learning_curves
+    from dnas.analysis.efficiency import (
+        Front,
+        NoiseFloor,
+        cost_by_part,
+        noise_floor,
+        pareto_front,
+        published,
+        within_reach,
+    )
+    from dnas.analysis.intervals import standard_error, wilson_interval
     from dnas.analysis.observations import Observation, observe
     from dnas.analysis.reuse import Reuse, feature_reuse
+    from dnas.analysis.weight_norms import NormHistory, WeightNorms, gradient_norms, read_norms, weight_norms
 
-# Imported at the first use. They need scipy, whose import takes half a second, and the end of a search does not.
-_LATER = {"Observation": "observations", "observe": "observations", "Reuse": "reuse", "feature_reuse": "reuse"}
+# Imported at the first use, because they need pandas and scipy, which light modules of this package do not.
+_MEMBERS = {
+    "curves": ("leads_from", "learning_curves"),
+    "efficiency": (
+        *("Front", "NoiseFloor", "cost_by_part", "noise_floor", "pareto_front", "published", "within_reach"),
+    ),
+    "intervals": ("standard_error", "wilson_interval"),
+    "observations": ("Observation", "observe"),
+    "reuse": ("Reuse", "feature_reuse"),
+    "weight_norms": ("NormHistory", "WeightNorms", "gradient_norms", "read_norms", "weight_norms"),
+}
+_MODULES = {name: module for module, names in _MEMBERS.items() for name in names}
 
 __all__ = [
     "Front",
@@ -48,6 +57,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LATER:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -32,6 +32,7 @@ from dnas.analysis.intervals import (
     t_interval,
     t_quantile,
 )
+from dnas.analysis.pairs import check_alpha, pairs_needed
 from dnas.errors import InputError, unknown
 
 Kind = Literal["variant", "main effect", "interaction"]
@@ -113,12 +114,6 @@ class Effects:
     can_conclude: bool
     noise: float
     left_out: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-
-
-def pairs_needed(comparisons: int, alpha: float = 0.05) -> int:
-    """Return the smallest n with m·2^(1-n) <= α for m comparisons. With fewer pairs no sign-flip test can conclude."""
-    _check_alpha(alpha)
-    return next(n for n in itertools.count(1) if comparisons * 2.0 ** (1 - n) <= alpha)
 
 
 def compare_with_base(values: pd.DataFrame, base: str, *, measure: str = "val_error", alpha: float = 0.05) -> Effects:
@@ -380,17 +375,12 @@ def _judged(comparisons: Sequence[Comparison], alpha: float) -> tuple[Comparison
 
 def check_values(values: pd.DataFrame, base: str, alpha: float) -> None:
     """Raise `InputError` unless `values` has one row per seed and one column per variant, including the base."""
-    _check_alpha(alpha)
+    check_alpha(alpha)
     for axis, kind in ((values.index, "seed"), (values.columns, "variant")):
         if axis.has_duplicates:
             raise InputError(f"{kind} {axis[axis.duplicated()][0]} occurs twice; each must occur once.")
     if base not in values.columns:
         raise unknown("variant", base, map(str, values.columns))
-
-
-def _check_alpha(alpha: float) -> None:
-    if not 0 < alpha < 1:
-        raise InputError(f"`0 < alpha < 1` must hold (the share of false verdicts), but got alpha={alpha!r}.")
 
 
 # --- contrasts of a factorial design ----------------------------------------------------------------------------------

@@ -30,8 +30,7 @@ import pandas as pd
 
 from dnas.analysis.intervals import TIE, UNBOUNDED, deviation
 from dnas.analysis.paired import Effects, Verdict, check_values, compare_with_base, detectable_difference
-from dnas.errors import InputError
-from dnas.formatting import several
+from dnas.analysis.pairs import allowed, first_look, spent
 
 ENUMERATED = 14  # pairs for which all sign assignments are enumerated; later pairs have random signs
 POINTS = 65  # grid points for the search of the interval, before bisection of its ends
@@ -58,31 +57,6 @@ class Race:
     mean: float
     interval: tuple[float, float]
     p: float
-
-
-def spent(pairs: int, max_pairs: int) -> float:
-    """Return f, the share of a comparison's level that may be spent on its first `pairs` pairs.
-
-    The exponent 1.5 is a compromise. Linear spending loses more of the power of a single look, and O'Brien and
-    Fleming's function decides later (benchmarks/results/ablation_stats.md).
-    """
-    return float((pairs / max_pairs) ** 1.5)
-
-
-def first_look(comparisons: int, alpha: float, max_pairs: int) -> int:
-    """Return the smallest number of pairs that can decide a comparison.
-
-    With fewer, a single sign assignment exceeds the level that may be spent. Raises `InputError` if even `max_pairs`
-    pairs cannot decide it.
-    """
-    if max_pairs < 1 or not _allowed(2.0 ** (max_pairs - 1), alpha / max(1, comparisons)):
-        needed = math.ceil(1 + math.log2(max(1, comparisons) / alpha) - 1e-9)
-        raise InputError(
-            f"`m·2^(1 - max_pairs) <= alpha` must hold, but got {several(comparisons, 'comparison')},"
-            f" max_pairs={max_pairs} and alpha={alpha:g}; allow {needed} seeds or more."
-        )
-    level = alpha / max(1, comparisons)
-    return next(n for n in range(1, max_pairs + 1) if _allowed(2.0 ** (n - 1), level * spent(n, max_pairs)))
 
 
 def undecided(values: pd.DataFrame, base: str, alpha: float, max_pairs: int) -> tuple[str, ...]:
@@ -197,11 +171,6 @@ class Stop:
     p: float
 
 
-def _allowed(ways: float, share: float) -> int:
-    """Return the largest number of sign assignments, out of `ways`, that is at most this share of all."""
-    return math.floor(ways * share * (1 + 1e-12))
-
-
 def stop(d: np.ndarray, level: float, max_pairs: int) -> Stop:
     """Test after each of up to `max_pairs` pairs, until the test rejects the observed signs.
 
@@ -214,7 +183,7 @@ def stop(d: np.ndarray, level: float, max_pairs: int) -> Stop:
     rejected, p = 0, 1.0
     for n in range(1, len(d) + 1):
         sums = sums + signs[n - 1] * d[n - 1]
-        budget = _allowed(ways, level * spent(n, max_pairs)) - rejected
+        budget = allowed(ways, level * spent(n, max_pairs)) - rejected
         last = n == len(d)
         if budget <= 0 and not last:
             continue

@@ -9,13 +9,13 @@ import numpy as np
 
 from dnas.arch import Spec, cost
 from dnas.batch.forecast import Forecast
-from dnas.batch.runs import PlannedRun
+from dnas.batch.planned import PlannedRun
 from dnas.formatting import duration, several
 from dnas.nn import kernels_or_plain, resolve_kernels
 from dnas.study.config import RunConfig
 from dnas.study.folder import StudyFolder
 from dnas.training.defaults import DEFAULT_KERNELS, cores
-from dnas.training.devices import check_device
+from dnas.training.devices import check_device, list_devices
 from dnas.training.fit import time_steps
 from dnas.training.recipe import Recipe
 
@@ -48,6 +48,41 @@ def describe_time(forecast: Forecast) -> str:
         f"time      {early}{duration(longest)}, {several(at_once, 'run')} at once\n"
         f"          (from {TIMED_STEPS} timed steps of the median network on {device}, kernels {kernels})"
     )
+
+
+def describe_list_time(
+    runs: Sequence[PlannedRun],
+    images: Callable[[PlannedRun], int],
+    run_config: RunConfig,
+    folder: StudyFolder,
+    at_most: bool = False,
+) -> str:
+    """Estimate the time of a list of runs, see `list_seconds`. at_most: Some runs may turn out to be superfluous."""
+    if not runs:
+        return "time      none: nothing is left to train"
+    device = list_devices(run_config.device)[0]
+    at_once = runs_at_once(run_config, device, len(runs))
+    return (
+        f"time      {'at most ' if at_most else ''}about {duration(list_seconds(runs, images, run_config, folder))},"
+        f" {several(at_once, 'run')} at once ({several(run_config.threads, 'thread')} each, {device.partition(':')[0]})"
+    )
+
+
+def list_seconds(
+    runs: Sequence[PlannedRun], images: Callable[[PlannedRun], int], run_config: RunConfig, folder: StudyFolder
+) -> float:
+    """Return the estimated seconds of a list of runs, of which several run at once.
+
+    Args:
+        runs: The runs.
+        images: Function that returns the number of training images of a run.
+        run_config: Device, workers, kernels and threads of the runs.
+        folder: Their study, which may exist already.
+    """
+    if not runs:
+        return 0.0
+    device = list_devices(run_config.device)[0]
+    return estimate_seconds(runs, images, device, run_config, folder) / runs_at_once(run_config, device, len(runs))
 
 
 def runs_at_once(run_config: RunConfig, device: str, runs: int) -> int:

@@ -5,6 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dnas.cli.execution import check_machine
 from dnas.cli.output import print_json, printer, report_interruption
 from dnas.cli.parser import add_json, add_run_options, add_verbosity, positive_number, whole_number
 from dnas.errors import InputError
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dnas.ablation.plan import Plan
-    from dnas.batch.runs import PlannedRun
+    from dnas.batch.planned import PlannedRun
     from dnas.cli.execution import Execution
     from dnas.study.config import RunConfig
     from dnas.study.folder import StudyFolder
@@ -77,28 +78,35 @@ def run(args: argparse.Namespace) -> int:
     )
     folder = StudyFolder(Path("studies") / check_study_name(args.study or definition.name))
     from dnas.ablation.plan import begun_ablation, describe_plan, make_plan
-    from dnas.ablation.results import read_ablation
-    from dnas.batch.runs import check_same_runs
-    from dnas.cli import ablate_text as text
+    from dnas.batch.planned import check_runs, check_same_runs
 
     begun_ablation(folder, definition)
     side = max(variant.spec.image_size for variant in definition.variants)
     config = execution.run_config({"name": definition.dataset, "data_root": data_root}, side)
+    check_machine(execution.device, execution.kernels)
     note = printer(execution.quiet)
     plan = make_plan(definition, folder, config, final=final, max_seeds=max_seeds, asked=seeds is not None, note=note)
-    for option, value in (("--budget", budget), ("--max-seeds", max_seeds)):
-        if value is not None and not plan.auto:
-            raise InputError(f"{option} goes with --seeds auto.")
+    if budget is not None and not plan.auto:
+        raise InputError("--budget requires --seeds auto.")
+    check_runs(plan.study, plan.runs)
     if folder.exists:
         check_same_runs(folder, plan.runs, plan.final)
     if dry_run and as_json:
-        print_json(text.plan_as_json(plan, folder, config))
+        from dnas.cli.ablate_text import plan_as_json
+
+        print_json(plan_as_json(plan, folder, config))
         return 0
     if not execution.quiet or dry_run:
         print(describe_plan(plan, folder, config), flush=True)
+        from dnas.batch.estimate import describe_list_time
+
+        print(describe_list_time(plan.missing(folder), plan.images_of, config, folder, plan.auto), flush=True)
     if dry_run:
         print("nothing was trained; leave out --dry-run to start")
         return 0
+    from dnas.ablation.results import read_ablation
+    from dnas.cli import ablate_text as text
+
     try:
         stopped_by = _train(plan, folder, config, execution, budget)
     except KeyboardInterrupt:

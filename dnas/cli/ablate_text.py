@@ -7,15 +7,14 @@ from typing import Any
 from dnas.ablation.plan import Plan
 from dnas.ablation.results import Ablation
 from dnas.analysis.metrics import METRICS
-from dnas.analysis.paired import Comparison, pairs_needed
+from dnas.analysis.paired import Comparison
+from dnas.analysis.pairs import pairs_needed
 from dnas.arch import format_name
-from dnas.batch.estimate import estimate_seconds
 from dnas.cli.display import state_counts
 from dnas.cli.output import counts_by_state
 from dnas.formatting import joined, percent, several
 from dnas.study.config import RunConfig
 from dnas.study.folder import StudyFolder
-from dnas.training.devices import list_devices
 
 
 def plan_as_json(plan: Plan, folder: StudyFolder, config: RunConfig) -> dict[str, Any]:
@@ -23,13 +22,12 @@ def plan_as_json(plan: Plan, folder: StudyFolder, config: RunConfig) -> dict[str
     definition = plan.definition
     comparisons = len(definition.variants) - 1
     needed = pairs_needed(comparisons, definition.alpha)
-    records = folder.records() if folder.exists else []
-    complete = {record.params.get("key") for record in records if record.state == "complete"}
-    missing = [run for run in plan.runs if run.key not in complete]
+    missing = plan.missing(folder)
     seconds = 0.0
     if missing:
-        device = list_devices(config.device)[0]
-        seconds = estimate_seconds(missing, plan.images_of, device, config, folder) / config.workers
+        from dnas.batch.estimate import list_seconds
+
+        seconds = list_seconds(missing, plan.images_of, config, folder)
     return {
         "ablation": definition.name,
         "study": plan.study,

@@ -20,7 +20,7 @@ from dnas.training.defaults import (
 )
 
 if TYPE_CHECKING:
-    from dnas.batch.runs import PlannedRun
+    from dnas.batch.planned import PlannedRun
     from dnas.executors.protocol import Executor, Outcome
 
 EXECUTORS = ("local", "ray")
@@ -124,3 +124,18 @@ class Execution:
             return train_runs(
                 study, title, runs, config, display, executor, final=final, command=command_line(), about=about
             )
+
+
+def check_machine(device: str, kernels: str | None) -> None:
+    """Raise `InputError` if this machine lacks a device or kernels that were requested by name.
+
+    Imports torch if any were. A command calls this before it prints anything.
+    """
+    if not device.startswith("cuda") and kernels not in ("cpu", "triton"):
+        return
+    from dnas.nn.kernels import check_kernels
+    from dnas.training.devices import check_device
+
+    check_device(device)
+    if kernels is not None:
+        check_kernels(kernels)

@@ -37,11 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Return the exit status: 0 for success, 1 if the runs stopped early, 130 after Ctrl-C."""
-    from dnas.batch.runs import check_same_runs
-    from dnas.cli.execution import Execution
-    from dnas.cli.reproduce_text import as_json, describe_plan, describe_result
-    from dnas.reproduce.page import write_page
-    from dnas.reproduce.results import read_result
+    from dnas.batch.planned import check_same_runs
+    from dnas.cli.execution import Execution, check_machine
+    from dnas.cli.reproduce_text import as_json, describe_plan, describe_result, missing_runs
     from dnas.reproduce.targets import make_plan
     from dnas.study.folder import StudyFolder
 
@@ -56,11 +54,22 @@ def run(args: argparse.Namespace) -> int:
     runs = plan.planned()
     if folder.exists:
         check_same_runs(folder, runs, plan.final)
+    if runs:
+        check_machine(execution.device, execution.kernels)
     if not json:
         print(describe_plan(plan, folder, config, out), flush=True)
+    if not json and runs:
+        from dnas.batch.estimate import describe_list_time
+
+        print(
+            describe_list_time(missing_runs(plan, folder), lambda run: plan.budget.images, config, folder), flush=True
+        )
     if dry_run:
         print("nothing was trained; leave out --dry-run to start")
         return 0
+    from dnas.reproduce.page import write_page
+    from dnas.reproduce.results import read_result
+
     stopped_by = None
     if runs:
         try:

@@ -1,21 +1,22 @@
 """Output of `dnas reproduce`: the plan and the findings."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dnas.arch import cost
-from dnas.batch.estimate import estimate_seconds
 from dnas.batch.forecast import RECORD_BYTES
-from dnas.formatting import count, duration, several, size
-from dnas.reproduce.results import Result
+from dnas.batch.planned import PlannedRun
+from dnas.formatting import count, several, size
 from dnas.reproduce.targets import Plan
 from dnas.study.config import RunConfig
 from dnas.study.folder import StudyFolder
-from dnas.training.devices import list_devices
+
+if TYPE_CHECKING:
+    from dnas.reproduce.results import Result
 
 
 def describe_plan(plan: Plan, folder: StudyFolder, config: RunConfig, out: Path) -> str:
-    """Return the networks with their costs, the time and the disk space. A few training steps are timed."""
+    """Return the networks with their costs, the runs and the disk space, but not the time."""
     target, budget = plan.target, plan.budget
     lines = [target.title, f"claim     {target.claim}"]
     if not plan.runs:
@@ -29,10 +30,7 @@ def describe_plan(plan: Plan, folder: StudyFolder, config: RunConfig, out: Path)
             f"{'networks' if not index else '':10s}{group:12s} {name:{width}s} {count(price.params):>9s} params"
             f" {count(price.macs):>9s} macs"
         )
-    records = folder.records() if folder.exists else []
-    complete = {record.params.get("key") for record in records if record.state == "complete"}
-    missing = [run for run in plan.planned() if run.key not in complete]
-    recipe = plan.recipe
+    complete, recipe = len(plan.runs) - len(missing_runs(plan, folder)), plan.recipe
     lines.append(
         f"budget    {budget.name}: {plan.info.title}, recipe {recipe.name}, {several(recipe.epochs, 'epoch')}"
         f" of batch {recipe.batch_size}"
@@ -40,22 +38,22 @@ def describe_plan(plan: Plan, folder: StudyFolder, config: RunConfig, out: Path)
     )
     lines.append(
         f"runs      {len(plan.runs)}: {several(len(networks), 'network')} from {several(plan.seeds, 'seed')}"
-        + (f"; {len(plan.runs) - len(missing)} are complete" if complete else "")
+        + (f"; {complete} are complete" if complete else "")
     )
-    if missing:
-        device = list_devices(config.device)[0]
-        seconds = estimate_seconds(missing, lambda run: plan.budget.images, device, config, folder) / config.workers
-        lines.append(
-            f"time      about {duration(seconds)}, {several(config.workers, 'run')} at once"
-            f" ({several(config.threads, 'thread')} each, {device.partition(':')[0]})"
-        )
     disk = sum(8 * cost(run.spec).params + RECORD_BYTES for run in plan.runs)
     lines.append(f"disk      about {size(disk)} in studies/{plan.study}/")
     lines.append(f"page      {out}/")
     return "\n".join(lines)
 
 
-def describe_result(plan: Plan, result: Result, page: Path) -> str:
+def missing_runs(plan: Plan, folder: StudyFolder) -> list[PlannedRun]:
+    """Return the runs that the study on disk has not completed."""
+    records = folder.records() if folder.exists else []
+    complete = {record.params.get("key") for record in records if record.state == "complete"}
+    return [run for run in plan.planned() if run.key not in complete]
+
+
+def describe_result(plan: Plan, result: "Result", page: Path) -> str:
     data = plan.info.title if plan.runs else "the paper's tables"
     lines = [f"\n{plan.target.title}, on {data}"]
     lines += [f"  {finding.verdict:14s}  {finding.claim}\n{'':18s}{finding.numbers}" for finding in result.findings]
@@ -63,7 +61,7 @@ def describe_result(plan: Plan, result: Result, page: Path) -> str:
     return "\n".join([*lines, f"page      {page}"])
 
 
-def as_json(plan: Plan, result: Result, page: Path, stopped_by: str | None) -> dict[str, Any]:
+def as_json(plan: Plan, result: "Result", page: Path, stopped_by: str | None) -> dict[str, Any]:
     return {
         "target": plan.target.name,
         "budget": plan.budget.name,

@@ -117,6 +117,7 @@ def add_search_options(parser: argparse.ArgumentParser, study: Group) -> tuple[G
 
 
 def run(args: argparse.Namespace) -> int:
+    from dnas.cli.execution import Execution, check_machine
     from dnas.cli.search_config import complete, make_config
     from dnas.study.folder import StudyFolder, check_study_name
 
@@ -127,8 +128,7 @@ def run(args: argparse.Namespace) -> int:
     quiet = args.quiet or as_json
     folder = StudyFolder(Path("studies") / check_study_name(args.study or Path(args.space or "").stem or "none"))
     config = make_config(args, folder.name, folder.config() if folder.exists else {})
-    if args.device.startswith("cuda") or args.kernels in ("cpu", "triton"):
-        _check_machine(args.device, args.kernels)
+    check_machine(args.device, args.kernels)
     if dry_run:
         from dnas.batch.forecast import describe, forecast
 
@@ -150,8 +150,6 @@ def run(args: argparse.Namespace) -> int:
 
         start_forkserver()
     else:
-        from dnas.cli.execution import Execution
-
         side = args.image_size or config.space.fixed.get("image_size", 32)
         executor, changes = Execution.of(args).connect_ray(config.study, side)
         config = dataclasses.replace(config, run=dataclasses.replace(config.run, **changes))
@@ -173,13 +171,3 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(closing(config.study, outcome, config.trials))
     return 1 if outcome.stopped_by else 0
-
-
-def _check_machine(device: str, kernels: str | None) -> None:
-    """Raise `InputError` if this machine lacks a device or kernels that were asked for. Imports torch."""
-    from dnas.nn.kernels import check_kernels
-    from dnas.training.devices import check_device
-
-    check_device(device)
-    if kernels is not None:
-        check_kernels(kernels)

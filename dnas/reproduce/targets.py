@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dnas.arch import Spec, parse_name
-from dnas.batch.runs import PlannedRun
+from dnas.batch.planned import PlannedRun
 from dnas.data.catalog import DataInfo, data_info
 from dnas.errors import InputError, unknown
 from dnas.formatting import several

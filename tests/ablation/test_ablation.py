@@ -23,7 +23,8 @@ from dnas.ablation.parse import Definition, ablation_files, load_definition, par
 from dnas.ablation.plan import can_conclude, frozen_table, make_plan, planned
 from dnas.ablation.results import read_ablation
 from dnas.arch import DenseNetSpec, cost, format_name
-from dnas.batch.runs import PlannedRun, train_runs
+from dnas.batch.planned import PlannedRun
+from dnas.batch.runs import train_runs
 from dnas.cli import main
 from dnas.cli.ablate_text import describe_result
 from dnas.data import load_dataset
@@ -382,7 +383,7 @@ def test_equal_seconds_are_solved_by_the_epochs_once_per_study(
     slow = {"plain": 1.0, "B": 2.0, "C": 0.6, "bottleneck=4 compression=0.5": 40.0}
     definition = define(("seeds = 3", 'seeds = 3\nequal = "seconds"'), ("epochs = 2", "epochs = 9"))
     by_spec = {variant.spec: slow[variant.name] for variant in definition.variants}
-    monkeypatch.setattr("dnas.ablation.plan.epoch_seconds", lambda spec, *_: by_spec[spec])
+    monkeypatch.setattr("dnas.batch.estimate.epoch_seconds", lambda spec, *_: by_spec[spec])
     plan = plan_of(definition)
     # 9 epochs of the base take as long as 4.5 of B, 15 of C, and 0.2 of the last variant, which is trained for one
     assert [variant.recipe.epochs for variant in plan.definition.variants] == [9, 4, 15, 1]
@@ -457,7 +458,8 @@ def test_a_dry_run_describes_the_plan_and_trains_nothing(capsys: pytest.CaptureF
         "question  Does it help?",
         "factorial of bottleneck (0, 4) and compression (1.0, 0.5); nothing held equal",
         "densenet-b:L=10,k=3,stem_channels=4",
-        "digits: 180 images; recipe fast, 2 epochs of batch 64; measured on the validation data",
+        "data      Digits: 10 classes, 180 training and 20 validation images of 8×8, shifted at random",
+        "training  recipe fast, 2 epochs of batch 64; measured on the validation data",
         "runs      12: 4 variants from 3 seeds",
         "time      about",
         "evidence  INSUFFICIENT: 3 comparisons with 3 pairs cannot reach 0.05, the smallest possible p being 0.75;",
@@ -489,7 +491,7 @@ def test_invalid_input_exits_with_status_2_and_one_line(capsys: pytest.CaptureFi
         (["small.toml", "--seeds", "1"], "`seeds >= 2` must hold, but got seeds=1"),
         (["small.toml", "--seeds", "many"], "--seeds must be a number of seeds, or auto, but got 'many'"),
         (["small.toml", "--max-seeds", "9"], "--max-seeds .* --seeds auto"),
-        (["small.toml", "--budget", "9"], "--budget goes with --seeds auto"),
+        (["small.toml", "--budget", "9"], "--budget requires --seeds auto"),
         (["small.toml", "--executor", "rai"], "no executor 'rai'"),
         (["small.toml", "--cpus-per-trial", "2"], "--cpus-per-trial is for --executor ray"),
         (["small.toml", "--study", "a/b"], "a study's name is letters"),

@@ -121,6 +121,58 @@ def test_a_missing_study_is_refused_before_slow_imports() -> None:
     assert done.stderr.count("dnas: no study 'nope'; ") == len(lines)
 
 
+PLANS = {
+    "search --space tiny --trials 9 --dry-run": "networks  9 of tiny: ",
+    "search --space tiny --trials 9": "data     Digits: 10 classes, 1,294 training and 144 validation images of 8×8",
+    "search --study s --trials 9 --stopping asha --sampler tpe": "study    has 2 trials (2 complete); 7 new ones",
+    "search --space tiny --trials 9 --dataset folder:pics": "data     pics: 2 classes, 16 training and 2 validation",
+    "ablate digits_dropout --dry-run": "evidence  3 comparisons with 7 pairs",
+    "ablate digits_dropout --seeds auto": "after 9 pairs at the earliest, 20 at most",
+    "reproduce fig4-right --dry-run": "runs      6: 2 networks from 3 seeds",
+}
+REFUSALS = {
+    "search --space tiny --trials 9 --device gpu": "no device 'gpu'",
+    "search --space tiny --trials 9 --kernels fast": "--kernels must be one of plain, ",
+    "search --space tiny --trials 9 --sampler best": "--sampler must be one of ",
+    "search --space tiny --trials 9 --subset 3 -q": "subset must be between 20 ",
+    "search --space tiny --trials 9 --dataset folder:nowhere": "there is no folder ",
+    "search --space tiny --trials 9 --max-params 10": "--max-params 10: no network of tiny is as small",
+    "search --space tiny --trials 9 --study s": "study s was begun with another space digits_bc",
+    "ablate digits_dropouts": "no ablation 'digits_dropouts'",
+    "ablate digits_dropout --seeds 1": "`seeds >= 2` must hold",
+    "ablate digits_dropout --budget 9": "--budget requires --seeds auto",
+    "ablate digits_dropout --subset 3": "subset must be between 20 ",
+    "ablate digits_dropout --device gpu": "no device 'gpu'",
+    "ablate digits_dropout --study s": "study s already exists and is not an ablation",
+    "reproduce fig4": "no target 'fig4'",
+}
+
+
+def test_plans_and_refusals_do_not_wait_for_slow_imports() -> None:
+    """Everything that needs no slow module is checked and printed before one is imported."""
+    make_study(Path("studies/s"), ["complete"] * 2)
+    write_folder(Path("pics"), "", ["a", "b"], 10, 8)
+    code = f"""if True:
+        import contextlib, io, sys
+        from dnas.cli import main
+        slow = ("torch", "optuna", "pandas", "matplotlib", "scipy", "sklearn")
+        sys.modules.update(dict.fromkeys(slow))  # an import of one of them raises ImportError
+        for line, text in {[*(PLANS | REFUSALS).items()]!r}:
+            with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+                try:
+                    status = main(line.split())
+                except ImportError as error:
+                    assert error.name in slow, error
+                    status = "waits"
+            assert text in out.getvalue() + err.getvalue(), (line, out.getvalue(), err.getvalue())
+            assert status == (2 if line in {[*REFUSALS]!r} else "waits"), (line, status)
+            assert status == "waits" or not out.getvalue(), (line, out.getvalue())
+    """
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_sizes_are_read_as_they_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert [size_limit(text) for text in ("100k", "1.2M", "3G", "2_000", "60.0 k")] == [
         100_000,

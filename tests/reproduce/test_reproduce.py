@@ -127,7 +127,7 @@ def test_invalid_input_is_refused_with_one_line(
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nothing is downloaded
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     if "nowhere" in words:
-        monkeypatch.setattr("dnas.cli.reproduce_text.estimate_seconds", lambda *_: 1.0)
+        monkeypatch.setattr("dnas.batch.estimate.estimate_seconds", lambda *_: 1.0)
     assert main(["reproduce", *words]) == 2
     error = capsys.readouterr().err
     assert line in error
