@@ -5,19 +5,28 @@ import io
 import json
 import logging
 import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from dnas.arch import format_name
 from dnas.data import Dataset
-from dnas.errors import InputError
+from dnas.data.images import read_image
+from dnas.data.pixels import as_evaluated
+from dnas.errors import InputError, os_reason
 from dnas.io import write_atomic
+from dnas.nn import build
 from dnas.study.folder import StudyFolder, find_study
 from dnas.training.checkpoint import Run, load_run
+
+CHECKED_IMAGES = 2  # of noise, with which an exported network is compared with the trained one
+TOLERANCE = 1e-3  # largest difference of logits, relative to the largest logit if it is over 1
+SHOWN_CLASSES = 10  # classes that are listed by name
 
 
 @dataclass(frozen=True)
@@ -118,22 +127,99 @@ def load_network(source: str | Path, trial: int | None = None) -> nn.Module:
     return load_trained(source, trial).run.net
 
 
-def write_network(trained: Trained, path: Path) -> None:
-    """Write the weights as .safetensors, or the network as .onnx with a dynamic batch size. Both include metadata."""
+def predict(
+    trained: Trained, files: Iterable[Path], device: str = "cpu"
+) -> Iterator[tuple[Path, dict[str, float] | str]]:
+    """Classify image files, which are read and normalised as in training.
+
+    Yields:
+        Each file with the probability of each class by name, or with one line on why it cannot be read.
+    """
+    spec, facts = trained.run.spec, trained.run.data
+    net = trained.run.net.to(device).eval()
+    levels = tuple(facts["levels"]) if facts.get("levels") else None
+    mean, std = (torch.tensor(facts[name], device=device)[:, None, None] for name in ("mean", "std"))
+    for file in files:
+        try:
+            image = read_image(file, spec.in_channels, levels)
+        except Exception as error:  # Pillow raises many types for damaged files
+            reason = os_reason(error) if isinstance(error, OSError) else str(error) or type(error).__name__
+            yield file, f"cannot read the image {file} ({reason.splitlines()[0]})."
+            continue
+        pixels = torch.from_numpy(np.ascontiguousarray(as_evaluated(image, spec.image_size))).to(device)
+        with torch.no_grad():
+            logits = net(pixels[None].float().div_(255).sub_(mean).div_(std))
+        yield file, dict(zip(facts["class_names"], logits[0].float().softmax(0).tolist(), strict=True))
+
+
+def write_network(trained: Trained, path: Path) -> str:
+    """Write the weights as .safetensors, or the network as .onnx with a dynamic batch size. Both include metadata.
+
+    Returns:
+        One sentence on the check of the written network against the trained one.
+
+    Raises:
+        InputError: The ending is another one, or the logits of the two networks differ.
+    """
     description = {
         "dnas.network": format_name(trained.run.spec),
         "dnas.spec": json.dumps(trained.run.spec.to_dict()),
         "dnas.data": json.dumps(trained.run.data),
     }
+    spec = trained.run.spec
+    images = torch.randn(
+        (CHECKED_IMAGES, spec.in_channels, spec.image_size, spec.image_size), generator=torch.Generator().manual_seed(0)
+    )
     if path.suffix == ".safetensors":
-        from safetensors.torch import save
+        from safetensors.torch import load, save
 
         weights = {name: tensor.contiguous() for name, tensor in trained.run.net.state_dict().items()}
-        write_atomic(path, save(weights, metadata=description))
+        content, program = save(weights, metadata=description), "torch"
+        copy = build(spec).eval()
+        copy.load_state_dict(load(content))
+        with torch.no_grad():
+            logits = copy(images)
     elif path.suffix == ".onnx":
-        write_atomic(path, _onnx(trained, description))
+        content = _onnx(trained, description)
+        logits, program = _run_onnx(content, images)
     else:
         raise InputError(f"the file must end with .safetensors or .onnx, but got {path.name!r}.")
+    with torch.no_grad():
+        expected = trained.run.net.eval()(images)
+    difference, largest = float((logits - expected).abs().max()), float(expected.abs().max())
+    if not difference <= TOLERANCE * max(1.0, largest):
+        raise InputError(
+            f"{path} was not written: its logits differ by {difference:.2g} from those of the trained network. This is"
+            " a defect of dnas or of a library; please report it."
+        )
+    write_atomic(path, content)
+    return f"the logits of {CHECKED_IMAGES} images in {program} differ by at most {difference:.1e} from the network's"
+
+
+def describe_interface(trained: Trained) -> dict[str, str]:
+    """Return sentences on the input and the output of an exported network, by name."""
+    spec, facts = trained.run.spec, trained.run.data
+    mean, std = (", ".join(f"{value:.4f}" for value in facts[name]) for name in ("mean", "std"))
+    names = facts["class_names"]
+    shown = ", ".join(names[:SHOWN_CLASSES]) + (f", ... ({len(names)} in all)" if len(names) > SHOWN_CLASSES else "")
+    return {
+        "input": f"float32 [N, {spec.in_channels}, {spec.image_size}, {spec.image_size}], {facts['size_rule']}",
+        "pixels": f"from 0 to 1, then minus the mean ({mean}), divided by the std ({std})",
+        "output": f"logits, float32 [N, {spec.classes}], of the classes {shown}",
+    }
+
+
+def _run_onnx(content: bytes, images: torch.Tensor) -> tuple[torch.Tensor, str]:
+    """Return the logits of an ONNX network, and the program that computed them: ONNX Runtime if it is installed."""
+    try:
+        import onnxruntime
+    except ImportError:
+        from onnx.reference import ReferenceEvaluator
+
+        (logits,) = ReferenceEvaluator(content).run(None, {"images": images.numpy()})
+        return torch.from_numpy(logits), "onnx's reference implementation"
+    (logits,) = onnxruntime.InferenceSession(content).run(None, {"images": images.numpy()})
+    return torch.from_numpy(logits), "ONNX Runtime"
 
 
 def _onnx(trained: Trained, description: dict[str, str]) -> bytes:

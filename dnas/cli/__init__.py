@@ -18,9 +18,10 @@ GROUPS = {
     "search for networks": ("search", "spaces", "status", "report"),
     "understand a search": ("importance", "path", "plot", "verify"),
     "ablate and reproduce": ("ablate", "reproduce"),
-    "one network": ("cost", "train", "eval", "export"),
+    "one network": ("cost", "train", "eval", "predict", "export"),
     "several machines": ("worker", "pull"),
     "maintain a study": ("extend", "replay", "doctor"),
+    "use this command line": ("completion",),
 }
 COMMANDS = tuple(name for names in GROUPS.values() for name in names)
 
@@ -60,19 +61,22 @@ def _overview(modules: dict[str, Command]) -> str:
     lines = ["commands:"]
     for group, names in GROUPS.items():
         lines += [f"  {group}", *(f"    {name:12s}{modules[name].SUMMARY}" for name in names if name in modules), ""]
-    return "\n".join([*lines, "`dnas COMMAND --help` describes a command and its options, with examples."])
+    return "\n".join([*lines, "`dnas help COMMAND` describes a command and its options, with examples."])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
-    The status is 0 for success, 1 if the work failed or was done in part, 2 for invalid input, and 130 after Ctrl-C.
+    Without arguments it prints the help, as `dnas help` does. The status is 0 for success, 1 if the work failed or was
+    done in part, 2 for invalid input, and 130 after Ctrl-C.
     """
     # Must be set before torch is imported. Threads that spin while they wait gain a little on idle cores; on busy cores
     # they make a step slower than a single thread would (benchmarks/results/threads.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ["MPLBACKEND"] = "agg"  # a notebook's is not installed everywhere, and nothing is shown in a window
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]
     name = next((argument for argument in arguments if not argument.startswith("-")), None)
     if not arguments:
         arguments = ["--help"]

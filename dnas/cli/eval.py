@@ -1,13 +1,20 @@
 """`dnas eval`: measure the error of a trained network on a part of its data."""
 
 import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from dnas.cli.output import print_json
 from dnas.cli.parser import DATA_ROOT, add_json, add_network_source, file_path
 
-SUMMARY = "measure a trained network's error"
+if TYPE_CHECKING:
+    import torch
+
+SUMMARY = "measure a trained network's error, in total and by class"
 EXAMPLES = """  dnas eval studies/runs/digits-densenet-bc-L-16-k-8-s0
   dnas eval digits_bc --trial 17 --part val"""
+SHOWN_CLASSES = 20  # largest number of classes whose confusion matrix is printed
+WORST_CLASSES = 10  # of more classes, those with the highest errors are printed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from dnas.training.defaults import check_device_name
+
+    check_device_name(args.device)
+    import torch
+
     from dnas.data import load_dataset
     from dnas.export import load_trained
     from dnas.formatting import percent
@@ -40,10 +52,55 @@ def run(args: argparse.Namespace) -> int:
     trained = load_trained(source, trial)
     data = load_dataset(**trained.data_arguments(dataset, data_root), device=device)
     data = trained.prepared(data, same=dataset is None)
-    loss, error = evaluate(trained.run.net.to(device), data, part, device)
-    images = {"train": data.train_size, "val": data.val_size, "test": data.test_size}[part]
+    confusion = torch.zeros((data.classes, data.classes), dtype=torch.int64, device=device)
+    loss, error = evaluate(trained.run.net.to(device), data, part, device, confusion=confusion)
+    images = int(confusion.sum())
+    classes = errors_by_class(data.class_names, confusion)
     if args.json:
-        print_json({"part": part, "images": images, "error": error, "loss": loss, "dataset": data.name})
-    else:
-        print(f"{percent(error)} error, loss {loss:.4f} on the {part} part of {data.title} ({images:,} images)")
+        result = {"part": part, "images": images, "error": error, "loss": loss, "dataset": data.name}
+        print_json(result | {"classes": classes, "confusion": confusion.tolist()})
+        return 0
+    print(f"{percent(error)} error, loss {loss:.4f} on the {part} part of {data.title} ({images:,} images)\n")
+    print("\n".join(matrix_lines(classes, confusion) if data.classes <= SHOWN_CLASSES else worst_lines(classes)))
     return 0
+
+
+def errors_by_class(names: Sequence[str], confusion: "torch.Tensor") -> list[dict[str, Any]]:
+    """Return name, number of images and error of each class. The error of a class without images is None."""
+    images, correct = confusion.sum(1).tolist(), confusion.diagonal().tolist()
+    return [
+        {"name": name, "images": n, "error": 1 - right / n if n else None}
+        for name, n, right in zip(names, images, correct, strict=True)
+    ]
+
+
+def matrix_lines(classes: Sequence[dict[str, Any]], confusion: "torch.Tensor") -> list[str]:
+    """Return the confusion matrix as text, one row per true class, with the images and the error of each class."""
+    from dnas.formatting import percent
+
+    numbers = [str(number) for number in range(len(classes))]
+    names = [
+        row["name"] if row["name"] == number else f"{number} {row['name']}"
+        for number, row in zip(numbers, classes, strict=True)
+    ]
+    cells = [[str(count) if count else "." for count in row] for row in confusion.tolist()]
+    width = max(len(cell) for row in [numbers, *cells] for cell in row)
+    left = max(len("class"), *map(len, names))
+    lines = [
+        f"{'':{left}s}  predicted as",
+        f"{'class':{left}s}  {'  '.join(f'{n:>{width}s}' for n in numbers)}   images    error",
+    ]
+    for name, row, facts in zip(names, cells, classes, strict=True):
+        counts = "  ".join(f"{cell:>{width}s}" for cell in row)
+        lines.append(f"{name:{left}s}  {counts}  {facts['images']:7,d}  {percent(facts['error']):>7s}")
+    return lines
+
+
+def worst_lines(classes: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the classes with the highest errors as text."""
+    from dnas.formatting import percent
+
+    worst = sorted((row for row in classes if row["images"]), key=lambda row: -row["error"])[:WORST_CLASSES]
+    width = max(len(row["name"]) for row in worst)
+    lines = [f"the {len(worst)} classes with the highest errors (all: --json)"]
+    return lines + [f"{row['name']:{width}s}  {row['images']:7,d} images  {percent(row['error']):>7s}" for row in worst]

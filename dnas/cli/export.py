@@ -18,9 +18,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from dnas.export import load_trained, write_network
+    from dnas.export import describe_interface, load_trained, write_network
 
     out: Path = args.out
-    write_network(load_trained(args.source, args.trial), out)
+    trained = load_trained(args.source, args.trial)
+    check = write_network(trained, out)
     print(f"written to {out}")
+    for name, text in {**describe_interface(trained), "checked": check}.items():
+        print(f"{name:9s} {text}")
     return 0

@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from dnas.data.cache import cache_key, known_once
-from dnas.data.images import Progress, cpus, for_each, to_array, without_far_ends
+from dnas.data.catalog import RESIDENT_IMAGE_SIZE
+from dnas.data.images import Progress, cpus, fit, for_each, to_array, without_far_ends
 from dnas.data.listing import ImageReader
 from dnas.errors import InputError
 from dnas.io import shorten_socket_paths
@@ -89,16 +90,29 @@ class _Read(TorchDataset[Tensor | str]):
             return str(error)
 
     def one(self, position: int) -> np.ndarray:
-        from torchvision.transforms import v2  # takes a second to import, and only streams need it
-
         image, side = self.source.read(position, self.channels), self.image_size
         if self.epoch is None:
-            resized = v2.functional.resize(without_far_ends(image), [margin(side)])
-            return to_array(v2.functional.center_crop(resized, [side]))
+            return centre_of(image, side)
+        from torchvision.transforms import v2
+
         # The transform draws from torch's global generator, which is seeded for this image and then restored.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(np.random.SeedSequence([self.epoch, position]).generate_state(1, np.uint64)[0]) >> 1)
             return to_array(v2.RandomResizedCrop(side)(image))
+
+
+def centre_of(image: Image.Image, image_size: int) -> np.ndarray:
+    """Return the centre of a streamed image, uint8 [C, image_size, image_size], as in validation."""
+    from torchvision.transforms import v2  # takes a second to import, and only streams need it
+
+    resized = v2.functional.resize(without_far_ends(image), [margin(image_size)])
+    return to_array(v2.functional.center_crop(resized, [image_size]))
+
+
+def as_evaluated(image: Image.Image, image_size: int) -> np.ndarray:
+    """Bring an image to one size as in validation; uint8 [C, image_size, image_size]."""
+    resident = image_size <= RESIDENT_IMAGE_SIZE
+    return to_array(fit(image, image_size, image_size)) if resident else centre_of(image, image_size)
 
 
 def margin(image_size: int) -> int:

@@ -25,6 +25,7 @@ def evaluate(
     device: str = "cpu",
     batch_size: int = MAX_EVALUATION_BATCH,
     group: Group = ALONE,
+    confusion: torch.Tensor | None = None,
 ) -> tuple[float, float]:
     """Return the mean cross entropy (nats) and the error (fraction) on a part of the data.
 
@@ -36,6 +37,8 @@ def evaluate(
         batch_size: Images per batch, at most `MAX_EVALUATION_BATCH`. With the batch size of training, evaluation needs
             less memory than a training step.
         group: Processes whose `data` are shares of one data set. All of them return the result for all shares.
+        confusion: int64 [classes, classes] on `device`. The number of images of class i that are predicted as class j
+            is added to entry [i, j].
     """
     net.eval()
     loss, wrong, seen = 0.0, 0, 0
@@ -43,7 +46,10 @@ def evaluate(
         with autocast(device):
             logits = net(x.contiguous(memory_format=torch.channels_last))
         loss += F.cross_entropy(logits.float(), y, reduction="sum").item()
-        wrong += int((logits.argmax(1) != y).sum().item())
+        predicted = logits.argmax(1)
+        wrong += int((predicted != y).sum().item())
+        if confusion is not None:
+            confusion.index_put_((y, predicted), torch.ones_like(y), accumulate=True)
         seen += len(y)
     if group.world > 1:
         loss, wrong, seen = group.sum(torch.tensor([loss, wrong, seen], dtype=torch.float64, device=device)).tolist()
