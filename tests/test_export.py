@@ -82,13 +82,88 @@ def test_eval_measures_the_requested_part(run_folder: Path, capsys: pytest.Captu
     for part in images:
         assert main(["eval", str(run_folder), "--part", part, "--json"]) == 0
         loss, error = evaluate(net, data, part)
-        assert json.loads(capsys.readouterr().out) == {
-            "part": part,
-            "images": images[part],
-            "error": error,
-            "loss": loss,
-            "dataset": "digits",
-        }
+        result = json.loads(capsys.readouterr().out)
+        confusion, classes = np.array(result.pop("confusion")), result.pop("classes")
+        assert result == {"part": part, "images": images[part], "error": error, "loss": loss, "dataset": "digits"}
+        labels = torch.cat([y for _, y in data.batches(part)])
+        assert confusion.sum(1).tolist() == [row["images"] for row in classes] == torch.bincount(labels).tolist()
+        assert 1 - confusion.trace() / confusion.sum() == pytest.approx(error)
+        assert [row["name"] for row in classes] == list(data.class_names)
+        assert classes[3]["error"] == pytest.approx(1 - confusion[3, 3] / confusion[3].sum())
+
+
+def test_eval_prints_the_errors_of_classes(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["eval", str(run_folder), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert main(["eval", str(run_folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[3].split() == ["class", *map(str, range(10)), "images", "error"]
+    row = lines[4 + 3].split()
+    assert row[1:11] == [str(count or ".") for count in result["confusion"][3]]
+    assert row[11:] == [str(result["classes"][3]["images"]), f"{100 * result['classes'][3]['error']:.2f}%"]
+    monkeypatch.setattr("dnas.cli.eval.SHOWN_CLASSES", 9)
+    monkeypatch.setattr("dnas.cli.eval.WORST_CLASSES", 2)
+    assert main(["eval", str(run_folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    worst = max(row["error"] for row in result["classes"])
+    assert lines[2] == "the 2 classes with the highest errors (all: --json)"
+    assert lines[3].endswith(f"{100 * worst:.2f}%")
+    assert len(lines) == 5
+
+
+@pytest.mark.parametrize("size", [8, 100])
+def test_predictions_of_files_are_those_of_the_loaded_data(
+    size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DNAS_CACHE", str(tmp_path / "cache"))
+    files = write_folder(Path("pictures"), "", ["a", "b"], 4, 20)
+    data = load_dataset("folder:pictures", image_size=size)
+    spec = parse_name(f"densenet:L=4,k=2,blocks=1,size={size},classes=2")
+    recipe = make_recipe("fast", data_info("folder:pictures"), epochs=1)
+    fit(spec, data, recipe, seed=(0, 0), folder=Path("run"))
+    Path("broken.png").write_bytes(b"no image")
+    names = [str(file) for file in files]
+    assert main(["predict", "run", *names[:4], "broken.png", "missing.png", *names[4:], "--json"]) == 2
+    output = capsys.readouterr()
+    assert output.err.splitlines() == [
+        "dnas: cannot read the image broken.png (cannot identify image file 'broken.png').",
+        "dnas: cannot read the image missing.png (No such file or directory).",
+    ]
+    result = json.loads(output.out)
+    assert [row["image"] for row in result["images"]] == names
+    assert [row["image"] for row in result["unread"]] == ["broken.png", "missing.png"]
+    net = dnas.load_network("run")
+    with torch.no_grad():
+        expected = torch.cat([net(x).softmax(1) for part in ("train", "val", "test") for x, _ in data.batches(part)])
+    probabilities = [{c["name"]: c["probability"] for c in row["classes"]}["a"] for row in result["images"]]
+    assert sorted(probabilities) == pytest.approx(sorted(expected[:, 0].tolist()), abs=1e-5)
+    assert main(["predict", "run", names[0], "--top", "1"]) == 0
+    best = result["images"][0]["classes"][0]
+    assert capsys.readouterr().out == f"{names[0]}  {best['name']} {100 * best['probability']:.2f}%\n"
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "onnx"])
+def test_export_states_its_interface_and_its_check(
+    ending: str, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / f"net.{ending}"
+    assert main(["export", str(run_folder), "-o", str(path)]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    facts = load_trained(run_folder).run.data
+    assert lines["input"] == "float32 [N, 1, 8, 8], as stored"
+    assert lines["pixels"] == f"from 0 to 1, then minus the mean ({facts['mean'][0]:.4f}), divided by the std (" + (
+        f"{facts['std'][0]:.4f})"
+    )
+    assert lines["output"] == "logits, float32 [N, 10], of the classes 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
+    assert lines["checked"].startswith("the logits of 2 images in ")
+    path.unlink()
+    monkeypatch.setattr("dnas.export.TOLERANCE", -1.0)
+    assert main(["export", str(run_folder), "-o", str(path)]) == 2
+    assert "was not written: its logits differ by" in capsys.readouterr().err
+    assert not path.exists()
 
 
 def test_eval_loads_the_requested_data_set(

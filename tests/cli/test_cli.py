@@ -72,6 +72,44 @@ def test_help_of_every_command_ends_with_examples(capsys: pytest.CaptureFixture[
         assert capsys.readouterr().out.rstrip().endswith(f"examples:\n{command_module(name).EXAMPLES}")
 
 
+def test_help_is_a_command_and_the_default(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["help"], ["--help"]):
+        with pytest.raises(SystemExit) as exit_info:
+            main(arguments)
+        assert exit_info.value.code == 0
+        out = capsys.readouterr().out
+        assert "\ncommands:\n  search for networks\n" in out
+        assert "`dnas help COMMAND` describes" in out
+    outputs = []
+    for arguments in (["help", "plot", "reuse"], ["plot", "reuse", "--help"]):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1]
+    assert main(["help", "serach"]) == 2
+    assert "no command 'serach'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_commands_and_options(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for word in (*COMMANDS, "retrain-best", "ls studies"):
+        assert word in script
+    if shell == "bash":
+        Path("studies/mine").mkdir(parents=True)
+        Path("dnas.bash").write_text(script)
+        code = "source dnas.bash; COMP_CWORD={}; COMP_WORDS=({}); _shtab_dnas; echo ${{COMPREPLY[@]}}"
+        for words, completed in (
+            ("dnas sea", "search"),
+            ("dnas search --retrain-b", "--retrain-best"),
+            ("dnas status m", "mine"),
+        ):
+            line = code.format(len(words.split()) - 1, words)
+            done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
+            assert done.stdout.split() == [completed], done.stderr
+
+
 def test_cost_prints_the_golden_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cost", "densenet_bc_100_12"]) == 0
     out = capsys.readouterr().out

@@ -54,6 +54,8 @@ PLACES: dict[str, list[tuple[str, str]]] = {
     "cost": [("cost densenet121", "dnas.arch.cost")],
     "train": [(f"train {TRAIN} --dataset digits --out run", "dnas.cli.train_network.load_dataset")],
     "eval": [("eval run.pt", "dnas.export.load_run"), ("eval s", FOLDER + "records")],
+    "predict": [("predict run.pt x.png", "dnas.export.load_run"), ("predict s x.png", FOLDER + "records")],
+    "completion": [("completion bash", "shtab.complete")],
     "export": [("export run.pt -o x.pt", "dnas.export.load_run"), ("export s -o x.pt", FOLDER + "records")],
     "worker": [("worker s --storage postgresql://u@h/d", "dnas.cluster.database.Database.__init__")],
     "pull": [("pull s --storage postgresql://u@h/d", "dnas.cluster.database.Database.__init__")],

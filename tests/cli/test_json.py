@@ -12,6 +12,7 @@ import pytest
 
 from dnas.cli import main, make_parser
 from dnas.cli.output import print_json
+from tests.support.data_files import noise
 from tests.support.forests import shrink_forests
 from tests.support.pages import draw_only
 from tests.support.studies import add_search, search_error
@@ -39,6 +40,7 @@ COMMANDS = {
     "reproduce": "reproduce table1",
     "cost": "cost densenet_40_12",
     "eval": "eval tiny --device cpu",
+    "predict": "predict tiny digit.png --device cpu",
 }  # arguments by heading of docs/json.md
 ABLATION = """\
 question = "Does a bottleneck help?"
@@ -85,6 +87,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         add_search(Path("studies/searched"), 12, search_error, {})
         add_search(Path("studies/lone"), 1, search_error, {})
         Path("bottleneck.toml").write_text(ABLATION)
+        noise(0, 8, channels=1).save("digit.png")
         yield folder
 
 
