@@ -146,7 +146,7 @@ def predict(
             reason = os_reason(error) if isinstance(error, OSError) else str(error) or type(error).__name__
             yield file, f"cannot read the image {file} ({reason.splitlines()[0]})."
             continue
-        pixels = torch.from_numpy(np.ascontiguousarray(as_evaluated(image, spec.image_size))).to(device)
+        pixels = torch.from_numpy(np.array(as_evaluated(image, spec.image_size))).to(device)
         with torch.no_grad():
             logits = net(pixels[None].float().div_(255).sub_(mean).div_(std))
         yield file, dict(zip(facts["class_names"], logits[0].float().softmax(0).tolist(), strict=True))

@@ -9,7 +9,7 @@ from statistics import median
 from dnas.arch import Cost, Spec
 from dnas.data.parts import Summary, size_warnings, summarize
 from dnas.formatting import count, several, size
-from dnas.search.stopping import share_trained
+from dnas.search.stopping import expected_epochs
 from dnas.space.space import Space, check_fits
 from dnas.study.config import SearchConfig, check_objectives, check_same
 from dnas.study.folder import StudyFolder
@@ -81,7 +81,7 @@ def forecast(config: SearchConfig) -> Forecast:
     finals = max(0, config.retrain * config.retrain_seeds - len(folder.retrained()))
     new = total - len(records)
     sure = len(restarted) + resumed + finals
-    share = share_trained(config.stopping, epochs)
+    share = expected_epochs(config.stopping, epochs) / epochs
     return Forecast(
         config,
         data,

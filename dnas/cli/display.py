@@ -3,6 +3,7 @@
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console, Group
@@ -15,6 +16,11 @@ from dnas.study.record import STATES, TrialRecord, rank
 
 WITH_REASONS = ("failed", "infeasible")
 ROWS = 12  # largest number of rows of the live table
+BAR = 8  # characters of the bar of a running trial
+WIDE = 100  # characters from which a terminal has room for all columns
+COLUMNS = {"#": 4, "state": 10, "val error": 9, "params": 7, "macs": 8, "epochs": 7, "": BAR, "seconds": 7}  # widths
+ONLY_WIDE = ("macs", "seconds")
+FACTS_OF_DATA = ("channels", "size", "classes")  # in names of networks
 STYLES = {
     "complete": "green",
     "running": "cyan",
@@ -48,14 +54,30 @@ def state_lines(records: list[TrialRecord]) -> list[str]:
     return lines
 
 
-class Progress:
-    """Estimate of a search's remaining time, from the epochs trained since this process started."""
+ExpectedEpochs = Callable[[int, int], float]  # (planned, done) -> epochs that a trial is expected to train still
+EXPECTED_WEIGHT = 3  # ended trials that count as much as the expectation in the mean cost of a trial
 
-    def __init__(self, wanted: int) -> None:
-        self.wanted = wanted
+
+def all_planned(planned: int, done: int) -> float:
+    """Return the remaining epochs of a run that is never stopped early."""
+    return planned - done
+
+
+class Progress:
+    """Estimate of a search's remaining time, from the epochs trained since this process started.
+
+    The time before the first step, in which processes start, does not count.
+
+    Args:
+        wanted: Number of trials at the end.
+        expected: Expected epochs of a trial under the stopping rule.
+    """
+
+    def __init__(self, wanted: int, expected: ExpectedEpochs = all_planned) -> None:
+        self.wanted, self.expected = wanted, expected
         self.records: dict[int, TrialRecord] = {}
         self.share: dict[int, float] = {}  # finished fraction of each trial's current epoch
-        self._start = time.monotonic()
+        self._start: float | None = None  # time of the first step
         self._trained = 0.0  # epochs trained by this process, weighted by the network's macs
         self._last: dict[int, float] = {}  # last finished epoch of each trial
 
@@ -67,26 +89,40 @@ class Progress:
         self.add([record])
         self._last[record.number] = record.epochs
 
+    def step(self, record: TrialRecord, share: float) -> None:
+        """Record a step of a run. share: finished fraction of its current epoch."""
+        self._start = time.monotonic() if self._start is None else self._start
+        self.share[record.number] = share
+
     def epoch(self, record: TrialRecord) -> None:
         """Count an epoch, unless a resumed worker repeats it."""
-        if record.epochs > self._last.get(record.number, 0):
+        self.share[record.number] = 0.0
+        if record.epochs > self._last.get(record.number, 0) and self._start is not None:
             self._trained += record.cost["macs"]
-            self._last[record.number] = record.epochs
+        self._last[record.number] = max(record.epochs, self._last.get(record.number, 0))
+        self._start = time.monotonic() if self._start is None else self._start
 
     def left(self) -> float | None:
         """Return the remaining seconds, or None before the first epoch.
 
-        Trials that were not proposed yet are assumed to cost as much as the average of the others.
+        Trials that were not proposed yet are assumed to cost as much as the stopping rule lets expect, and increasingly
+        as much as the ended trials did.
         """
-        if not self._trained:
+        if not self._trained or self._start is None:
             return None
         records = list(self.records.values())
-        running = sum((r.epochs_planned - r.epochs) * r.cost["macs"] for r in records if r.state == "running")
-        ended = [r.epochs * r.cost["macs"] for r in records if r.state != "running"]
-        planned = [r.epochs_planned * r.cost["macs"] for r in records]
-        mean = sum(ended) / len(ended) if ended else sum(planned) / len(planned)
-        work = running + max(0, self.wanted - len(records)) * mean
-        return work * (time.monotonic() - self._start) / self._trained
+        running = [record for record in records if record.state == "running"]
+        partial = {r.number: self.share.get(r.number, 0.0) for r in running}
+        work = sum(
+            max(0.0, self.expected(r.epochs_planned, r.epochs) - partial[r.number]) * r.cost["macs"] for r in running
+        )
+        ended = [record.epochs * record.cost["macs"] for record in records if record.state != "running"]
+        expected = [self.expected(record.epochs_planned, 0) * record.cost["macs"] for record in records]
+        prior = EXPECTED_WEIGHT * sum(expected) / len(expected)
+        mean = (prior + sum(ended)) / (EXPECTED_WEIGHT + len(ended))
+        work += max(0, self.wanted - len(records)) * mean
+        trained = self._trained + sum(partial[r.number] * r.cost["macs"] for r in running)
+        return work * (time.monotonic() - self._start) / trained
 
     def footer(self) -> str:
         best = next(iter(rank(self.records.values())), None)
@@ -105,10 +141,11 @@ class PlainLines:
 
     def __init__(self, quiet: bool = False, verbose: bool = False) -> None:
         self.quiet, self.verbose = quiet, verbose
+        self.expected: ExpectedEpochs = all_planned
         self.progress = Progress(0)
 
     def opened(self, records: list[TrialRecord], wanted: int) -> None:
-        self.progress = Progress(wanted)
+        self.progress = Progress(wanted, self.expected)
         self.progress.add(records)
 
     def began(self, record: TrialRecord) -> None:
@@ -117,7 +154,7 @@ class PlainLines:
             self._print(f"began  #{record.number}  {record.called}")
 
     def step(self, record: TrialRecord, done: int, total: int) -> None:
-        pass
+        self.progress.step(record, done / total)
 
     def epoch(self, record: TrialRecord, row: dict[str, Any]) -> None:
         self.progress.epoch(record)
@@ -158,6 +195,7 @@ class LiveTable:
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        self.expected: ExpectedEpochs = all_planned
         self.progress = Progress(0)
         self.live = Live(console=console, refresh_per_second=4, get_renderable=self._render, transient=True)
 
@@ -171,18 +209,17 @@ class LiveTable:
             self.console.print(self.table(len(self.progress.records)))
 
     def opened(self, records: list[TrialRecord], wanted: int) -> None:
-        self.progress = Progress(wanted)
+        self.progress = Progress(wanted, self.expected)
         self.progress.add(records)
 
     def began(self, record: TrialRecord) -> None:
         self.progress.began(record)
 
     def step(self, record: TrialRecord, done: int, total: int) -> None:
-        self.progress.share[record.number] = done / total
+        self.progress.step(record, done / total)
 
     def epoch(self, record: TrialRecord, row: dict[str, Any]) -> None:
         self.progress.epoch(record)
-        self.progress.share[record.number] = 0.0
 
     def ended(self, record: TrialRecord) -> None:
         self.progress.add([record])
@@ -191,41 +228,60 @@ class LiveTable:
         self.live.console.print(Text(text, style="dim"))
 
     def _render(self) -> Group:
-        return Group(self.table(ROWS), Text(self.progress.footer()))
+        return Group(self.table(ROWS), Text(self.progress.footer(), no_wrap=True, overflow="ellipsis"))
 
     def table(self, rows: int) -> Table:
-        """Return a table of the running trials and those that ended last, with at most `rows` rows."""
-        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
-        for name in ("#", "state", "val error", "params", "macs", "epochs", "seconds", "network"):
-            table.add_column(
-                name, justify="left" if name in ("state", "network") else "right", no_wrap=name != "network"
-            )
+        """Return a table of the running trials and those that ended last, with at most `rows` rows.
+
+        Every trial takes one line. The columns keep their widths, and a narrow terminal has fewer of them.
+        """
+        columns = {
+            name: width for name, width in COLUMNS.items() if self.console.width >= WIDE or name not in ONLY_WIDE
+        }
+        columns["network"] = max(10, self.console.width - sum(columns.values()) - len(columns))
+        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+        for name, width in columns.items():
+            left = name in ("state", "network", "")
+            table.add_column(name, justify="left" if left else "right", width=width, no_wrap=True, overflow="ellipsis")
         records = sorted(self.progress.records.values(), key=lambda record: (record.state == "running", record.number))
         best = next(iter(rank(self.progress.records.values())), None)
-        for record in records[-rows:]:
-            bar = ""
-            if record.state == "running":
-                share = (record.epochs + self.progress.share.get(record.number, 0.0)) / record.epochs_planned
-                filled = round(12 * min(1.0, share))
-                bar = f"  {'━' * filled}{'─' * (12 - filled)}"
+        names = short_names([record.called for record in records])
+        for record, name in list(zip(records, names, strict=True))[-rows:]:
+            is_running = record.state == "running"
+            share = (record.epochs + self.progress.share.get(record.number, 0.0)) / record.epochs_planned
+            filled = round(BAR * min(1.0, share))
+            reason = f"{record.reason}  " if record.state in WITH_REASONS and record.reason else ""
+            texts = {
+                "#": str(record.number),
+                "state": record.state,
+                "val error": percent(record.val_error),
+                "params": count(record.cost["params"]),
+                "macs": count(record.cost["macs"]),
+                "epochs": f"{record.epochs}/{record.epochs_planned}",
+                "": f"{'━' * filled}{'─' * (BAR - filled)}" if is_running else "",
+                "seconds": f"{record.seconds:.1f}" if record.seconds else "",
+                "network": reason + name,
+            }
             style = "bold green" if record is best else STYLES[record.state]
-            reason = f"  {record.reason}" if record.state in ("failed", "infeasible") else ""
-            table.add_row(
-                str(record.number),
-                record.state,
-                percent(record.val_error),
-                count(record.cost["params"]),
-                count(record.cost["macs"]),
-                f"{record.epochs}/{record.epochs_planned}",
-                f"{record.seconds:.1f}" if record.seconds else "",
-                Text(record.called + reason + bar),
-                style=style,
-            )
+            table.add_row(*(Text(texts[column]) for column in columns), style=style)
         return table
 
 
-def make_display(quiet: bool, verbose: bool) -> PlainLines | LiveTable:
+def short_names(names: Sequence[str]) -> list[str]:
+    """Return names of networks without the facts of the data (such as `size=8`) that all of them share."""
+    parts = [name.replace(":", ":,", 1).split(",") for name in names]
+    shared = {
+        part
+        for part in set().union(*parts)
+        if part.partition("=")[0] in FACTS_OF_DATA and all(part in p for p in parts)
+    }
+    return [",".join(part for part in p if part not in shared).replace(":,", ":", 1).rstrip(":") for p in parts]
+
+
+def make_display(quiet: bool, verbose: bool, expected: ExpectedEpochs = all_planned) -> PlainLines | LiveTable:
+    """Return the display for the standard output. expected: Expected epochs of a trial, for the remaining time."""
     console = Console(markup=False, highlight=False)
-    if sys.stdout.isatty() and not quiet and not verbose:
-        return LiveTable(console)
-    return PlainLines(quiet, verbose)
+    is_live = sys.stdout.isatty() and not quiet and not verbose
+    display = LiveTable(console) if is_live else PlainLines(quiet, verbose)
+    display.expected = expected
+    return display

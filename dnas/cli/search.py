@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 from dnas.cli.output import print_json, report_interruption
@@ -157,8 +158,9 @@ def run(args: argparse.Namespace) -> int:
     from dnas.cli.search_text import as_json as result_as_json
     from dnas.cli.search_text import closing
     from dnas.search.run import search
+    from dnas.search.stopping import expected_epochs
 
-    display = make_display(quiet, verbose)
+    display = make_display(quiet, verbose, partial(expected_epochs, config.stopping))
     if executor is not None:
         display.note(f"Ray: {several(min(config.run.workers, executor.workers), 'run')} at once")
     try:

@@ -51,6 +51,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from dnas.arch import parse_name
+    from dnas.data.parts import summarize
+    from dnas.training.defaults import check_device_name, check_kernels_name
+
+    # Mistakes are reported before torch is imported.
+    parse_name(args.name)
+    check_device_name(args.device)
+    check_kernels_name(args.kernels)
+    summarize(
+        args.dataset,
+        data_root=args.data_root,
+        image_size=args.image_size,
+        subset=args.subset,
+        split_seed=args.split_seed,
+        augmentation=args.augment,
+    )
     from dnas.cli.train_network import TrainConfig, train_network
 
     config = TrainConfig(

@@ -21,6 +21,7 @@ from dnas.arch.names import stated_fields
 from dnas.cli.output import command_line, resume_hint
 from dnas.data import Dataset, load_dataset
 from dnas.data.catalog import data_info
+from dnas.data.parts import size_warnings
 from dnas.errors import InputError
 from dnas.formatting import count, duration, percent, several, size
 from dnas.io import write_atomic
@@ -215,6 +216,7 @@ def _opening(config: TrainConfig, spec: Spec, data: Dataset, recipe: Recipe, dev
         f"train   recipe {recipe.name}, {several(recipe.epochs, 'epoch')} of batch {recipe.batch_size},"
         f" seed {config.seed}, {hardware}\n"
         f"stored  {config.folder}/"
+        + "".join(f"\nwarning {text}" for text in size_warnings(data.train_size, data.val_size, recipe.batch_size))
     )
 
 

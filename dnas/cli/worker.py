@@ -76,6 +76,7 @@ def open_database(
 def run(args: argparse.Namespace) -> int:
     """Return the exit status: 0 if the study is complete, 1 if it was stopped, 130 after Ctrl-C."""
     import signal
+    from functools import partial
 
     from dnas.cli.display import make_display
     from dnas.cli.search_opening import opening
@@ -86,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
     from dnas.executors.local import LocalExecutor
     from dnas.executors.shared_storage import SharedStorage
     from dnas.formatting import several
+    from dnas.search.stopping import expected_epochs
     from dnas.training.defaults import default_workers
     from dnas.training.devices import list_devices
     from dnas.training.forkserver import start_forkserver
@@ -110,6 +112,7 @@ def run(args: argparse.Namespace) -> int:
         start_forkserver()
         config = options_of(stored, requested)
         folder = StoredStudy(Path("studies", study), database, shared_of(stored, shared_url), display.note)
+        display.expected = partial(expected_epochs, config.stopping)
         data = load_data(stored, config, display.note)
         if not quiet:
             print(opening(config, workers))

@@ -60,16 +60,22 @@ def brackets(epochs: int) -> tuple[tuple[tuple[int, ...], int], ...]:
     )
 
 
-def share_trained(name: str, epochs: int) -> float:
-    """Return the fraction of all epochs that a rule trains if one trial in `REDUCTION` passes each rung."""
+def expected_epochs(name: str, epochs: int, done: int = 0) -> float:
+    """Return the number of epochs that a trial will still train if one in `REDUCTION` passes each rung.
+
+    Args:
+        name: The rule.
+        epochs: Epochs of a complete trial.
+        done: Epochs that the trial has trained.
+    """
     ladders = {"asha": ((rungs(epochs), 1),), "hyperband": brackets(epochs)}.get(name, (((), 1),))
     trained = 0.0
     for ladder, trials in ladders:
-        alive, last = trials / sum(weight for _, weight in ladders), 0
-        for rung in (*ladder, epochs):
+        alive, last = trials / sum(weight for _, weight in ladders), done
+        for rung in (*(rung for rung in ladder if rung > done), epochs):
             trained += alive * (rung - last)
             alive, last = alive / REDUCTION, rung
-    return trained / epochs
+    return trained
 
 
 def _cycle(weights: Sequence[int]) -> list[int]:

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,11 @@ from rich.console import Console
 
 from dnas.arch import FAMILIES, cost, parse_name
 from dnas.cli import COMMANDS, command_module, main
-from dnas.cli.display import LiveTable, PlainLines
+from dnas.cli.display import LiveTable, PlainLines, short_names
 from dnas.errors import InputError
 from dnas.executors.worker import Job, Message
 from dnas.formatting import duration
-from dnas.search.stopping import share_trained
+from dnas.search.stopping import expected_epochs
 from dnas.space.parse import load_space
 from dnas.study.folder import StudyFolder, find_study
 from dnas.study.record import TrialRecord
@@ -488,17 +489,72 @@ def test_remaining_time_is_estimated_from_epochs_of_this_command(monkeypatch: py
     lines.opened(records, wanted=4)
     assert lines.progress.left() is None
     lines.began(records[1])
+    clock[0] = 5.0
+    lines.step(records[1], 1, 100)  # the time until the first step does not count
     for epoch in (3, 4):  # a resumed worker repeats its earlier epochs
         records[1].epochs = epoch
         lines.epoch(records[1], {})
     assert lines.progress.left() is None
-    clock[0] = 6.0
+    clock[0] = 11.0
     for epoch in (5, 6):
         records[1].epochs = epoch
         lines.epoch(records[1], {})
     # At two epochs in six seconds, four epochs of this trial and ten of each of two more trials are left.
     assert lines.progress.left() == pytest.approx(3.0 * (4 + 2 * 10))
     assert lines.progress.footer() == "best  #0  10.00%  (1.0 k params)      1 of 4 trials      about 1 min 12 s left"
+
+
+def test_remaining_time_counts_on_early_stopping(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("dnas.cli.display.time.monotonic", lambda: clock[0])
+    lines = PlainLines()
+    lines.expected = partial(expected_epochs, "asha")  # one rung, after 4 of 10 epochs
+    lines.opened([], wanted=10)
+    first = trial_record(0, "running", 0)
+    lines.began(first)
+    lines.step(first, 1, 100)
+    clock[0], first.epochs = 2.0, 1
+    lines.epoch(first, {})
+    expected = 4 + 6 / 3
+    assert lines.progress.left() == pytest.approx(2.0 * (expected - 1 + 9 * expected)), "six of ten epochs each"
+    lines.step(first, 1, 2)
+    clock[0] = 3.0
+    assert lines.progress.left() == pytest.approx(2.0 * (expected - 1.5 + 9 * expected)), "half an epoch more"
+    records = [trial_record(number, "paused", 3) for number in range(9)]
+    lines.progress.add(records)
+    mean = (3 * expected + 9 * 3) / 12
+    assert lines.progress.left() == pytest.approx(3.0 * mean), "the cost of ended trials counts increasingly"
+
+
+def test_live_table_fits_the_terminal_and_its_columns_stay() -> None:
+    name = "densenet-bc:layers={}-6-12,k=12,theta=0.5,drop=0.2,channels=1,size=8"
+    starts = set()
+    for width in (80, 100, 120):
+        table = LiveTable(Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None))
+        for state, reason in (("complete", None), ("infeasible", "out of memory"), ("running", None)):
+            record = trial_record(7, state, 4, reason=reason)
+            record.network, record.cost = name.format(6), {"params": 15_324_406, "macs": 287_929_692}
+            table.opened([record, trial_record(8, "running", 0)], wanted=100)
+            table.console.file = io.StringIO()
+            table.console.print(table._render())
+            lines = table.console.file.getvalue().splitlines()
+            assert len(lines) == 4, "a line for the names, one for each trial, and one for the progress"
+            assert max(map(len, lines)) <= width
+            assert reason is None or "out of memory  densenet" in lines[1]
+            starts.add((width, lines[0].index("network"), lines[2].index("network-8")))
+    assert len(starts) == 3, "the columns are where they were"
+
+
+def test_names_in_the_table_leave_out_facts_of_the_data_that_all_share() -> None:
+    assert short_names(["densenet:L=7,k=4,channels=1,size=8", "resnet:L=8,channels=1,size=8"]) == [
+        "densenet:L=7,k=4",
+        "resnet:L=8",
+    ]
+    assert short_names(["densenet:L=7,k=4,size=8", "densenet:L=7,k=4"]) == [
+        "densenet:L=7,k=4,size=8",
+        "densenet:L=7,k=4",
+    ]
+    assert short_names(["densenet121"]) == ["densenet121"]
 
 
 def test_plain_lines_follow_the_verbosity(capsys: pytest.CaptureFixture[str]) -> None:
@@ -538,7 +594,7 @@ def test_live_table_shows_the_last_trials_and_highlights_the_best() -> None:
         live = screen.getvalue()
         table.ended(records[20])
     assert "network-20" in live
-    assert "━━━━━───────" in live  # four and a half of ten epochs
+    assert "━━━━────" in live  # four and a half of ten epochs
     assert "network-9" in live
     assert "network-8" not in live, "the table has twelve rows"
     assert "20 of 30 trials" in live
@@ -569,7 +625,9 @@ def test_estimated_time_follows_the_time_of_a_step(
         out = capsys.readouterr().out
         assert time in out
         assert "338 to 2.2 k params" in out
-    assert share_trained("asha", 27) == pytest.approx((3 + 6 / 3 + 18 / 9) / 27)
+    assert expected_epochs("asha", 27) == pytest.approx(3 + 6 / 3 + 18 / 9)
+    assert expected_epochs("asha", 27, done=4) == pytest.approx(5 + 18 / 3)
+    assert expected_epochs("none", 27, done=4) == 23
     options = "--trials 8 --dry-run --max-params 1_000 --batch-size 32"
     assert main(["search", "--space", "tiny", *options.split()]) == 0
     out = capsys.readouterr().out
