@@ -227,7 +227,9 @@ class LiveTable:
     def note(self, text: str) -> None:
         self.live.console.print(Text(text, style="dim"))
 
-    def _render(self) -> Group:
+    def _render(self) -> Group | Text:
+        if not self.progress.records:
+            return Text("")
         return Group(self.table(ROWS), Text(self.progress.footer(), no_wrap=True, overflow="ellipsis"))
 
     def table(self, rows: int) -> Table:
