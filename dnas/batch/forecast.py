@@ -22,7 +22,7 @@ UNKNOWN_CHANNELS = 3  # channels assumed for a folder of images that was not rea
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a search will train.
+    """Networks, data and amount of training of a search.
 
     Attributes:
         config: Settings of the search.

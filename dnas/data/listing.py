@@ -339,7 +339,7 @@ def test_counts(labels: np.ndarray) -> np.ndarray:
 
 
 def hold_out(files: ImageFiles, digests: Sequence[str]) -> tuple[ImageFiles, ImageFiles]:
-    """Split the images of a folder without parts into a training and a test part, each in the order of the contents.
+    """Split the images of a folder without parts into training and test images, each in the order of the contents.
 
     The test part consists of the images of each class with the lowest digests. The split thus depends neither on the
     names of files nor on their order, and an added image leaves the others in their parts, except about one per class.
