@@ -1,10 +1,8 @@
 """Named data sets: the location of their files under the data root, and their readers."""
 
 from dataclasses import dataclass
-from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
-from tarfile import TarError
 
 import numpy as np
 
@@ -61,6 +59,9 @@ class NamedPart:
         """
         if self.name == "digits":
             return _digits(self.part)
+        from http.client import HTTPException
+        from tarfile import TarError
+
         title = DATASETS[self.name].title
         if self.stamps() is None:
             progress(f"downloading {title} into {self.root}")
@@ -125,6 +126,8 @@ def imagenet_folder(root: Path, progress: Progress) -> Path:
     if not (folder / "train").is_dir():
         if not all((folder / name).is_file() for name in _IMAGENET_ARCHIVES):
             raise InputError(f"ImageNet is missing; put {names} into {folder}, or class folders under train/ and val/.")
+        from tarfile import TarError
+
         from torchvision.datasets import imagenet
 
         progress(f"unpacking ImageNet in {folder}")

@@ -3,7 +3,6 @@
 import platform
 import subprocess
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 
 from dnas import __version__
@@ -12,6 +11,8 @@ from dnas import __version__
 @cache
 def versions() -> dict[str, str]:
     """Return the versions that results may depend on."""
+    from importlib import metadata  # slow, and commands that only check their arguments do not need it
+
     installed = {name: metadata.version(name) for name in ("torch", "torchvision", "optuna", "numpy")}
     return installed | {
         "dnas": __version__,
