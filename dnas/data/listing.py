@@ -83,14 +83,14 @@ class ImageFiles:
 
     def listing_digest(self) -> str:
         """Return a hex sha256 of paths and stamps. The contents are reread only if it changes."""
-        digest = hashlib.sha256(self._head(os.fspath(self.root)))
+        digest = hashlib.sha256(json.dumps([READER_VERSION, os.fspath(self.root), self.class_names]).encode())
         for path, stamp in zip(self.paths, self.stamps, strict=True):
             digest.update(f"{path}\0{stamp}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
-    def _head(self, *parts: str) -> bytes:
-        """Return the start of what a digest of these files is computed from."""
-        return json.dumps([READER_VERSION, *parts, self.class_names, *([self.held_out] * bool(self.held_out))]).encode()
+    def fingerprint(self, digest: str) -> str:
+        """Return a hex sha256 that identifies a data set. digest: of the training images."""
+        return hashlib.sha256(f"{digest} {self.held_out}".encode()).hexdigest() if self.held_out else digest
 
     def read_digests(self, progress: Progress) -> list[str]:
         """Return the hex sha256 of each file's bytes."""
@@ -129,7 +129,7 @@ class ImageFiles:
                 grey[i] = True
 
         for_each(len(self), work, "reading", progress)
-        total = hashlib.sha256(self._head())
+        total = hashlib.sha256(json.dumps([READER_VERSION, self.class_names]).encode())
         for label, digest in zip(self.labels.tolist(), digests, strict=True):
             total.update(label.to_bytes(4, "little") + digest)
         known = [extent for extent in extents if extent is not None]

@@ -146,8 +146,10 @@ class _Reader:
         if self.is_resident:
             decoded = self.decoded(part, contents, channels, levels)
             notes += decoded.notes
-            return _Labelled(decoded.labels, decoded.class_names, decoded.fingerprint, channels, decoded, levels, notes)
-        return _Labelled(part.labels, part.class_names, contents.digest, channels, part, levels, notes)
+            fingerprint = part.fingerprint(decoded.fingerprint)
+            return _Labelled(decoded.labels, decoded.class_names, fingerprint, channels, decoded, levels, notes)
+        fingerprint = part.fingerprint(contents.digest)
+        return _Labelled(part.labels, part.class_names, fingerprint, channels, part, levels, notes)
 
     def training_pixels(self, part: _Labelled, used: np.ndarray, keep_all: bool) -> tuple[Pixels, str, tuple[str, ...]]:
         """Return the pixels of the images at `used`, how they are brought to one size, and notes on the images.

@@ -223,7 +223,7 @@ def test_the_parts_follow_from_contents_and_not_from_names(tmp_path):
 
 def test_a_changed_test_image_changes_the_fingerprint(tmp_path):
     paths = write_folder(tmp_path / "set", "", ["a", "b"], 5, 8)
-    first = load(tmp_path / "set", image_size=8)
+    first, streamed = load(tmp_path / "set", image_size=8), load(tmp_path / "set", image_size=100)
     pixels, _ = first.open_test()
     (held_out,) = (path for path in paths if np.array_equal(to_array(Image.open(path)), pixels.images[0]))
     for seed in range(100):  # until the changed image is held out again, since its contents decide
@@ -233,6 +233,7 @@ def test_a_changed_test_image_changes_the_fingerprint(tmp_path):
             break
     assert np.array_equal(raw(second), raw(first))
     assert second.fingerprint != first.fingerprint
+    assert load(tmp_path / "set", image_size=100).fingerprint != streamed.fingerprint
 
 
 def test_a_part_of_a_data_set_is_answered_with_the_right_path(tmp_path):
