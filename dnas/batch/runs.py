@@ -20,9 +20,9 @@ from dnas.data import Dataset, load_dataset
 from dnas.errors import InputError
 from dnas.executors.job import make_job, take_result
 from dnas.executors.local import LocalExecutor
+from dnas.executors.process import Job
 from dnas.executors.protocol import Executor, Outcome, Show
 from dnas.executors.runner import COUNTED_ERRORS, TrialRunner
-from dnas.executors.worker import Job
 from dnas.formatting import percent
 from dnas.nn.kernels import check_kernels
 from dnas.study.config import LIST, RunConfig

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from dnas.cluster import proposer
 from dnas.cluster.database import Database
 from dnas.cluster.proposer import StoredMessage
-from dnas.executors.worker import Job, Message
+from dnas.executors.process import Job, Message
 
 MIN_POLL_SECONDS, MAX_POLL_SECONDS = 0.01, 0.1  # shortest and longest pause between two reads of the messages
 WORKER_CHECK_SECONDS = 1.0  # interval of the searches for dead workers and of the counts of living ones

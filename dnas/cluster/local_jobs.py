@@ -13,8 +13,8 @@ from dnas.cluster.jobs import Heartbeat, StoredCheckpoint
 from dnas.cluster.study import FILES, StoredStudy
 from dnas.cluster.transfers import Transfers
 from dnas.executors.lease import LeaseLost, Watch
+from dnas.executors.process import Job, Message
 from dnas.executors.protocol import Executor
-from dnas.executors.worker import Job, Message
 from dnas.io import DiskFull
 
 CLAIM_SECONDS = 0.25  # pause between two attempts to claim a job for a free slot

@@ -18,8 +18,8 @@ from dnas.cluster.study import StoredStudy
 from dnas.cluster.transfers import Transfers
 from dnas.data import Dataset
 from dnas.executors.lease import LeaseLost
+from dnas.executors.process import Message
 from dnas.executors.protocol import Executor, Outcome, Show
-from dnas.executors.worker import Message
 from dnas.formatting import percent, several
 from dnas.search.driver import Driver
 from dnas.search.run import search_and_retrain

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dnas.executors.worker import Job
+from dnas.executors.process import Job
 from dnas.study.config import RunConfig
 from dnas.study.record import TrialRecord
 

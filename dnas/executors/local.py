@@ -11,7 +11,7 @@ from time import monotonic
 import torch
 
 from dnas.executors.placement import Device, Ledger
-from dnas.executors.worker import Job, Message, lost, run_in_process
+from dnas.executors.process import Job, Message, lost, run_in_process
 from dnas.training.forkserver import start_forkserver
 
 

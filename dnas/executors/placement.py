@@ -12,7 +12,7 @@ from dnas.arch import layer_costs, spec_from_dict
 from dnas.arch.cost import FLOAT_BYTES
 
 if TYPE_CHECKING:
-    from dnas.executors.worker import Job
+    from dnas.executors.process import Job
 
 MIB = 2**20
 CONTEXT_BYTES = 500 * MIB  # GPU memory per process outside its tensors: CUDA's context and the kernels

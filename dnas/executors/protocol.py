@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from dnas.executors.worker import Job, Message
+from dnas.executors.process import Job, Message
 from dnas.study.config import RunConfig
 from dnas.study.folder import StudyFolder
 from dnas.study.record import TrialRecord

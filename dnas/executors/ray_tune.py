@@ -32,9 +32,9 @@ from ray.tune.search import Searcher
 
 from dnas.data.catalog import folder_path
 from dnas.errors import InputError
-from dnas.executors.ray_worker import BODY, TRIAL_FILES, pack, run_trial
+from dnas.executors.process import RUN_JOB, Job, Message
+from dnas.executors.ray_worker import TRIAL_FILES, pack, resources, run_trial
 from dnas.executors.shared_storage import SharedStorage
-from dnas.executors.worker import Job, Message
 from dnas.io import expanded, write_atomic
 from dnas.training.checkpoint import digest_of_weights, read_checkpoint
 
@@ -111,7 +111,7 @@ class RayExecutor:
         cpus: float = 1,
         gpus: float | None = None,
         shared: str | Path,
-        body: str = BODY,
+        body: str = RUN_JOB,
     ) -> None:
         self.shared = SharedStorage(shared)
         self.shared.check()
@@ -276,7 +276,7 @@ class RayExecutor:
             filesystem = PyFileSystem(FSSpecHandler(self.shared.files))
         try:
             tuner = tune.Tuner(
-                tune.with_resources(run_trial, partial(_resources, self.cpus, self.gpus)),
+                tune.with_resources(run_trial, partial(resources, self.cpus, self.gpus)),
                 tune_config=tune.TuneConfig(
                     search_alg=_JobSearcher(self),
                     scheduler=_LoopScheduler(self),
@@ -564,12 +564,6 @@ def _check_room(cpus: float, gpus: float) -> None:
                 f" --{option}-per-trial."
             )
     raise InputError(f"no node of the cluster has {cpus:g} CPUs and {gpus:g} GPUs for a trial; lower one of them.")
-
-
-def _resources(cpus: float, gpus: float, config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
-    """Return the resources of a trial; a trial that must be alone on its device receives whole GPUs."""
-    gpus = math.ceil(gpus) if json.loads(config["job"])["alone"] else gpus
-    return tune.PlacementGroupFactory([{"CPU": cpus, **({"GPU": gpus} if gpus else {})}])
 
 
 def _absolute(job: Job) -> Job:

@@ -1,15 +1,17 @@
 """Run one trial on a node of a Ray cluster, called by Ray Tune.
 
 The trial runs in its own process, as on a single machine, so that its memory is released and the actor can be reused.
-It works in a private folder. The files that others need (checkpoint, curve, norms) are sent in Ray's checkpoints.
+The actor does not import torch. The trial works in a private folder. The files that others need (checkpoint, curve,
+norms) are sent in Ray's checkpoints.
 """
 
 import json
+import math
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from multiprocessing.connection import Connection
@@ -22,14 +24,13 @@ from ray import tune
 
 from dnas import __version__
 from dnas.executors.lease import Watch
+from dnas.executors.process import Job, Message, lost, run_in_process
 from dnas.executors.shared_storage import SharedStorage
-from dnas.executors.worker import Job, Message, lost, run_body
 from dnas.training.forkserver import start_forkserver
 
 TRIAL_FILES = ("checkpoint.pt", "curve.csv", "norms.npz")  # copied between the node and the study's folder
 STEP_SECONDS = 5.0  # shortest time between two reports to Ray about the progress within an epoch
 POLL_SECONDS = 0.2
-BODY = "dnas.executors.worker:run_job"
 
 
 class WorkerLost(RuntimeError):
@@ -75,6 +76,12 @@ def pack(job: Job, shared: str, start: str | None, body: str) -> dict[str, Any]:
     return {"job": text, "key": job.key, "shared": shared, "start": start, "body": body, "dnas": __version__}
 
 
+def resources(cpus: float, gpus: float, config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
+    """Return the resources of a trial; a trial that must be alone on its device receives whole GPUs."""
+    gpus = math.ceil(gpus) if json.loads(config["job"])["alone"] else gpus
+    return tune.PlacementGroupFactory([{"CPU": cpus, **({"GPU": gpus} if gpus else {})}])
+
+
 def unpack(config: dict[str, Any]) -> Job:
     values = json.loads(config["job"])
     values["seed"] = tuple(values["seed"])
@@ -99,7 +106,7 @@ def _fetch(config: dict[str, Any], folder: Path) -> bool:
 def _process(job: Job, body: str) -> Iterator[tuple[Connection, BaseProcess]]:
     context = start_forkserver()
     pipe, child_pipe = context.Pipe()
-    process = context.Process(target=run_body, args=(body, job, child_pipe), daemon=False)
+    process = context.Process(target=run_in_process, args=(job, child_pipe, body), daemon=False)
     with _without_main():
         process.start()
     child_pipe.close()

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from dnas.errors import InputError
 from dnas.executors.lease import Watch
+from dnas.executors.process import Job, Message
 from dnas.executors.protocol import Executor, Outcome, Show, Source
-from dnas.executors.worker import Job, Message
 from dnas.io import DiskFull
 from dnas.study.config import RunConfig
 from dnas.study.provenance import versions

@@ -13,8 +13,8 @@ from dataclasses import asdict
 from typing import Any
 
 from dnas.executors.job import make_job, take_result
+from dnas.executors.process import Job
 from dnas.executors.protocol import Show
-from dnas.executors.worker import Job
 from dnas.search.proposals import Exhausted, Region, make_sampler, propose
 from dnas.search.state import ENDED, SearchState, Trial, record_of
 from dnas.space.space import Space

@@ -10,9 +10,9 @@ from dnas.arch import spec_from_dict
 from dnas.data import Dataset
 from dnas.errors import InputError
 from dnas.executors.job import make_job, take_result
+from dnas.executors.process import Job
 from dnas.executors.protocol import Executor, Show
 from dnas.executors.runner import TrialRunner
-from dnas.executors.worker import Job
 from dnas.formatting import percent
 from dnas.study.config import SearchConfig
 from dnas.study.folder import StudyFolder

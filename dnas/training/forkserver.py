@@ -10,8 +10,7 @@ from multiprocessing.context import ForkServerContext
 
 from dnas.io import shorten_socket_paths
 
-# torch's optimisers import torch._dynamo, so every training process needs it.
-PRELOAD = ["dnas.executors.worker", "torch._dynamo"]
+PRELOAD = ["dnas.executors.preload"]
 
 
 def start_forkserver() -> ForkServerContext:

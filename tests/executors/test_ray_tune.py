@@ -423,8 +423,9 @@ def test_address_without_ray_is_reported_in_one_line(address: str, message: str,
     assert time.monotonic() - began < patience(10)
 
 
-def test_server_other_than_ray_is_reported_in_one_line() -> None:
+def test_server_other_than_ray_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """One server sends nothing, and one uses another protocol."""
+    monkeypatch.setattr(ray_tune, "CONNECT_SECONDS", 1.0)
     for answer, message in ((b"", "no Ray"), (b"HTTP/1.1 400 Bad Request\r\n\r\n", "is not a Ray head node")):
         with socket.create_server(("127.0.0.1", 0)) as server:
             done = threading.Event()

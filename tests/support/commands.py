@@ -6,6 +6,7 @@ ends, and one kill per executor start a real `python -m dnas` instead.
 """
 
 import atexit
+import gc
 import json
 import multiprocessing.util
 import os
@@ -177,12 +178,15 @@ def _run(code: str, namespace: dict[str, Any]) -> None:
 _spawn = multiprocessing.util.spawnv_passfds
 
 if __name__ == "__main__":
+    gc.disable()  # as in dnas.executors.preload
     import torch._dynamo  # noqa: F401
 
     import dnas.cli
     import dnas.executors.worker
     import dnas.search.run  # noqa: F401
 
+    gc.freeze()
+    gc.enable()
     request = _serve(socket.socket(fileno=int(sys.argv[1])))
     multiprocessing.util.spawnv_passfds = _spawn_by_fork
     os.chdir(request["folder"])

@@ -44,7 +44,13 @@ def nap(job: Job, send: Send, ask: Ask) -> None:
 
 
 def formula(job: Job, send: Send, ask: Ask) -> None:
-    """Report the epochs of `AnalyticExecutor`. A restarted job repeats the epochs that it had reported."""
+    """Report the epochs of `AnalyticExecutor`. A restarted job repeats the epochs that it had reported.
+
+    Raises:
+        AssertionError: Ray's actor, which started the server that this process was forked from, has imported torch.
+    """
+    actor = Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[1]
+    assert "libtorch" not in Path(f"/proc/{actor}/maps").read_text(), "Ray's actor has imported torch"
     errors = curve(DenseNetSpec.from_dict(job.spec), job.recipe["epochs"])
     rows = [epoch_row(number, error) for number, error in enumerate(errors, 1)]
     checkpoint = Path(job.folder, "checkpoint.pt")
