@@ -31,8 +31,8 @@ def command_module(name: str) -> Command:
     return cast(Command, import_module(f"dnas.cli.{name}"))
 
 
-def make_parser(names: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
-    """Return a parser of the commands `names`."""
+def make_parser(names: Iterable[str] = COMMANDS, *, options: bool = True) -> argparse.ArgumentParser:
+    """Return a parser of the commands `names`, which the main help needs without their options."""
     modules = {name: command_module(name) for name in names}
     parser = Parser(
         prog="dnas",
@@ -52,7 +52,9 @@ def make_parser(names: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
         help=argparse.SUPPRESS,
     )
     for name, module in modules.items():
-        module.add_arguments(add_command(commands, name, module.SUMMARY, module.EXAMPLES))
+        command = add_command(commands, name, module.SUMMARY, module.EXAMPLES)
+        if options:
+            module.add_arguments(command)
     return parser
 
 
@@ -86,7 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     options = arguments[: arguments.index(name)] if name is not None else arguments  # options before the command
     needs_all = name is None or "-h" in options or "--help" in options
-    args = make_parser(COMMANDS if needs_all else [cast(str, name)]).parse_args(arguments)
+    parser = make_parser(options=False) if needs_all else make_parser([cast(str, name)])
+    args = parser.parse_args(arguments)
     try:
         return command_module(args.command).run(args)
     except InputError as error:

@@ -1,59 +1,51 @@
-"""Tests of studies on a real Ray cluster whose nodes have private folders. Nodes and drivers are killed."""
+"""Tests of studies on a real Ray cluster of two nodes with private folders. A node is killed."""
 
 import json
-import os
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 import ray
-from moto.server import ThreadedMotoServer
 
 from dnas.cli import main
 from dnas.errors import InputError
 from dnas.executors import ray_tune
-from dnas.executors.protocol import Outcome
 from dnas.executors.ray_tune import RayExecutor, connect
-from dnas.search.proposals import DEFAULT_SAMPLER
 from dnas.search.run import search
-from dnas.space.parse import load_space
-from dnas.study.config import SearchConfig
 from dnas.study.folder import StudyFolder
 from dnas.study.record import TrialRecord
 from dnas.training.checkpoint import digest_of_weights, read_checkpoint
-from tests.support.analytic import AnalyticExecutor, Silent, search_config
+from tests.support.analytic import AnalyticExecutor, Silent
 from tests.support.commands import Command
 from tests.support.patience import patience
-from tests.support.postgres import Server
-from tests.support.ray_nodes import PATIENCE, QUICK, ROOT, Nodes
+from tests.support.ray_nodes import PATIENCE, Nodes
+from tests.support.ray_searches import (
+    ENVIRONMENT,
+    arguments,
+    events,
+    finished,
+    first_epochs_were_kept,
+    joined,
+    on_ray,
+    small,
+    wait_until,
+)
 from tests.support.studies import equal_but_times, events_but_times
 
-ENVIRONMENT = os.environ | QUICK | {"PYTHONPATH": str(ROOT)}
-
-
-pytestmark = pytest.mark.xdist_group("ray")  # all tests share one cluster
-
-
-def small(trials: int, epochs: int, study: str = "s", **changes: Any) -> SearchConfig:
-    space = load_space("digits_bc", epochs=epochs)
-    data = {"name": "digits", "subset": 100}
-    changes = {"sampler": DEFAULT_SAMPLER, "mirror": "none"} | changes
-    return search_config(trials, space, study=study, data=data, **changes)
+pytestmark = pytest.mark.xdist_group("ray with two nodes")  # all tests share one cluster
 
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[dict[str, str]]:
     """Start an S3 server and return the environment variables that select it."""
+    from moto.server import ThreadedMotoServer  # takes a second
+
     server = ThreadedMotoServer(port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -73,76 +65,7 @@ def nodes(s3: dict[str, str]) -> Iterator[Nodes]:
 
 @pytest.fixture
 def address(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Address of the cluster when both nodes have joined. This process is not connected to it before or after."""
-    for name, value in QUICK.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    wait_until(lambda: connect(nodes.address) is not None)
-    wait_until(lambda: sum(node.get("CPU", 0) for node in ray_tune._nodes()) >= 2)
-    ray.shutdown()
-    yield nodes.address
-    ray.shutdown()
-
-
-def wait_until(condition: Callable[[], bool], description: str = "the condition") -> None:
-    began = time.monotonic()
-    while True:
-        try:
-            if condition():
-                return
-        except InputError:
-            pass
-        assert time.monotonic() - began < patience(PATIENCE), f"{description} is still false"
-        time.sleep(0.05)
-
-
-def on_ray(address: str, options: SearchConfig, shared: Path | str, **changes: Any) -> Outcome:
-    return search(options, Silent(), RayExecutor(options.study, address, shared=shared, **changes))
-
-
-@pytest.mark.slow
-def test_study_is_the_same_on_every_executor(
-    address: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Sixteen trials run one at a time, with pauses and promotions: in local processes, on Ray, and by a worker on
-    PostgreSQL with its own folder. Records and logs are equal except for times and hosts.
-    """
-    options = small(16, epochs=8, workers=1)
-    monkeypatch.chdir(tmp_path)
-    search(replace(options, study="local"), Silent())
-    on_ray(address, replace(options, study="ray"), tmp_path / "shared")
-    far = tmp_path / "far"
-    far.mkdir()
-    worker = [
-        sys.executable,
-        "-m",
-        "dnas.cli",
-        "worker",
-        "s",
-        "--space",
-        "digits_bc",
-        "--trials",
-        "16",
-        "--epochs",
-        "8",
-    ]
-    worker += ["--subset", "100", "--workers", "1", "--shared", str(tmp_path / "files"), "--mirror", "none"]
-    worker += ["--kernels", "plain"]  # conftest.py sets the same kernels for this process
-    storage = {"DNAS_STORAGE": server.database("same")}
-    subprocess.run(
-        worker, cwd=far, env=ENVIRONMENT | storage, check=True, capture_output=True, timeout=patience(3 * PATIENCE)
-    )
-    local = StudyFolder(Path("studies/local"))
-    assert {"pause", "promote"} <= {event["event"] for event in local.events()}
-    for other in (StudyFolder(Path("studies/ray")), StudyFolder(far / "studies/s")):
-        pairs = zip(equal_but_times(other.records()), equal_but_times(local.records()), strict=True)
-        differing = [{key: (a[key], b[key]) for key in a if a[key] != b[key]} for a, b in pairs]
-        assert differing == [{}] * 16
-        assert events_but_times(other.events()) == events_but_times(local.events())
-        for record in other.records():
-            for name in ("checkpoint.pt", "curve.csv", "norms.npz"):
-                assert (other.trial_folder(record.number) / name).exists()
-    assert not list((tmp_path / "shared").rglob("checkpoint.pt")), "fetched files are removed from the shared storage"
+    yield from joined(nodes, monkeypatch, cpus=2)
 
 
 def test_study_on_ray_equals_a_local_one(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,6 +105,8 @@ def test_study_on_ray_equals_a_local_one(address: str, tmp_path: Path, monkeypat
 def test_nodes_may_share_only_an_object_store(
     address: str, s3: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import boto3
+
     monkeypatch.chdir(tmp_path)
     for name, value in s3.items():
         monkeypatch.setenv(name, value)
@@ -199,40 +124,6 @@ def test_nodes_may_share_only_an_object_store(
 
 
 # --- kills ----------------------------------------------------------------------------------------------------------
-
-
-def arguments(address: str, shared: str, *more: str) -> list[str]:
-    return [
-        *("search", "--space", "digits_bc", "--study", "s", "--subset", "300"),
-        *("--executor", "ray", "--ray-address", address, "--shared", shared, "--stopping", "none", *more),
-    ]
-
-
-def new_python(arguments: list[str]) -> list[str]:
-    """Return a command that starts a new Python."""
-    return [sys.executable, "-m", "dnas", *arguments]
-
-
-def events(folder: Path) -> list[dict[str, Any]]:
-    return StudyFolder(folder / "studies" / "s").events()
-
-
-def finished(folder: Path, trials: int, epochs: int) -> list[TrialRecord]:
-    """Return the records after checking that each trial completed exactly once and each epoch was decided once."""
-    records = StudyFolder(folder / "studies" / "s").records()
-    assert [(r.number, r.state, r.epochs) for r in records] == [(n, "complete", epochs) for n in range(trials)]
-    completed = [event["number"] for event in events(folder) if event["event"] == "tell"]
-    assert sorted(completed) == list(range(trials))
-    reports = [(event["number"], event["epoch"]) for event in events(folder) if event["event"] == "report"]
-    assert sorted(reports) == [(n, epoch) for n in range(trials) for epoch in range(1, epochs + 1)]
-    return records
-
-
-def first_epochs_were_kept(folder: Path, number: int, epochs: int) -> bool:
-    """Return whether a trial's first epochs were trained once: the curve has the seconds that were first reported."""
-    rows = (folder / "studies/s/trials" / str(number) / "curve.csv").read_text().splitlines()[1:]
-    reported = {e["epoch"]: e["seconds"] for e in events(folder) if e["event"] == "report" and e["number"] == number}
-    return [float(row.rsplit(",", 1)[1]) for row in rows[:epochs]] == [reported[n] for n in range(1, epochs + 1)]
 
 
 @pytest.mark.slow
@@ -273,40 +164,6 @@ def test_killed_node_loses_no_trial(address: str, nodes: Nodes, tmp_path: Path) 
     assert all(expected[r.digest] == r.weights_digest for r in shared_networks if r.seed == [0, r.number])
 
 
-@pytest.mark.slow
-def test_killed_driver_resumes_from_the_shared_storage(address: str, tmp_path: Path) -> None:
-    trials, epochs = 3, 6
-    run = arguments(
-        address, str(tmp_path / "shared"), "--trials", str(trials), "--epochs", str(epochs), "--workers", "1"
-    )
-    process = subprocess.Popen(
-        new_python(run), cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    wait_until(lambda: any(e["event"] == "report" and e["number"] == 1 and e["epoch"] == 3 for e in events(tmp_path)))
-    process.kill()
-    process.wait()
-    assert not (tmp_path / "studies/s/trials/1/checkpoint.pt").exists(), "the checkpoint is only in the shared storage"
-    resumed = Command(*run, folder=tmp_path, environment=ENVIRONMENT)
-    out, errors = resumed.communicate(patience(2 * PATIENCE))
-    assert resumed.returncode == 0, out + errors
-    records = finished(tmp_path, trials, epochs)
-    assert first_epochs_were_kept(tmp_path, 1, 2), "the first epochs were not retrained"
-    assert records[1].attempts == 2
-
-
-@pytest.mark.slow
-def test_interrupt_stops_the_search(address: str, tmp_path: Path) -> None:
-    run = arguments(address, str(tmp_path / "shared"), "--trials", "50", "--epochs", "3")
-    process = subprocess.Popen(
-        new_python(run), cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    wait_until(lambda: any(event["event"] == "report" for event in events(tmp_path)))
-    process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=patience(PATIENCE))
-    assert process.returncode == 130
-    assert "Run the same command to resume" in out.decode()
-
-
 # --- failures -------------------------------------------------------------------------------------------------------
 
 
@@ -321,30 +178,6 @@ def test_trial_over_its_time_limit_is_ended(address: str, tmp_path: Path, monkey
     records = StudyFolder(Path("studies/s")).records()
     assert [record.state for record in records] == ["failed"] * 3
     assert all(str(record.reason).startswith("timeout: ") for record in records)
-
-
-@pytest.mark.slow
-def test_failure_on_a_node_is_reported_with_its_traceback(
-    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    on_ray(address, small(1, epochs=2, workers=1), tmp_path / "shared", body="tests.support.ray_bodies:fail")
-    (record,) = StudyFolder(Path("studies/s")).records()
-    assert record.state == "failed"
-    assert record.reason == "error: ValueError: no good"
-    assert "no good" in Path("studies/s/trials/0/traceback.txt").read_text()
-
-
-@pytest.mark.slow
-def test_trial_whose_worker_dies_repeatedly_fails(
-    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    on_ray(address, small(1, epochs=2, workers=1), tmp_path / "shared", body="tests.support.ray_bodies:die")
-    (record,) = StudyFolder(Path("studies/s")).records()
-    assert record.state == "failed"
-    assert record.reason == "lost worker: its process was ended by SIGKILL"
-    assert record.losses == 4
 
 
 def test_network_that_crashes_its_process_fails_at_the_second_crash(
