@@ -11,7 +11,9 @@ help: ## list the targets
 .venv/installed: pyproject.toml constraints.txt
 	@echo "installing dnas and its dependencies into .venv (torch is large: this takes some minutes)"
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
+	@echo "compiling the installed modules on all cores (pip would use one)"
+	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true  # some packages have templates that are not valid Python
 	@touch $@
 
 demo: .venv/installed ## search 20 networks on handwritten digits, and write the report

@@ -19,8 +19,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from dnas.executors.lease import read_lease
 from dnas.search.replay import replay, retrain_trial
@@ -76,8 +78,13 @@ def ended(process: subprocess.Popen[bytes], seconds: float) -> bool:
     return False
 
 
-def kill_at_random(folder: Path, run: list[str], kills: int, seed: int, pause: tuple[float, float]) -> Counter[str]:
-    """Run the command to its end under at most `kills` kills, and return the number of kills by target."""
+def kill_at_random(
+    folder: Path, run: list[str], kills: int, seed: int, pause: tuple[float, float], start: Callable[..., Any] = start
+) -> Counter[str]:
+    """Run the command to its end under at most `kills` kills, and return the number of kills by target.
+
+    start: Function that starts the command, with the interface of `start`.
+    """
     rng, study, met = random.Random(seed), StudyFolder(folder / "studies" / "front"), Counter[str]()
     process, size = start(folder, run), log_size(study)
     failures = 0

@@ -36,14 +36,8 @@ def test_narrowest_networks_train_without_memory_errors() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("instructions", ["SSE41", "AVX2", None])
-def test_narrow_networks_train_without_memory_errors(instructions: str | None) -> None:
-    run_with(instructions, "narrow")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("instructions", ["SSE41", "AVX2", None])
-def test_the_smallest_network_of_every_shipped_space_trains(instructions: str | None) -> None:
-    run_with(instructions, *space_files())
+def test_narrow_networks_and_the_smallest_of_every_space_train_without_memory_errors(instructions: str | None) -> None:
+    run_with(instructions, "narrow", *space_files())
 
 
 @pytest.mark.parametrize("size", [7, 8])

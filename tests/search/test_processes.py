@@ -41,12 +41,23 @@ def run(folder: Path, *arguments: str) -> str:
     return out
 
 
-def kill_when(folder: Path, condition: Callable[[Path], bool], slow: Path | None = None) -> None:
-    """Start the command and kill its driver, but not its workers, as soon as `condition(study)` is true."""
-    environment = ENVIRONMENT | ({"PYTHONPATH": f"{slow}{os.pathsep}{ROOT}"} if slow else {})
-    process = subprocess.Popen(
-        COMMAND, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+def new_python(folder: Path, *path: str) -> "subprocess.Popen[bytes]":
+    """Start the command as a new Python. path: Folders of modules to import first."""
+    environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([*path, str(ROOT)])}
+    return subprocess.Popen(COMMAND, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def kill_when(
+    folder: Path, condition: Callable[[Path], bool], process: "subprocess.Popen[bytes] | Command | None" = None
+) -> None:
+    """Kill the driver of the command, but not its workers, as soon as `condition(study)` is true.
+
+    Args:
+        folder: Folder of the command.
+        condition: Called with the study.
+        process: The command (default: a process that is forked).
+    """
+    process = process or Command(*SEARCH, folder=folder)
     began = time.monotonic()
     while not condition(folder / "studies" / "tiny"):
         assert process.poll() is None, "the command ended before it could be killed"
@@ -71,7 +82,7 @@ def test_killed_search_resumes_with_an_identical_result(tmp_path: Path) -> None:
     uninterrupted, killed = tmp_path / "alone", tmp_path / "killed"
     uninterrupted.mkdir()
     killed.mkdir()
-    kill_when(killed, lambda study: any(event["event"] == "report" for event in events(study)))
+    kill_when(killed, lambda study: any(event["event"] == "report" for event in events(study)), new_python(killed))
     out = run(killed, *SEARCH)
     assert "best      #" in out
     run(uninterrupted, *SEARCH)
@@ -107,7 +118,7 @@ def test_search_killed_at_every_stage_ends_with_an_identical_result(tmp_path: Pa
     (slow / "sitecustomize.py").write_text(SLOW_RENAME)
     kill_when(killed, after_an_ask)
     kill_when(killed, inside_an_epoch)
-    kill_when(killed, while_a_checkpoint_is_written, slow)
+    kill_when(killed, while_a_checkpoint_is_written, new_python(killed, str(slow)))
     assert list(killed.rglob(".checkpoint.pt.*")), "the kill interrupted the write of a checkpoint"
     kill_when(killed, before_a_tell)
     out = run(killed, *SEARCH)
@@ -194,7 +205,12 @@ def test_search_with_several_objectives_and_workers_survives_random_kills(
     benchmarks/kill_workers.py does the same a hundred times.
     """
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    kills = kill_at_random(tmp_path, kill_command(trials=6, epochs=9), kills=3, seed=3, pause=(0.3, 2.0))
+    run = kill_command(trials=6, epochs=9)[3:]  # without `python -m dnas.cli`
+
+    def start(folder: Path, run: list[str]) -> Command:
+        return Command(*run, folder=folder, merge=True)
+
+    kills = kill_at_random(tmp_path, run, kills=3, seed=3, pause=(0.3, 2.0), start=start)
     assert kills
     monkeypatch.chdir(tmp_path)
     study = StudyFolder(Path("studies/front"))
