@@ -12,7 +12,7 @@ import torch
 
 from dnas.executors.placement import Device, Ledger
 from dnas.executors.process import Job, Message, lost, run_in_process
-from dnas.training.forkserver import start_forkserver
+from dnas.training.forkserver import start, start_forkserver
 
 
 @dataclass
@@ -65,7 +65,7 @@ class LocalExecutor:
         job = replace(job, device=self._ledger.begin(job))
         pipe, child_pipe = self._context.Pipe()
         process = self._context.Process(target=run_in_process, args=(job, child_pipe), daemon=False)
-        process.start()
+        start(process)
         child_pipe.close()
         self._running[job.key] = _Running(job, process, pipe)
 

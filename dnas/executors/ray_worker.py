@@ -9,7 +9,6 @@ import json
 import math
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from dnas import __version__
 from dnas.executors.lease import Watch
 from dnas.executors.process import Job, Message, lost, run_in_process
 from dnas.executors.shared_storage import SharedStorage
-from dnas.training.forkserver import start_forkserver
+from dnas.training.forkserver import start, start_forkserver
 
 TRIAL_FILES = ("checkpoint.pt", "curve.csv", "norms.npz")  # copied between the node and the study's folder
 STEP_SECONDS = 5.0  # shortest time between two reports to Ray about the progress within an epoch
@@ -107,8 +106,7 @@ def _process(job: Job, body: str) -> Iterator[tuple[Connection, BaseProcess]]:
     context = start_forkserver()
     pipe, child_pipe = context.Pipe()
     process = context.Process(target=run_in_process, args=(job, child_pipe, body), daemon=False)
-    with _without_main():
-        process.start()
+    start(process)
     child_pipe.close()
     try:
         yield pipe, process
@@ -116,18 +114,6 @@ def _process(job: Job, body: str) -> Iterator[tuple[Connection, BaseProcess]]:
         pipe.close()
         process.kill()
         process.join()
-
-
-@contextmanager
-def _without_main() -> Iterator[None]:
-    """Keep a process that is started meanwhile from importing the main file, which is Ray's and takes half a second."""
-    main = sys.modules["__main__"]
-    file = main.__dict__.pop("__file__", None)
-    try:
-        yield
-    finally:
-        if file is not None:
-            main.__file__ = file
 
 
 def _forward(folder: Path, pipe: Connection, process: BaseProcess, fetched: bool) -> None:

@@ -5,8 +5,11 @@ driver imports it.
 """
 
 import multiprocessing
+import sys
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+from types import ModuleType
 
 from dnas.io import shorten_socket_paths
 
@@ -20,3 +23,17 @@ def start_forkserver() -> ForkServerContext:
     context.set_forkserver_preload(PRELOAD)
     forkserver.ensure_running()
     return context
+
+
+def start(process: BaseProcess) -> None:
+    """Start a process of the server that does not import the program of this one.
+
+    multiprocessing imports the main script in each process that it starts. A script without an `if __name__ ==
+    "__main__"` guard would start its search again in every worker, and Ray's own program takes half a second.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        process.start()
+    finally:
+        sys.modules["__main__"] = main

@@ -22,7 +22,7 @@ from torch.distributed import TCPStore
 
 from dnas.errors import InputError
 from dnas.formatting import several
-from dnas.training.forkserver import start_forkserver
+from dnas.training.forkserver import start, start_forkserver
 
 LOST_PEER = 75  # exit status of a process that ends because another one has ended; it prints nothing
 # Seconds for the process of rank 0 to report the same failure, and to leave the terminal in order.
@@ -58,7 +58,7 @@ def launch(command: Command, config: Any, count: int, resume_hint: str, debug: b
         handler = signal.signal(signal.SIGINT, _interrupt_once)
         try:
             for process in processes:
-                process.start()
+                start(process)
             statuses = _wait_for_end(processes)
         except KeyboardInterrupt:
             _end(processes)

@@ -5,10 +5,14 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from multiprocessing.spawn import get_preparation_data
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -21,8 +25,10 @@ from dnas.executors.lease import Lease, LeaseLost, read_lease
 from dnas.executors.local import LocalExecutor
 from dnas.executors.worker import REASONS, Job, Message, limit_memory, run_job
 from dnas.io import DiskFull
+from dnas.study.folder import StudyFolder
 from dnas.training import fit as train
 from dnas.training.checkpoint import read_checkpoint
+from dnas.training.forkserver import start
 from dnas.training.recipe import make_recipe
 from tests.support.patience import patience
 
@@ -295,3 +301,41 @@ def test_cpu_has_no_memory_limit() -> None:
 def test_missing_gpu_is_an_error() -> None:
     with pytest.raises((RuntimeError, AssertionError)):
         LocalExecutor(devices=("cuda:0",))
+
+
+SCRIPT = """
+print("my program runs", flush=True)
+from dnas.cli.display import PlainLines
+from dnas.search.run import search
+from dnas.space.parse import load_space
+from dnas.study.config import RunConfig, SearchConfig
+
+run = RunConfig({"name": "digits", "subset": 100}, kernels="plain")
+print(search(SearchConfig(load_space("tiny", epochs=1), "mine", 1, run, mirror="none"), PlainLines()))
+"""
+
+
+@pytest.mark.slow
+def test_script_without_a_guard_runs_once_and_its_trials_succeed(tmp_path: Path) -> None:
+    """A new Python, because the forkserver of a forked one has its main module already."""
+    (tmp_path / "mine.py").write_text(SCRIPT)
+    command = subprocess.run([sys.executable, "mine.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (command.returncode, command.stderr) == (0, "")
+    assert command.stdout.count("my program runs") == 1
+    assert "Outcome(trials=1, exhausted=False, stopped_by=None)" in command.stdout
+    assert StudyFolder(tmp_path / "studies/mine").records()[0].state == "complete"
+
+
+def test_processes_of_trials_do_not_import_the_program_that_starts_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    program, told = ModuleType("__main__"), {}
+    program.__file__ = "mine.py"
+    monkeypatch.setitem(sys.modules, "__main__", program)
+
+    class Process:
+        def start(self) -> None:
+            told.update(get_preparation_data("worker"))
+
+    start(Process())  # type: ignore[arg-type]
+    assert told
+    assert not [key for key in told if key.startswith("init_main")]
+    assert sys.modules["__main__"] is program
