@@ -90,6 +90,12 @@ def _short(value: float) -> str:
     return f"{value:.{decimals}f}"
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, without secrets and the period at its end; its type without a text."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return redact(next(filter(None, lines), type(error).__name__)).rstrip(".")
+
+
 def redact(text: str) -> str:
     """Mask passwords and keys in URLs: postgresql://user:***@host/name."""
     text = re.sub(r"(\w[\w+.-]*://[^\s:/@]*):\S*@", r"\1:***@", text)  # to the last @: passwords may contain one

@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, AnyStr
 
 from dnas.errors import InputError
 
@@ -45,6 +45,12 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         with suppress(OSError):
             temporary.unlink()
         raise
+
+
+def complete_lines(content: AnyStr) -> AnyStr:
+    """Return the lines of a log without a last one that a kill or a full disk left torn."""
+    end: AnyStr = b"\n" if isinstance(content, bytes) else "\n"
+    return content[: content.rfind(end) + 1]
 
 
 def read_text(path: Path) -> str:

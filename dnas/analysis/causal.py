@@ -16,6 +16,7 @@ from dnas.analysis.reuse import BlockReuse, Reuse, block_shapes, matrices
 from dnas.arch import DenseNetSpec
 from dnas.data import Dataset
 from dnas.errors import InputError
+from dnas.io import complete_lines
 from dnas.training.checkpoint import digest_of_weights
 from dnas.training.evaluate import evaluate
 from dnas.training.norms import reading_weight
@@ -160,7 +161,7 @@ def _read(cache: Path | None, key: dict[str, str]) -> dict[tuple[str, str], tupl
         return {}
     known = {}
     content = cache.read_text(encoding="utf-8")
-    complete = content[: content.rfind("\n") + 1]  # a killed process may leave a partial last line
+    complete = complete_lines(content)
     for row in csv.DictReader(complete.splitlines()):
         if set(row) != set(FIELDS):
             raise InputError(f"{cache} is not a table of causal reuse; name another file, or remove that one.")

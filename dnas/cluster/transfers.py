@@ -7,7 +7,8 @@ from contextlib import suppress
 from typing import TypeVar
 
 from dnas.cluster.database import Stopped
-from dnas.executors.shared_storage import SharedStorage, first_line
+from dnas.executors.shared_storage import SharedStorage
+from dnas.formatting import first_line
 
 MAX_RETRY_SECONDS = 10.0  # longest pause between two attempts to reach the shared storage
 NOTE_AFTER_SECONDS = 0.5  # pauses up to this length are not worth a note

@@ -35,6 +35,7 @@ from dnas.errors import InputError
 from dnas.executors.process import RUN_JOB, Job, Message
 from dnas.executors.ray_worker import TRIAL_FILES, pack, resources, run_trial
 from dnas.executors.shared_storage import SharedStorage
+from dnas.formatting import first_line
 from dnas.io import expanded, write_atomic
 from dnas.training.checkpoint import digest_of_weights, read_checkpoint
 
@@ -172,7 +173,7 @@ class RayExecutor:
     def wait(self, timeout: float) -> list[tuple[str, Message]]:
         if self._error is not None:
             raise ClusterLost(
-                f"Ray Tune ended ({_first_line(self._error)}); finished epochs are kept: repair the cluster, and run"
+                f"Ray Tune ended ({first_line(self._error)}); finished epochs are kept: repair the cluster, and run"
                 " the same command again."
             ) from self._error
         received = []
@@ -486,7 +487,7 @@ def connect(address: str | None) -> bool:
     except (ConnectionError, ValueError) as error:
         place = "here" if address in (None, "auto") else f"on this machine for {address}"
         raise InputError(
-            f"no Ray runs {place} ({_first_line(error)}); start it with `ray start`, on the head node with --head. If"
+            f"no Ray runs {place} ({first_line(error)}); start it with `ray start`, on the head node with --head. If"
             " it runs, it may require a token: RAY_AUTH_MODE=token."
         ) from None
     except ray.exceptions.AuthenticationError:
@@ -530,10 +531,6 @@ def _mismatch(text: str) -> InputError:
         f"the cluster has {', '.join(names[:2]) or 'another version'}, this machine {', '.join(names[2:4])};"
         " install the same versions on both."
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _nodes() -> list[dict[str, float]]:

@@ -11,7 +11,7 @@ from typing import Any
 import fsspec
 
 from dnas.errors import InputError
-from dnas.formatting import redact
+from dnas.formatting import first_line, redact
 from dnas.io import room_for, write_atomic
 
 
@@ -117,8 +117,3 @@ class SharedStorage:
     def put(self, name: str, source: Path) -> None:
         """Copy the local file `source` to `name`, which is replaced atomically."""
         self.write(name, source.read_bytes())
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, without secrets; its type if there is no text."""
-    return redact(str(error).splitlines()[0]) if str(error) else type(error).__name__

@@ -7,7 +7,6 @@ event, an interrupted trial) are not damage.
 """
 
 import csv
-import fcntl
 import io
 import json
 import sqlite3
@@ -25,7 +24,7 @@ from dnas.errors import InputError
 from dnas.executors.lease import EXPIRY_SECONDS, Lease, LeaseHeld, is_dead, read_lease
 from dnas.executors.lease import NAME as LEASE
 from dnas.formatting import joined, several
-from dnas.io import read_toml, remove_torn
+from dnas.io import complete_lines, read_toml, remove_torn
 from dnas.search.optuna_mirror import NAME as MIRROR
 from dnas.search.optuna_mirror import mirror_agrees, remove_mirror, sync_mirror
 from dnas.search.state import ENDED, OldLog, SearchState, Trial, record_of, with_changes
@@ -73,19 +72,7 @@ def diagnose(folder: StudyFolder, repair: bool) -> list[Finding]:
     if config is not None:
         check_proposed(config)
     with folder.lock() if repair else nullcontext():
-        return _Doctor(folder, repair, busy=not repair and is_running(folder)).examine()
-
-
-def is_running(folder: StudyFolder) -> bool:
-    """Return True if a driver holds the study's lock."""
-    try:
-        with (folder.path / "lock").open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
+        return _Doctor(folder, repair, busy=not repair and folder.is_running).examine()
 
 
 @dataclass
@@ -163,13 +150,13 @@ class _Doctor:
     def _check_log(self) -> None:
         path = self.folder.path / "events.jsonl"
         content = path.read_bytes() if path.exists() else b""
-        complete_lines = content[: content.rfind(b"\n") + 1]
-        if len(complete_lines) < len(content) and not self.busy:
-            torn = len(content) - len(complete_lines)
+        complete = complete_lines(content)
+        if len(complete) < len(content) and not self.busy:
+            torn = len(content) - len(complete)
             self._report("its last line is torn", path, f"cut off ({torn} bytes)", self.folder.repair_events)
         events: list[tuple[int, dict[str, Any]]] = []
         sound = True
-        for number, line in enumerate(complete_lines.split(b"\n")[:-1], 1):
+        for number, line in enumerate(complete.split(b"\n")[:-1], 1):
             try:
                 event = json.loads(line)
                 if not isinstance(event, dict) or not isinstance(event["event"], str):

@@ -31,10 +31,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dnas.errors import InputError
+from dnas.io import complete_lines
 from dnas.search.optuna_storage import (
     IDENTITY,
+    cause_of,
     described,
-    first_line,
     is_sound,
     local_storage,
     named_storage,
@@ -145,7 +146,7 @@ class _Keeper:
                 self._pass()
             except Exception as error:  # a broken mirror must not stop the search
                 self._drop()
-                self._report(first_line(error))
+                self._report(cause_of(error))
             if last:
                 break
             seconds = time.monotonic() - start
@@ -226,10 +227,10 @@ class _Log:
         with self.path.open("rb") as file:
             file.seek(self.offset)
             content = file.read()
-        complete_lines = content[: content.rfind(b"\n") + 1]
-        self.offset += len(complete_lines)
+        complete = complete_lines(content)
+        self.offset += len(complete)
         touched: set[int] = set()
-        for line in complete_lines.splitlines():
+        for line in complete.splitlines():
             with suppress(ValueError, KeyError, TypeError, InputError):  # damaged lines are left to `dnas doctor`
                 touched |= self._fold.apply(json.loads(line))
         return touched
@@ -410,7 +411,7 @@ class Mirror:
         except SQLAlchemyError as error:
             if url is None:
                 raise
-            raise InputError(f"--mirror {shown_url(url)} cannot be written: {first_line(error)}.") from None
+            raise InputError(f"--mirror {shown_url(url)} cannot be written: {cause_of(error)}.") from None
 
     def _read_known(self, session: Any, study_id: int) -> dict[int, tuple[int, str]]:
         """Read the id and fingerprint of each trial. If two rows share a number, the second is replaced."""

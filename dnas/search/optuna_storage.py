@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from dnas.errors import InputError
-from dnas.formatting import redact
+from dnas.formatting import first_line, redact
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -59,10 +59,10 @@ def named_storage(url: str) -> "RDBStorage":
         package = PACKAGES.get(module or "", module) or "its driver's package"
         raise InputError(f"--mirror {shown} needs a package that is not installed: pip install '{package}'.") from None
     except RuntimeError as error:  # schema of another Optuna version
-        raise InputError(f"--mirror {shown} cannot be used: {first_line(error)}") from None
+        raise InputError(f"--mirror {shown} cannot be used: {cause_of(error)}") from None
     except (SQLAlchemyError, StorageInternalError) as error:
         raise InputError(
-            f"--mirror {shown} cannot be reached: {first_line(error)}; start it, or give another, or none."
+            f"--mirror {shown} cannot be reached: {cause_of(error)}; start it, or give another, or none."
         ) from None
 
 
@@ -102,11 +102,11 @@ def described(identity: Any) -> str:
     return f"of the space {identity.get('space')}, seed {identity.get('seed')}, created {identity.get('created')}"
 
 
-def first_line(error: BaseException) -> str:
+def cause_of(error: BaseException) -> str:
     """Return the first line of an error, or of the database driver's error that it wraps."""
     while (inner := getattr(error, "orig", None) or (error.__cause__ if not str(error).strip() else None)) is not None:
         error = inner
     cause = error.__cause__
     if type(error).__name__ == "StorageInternalError" and cause is not None:  # its text lacks the cause
-        return first_line(cause)
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".")
+        return cause_of(cause)
+    return first_line(error)

@@ -11,6 +11,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from dnas.arch import DenseNetSpec
 from dnas.errors import InputError
+from dnas.search.distributions import distributions
 from dnas.search.proposals import (
     SAMPLERS,
     Exhausted,
@@ -22,7 +23,7 @@ from dnas.search.proposals import (
     propose,
 )
 from dnas.search.samplers.problem import Problem, Told
-from dnas.search.samplers.tpe import distributions, frozen_trial
+from dnas.search.samplers.tpe import frozen_trial
 from dnas.search.state import SearchState
 from dnas.space.parse import load_space, parse_space
 from dnas.space.space import Space

@@ -9,7 +9,7 @@ import pytest
 
 from dnas.arch import DenseNetSpec, cost
 from dnas.errors import InputError
-from dnas.search.samplers.tpe import distributions
+from dnas.search.distributions import distributions
 from dnas.space.parse import load_space, parse_space, space_files
 from dnas.space.space import Limits
 

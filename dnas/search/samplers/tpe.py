@@ -8,18 +8,13 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-    distribution_to_json,
-)
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import TPESampler
 from optuna.storages import InMemoryStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from dnas.search.distributions import distributions
 from dnas.search.samplers.problem import Problem, Told
 from dnas.space.space import Choice
 
@@ -27,23 +22,6 @@ STARTUP_TRIALS = 10
 CANDIDATES = 64  # more than Optuna's 24, since many candidates exceed a limit or were tried
 FEW_ACCEPTED = 16  # with fewer accepted candidates, random draws are added
 EXTRA_DRAWS = 24  # number of random draws that are added
-
-
-def distributions(choices: Sequence[Choice]) -> dict[str, BaseDistribution]:
-    """Return the space as Optuna distributions, including choices that their `when` may deactivate."""
-    by_name: dict[str, BaseDistribution] = {}
-    for choice in choices:
-        if choice.kind == "int":
-            by_name[choice.name] = IntDistribution(int(choice.low), int(choice.high), step=int(choice.step or 1))
-        elif choice.kind == "float":
-            by_name[choice.name] = FloatDistribution(choice.low, choice.high, step=choice.step)
-        else:
-            by_name[choice.name] = CategoricalDistribution([choice.encode(option) for option in choice.options])
-    return by_name
-
-
-def distributions_json(choices: Sequence[Choice]) -> dict[str, str]:
-    return {name: distribution_to_json(distribution) for name, distribution in distributions(choices).items()}
 
 
 class ProposeTPE:
