@@ -18,15 +18,16 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from dnas.arch import Spec, cost, format_name, parse_name
 from dnas.arch.names import stated_fields
-from dnas.cli.output import command_line, resume_hint
+from dnas.cli.output import resume_hint
 from dnas.data import Dataset, load_dataset
-from dnas.data.catalog import data_info
+from dnas.data.catalog import data_info, folder_path
 from dnas.data.parts import size_warnings
 from dnas.errors import InputError
 from dnas.formatting import count, duration, percent, several, size
 from dnas.io import write_atomic
 from dnas.nn import resolve_kernels
 from dnas.nn.kernels import check_kernels
+from dnas.study.commands import command as command_line
 from dnas.study.provenance import git_commit, versions
 from dnas.training.checkpoint import Epoch, check_same_run
 from dnas.training.defaults import DEFAULT_KERNELS, cores, default_threads
@@ -122,9 +123,14 @@ def _train(config: TrainConfig, device: str, group: Group) -> int:
     spec = spec_for_data(config.name, data, recipe)
     write_line(_opening(config, spec, data, recipe, device, group))
     kernels = group.from_first(lambda: _kernels(config, spec, recipe, device))
-    if group.is_first:
-        _write_facts(config, spec, data, recipe, device, group, kernels)
-    watch = _Watch(recipe.epochs)
+    stored = _write_facts(config, spec, data, recipe, device, group, kernels) if group.is_first else 0
+    if stored:
+        write_line(
+            "already finished; nothing is left to train"
+            if stored == recipe.epochs
+            else f"resume  after epoch {stored} of {recipe.epochs}"
+        )
+    watch = _Watch(recipe.epochs, stored)
     try:
         with watch if group.is_first else nullcontext():
             result = fit(
@@ -222,15 +228,16 @@ def _opening(config: TrainConfig, spec: Spec, data: Dataset, recipe: Recipe, dev
 
 def _write_facts(
     config: TrainConfig, spec: Spec, data: Dataset, recipe: Recipe, device: str, group: Group, kernels: str
-) -> None:
-    """Write run.json. Raises `InputError` if the folder contains another run."""
-    folder = config.folder
+) -> int:
+    """Write run.json, and return the number of finished epochs. Raises `InputError` if the folder has another run."""
+    folder, stored = config.folder, 0
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "checkpoint.pt").exists():
-        check_same_run(folder / "checkpoint.pt", spec, recipe, data, (config.seed, 0))
+        content = check_same_run(folder / "checkpoint.pt", spec, recipe, data, (config.seed, 0))
+        stored = len(content["curve"])
     facts = {
         "network": format_name(spec),
-        "command": command_line(),
+        "command": _command(config, device, group, kernels),
         "recipe": recipe.to_dict(),
         "data": data.describe(),
         "seed": config.seed,
@@ -242,6 +249,27 @@ def _write_facts(
         "commit": git_commit(),
     }
     write_atomic(folder / "run.json", json.dumps(facts, indent=1))
+    return stored
+
+
+def _command(config: TrainConfig, device: str, group: Group, kernels: str) -> str:
+    """Return the command that repeats a run, also one that was started from Python."""
+    fields = {field.name: field.default for field in dataclasses.fields(config)}
+    given = {name: value for name, value in vars(config).items() if value != fields[name]}
+    given |= {
+        "dataset": config.dataset,
+        "threads": cpu_threads(),
+        "device": device.partition(":")[0],
+        "kernels": kernels,
+        "gpus": group.world if group.world > 1 else None,
+        "compile": config.compile_net,
+    }
+    if config.dataset.startswith("folder:"):
+        given["dataset"] = f"folder:{folder_path(config.dataset)}"
+    if config.data_root is not None:
+        given["data_root"] = config.data_root.absolute()
+    options = {name: value for name, value in given.items() if name not in ("name", "processes", "compile_net")}
+    return command_line("train", config.name, **options)
 
 
 def _closing(folder: Path, data: Dataset, result: Fit) -> str:
@@ -254,13 +282,13 @@ def _closing(folder: Path, data: Dataset, result: Fit) -> str:
 
 
 class _Watch:
-    """Progress output: a bar on a terminal, and one line per epoch."""
+    """Progress output: a bar on a terminal, and one line per epoch after the first `stored`, which are repeated."""
 
-    def __init__(self, epochs: int) -> None:
-        self.epochs = epochs
+    def __init__(self, epochs: int, stored: int) -> None:
+        self.epochs, self.stored = epochs, stored
         self.done = 0
         self.began = time.monotonic()
-        self.trained_now = 0  # number of epochs, without those that a resumed run repeats
+        self.trained_now = 0  # number of epochs trained by this process
         self.console = Console(markup=False, highlight=False)
         self.bar = Progress(
             TextColumn("{task.description}"),
@@ -295,18 +323,17 @@ class _Watch:
         )
 
     def epoch(self, epoch: Epoch) -> bool:
-        resumed = self.trained_now == 0 and time.monotonic() - self.began < 0.8 * epoch.seconds
         self.done = epoch.epoch
-        if not resumed:
-            self.trained_now += 1
-        else:
+        if epoch.epoch <= self.stored:
             self.began = time.monotonic()
-        left = f"   {self.left(0)}" if self.trained_now and self.done < self.epochs else ""
+            return True
+        self.trained_now += 1
+        left = f"   {self.left(0)}" if self.done < self.epochs else ""
         self.console.print(
             f"epoch {epoch.epoch:3d}/{self.epochs}   train {percent(epoch.train_error)} (loss {epoch.train_loss:.4f})"
             f"   val {percent(epoch.val_error)}"
             + (f" (loss {epoch.val_loss:.4f})" if epoch.val_loss is not None else "")
-            + f"   {epoch.seconds:.1f} s{'   (before)' if resumed else ''}{left}",
+            + f"   {epoch.seconds:.1f} s{left}",
             soft_wrap=True,
         )
         return True

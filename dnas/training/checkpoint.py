@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dnas.arch import Spec, spec_from_dict
 from dnas.data import Dataset
 from dnas.errors import InputError
+from dnas.formatting import several
 from dnas.io import write_atomic
 from dnas.nn import build
 from dnas.training.norms import Norms
@@ -177,7 +178,14 @@ def check_same_run(path: Path, spec: Spec, recipe: Recipe, data: Dataset, seed: 
     now = {**spec.to_dict(), **recipe.to_dict(), "seed": tuple(seed)}
     for key in ("fingerprint", "subset", "split_seed", "augmentation", "train_size"):
         stored[key], now[key] = content["data"][key], facts[key]
-    changed = [f"{key}={stored.get(key)} (now {now[key]})" for key in now if stored.get(key) != now[key]]
+    different = [key for key in now if stored.get(key) != now[key]]
+    changed = [f"{key}={stored.get(key)} (now {now[key]})" for key in different]
+    if different == ["epochs"]:
+        raise InputError(
+            f"{path} belongs to another run, of {several(stored['epochs'], 'epoch')} (now {now['epochs']}). Learning"
+            " rates depend on the number of epochs, so none can be added; choose another folder (--out), or remove that"
+            " one."
+        )
     if changed:
         raise InputError(
             f"{path} belongs to another run, with {', '.join(changed)}; choose another folder, or remove that one."
