@@ -18,12 +18,13 @@ WITH_REASONS = ("failed", "infeasible")
 ROWS = 12  # largest number of rows of the live table
 BAR = 8  # characters of the bar of a running trial
 WIDE = 100  # characters from which a terminal has room for all columns
-COLUMNS = {"#": 4, "state": 10, "val error": 9, "params": 7, "macs": 8, "epochs": 7, "": BAR, "seconds": 7}  # widths
+COLUMNS = {"#": 4, "state": 11, "val error": 9, "params": 7, "macs": 8, "epochs": 7, "": BAR, "seconds": 7}  # widths
 ONLY_WIDE = ("macs", "seconds")
 FACTS_OF_DATA = ("channels", "size", "classes")  # in names of networks
 STYLES = {
     "complete": "green",
     "running": "cyan",
+    "interrupted": "yellow",
     "paused": "dim",
     "stopped": "dim",
     "failed": "red",
@@ -34,7 +35,7 @@ STYLES = {
 def state_counts(records: list[TrialRecord]) -> str:
     """Format the number of trials in each state, with reasons of failures: `7 complete, 2 failed (2 diverged)`."""
     parts = []
-    for state in ("complete", *(state for state in STATES if state != "complete")):
+    for state in ("complete", *(state for state in (*STATES, "interrupted") if state != "complete")):
         in_state = [record for record in records if record.state == state]
         if in_state:
             reasons = Counter(r.reason.split(":")[0] for r in in_state if r.reason) if state in WITH_REASONS else {}
@@ -126,7 +127,7 @@ class Progress:
 
     def footer(self) -> str:
         best = next(iter(rank(self.records.values())), None)
-        ended = sum(record.state != "running" for record in self.records.values())
+        ended = sum(record.state not in ("running", "interrupted") for record in self.records.values())
         parts = [f"{ended} of {self.wanted} trials"]
         if best is not None:
             parts.insert(0, f"best  #{best.number}  {percent(best.val_error)}  ({count(best.cost['params'])} params)")

@@ -26,9 +26,9 @@ def run(args: argparse.Namespace) -> int:
     dry_run, as_json = bool(args.dry_run), bool(args.json)
     folder = find_study(args.study)  # before the slow imports
     from dnas.formatting import several
-    from dnas.search.doctor import BAD_RECORD, diagnose, is_running
+    from dnas.search.doctor import BAD_RECORD, diagnose
 
-    running = dry_run and is_running(folder)
+    running = dry_run and folder.is_running
     if running and not as_json:
         print(f"study {folder.name} is running; files that it is writing are not checked")
     findings = diagnose(folder, not dry_run)

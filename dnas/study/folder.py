@@ -9,25 +9,29 @@ An event is appended before the record that it changes is written, except for a 
 study is opened, each can therefore be repaired from the other. This module imports neither torch nor optuna.
 """
 
+import csv
 import fcntl
 import json
 import os
 import re
 import socket
+import time
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import tomli_w
 
 from dnas.errors import InputError, did_you_mean
-from dnas.io import read_text, room_for, write_atomic
+from dnas.io import complete_lines, read_text, room_for, write_atomic
 
 if TYPE_CHECKING:
     import pandas as pd
 from dnas.study.record import TrialRecord, now, rank
+
+LOCK_ATTEMPTS, LOCK_SECONDS = 5, 0.05  # number of attempts to lock a study, and the time between them
 
 
 class StudyHeld(InputError):
@@ -68,6 +72,11 @@ class StudyFolder:
         self.name = self.path.resolve().name
 
     @property
+    def project(self) -> Path:
+        """The folder that contains `studies/`, from which relative paths of a study start."""
+        return self.path.absolute().parent.parent
+
+    @property
     def exists(self) -> bool:
         return (self.path / "study.toml").is_file()
 
@@ -88,18 +97,28 @@ class StudyFolder:
     def lock(self) -> Iterator[None]:
         """Lock the study for one driver. The operating system releases the lock when the process ends."""
         with (self.path / "lock").open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _take_lock(file):
                 file.seek(0)
                 raise StudyHeld(
                     f"study {self.name} is being run by another process ({file.read().strip() or 'unknown'});"
                     " wait for it, or end it and rerun the command."
-                ) from None
+                )
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()} since {now()}")
             file.flush()
             yield
+
+    @property
+    def is_running(self) -> bool:
+        """True if a driver holds the study's lock."""
+        try:
+            with (self.path / "lock").open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
 
     def now(self) -> str:
         """Return the time for events and records."""
@@ -118,18 +137,17 @@ class StudyFolder:
         if not path.exists():
             return 0
         content = path.read_bytes()
-        complete_lines = content[: content.rfind(b"\n") + 1]
-        if len(complete_lines) < len(content):
-            write_atomic(path, complete_lines)
-        return len(content) - len(complete_lines)
+        complete = complete_lines(content)
+        if len(complete) < len(content):
+            write_atomic(path, complete)
+        return len(content) - len(complete)
 
     def events(self) -> list[dict[str, Any]]:
         """Return the events of the log, without a torn last line."""
         path = self.path / "events.jsonl"
         if not path.exists():
             return []
-        content = path.read_bytes()
-        lines = content[: content.rfind(b"\n") + 1].decode().splitlines()
+        lines = complete_lines(path.read_bytes()).decode().splitlines()
         try:
             return [json.loads(line) for line in lines]
         except json.JSONDecodeError as error:
@@ -146,6 +164,17 @@ class StudyFolder:
     def records(self) -> list[TrialRecord]:
         """Return the records of all trials, sorted by number."""
         return sorted(_read_records(self._record_files()), key=lambda record: record.number)
+
+    def catch_up(self, record: TrialRecord, folder: Path | None = None) -> None:
+        """Read the finished epochs of a running trial from its curve, which is newer than its record."""
+        path = (folder or self.trial_folder(record.number)) / "curve.csv"
+        if record.state != "running" or not path.is_file():
+            return
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        if len(rows) > record.epochs:
+            record.epochs, record.seconds = len(rows), sum(float(row["seconds"]) for row in rows)
+            record.val_error = float(error) if (error := rows[-1]["val_error"]) else None
 
     def _record_files(self) -> Iterator[str]:
         """Yield the paths of the trials' records, unordered. They are strings because pathlib is much slower."""
@@ -170,6 +199,18 @@ class StudyFolder:
         import pandas as pd
 
         return pd.read_csv(folder / "curve.csv")
+
+
+def _take_lock(file: IO[str]) -> bool:
+    """Lock a file, and return False if another process holds it. `is_running` holds it for an instant."""
+    for _ in range(LOCK_ATTEMPTS):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(LOCK_SECONDS)
+        else:
+            return True
+    return False
 
 
 def _read_records(paths: Iterable[str | Path]) -> list[TrialRecord]:
