@@ -16,6 +16,7 @@ from dnas.study.folder import StudyFolder
 from dnas.study.record import STATES, TrialRecord
 
 SAMPLED_NETWORKS = 200
+MORE_TRIALS = 10  # number of trials that the line on a finished study proposes to add
 RECORD_BYTES = 60_000  # disk space for record, curve and norms of a trial
 UNKNOWN_CHANNELS = 3  # channels assumed for a folder of images that was not read
 
@@ -147,7 +148,17 @@ def describe(forecast: Forecast) -> str:
 
 def existing(forecast: Forecast) -> str:
     """Describe the trials that exist, and the number of new ones."""
-    states = [record.state for record in forecast.records]
-    counts = ", ".join(f"{states.count(state)} {state}" for state in STATES if state in states)
+    config, states = forecast.config, [record.state for record in forecast.records]
+    epochs = config.space.recipe.epochs
+    counts = ", ".join(f"{states.count(s)} {'to resume' if s == 'running' else s}" for s in STATES if s in states)
     new = forecast.total - len(states)
-    return f"has {several(len(states), 'trial')} ({counts}); {several(new, 'new one', 'new ones')}"
+    text = f"has {several(len(states), 'trial')} ({counts}); {several(new, 'new one', 'new ones')}"
+    restarted = [r for r in forecast.records if r.state in ("complete", "running") and r.epochs_planned < epochs]
+    if restarted:
+        verb = "restart" if restarted[1:] else "restarts"
+        return f"{text}; {several(len(restarted), 'trial')} {verb} for {epochs} epochs"
+    if new or "running" in states:
+        return text
+    if forecast.total < config.trials:
+        return f"{text}, since the space has no other network"
+    return f"{text}; --trials {len(states) + MORE_TRIALS} trains {MORE_TRIALS} more"

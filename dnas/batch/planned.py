@@ -61,7 +61,7 @@ def check_same_runs(folder: StudyFolder, runs: Iterable[PlannedRun], final: bool
         raise InputError(f"study {folder.name} already exists, and was proposed by a search; {remedy}.")
     if (config["objective"] == "test_error") != final:
         part = "test" if not final else "validation"
-        raise InputError(f"study {folder.name} was begun to measure on the {part} part; {remedy}.")
+        raise InputError(f"study {folder.name} was started to measure on the {part} part; {remedy}.")
     known = {row["key"]: row for row in config["runs"]}
     for run in runs:
         recorded, current = known.get(run.key), run.row()
@@ -73,7 +73,7 @@ def check_same_runs(folder: StudyFolder, runs: Iterable[PlannedRun], final: bool
             keys = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
             before, after = ({key: values.get(key) for key in keys} for values in (before, after))
         raise InputError(
-            f"run {run.key} of study {folder.name} was begun with another {name}: {_as_text(before)}"
+            f"run {run.key} of study {folder.name} was started with another {name}: {_as_text(before)}"
             f" (now {_as_text(after)}); {remedy}."
         )
 

@@ -25,7 +25,7 @@ from dnas.executors.protocol import Executor, Outcome, Show
 from dnas.executors.runner import COUNTED_ERRORS, TrialRunner
 from dnas.formatting import percent
 from dnas.nn.kernels import check_kernels
-from dnas.study.config import LIST, RunConfig
+from dnas.study.config import LIST, RunConfig, run_facts, without_none
 from dnas.study.folder import StudyFolder, read_study
 from dnas.study.provenance import git_commit, versions
 from dnas.study.record import TrialRecord, new_record, now
@@ -58,7 +58,7 @@ def train_runs(
         show: Observer of the runs, such as a display.
         executor: Executes the runs; by default in processes on this host.
         final: Train on training and validation data, and measure `test_error` on the test set.
-        command: Command line, for study.toml.
+        command: Command line that repeats the runs, for study.toml. Not needed for ablations and reproductions.
         about: Further tables for study.toml.
 
     Raises:
@@ -151,33 +151,36 @@ def _config(
             if name not in runs[0].data and config["data"].get(name) != data.get(name):
                 difference = "its files have changed" if name == "fingerprint" else f"{name} {config['data'].get(name)}"
                 raise InputError(
-                    f"study {folder.name} was begun with other data: {difference}; name another study, or remove"
+                    f"study {folder.name} was started with other data: {difference}; name another study, or remove"
                     f" {folder.path}/."
                 )
         known = {row["key"] for row in config["runs"]}
         rows = [*config["runs"], *(run.row() for run in runs if run.key not in known)]
-        return config | {"runs": rows, "trials": len(rows), "command": command or config["command"]}
-    return {
-        "name": folder.name,
-        "kind": LIST,
-        "created": now(),
-        "command": command,
-        "trials": len(runs),
-        "seed": runs[0].seed[0],
-        "objective": "test_error" if final else "val_error",
-        "sampler": LIST,
-        "stopping": "none",
-        "device": device,
-        "threads": run_config.threads,
-        "host": socket.gethostname(),
-        **({"commit": git_commit()} if git_commit() else {}),
-        "space": {"name": LIST, "title": title, "text": ""},
-        "limits": {},
-        "recipe": runs[0].recipe.to_dict(),
-        "data": data,
-        "versions": versions(),
-        "runs": [run.row() for run in runs],
-    }
+        changes = {"runs": rows, "trials": len(rows), "command": command or None, **run_facts(run_config)}
+        return config | without_none(changes)
+    return without_none(
+        {
+            "name": folder.name,
+            "kind": LIST,
+            "created": now(),
+            "command": command or None,
+            "trials": len(runs),
+            "seed": runs[0].seed[0],
+            "objective": "test_error" if final else "val_error",
+            "sampler": LIST,
+            "stopping": "none",
+            "device": device,
+            **run_facts(run_config),
+            "host": socket.gethostname(),
+            "commit": git_commit(),
+            "space": {"name": LIST, "title": title, "text": ""},
+            "limits": {},
+            "recipe": runs[0].recipe.to_dict(),
+            "data": data,
+            "versions": versions(),
+            "runs": [run.row() for run in runs],
+        }
+    )
 
 
 class ListedRuns:

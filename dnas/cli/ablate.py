@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
     from dnas.cli import ablate_text as text
 
     try:
-        stopped_by = _train(plan, folder, config, execution, budget)
+        stopped_by = _train(plan, str(args.name), folder, config, execution, budget)
     except KeyboardInterrupt:
         return report_interruption(folder.path)
     ablation = read_ablation(folder.path)
@@ -133,14 +133,14 @@ def _seeds(text: str | None) -> int | str | None:
 
 
 def _train(
-    plan: "Plan", folder: "StudyFolder", config: "RunConfig", execution: "Execution", budget: float | None
+    plan: "Plan", file: str, folder: "StudyFolder", config: "RunConfig", execution: "Execution", budget: float | None
 ) -> str | None:
     """Train the missing runs, and return the reason for an early stop, if any."""
     from dnas.ablation.auto_seeds import train_rounds
     from dnas.ablation.plan import frozen_table
 
     title = f"{plan.definition.name}: {plan.definition.question}"
-    about = {"ablation": frozen_table(plan)}
+    about = {"ablation": frozen_table(plan) | {"file": file}}
     if plan.kernels is not None:
         config = dataclasses.replace(config, kernels=plan.kernels)
 

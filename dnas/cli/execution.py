@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dnas.cli.output import command_line
 from dnas.errors import InputError, unknown
-from dnas.study.config import RunConfig
+from dnas.study.config import UNLIMITED_WORKERS, RunConfig
 from dnas.training.defaults import (
     TINY_IMAGE,
     check_device_name,
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
 EXECUTORS = ("local", "ray")
 RAY_OPTIONS = ("ray_address", "gpus_per_trial", "cpus_per_trial", "shared")
-UNLIMITED_WORKERS = 10**6  # number of workers on Ray, which only the size of the cluster limits
 
 
 @dataclass(frozen=True)
@@ -110,6 +108,7 @@ class Execution:
         *,
         final: bool = False,
         about: Mapping[str, Any] | None = None,
+        command: str = "",
     ) -> "Outcome":
         """Call `dnas.batch.runs.train_runs` with the executor and the display of the command."""
         from dnas.batch.runs import train_runs
@@ -121,9 +120,7 @@ class Execution:
             config = dataclasses.replace(config, **changes)
         display = make_display(self.quiet, self.verbose)
         with display:
-            return train_runs(
-                study, title, runs, config, display, executor, final=final, command=command_line(), about=about
-            )
+            return train_runs(study, title, runs, config, display, executor, final=final, command=command, about=about)
 
 
 def check_machine(device: str, kernels: str | None) -> None:

@@ -44,6 +44,5 @@ def run(args: argparse.Namespace) -> int:
         print(f"study {folder.name} has that space already; nothing changed")
         return 0
     print("\n".join(changes))
-    options = "".join(f" --max-{key} {value}" for key, value in limits.items() if key in ("params", "macs"))
-    print(f"next  dnas search --study {folder.name} --space {name or config['space']['name']}{options} --trials N")
+    print(f"next  dnas search --study {folder.name} --trials N")
     return 0

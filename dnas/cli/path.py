@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     trained, stopped_by = None, None
     if train:
         try:
-            stopped_by = _train(folder, evidence, path, seeds, data_root, execution)
+            stopped_by = _train(folder, evidence, path, source, seeds, data_root, execution)
         except KeyboardInterrupt:
             return report_interruption(f"studies/{study_of_path(folder)}")
         trained = read_trained(folder, evidence, path, seeds)
@@ -95,6 +95,7 @@ def _train(
     folder: "StudyFolder",
     evidence: "Evidence",
     path: "AblationPath",
+    source: str | None,
     seeds: int,
     data_root: Path | None,
     execution: "Execution",
@@ -102,6 +103,7 @@ def _train(
     """Train the networks of the path without results, and return the reason for an early stop, if any."""
     from dnas.ablation.path import planned, study_of_path
     from dnas.cli.path_text import plan
+    from dnas.study.commands import command
     from dnas.study.config import data_arguments_of
 
     data = data_arguments_of(folder.config())
@@ -111,4 +113,6 @@ def _train(
     if not execution.quiet:
         print(plan(folder, evidence, path, seeds), flush=True)
     config = execution.run_config(data, path.nodes[0].spec.image_size)
-    return execution.train(study_of_path(folder), f"The path of {folder.name}", runs, config).stopped_by
+    again = command("path", folder.name, source=source, train=True, seeds=seeds)
+    title = f"The path of {folder.name}"
+    return execution.train(study_of_path(folder), title, runs, config, command=again).stopped_by

@@ -40,7 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     study.add_argument(
         "--study",
         metavar="NAME",
-        help="name of the study; studies/NAME.toml sets defaults for these options (default: the space's name)",
+        help="name of the study; studies/NAME.toml sets defaults for these options (default: the space's name,"
+        " followed by the data's if they are not the space's)",
     )
     execution, output = add_search_options(parser, study)
     add_executor_options(execution)
@@ -106,6 +107,7 @@ def add_search_options(parser: argparse.ArgumentParser, study: Group) -> tuple[G
         "--dataset", metavar="NAME", help="data set: digits, cifar10, ... or folder:PATH (default: the space's)"
     )
     add_data_options(data)
+    data.set_defaults(split_seed=None, augment=None)  # an existing study keeps its own
     execution = parser.add_argument_group("execution")
     add_workers(execution)
     add_threads_and_device(execution)
@@ -119,7 +121,7 @@ def add_search_options(parser: argparse.ArgumentParser, study: Group) -> tuple[G
 
 def run(args: argparse.Namespace) -> int:
     from dnas.cli.execution import Execution, check_machine
-    from dnas.cli.search_config import complete, make_config
+    from dnas.cli.search_config import complete, default_study, make_config
     from dnas.study.folder import StudyFolder, check_study_name
 
     args = complete(args)
@@ -127,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
     if as_json and dry_run:
         raise InputError("--json prints the result of a search, but --dry-run has none; leave one of them out.")
     quiet = args.quiet or as_json
-    folder = StudyFolder(Path("studies") / check_study_name(args.study or Path(args.space or "").stem or "none"))
+    folder = StudyFolder(Path("studies") / check_study_name(args.study or default_study(args)))
     config = make_config(args, folder.name, folder.config() if folder.exists else {})
     check_machine(args.device, args.kernels)
     if dry_run:

@@ -3,17 +3,20 @@
 import argparse
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from dnas.cli.execution import Execution
-from dnas.cli.output import command_line
 from dnas.data.catalog import data_info
 from dnas.errors import InputError
+from dnas.io import read_toml
 from dnas.space.objectives import read_objectives
-from dnas.space.parse import load_space
+from dnas.space.parse import load_space, space_path
 from dnas.space.space import Space
-from dnas.study.config import RunConfig, SearchConfig, space_of
+from dnas.study.commands import is_same_source, study_name
+from dnas.study.config import RunConfig, SearchConfig, data_arguments_of, space_of
 from dnas.study.definition import read_defaults
+from dnas.study.folder import StudyFolder
 from dnas.training.defaults import default_threads, default_workers
 
 
@@ -37,6 +40,17 @@ def complete(args: argparse.Namespace) -> argparse.Namespace:
     return args
 
 
+def default_study(args: argparse.Namespace) -> str:
+    """Return the name of the study of a command without --study: the space's, and the data's if they differ."""
+    space = Path(args.space or "none").stem
+    if args.space is None or args.dataset is None:
+        return space
+    earlier = StudyFolder(Path("studies") / space)  # older versions left out the data
+    if earlier.exists and is_same_source(earlier.config(), args.dataset):
+        return space
+    return study_name(space, args.dataset, str(read_toml(space_path(args.space)).get("dataset")))
+
+
 def make_config(args: argparse.Namespace, study: str, existing: Mapping[str, Any]) -> SearchConfig:
     """Return the configuration of a search.
 
@@ -55,13 +69,14 @@ def make_config(args: argparse.Namespace, study: str, existing: Mapping[str, Any
     check_sampler(sampler, objectives)
     check_stopping(stopping, len(objectives) > 1)
     workers = args.workers or default_workers()
-    side = args.image_size or space.fixed.get("image_size", 32)
+    data = _data_arguments(args, space, existing)
+    side = data["image_size"] or space.fixed.get("image_size", 32)
     return SearchConfig(
         space=space,
         study=study,
         trials=args.trials,
         run=RunConfig(
-            data=_data_arguments(args, space),
+            data=data,
             workers=workers,
             threads=args.threads or default_threads(workers, side),
             device=args.device,
@@ -78,7 +93,6 @@ def make_config(args: argparse.Namespace, study: str, existing: Mapping[str, Any
         mirror=args.mirror,
         retrain=args.retrain_best or 0,
         retrain_seeds=args.retrain_seeds or 1,
-        command=command_line(getattr(args, "storage", None)),
     )
 
 
@@ -93,6 +107,7 @@ def _space(args: argparse.Namespace, existing: Mapping[str, Any]) -> Space:
     }
     if existing:
         overrides["epochs"] = args.epochs or existing["recipe"]["epochs"]  # an earlier command may have raised them
+        overrides["dataset"] = args.dataset or existing["data"]["source"]
         limits = limits or existing["limits"]
     if args.space is not None:
         return load_space(args.space, limits=limits, **overrides)
@@ -102,14 +117,17 @@ def _space(args: argparse.Namespace, existing: Mapping[str, Any]) -> Space:
     return dataclasses.replace(space, recipe=dataclasses.replace(space.recipe, epochs=overrides["epochs"]))
 
 
-def _data_arguments(args: argparse.Namespace, space: Space) -> dict[str, Any]:
-    """Return the arguments of `load_dataset`."""
-    return {
-        "name": space.dataset,
+def _data_arguments(args: argparse.Namespace, space: Space, existing: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `load_dataset`. An existing study keeps those that are not given."""
+    given = {
         "data_root": args.data_root,
         "image_size": args.image_size,
-        "stem": str(space.fixed.get("stem", "small")),
         "subset": args.subset,
         "split_seed": args.split_seed,
         "augmentation": args.augment,
     }
+    defaults = dict.fromkeys(given) | {"split_seed": 0, "augmentation": "auto"}
+    if existing:
+        defaults |= data_arguments_of(existing)
+    given = {name: value for name, value in given.items() if value is not None}
+    return defaults | given | {"name": space.dataset, "stem": str(space.fixed.get("stem", "small"))}

@@ -2,8 +2,8 @@
 
 from dnas.batch.forecast import existing, forecast
 from dnas.data.parts import size_warnings
-from dnas.formatting import count, several
-from dnas.search.stopping import Ladder
+from dnas.formatting import count, joined, several
+from dnas.search.stopping import LEAST_EPOCHS, Ladder
 from dnas.study.config import SearchConfig
 
 SAMPLERS = {"gp": "Gaussian process", "tpe": "TPE", "nsga2": "NSGA-II"}
@@ -45,8 +45,9 @@ def opening(config: SearchConfig, workers: int | None) -> str:
 def _stopping(config: SearchConfig) -> str:
     epochs = config.space.recipe.epochs
     rungs = Ladder(config.stopping, epochs, several=len(config.objectives) > 1).rungs
-    if not rungs:
+    if config.stopping == "none":
         return "none"
-    few = len(rungs) < 6
-    text = "·".join(str(rung) for rung in (*rungs, epochs)) if few else f"{rungs[0]} to {rungs[-1]}"
-    return f"{config.stopping} after {text} epochs"
+    if not rungs:
+        return f"none, since {config.stopping} needs at least {LEAST_EPOCHS} epochs"
+    text = joined([str(rung) for rung in rungs]) if len(rungs) < 6 else f"{rungs[0]} to {rungs[-1]}"
+    return f"{config.stopping} after {text} of {epochs} epochs"

@@ -14,17 +14,24 @@ from dnas.cluster import proposer, queries
 from dnas.cluster.database import Database
 from dnas.data import Dataset, load_dataset
 from dnas.errors import InputError
-from dnas.executors.shared_storage import SharedStorage, first_line
-from dnas.formatting import redact
+from dnas.executors.shared_storage import SharedStorage
+from dnas.formatting import first_line, redact
 from dnas.io import write_atomic
 from dnas.search.state import ENDED
 from dnas.space.space import check_fits
-from dnas.study.config import SearchConfig, check_objectives, data_arguments_of, frozen_inputs, objectives_of, space_of
+from dnas.study.config import (
+    UNLIMITED_WORKERS,
+    SearchConfig,
+    check_objectives,
+    data_arguments_of,
+    frozen_inputs,
+    objectives_of,
+    space_of,
+)
 from dnas.study.folder import StudyFolder
 from dnas.study.record import TrialRecord
 
 FILES = ("checkpoint.pt", "curve.csv", "norms.npz", "traceback.txt")
-UNLIMITED = 10**6  # number of trials at once, which only the workers limit
 
 
 # --- the study ----------------------------------------------------------------------------------------------------
@@ -141,6 +148,7 @@ def create_study(
     id = uuid.uuid4().hex
     config = frozen_inputs(options, space, data.describe(), device)
     config["data"]["root"] = ""  # each host has its own
+    config.pop("workers", None)  # each host has its own number
     config["created"] = database.now()
     config["retrain"] = {"best": options.retrain, "seeds": options.retrain_seeds}
     secret = redact(shared.address) != shared.address
@@ -184,7 +192,7 @@ def options_of(config: Mapping[str, Any], host: SearchConfig) -> SearchConfig:
         run=replace(
             host.run,
             data=data_arguments_of(config) | {"data_root": host.run.data["data_root"]},
-            workers=UNLIMITED,
+            workers=UNLIMITED_WORKERS,
             threads=config["threads"],
         ),
         space=space_of(config),
@@ -197,7 +205,6 @@ def options_of(config: Mapping[str, Any], host: SearchConfig) -> SearchConfig:
         stopping=config["stopping"],
         retrain=config["retrain"]["best"],
         retrain_seeds=config["retrain"]["seeds"],
-        command=config["command"],
     )
 
 

@@ -114,7 +114,7 @@ class TrialRunner:
         self._kernels = folder.config().get("kernels", "plain" if before else None)
         if requested not in (None, "auto") and self._kernels not in (None, requested):
             raise InputError(
-                f"study {folder.name} was begun with the kernels {self._kernels} (now {requested}), whose"
+                f"study {folder.name} was started with the kernels {self._kernels} (now {requested}), whose"
                 " results are not bit-identical; leave --kernels out, or name another study."
             )
 

@@ -42,6 +42,7 @@ from dnas.report.tables import (
     to_markdown,
     written_cells,
 )
+from dnas.search.script import script_of
 from dnas.study.record import STATES, TrialRecord
 
 
@@ -409,7 +410,7 @@ def _reproduction(page: Page) -> dict[str, Any]:
     ]
     host = next(iter(values_of(page.records, "host")), None)
     return {
-        "command": a.config.get("command"),
+        "script": script_of(a.folder),
         "groups": facts_of_study(a.config, inputs, host),
         "text": settings.get("text"),
         "file": f"{a.name}.toml",

@@ -21,6 +21,7 @@ from dnas.errors import InputError
 from dnas.formatting import size
 from dnas.report.data import Study, listed, objective_of, value
 from dnas.report.figures import histories
+from dnas.search.script import script_of
 from dnas.space.parse import parse_space
 from dnas.study.record import STATES, TrialRecord
 
@@ -363,7 +364,7 @@ def reproduction(s: Study) -> dict[str, Any]:
     c = s.config
     inputs = [(key, c.get(key)) for key in ("seed", "objective", "sampler", "control", "stopping", "trials", "created")]
     return {
-        "command": c.get("command"),
+        "script": script_of(s.folder),
         "replay": f"dnas replay {shlex.quote(s.folder.name)}",
         "groups": facts_of_study(c, inputs, s.records[0].host if s.records else None),
         "space": c.get("space", {}).get("text"),

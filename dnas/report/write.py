@@ -18,6 +18,7 @@ from dnas.report.data import read_for_report
 from dnas.report.figures import draw_all
 from dnas.report.page import write_page, write_table
 from dnas.report.validity import checks
+from dnas.search.script import script_of
 from dnas.study.folder import find_study
 
 EXPLANATIONS = (  # figures of the section "What mattered"
@@ -85,7 +86,7 @@ def write_comparison(names: Sequence[str | Path], out: Path | None = None) -> Pa
         "rows": compare.rows(studies),
         "pairs": compare.pairs(studies),
         "cautions": compare.cautions(studies),
-        "commands": [s.config["command"] for s in studies if s.config.get("command")],
+        "scripts": [(s.folder.name, script_of(s.folder)) for s in studies],
         "figures": compare.draw(studies, out),
     }
     return write_page(out, "compare.html.j2", values)

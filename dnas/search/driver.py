@@ -18,7 +18,7 @@ from dnas.executors.protocol import Show
 from dnas.search.proposals import Exhausted, Region, make_sampler, propose
 from dnas.search.state import ENDED, SearchState, Trial, record_of
 from dnas.space.space import Space
-from dnas.study.config import SearchConfig
+from dnas.study.config import SearchConfig, without_none
 from dnas.study.folder import StudyFolder
 from dnas.study.provenance import git_commit, versions
 from dnas.study.record import TrialRecord
@@ -108,9 +108,9 @@ class Driver:
             self.folder.write_record(record)
 
     def freeze(self, values: Mapping[str, Any]) -> None:
-        """Write `values` into study.toml if they differ from its content."""
+        """Write `values` into study.toml if they differ from its content. None removes a value."""
         config = self.folder.config()
-        changed = {**config, **values}
+        changed = without_none({**config, **values})
         if changed != config:
             self.folder.write_config(changed)
 

@@ -18,6 +18,7 @@ from dnas.errors import InputError, did_you_mean
 from dnas.search.samplers.feasible import Region
 from dnas.search.samplers.problem import Exhausted, Problem, Sampler, Told
 from dnas.search.state import SearchState
+from dnas.study.config import DEFAULT_SAMPLER
 
 __all__ = [
     "DEFAULT_SAMPLER",
@@ -33,7 +34,6 @@ __all__ = [
     "propose",
 ]
 
-DEFAULT_SAMPLER = "gp"  # benchmarks/results/search.md
 _ARM_STREAM = 1  # number of the control arm's separate random stream
 
 # Module and member of each sampler. Optuna and SciPy are imported only when they are used.

@@ -13,7 +13,7 @@ from dnas.search.optuna_mirror import open_mirror
 from dnas.search.retrain import retrain_best
 from dnas.search.stopping import check_stopping
 from dnas.space.space import check_fits
-from dnas.study.config import SearchConfig, check_objectives, check_same, frozen_inputs
+from dnas.study.config import SearchConfig, check_objectives, check_same, frozen_inputs, run_facts
 from dnas.study.folder import StudyFolder
 from dnas.training.devices import list_devices
 from dnas.training.step import check_cuda_graph
@@ -56,7 +56,9 @@ def search(config: SearchConfig, show: Show, executor: Executor | None = None) -
         driver = Driver(folder, config, space, data.describe(), show)
         try:
             driver.open()
-            driver.freeze({"command": config.command, "trials": config.trials})
+            retrain = {"retrain": {"best": config.retrain, "seeds": config.retrain_seeds}} if config.retrain else {}
+            trials = max(config.trials, len(driver.records))
+            driver.freeze({"trials": trials, "exhausted": None, **run_facts(run), **retrain})
             return search_and_retrain(driver, data, executor)
         finally:
             executor.stop()
@@ -68,6 +70,7 @@ def search_and_retrain(driver: Driver, data: Dataset, executor: Executor) -> Out
     with open_mirror(folder, config.mirror, show.note):
         outcome = TrialRunner(driver, executor, show).run()
         outcome.exhausted = driver.exhausted
+        driver.freeze({"exhausted": outcome.exhausted or None})
         if outcome.stopped_by is None and config.retrain:
             outcome.stopped_by = retrain_best(folder, config, data, executor, show)
     return outcome

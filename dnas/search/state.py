@@ -43,7 +43,7 @@ class OldLog(InputError):
 
     def __init__(self) -> None:
         super().__init__(
-            "This study was begun by dnas 0.1, whose log lacks the information needed to resume."
+            "This study was started by dnas 0.1, whose log lacks the information needed to resume."
             " Its report can be written, but a search needs a new name: --study."
         )
 
@@ -107,7 +107,7 @@ def record_of(trial: Trial, space: Space, params: dict[str, Any], study_seed: in
         study_seed: Seed of the study.
         facts: Fields that no event holds, such as `data`, `host` and `versions`.
     """
-    from dnas.search.samplers.tpe import distributions_json
+    from dnas.search.distributions import distributions_json  # imports optuna
 
     spec = space.spec_of(params)
     return new_record(
@@ -392,6 +392,28 @@ def with_changes(config: Mapping[str, Any], events: Iterable[Event]) -> dict[str
 def before_changes(config: Mapping[str, Any], events: Iterable[Event]) -> dict[str, Any]:
     """Return a study's config with the space and limits that it started with."""
     return {**config, **next((event["before"] for event in events if event["event"] == "widen"), {})}
+
+
+def stages(config: Mapping[str, Any], events: Iterable[Event]) -> list[dict[str, Any]]:
+    """Return the inputs of a study at its start and after each extension.
+
+    In each of them `trials` is the number of trials that were proposed before the next extension, and `running` the
+    number of them that had not ended or paused. The last one has the planned number of trials.
+    """
+    events = list(events)
+    log = TrialLog(config["recipe"]["epochs"])
+    current = before_changes(config, events)
+    first = next((event["epochs"] for event in events if "epochs" in event), log.epochs)
+    current["recipe"] = config["recipe"] | {"epochs": first}
+    before = []
+    for event in events:
+        changed = with_changes(current, [event])
+        if changed != current and log.trials:
+            running = sum(trial.state == "running" for trial in log.trials.values())
+            before.append({**current, "trials": len(log.trials), "running": running})
+        current = changed
+        log.apply(event)
+    return [*before, {**current, "trials": max(len(log.trials), config["trials"]), "running": 0}]
 
 
 def reports_of(events: Iterable[Event], number: int) -> list[Event]:

@@ -11,6 +11,7 @@ benchmarks/results/stopping.md.
 """
 
 import copy
+import itertools
 import math
 from bisect import bisect_left, insort
 from collections.abc import Sequence
@@ -44,6 +45,9 @@ def rungs(epochs: int, reduction: int = REDUCTION) -> tuple[int, ...]:
     """Return the epochs after which trials are compared: epochs/9 and epochs/3, rounded up, from `FIRST_RUNG` on."""
     candidates = {math.ceil(epochs / reduction**2), math.ceil(epochs / reduction)}
     return tuple(sorted(rung for rung in candidates if FIRST_RUNG <= rung < epochs))
+
+
+LEAST_EPOCHS = next(epochs for epochs in itertools.count(1) if rungs(epochs))  # of a run that may be stopped early
 
 
 def brackets(epochs: int) -> tuple[tuple[tuple[int, ...], int], ...]:

@@ -50,16 +50,20 @@ def load_space(name: str, **overrides: Any) -> Space:
     Raises:
         InputError: With all problems of the file.
     """
+    path = space_path(name)
+    return parse_space(read_text(path), path.stem, str(path), **overrides)
+
+
+def space_path(name: str) -> Path:
+    """Return the path of the space called `name`, or of the file `name` if it ends with `.toml`."""
     files = space_files()
     if name.endswith(".toml"):
-        path = Path(name)
-        if not path.is_file():
+        if not Path(name).is_file():
             raise InputError(f"no space file {name}.")
-    elif name in files:
-        path = files[name]
-    else:
+        return Path(name)
+    if name not in files:
         raise unknown("search space", name, files)
-    return parse_space(read_text(path), path.stem, str(path), **overrides)
+    return files[name]
 
 
 def parse_space(text: str, name: str, where: str, **overrides: Any) -> Space:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dnas.data.catalog import data_info
 from dnas.errors import InputError
 from dnas.space.objectives import PRICED
 from dnas.space.parse import parse_space
@@ -18,6 +19,8 @@ from dnas.training.recipe import Recipe
 
 LIST = "list"  # `kind` of a study whose runs are listed beforehand: see dnas.batch.runs
 DEFAULTS: dict[str, Any] = {"objective": "val_error", "sampler": "tpe", "control": 0.0}  # for studies of dnas 0.1
+DEFAULT_SAMPLER = "gp"  # benchmarks/results/search.md
+UNLIMITED_WORKERS = 10**6  # number of runs at once, which only the size of a cluster limits
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,6 @@ class SearchConfig:
     control: fraction of proposals drawn at random as a control group.
     retrain: number of best trials to retrain on all training data, each from `retrain_seeds` seeds.
     mirror: storage URL of the Optuna database that mirrors the study, or `none`; None for the default file.
-    command: the command line, for `study.toml`.
     """
 
     space: Space
@@ -64,7 +66,6 @@ class SearchConfig:
     retrain: int = 0
     retrain_seeds: int = 1
     mirror: str | None = None
-    command: str = ""
 
 
 def frozen_inputs(search: SearchConfig, space: Space, data: Mapping[str, Any], device: str) -> dict[str, Any]:
@@ -72,7 +73,6 @@ def frozen_inputs(search: SearchConfig, space: Space, data: Mapping[str, Any], d
     config: dict[str, Any] = {
         "name": search.study,
         "created": now(),
-        "command": search.command,
         "trials": search.trials,
         "seed": search.seed,
         "objective": ",".join(search.objectives),
@@ -80,7 +80,7 @@ def frozen_inputs(search: SearchConfig, space: Space, data: Mapping[str, Any], d
         "control": search.control,
         "stopping": search.stopping,
         "device": device,
-        "threads": search.run.threads,
+        **run_facts(search.run),
         "host": socket.gethostname(),
         "commit": git_commit(),
         "space": {"name": space.name, "title": space.title, "text": space.text},
@@ -90,13 +90,24 @@ def frozen_inputs(search: SearchConfig, space: Space, data: Mapping[str, Any], d
         "versions": versions(),
     }
     config["data"] |= {"source": search.run.data["name"], "root": str(search.run.data.get("data_root") or "")}
-    return _without_none(config)
+    return without_none(config)
 
 
-def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+def run_facts(run: RunConfig) -> dict[str, Any]:
+    """Return the settings of runs that study.toml holds; None for those that it does not state."""
+    return {
+        "workers": run.workers if run.workers < UNLIMITED_WORKERS else None,
+        "threads": run.threads,
+        "timeout": run.timeout,
+        "compile": run.compile_net or None,
+        "cuda_graph": run.cuda_graph or None,
+    }
+
+
+def without_none(values: Mapping[str, Any]) -> dict[str, Any]:
     """Remove None values, recursively, because TOML has no null."""
     return {
-        key: _without_none(value) if isinstance(value, dict) else value
+        key: without_none(value) if isinstance(value, dict) else value
         for key, value in values.items()
         if value is not None
     }
@@ -111,7 +122,7 @@ def check_proposed(config: Mapping[str, Any]) -> None:
     if config.get("kind") == LIST:
         raise InputError(
             f"study {config['name']} is a list of {len(config['runs'])} runs, which no search proposed;"
-            f" to train the missing runs, use `{config['command'] or 'the command that started it'}`."
+            f" `dnas status {config['name']}` shows the command that trains the missing runs."
         )
 
 
@@ -197,20 +208,21 @@ def check_same(name: str, stored: Mapping[str, Any], search: SearchConfig, data:
         pairs = [("space", config["space"]["name"], space.name)]  # the other differences follow from it
     elif tomllib.loads(config["space"]["text"]) != tomllib.loads(space.text):  # comments may change
         pairs.insert(0, ("version", "of the space file", f"changed; use `dnas extend {name}` to widen it"))
+    title, current_title = config["data"]["title"], data_info(search.run.data["name"]).title
+    if title != current_title:
+        pairs.append(("data set", title, current_title))
     if data is not None:
         facts = data.describe()
         pairs += [
             (key.replace("_", " "), config["data"].get(key, "whole"), "whole" if facts[key] is None else facts[key])
             for key in ("subset", "split_seed", "augmentation", "image_size")
         ]
-        if config["data"]["title"] != data.title:
-            pairs.append(("data set", config["data"]["title"], data.title))
-        elif config["data"]["fingerprint"] != data.fingerprint:
+        if title == current_title and config["data"]["fingerprint"] != data.fingerprint:
             pairs.append(("version", "of the data files", "changed"))
     changed = [f"{item} {before} (now {after})" for item, before, after in pairs if before != after]
     if changed:
         raise InputError(
-            f"study {name} was begun with another {'; another '.join(changed)};"
+            f"study {name} was started with another {'; another '.join(changed)};"
             " name a new study with --study, or use the original values."
         )
     if space.recipe.epochs < frozen["epochs"]:

@@ -173,9 +173,9 @@ def test_invalid_runs_are_rejected_in_one_line(runs: list[PlannedRun], message: 
 
 def test_other_data_and_another_kind_of_study_are_rejected() -> None:
     train(planned())
-    with pytest.raises(InputError, match="begun with other data: subset 200"):
+    with pytest.raises(InputError, match="started with other data: subset 200"):
         train_runs("s", "", planned(), RunConfig({"name": "digits", "subset": 300}), Silent(), AnalyticExecutor())
-    with pytest.raises(InputError, match="begun to measure on the validation part"):
+    with pytest.raises(InputError, match="started to measure on the validation part"):
         train(planned(), final=True)
     text = Path("studies/s/study.toml").read_text()
     Path("studies/s/study.toml").write_text(text.replace('kind = "list"\n', ""))
@@ -194,7 +194,7 @@ def test_study_commands_support_a_list_of_runs(
     output = capsys.readouterr().out
     assert "Two networks" in output
     assert "4 of 4 trials" in output
-    assert "seeds 0, 1; dnas reproduce fig" in output
+    assert "seeds 0, 1" in output
     assert main(["report", "s"]) == 0
     capsys.readouterr()
     for command in (
@@ -204,7 +204,7 @@ def test_study_commands_support_a_list_of_runs(
         ["search", "--study", "s", "--trials", "9"],
     ):
         assert main(command) == 2
-        assert "`dnas reproduce fig`" in capsys.readouterr().err
+        assert "`dnas status s` shows the command that trains the missing runs" in capsys.readouterr().err
 
 
 # --- real runs -----------------------------------------------------------------------------------------------

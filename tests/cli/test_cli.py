@@ -1,11 +1,13 @@
 """Tests of the command line: fast start, errors in one line, and output."""
 
+import dataclasses
 import io
 import json
 import os
 import re
 import subprocess
 import sys
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +17,11 @@ from PIL import Image
 from rich.console import Console
 
 from dnas.arch import FAMILIES, cost, parse_name
+from dnas.batch.forecast import Forecast, existing
 from dnas.cli import COMMANDS, command_module, main
 from dnas.cli.display import LiveTable, PlainLines, short_names
+from dnas.cli.search_opening import opening
+from dnas.data.parts import summarize
 from dnas.errors import InputError
 from dnas.executors.worker import Job, Message
 from dnas.formatting import duration
@@ -25,7 +30,7 @@ from dnas.space.parse import load_space
 from dnas.study.folder import StudyFolder, find_study
 from dnas.study.record import TrialRecord
 from dnas.training.checkpoint import load_run
-from tests.support.analytic import AnalyticExecutor, Trouble
+from tests.support.analytic import AnalyticExecutor, Trouble, search_config
 from tests.support.studies import make_study
 
 
@@ -294,8 +299,15 @@ def test_image_folder_trains_without_further_options(capsys: pytest.CaptureFixtu
     assert main(["eval", "run", "--part", "test", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["images"] == 6
     assert main(command.split()) == 0  # the repeated command has nothing left to train
-    assert "(before)" in capsys.readouterr().out
-    assert "another run" in error_of(capsys, command.replace("--epochs 1", "--epochs 2"))
+    out = capsys.readouterr().out
+    assert "already finished; nothing is left to train\ndone " in out
+    assert "left\n" not in out
+    assert json.loads(Path("run/run.json").read_text())["command"].startswith(
+        f"dnas train densenet-bc:layers=1-1,k=2 --dataset folder:{Path.cwd()}/grey --epochs 1 --batch-size 4 --out run"
+    )
+    longer = error_of(capsys, command.replace("--epochs 1", "--epochs 2"))
+    assert "belongs to another run, of 1 epoch (now 2). Learning rates depend on the number of epochs" in longer
+    assert "another run, with batch_size=4 (now 5)" in error_of(capsys, command.replace("size 4", "size 5"))
 
 
 def test_paper_recipe_uses_dropout_only_without_augmentation(capsys: pytest.CaptureFixture[str]) -> None:
@@ -461,6 +473,72 @@ def test_status_counts_trials_by_state(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "6 of 6 trials" in out
     assert f"retrained {best.number}-1: 12.50% test error" in out
     assert "diverged: nan" in out
+
+
+def test_status_reads_curves_and_says_whether_a_process_runs_the_study(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record of a running trial has no epoch yet, but its curve has 6 of 12."""
+    study = make_study(Path("studies/s"), ["complete", "running"], norms=False, trials=4, workers=1)
+    first, second = study.records()
+    study.write_record(dataclasses.replace(second, epochs=0, seconds=0.0, val_error=None))
+    rate = 1.5 * (12 + 6) / (12 * first.cost["macs"] + 6 * second.cost["macs"])  # seconds per epoch and macs
+    left = rate * (6 * second.cost["macs"] + 2 * 12 * first.cost["macs"])
+    locks = ExitStack()
+    locks.enter_context(study.lock())
+    assert main(["status", "s", "--json"]) == 0
+    status = json.loads(capsys.readouterr().out)
+    assert (status["running"], status["resume"], status["states"]) == (True, None, {"complete": 1, "running": 1})
+    assert (status["trials"][1]["epochs"], status["seconds_left"]) == (6, pytest.approx(left))
+    assert main(["status", "s"]) == 0
+    assert f"1 of 4 trials      about {duration(left)} left" in capsys.readouterr().out
+    monkeypatch.setattr("dnas.cli.status.time.sleep", lambda seconds: locks.close())
+    assert main(["status", "s", "--watch"]) == 0
+    out = capsys.readouterr().out
+    assert "1 complete, 1 interrupted; " in out
+    assert "1 of 4 trials\n" in out
+    assert out.endswith("interrupted; resume it with\n  dnas search --study s --trials 4 --workers 1 --device cpu\n")
+    assert "leave one of them out" in error_of(capsys, "status s --watch --json")
+    make_study(Path("studies/small"), ["complete"] * 2, norms=False, trials=4, exhausted=True)
+    assert main(["status", "small"]) == 0
+    assert "interrupted" not in capsys.readouterr().out, "a space without a further network has nothing to resume"
+
+
+@pytest.mark.parametrize(
+    ("states", "epochs", "total", "line"),
+    [
+        (["complete", "running"] * 2, 12, 9, "has 4 trials (2 to resume, 2 complete); 5 new ones"),
+        (["complete"] * 5, 12, 5, "has 5 trials (5 complete); 0 new ones; --trials 15 trains 10 more"),
+        (["complete"] * 4, 12, 4, "has 4 trials (4 complete); 0 new ones, since the space has no other network"),
+        (
+            ["complete", "paused"],
+            15,
+            5,
+            "has 2 trials (1 paused, 1 complete); 3 new ones; 1 trial restarts for 15 epochs",
+        ),
+    ],
+)
+def test_header_states_how_much_of_a_study_is_done(states: list[str], epochs: int, total: int, line: str) -> None:
+    records = make_study(Path("studies/s"), states, norms=False).records()
+    space = load_space("digits_bc", epochs=epochs)
+    data = summarize("digits")
+    plan = Forecast(search_config(5, space), data, space, (), tuple(records), total, 0.0, 0.0)
+    assert existing(plan) == line
+
+
+@pytest.mark.parametrize(
+    ("stopping", "epochs", "text"),
+    [
+        ("asha", 8, "early stopping asha after 3 of 8 epochs\n"),
+        ("asha", 27, "early stopping asha after 3 and 9 of 27 epochs\n"),
+        ("asha", 6, "early stopping none, since asha needs at least 7 epochs\n"),
+        ("median", 27, "early stopping median after 3 to 26 of 27 epochs\n"),
+        ("none", 27, "early stopping none\n"),
+    ],
+)
+def test_header_states_when_early_stopping_decides(stopping: str, epochs: int, text: str) -> None:
+    config = search_config(2, load_space("tiny", epochs=epochs), stopping=stopping)
+    assert text in opening(config, None)
 
 
 # --- the display of a search ---

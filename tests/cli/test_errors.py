@@ -214,9 +214,9 @@ def test_characters_that_the_terminal_lacks_are_replaced() -> None:
 def test_brackets_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
     study = make_study(Path("studies/s"), ["complete"] * 2)
     config = study.config()
-    study.write_config(config | {"command": "dnas search --dataset 'folder:pics [v2]' --study [/s]"})
+    study.write_config(config | {"space": config["space"] | {"title": "mine [v2] of [/s]"}})
     assert main(["status", "s"]) == 0
-    assert "dnas search --dataset 'folder:pics [v2]' --study [/s]" in capsys.readouterr().out
+    assert "mine [v2] of [/s]" in capsys.readouterr().out
 
 
 def test_warnings_of_libraries_have_no_source_lines() -> None:

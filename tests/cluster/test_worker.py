@@ -520,7 +520,7 @@ def test_unusable_input_of_a_worker_is_reported_in_one_line(
     assert "; check host, user, password and database." in error
     create(url, tmp_path / "shared", host_config(space=load_space("tiny", epochs=2)))
     assert "is not the shared storage of study s" in error_of(*storage, "--shared", str(tmp_path / "elsewhere"))
-    assert "was begun with another seed 0 (now 5)" in error_of(*storage, "--seed", "5")
+    assert "was started with another seed 0 (now 5)" in error_of(*storage, "--seed", "5")
     assert "was started with subset 200, but got 100" in error_of(*storage, "--subset", "100")
     assert "is running with 8 trials of 2 epochs; raise them after it has ended" in error_of(*storage, "--trials", "9")
     assert main(["pull", "other", *storage]) == 2

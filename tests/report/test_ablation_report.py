@@ -273,7 +273,7 @@ def test_all_runs_are_listed_with_commit_and_versions(page: Page, study: StudyFo
     runs = pd.read_csv(study.path.parent / "report" / "runs.csv")
     assert len(runs) == 28
     assert TEXT.splitlines()[0] in page.text
-    assert "dnas ablate whole --seeds 7" in page.text
+    assert "dnas ablate whole.toml" in page.text
 
 
 def test_failed_runs_are_left_out_and_reported(tmp_path: Path, undrawn: None) -> None:

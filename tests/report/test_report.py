@@ -169,7 +169,8 @@ def test_the_table_lists_every_trial_and_marks_the_front(study: StudyFolder, pag
 
 
 def test_the_page_states_how_to_reproduce_the_study(page: Page) -> None:
-    for fact in ("dnas search --space digits_bc --trials 8", "2.11.0", "f" * 40, "test-host", "0123456789abcdef" * 4):
+    command = "dnas search --space digits_bc.toml --study whole --trials 8"
+    for fact in (command, "2.11.0", "f" * 40, "test-host", "0123456789abcdef" * 4):
         assert fact in page.text
     assert "growth_rate = { int = [4, 16], step = 4 }" in page.text
     assert "To verify the study from its own files" in page.text
@@ -500,7 +501,7 @@ def test_missing_keys_are_left_out(tmp_path: Path) -> None:
     add_trial(study, 0, DenseNetSpec((1, 1), growth_rate=4), "complete", 2, objectives={}, data={"val_size": 10})
     page = report(study)
     assert "an unnamed space" in page.text
-    assert "The command was not recorded." in page.text
+    assert "The commands cannot be derived from the files of this study: they have no 'recipe'." in page.text
     assert "95% interval" not in page.text
 
 

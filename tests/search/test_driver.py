@@ -290,6 +290,7 @@ def test_search_minimises_its_objective() -> None:
 def test_search_ends_when_the_space_is_exhausted() -> None:
     outcome = run(50, space=load_space("tiny"))
     assert outcome.exhausted
+    assert StudyFolder(Path("studies/s")).config()["exhausted"] is True
     assert outcome.trials == 12
     assert len({record.digest for record in records()}) == 12
     assert [record.number for record in records()] == list(range(12))
@@ -320,7 +321,7 @@ def test_several_workers_train_each_trial_once() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seed": 1}, "was begun with another seed 0 (now 1)"),
+        ({"seed": 1}, "was started with another seed 0 (now 1)"),
         ({"objectives": ("val_loss",)}, "another objective val_error (now val_loss)"),
         ({"objectives": ("val_error", "params")}, "another objective val_error (now val_error,params)"),
         ({"sampler": "random"}, "another sampler tpe (now random)"),

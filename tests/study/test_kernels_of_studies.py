@@ -46,7 +46,7 @@ def test_study_keeps_its_kernels_and_every_record_holds_them() -> None:
     assert [job.kernels for job in run(3).started] == ["ref"], "a study keeps its kernels if none are requested"
     assert [job.kernels for job in run(4, kernels="auto").started] == ["ref"]
     assert [record.kernels for record in StudyFolder(Path("studies/s")).records()] == ["ref"] * 4
-    with pytest.raises(InputError, match=r"begun with the kernels ref \(now plain\)"):
+    with pytest.raises(InputError, match=r"started with the kernels ref \(now plain\)"):
         run(5, kernels="plain")
 
 
