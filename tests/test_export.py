@@ -25,6 +25,8 @@ from dnas.training.recipe import make_recipe
 from tests.support.data_files import noise, write_folder
 from tests.support.studies import make_study
 
+pytestmark = pytest.mark.xdist_group("export")  # its network is trained once
+
 NAME = "densenet-bc:layers=2-1,k=4,channels=1,size=8"
 
 

@@ -5,14 +5,17 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-PACKAGE = Path(__file__).resolve().parent.parent / "dnas"
-FILES = sorted(PACKAGE.rglob("*.py"))
+import pytest
+
+from tests.test_layers import FILES, PACKAGE, parsed
+
+pytestmark = pytest.mark.xdist_group("source")  # each file is parsed once
 LONGEST_FILE, LONGEST_FUNCTION = 650, 80
 
 
 @cache
 def nodes(path: Path) -> list[ast.AST]:
-    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    return list(ast.walk(parsed(path)))
 
 
 def functions() -> Iterator[tuple[str, int]]:

@@ -6,6 +6,10 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.xdist_group("source")  # each file is parsed once
+
 PACKAGE = Path(__file__).resolve().parent.parent / "dnas"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
