@@ -1,5 +1,6 @@
 """Settings of every test process: one quiet thread, time limits that grow with the load, scheduling in groups."""
 
+import atexit
 import gc
 import os
 import signal
@@ -35,7 +36,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Measure CPU times if `--cpu-times` is given."""
+    """Measure CPU times if `--cpu-times` is given, and let a process of xdist end without freeing its modules."""
+    if hasattr(config, "workerinput"):
+        atexit.register(os._exit, 0)  # runs after what tests register; freeing one module after the other takes seconds
     if path := config.getoption("--cpu-times"):
         from tests.support.cpu_times import CpuTimes
 
@@ -85,6 +88,11 @@ def pytest_collection(session: pytest.Session) -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Let Python free the imported objects at its end, or Triton would report them as leaks."""
+    gc.unfreeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
