@@ -28,7 +28,7 @@ from dnas.io import DiskFull
 from dnas.study.folder import StudyFolder
 from dnas.training import fit as train
 from dnas.training.checkpoint import read_checkpoint
-from dnas.training.forkserver import start
+from dnas.training.forkserver import start, start_forkserver
 from dnas.training.recipe import make_recipe
 from tests.support.patience import patience
 
@@ -146,6 +146,18 @@ def test_measuring_the_latency_does_not_change_the_result(executor: LocalExecuto
 # A step of this network needs 1.4 GB of activations, or 0.3 GB with recomputation.
 DEEP = "densenet-bc:layers=45,k=4,channels=1,size=8"
 LIMIT_BYTES = 800_000_000
+
+
+def test_workers_collect_garbage_but_not_what_their_server_imported() -> None:
+    context = start_forkserver()
+    pipe, child_pipe = context.Pipe()
+    code = "import gc; pipe.send((gc.isenabled(), gc.get_freeze_count()))"
+    process = context.Process(target=exec, args=(code, {"pipe": child_pipe}))
+    start(process)
+    enabled, exempt = pipe.recv()
+    process.join()
+    assert enabled
+    assert exempt > 100_000
 
 
 @pytest.mark.slow
