@@ -139,7 +139,7 @@ REFUSALS = {
     "search --space tiny --trials 9 --subset 3 -q": "subset must be between 20 ",
     "search --space tiny --trials 9 --dataset folder:nowhere": "there is no folder ",
     "search --space tiny --trials 9 --max-params 10": "--max-params 10: no network of tiny is as small",
-    "search --space tiny --trials 9 --study s": "study s was begun with another space digits_bc",
+    "search --space tiny --trials 9 --study s": "study s was started with another space digits_bc",
     "train densenet:L=7,k=4 --dataset digit": "no data set 'digit'",
     "train densenet122 --dataset digits": "no network 'densenet122'",
     "train densenet:L=7,k=4 --dataset folder:nowhere": "there is no folder ",
