@@ -44,7 +44,7 @@ from dnas.ablation.variants import Base, Variant, change_fields, freeze, make_va
 from dnas.arch import FAMILIES, parse_name
 from dnas.arch.families import family_of
 from dnas.arch.names import stated_fields
-from dnas.data.catalog import DataInfo, data_info
+from dnas.data.catalog import data_info
 from dnas.errors import InputError, did_you_mean, several_problems, unknown
 from dnas.formatting import several
 from dnas.io import parse_toml, read_text, read_toml
@@ -265,7 +265,9 @@ class _Reader:
             except InputError as error:
                 self.problems.append(f"dataset: {error}")
         if base.info is not None and (base.info.classes is None or base.info.channels is None):
-            base.info = dataclasses.replace(base.info, **_facts_of_files(base.info, self.overrides.get("data_root")))
+            from dnas.data.parts import facts_of_files  # imports NumPy
+
+            base.info = dataclasses.replace(base.info, **facts_of_files(base.info, self.overrides.get("data_root")))
         table = self._table("data")
         check_keys(table, DATA_KEYS, "[data] ", self.problems)
         subset = self.overrides.get("subset")
@@ -551,11 +553,3 @@ def _flat(table: Mapping[str, Any]) -> dict[str, Any]:
 
 def _as_text(value: Any) -> str:
     return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _facts_of_files(info: DataInfo, data_root: Path | None) -> dict[str, Any]:
-    """Return the number of classes and channels of a folder data set, which requires reading its files."""
-    from dnas.data import load_dataset
-
-    data = load_dataset(info.name, data_root=data_root)
-    return {"classes": data.classes, "channels": data.channels}

@@ -2,13 +2,10 @@
 
 import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dnas.cli.output import print_json
 from dnas.cli.parser import DATA_ROOT, add_json, add_network_source, file_path
-
-if TYPE_CHECKING:
-    import torch
 
 SUMMARY = "measure a trained network's error, in total and by class"
 EXAMPLES = """  dnas eval studies/runs/digits-densenet-bc-L-16-k-8-s0
@@ -39,42 +36,38 @@ def run(args: argparse.Namespace) -> int:
     from dnas.training.defaults import check_device_name
 
     check_device_name(args.device)
-    import torch
-
     from dnas.data import load_dataset
     from dnas.export import load_trained
     from dnas.formatting import percent
     from dnas.training.devices import check_device
-    from dnas.training.evaluate import evaluate
+    from dnas.training.evaluate import evaluate_classes
 
     source, trial, part, dataset, data_root = args.source, args.trial, args.part, args.dataset, args.data_root
     device = check_device(args.device)
     trained = load_trained(source, trial)
     data = load_dataset(**trained.data_arguments(dataset, data_root), device=device)
     data = trained.prepared(data, same=dataset is None)
-    confusion = torch.zeros((data.classes, data.classes), dtype=torch.int64, device=device)
-    loss, error = evaluate(trained.run.net.to(device), data, part, device, confusion=confusion)
-    images = int(confusion.sum())
+    loss, error, confusion = evaluate_classes(trained.run.net.to(device), data, part, device)
+    images = sum(map(sum, confusion))
     classes = errors_by_class(data.class_names, confusion)
     if args.json:
         result = {"part": part, "images": images, "error": error, "loss": loss, "dataset": data.name}
-        print_json(result | {"classes": classes, "confusion": confusion.tolist()})
+        print_json(result | {"classes": classes, "confusion": confusion})
         return 0
     print(f"{percent(error)} error, loss {loss:.4f} on the {part} part of {data.title} ({images:,} images)\n")
     print("\n".join(matrix_lines(classes, confusion) if data.classes <= SHOWN_CLASSES else worst_lines(classes)))
     return 0
 
 
-def errors_by_class(names: Sequence[str], confusion: "torch.Tensor") -> list[dict[str, Any]]:
+def errors_by_class(names: Sequence[str], confusion: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
     """Return name, number of images and error of each class. The error of a class without images is None."""
-    images, correct = confusion.sum(1).tolist(), confusion.diagonal().tolist()
     return [
-        {"name": name, "images": n, "error": 1 - right / n if n else None}
-        for name, n, right in zip(names, images, correct, strict=True)
+        {"name": name, "images": sum(row), "error": 1 - row[i] / sum(row) if sum(row) else None}
+        for i, (name, row) in enumerate(zip(names, confusion, strict=True))
     ]
 
 
-def matrix_lines(classes: Sequence[dict[str, Any]], confusion: "torch.Tensor") -> list[str]:
+def matrix_lines(classes: Sequence[dict[str, Any]], confusion: Sequence[Sequence[int]]) -> list[str]:
     """Return the confusion matrix as text, one row per true class, with the images and the error of each class."""
     from dnas.formatting import percent
 
@@ -83,7 +76,7 @@ def matrix_lines(classes: Sequence[dict[str, Any]], confusion: "torch.Tensor") -
         row["name"] if row["name"] == number else f"{number} {row['name']}"
         for number, row in zip(numbers, classes, strict=True)
     ]
-    cells = [[str(count) if count else "." for count in row] for row in confusion.tolist()]
+    cells = [[str(count) if count else "." for count in row] for row in confusion]
     width = max(len(cell) for row in [numbers, *cells] for cell in row)
     left = max(len("class"), *map(len, names))
     lines = [

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -70,6 +71,15 @@ def read_contents(files: ImageFiles, cache: Path, progress: Progress) -> Content
     with list_of_broken_images(cache):
         stored = known_once(cache, key, lambda: asdict(files.read_contents(progress)), progress)
     return Contents(**stored | {"levels": stored["levels"] and tuple(stored["levels"])})
+
+
+def facts_of_files(info: DataInfo, data_root: Path | None) -> dict[str, Any]:
+    """Return the number of classes and channels of a folder of images, whose contents are read once."""
+    cache = cache_folder()
+    train, _, _ = find_parts(info, data_folder(data_root), cache, lambda text: None)
+    assert isinstance(train, ImageFiles)
+    channels = read_contents(train, cache, lambda text: None).channels
+    return {"classes": len(train.class_names), "channels": channels}
 
 
 @contextmanager

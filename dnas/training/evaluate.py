@@ -56,6 +56,15 @@ def evaluate(
     return loss / seen, wrong / seen
 
 
+def evaluate_classes(
+    net: nn.Module, data: Dataset, part: str, device: str = "cpu"
+) -> tuple[float, float, list[list[int]]]:
+    """Return the results of `evaluate`, and the number of images of class i (row) that are predicted as class j."""
+    confusion = torch.zeros((data.classes, data.classes), dtype=torch.int64, device=device)
+    loss, error = evaluate(net, data, part, device, confusion=confusion)
+    return loss, error, confusion.tolist()
+
+
 def measure_latency(net: nn.Module, spec: Spec, device: str, threads: int) -> float:
     """Return the seconds of a forward pass of one image in evaluation mode: the median of up to `LATENCY_RUNS` passes.
 

@@ -130,6 +130,7 @@ PLANS = {
     "search --space tiny --trials 9 --dataset folder:pics": "data     pics: 2 classes, 16 training and 2 validation",
     "ablate digits_dropout --dry-run": "evidence  3 comparisons with 7 pairs",
     "ablate digits_dropout --seeds auto": "after 9 pairs at the earliest, 20 at most",
+    "ablate digits_dropout --dry-run --dataset folder:pics": "data      pics: 2 classes, 16 training and 2 validation",
     "reproduce fig4-right --dry-run": "runs      6: 2 networks from 3 seeds",
 }
 REFUSALS = {
