@@ -91,6 +91,9 @@ def run(args: argparse.Namespace) -> int:
     check_runs(plan.study, plan.runs)
     if folder.exists:
         check_same_runs(folder, plan.runs, plan.final)
+        if not dry_run:
+            with folder.lock():  # refuses a study that another process is running
+                pass
     if dry_run and as_json:
         from dnas.cli.ablate_text import plan_as_json
 

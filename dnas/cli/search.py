@@ -130,6 +130,11 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--json prints the result of a search, but --dry-run has none; leave one of them out.")
     quiet = args.quiet or as_json
     folder = StudyFolder(Path("studies") / check_study_name(args.study or default_study(args)))
+    if folder.exists and not dry_run:
+        from dnas.search.extend import settle
+
+        with folder.lock():  # refuses a study that another process is running
+            settle(folder)
     config = make_config(args, folder.name, folder.config() if folder.exists else {})
     check_machine(args.device, args.kernels)
     if dry_run:

@@ -146,6 +146,7 @@ REFUSALS = {
     "train densenet:L=7,k=4 --dataset folder:nowhere": "there is no folder ",
     "train densenet:L=7,k=4 --dataset digits --device gpu": "no device 'gpu'",
     "eval s --device gpu": "no device 'gpu'",
+    "search --study held --trials 9": "study held is being run by another process",
     "ablate digits_dropouts": "no ablation 'digits_dropouts'",
     "ablate digits_dropout --seeds 1": "`seeds >= 2` must hold",
     "ablate digits_dropout --budget 9": "--budget requires --seeds auto",
@@ -159,6 +160,7 @@ REFUSALS = {
 def test_plans_and_refusals_do_not_wait_for_slow_imports() -> None:
     """Everything that needs no slow module is checked and printed before one is imported."""
     make_study(Path("studies/s"), ["complete"] * 2)
+    held = make_study(Path("studies/held"), ["complete"])
     write_folder(Path("pics"), "", ["a", "b"], 10, 8)
     code = f"""if True:
         import contextlib, io, sys
@@ -177,7 +179,8 @@ def test_plans_and_refusals_do_not_wait_for_slow_imports() -> None:
             assert status == "waits" or not out.getvalue(), (line, out.getvalue())
     """
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    with held.lock():
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
