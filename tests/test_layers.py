@@ -174,6 +174,14 @@ def test_a_search_imports_no_more_than_it_needs() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_names_that_are_imported_late_are_no_modules() -> None:
+    """The first import of a module sets the attribute of its package, which would hide a function of the same name."""
+    import dnas.analysis
+
+    modules = {path.stem for path in PACKAGE.glob("analysis/*.py")}
+    assert not modules & set(dnas.analysis.__all__)
+
+
 def test_only_listed_modules_are_outside_packages() -> None:
     assert {path.stem for path in PACKAGE.glob("*.py")} == TOP_MODULES
 

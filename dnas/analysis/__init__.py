@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from dnas.analysis.intervals import standard_error, wilson_interval
     from dnas.analysis.observations import Observation, observe
     from dnas.analysis.reuse import Reuse, feature_reuse
-    from dnas.analysis.weight_norms import NormHistory, WeightNorms, gradient_norms, read_norms, weight_norms
+    from dnas.analysis.weight_norms import NormHistory, WeightNorms, gradient_norms, read_norms
 
-# Imported at the first use, because they need pandas and scipy, which light modules of this package do not.
+# Imported at the first use, because they need pandas and scipy, which light modules of this package do not. No name may
+# be that of a module, such as weight_norms, since the first import of a module sets the attribute of the same name.
 _MEMBERS = {
     "curves": ("leads_from", "learning_curves"),
     "efficiency": (
@@ -28,7 +29,7 @@ _MEMBERS = {
     "intervals": ("standard_error", "wilson_interval"),
     "observations": ("Observation", "observe"),
     "reuse": ("Reuse", "feature_reuse"),
-    "weight_norms": ("NormHistory", "WeightNorms", "gradient_norms", "read_norms", "weight_norms"),
+    "weight_norms": ("NormHistory", "WeightNorms", "gradient_norms", "read_norms"),
 }
 _MODULES = {name: module for module, names in _MEMBERS.items() for name in names}
 
@@ -50,7 +51,6 @@ __all__ = [
     "published",
     "read_norms",
     "standard_error",
-    "weight_norms",
     "wilson_interval",
     "within_reach",
 ]

@@ -8,13 +8,13 @@ import pandas as pd
 
 from dnas import figures
 from dnas import formatting as words
-from dnas.analysis import NormHistory, cost_by_part, read_norms, weight_norms
+from dnas.analysis import NormHistory, cost_by_part, read_norms
 from dnas.analysis.ablation_path import find_path, path_frame
 from dnas.analysis.importance import importance
 from dnas.analysis.metrics import METRICS
 from dnas.analysis.progress import best_so_far, distribution, fidelity, timeline
 from dnas.analysis.reuse import feature_reuse
-from dnas.analysis.weight_norms import gradient_norms
+from dnas.analysis.weight_norms import gradient_norms, weight_norms
 from dnas.arch import DenseNetSpec, layer_costs
 from dnas.errors import InputError
 from dnas.report.data import BOOTSTRAPS, ROUNDS, Study, listed, read_for_report

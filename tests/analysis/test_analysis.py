@@ -23,7 +23,6 @@ from dnas.analysis import (
     published,
     read_norms,
     standard_error,
-    weight_norms,
     wilson_interval,
     within_reach,
 )
@@ -36,7 +35,7 @@ from dnas.analysis.control import (
     values_at,
 )
 from dnas.analysis.curves import error_curves
-from dnas.analysis.weight_norms import weight_sizes
+from dnas.analysis.weight_norms import weight_norms, weight_sizes
 from dnas.arch import PRESETS, DenseNetSpec, Spec, cost, parse_name
 from dnas.errors import InputError
 from dnas.nn import build

@@ -19,10 +19,10 @@ from dnas.analysis import (
     pareto_front,
     published,
     read_norms,
-    weight_norms,
     within_reach,
 )
 from dnas.analysis.control import compare_arms
+from dnas.analysis.weight_norms import weight_norms
 from dnas.arch import PRESETS
 from dnas.errors import InputError
 from dnas.figures.style import canvas

@@ -271,7 +271,7 @@ def test_overrides_replace_values_of_the_file() -> None:
     space = parse_space(GOOD, "x", "x.toml", dataset="cifar100", epochs=None, limits={"params": 9_000, "macs": 10**9})
     assert (space.dataset, space.fixed["classes"], space.recipe.epochs) == ("cifar100", 100, 3)
     assert space.limits == Limits(params=9_000, macs=10**9)
-    with pytest.raises(InputError, match=r"no network satisfies params <= 10"):
+    with pytest.raises(InputError, match=r"--max-params 10: no network of tiny is as small"):
         load_space("tiny", limits={"params": 10})
 
 
