@@ -257,9 +257,12 @@ def test_a_summary_equals_the_loaded_data(tmp_path, reads, part):
         write_folder(tmp_path / "set", "test", ["a"], 2, 16)
     summary = summarize(f"folder:{tmp_path}/set", subset=20, image_size=8)
     assert not reads
-    data = load(tmp_path / "set", subset=20, image_size=8)
+    complete = summarize(f"folder:{tmp_path}/set", image_size=8)
+    assert not reads
+    data, complete_data = (load(tmp_path / "set", subset=subset, image_size=8) for subset in (20, None))
     for name in ("title", "classes", "train_size", "val_size", "test_size", "image_size", "augmentation"):
         assert getattr(summary, name) == getattr(data, name), name
+        assert getattr(complete, name) == getattr(complete_data, name), name
     assert summary.describe() == (
         f"set: 3 classes, 17 training and 3 validation images"
         f"{'' if part else ' (5 more are held out as the test part)'} resized to 8×8, shifted and mirrored at random"
