@@ -10,12 +10,12 @@ def percent(share: float | None) -> str:
 
 
 def count(number: float) -> str:
-    """Format 12,345 as `12.3 k`, 769,162 as `0.77 M`, 5.42e9 as `5.42 G`."""
-    for size, letter in ((1e9, "G"), (1e5, "M"), (1e3, "k")):
-        if number >= size:
-            unit = {"G": 1e9, "M": 1e6, "k": 1e3}[letter]
-            return f"{number / unit:.{1 if letter == 'k' else 2}f} {letter}"
-    return f"{number:g}"
+    """Format 12,345 as "12.3 k", 769,162 as "0.77 M", 287,929,692 as "288 M", 5.42e9 as "5.42 G"."""
+    if number < 1e3:
+        return f"{number:g}"
+    if number < 1e5:
+        return f"{number / 1e3:.1f} k"
+    return f"{_short(number / 1e9)} G" if round(number / 1e6) >= 1000 else f"{_short(number / 1e6)} M"
 
 
 def size(number: float) -> str:
@@ -36,16 +36,6 @@ def duration(seconds: float) -> str:
     if rounded < 48 * 3600:
         return f"{rounded // 3600} h {rounded % 3600 // 60:02d} min"
     return f"{rounded // 86400} days {rounded % 86400 // 3600} h"
-
-
-def params(number: float) -> str:
-    """Format 31_234 as "0.031 M", 769_162 as "0.77 M", 15_324_406 as "15.3 M"."""
-    return f"{_short(number / 1e6)} M"
-
-
-def macs(number: float) -> str:
-    """Format 1_940_000 as "1.94 M", 287_929_692 as "288 M", 5_418_785_724 as "5.42 G"."""
-    return f"{_short(number / 1e9)} G" if round(number / 1e6) >= 1000 else f"{_short(number / 1e6)} M"
 
 
 def points(difference: float) -> str:

@@ -14,6 +14,7 @@ import pandas as pd
 from scipy import stats
 
 from dnas.analysis.intervals import welch_interval
+from dnas.formatting import p_value
 from dnas.search.state import stop_epochs
 
 # Sum of the normal quantiles 0.975 and 0.8, for a two-sided test at 5% with a power of 80%.
@@ -65,6 +66,24 @@ class ArmComparison:
     def enough(self) -> bool:
         """True if the trials are enough to distinguish the arms at all."""
         return self.detectable is not None and self.detectable < 1
+
+    @property
+    def clear(self) -> bool:
+        """True if the test distinguishes the arms."""
+        return self.enough and self.p is not None and self.p < 0.05
+
+    @property
+    def verdict(self) -> str:
+        """The conclusion that the test supports, with its numbers. Both arms need a trial."""
+        assert self.beats is not None
+        assert self.p is not None
+        if not self.enough:
+            text = "Too few trials to compare the sampler with random search"
+        elif not self.clear:
+            text = "The sampler was not shown to beat random search"
+        else:
+            text = f"The sampler {'beats' if self.beats > 0.5 else 'did worse than'} random search"
+        return f"{text}: it wins in {self.beats:.0%} of pairs ({p_value(self.p)})"
 
 
 def detectable(first: int, second: int) -> float | None:

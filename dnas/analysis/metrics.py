@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dnas.formatting import count, macs, params, percent, size
+from dnas.formatting import count, percent, size
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,7 @@ class Metric:
         unit: Unit on an axis.
         scale: Factor from the stored value to the value on an axis.
         digits: Decimals of an interval or a difference, in units of the axis.
-        format: Convert a stored value to text with its unit, as in reports and figures.
-        compact: Like `format`, for terminals: sizes are written as `32.3 k`. Defaults to `format`.
+        format: Convert a stored value to text with its unit.
         plural: Whether `label` names countable things, which follow their number like a unit.
     """
 
@@ -32,7 +31,6 @@ class Metric:
     scale: float
     digits: int
     format: Callable[[float], str]
-    compact: Callable[[float], str] | None = None
     plural: bool = False
 
     @property
@@ -49,11 +47,14 @@ class Metric:
         return "–" if value is None or not math.isfinite(value) else self.format(value)
 
     def with_noun(self, value: float) -> str:
-        """A formatted value and its noun, such as `0.77 M params`."""
+        """A formatted value and its noun, such as `32.3 k params`."""
         return f"{self.format(value)} {self.noun}"
 
-    def in_terminal(self, value: float) -> str:
-        return (self.compact or self.format)(value)
+    def axis_for(self, largest: float) -> tuple[str, float]:
+        """Return the label and the scale of an axis up to `largest`. Numbers below 100,000 are in thousands."""
+        if self.unit != "millions" or largest >= 1e5:
+            return self.axis_label, self.scale
+        return f"{self.axis} (thousands)", 1e-3
 
 
 def _nats(value: float) -> str:
@@ -69,8 +70,8 @@ _TABLE = (
     Metric("test_error", "test error", "test error", "test error", "%", 100.0, 2, percent),
     Metric("val_loss", "validation loss", "loss", "validation loss", "nats", 1.0, 4, _nats),
     Metric("train_loss", "training loss", "training loss", "training loss", "nats", 1.0, 4, _nats),
-    Metric("params", "params", "params", "parameters", "millions", 1e-6, 3, params, count, True),
-    Metric("macs", "multiply-adds", "macs", "multiply-adds of one image", "millions", 1e-6, 2, macs, count, True),
+    Metric("params", "params", "params", "parameters", "millions", 1e-6, 3, count, True),
+    Metric("macs", "multiply-adds", "macs", "multiply-adds of one image", "millions", 1e-6, 2, count, True),
     Metric("activation_bytes", "activation memory", "of activations", "activations of one batch", "MB", 1e-6, 1, size),
     Metric("latency", "latency", "latency", "latency of one image", "ms", 1e3, 2, _milliseconds),
 )

@@ -12,6 +12,7 @@ from scipy import stats
 from dnas.analysis.efficiency import Front
 from dnas.analysis.intervals import percentile_interval
 from dnas.errors import InputError
+from dnas.formatting import p_value
 from dnas.search.state import training_spans
 from dnas.study.record import TrialRecord
 
@@ -92,6 +93,15 @@ class SpaceComparison:
     better: float
     p: float
     ks: float
+
+    def sentence(self, first: str, second: str) -> str:
+        """State which of the two searches has the better trials, or that the test does not show it."""
+        share, p = max(self.better, 1 - self.better), p_value(self.p)
+        if self.better < 0.5:
+            first, second = second, first
+        if self.p >= 0.05:
+            return f"{first} was not shown to be better than {second}: it is in {share:.0%} of pairs ({p})"
+        return f"A trial of {first} beats one of {second} in {share:.0%} of pairs ({p})"
 
 
 def compare_distributions(first: Sequence[float], second: Sequence[float]) -> SpaceComparison:

@@ -46,7 +46,7 @@ def _front_lines(folder: StudyFolder, best: TrialRecord) -> list[str]:
     first, costs, front = _front(folder, best)
     lines: list[str] = []
     for row in front[:FRONT_LINES]:
-        texts = {name: METRICS[name].in_terminal(row[name]) for name in (first, *costs)}
+        texts = {name: METRICS[name].format(row[name]) for name in (first, *costs)}
         prices = ", ".join(texts[name] if name == "latency" else f"{texts[name]} {name}" for name in costs)
         head = "front" if not lines else ""
         lines.append(f"{head:9s} {texts[first]:>8s} at {prices}  #{row['number']}  {row['network']}")

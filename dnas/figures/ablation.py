@@ -20,7 +20,7 @@ from matplotlib.transforms import Bbox
 
 from dnas.analysis.metrics import METRICS
 from dnas.analysis.paired import Comparison, Effects, SeedNoise
-from dnas.analysis.verdicts import level, raced, short
+from dnas.analysis.verdicts import CONCLUDED, level, raced, short
 from dnas.errors import InputError
 from dnas.figures.style import (
     BLUE,
@@ -39,7 +39,7 @@ from dnas.figures.style import (
     error_axis,
     styled,
 )
-from dnas.formatting import p_value, percent, points, several
+from dnas.formatting import joined, p_value, percent, points, several
 
 VERDICTS = {"fewer errors": BLUE, "more errors": RED, "cannot tell": GREY, "too few seeds": GREY}
 LEVELS = (PURPLE, GREEN, ORANGE, BROWN, SKY, PINK)  # colours of the levels that are drawn as lines
@@ -158,12 +158,9 @@ def plot_slopes(values: pd.DataFrame, effects: Effects) -> Figure:
     if not rows:
         raise InputError("slopes need a seed that the base and another variant have both finished.")
     fewer, more = ({c.name: sum(way * d > 0 for d in c.differences) for c in rows} for way in (-1, 1))
-    clear = max(rows, key=lambda c: max(fewer[c.name], more[c.name]) / len(c.seeds))
-    count, word = max((fewer[clear.name], "fewer"), (more[clear.name], "more"))
-    title = f"{clear.name} makes {word} errors than {base} from {count} of {several(len(clear.seeds), 'seed')}"
     label = METRICS[effects.measure].axis_label
     with styled():
-        figure, panels = _panels(len(rows), title, 2.9)
+        figure, panels = _panels(len(rows), _slopes_title(rows, base, fewer, more), 2.9)
         shown: list[float] = []
         for index, (axes, comparison) in enumerate(zip(panels, rows, strict=True)):
             pairs = values.loc[list(comparison.seeds), [base, comparison.name]].to_numpy(float)
@@ -202,6 +199,38 @@ def plot_slopes(values: pd.DataFrame, effects: Effects) -> Figure:
         ]
         figure.legend(handles=handles, loc="outside lower left", ncols=3)
     return figure
+
+
+def _slopes_title(rows: Sequence[Comparison], base: str, fewer: Mapping[str, int], more: Mapping[str, int]) -> str:
+    """Return the numbers of seeds of the clearest conclusion, or of the clearest difference with its verdict."""
+    concluded = [c for c in rows if c.verdict in CONCLUDED]
+    clear = max(concluded or rows, key=lambda c: max(fewer[c.name], more[c.name]) / len(c.seeds))
+    seeds = several(len(clear.seeds), "seed")
+    if concluded:
+        count = (fewer if clear.verdict == "fewer errors" else more)[clear.name]
+        return f"{clear.name} makes {clear.verdict} than {base} from {count} of {seeds}"
+    why = "too few seeds to conclude" if clear.verdict == "too few seeds" else "inconclusive"
+    counts = f"from {fewer[clear.name]} of {seeds}, more from {more[clear.name]}"
+    return f"{clear.name} has fewer errors than {base} {counts}: {why}"
+
+
+def _lowest_title(name: str, text: str, effects: Effects) -> str:
+    """Return a title about the variant with the lowest mean, with the verdict on its difference from the others.
+
+    Variants are compared with the base only.
+    """
+    if name != effects.base:
+        verdict = next((c.verdict for c in effects.comparisons if c.name == name), "")
+        against = effects.base
+    else:
+        open_ones = [c for c in effects.comparisons if c.verdict != "more errors"]
+        verdict = "too few seeds" if any(c.verdict == "too few seeds" for c in open_ones) else ""
+        verdict = verdict or ("cannot tell" if open_ones else "fewer errors")
+        against = joined([c.name for c in open_ones])
+    if verdict == "fewer errors":
+        return text
+    why = "too few seeds to distinguish it" if verdict == "too few seeds" else "not distinguished"
+    return f"{text}, {why} from {against}"
 
 
 def _panels(count: int, title: str, height: float) -> tuple[Drawing, list[Axes]]:
@@ -305,7 +334,9 @@ def plot_variants(rows: pd.DataFrame, effects: Effects, equal: str = "nothing", 
     costs = {name: METRICS[name].format for name in ("params", "macs") if name != equal or not held}
     first = known.loc[known["mean"].idxmin()]
     size = METRICS["params"].with_noun(first["params"])
-    title = f"Lowest mean error: {percent(first['mean'])}, {first['variant']} with {size}"
+    title = _lowest_title(
+        first["variant"], f"Lowest mean error: {percent(first['mean'])}, {first['variant']} with {size}", effects
+    )
     with styled():
         figure = canvas(3.6, title)
         grid = figure.add_gridspec(1, len(costs) + held)
@@ -324,7 +355,7 @@ def plot_variants(rows: pd.DataFrame, effects: Effects, equal: str = "nothing", 
             ]
             pad = 0.15 * (x.max() - x.min()) or 0.05 * x.max()
             axes.set_xlim(x.min() - pad, x.max() + 1.6 * pad)
-            _size_ticks(axes, METRICS[column].label)
+            _size_ticks(axes, column)
             axes.tick_params(labelleft=not place)
         error_axis(panels[0], [*known["least"], *known["most"]], METRICS[effects.measure].axis_label)
         if held:
@@ -333,14 +364,14 @@ def plot_variants(rows: pd.DataFrame, effects: Effects, equal: str = "nothing", 
     return figure
 
 
-def _size_ticks(axes: Axes, name: str) -> None:
-    """Set a few ticks in thousands or millions, with just enough digits to distinguish them."""
+def _size_ticks(axes: Axes, cost: str) -> None:
+    """Set a few ticks, with just enough digits to distinguish them."""
     axes.xaxis.set_major_locator(MaxNLocator(4))
     ticks = axes.xaxis.get_major_locator()()
-    scale, unit = (1e3, "thousands") if max(ticks) < 1e5 else (1e6, "millions")
-    digits = max(0, -math.floor(math.log10((ticks[1] - ticks[0]) / scale) + 1e-9))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v / scale:,.{digits}f}"))
-    axes.set_xlabel(f"{name} ({unit})")
+    label, scale = METRICS[cost].axis_for(max(ticks))
+    digits = max(0, -math.floor(math.log10((ticks[1] - ticks[0]) * scale) + 1e-9))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v * scale:,.{digits}f}"))
+    axes.set_xlabel(label)
 
 
 def _residuals(axes: Axes, rows: pd.DataFrame, equal: str, tolerance: float, colours: Mapping[str, str]) -> None:
@@ -409,7 +440,8 @@ def plot_curves_of_variants(bands: pd.DataFrame, effects: Effects, order: Sequen
     if not names:
         raise InputError("learning curves of variants need a complete run.")
     last = bands.loc[bands.groupby("variant")["epoch"].idxmax()].set_index("variant")["mean"]
-    title = f"After the last epoch {last.idxmin()} is lowest on average: {percent(float(last.min()))} validation error"
+    lowest = str(last.idxmin())
+    title = _lowest_title(lowest, f"Lowest mean after the last epoch: {percent(float(last.min()))}, {lowest}", effects)
     verdicts = {c.name: c.verdict for c in effects.comparisons}
     with styled():
         figure, panels = _panels(len(names), title, 2.5)

@@ -58,24 +58,25 @@ def plot_error_against_cost(
         best = int(front.trials.sort_values([y, x])["number"].iloc[0])
     chosen = complete[complete["number"] == best] if len(complete) else complete
     with styled():
-        figure = canvas(4.9, _cost_title(chosen, front, objectives, bool(unfinished)))
+        figure = canvas(4.9, _cost_title(complete, best, front, objectives, bool(unfinished)))
         axes = figure.add_subplot()
         comparable = (x, y) == ("params", "val_error")
         points = published if comparable and published is not None and len(published) else None
         drawn = [trials for trials in (complete, *unfinished.values()) if len(trials)]
-        errors, sizes = ([value for trials in drawn for value in trials[name]] for name in (y, x))
+        # Errors of unfinished trials are so high that they would take half of the axis.
+        errors = [value for trials in (drawn[:1] if len(complete) else drawn) for value in trials[y]]
+        sizes = [value for trials in drawn for value in trials[x]]
         handles: list[Artist] = []
         if noise_floor is not None and len(chosen) and y == "val_error":
             errors += [noise_floor.low, noise_floor.high]
             handles.append(_draw_noise_floor(axes, noise_floor))
-        handles += _draw_unfinished(figure, axes, unfinished, x, y)
-        handles = _draw_arms(figure, axes, complete, x, y) + handles
         if points is not None:
             errors, sizes = [*errors, *points["test_error"]], [*sizes, *points["params"]]
             handles.append(_draw_published(axes, points))
         label = METRICS[y].axis_label + (", published: test error (%)" if points is not None else "")
         error_axis(axes, errors, label, METRICS[y].scale)
         cost_axis(axes, sizes, x)
+        handles = _draw_arms(figure, axes, complete, x, y) + _draw_unfinished(figure, axes, unfinished, x, y) + handles
         if len(front.trials):
             handles.insert(0, _draw_front(axes, front, objectives))
         if len(chosen):
@@ -98,12 +99,20 @@ def _finite_trials(frame: pd.DataFrame, x: str, y: str) -> tuple[pd.DataFrame, d
     return known[known["state"] == "complete"], {state: trials for state, trials in unfinished.items() if len(trials)}
 
 
-def _cost_title(chosen: pd.DataFrame, front: Front, objectives: Sequence[str], any_unfinished: bool) -> str:
+def _cost_title(
+    complete: pd.DataFrame, best: int | None, front: Front, objectives: Sequence[str], any_unfinished: bool
+) -> str:
     y, x = (METRICS[name] for name in objectives[:2])
+    chosen = complete[complete["number"] == best] if len(complete) else complete
     if not len(chosen):
         return "No trial is complete yet" if any_unfinished else "Nothing to show yet: no trial has an error"
     row = chosen.iloc[0]
     title = f"Lowest {y.noun}: {y.format(row[y.key])} with {x.with_noun(row[x.key])} (#{int(row['number'])})"
+    tied = complete[(complete[y.key] == row[y.key]) & (complete["number"] != best)]["number"].tolist()
+    if tied:
+        title += f", which {f'#{tied[0]:.0f} reached' if len(tied) == 1 else f'{len(tied)} others reached'} too"
+    if row["arm"] == "first" and len(complete) > 1:
+        title += "; the search started from it"
     if len(objectives) > 2:
         title += f"; {len(front.trials)} on the front in all {len(objectives)} objectives"
     return title
@@ -118,11 +127,15 @@ def _draw_noise_floor(axes: Axes, floor: NoiseFloor) -> Patch:
 def _draw_unfinished(
     figure: Drawing, axes: Axes, unfinished: Mapping[str, pd.DataFrame], x: str, y: str
 ) -> list[Artist]:
+    """Draw trials without a final error; those above the axis become a rug on its upper edge."""
     handles: list[Artist] = []
     look: dict[str, Any] = {"marker": "x", "s": 16, "lw": 0.9, "color": GREY, "alpha": 0.55, "zorder": 2}
+    top = axes.get_ylim()[1]
     for state, trials in unfinished.items():
-        label = f"{UNFINISHED[state]} ({len(trials)})"
-        handles.append(axes.scatter(trials[x], trials[y], label=label, gid=state, **look))
+        above = int((trials[y] > top).sum())
+        label = f"{UNFINISHED[state]} ({len(trials)}" + (f", {above} above the axis)" if above else ")")
+        marks = axes.scatter(trials[x], trials[y].clip(upper=top), label=label, gid=state, clip_on=False, **look)
+        handles.append(marks)
         figure.hover[state] = _hover_texts(trials, x, y)
     return handles
 
@@ -329,11 +342,8 @@ def plot_control(arms: ArmComparison) -> Figure:
     label, factor = METRICS[arms.objective].axis_label, METRICS[arms.objective].scale
     if arms.beats is None:
         raise InputError("cannot draw the arms: one of them has no trial that reached this epoch.")
-    title = f"A trial of the sampler beats a random one with probability {arms.beats:.0%}"
-    if not arms.enough:
-        title += " (too few to tell)"
     with styled():
-        figure = canvas(2.9, title)
+        figure = canvas(2.9, arms.verdict)
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2.2, 1))
         for arm, values in (("control", arms.control), ("sampler", arms.sampler)):
             name = f"{ARMS[arm][1]} ({len(values)})"

@@ -33,22 +33,23 @@ def plot_fanova(overall: Fanova, best: Fanova | None = None) -> Figure:
     if not overall.believable:
         title = f"Too few trials to assess these shares (R² {overall.r2:.2f} on unseen trials)"
     elif len(clear):
-        title = (
-            f"{_term(clear.iloc[0])} explains the largest part of the error's variance: {clear.iloc[0]['share']:.0%}"
-        )
+        first = clear.iloc[0]
+        others = effects[(effects.index != first.name) & (effects["choice"] != REST)]
+        part = "the largest part" if (others["high"] < first["low"]).all() else "more than chance"
+        title = f"{_term(first)} explains {part} of the error's variance: {first['share']:.0%}"
     else:
         title = "No choice exceeds chance: the trials are too few, or none matters"
     keys = [(row["choice"], row["other"]) for _, row in [*single.iterrows(), *pairs.iterrows()]] + [(REST, "")]
     panels = [("over all", overall)] + ([("for the best tenth", best)] if best is not None else [])
     with styled():
-        figure = canvas(1.7 + 0.27 * len(keys), title)
+        figure = canvas(1.9 + 0.27 * len(keys), title)
         row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axes, (name, fanova) in zip(row, panels, strict=True):
             _bars(axes, fanova, keys)
             trust = "" if fanova.believable else ", unreliable"
             axes.set_title(f"{name}: R² {fanova.r2:.2f}{trust}", fontsize=9, loc="left")
             axes.set_xlabel("share of the variance (%), 95% interval")
-        row[-1].legend(loc="lower right", fontsize=8)
+        figure.legend(*row[-1].get_legend_handles_labels(), loc="outside lower left")
     return figure
 
 
@@ -104,7 +105,7 @@ def _interactions_title(fanova: Fanova, pairs: pd.DataFrame, strongest: "pd.Seri
         return f"Too few trials to assess interactions (R² {fanova.r2:.2f} on unseen trials)"
     share = f"{_term(strongest)}: {strongest['share']:.0%} of the variance"
     if pairs["clear"].any():
-        return f"The strongest interaction is {share}"
+        return f"An interaction exceeds chance, {share}"
     return f"No interaction exceeds chance; the greatest is {share}"
 
 

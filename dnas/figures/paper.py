@@ -13,11 +13,24 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from dnas.analysis.metrics import METRICS
 from dnas.analysis.scaling import IsoError, Sized, fit_of, times
-from dnas.figures.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, QUIET, RED, canvas, error_axis, styled
+from dnas.figures.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PURPLE,
+    QUIET,
+    RED,
+    canvas,
+    error_axis,
+    log_ticks,
+    styled,
+)
 
 # Colour and marker of each family, the same in every figure. The proposed networks are blue, as in the paper.
 FAMILIES: dict[str, tuple[str, str]] = {
@@ -188,12 +201,18 @@ def _look(group: str) -> tuple[str, str]:
     return FAMILIES.get(group, _OTHERS)
 
 
+def _has_bar(network: Sized) -> bool:
+    """Return whether a network's interval is drawn. An interval of two seeds is wide enough to flatten the curves."""
+    return network.interval == "Wilson" or (network.interval == "t" and len(network.errors) > 2)
+
+
 def _draw_families(axes: Axes, networks: Sequence[Sized], cost: str, log: bool) -> None:
     for group in dict.fromkeys(n.group for n in networks):
         family = [n for n in networks if n.group == group]
         colour, marker = _look(group)
         x, y = np.array([n.cost for n in family]), np.array([n.mean for n in family])
-        bars = np.array([[n.mean - n.low for n in family], [n.high - n.mean for n in family]])
+        drawn = [_has_bar(n) for n in family]
+        bars = np.array([[n.mean - n.low for n in family], [n.high - n.mean for n in family]]) * drawn
         axes.errorbar(
             x,
             y,
@@ -317,7 +336,14 @@ def _handles(networks: Sequence[Sized]) -> list[Line2D]:
         handles.append(Line2D([], [], color=colour, marker=marker, ms=6, mec="white", mew=0.6, lw=1.7, label=group))
     if "t" in kinds:
         count = f"{min(seeds)}" if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
-        handles.append(_bar(f"95% interval of the mean, {count} seeds (dots)"))
+        if any(_has_bar(n) for n in networks):
+            handles.append(_bar(f"95% interval of the mean, {count} seeds (dots)"))
+        else:
+            handles.append(
+                Line2D(
+                    [], [], ls="none", marker=".", ms=4, color=QUIET, label=f"{count} seeds, too few for an interval"
+                )
+            )
     elif "Wilson" in kinds:
         handles.append(_bar("Wilson's 95% interval, one seed"))
     return handles
@@ -339,30 +365,14 @@ def _error_axis(axes: Axes, label: str) -> None:
 
 
 def _cost_axis(axes: Axes, cost: str, log: bool) -> None:
-    name = METRICS[cost].axis
     if not log:
         unit, word = (1e5, "×10⁵") if axes.get_xlim()[1] > 8e4 else (1e3, "×10³")
-        axes.set_xlabel(f"{name} ({word})")
+        axes.set_xlabel(f"{METRICS[cost].axis} ({word})")
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{round(x / unit, 6):g}"))
         return
-    axes.set_xlabel(f"{name} (log scale)")
+    label, scale = METRICS[cost].axis_for(axes.get_xlim()[1])
+    axes.set_xlabel(f"{label[:-1]}, log scale)")
     axes.set_xscale("log")
-    low, high = axes.get_xlim()
-    decades, wide = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1), np.log10(high / low)
-    steps: tuple[float, ...] = (1, 1.5, 2, 3, 4, 5, 6, 8)
-    for more_than, fewer in ((0.7, (1, 2, 3, 5, 7)), (1.1, (1, 2, 5)), (2.2, (1, 3)), (3.2, (1,))):
-        steps = fewer if wide > more_than else steps
-    ticks = [s * 10.0**d for d in decades for s in steps if low <= s * 10.0**d <= high]
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _short(x)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_minor_formatter(NullFormatter())
-
-
-def _short(value: float) -> str:
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:g}{letter}"
-    return f"{value:g}"
+    log_ticks(axes, "x", scale)

@@ -15,6 +15,7 @@ from dnas.analysis.metrics import METRICS
 from dnas.analysis.progress import Distribution, SpaceComparison
 from dnas.arch import Spec, layer_costs
 from dnas.errors import InputError
+from dnas.figures.heatmap import SEQUENTIAL
 from dnas.figures.style import (
     BLUE,
     COLOURS,
@@ -31,7 +32,8 @@ from dnas.figures.style import (
     error_axis,
     styled,
 )
-from dnas.formatting import duration
+from dnas.figures.training import kind_handles
+from dnas.formatting import duration, joined, several
 
 STATES = {
     "complete": BLUE,
@@ -43,6 +45,8 @@ STATES = {
 }
 SERIES = (BLUE, ORANGE, GREEN, PURPLE, RED, GREY)  # colours of several studies, in order
 MANY = 1_000  # marks per panel; above it they are rasterized
+MIN_RHO = 0.5  # lower end of the interval from which on an epoch is said to rank networks as the last one does
+MIN_OF_MEDIAN = 3  # trials with a value, from which on their median is drawn
 ARM_WORDS = {"search": "search", "control": "random control"}
 
 
@@ -59,8 +63,11 @@ def plot_best_so_far(progress: pd.DataFrame, objective: str = "val_error") -> Fi
     if len(search_rows):
         last = search_rows.iloc[-1]
         since = search_rows[search_rows["error"] == last["error"]].iloc[0]
-        title = f"{METRICS[objective].format(last['error'])} was reached after {int(since['trials'])} trials"
+        value = METRICS[objective].format(last["error"])
+        title = f"{value} was reached after {several(int(since['trials']), 'trial')}"
         title += f" and {duration(since['seconds'])} of training"
+        if never_improved(progress):
+            title = f"No trial improved on the first complete one: {value}"
     else:
         title = "Only the random control has a complete trial"
     with styled():
@@ -94,6 +101,11 @@ def plot_best_so_far(progress: pd.DataFrame, objective: str = "val_error") -> Fi
     return figure
 
 
+def never_improved(progress: pd.DataFrame) -> bool:
+    """Return whether the first complete trial of the search stayed the best. progress: As for `plot_best_so_far`."""
+    return progress.loc[progress["arm"] == "search", "error"].nunique() == 1
+
+
 def plot_distribution(
     spread: Mapping[str, Distribution], comparison: SpaceComparison | None = None, objective: str = "val_error"
 ) -> Figure:
@@ -108,8 +120,9 @@ def plot_distribution(
     middle = first.error[np.searchsorted(first.share, 0.5)]
     title = f"Half of {first.n} trials are at or below {METRICS[objective].format(float(middle))}"
     if rest and comparison is not None:
-        p = "p < 0.001" if comparison.p < 0.001 else f"p = {comparison.p:.2g}"
-        title = f"A trial of {name} beats one of {rest[0][0]} in {comparison.better:.0%} of pairs ({p})"
+        title = comparison.sentence(name, rest[0][0])
+    elif rest:
+        title = f"Errors of the complete trials of {several(len(spread), 'study', 'studies')}"
     with styled():
         figure = canvas(3.3, title)
         axes = figure.add_subplot()
@@ -150,11 +163,15 @@ def plot_fidelity(rhos: pd.DataFrame) -> Figure:
     if early.empty:
         raise InputError("rank fidelity needs three complete trials of several epochs.")
     last = int(rhos["epoch"].max())
-    good = early[early["rho"] >= 0.8]
+    good = early[early["low"] >= MIN_RHO]
     pick = good.iloc[0] if len(good) else early.loc[early["rho"].idxmax()]
-    title = f"{int(pick['epoch'])} epochs rank these networks as {last} do: ρ = {pick['rho']:.2f}"
+    rho = f"{pick['rho']:.2f}"
+    if np.isfinite(pick["low"]):
+        rho += f", {pick['low']:.2f} to {pick['high']:.2f}"
+    rho = rho.replace("-", "\u2212")
+    title = f"Epoch {int(pick['epoch'])} ranks these networks much as epoch {last} does: ρ = {rho}"
     if not len(good):
-        title = f"No earlier epoch ranks these networks as the {last}th does: ρ is at most {pick['rho']:.2f}"
+        title = f"No earlier epoch was shown to rank these networks as epoch {last} does: ρ is at most {rho}"
     with styled():
         figure = canvas(3.0, f"{title} (n = {int(pick['n'])})")
         axes = figure.add_subplot()
@@ -227,12 +244,14 @@ def plot_importance(shares: pd.DataFrame) -> Figure:
     shares: As returned by `dnas.analysis.importance.importance`.
     """
     clear = shares[shares["low"] > shares["null"]]
+    title = "No choice exceeds chance: the trials are too few, or none matters"
     if len(clear):
-        title = f"{clear.iloc[0]['choice']} mattered most for being among the best: {clear.iloc[0]['share']:.0%}"
-    else:
-        title = "No choice exceeds chance: the trials are too few, or none matters"
+        first = clear.iloc[0]
+        most = bool((shares.loc[shares["choice"] != first["choice"], "high"] < first["low"]).all())
+        verb = "mattered most" if most else "mattered more than chance"
+        title = f"{first['choice']} {verb} for being among the best: {first['share']:.0%}"
     with styled():
-        figure = canvas(float(1.3 + 0.32 * len(shares)), title)
+        figure = canvas(float(1.6 + 0.32 * len(shares)), title)
         axes = figure.add_subplot()
         places = np.arange(len(shares))[::-1]
         colours = [BLUE if low > null else GREY for low, null in zip(shares["low"], shares["null"], strict=True)]
@@ -243,7 +262,7 @@ def plot_importance(shares: pd.DataFrame) -> Figure:
         axes.grid(axis="y", visible=False)
         axes.set_xlim(0)
         axes.set_xlabel("share of the importance (%), 95% interval")
-        axes.legend(loc="lower right")
+        figure.legend(loc="outside lower left")
     return figure
 
 
@@ -277,13 +296,13 @@ def plot_slices(frame: pd.DataFrame, choices: Sequence[str], objective: str = "v
                     f"#{n}  {METRICS[objective].format(y)}\n{choice} = {v}"
                     for n, y, v in zip(frame["number"], frame[objective], values, strict=True)
                 ]
-            if x.nunique() <= 12:
-                middle = frame[objective].groupby(x.to_numpy()).median()
-                axes.plot(middle.index, middle, color=INK, lw=1.2, marker="_", ms=9)
+            middle = frame[objective].groupby(x.to_numpy()).agg(["median", "size"]).query("size >= @MIN_OF_MEDIAN")
+            axes.scatter(middle.index, middle["median"], marker="_", s=160, color=INK, lw=1.6, gid=f"median-{choice}")
             axes.scatter(x[best.name], best[objective], s=60, facecolor="none", edgecolor=COLOURS["best"], lw=1.5)
             axes.set_xlabel(choice, fontsize=8.5)
             if numeric:
-                axes.xaxis.set_major_locator(MaxNLocator(5, integer=bool((x % 1 == 0).all())))
+                axes.set_xticks(_apart(sorted(x.dropna().unique())))
+                axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
             else:
                 axes.set_xticks(range(len(names)), names, rotation=0 if len(names) < 4 else 30, fontsize=7.5)
                 axes.set_xlim(-0.6, len(names) - 0.4)
@@ -293,23 +312,31 @@ def plot_slices(frame: pd.DataFrame, choices: Sequence[str], objective: str = "v
     return figure
 
 
+def _apart(values: Sequence[float], least: float = 0.14) -> list[float]:
+    """Return those of the ascending values that are at least a share `least` of their range apart, the ends first."""
+    shown = list(values[:1])
+    for value in values[1:-1]:
+        if min(value - shown[-1], values[-1] - value) >= least * (values[-1] - values[0]):
+            shown.append(value)
+    return shown + list(values[1:][-1:])
+
+
 def plot_parallel(frame: pd.DataFrame, choices: Sequence[str], objective: str = "val_error") -> Figure:
     """Plot parallel coordinates: one line per complete trial through its choices to its error.
 
-    The best tenth of the trials is coloured.
+    The colour of a line is its place on the axis of the errors. The best tenth of the trials is thicker.
     """
     choices = [c for c in choices if frame[c].nunique(dropna=True) > 1] if len(frame) else []
     if not choices or len(frame) < 2:
         raise InputError("parallel coordinates need two complete trials that differ in a choice.")
-    label, factor = METRICS[objective].axis_label, METRICS[objective].scale
     scaled, ends = {}, {}
     for choice in [*choices, objective]:
         values = frame[choice]
         if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
             numbers = values.astype(float)
             low, high = float(numbers.min()), float(numbers.max())
-            scale = factor if choice == objective else 1.0
-            ends[choice] = [(0.0, f"{low * scale:.4g}"), (1.0, f"{high * scale:.4g}")]
+            written = METRICS[objective].format if choice == objective else "{:.4g}".format
+            ends[choice] = [(0.0, written(low)), (1.0, written(high))]
             scaled[choice] = (numbers - low) / ((high - low) or 1.0)
         else:
             names = sorted(map(str, values.unique()))
@@ -318,16 +345,16 @@ def plot_parallel(frame: pd.DataFrame, choices: Sequence[str], objective: str = 
     places = pd.DataFrame(scaled)
     top = frame[objective].rank(method="first") <= max(1, round(0.1 * len(frame)))
     with styled():
-        figure = canvas(3.6, f"The best {top.sum()} of {len(frame)} complete trials, by their choices")
+        figure = canvas(3.6, f"The choices of {len(frame)} complete trials and their errors")
         axes = figure.add_subplot()
-        for selected, colour, alpha, width in (
-            (~top, GREY, max(0.06, min(0.5, 20 / len(frame))), 0.8),
-            (top, RED, 0.85, 1.5),
-        ):
-            lines = [np.column_stack([range(len(places.columns)), row]) for row in places[selected].to_numpy(float)]
-            axes.add_collection(
-                LineCollection(lines, colors=colour, alpha=alpha, linewidths=width, rasterized=len(lines) > 2000)
-            )
+        order = frame[objective].sort_values(ascending=False).index  # the best are drawn last
+        for selected, alpha, width in ((~top, max(0.1, min(0.7, 20 / len(frame))), 0.9), (top, 0.95, 2.2)):
+            drawn = places.loc[[index for index in order if selected[index]]].to_numpy(float)
+            lines = [np.column_stack([range(len(places.columns)), row]) for row in drawn]
+            collection = LineCollection(lines, cmap=SEQUENTIAL, alpha=alpha, lw=width, rasterized=len(lines) > 2000)
+            collection.set_array(drawn[:, -1])
+            collection.set_clim(0, 1.25)  # the yellow end of the scale is hard to see on white
+            axes.add_collection(collection)
         for column, choice in enumerate(places.columns):
             axes.axvline(column, color=INK, lw=0.8)
             for y, text in ends[choice]:
@@ -341,7 +368,7 @@ def plot_parallel(frame: pd.DataFrame, choices: Sequence[str], objective: str = 
                     color=INK,
                     bbox={"facecolor": "white", "alpha": 0.7, "lw": 0, "pad": 0.6},
                 )
-        axes.set_xticks(range(len(places.columns)), [*choices, label.replace(" (", "\n(")], fontsize=8)
+        axes.set_xticks(range(len(places.columns)), [*choices, METRICS[objective].axis], fontsize=8)
         axes.set_xlim(-0.15, len(places.columns) - 1 + 0.4)
         axes.set_ylim(-0.06, 1.06)
         axes.set_yticks([])
@@ -349,8 +376,7 @@ def plot_parallel(frame: pd.DataFrame, choices: Sequence[str], objective: str = 
         axes.spines[["left", "bottom"]].set_visible(False)
         axes.tick_params(length=0)
         handles = [
-            Line2D([], [], color=RED, lw=1.5, label="the best tenth"),
-            Line2D([], [], color=GREY, label="the others"),
+            Line2D([], [], color=INK, lw=width, label=text) for text, width in (("best tenth", 2.2), ("others", 0.9))
         ]
         figure.legend(handles=handles, loc="outside lower left", ncols=2)
     return figure
@@ -423,27 +449,37 @@ def plot_diagram(spec: Spec) -> Figure:
         axes.set_xticks(ticks, names, fontsize=8)
         axes.tick_params(axis="x", length=0)
         handles = [Patch(color=BLUE, label="maps that a layer adds")]
-        kind_labels = {"stem": "stem", "dense": "dense layer", "transition": "transition", "classifier": "classifier"}
-        handles += [Patch(color=KINDS[k], label=w) for k, w in kind_labels.items() if any(c.kind == k for c in costs)]
+        handles += kind_handles(costs)
         figure.legend(handles=handles, loc="outside lower left", ncols=5, handlelength=1, columnspacing=1.4)
     return figure
 
 
 def plot_fronts(
-    studies: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]], cost: str = "params", objective: str = "val_error"
+    studies: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]],
+    cost: str = "params",
+    objective: str = "val_error",
+    alike: bool = True,
 ) -> Figure:
     """Plot the complete trials of several studies, and the Pareto front of each.
 
-    studies: (trials, front) of each study, by name.
+    Args:
+        studies: (trials, front) of each study, by name.
+        cost: The cost on the x axis.
+        objective: The trained objective.
+        alike: Whether the errors of the studies are comparable. If not, the title names no lowest error.
     """
     known = {name: frames for name, frames in studies.items() if len(frames[1])}
     if not known:
         raise InputError("no front can be drawn: none of the studies has a complete trial.")
     label, factor = METRICS[objective].axis_label, METRICS[objective].scale
     lowest = {name: float(front[objective].min()) for name, (_, front) in known.items()}
-    first = min(lowest, key=lambda name: lowest[name])
+    least = min(lowest.values())
+    title = f"Lowest {METRICS[objective].noun}: {METRICS[objective].format(least)}, in "
+    title += joined([name for name, value in lowest.items() if value == least])
+    if not alike:
+        title = f"Fronts of {several(len(studies), 'study', 'studies')} whose settings differ"
     with styled():
-        figure = canvas(4.4, f"Lowest error: {METRICS[objective].format(lowest[first])}, in {first}")
+        figure = canvas(4.4, title)
         axes = figure.add_subplot()
         errors: list[float] = []
         sizes: list[float] = []

@@ -165,14 +165,14 @@ def error_axis(axes: Axes, errors: Sequence[float], label: str, factor: float = 
 
 
 def cost_axis(axes: Axes, sizes: Sequence[float], objective: str) -> None:
-    metric = METRICS[objective]
+    label, scale = METRICS[objective].axis_for(max(sizes, default=0))
     axes.set_xscale("log")
-    axes.set_xlabel(metric.axis_label)
+    axes.set_xlabel(label)
     if len(sizes):
         low, high = min(sizes), max(sizes)
         room = max(1.12, (high / low) ** 0.06) if high / low > 1.5 else 2.0
         axes.set_xlim(low / room, high * room)
-    log_ticks(axes, "x", metric.scale)
+    log_ticks(axes, "x", scale)
 
 
 def log_ticks(axes: Axes, side: str, factor: float) -> None:

@@ -15,11 +15,11 @@ from matplotlib.ticker import MaxNLocator
 from dnas.analysis import WeightNorms, leads_from
 from dnas.analysis.curves import error_curves
 from dnas.analysis.efficiency import cost_by_part, part_of
-from dnas.arch import Spec, layer_costs
+from dnas.arch import LayerCost, Spec, layer_costs
 from dnas.errors import InputError
 from dnas.figures.heatmap import add_colorbar, draw_heatmap, ticks_at_cells
 from dnas.figures.style import BLUE, COLOURS, GREY, KINDS, QUIET, UNFINISHED, canvas, error_axis, styled
-from dnas.formatting import percent
+from dnas.formatting import percent, several
 
 DENSE_POINTS, DENSE_LINES = 20_000, 1_000  # above either, the faint curves are rasterized
 # Colour and width of the faint curves, by the state of their trials.
@@ -72,6 +72,10 @@ def _learning_title(curves: pd.DataFrame, highlighted: pd.DataFrame, best: int) 
     lead = leads_from(curves, best)
     if lead is None or curves["number"].nunique() < 2:
         return title
+    at_end = curves[(curves["epoch"] == last["epoch"]) & (curves["val_error"] == val_errors.iloc[-1])]
+    tied = int(at_end["number"].nunique()) - 1
+    if tied:
+        return f"{title}, as {several(tied, 'other trial')} did"
     return title + (
         f", and no trial was below it from epoch {lead} on"
         if lead < last["epoch"]
@@ -268,12 +272,7 @@ def plot_layer_costs(spec: Spec) -> Figure:
         parts = [part_of(cost.name) for cost in costs]
         _name_columns(lower, parts)
         upper.tick_params(axis="x", length=0)
-        handles = [
-            Patch(color=KINDS[kind], label=word)
-            for kind, word in _KIND_WORDS.items()
-            if kind in {c.kind for c in costs}
-        ]
-        figure.legend(handles=handles, loc="outside lower left", ncols=4, handlelength=1, columnspacing=1.6)
+        figure.legend(handles=kind_handles(costs), loc="outside lower left", ncols=4, handlelength=1, columnspacing=1.6)
     return figure
 
 
@@ -284,6 +283,12 @@ _KIND_WORDS = {
     "transition": "transition",
     "classifier": "classifier",
 }
+
+
+def kind_handles(costs: Sequence[LayerCost]) -> list[Patch]:
+    """Return one entry of a legend for each kind of layer."""
+    kinds = {cost.kind for cost in costs}
+    return [Patch(color=KINDS[kind], label=word) for kind, word in _KIND_WORDS.items() if kind in kinds]
 
 
 def _name_columns(axes: Axes, parts: list[str]) -> None:

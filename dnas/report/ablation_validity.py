@@ -7,7 +7,7 @@ from typing import Any
 
 from dnas.ablation.results import Ablation
 from dnas.analysis.verdicts import level, needed, raced
-from dnas.formatting import joined, params, several
+from dnas.formatting import count, joined, several
 from dnas.report.nas_checklist import confounders
 from dnas.report.validity import Check
 from dnas.study.record import TrialRecord
@@ -107,7 +107,7 @@ def _pairing(a: Ablation, records: Sequence[TrialRecord]) -> Check | None:
 
 def _equal(a: Ablation) -> Check:
     sizes = [variant.params for variant in a.variants]
-    between = f"from {params(min(sizes))} to {params(max(sizes))} params"
+    between = f"from {count(min(sizes))} to {count(max(sizes))} params"
     if a.equal in ("", "none", "nothing"):
         if max(sizes) == min(sizes):
             return Check("fact", "All variants have the same number of params", "No width had to be solved for.")

@@ -123,7 +123,12 @@ def draw(studies: Sequence[Study], out: Path) -> dict[str, Drawn]:
         put(
             "fronts",
             Picture(
-                figures.plot_fronts({n: (complete[n], fronts[n]) for n in complete}, cost, objective),
+                figures.plot_fronts(
+                    {n: (complete[n], fronts[n]) for n in complete},
+                    cost,
+                    objective,
+                    alike=not any(differing(a, b) for a, b in itertools.combinations(studies, 2)),
+                ),
                 numbers[["study", "number", "network", cost, objective]],
                 "Each mark is a complete trial, each line the Pareto front of a study.",
             ),
@@ -206,9 +211,8 @@ def pairs(studies: Sequence[Study]) -> list[str]:
         if not first or not second:
             continue
         test = compare_distributions(first, second)
-        p = "p < 0.001" if test.p < 0.001 else f"p = {test.p:.2g}"
         sentences.append(
-            f"By {METRICS[objective].label}, a complete trial of {a.folder.name} beats one of {b.folder.name} in"
-            f" {test.better:.0%} of pairs ({p}; {several(len(first), 'trial')} against {len(second)})."
+            f"{test.sentence(a.folder.name, b.folder.name)}, by {METRICS[objective].label}:"
+            f" {several(len(first), 'complete trial')} against {len(second)}."
         )
     return sentences

@@ -10,6 +10,7 @@ from typing import Any
 
 from dnas.ablation.results import Ablation
 from dnas.analysis.metrics import METRICS
+from dnas.analysis.verdicts import needed
 from dnas.formatting import duration, joined, several
 from dnas.report.tables import changed
 from dnas.study.record import TrialRecord
@@ -39,7 +40,7 @@ def checklist(a: Ablation, records: Sequence[TrialRecord]) -> list[Practice]:
         ("All methods use the same evaluation protocol", *_protocol(a, done)),
         ("Performance is shown as a function of compute", *_compute(done)),
         ("Compared with random sampling and random search", NOT, "There was no search."),
-        ("Several runs with different seeds", *_seeds(done)),
+        ("Several runs with different seeds", *_seeds(a, done)),
         ("Tabular or surrogate benchmarks", NOT, "They replace training; every number here was measured."),
         ("Confounding factors are controlled", *_confounders(records)),
         ("How hyperparameters were tuned is reported", UNKNOWN, _tuning(a)),
@@ -124,10 +125,12 @@ def _compute(done: Sequence[TrialRecord]) -> tuple[str, str]:
     return YES, "Error by epoch (the learning curves), and against params and multiply-adds, are on this page."
 
 
-def _seeds(done: Sequence[TrialRecord]) -> tuple[str, str]:
+def _seeds(a: Ablation, done: Sequence[TrialRecord]) -> tuple[str, str]:
     seeds = sorted({record.seed[0] for record in done})
     if len(seeds) < 2:
         return NO, f"{several(len(seeds), 'seed')} with a complete run."
+    if not a.effects.can_conclude:
+        return NO, f"{several(len(seeds), 'seed')}, too few for any conclusion: {needed(a.effects)}."
     return YES, f"{several(len(seeds), 'seed')}, the same for all variants: {', '.join(map(str, seeds))}."
 
 

@@ -13,7 +13,6 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from dnas import formatting
-from dnas.analysis.metrics import METRICS
 from dnas.figures import style
 from dnas.io import write_atomic
 from dnas.report.svg import inline_svg
@@ -107,8 +106,6 @@ def write_page(out: Path, template: str, values: Mapping[str, Any], folder: Path
     )
     environment.filters |= {
         "percent": formatting.percent,
-        "params": METRICS["params"].format,
-        "macs": METRICS["macs"].format,
         "count": formatting.count,
         "duration": formatting.duration,
     }

@@ -15,7 +15,7 @@ from dnas.analysis.metrics import METRICS
 from dnas.analysis.variants import over_seeds
 from dnas.analysis.verdicts import CONCLUDED, level, raced
 from dnas.arch import format_name
-from dnas.formatting import macs, params, points, several
+from dnas.formatting import count, points, several
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,8 @@ def cells(row: Row) -> list[str]:
     return [
         row.variant,
         row.changed or "–",
-        params(row.params),
-        macs(row.macs),
+        count(row.params),
+        count(row.macs),
         error,
         n,
         difference,

@@ -171,16 +171,9 @@ def _control(s: Study) -> Check:
             f"Both arms need trials that finished epoch {arms.epoch}: the sampler has {len(arms.sampler)} and the"
             f" control {len(arms.control)}.",
         )
-    numbers = f"{arms.beats:.0%} of pairs ({_p(arms.p)}; {len(arms.sampler)} trials against {len(arms.control)})"
-    is_clear = arms.enough and arms.p < 0.05
-    if not arms.enough:
-        mark, line = "mind", f"Too few trials to compare the sampler with random search: it wins in {numbers}"
-    elif not is_clear:
-        mark, line = "mind", f"The sampler was not shown to beat random search: it wins in {numbers}"
-    elif arms.beats > 0.5:
-        mark, line = "fine", f"The sampler beats random search: it wins in {numbers}"
-    else:
-        mark, line = "mind", f"The sampler did worse than random search: it wins in {numbers}"
+    sizes = f"{len(arms.sampler)} trials against {len(arms.control)}"
+    mark = "fine" if arms.clear and arms.beats > 0.5 else "mind"
+    line = f"{arms.verdict[:-1]}; {sizes})"
     return Check(mark, line, "\n".join(_control_body(s, arms, first)), "control_arm")
 
 
@@ -252,10 +245,6 @@ def _control_of_several(s: Study, arms: ArmComparison) -> str:
 
 def _signed(value: float) -> str:
     return f"{value:+.2f}".replace("-", "−")
-
-
-def _p(p: float) -> str:
-    return "p\u00a0<\u00a00.001" if p < 0.001 else f"p\u00a0=\u00a0{p:.2g}"
 
 
 _RULES = {

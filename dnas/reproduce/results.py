@@ -15,7 +15,7 @@ from dnas.arch import DenseNetSpec, cost, parse_name
 from dnas.batch.runs import read_runs
 from dnas.errors import InputError
 from dnas.figures.paper import plot_families, plot_two_costs, plot_two_curves
-from dnas.formatting import count, joined, params, percent, several
+from dnas.formatting import count, joined, percent, several
 from dnas.reproduce.targets import Plan
 from dnas.study.folder import StudyFolder
 
@@ -412,7 +412,7 @@ def _published_ends() -> str:
     parts = []
     for method, depth in (("ResNet (pre-activation)", 1001), ("DenseNet-BC (k=12)", 100)):
         row = points[(points["method"] == method) & (points["depth"] == depth)].iloc[0]
-        parts.append(f"{method}, L={depth}, {params(row['params'])} params {percent(row['test_error'])}")
+        parts.append(f"{method}, L={depth}, {count(row['params'])} params {percent(row['test_error'])}")
     return joined(parts)
 
 

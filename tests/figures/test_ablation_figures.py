@@ -1,5 +1,6 @@
 """Figures of an ablation: marks, lines, bands and titles agree with the numbers that they show."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -106,6 +107,12 @@ def test_slopes_have_one_line_per_seed(effects: Effects) -> None:
     assert figure.hover["slopes-0"][2] == "seed 2: base 11.00%, a 8.00%\n−3.00 points"  # type: ignore[attr-defined]
     worse = figures.plot_slopes(VALUES[["base", "c"]], compare_with_base(VALUES[["base", "c"]], "base"))
     assert figures.title(worse) == "c makes more errors than base from 8 of 8 seeds"
+    open_ones = [*effects.comparisons][1:2]
+    assert open_ones[0].name == "b"
+    unclear = figures.plot_slopes(VALUES, dataclasses.replace(effects, comparisons=tuple(open_ones)))
+    assert figures.title(unclear) == "b has fewer errors than base from 3 of 8 seeds, more from 3: inconclusive"
+    two = figures.plot_slopes(VALUES, compare_with_base(VALUES.iloc[:2], "base"))
+    assert figures.title(two).endswith("errors than base from 2 of 2 seeds, more from 0: too few seeds to conclude")
     with pytest.raises(InputError, match="both finished"):
         figures.plot_slopes(VALUES, compare_with_base(VALUES.assign(base=math.nan), "base"))
 
@@ -151,11 +158,17 @@ def rows() -> pd.DataFrame:
 
 def test_variants_are_drawn_at_their_costs_and_equal_costs_at_their_residuals(effects: Effects) -> None:
     free = figures.plot_variants(rows(), effects)
-    assert [axes.get_xlabel() for axes in free.axes] == ["params (thousands)", "multiply-adds (millions)"]
+    assert [axes.get_xlabel() for axes in free.axes] == [
+        "parameters (thousands)",
+        "multiply-adds of one image (millions)",
+    ]
     np.testing.assert_allclose(marks(free.axes[0], "variants-params"), rows()[["params", "mean"]])
-    assert figures.title(free) == "Lowest mean error: 9.00%, a with 0.020 M params"
+    assert figures.title(free) == "Lowest mean error: 9.00%, a with 20.1 k params"
     held = figures.plot_variants(rows(), effects, "params", 0.01)
-    assert [axes.get_xlabel() for axes in held.axes] == ["multiply-adds (millions)", "params off the base's (%)"]
+    assert [axes.get_xlabel() for axes in held.axes] == [
+        "multiply-adds of one image (millions)",
+        "params off the base's (%)",
+    ]
     np.testing.assert_allclose(marks(held.axes[1], "residuals"), [[0, 0], [0.5, 1], [-0.5, 2]], atol=1e-9)
     names = {text.get_text(): text.get_color() for text in held.axes[0].texts}
     assert names == {"base": INK, "a": BLUE, "c": RED}
@@ -163,6 +176,20 @@ def test_variants_are_drawn_at_their_costs_and_equal_costs_at_their_residuals(ef
     assert len(set(ticks)) == len(ticks)
     with pytest.raises(InputError, match="needs a complete run"):
         figures.plot_variants(rows().assign(n=0), effects)
+
+
+def test_the_lowest_variant_is_named_with_its_verdict(effects: Effects) -> None:
+    def title(lowest: str, effects: Effects) -> str:
+        means = [0.01 if name == lowest else 0.11 for name in rows()["variant"]]
+        return figures.title(figures.plot_variants(rows().assign(mean=means), effects)).partition("params")[2]
+
+    assert title("a", effects) == ""  # fewer errors than the base
+    assert title("base", effects) == ", not distinguished from a and b"
+    few = compare_with_base(VALUES.iloc[:2], "base")
+    assert title("a", few) == ", too few seeds to distinguish it from base"
+    assert title("base", few) == ", too few seeds to distinguish it from a, b and c"
+    worse = compare_with_base(VALUES[["base", "c"]], "base")
+    assert title("base", worse) == ""  # the only variant makes more errors
 
 
 def test_labels_of_near_variants_do_not_touch(effects: Effects) -> None:
@@ -185,7 +212,7 @@ def test_curves_of_a_variant_are_drawn_with_those_of_the_base(effects: Effects) 
         }
     )
     figure = figures.plot_curves_of_variants(bands, effects, ["base", "a", "b", "c"])
-    assert figures.title(figure) == "After the last epoch a is lowest on average: 10.00% validation error"
+    assert figures.title(figure) == "Lowest mean after the last epoch: 10.00%, a"
     assert len(figure.axes) == 1  # b and c have no run
     np.testing.assert_allclose(line(figure, "curve-a"), [[1, 0.3], [2, 0.1]])
     np.testing.assert_allclose(line(figure, "curve-base"), [[1, 0.4], [2, 0.2]])

@@ -418,6 +418,8 @@ def test_the_checklist_answers_only_what_the_records_show(study: StudyFolder, tm
     assert answers(dirty)[3] == "no"
     one = make_ablation(tmp_path / "one", {name: {0: 0.1} for name in VARIANTS})
     assert answers(one)[9] == "no"
+    two = make_ablation(tmp_path / "two", {name: {0: 0.1, 1: 0.1} for name in VARIANTS})
+    assert answers(two)[9] == "no"  # several seeds, but too few to conclude
     assert answers(make_ablation(tmp_path / "none", {}))[4] == "not shown"
 
 

@@ -263,8 +263,8 @@ def test_the_first_of_several_objectives_selects_the_best_network(several: tuple
     )
     low, high = front.trials.iloc[0], front.trials.iloc[-1]
     assert (
-        f"which ranges from {words.percent(low['val_error'])} at {words.macs(low['macs'])} multiply-adds to"
-        f" {words.percent(high['val_error'])} at {words.macs(high['macs'])}." in page.text
+        f"which ranges from {words.percent(low['val_error'])} at {words.count(low['macs'])} multiply-adds to"
+        f" {words.percent(high['val_error'])} at {words.count(high['macs'])}." in page.text
     )
     assert "The best network has the lowest validation error after its last epoch" in page.text
     assert "Ties are broken by the lower multiply-adds" in page.text
@@ -279,7 +279,7 @@ def test_the_front_of_several_objectives_is_a_table(several: tuple[StudyFolder, 
     assert heads == ["#", "validation error", "multiply-adds", "latency", "network"]
     cells = [[re.sub("<.*?>", "", cell) for cell in re.findall("<td.*?</td>", row)] for row in table.split("<tr")[2:]]
     assert [row[:4] for row in cells] == [
-        [str(r["number"]), words.percent(r["val_error"]), words.macs(r["macs"]), f"{1000 * r['latency']:.2f} ms"]
+        [str(r["number"]), words.percent(r["val_error"]), words.count(r["macs"]), f"{1000 * r['latency']:.2f} ms"]
         for r in front.trials.head(12).to_dict("records")
     ]
     assert [row[0] for row in cells if "lowest validation error" in row[4]] == [str(study.best()[0].number)]
