@@ -333,10 +333,7 @@ def plot_variants(rows: pd.DataFrame, effects: Effects, equal: str = "nothing", 
     held = equal in HELD and bool(rows["residual"].notna().all())
     costs = {name: METRICS[name].format for name in ("params", "macs") if name != equal or not held}
     first = known.loc[known["mean"].idxmin()]
-    size = METRICS["params"].with_noun(first["params"])
-    title = _lowest_title(
-        first["variant"], f"Lowest mean error: {percent(first['mean'])}, {first['variant']} with {size}", effects
-    )
+    title = _lowest_title(first["variant"], f"Lowest mean error: {percent(first['mean'])}, {first['variant']}", effects)
     with styled():
         figure = canvas(3.6, title)
         grid = figure.add_gridspec(1, len(costs) + held)

@@ -10,7 +10,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from dnas.analysis.efficiency import part_of
 from dnas.analysis.reuse import BlockReuse, Reuse
@@ -216,15 +216,16 @@ def plot_gradients(norms: WeightNorms) -> Figure:
     with styled():
         title = "\n".join(textwrap.wrap(_gradient_title(values), 84))
         figure = canvas(float(np.clip(1.8 + 0.17 * rows, 3.0, 7.4)), title)
-        axes, profile = figure.subplots(1, 2, width_ratios=(2.3, 1))
+        axes, profile = figure.subplots(1, 2, width_ratios=(1.5, 1))
         positive = values[values > 0]
-        norm = LogNorm(positive.min(), max(positive.max(), positive.min() * 1.001))
+        norm = LogNorm(positive.min() / 1.05, positive.max() * 1.05)
         mesh = draw_heatmap(axes, np.where(values > 0, values, np.nan), norm)
-        bar = add_colorbar(figure, mesh, "RMS gradient of a weight", ax=axes)
-        log_ticks(bar.ax, "y", 1.0)
+        # The profile's axis has the colours' scale, so one bar below it serves both.
+        bar = add_colorbar(figure, mesh, "RMS gradient of a weight", ax=profile, orientation="horizontal")
+        log_ticks(bar.ax, "x", 1.0)
         axes.set_xlabel("epoch")
         ticks_at_cells(axes, 1, values.shape[1])
-        _draw_profile(profile, values)
+        _draw_profile(profile, values, norm)
         figure.supxlabel(
             "Root mean square over a layer's weights and over the last 10 steps of the epoch.",
             x=0.012,
@@ -234,6 +235,7 @@ def plot_gradients(norms: WeightNorms) -> Figure:
         )
         figure.draw_without_rendering()
         label_rows(axes, norms.layers, axes.bbox.height * 72 / figure.dpi / rows)
+        profile.set_yticks(axes.get_yticks(), [label.get_text() for label in axes.get_yticklabels()], fontsize=8)
     return figure
 
 
@@ -247,7 +249,7 @@ def _gradient_title(values: np.ndarray) -> str:
     return title
 
 
-def _draw_profile(axes: Axes, values: np.ndarray) -> None:
+def _draw_profile(axes: Axes, values: np.ndarray, norm: Normalize) -> None:
     """Draw the gradients over depth at the first measured epoch and the last, at the height of the heatmap's rows."""
     rows, columns = values.shape
     first, last = int(np.argmax(np.isfinite(values).any(axis=0))), columns - 1
@@ -256,17 +258,10 @@ def _draw_profile(axes: Axes, values: np.ndarray) -> None:
         axes.plot(values[:, epoch], places, "-o", ms=3, lw=1.2, color=colour, label=f"epoch {epoch + 1}")
     axes.set_ylim(rows, 0)
     axes.set_xscale("log")
-    axes.autoscale_view(scaley=False)
-    low, high = axes.get_xlim()
-    if high > 10 * low:
-        axes.xaxis.set_major_locator(LogLocator(numticks=5))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-    else:
-        log_ticks(axes, "x", 1.0)
-    axes.set_xlabel("RMS gradient of a weight")
+    axes.set_xlim(norm.vmin, norm.vmax)
+    log_ticks(axes, "x", 1.0)
+    axes.tick_params(labelbottom=False, length=0)
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handlelength=1.5, columnspacing=1.2)
-    axes.tick_params(axis="y", labelleft=False, length=0)
 
 
 # --- weight norms of several trials -------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ reports/<study>/*.svg, *.png, *.pdf      each figure; *.csv has its numbers
 reports/<study>/table.md, .csv, .tex     the table; runs.csv has the rows of `dnas.batch.runs.read_runs`
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +29,7 @@ from dnas.io import write_atomic
 from dnas.report.ablation_validity import checks
 from dnas.report.nas_checklist import SOURCE, checklist, software, values_of
 from dnas.report.page import Drawn, Picture, link, write_figure, write_page, write_table
-from dnas.report.sections import LOG_LETTERS, facts_of_study, shared_parts, sparklines, without_parts
+from dnas.report.sections import details_of, facts_of_study, shared_parts, sparklines, without_parts
 from dnas.report.tables import (
     NUMERIC,
     Row,
@@ -78,6 +77,8 @@ def write_ablation(study: str | Path, out: Path | None = None, refresh: float | 
     page = Page(a, a.folder.records(), learning_curves(a.folder), out)
     _draw_all(page)
     write_table(a.frame, out / "runs.csv")
+    runs = _runs(page)
+    varying = {name for name in ("params", "commit", "software") if len({row[name] for row in runs}) > 1}
     values = {
         "name": str(a.config.get("name", a.folder.name)),
         "status": _status(page),
@@ -89,7 +90,9 @@ def write_ablation(study: str | Path, out: Path | None = None, refresh: float | 
         "checks": checks(a, page.records),
         "checklist": checklist(a, page.records),
         "checklist_source": SOURCE,
-        "runs": _runs(page),
+        "runs": runs,
+        "varying": varying,
+        "equal": ", ".join(runs[0][name] for name in ("software", "commit") if runs and name not in varying),
         "details": _details(page),
         "shared": ", ".join(sorted(shared_parts([record.network for record in page.records]))),
         "measure": METRICS[a.effects.measure].label.replace("validation", "val"),
@@ -353,7 +356,6 @@ def _runs(page: Page) -> list[dict[str, Any]]:
         {
             "record": record,
             "key": record.params.get("key", ""),
-            "variant": record.params.get("group", ""),
             "seed": record.seed[0] if record.seed else None,
             "error": getattr(record, measure),
             "params": record.cost.get("params"),
@@ -367,32 +369,22 @@ def _runs(page: Page) -> list[dict[str, Any]]:
 
 
 def _details(page: Page) -> Markup:
-    curves = {
-        int(number): [round(value, 5) for value in curve.sort_values("epoch")["val_error"]]
-        for number, curve in (page.curves.dropna(subset=["val_error"]).groupby("number") if len(page.curves) else ())
-    }
-    trials: dict[int, dict[str, Any]] = {}
-    for record in page.records:
-        facts: dict[str, Any] = {
+    def facts(record: TrialRecord) -> dict[str, Any]:
+        machine = f"{record.host}, {record.device}, {words.several(record.threads, 'thread')}"
+        return {
+            "key": record.params.get("key"),
             "name": record.network,
             "digest": record.digest,
             "folder": f"trials/{record.number}",
             "seed": "/".join(map(str, record.seed)),
-            "split seed": str(record.data.get("split_seed", "")),
+            "split seed": record.data.get("split_seed", ""),
             "commit": record.commit or "not a checkout",
             "versions": ", ".join(f"{key} {value}" for key, value in record.versions.items()),
+            "host": machine if record.host else None,
+            "kernels": record.kernels,
         }
-        if record.host:
-            facts["host"] = f"{record.host}, {record.device}, {words.several(record.threads, 'thread')}"
-        if record.kernels is not None:
-            facts["kernels"] = record.kernels
-        trials[record.number] = {"facts": facts}
-        if record.number in curves:
-            trials[record.number]["curve"] = curves[record.number]
-        log = page.ablation.folder.trial_folder(record.number) / "traceback.txt"
-        if record.state == "failed" and log.is_file():
-            trials[record.number]["log"] = log.read_text(encoding="utf-8", errors="replace")[-LOG_LETTERS:]
-    return Markup(json.dumps(trials, separators=(",", ":")).replace("<", "\\u003c"))
+
+    return details_of(page.ablation.folder, page.records, page.curves, facts)
 
 
 def _reproduction(page: Page) -> dict[str, Any]:

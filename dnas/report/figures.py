@@ -166,8 +166,8 @@ def _slices(s: Study) -> Picture:
     return Picture(
         figures.plot_slices(frame, choices, s.objectives[0]),
         frame,
-        "Every complete trial by each of its choices, with the median at each value. The other choices differ between"
-        " marks, so a slope does not prove a causal effect; an ablation can.",
+        "Every complete trial by each of its choices, with the median at each value of at least 3 trials. The other"
+        " choices differ between marks, so a slope does not prove a causal effect; an ablation can.",
     )
 
 
@@ -176,7 +176,8 @@ def _parallel(s: Study) -> Picture:
     return Picture(
         figures.plot_parallel(frame, choices, s.objectives[0]),
         frame,
-        "Each line is a complete trial, from its choices to its error; the best tenth is coloured.",
+        "Each line is a complete trial, from its choices to its error. It is darker where the error is lower, and"
+        " thicker for the best tenth.",
     )
 
 

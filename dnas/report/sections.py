@@ -5,7 +5,7 @@ import math
 import shlex
 import statistics
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -16,13 +16,16 @@ from dnas.analysis import cost_by_part, wilson_interval
 from dnas.analysis.curves import error_curves
 from dnas.analysis.metrics import METRICS
 from dnas.analysis.observations import observe
+from dnas.analysis.progress import best_so_far, timeline
 from dnas.arch import DenseNetSpec, Spec
 from dnas.errors import InputError
+from dnas.figures.search import never_improved
 from dnas.formatting import size
 from dnas.report.data import Study, listed, objective_of, value
 from dnas.report.figures import histories
 from dnas.search.script import script_of
 from dnas.space.parse import parse_space
+from dnas.study.folder import StudyFolder
 from dnas.study.record import STATES, TrialRecord
 
 MAX_FRONT_ROWS = 12  # in the table below the figure; pareto.csv has all rows
@@ -71,6 +74,7 @@ def answer(s: Study) -> dict[str, Any]:
             [f"{key}\u00a0≤\u00a0{value:,.0f}" for key, value in s.config.get("limits", {}).items()] or [""]
         ),
         "minimised": _minimised(s),
+        "standing": _standing(s) if s.best is not None else "",
         "best": None,
         "retrained": _retrained(s),
     }
@@ -101,6 +105,22 @@ def answer(s: Study) -> dict[str, Any]:
     return answer
 
 
+def _standing(s: Study) -> str:
+    """State the trials that tie with the best one, and whether the search improved on the networks it started from."""
+    assert s.best is not None
+    name = s.objectives[0]
+    least = getattr(s.best, name)
+    tied = [r for r in s.of("complete") if getattr(r, name) == least and r.number != s.best.number]
+    given = [r.number for r in (s.best, *tied) if r.arm == "first"]
+    text = ""
+    if tied:
+        some = words.joined([f"#{r.number}" for r in tied]) if len(tied) < 4 else f"{len(tied)} other trials"
+        text = f"{some} {'has' if len(tied) == 1 else 'have'} the same {METRICS[name].label}."
+    if given and len(s.of("complete")) > 1:
+        text += f" The search started from #{given[0]} and found no lower {METRICS[name].label}."
+    return text.strip()
+
+
 def _minimised(s: Study) -> str:
     """Describe the objectives and, with several objectives, the front."""
     first, rest = s.objectives[0], s.objectives[1:]
@@ -118,6 +138,52 @@ def _minimised(s: Study) -> str:
         unit = f" {METRICS[rest[0]].label}" if METRICS[rest[0]].plural else ""
         text += f", which ranges from {points[0]}{unit} to {points[1]}"
     return text + "."
+
+
+# Figures of the section "What mattered", in order, with the names that the page gives folded ones.
+EXPLANATIONS = {
+    "best_so_far": "the lowest error so far",
+    "importance": "importance",
+    "fanova": "functional ANOVA",
+    "interactions": "interactions",
+    "path": "the path from the first network to the best",
+    "slices": "slices",
+    "parallel": "parallel coordinates",
+    "distribution": "the distribution of errors",
+    "timeline": "the timeline",
+}
+
+
+def mattered(s: Study) -> dict[str, Any]:
+    """Return the figures of "What mattered": those to show, those to fold with their names, and the finding.
+
+    Figures that the trials do not support are folded, and so are those without a finding: the lowest error so far if it
+    never fell, and the timeline of a single worker.
+    """
+    drawn = {name: text for name, text in EXPLANATIONS.items() if name in s.drawn}
+    finding, folded = "", {"distribution"} if drawn else set()
+    complete = len(s.of("complete"))
+    try:
+        r2 = s.fanova.r2
+        believable = s.fanova.believable
+    except InputError:
+        r2, believable = math.nan, False
+    if not believable:
+        folded |= {*drawn} - {"best_so_far", "timeline"}
+        if complete:
+            finding = f"{words.several(complete, 'complete trial')} {'is' if complete == 1 else 'are'} too few to say"
+            finding += " what mattered"
+            finding += f": a model of the error explains R² = {r2:.2f} of unseen trials." if math.isfinite(r2) else "."
+    if "best_so_far" in drawn and never_improved(best_so_far(s.records, s.objectives[0])):
+        folded.add("best_so_far")
+        finding += " No trial improved on the first complete one."
+    if "timeline" in drawn and timeline(s.records, s.events)["lane"].max() == 0:
+        folded.add("timeline")
+    return {
+        "finding": finding.strip(),
+        "shown": [name for name in drawn if name not in folded],
+        "folded": {name: text for name, text in drawn.items() if name in folded},
+    }
 
 
 def front(s: Study) -> dict[str, Any] | None:
@@ -271,7 +337,6 @@ def rows(s: Study) -> list[dict[str, Any]]:
             "front": record.number in fronted,
             "best": s.best is not None and record.number == s.best.number,
             "line": lines.get(record.number),
-            "reason": _reason(record),
             "more": [(number := objective_of(record, name), value(number, name)) for name in columns(s)],
         }
         for record in s.records
@@ -282,26 +347,49 @@ LOG_LETTERS = 4_000  # number of characters shown from the end of a traceback
 
 
 def details(s: Study) -> Markup:
-    """Return the details of each trial (choices, curve, log) by its number, as JSON that is safe inside a page."""
-    curves = {
-        number: [round(value, 5) for value in curve[:, 1].tolist()] for number, curve in error_curves(s.curves).items()
-    }
+    """Return the choices of each trial, its curve, its log and the command that exports it, by its number."""
+
+    def facts(record: TrialRecord) -> dict[str, Any]:
+        return {
+            **record.params,
+            "name": record.network,
+            "digest": record.digest,
+            "folder": f"trials/{record.number}",
+            "peak memory": size(record.peak_memory_bytes) if record.peak_memory_bytes else None,
+            "host": f"{record.host}, {record.device}" if record.host else None,
+            "kernels": record.kernels,
+        }
+
+    return details_of(s.folder, s.records, s.curves, facts)
+
+
+def details_of(
+    folder: StudyFolder,
+    records: Sequence[TrialRecord],
+    curves: pd.DataFrame,
+    facts: Callable[[TrialRecord], Mapping[str, Any]],
+) -> Markup:
+    """Return what opens below each row of a table of trials, as JSON that is safe inside a page.
+
+    Args:
+        folder: The study.
+        records: Its trials.
+        curves: As returned by `learning_curves`.
+        facts: Function that returns the facts of a trial. Those that are None are left out.
+    """
+    known = error_curves(curves)
     trials: dict[int, dict[str, Any]] = {}
-    for record in s.records:
-        facts: dict[str, Any] = {key: str(value) for key, value in record.params.items()}
-        facts |= {"name": record.network, "digest": record.digest, "folder": f"trials/{record.number}"}
-        if record.peak_memory_bytes:
-            facts["peak memory"] = size(record.peak_memory_bytes)
-        if record.host:
-            facts["host"] = f"{record.host}, {record.device}"
-        if record.kernels is not None:
-            facts["kernels"] = record.kernels
-        trials[record.number] = {"facts": facts}
-        if record.number in curves:
-            trials[record.number]["curve"] = curves[record.number]
-        log = s.folder.trial_folder(record.number) / "traceback.txt"
-        if record.state == "failed" and log.is_file():
-            trials[record.number]["log"] = log.read_text(encoding="utf-8", errors="replace")[-LOG_LETTERS:]
+    for record in records:
+        path = folder.trial_folder(record.number)
+        trial = trials[record.number] = {
+            "facts": {key: str(value) for key, value in facts(record).items() if value is not None}
+        }
+        if record.number in known:
+            trial["curve"] = [round(value, 5) for value in known[record.number][:, 1].tolist()]
+        if (path / "checkpoint.pt").is_file():
+            trial["command"] = f"dnas export {shlex.quote(folder.name)} --trial {record.number} -o {record.number}.onnx"
+        if record.state == "failed" and (path / "traceback.txt").is_file():
+            trial["log"] = (path / "traceback.txt").read_text(encoding="utf-8", errors="replace")[-LOG_LETTERS:]
     return Markup(json.dumps(trials, separators=(",", ":")).replace("<", "\\u003c"))
 
 
@@ -309,13 +397,6 @@ def columns(s: Study) -> dict[str, str]:
     """Return the objectives that need an additional column in the table of trials, with its header."""
     heads = {"val_loss": "val loss", "activation_bytes": "activations", "latency": "latency"}
     return {name: heads[name] for name in s.objectives if name in heads}
-
-
-def _reason(record: TrialRecord) -> str | None:
-    """Return the reason why a trial is not complete."""
-    if record.state == "paused":
-        return f"paused after {words.several(record.epochs, 'epoch')}, may be promoted"
-    return record.reason
 
 
 def shared_parts(networks: list[str]) -> set[str]:

@@ -21,10 +21,6 @@ from dnas.report.validity import checks
 from dnas.search.script import script_of
 from dnas.study.folder import find_study
 
-EXPLANATIONS = (  # figures of the section "What mattered"
-    *("best_so_far", "importance", "fanova", "interactions", "path"),
-    *("slices", "parallel", "distribution", "timeline"),
-)
 WATCH_SECONDS = 15  # interval between two versions of a watched page
 
 
@@ -52,7 +48,8 @@ def write_report(study: str | Path, out: Path | None = None, refresh: float | No
         "status": sections.status(s),
         "answer": sections.answer(s),
         "checks": checks(s),
-        "mattered": any(name in s.drawn for name in EXPLANATIONS),
+        "mattered": sections.mattered(s),
+        "arms": any(record.arm == "control" for record in s.records),
         "inside": sections.inside(s),
         "front": sections.front(s),
         "columns": sections.columns(s),

@@ -347,10 +347,10 @@ def _comparable(plan: Plan) -> bool:
 def _caption(what: str, plan: Plan) -> str:
     return (
         f"{what} of the paper, from {several(len(plan.runs), 'run')} of recipe {plan.recipe.name},"
-        f" {several(plan.recipe.epochs, 'epoch')}. Marks: means over seeds; bars: 95% intervals of the mean; lines:"
-        " monotone fits. The arrow marks an error at which the ratio equals its mean over the range that both families"
-        " reach. The interval of the ratio pools the spread of all networks of both families, so it is narrower than"
-        " bars from few seeds suggest."
+        f" {several(plan.recipe.epochs, 'epoch')}. Marks: means over seeds; bars: 95% intervals of the mean, from three"
+        " seeds on; lines: monotone fits. The arrow marks an error at which the ratio equals its mean over the range"
+        " that both families reach. The interval of the ratio pools the spread of all networks of both families, so it"
+        " is narrower than bars from few seeds suggest."
     )
 
 
