@@ -10,7 +10,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from dnas.analysis.ablation_path import Estimate, Path, Trained
-from dnas.analysis.fanova import REST, Axis, Fanova
+from dnas.analysis.fanova import BELIEVABLE, REST, Axis, Fanova
 from dnas.analysis.metrics import METRICS
 from dnas.errors import InputError
 from dnas.figures.heatmap import add_colorbar, draw_heatmap
@@ -103,10 +103,9 @@ def plot_interactions(fanova: Fanova, objective: str = "val_error") -> Figure:
 def _interactions_title(fanova: Fanova, pairs: pd.DataFrame, strongest: "pd.Series[Any]") -> str:
     if not fanova.believable:
         return f"Too few trials to assess interactions (R² {fanova.r2:.2f} on unseen trials)"
-    share = f"{_term(strongest)}: {strongest['share']:.0%} of the variance"
     if pairs["clear"].any():
-        return f"An interaction exceeds chance, {share}"
-    return f"No interaction exceeds chance; the greatest is {share}"
+        return f"{_term(strongest)} interact beyond chance: {strongest['share']:.0%} of the variance"
+    return "No interaction exceeds chance"
 
 
 def _draw_share_matrix(figure: Figure, axes: Axes, fanova: Fanova, names: Sequence[str], pairs: pd.DataFrame) -> None:
@@ -210,13 +209,16 @@ def _params(axes: Axes, path: Path) -> None:
 
 
 def _step_title(path: Path, changes: Sequence[Estimate], trained: bool, objective: str, word: str) -> str:
+    if not trained and path.r2 < BELIEVABLE:
+        return f"Too few trials to predict the steps (R² {path.r2:.2f} on unseen trials)"
     gains = np.array([change.value for change in changes[1:]])
     reduces = "reduced" if trained else "is predicted to reduce"
     if not np.isfinite(gains).any() or np.nanmin(gains) >= 0:
         return f"No step {reduces} the {word}"
     best_step = int(np.nanargmin(gains)) + 1
     sure = changes[best_step].high < 0
-    size = METRICS[objective].format(-changes[best_step].value)
+    metric = METRICS[objective]
+    size = f"{-metric.scale * changes[best_step].value:.{metric.digits}f} {metric.difference_unit}"
     return f"{node_label(path, best_step)} {reduces} the {word} most, by {size}" + (
         "" if sure else " (interval includes 0)"
     )

@@ -23,6 +23,7 @@ from dnas.formatting import percent, several
 
 # From blue to red as in the paper, in the steps of ColorBrewer, which colour-blind readers can distinguish.
 REUSE_MAP = "RdYlBu_r"
+MAX_BAR_TICKS = 5
 LINE_PITCH = 6  # points; triangles of smaller cells are drawn without lines between them
 
 _NORMALISATIONS = {
@@ -223,6 +224,7 @@ def plot_gradients(norms: WeightNorms) -> Figure:
         # The profile's axis has the colours' scale, so one bar below it serves both.
         bar = add_colorbar(figure, mesh, "RMS gradient of a weight", ax=profile, orientation="horizontal")
         log_ticks(bar.ax, "x", 1.0)
+        bar.set_ticks(bar.get_ticks()[:: -(-len(bar.get_ticks()) // MAX_BAR_TICKS)])
         axes.set_xlabel("epoch")
         ticks_at_cells(axes, 1, values.shape[1])
         _draw_profile(profile, values, norm)

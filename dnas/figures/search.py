@@ -335,6 +335,10 @@ def plot_parallel(frame: pd.DataFrame, choices: Sequence[str], objective: str = 
         if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
             numbers = values.astype(float)
             low, high = float(numbers.min()), float(numbers.max())
+            if choice == objective and low > 0 and high > 4 * low:
+                scaled[choice] = np.log(numbers / low) / np.log(high / low)
+                ends[choice] = [(0.0, METRICS[objective].format(low)), (1.0, METRICS[objective].format(high))]
+                continue
             written = METRICS[objective].format if choice == objective else "{:.4g}".format
             ends[choice] = [(0.0, written(low)), (1.0, written(high))]
             scaled[choice] = (numbers - low) / ((high - low) or 1.0)

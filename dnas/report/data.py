@@ -12,7 +12,7 @@ from dnas import formatting as words
 from dnas.analysis import Front, NoiseFloor, learning_curves, noise_floor, pareto_front, published, within_reach
 from dnas.analysis.control import ArmComparison, compare_arms, decision_epoch, values_at
 from dnas.analysis.fanova import Fanova
-from dnas.analysis.importance import Evidence, evidence
+from dnas.analysis.importance import Evidence, evidence, importance
 from dnas.analysis.metrics import METRICS
 from dnas.errors import InputError
 from dnas.report.page import Drawn
@@ -75,6 +75,10 @@ class Study:
     @cached_property
     def fanova(self) -> Fanova:
         return self.evidence.fanova(bootstraps=BOOTSTRAPS, rounds=ROUNDS)
+
+    @cached_property
+    def importance(self) -> pd.DataFrame:
+        return importance(self.evidence.params, self.evidence.errors.tolist())
 
     def of(self, *states: str) -> list[TrialRecord]:
         return [record for record in self.records if record.state in states]

@@ -10,7 +10,6 @@ from dnas import figures
 from dnas import formatting as words
 from dnas.analysis import NormHistory, cost_by_part, read_norms
 from dnas.analysis.ablation_path import find_path, path_frame
-from dnas.analysis.importance import importance
 from dnas.analysis.metrics import METRICS
 from dnas.analysis.progress import best_so_far, distribution, fidelity, timeline
 from dnas.analysis.reuse import feature_reuse
@@ -104,10 +103,9 @@ def _done(s: Study) -> tuple[list[TrialRecord], pd.DataFrame, list[float]]:
 
 
 def _importance(s: Study) -> Picture:
-    shares = importance(s.evidence.params, s.evidence.errors.tolist())
     return Picture(
-        figures.plot_importance(shares),
-        shares,
+        figures.plot_importance(s.importance),
+        s.importance,
         "Difference between the distribution of a choice among the best tenth of the complete trials (at least 4) and"
         " among all, as a share of the total (PED-ANOVA, Watanabe et al. 2023), with 95% bootstrap intervals. Blue bars"
         " exceed the importance with shuffled errors. A sampler prefers values that it expects to be good, so the"

@@ -117,7 +117,7 @@ def _standing(s: Study) -> str:
         some = words.joined([f"#{r.number}" for r in tied]) if len(tied) < 4 else f"{len(tied)} other trials"
         text = f"{some} {'has' if len(tied) == 1 else 'have'} the same {METRICS[name].label}."
     if given and len(s.of("complete")) > 1:
-        text += f" The search started from #{given[0]} and found no lower {METRICS[name].label}."
+        text += f" The search started from #{given[0]} and found no lower {METRICS[name].noun}."
     return text.strip()
 
 
@@ -168,7 +168,11 @@ def mattered(s: Study) -> dict[str, Any]:
         believable = s.fanova.believable
     except InputError:
         r2, believable = math.nan, False
-    if not believable:
+    if believable:
+        pairs = s.fanova.effects[s.fanova.effects["other"] != ""]
+        folded |= set() if pairs["clear"].any() else {"interactions"}
+        folded |= set() if (s.importance["low"] > s.importance["null"]).any() else {"importance"}
+    else:
         folded |= {*drawn} - {"best_so_far", "timeline"}
         if complete:
             finding = f"{words.several(complete, 'complete trial')} {'is' if complete == 1 else 'are'} too few to say"

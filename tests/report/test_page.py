@@ -68,6 +68,29 @@ def numbers(opened: Opened) -> list[int]:
     return [int(name.removeprefix("trial-")) for name in rows.evaluate_all("rows => rows.map(row => row.id)")]
 
 
+def test_the_contents_stay_in_view(browser: Browser, short: Path) -> None:
+    opened = Opened(browser, short)
+    opened.page.get_by_role("link", name="Reproduce", exact=True).click()
+    opened.page.wait_for_function("scrollY > 500")
+    opened.page.wait_for_function("document.querySelector('nav').getBoundingClientRect().top === 0")
+    opened.page.get_by_role("link", name="Top", exact=True).click()
+    opened.page.wait_for_function("scrollY === 0")
+
+
+def test_a_narrow_page_shows_figures_whole_and_a_tap_enlarges_them(browser: Browser, short: Path) -> None:
+    opened = Opened(browser, short, width=390)
+    canvas = opened.page.locator(".canvas").first
+    sizes = "canvas => [canvas.scrollWidth, canvas.clientWidth]"
+    content, shown = canvas.evaluate(sizes)
+    assert content <= shown
+    canvas.locator("svg").click(position={"x": 2, "y": 2})
+    content, shown = canvas.evaluate(sizes)
+    assert content > 1.5 * shown
+    canvas.locator("svg").click(position={"x": 2, "y": 2})
+    content, shown = canvas.evaluate(sizes)
+    assert content <= shown
+
+
 def test_the_table_sorts_both_ways_with_missing_values_last(browser: Browser, short: Path, study: StudyFolder) -> None:
     opened = Opened(browser, short)
     errors = read_study(study.path).set_index("number")["val_error"].astype(float)
@@ -103,7 +126,13 @@ def test_a_click_opens_a_trial_and_its_curve(browser: Browser, short: Path, stud
     record = study.records()[1]
     assert record.network in detail.inner_text()
     assert str(record.params["growth_rate"]) in detail.inner_text()
-    assert f"epoch {record.epochs}" in detail.locator("svg").inner_html()
+    assert {str(record.epochs), "epoch", "validation error"} <= {*detail.locator("svg text").all_inner_texts()}
+    assert any(text.endswith("%") for text in detail.locator("svg text").all_inner_texts())
+    assert "dnas export whole --trial 1 -o 1.onnx" in detail.inner_text()
+    name, value = (detail.locator(f"dl div:first-child {part}").bounding_box() for part in ("dt", "dd"))
+    assert name is not None
+    assert value is not None
+    assert value["x"] + value["width"] - name["x"] < 500
     assert button.get_attribute("aria-expanded") == "true"
     button.click()
     assert detail.count() == 0
