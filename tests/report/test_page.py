@@ -32,7 +32,9 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
-    return make_study(tmp_path_factory.mktemp("studies") / "whole", STATES)
+    study = make_study(tmp_path_factory.mktemp("studies") / "whole", STATES)
+    (study.trial_folder(1) / "checkpoint.pt").touch()
+    return study
 
 
 @pytest.fixture(scope="module")
