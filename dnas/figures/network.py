@@ -216,7 +216,7 @@ def plot_gradients(norms: WeightNorms) -> Figure:
     rows = len(values)
     with styled():
         title = "\n".join(textwrap.wrap(_gradient_title(values), 84))
-        figure = canvas(float(np.clip(1.8 + 0.17 * rows, 3.0, 7.4)), title)
+        figure = canvas(float(np.clip(2.2 + 0.19 * rows, 3.4, 7.4)), title)
         axes, profile = figure.subplots(1, 2, width_ratios=(1.5, 1))
         positive = values[values > 0]
         norm = LogNorm(positive.min() / 1.05, positive.max() * 1.05)

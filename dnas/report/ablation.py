@@ -29,7 +29,7 @@ from dnas.io import write_atomic
 from dnas.report.ablation_validity import checks
 from dnas.report.nas_checklist import SOURCE, checklist, software, values_of
 from dnas.report.page import Drawn, Picture, link, write_figure, write_page, write_table
-from dnas.report.sections import details_of, facts_of_study, shared_parts, sparklines, without_parts
+from dnas.report.sections import details_of, facts_of_study, sparklines
 from dnas.report.tables import (
     NUMERIC,
     Row,
@@ -94,7 +94,6 @@ def write_ablation(study: str | Path, out: Path | None = None, refresh: float | 
         "varying": varying,
         "equal": ", ".join(runs[0][name] for name in ("software", "commit") if runs and name not in varying),
         "details": _details(page),
-        "shared": ", ".join(sorted(shared_parts([record.network for record in page.records]))),
         "measure": METRICS[a.effects.measure].label.replace("validation", "val"),
         "again": _reproduction(page),
         "figures": page.drawn,
@@ -350,7 +349,7 @@ def _published(page: Page) -> dict[str, Any] | None:
 
 
 def _runs(page: Page) -> list[dict[str, Any]]:
-    lines, shared = sparklines(page.curves), shared_parts([record.network for record in page.records])
+    lines = sparklines(page.curves)
     measure = page.effects.measure
     return [
         {
@@ -358,8 +357,8 @@ def _runs(page: Page) -> list[dict[str, Any]]:
             "key": record.params.get("key", ""),
             "seed": record.seed[0] if record.seed else None,
             "error": getattr(record, measure),
-            "params": record.cost.get("params"),
-            "short": without_parts(record.network, shared),
+            "params": words.count(record.cost["params"]) if "params" in record.cost else "–",
+            "size": record.cost.get("params", ""),
             "line": lines.get(record.number),
             "commit": (record.commit or "")[:12],
             "software": software(record),

@@ -284,7 +284,7 @@ def _observations(s: Study) -> list[dict[str, str]]:
                 "claim": observation.claim,
                 "verdict": observation.verdict,
                 "measured": f"{observation.measure} {observation.value:.2f} ({interval}{before};"
-                f" the bar is {observation.bar:g})",
+                f" the bar is {observation.bar:g})".replace("-", "\u2212"),
             }
         )
     return lines

@@ -289,16 +289,13 @@ class Space:
 
     def _corners(self, rng: random.Random, limit: int = 4_096) -> Iterator[dict[str, Any]]:
         """Iterate over the points at the ends of every range, or over a sample of `limit` if there are more."""
-        ends = []
+        ends: list[list[Any]] = []
         for choice in self.choices:
-            values = choice.values()
-            ends.append(values if choice.kind == "of" and values else [choice.low, choice.high])
-        ends = [[int(v) if c.kind == "int" else v for v in e] for c, e in zip(self.choices, ends, strict=True)]
-        # The last value of an int range is below `high` if the step does not divide the range.
-        for index, choice in enumerate(self.choices):
-            values = choice.values()
-            if choice.kind != "of" and values:
-                ends[index] = [values[0], values[-1]]
+            values = choice.values()  # None for a range of real numbers
+            if values is None:
+                ends.append([choice.low, choice.high])
+            else:
+                ends.append(list(values) if choice.kind == "of" else [values[0], values[-1]])
         names = [choice.name for choice in self.choices]
         if math.prod(map(len, ends)) <= limit:
             for combination in itertools.product(*ends):
