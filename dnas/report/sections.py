@@ -140,7 +140,7 @@ def _minimised(s: Study) -> str:
     return text + "."
 
 
-# Figures of the section "What mattered", in order, with the names that the page gives folded ones.
+# Figures of the section "What mattered", in order, with their names where they are folded.
 EXPLANATIONS = {
     "best_so_far": "the lowest error so far",
     "importance": "importance",
@@ -161,7 +161,9 @@ def mattered(s: Study) -> dict[str, Any]:
     never fell, and the timeline of a single worker.
     """
     drawn = {name: text for name, text in EXPLANATIONS.items() if name in s.drawn}
-    finding, folded = "", {"distribution"} if drawn else set()
+    if not drawn:
+        return {"finding": "", "shown": [], "folded": {}}
+    finding, folded = "", {"distribution"}
     complete = len(s.of("complete"))
     try:
         r2 = s.fanova.r2
@@ -169,15 +171,18 @@ def mattered(s: Study) -> dict[str, Any]:
     except InputError:
         r2, believable = math.nan, False
     if believable:
-        pairs = s.fanova.effects[s.fanova.effects["other"] != ""]
-        folded |= set() if pairs["clear"].any() else {"interactions"}
-        folded |= set() if (s.importance["low"] > s.importance["null"]).any() else {"importance"}
+        if not s.fanova.effects.query("other != ''")["clear"].any():
+            folded.add("interactions")
+        if "importance" in drawn and not (s.importance["low"] > s.importance["null"]).any():
+            folded.add("importance")
     else:
         folded |= {*drawn} - {"best_so_far", "timeline"}
         if complete:
             finding = f"{words.several(complete, 'complete trial')} {'is' if complete == 1 else 'are'} too few to say"
             finding += " what mattered"
-            finding += f": a model of the error explains R² = {r2:.2f} of unseen trials." if math.isfinite(r2) else "."
+            if math.isfinite(r2):
+                finding += f": a model of their errors predicts unseen trials with R² = {r2:.2f}".replace("-", "\u2212")
+            finding += "."
     if "best_so_far" in drawn and never_improved(best_so_far(s.records, s.objectives[0])):
         folded.add("best_so_far")
         finding += " No trial improved on the first complete one."

@@ -389,6 +389,8 @@ def _fig4_right(plan: Plan, folder: StudyFolder, done: pd.DataFrame) -> Result:
     mean = ends["val_error"].dropna().mean()
     densenet_error, resnet_error = (percent(float(mean[group])) for group in (BC, "ResNet"))
     finding = f"{ratio:.0f} times fewer params: {densenet_error} error against the ResNet's {resnet_error}"
+    if findings[0].verdict == "cannot tell":
+        finding += ", inconclusive"
     figure = plot_two_curves(curves, finding=finding, error=_error_label(plan, folder))
     caption = (
         f"Figure 4, right, of the paper, from {several(len(plan.runs), 'run')} of"
@@ -418,7 +420,7 @@ def _published_ends() -> str:
 
 @dataclass(frozen=True)
 class Paired:
-    """Mean of the differences over common seeds, with Student's 95% interval (None for one seed)."""
+    """Mean of the differences over common seeds, with Student's 95% interval (None for fewer than three seeds)."""
 
     mean: float
     interval: tuple[float, float] | None
@@ -434,7 +436,7 @@ class Paired:
         """Return the difference and its interval as text, multiplied by `factor`."""
         text = f"{factor * self.mean:+.2f}{unit}"
         if self.interval is None:
-            return f"{text}, from one pair of runs"
+            return f"{text}, from {several(self.seeds, 'pair')} of runs, too few for an interval"
         low, high = self.interval
         return f"{text} (95% interval {factor * low:+.2f} to {factor * high:+.2f}, {self.seeds} pairs)"
 
@@ -451,7 +453,7 @@ def paired(table: pd.DataFrame, first: str, second: str, step: float = 0.0) -> P
     """
     differences = (table[first] - table[second]).dropna().to_numpy(float)
     mean, pairs = float(differences.mean()), len(differences)
-    if pairs < 2:
+    if pairs < 3:
         return Paired(mean, None, pairs)
     spread = max(float(differences.std(ddof=1)), step / math.sqrt(6))
     half = t_half_width(spread, pairs)

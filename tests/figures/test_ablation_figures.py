@@ -111,6 +111,9 @@ def test_slopes_have_one_line_per_seed(effects: Effects) -> None:
     assert open_ones[0].name == "b"
     unclear = figures.plot_slopes(VALUES, dataclasses.replace(effects, comparisons=tuple(open_ones)))
     assert figures.title(unclear) == "b has fewer errors than base from 3 of 8 seeds, more from 3: inconclusive"
+    a, _, c = effects.comparisons
+    mixed = dataclasses.replace(effects, comparisons=(dataclasses.replace(a, verdict="cannot tell"), c))
+    assert figures.title(figures.plot_slopes(VALUES, mixed)) == "c makes more errors than base from 8 of 8 seeds"
     two = figures.plot_slopes(VALUES, compare_with_base(VALUES.iloc[:2], "base"))
     assert figures.title(two).endswith("errors than base from 2 of 2 seeds, more from 0: too few seeds to conclude")
     with pytest.raises(InputError, match="both finished"):

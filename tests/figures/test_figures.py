@@ -22,9 +22,11 @@ from dnas.analysis import (
     within_reach,
 )
 from dnas.analysis.control import compare_arms
+from dnas.analysis.scaling import sized
 from dnas.analysis.weight_norms import weight_norms
 from dnas.arch import PRESETS
 from dnas.errors import InputError
+from dnas.figures.paper import plot_families
 from dnas.figures.style import canvas
 from dnas.study.folder import StudyFolder, read_study
 from tests.support.heatmaps import mesh
@@ -413,6 +415,20 @@ def test_norms_of_many_trials_share_one_scale() -> None:
     assert {mesh(axes).get_clim() for axes in drawn} == {(1.0, 1.6)}
     with pytest.raises(InputError, match="no trial has norms"):
         figures.plot_weight_norms_of_trials([])
+
+
+def test_an_interval_of_two_seeds_does_not_flatten_the_curves() -> None:
+    frame = pd.DataFrame(
+        {"group": "ResNet", "network": ["a", "b"] * 3, "seed": [0, 0, 1, 1, 2, 2], "params": [1e4, 2e4] * 3}
+    ).assign(val_error=[0.10, 0.05, 0.14, 0.09, 0.12, 0.07])
+
+    def drawn(seeds: int) -> Figure:
+        return plot_families(sized(frame[frame["seed"] < seeds]), None, finding="A finding", error="error")
+
+    assert sized(frame[frame["seed"] < 2])[0].high > 0.3  # Student's interval with one degree of freedom
+    assert drawn(2).axes[0].get_ylim()[1] < 0.16
+    assert "2 seeds, too few for an interval" in texts(drawn(2))
+    assert "95% interval of the mean, 3 seeds (dots)" in texts(drawn(3))
 
 
 def test_a_notebook_shows_a_figure() -> None:

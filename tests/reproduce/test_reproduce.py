@@ -263,6 +263,7 @@ def test_fig4_right_compares_the_ends_of_the_curves() -> None:
     assert result.findings[0].verdict == "holds"
     assert f"{even:.0f} times fewer params" in result.findings[0].claim
     assert result.findings[1].verdict == "cannot tell"  # the losses differ only by noise
+    assert not title(result.figures["figure"][0]).endswith("inconclusive")
     assert len(result.tables["curves"][0]) == 6 * 20
     assert "validation curves" in result.figures["figure"][1]
 
@@ -270,6 +271,9 @@ def test_fig4_right_compares_the_ends_of_the_curves() -> None:
 def test_fig4_right_does_not_hold_if_the_small_network_is_worse() -> None:
     _, result = read("fig4-right", {})
     assert [finding.verdict for finding in result.findings] == ["does not hold", "holds"]
+    _, few = read("fig4-right", {}, seeds=2)
+    assert [finding.verdict for finding in few.findings] == ["cannot tell", "cannot tell"]
+    assert title(few.figures["figure"][0]).endswith(", inconclusive")
 
 
 def test_table2_compares_sizes_and_comparable_errors_only() -> None:
@@ -350,10 +354,13 @@ def test_paired_difference_by_hand() -> None:
         "cannot tell",
     )
     assert found.text(100, " points") == "+200.00 points (95% interval -48.41 to +448.41, 3 pairs)"
-    level = paired(pd.DataFrame({"a": [0.2, 0.2], "b": [0.1, 0.1]}), "a", "b", 0.01)
+    level = paired(pd.DataFrame({"a": [0.2] * 3, "b": [0.1] * 3}), "a", "b", 0.01)
     assert level.interval is not None
-    assert level.interval[1] - 0.1 == pytest.approx(12.706205 * 0.01 / math.sqrt(6) / math.sqrt(2), rel=1e-6)
-    assert paired(pd.DataFrame({"a": [2.0], "b": [1.0]}), "a", "b").interval is None
+    assert level.interval[1] - 0.1 == pytest.approx(4.302653 * 0.01 / math.sqrt(6) / math.sqrt(3), rel=1e-6)
+    two = paired(pd.DataFrame({"a": [2.0, 3.0], "b": [1.0, 1.0]}), "a", "b")
+    assert two.interval is None
+    assert two.verdict_below(9.0) == "cannot tell"
+    assert two.text(1, " nats") == "+1.50 nats, from 2 pairs of runs, too few for an interval"
 
 
 # --- a real run ---------------------------------------------------------------------------------------------------
