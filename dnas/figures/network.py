@@ -224,7 +224,8 @@ def plot_gradients(norms: WeightNorms) -> Figure:
         # The profile's axis has the colours' scale, so one bar below it serves both.
         bar = add_colorbar(figure, mesh, "RMS gradient of a weight", ax=profile, orientation="horizontal")
         log_ticks(bar.ax, "x", 1.0)
-        bar.set_ticks(bar.get_ticks()[:: -(-len(bar.get_ticks()) // MAX_BAR_TICKS)])
+        ticks = bar.get_ticks().tolist()
+        bar.set_ticks(ticks[:: -(-len(ticks) // MAX_BAR_TICKS)])
         axes.set_xlabel("epoch")
         ticks_at_cells(axes, 1, values.shape[1])
         _draw_profile(profile, values, norm)
