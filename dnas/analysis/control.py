@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-from dnas.analysis.intervals import welch_interval
+from dnas.analysis.intervals import mean_ranks, welch_interval
 from dnas.formatting import p_value
 from dnas.search.state import stop_epochs
 
@@ -152,8 +151,10 @@ def _mann_whitney_p(first: np.ndarray, second: np.ndarray) -> float:
         return 1.0
     smaller, total = min(len(first), len(second)), len(first) + len(second)
     if math.comb(total, smaller) > EXACT_UP_TO:
+        from scipy import stats  # imported at the first use, because this takes half a second
+
         return float(stats.mannwhitneyu(first, second, alternative="two-sided", method="asymptotic").pvalue)
-    ranks = stats.rankdata(np.concatenate([first, second]))  # ties have their mean rank
+    ranks = mean_ranks(np.concatenate([first, second]))
     dealt = np.array(list(itertools.combinations(range(total), smaller)))
     away = np.abs(ranks[dealt].sum(axis=1) - smaller * (total + 1) / 2)
     observed = ranks[: len(first)] if len(first) == smaller else ranks[len(first) :]

@@ -1,7 +1,7 @@
 """Interval estimates, exact tests and corrections for multiple testing.
 
-scipy is imported at the first use. Its import takes half a second, and the summary that a search prints does not need
-it.
+scipy and pandas are imported at the first use. Their imports take half a second each, and the summary that a search
+prints does not need them.
 """
 
 import functools
@@ -174,11 +174,16 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
+def mean_ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 1 along the last axis. Equal values share the mean of their ranks."""
+    import pandas as pd
+
+    return pd.DataFrame(np.atleast_2d(values)).rank(axis=1).to_numpy().reshape(values.shape)
+
+
 def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Spearman's rank correlation along the last axis, NaN where either side is constant (scipy's version warns)."""
-    from scipy import stats
-
-    x, y = stats.rankdata(x, axis=-1), stats.rankdata(y, axis=-1)
+    x, y = mean_ranks(x), mean_ranks(y)
     spread = x.std(axis=-1) * y.std(axis=-1)
     x, y = x - x.mean(axis=-1, keepdims=True), y - y.mean(axis=-1, keepdims=True)
     return np.divide((x * y).mean(axis=-1), spread, out=np.full(spread.shape, math.nan), where=spread > 0)

@@ -66,6 +66,14 @@ def effective_share(weights: np.ndarray) -> float:
     return float(np.exp(-(p[p > 0] * np.log(p[p > 0])).sum()) / len(p))
 
 
+def _effective_shares(weights: np.ndarray) -> np.ndarray:
+    """Return `effective_share` of each row of finite weights."""
+    total = weights.sum(axis=1, keepdims=True)
+    p = np.divide(weights, total, out=np.full(weights.shape, math.nan), where=total > 0)
+    terms = p * np.log(p, out=np.zeros(p.shape), where=p > 0)
+    return np.exp(-terms.sum(axis=1)) / weights.shape[1]
+
+
 def observe(histories: NormHistory | Sequence[NormHistory]) -> tuple[Observation, ...]:
     """Measure the four observations for one network, or several seeds of one spec, after the last epoch of each.
 
@@ -139,8 +147,7 @@ def _transitions(blocks: list[np.ndarray]) -> _Sample:
 
     def values(chosen: list[np.ndarray]) -> np.ndarray:
         resamples = [column[indices] for column, indices in zip(columns, chosen, strict=True)]
-        shares = [[effective_share(row) for row in resample] for resample in resamples]
-        return np.mean(shares, axis=0)
+        return np.mean([_effective_shares(resample) for resample in resamples], axis=0)
 
     return _Sample(tuple(map(len, columns)), values)
 
@@ -190,6 +197,21 @@ def _observation(
 
 
 def _interval(samples: list[_Sample]) -> tuple[float, float]:
+    means = _means_of_one(samples[0]) if len(samples) == 1 else _means_of_networks(samples)
+    if not np.isfinite(means).any():
+        return math.nan, math.nan
+    low, high = np.nanpercentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _means_of_one(sample: _Sample) -> np.ndarray:
+    """Resample one network. The draws are those of `_means_of_networks`, made in a single call."""
+    sizes = np.array(sample.sizes)
+    indices = np.random.default_rng(0).integers(np.repeat(sizes, sizes), size=(DRAWS, sample.units))
+    return sample.values(np.split(indices, np.cumsum(sizes)[:-1], axis=1))
+
+
+def _means_of_networks(samples: list[_Sample]) -> np.ndarray:
     rng = np.random.default_rng(0)
     networks, chosen = [], []
     for _ in range(DRAWS):
@@ -201,8 +223,4 @@ def _interval(samples: list[_Sample]) -> tuple[float, float]:
         places = np.flatnonzero(drawn == network)
         groups = zip(*(chosen[place] for place in places), strict=True)
         values[places] = samples[network].values([np.stack(group) for group in groups])
-    means = values.reshape(DRAWS, len(samples)).mean(axis=1)
-    if not np.isfinite(means).any():
-        return math.nan, math.nan
-    low, high = np.nanpercentile(means, [2.5, 97.5])
-    return float(low), float(high)
+    return values.reshape(DRAWS, len(samples)).mean(axis=1)

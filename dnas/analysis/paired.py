@@ -21,7 +21,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from scipy import special
 
 from dnas.analysis.intervals import (
     UNBOUNDED,
@@ -247,6 +246,8 @@ def detectable_difference(
     level = _level(pairs, alpha / max(1, comparisons))
     if level == 0:
         return math.inf
+    from scipy import special  # imported at the first use, because this takes a quarter of a second
+
     critical = t_quantile(pairs - 1, level)
     return float(special.nctdtrinc(pairs - 1, 1 - power, critical)) * sd / math.sqrt(pairs)
 

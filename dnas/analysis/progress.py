@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from dnas.analysis.efficiency import Front
-from dnas.analysis.intervals import percentile_interval
+from dnas.analysis.intervals import percentile_interval, spearman
 from dnas.errors import InputError
 from dnas.formatting import p_value
 from dnas.search.state import training_spans
@@ -106,6 +105,8 @@ class SpaceComparison:
 
 def compare_distributions(first: Sequence[float], second: Sequence[float]) -> SpaceComparison:
     """Compare the errors of two searches. Each needs at least one value."""
+    from scipy import stats  # imported at the first use, because this takes half a second
+
     a, b = (np.asarray(values, dtype=float) for values in (first, second))
     a, b = a[np.isfinite(a)], b[np.isfinite(b)]
     if not len(a) or not len(b):
@@ -143,7 +144,7 @@ def fidelity(curves: pd.DataFrame) -> pd.DataFrame:
         if n < 3:
             continue
         x, y = errors[both].to_numpy(), table.loc[last, both].to_numpy()
-        rho = float(stats.spearmanr(x, y).statistic) if np.ptp(x) and np.ptp(y) else np.nan
+        rho = float(spearman(x, y))
         low = high = np.nan
         if n >= 5 and np.isfinite(rho):
             z, spread = np.arctanh(np.clip(rho, -0.999999, 0.999999)), np.sqrt((1 + rho**2 / 2) / (n - 3))

@@ -1,6 +1,7 @@
 """`dnas report`: write the report of a study, or a comparison of several."""
 
 import argparse
+import gc
 from pathlib import Path
 
 from dnas.cli.output import print_json
@@ -38,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
 
     for study in studies:  # before the slow imports
         find_study(study)
+    gc.set_threshold(50_000, 20, 20)  # drawing makes many objects that live on; by default a tenth of the time is gc's
     from dnas.report import watch_report, write_comparison, write_report
 
     if args.watch:

@@ -37,6 +37,7 @@ from dnas.figures.style import (
     Drawing,
     canvas,
     error_axis,
+    lay_out,
     styled,
 )
 from dnas.formatting import joined, p_value, percent, points, several
@@ -389,7 +390,7 @@ def _residuals(axes: Axes, rows: pd.DataFrame, equal: str, tolerance: float, col
 
 def _name_marks(figure: Figure, panels: Mapping[str, Axes], known: pd.DataFrame, colours: Mapping[str, str]) -> None:
     """Write the variants' names beside their marks, where possible free of other marks and names."""
-    figure.draw_without_rendering()
+    lay_out(figure)
     scale = figure.dpi / 72
     rows = known.sort_values("mean").to_dict("records")
     beside = (

@@ -30,6 +30,7 @@ from dnas.figures.style import (
     canvas,
     cost_axis,
     error_axis,
+    lay_out,
     styled,
 )
 
@@ -248,7 +249,7 @@ def _label_points(
     labels = _labels(front, best, points, objectives)
     if not labels:
         return
-    figure.draw_without_rendering()  # applies the layout, which determines the positions of points
+    lay_out(figure)
     obstacles = _obstacles(axes, labels, front, others, objectives)
     taken: list[Box] = []
     for index, label in enumerate(labels):
@@ -337,8 +338,6 @@ def _published_name(method: str, depth: int) -> tuple[str, str]:
 
 def plot_control(arms: ArmComparison) -> Figure:
     """Plot the values of the sampler and the control by trial number, and the distribution of each."""
-    import seaborn
-
     label, factor = METRICS[arms.objective].axis_label, METRICS[arms.objective].scale
     if arms.beats is None:
         raise InputError("cannot draw the arms: one of them has no trial that reached this epoch.")
@@ -358,7 +357,7 @@ def plot_control(arms: ArmComparison) -> Figure:
                 zorder=3 if arm == "sampler" else 2,
                 gid=f"arm-{arm}",
             )
-            seaborn.ecdfplot(y=list(values.values()), ax=right, color=COLOURS[arm], lw=1.6, gid=f"ecdf-{arm}")
+            right.ecdf(list(values.values()), orientation="horizontal", color=COLOURS[arm], lw=1.6, gid=f"ecdf-{arm}")
         all_values = [*arms.control.values(), *arms.sampler.values()]
         error_axis(
             left,

@@ -17,7 +17,7 @@ from dnas.analysis.reuse import BlockReuse, Reuse
 from dnas.analysis.weight_norms import WeightNorms
 from dnas.errors import InputError
 from dnas.figures.heatmap import SEQUENTIAL, add_colorbar, draw_heatmap, ticks_at_cells
-from dnas.figures.style import BLUE, GREY, INK, QUIET, WIDTH, canvas, log_ticks, styled
+from dnas.figures.style import BLUE, GREY, INK, QUIET, WIDTH, canvas, lay_out, log_ticks, styled
 from dnas.figures.training import SIZES, label_rows, separate_parts
 from dnas.formatting import percent, several
 
@@ -236,7 +236,7 @@ def plot_gradients(norms: WeightNorms) -> Figure:
             fontsize=8,
             color=QUIET,
         )
-        figure.draw_without_rendering()
+        lay_out(figure)
         label_rows(axes, norms.layers, axes.bbox.height * 72 / figure.dpi / rows)
         profile.set_yticks(axes.get_yticks(), [label.get_text() for label in axes.get_yticklabels()], fontsize=8)
     return figure

@@ -113,8 +113,6 @@ def plot_distribution(
 
     comparison: Comparison of the first two studies, for the title.
     """
-    import seaborn
-
     label, factor = METRICS[objective].axis_label, METRICS[objective].scale
     (name, first), *rest = spread.items()
     middle = first.error[np.searchsorted(first.share, 0.5)]
@@ -131,11 +129,10 @@ def plot_distribution(
             axes.fill_between(
                 x, 100 * distribution.low, 100 * distribution.high, step="post", color=colour, alpha=0.15, lw=0
             )
-            seaborn.ecdfplot(
-                x=x,
-                weights=np.diff(distribution.share, prepend=0),
-                stat="percent",
-                ax=axes,
+            axes.step(
+                [x[0], *x],
+                [0, *(100 * distribution.share)],
+                where="post",
                 color=colour,
                 lw=1.8,
                 label=f"{study} ({distribution.n})",

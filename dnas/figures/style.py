@@ -1,7 +1,7 @@
 """Colours, fonts, axes and saving, shared by all figures. Does not use pyplot and keeps no state."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -104,9 +104,31 @@ def save(figure: Figure, path: Path | str) -> Path:
         "pdf": dict.fromkeys(("CreationDate", "Creator", "Producer")),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    with styled():
+    with styled(), _pdf_fonts_without_layout() if kind == "pdf" else nullcontext():
         figure.savefig(path, format=kind, dpi=144, metadata=metadata[kind])
     return path
+
+
+@contextmanager
+def _pdf_fonts_without_layout() -> Iterator[None]:
+    """Context in which fontTools drops the tables of a font that place its glyphs, since a PDF file places each glyph.
+
+    Reducing these tables to the characters of a figure took most of the time of a PDF file.
+    """
+    from fontTools import subset
+
+    defaults = subset.Options._drop_tables_default
+    subset.Options._drop_tables_default = [*defaults, "GSUB", "GPOS", "GDEF", "MATH", "FFTM"]
+    try:
+        yield
+    finally:
+        subset.Options._drop_tables_default = defaults
+
+
+def lay_out(figure: Figure) -> None:
+    """Apply the layout, which determines the positions in pixels."""
+    if engine := figure.get_layout_engine():
+        engine.execute(figure)
 
 
 class Drawing(Figure):

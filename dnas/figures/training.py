@@ -18,7 +18,7 @@ from dnas.analysis.efficiency import cost_by_part, part_of
 from dnas.arch import LayerCost, Spec, layer_costs
 from dnas.errors import InputError
 from dnas.figures.heatmap import add_colorbar, draw_heatmap, ticks_at_cells
-from dnas.figures.style import BLUE, COLOURS, GREY, KINDS, QUIET, UNFINISHED, canvas, error_axis, styled
+from dnas.figures.style import BLUE, COLOURS, GREY, KINDS, QUIET, UNFINISHED, canvas, error_axis, lay_out, styled
 from dnas.formatting import percent, several
 
 DENSE_POINTS, DENSE_LINES = 20_000, 1_000  # above either, the faint curves are rasterized
@@ -51,7 +51,7 @@ def plot_learning_curves(curves: pd.DataFrame, best: int) -> Figure:
         axes.set_xlim(1 - 0.02 * final, final * 1.02) if final > 1 else axes.set_xlim(0.5, 1.5)
         axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
         axes.set_xlabel("epoch")
-        figure.draw_without_rendering()
+        lay_out(figure)
         last = highlighted.iloc[-1]
         ends = [("training, as augmented", last["train_error"], "normal")]
         if len(val_errors):
@@ -190,7 +190,7 @@ def plot_weight_norms(norms: WeightNorms) -> Figure:
             bar.ax.axhline(1, color="white", lw=1.5)
         axes.set_xlabel("epoch (0: untrained)")
         ticks_at_cells(axes, 0, columns)
-        figure.draw_without_rendering()
+        lay_out(figure)
         label_rows(axes, norms.layers, axes.bbox.height * 72 / figure.dpi / rows)
     return figure
 

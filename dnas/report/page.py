@@ -56,8 +56,7 @@ class Drawn:
 def write_figure(picture: Picture, name: str, out: Path) -> Drawn:
     """Write a picture as name.svg, .png, .pdf and .csv into `out`, and return it for a page."""
     out.mkdir(parents=True, exist_ok=True)
-    if layout := picture.figure.get_layout_engine():
-        layout.execute(picture.figure)
+    style.lay_out(picture.figure)
     picture.figure.set_layout_engine(None)  # the layout is final; with "none" each format would be laid out again
     for suffix in style.FORMATS:
         partial = style.save(picture.figure, out / f".{name}.{os.getpid()}.{suffix}")
