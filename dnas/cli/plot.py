@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
         find_study(args.source)  # before the slow imports
     from dnas.cli import plot_network as network
     from dnas.figures import save
-    from dnas.figures.style import check_format
+    from dnas.figures.files import check_format
 
     check_format(out)  # before measurements that may take minutes
     if figure in ABLATION_FIGURES:

@@ -1,6 +1,5 @@
 """Figures of the inside of trained networks: feature reuse, gradients, and the weight norms of several trials."""
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -17,7 +16,19 @@ from dnas.analysis.reuse import BlockReuse, Reuse
 from dnas.analysis.weight_norms import WeightNorms
 from dnas.errors import InputError
 from dnas.figures.heatmap import SEQUENTIAL, add_colorbar, draw_heatmap, ticks_at_cells
-from dnas.figures.style import BLUE, GREY, INK, QUIET, WIDTH, canvas, lay_out, log_ticks, styled
+from dnas.figures.style import (
+    BLUE,
+    GREY,
+    INK,
+    QUIET,
+    canvas,
+    drawn_width,
+    fit,
+    has_title,
+    lay_out,
+    log_ticks,
+    styled,
+)
 from dnas.figures.training import SIZES, label_rows, separate_parts
 from dnas.formatting import percent, several
 
@@ -133,31 +144,29 @@ def _draw_triangles(content: _Triangles) -> Figure:
     """Lay out the triangles, a colour bar on the right, and the caption. All lengths are in inches."""
     columns = [len(block.targets) for block in content.blocks]
     left, gap, right = 0.62, 0.42, 0.75
-    cell = min(0.42, (WIDTH - left - right - gap * (len(columns) - 1)) / sum(columns))
-    lines = textwrap.wrap(content.caption, 146)
+    width = drawn_width()
+    cell = min(0.42, (width - left - right - gap * (len(columns) - 1)) / sum(columns))
+    lines = fit(content.caption, 146).splitlines()
     hatched = any(block.unclear.any() for block in content.blocks)
-    heading = textwrap.wrap(content.title, 84)
+    heading = fit(content.title, 84).splitlines() if has_title() else []
     above, below = 0.52 + 0.2 * len(heading), 0.56 + 0.2 * hatched + 0.16 * len(lines)
     shown = max(max(columns) * cell, 0.9)
     height = above + shown + below
     with styled():
-        figure = Figure(figsize=(WIDTH, height))
-        figure.suptitle(
-            "\n".join(heading), x=0.012, y=1 - 0.1 / height, ha="left", va="top", fontsize=11.5, fontweight="bold"
-        )
+        figure = canvas(height, content.title, layout=False)
         x = left
         for block, count in zip(content.blocks, columns, strict=True):
             side = count * cell
-            place = (x / WIDTH, 1 - (above + side) / height, side / WIDTH, side / height)
+            place = (x / width, 1 - (above + side) / height, side / width, side / height)
             axes = figure.add_axes(place, gid=f"block-{block.number}")
             _draw_triangle(axes, block, cell * 72, content.cmap, content.norm)
             if block is content.blocks[0]:
                 axes.set_ylabel("source layer s")
             x += side + gap
-        place = ((x - gap + 0.22) / WIDTH, 1 - (above + shown) / height, 0.14 / WIDTH, shown / height)
+        place = ((x - gap + 0.22) / width, 1 - (above + shown) / height, 0.14 / width, shown / height)
         _draw_triangle_scale(figure, place, content)
         if hatched:
-            _hatch_legend(figure, (1 - 0.08 / WIDTH, (0.14 + 0.16 * len(lines)) / height))
+            _hatch_legend(figure, (1 - 0.08 / width, (0.14 + 0.16 * len(lines)) / height))
         figure.text(
             0.012, 0.08 / height, "\n".join(lines), ha="left", va="bottom", fontsize=8, color=QUIET, linespacing=1.25
         )
@@ -215,8 +224,7 @@ def plot_gradients(norms: WeightNorms) -> Figure:
         raise InputError("cannot draw gradients: no epoch is finished.")
     rows = len(values)
     with styled():
-        title = "\n".join(textwrap.wrap(_gradient_title(values), 84))
-        figure = canvas(float(np.clip(2.2 + 0.19 * rows, 3.4, 7.4)), title)
+        figure = canvas(float(np.clip(2.2 + 0.19 * rows, 3.4, 7.4)), _gradient_title(values))
         axes, profile = figure.subplots(1, 2, width_ratios=(1.5, 1))
         positive = values[values > 0]
         norm = LogNorm(positive.min() / 1.05, positive.max() * 1.05)
@@ -230,7 +238,7 @@ def plot_gradients(norms: WeightNorms) -> Figure:
         ticks_at_cells(axes, 1, values.shape[1])
         _draw_profile(profile, values, norm)
         figure.supxlabel(
-            "Root mean square over a layer's weights and over the last 10 steps of the epoch.",
+            fit("Root mean square over a layer's weights and over the last 10 steps of the epoch.", 146),
             x=0.012,
             ha="left",
             fontsize=8,
@@ -290,9 +298,8 @@ def plot_weight_norms_of_trials(trials: Sequence[tuple[str, WeightNorms]], left_
     across = min(len(trials), 6)
     down = -(-len(trials) // across)
     norm = Normalize(float(known.min()), float(max(known.max(), known.min() + 1e-6)))
-    heading = textwrap.wrap(title, 84)
     with styled():
-        figure = canvas(0.9 + 0.2 * len(heading) + 1.6 * down, "\n".join(heading))
+        figure = canvas(0.9 + 0.2 * len(fit(title, 84).splitlines()) + 1.6 * down, title)
         grid = figure.subplots(down, across, squeeze=False)
         for axes, (name, norms) in zip(grid.flat, trials, strict=False):
             mesh = draw_heatmap(axes, norms.ratio, norm)
@@ -304,5 +311,6 @@ def plot_weight_norms_of_trials(trials: Sequence[tuple[str, WeightNorms]], left_
         for axes in list(grid.flat)[len(trials) :]:
             axes.set_visible(False)
         add_colorbar(figure, mesh, label, ax=grid)
-        figure.supxlabel("epoch; each row is a layer, from the stem (top) to the classifier (bottom)", fontsize=8.5)
+        rows = "epoch; each row is a layer, from the stem (top) to the classifier (bottom)"
+        figure.supxlabel(fit(rows, 130), fontsize=8.5)
     return figure

@@ -1,20 +1,20 @@
-"""Colours, fonts, axes and saving, shared by all figures. Does not use pyplot and keeps no state."""
+"""Colours, fonts, sizes and axes, shared by all figures. Does not use pyplot."""
 
+import textwrap
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from io import BytesIO
-from pathlib import Path
-from typing import Any
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, cast
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from dnas.analysis.metrics import METRICS
-from dnas.errors import InputError
 
 # seaborn's `colorblind` palette. Each colour has the same meaning in all figures and on the report page.
 BLUE, ORANGE, GREEN, RED, PURPLE, BROWN, PINK, GREY, YELLOW, SKY = (
@@ -38,8 +38,6 @@ UNFINISHED = {
     "paused": "paused, at its last error; may be promoted",
 }
 KINDS = {"stem": BROWN, "dense": SKY, "unit": SKY, "transition": ORANGE, "classifier": YELLOW}
-
-FORMATS = ("svg", "png", "pdf")
 
 _STYLE = {
     "font.family": "sans-serif",
@@ -65,11 +63,46 @@ _STYLE = {
     "legend.fontsize": 8.5,
     "figure.facecolor": "white",
     "axes.facecolor": "white",
-    "svg.fonttype": "path",  # looks the same in every viewer, with any fonts installed
+    "svg.fonttype": "none",  # text stays text, in the first font of `dnas.figures.files.FONTS` that a viewer has
     "svg.hashsalt": "dnas",
     "pdf.fonttype": 42,  # TrueType: submission systems refuse Type 3 fonts
 }
-WIDTH = 8.2  # inches
+TEXT_POINTS = 9.5  # size of text and of everything else as drawn; a `Format` scales the result
+
+
+@dataclass(frozen=True)
+class Format:
+    """Size of a figure on paper or on a screen.
+
+    Attributes:
+        width: Width in inches.
+        text: Size of the text in points. Lines and marks are scaled with it.
+        title: Whether the title, which states the finding, is part of the figure.
+    """
+
+    width: float = 8.2
+    text: float = TEXT_POINTS
+    title: bool = True
+
+    @property
+    def scale(self) -> float:
+        """Size of the result divided by the size at which a figure is drawn."""
+        return self.text / TEXT_POINTS
+
+    @property
+    def drawn_width(self) -> float:
+        """Width in inches at which a figure is drawn."""
+        return self.width / self.scale
+
+
+STYLES = {
+    "page": Format(),
+    "paper": Format(width=3.25, text=8, title=False),  # one column; two columns are 6.75 in wide
+    "slides": Format(width=10, text=16),
+}
+UNTITLED = Format(title=False)  # the pages of dnas, which have the title above the figure
+_format: ContextVar[Format] = ContextVar("format", default=STYLES["page"])
+_target: ContextVar[SubFigure | None] = ContextVar("target", default=None)
 NOT_OF_FIGURES = ("backend", "backend_fallback", "interactive", "toolbar", "timezone", "date.epoch")
 _DEFAULTS = {key: value for key, value in matplotlib.rcParamsDefault.items() if key not in NOT_OF_FIGURES}
 
@@ -82,53 +115,28 @@ def styled() -> Iterator[None]:
         yield
 
 
-def check_format(path: Path | str) -> str:
-    """Return the format that the suffix of `path` names. Raises `InputError` if it is unknown."""
-    kind = Path(path).suffix.removeprefix(".").lower()
-    if kind not in FORMATS:
-        suffixes = ", ".join("." + name for name in FORMATS)
-        raise InputError(f"cannot save a figure as {Path(path).name!r}: the suffix must be one of {suffixes}.")
-    return kind
-
-
-def save(figure: Figure, path: Path | str) -> Path:
-    """Write `figure` in the format of the suffix of `path`: .svg, .png (144 dpi) or .pdf.
-
-    Equal figures are written as equal bytes.
-    """
-    path, kind = Path(path), check_format(path)
-    # Omit dates and versions, so that a file changes only with the content of its figure.
-    metadata: dict[str, dict[str, None]] = {
-        "svg": dict.fromkeys(("Date", "Creator", "Format", "Type")),
-        "png": {"Software": None},
-        "pdf": dict.fromkeys(("CreationDate", "Creator", "Producer")),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with styled(), _pdf_fonts_without_layout() if kind == "pdf" else nullcontext():
-        figure.savefig(path, format=kind, dpi=144, metadata=metadata[kind])
-    return path
-
-
 @contextmanager
-def _pdf_fonts_without_layout() -> Iterator[None]:
-    """Context in which fontTools drops the tables of a font that place its glyphs, since a PDF file places each glyph.
-
-    Reducing these tables to the characters of a figure took most of the time of a PDF file.
-    """
-    from fontTools import subset
-
-    defaults = subset.Options._drop_tables_default
-    subset.Options._drop_tables_default = [*defaults, "GSUB", "GPOS", "GDEF", "MATH", "FFTM"]
+def formatted(format: Format) -> Iterator[None]:
+    """Context (or decorator) in which figures are drawn in the given format."""
+    token = _format.set(format)
     try:
         yield
     finally:
-        subset.Options._drop_tables_default = defaults
+        _format.reset(token)
 
 
-def lay_out(figure: Figure) -> None:
-    """Apply the layout, which determines the positions in pixels."""
-    if engine := figure.get_layout_engine():
-        engine.execute(figure)
+@contextmanager
+def drawn_on(part: SubFigure) -> Iterator[None]:
+    """Context in which each plot function draws on a part of a figure, and returns it, instead of a new figure.
+
+    For example, `left, right = Figure(layout="constrained").subfigures(1, 2)`, and then
+    `with drawn_on(left): plot_importance(shares)`.
+    """
+    token = _target.set(part)
+    try:
+        yield
+    finally:
+        _target.reset(token)
 
 
 class Drawing(Figure):
@@ -137,24 +145,72 @@ class Drawing(Figure):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.hover: dict[str, list[str]] = {}
+        self.finding = ""
+        self.scale = 1.0
 
     def _repr_png_(self) -> bytes:
         """Return the figure as a notebook shows it."""
-        content = BytesIO()
-        with styled():
-            self.savefig(content, format="png", dpi=144)
-        return content.getvalue()
+        from dnas.figures.files import written
+
+        return written(self, "png")
+
+    def _repr_svg_(self) -> str:
+        """Return the figure as a notebook shows it, with sharp lines at any size."""
+        from dnas.figures.files import written
+
+        return written(self, "svg").decode()
 
 
-def canvas(height: float, title: str, width: float = WIDTH) -> Drawing:
-    figure = Drawing(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
-    figure.suptitle(title, x=0.012, ha="left", fontsize=11.5, fontweight="bold")
+def canvas(height: float, title: str, layout: bool = True) -> Drawing:
+    """Return an empty figure in the current format, or the part of a figure that `drawn_on` names.
+
+    Args:
+        height: Height in inches.
+        title: The finding.
+        layout: Whether matplotlib places the axes. If not, the caller does, and has space for the title above them.
+    """
+    format, part = _format.get(), _target.get()
+    if part is not None:
+        figure = cast(Drawing, part)
+        figure.hover = {}
+    else:
+        engine = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08) if layout else None
+        figure = Drawing(figsize=(format.drawn_width, height), layout=engine)
+        figure.scale = format.scale
+    figure.finding = title
+    if format.title:
+        y = {} if layout else {"y": 1 - 0.1 / height, "va": "top"}
+        figure.suptitle(fit(title, 84), x=0.012, ha="left", fontsize=11.5, fontweight="bold", **y)
     return figure
 
 
+def has_title() -> bool:
+    """Return whether the current format has titles."""
+    return _format.get().title
+
+
+def drawn_width() -> float:
+    """Return the width in inches of figures in the current format."""
+    part = _target.get()
+    return _format.get().drawn_width if part is None else part.bbox.width / part.dpi
+
+
+def fit(text: str, characters: int) -> str:
+    """Wrap each line of a text that has room for a number of characters in a figure of the usual width."""
+    room = max(20, int(characters * min(1.0, drawn_width() / Format.width)))
+    return "\n".join(textwrap.fill(line, room) for line in text.splitlines())
+
+
 def title(figure: Figure) -> str:
-    """Return the title of a figure, which states its finding."""
-    return figure.get_suptitle()
+    """Return the title of a figure, which states its finding, whether the figure shows it or not."""
+    return getattr(figure, "finding", "") or figure.get_suptitle()
+
+
+def lay_out(figure: Figure) -> None:
+    """Apply the layout, which determines the positions in pixels."""
+    root = figure.get_figure(root=True)
+    if engine := root.get_layout_engine():
+        engine.execute(root)
 
 
 def error_axis(axes: Axes, errors: Sequence[float], label: str, factor: float = 100) -> None:

@@ -64,6 +64,7 @@ class Page:
         return table_rows(self.ablation)
 
 
+@figures.formatted(figures.UNTITLED)
 def write_ablation(study: str | Path, out: Path | None = None, refresh: float | None = None) -> Path:
     """Write the page of an ablation and return the path of its index.html. It works at any time, as for a search.
 

@@ -1,7 +1,6 @@
 """Writer of all pages: render a template, save figures in each format with their numbers, replace files atomically."""
 
 import base64
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from matplotlib.figure import Figure
 
 from dnas import formatting
 from dnas.figures import style
+from dnas.figures.files import FORMATS, Recording
 from dnas.io import write_atomic
 from dnas.report.svg import inline_svg
 
@@ -42,12 +42,14 @@ class Drawn:
 
     Attributes:
         name: Stem of its files.
+        title: The finding, shown above the drawing. The files do not contain it.
         svg: The SVG element.
         caption: Text below the figure.
         links: Data URL of its PDF and CSV, by suffix. The file name if the file is large.
     """
 
     name: str
+    title: str
     svg: Markup
     caption: str
     links: Mapping[str, str] = field(default_factory=dict)
@@ -56,20 +58,19 @@ class Drawn:
 def write_figure(picture: Picture, name: str, out: Path) -> Drawn:
     """Write a picture as name.svg, .png, .pdf and .csv into `out`, and return it for a page."""
     out.mkdir(parents=True, exist_ok=True)
-    style.lay_out(picture.figure)
-    picture.figure.set_layout_engine(None)  # the layout is final; with "none" each format would be laid out again
-    for suffix in style.FORMATS:
-        partial = style.save(picture.figure, out / f".{name}.{os.getpid()}.{suffix}")
-        partial.replace(out / f"{name}.{suffix}")
+    recording = Recording(picture.figure)
+    for kind in FORMATS:
+        write_atomic(out / f"{name}.{kind}", recording.written(kind))
     if picture.numbers is not None:
         write_table(picture.numbers, out / f"{name}.csv")
     svg = (out / f"{name}.svg").read_text(encoding="utf-8")
-    label = f"{style.title(picture.figure)}. {picture.caption}"
+    title = style.title(picture.figure)
+    label = f"{title}. {picture.caption}"
     hover = getattr(picture.figure, "hover", {})
     links = {"pdf": link(out / f"{name}.pdf")}
     if picture.numbers is not None:
         links["csv"] = link(out / f"{name}.csv")
-    return Drawn(name, inline_svg(svg, name, label, hover), picture.caption, links)
+    return Drawn(name, title, inline_svg(svg, name, label, hover), picture.caption, links)
 
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:

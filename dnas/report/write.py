@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dnas.analysis.metrics import METRICS
+from dnas.figures import UNTITLED, formatted
 from dnas.report import compare, sections
 from dnas.report.data import read_for_report
 from dnas.report.figures import draw_all
@@ -24,6 +25,7 @@ from dnas.study.folder import find_study
 WATCH_SECONDS = 15  # interval between two versions of a watched page
 
 
+@formatted(UNTITLED)
 def write_report(study: str | Path, out: Path | None = None, refresh: float | None = None) -> Path:
     """Write the report of a study and return the path of its index.html.
 
@@ -64,6 +66,7 @@ def write_report(study: str | Path, out: Path | None = None, refresh: float | No
     return write_page(s.out, "report.html.j2", values)
 
 
+@formatted(UNTITLED)
 def write_comparison(names: Sequence[str | Path], out: Path | None = None) -> Path:
     """Write one page that compares studies on the same data, and return the path of its index.html.
 

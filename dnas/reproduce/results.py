@@ -14,6 +14,7 @@ from dnas.analysis.scaling import IsoError, Sized, Verdict, iso_error, sized
 from dnas.arch import DenseNetSpec, cost, parse_name
 from dnas.batch.runs import read_runs
 from dnas.errors import InputError
+from dnas.figures import UNTITLED, formatted
 from dnas.figures.paper import plot_families, plot_two_costs, plot_two_curves
 from dnas.formatting import count, joined, percent, several
 from dnas.reproduce.targets import Plan
@@ -54,6 +55,7 @@ class Result:
     notes: tuple[str, ...] = ()
 
 
+@formatted(UNTITLED)
 def read_result(plan: Plan, folder: StudyFolder | None) -> Result:
     """Return the result of a target from its study; the folder is None for targets without training."""
     if folder is None:

@@ -46,7 +46,7 @@ PLACES: dict[str, list[tuple[str, str]]] = {
     "path": [("path s", FOLDER + "records"), ("path s", FOLDER + "config")],
     "plot": [
         ("plot error s -o x.svg", FOLDER + "records"),
-        ("plot error s -o x.svg", "dnas.figures.style.Drawing.savefig"),
+        ("plot error s -o x.svg", "dnas.figures.files.write_atomic"),
     ],
     "verify": [("verify s", FOLDER + "records")],
     "ablate": [("ablate digits_dropout --dry-run", "dnas.ablation.parse.read_text")],

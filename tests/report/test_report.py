@@ -536,7 +536,7 @@ def test_missing_keys_are_left_out(tmp_path: Path) -> None:
 def test_a_large_study_has_a_small_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the figures that grow with the number of trials, in the formats that the page contains."""
     draw_only(monkeypatch, "error", "best_so_far", "slices", "parallel", "distribution", "learning_curves")
-    monkeypatch.setattr("dnas.figures.style.FORMATS", ("svg", "pdf"))
+    monkeypatch.setattr("dnas.report.page.FORMATS", ("svg", "pdf"))
     study = StudyFolder(tmp_path / "large")
     make_study(study.path, ["complete"] * 3, epochs=2, norms=False)
     spec, rng = DenseNetSpec((1, 1, 1), growth_rate=4, in_channels=1, image_size=8), np.random.default_rng(0)

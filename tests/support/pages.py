@@ -12,5 +12,5 @@ def draw_only(patch: pytest.MonkeyPatch, *names: str) -> None:
 
 def only_svg(patch: pytest.MonkeyPatch) -> None:
     """Draw the figures for the page alone, in one format of three."""
-    patch.setattr("dnas.figures.style.FORMATS", ("svg",))
+    patch.setattr("dnas.report.page.FORMATS", ("svg",))
     patch.setattr("dnas.report.page.link", lambda path: path.name)
