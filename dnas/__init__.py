@@ -18,6 +18,7 @@ _HOMES = {
     "load_network": "dnas.export",
     "load_space": "dnas.space.parse",
     "parse_name": "dnas.arch",
+    "plot": "dnas.report.plot",
     "read_study": "dnas.study.folder",
 }
 __all__ = ["__version__", *_HOMES]

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from dnas.cli.output import progress_line
 from dnas.cli.parser import add_network_source, file_path
 
 SUMMARY = "write a trained network as safetensors or ONNX"
@@ -18,11 +19,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from dnas.export import describe_interface, load_trained, write_network
-
     out: Path = args.out
-    trained = load_trained(args.source, args.trial)
-    check = write_network(trained, out)
+    with progress_line() as show:
+        show(f"writing {out}")
+        from dnas.export import describe_interface, load_trained, write_network
+
+        trained = load_trained(args.source, args.trial)
+        check = write_network(trained, out)
     print(f"written to {out}")
     for name, text in {**describe_interface(trained), "checked": check}.items():
         print(f"{name:9s} {text}")

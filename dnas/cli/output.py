@@ -1,7 +1,8 @@
 """Output of commands: JSON for programs, text for people."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -43,6 +44,24 @@ def console_or_pipe() -> "Console":
 
     # Names and commands of users may contain square brackets, which are not markup.
     return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, markup=False, highlight=False)
+
+
+@contextmanager
+def progress_line() -> Iterator[Callable[[str], None]]:
+    """Context with a function that shows a text in the last line of the terminal, until the end of the context.
+
+    Without a terminal nothing is shown.
+    """
+    import sys
+
+    def show(text: str) -> None:
+        if sys.stderr.isatty():
+            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)  # replaces the line
+
+    try:
+        yield show
+    finally:
+        show("")
 
 
 def printer(quiet: bool) -> Callable[[str], None]:

@@ -1,6 +1,7 @@
 """Argument types, and the groups of options that several commands share."""
 
 import argparse
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -39,8 +40,8 @@ class Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
             kind = str(action.metavar).lower()
-            names = ", ".join(action.choices)
-            self.error(f"no {kind} {value!r}; there are {names}.{did_you_mean(value, action.choices)}")
+            near = did_you_mean(value, action.choices)
+            self.error(f"no {kind} {value!r}" + (f".{near}" if near else f"; there are {', '.join(action.choices)}."))
         super()._check_value(action, value)
 
 
@@ -103,6 +104,21 @@ def size_limit(text: str) -> float:
         value = round(positive_number(text[:-1].strip()) * units[text[-1]], 6)
         return int(value) if value == int(value) else value
     return positive_number(text)
+
+
+def number_within(low: float, high: float) -> Callable[[str], float]:
+    """Return the type of an argument that is a number from `low` to `high`."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"expected a number from {low:g} to {high:g}, but got {text!r}")
+        return value
+
+    return read
 
 
 def zero_or_positive(text: str) -> float:
@@ -281,7 +297,33 @@ def add_json(group: Group) -> None:
     group.add_argument("--json", action="store_true", help=JSON)
 
 
-def add_figure_file(group: Group) -> None:
-    group.add_argument(
-        "-o", "--out", type=file_path, required=True, metavar="FILE", help="figure to write: .svg, .png or .pdf"
+def add_figure_output(parser: argparse.ArgumentParser) -> None:
+    """Add the options for the file, the size and the text of a figure."""
+    add = parser.add_argument_group("output").add_argument
+    add(
+        "-o",
+        "--out",
+        type=file_path,
+        metavar="FILE",
+        help="figure to write: .svg, .png or .pdf (default: STUDY-FIGURE.svg in this folder; .pdf for --style paper)",
+    )
+    add(
+        "--style",
+        choices=("page", "paper", "slides"),
+        default="page",
+        help="page (8.2 in wide, text of 9.5 pt), paper (3.25 in, 8 pt, no title) or slides (10 in, 16 pt)"
+        " (default: page)",
+    )
+    add("--width", type=number_within(1.5, 60), metavar="INCHES", help="width of the figure (default: the style's)")
+    add(
+        "--title",
+        action=argparse.BooleanOptionalAction,
+        help="draw the title, which states the finding, or leave it out (default: the style's)",
+    )
+    add(
+        "--dpi",
+        type=number_within(30, 2400),
+        default=144,
+        metavar="N",
+        help="pixels per inch of a .png file, and of heatmaps in other files (default: 144)",
     )

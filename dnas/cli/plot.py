@@ -1,7 +1,10 @@
 """`dnas plot`: draw one figure of a study, an ablation or a network."""
 
 import argparse
+import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dnas.cli.parser import (
     DATA_ROOT,
@@ -9,7 +12,7 @@ from dnas.cli.parser import (
     STUDY,
     Parser,
     add_command,
-    add_figure_file,
+    add_figure_output,
     add_network_source,
     add_network_sources,
     file_path,
@@ -17,10 +20,14 @@ from dnas.cli.parser import (
 )
 from dnas.errors import InputError
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 SUMMARY = "draw one figure"
-EXAMPLES = """  dnas plot weight-norms digits_bc -o norms.svg
+EXAMPLES = """  dnas plot weight-norms digits_bc
   dnas plot weight-norms studies/digits_bc/trials/3/checkpoint.pt -o norms.png
-  dnas plot importance digits_bc -o importance.svg
+  dnas plot importance digits_bc --style paper -o importance.pdf
+  dnas plot error digits_bc --width 6.75 --no-title --dpi 300 -o error.png
   dnas plot weight-norms digits_bc --all --kind gamma -o scales.pdf
   dnas plot reuse digits_bc -o reuse.svg
   dnas plot reuse run-s0 run-s1 run-s2 --norm block -o reuse.svg
@@ -49,9 +56,9 @@ ABLATION_FIGURES = {
     "forest": "an ablation's differences from the base, with intervals",
     "slopes": "an ablation's errors, one line per seed",
     "effects": "main effects and interactions of a factorial ablation",
-    "interaction": "mean error at the levels of each two factors",
+    "factor-means": "mean error at the levels of each two factors",
     "variants": "an ablation's errors against params and macs",
-    "curves": "an ablation's learning curves, by variant",
+    "variant-curves": "an ablation's learning curves, by variant",
 }
 NETWORK_FIGURES = {
     "reuse": "heatmap of how strongly each layer uses each earlier one (Figure 5 of the paper)",
@@ -59,14 +66,14 @@ NETWORK_FIGURES = {
     "gradients": "heatmap of each layer's RMS gradient over the epochs",
     "weight-norms": "heatmap of each layer's weight norm over the epochs",
 }
+# Names up to version 0.2, which differed from figures of searches by little.
+OLD_NAMES = {"interaction": "factor-means", "curves": "variant-curves"}
 NORM = "normalisation of the weights: column, block or none (default: column)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     figures = parser.add_subparsers(dest="figure", metavar="FIGURE", required=True, parser_class=Parser)
     parsers = {name: add_command(figures, name, summary, EXAMPLES) for name, summary in NETWORK_FIGURES.items()}
-    for figure_parser in parsers.values():
-        add_figure_file(figure_parser)
     reuse, causal, norms = parsers["reuse"], parsers["causal"], parsers["weight-norms"]
     add_network_sources(reuse)
     reuse.add_argument("--norm", metavar="KIND", default="column", help=NORM)
@@ -90,42 +97,57 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     norms.add_argument("--all", action="store_true", help="draw every trial of a study, side by side")
     for name, summary in (STUDY_FIGURES | ABLATION_FIGURES).items():
-        figure_parser = add_command(figures, name, summary, f"  dnas plot {name} STUDY -o {name}.svg")
-        figure_parser.add_argument("source", metavar="STUDY", help=STUDY)
-        add_figure_file(figure_parser)
+        parsers[name] = add_command(figures, name, summary, f"  dnas plot {name} STUDY -o {name}.svg")
+        parsers[name].add_argument("source", metavar="STUDY", help=STUDY)
+    for old, new in OLD_NAMES.items():
+        parsers[old] = figures.add_parser(old)  # without a help text, the list of figures leaves it out
+        parsers[old].add_argument("source", metavar="STUDY", help=STUDY)
+        parsers[old].set_defaults(figure=new, old=old)
+    for figure_parser in parsers.values():
+        add_figure_output(figure_parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    figure, out = str(args.figure), Path(args.out)
+    figure, sources = str(args.figure), [str(source) for source in getattr(args, "sources", None) or [args.source]]
+    out = Path(args.out or f"{Path(sources[0]).stem}-{figure}{'.pdf' if args.style == 'paper' else '.svg'}")
+    if old := getattr(args, "old", None):
+        print(f"dnas plot {old} is now called {figure}", file=sys.stderr)
     if figure in STUDY_FIGURES or figure in ABLATION_FIGURES:
         from dnas.study.folder import find_study
 
-        find_study(args.source)  # before the slow imports
-    from dnas.cli import plot_network as network
-    from dnas.figures import save
+        find_study(sources[0])  # before the slow imports
+    from dnas.figures import STYLES, formatted, save, title
     from dnas.figures.files import check_format
 
     check_format(out)  # before measurements that may take minutes
-    if figure in ABLATION_FIGURES:
-        from dnas.report.ablation import draw_one as draw_of_ablation
-
-        print(draw_of_ablation(figure, args.source, out))
-    elif figure in STUDY_FIGURES:
-        from dnas.report.figures import draw_one
-
-        print(draw_one(figure, args.source, out))
-    elif figure == "reuse":
-        save(network.draw_reuse(args.sources, args.trial, args.norm, args.epoch), out)
-    elif figure == "causal":
-        device, table = args.device, out.with_suffix(".csv")
-        save(network.draw_causal(args.source, args.trial, args.norm, args.images, device, args.data_root, table), out)
-    elif figure == "gradients":
-        save(network.draw_gradients(args.source, args.trial), out)
-    elif args.all:
-        if args.trial is not None:
-            raise InputError("--all draws every trial of a study; leave --trial out.")
-        save(network.draw_weight_norms_of_all(args.source, args.kind), out)
-    else:
-        save(network.draw_weight_norms(args.source, args.trial, args.kind), out)
+    style = STYLES[args.style]
+    format = replace(
+        style, width=args.width or style.width, title=style.title if args.title is None else bool(args.title)
+    )
+    with formatted(format):
+        drawn = _draw(args, figure, out)
+    save(drawn, out, args.dpi)
+    print(title(drawn))
     print(f"written to {out}")
     return 0
+
+
+def _draw(args: argparse.Namespace, figure: str, out: Path) -> "Figure":
+    from dnas.cli import plot_network as network
+
+    if figure in STUDY_FIGURES or figure in ABLATION_FIGURES:
+        from dnas.report.plot import plot
+
+        return plot(figure, args.source)
+    if figure == "reuse":
+        return network.draw_reuse(args.sources, args.trial, args.norm, args.epoch)
+    if figure == "causal":
+        table = out.with_suffix(".csv")
+        return network.draw_causal(args.source, args.trial, args.norm, args.images, args.device, args.data_root, table)
+    if figure == "gradients":
+        return network.draw_gradients(args.source, args.trial)
+    if not args.all:
+        return network.draw_weight_norms(args.source, args.trial, args.kind)
+    if args.trial is not None:
+        raise InputError("--all draws every trial of a study; leave --trial out.")
+    return network.draw_weight_norms_of_all(args.source, args.kind)

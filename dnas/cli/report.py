@@ -2,14 +2,16 @@
 
 import argparse
 import gc
+import sys
 from pathlib import Path
 
-from dnas.cli.output import print_json
+from dnas.cli.output import print_json, progress_line
 from dnas.cli.parser import add_json, file_path
 from dnas.errors import InputError
 
 SUMMARY = "write a study's report, or compare studies"
 EXAMPLES = """  dnas report digits_bc
+  dnas report digits_bc --open               # and opens it in the browser
   dnas report digits_bc --out ~/page
   dnas report digits_bc --watch              # updated while a search runs
   dnas report digits_bc digits_front         # compares studies of one data set"""
@@ -24,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     output = parser.add_argument_group("output")
     output.add_argument("--out", type=file_path, metavar="FOLDER", help="folder to write to (default: reports/STUDY)")
+    output.add_argument("--open", action="store_true", help="open the report in the default browser")
     output.add_argument("--watch", action="store_true", help="update the report for as long as the study runs")
     add_json(output)
 
@@ -39,15 +42,27 @@ def run(args: argparse.Namespace) -> int:
 
     for study in studies:  # before the slow imports
         find_study(study)
-    gc.set_threshold(50_000, 20, 20)  # drawing makes many objects that live on; by default a tenth of the time is gc's
-    from dnas.report import watch_report, write_comparison, write_report
+    gc.set_threshold(50_000, 20, 20)  # the defaults take a tenth of the time, for objects that stay
+    with progress_line() as show:
+        show("loading")
+        from dnas.report import watch_report, write_comparison, write_report
 
-    if args.watch:
-        watch_report(studies[0], out, lambda text: print(text, flush=True))
-        return 0
-    page = write_comparison(studies, out) if len(studies) > 1 else write_report(studies[0], out)
+        if args.watch:
+            watch_report(studies[0], out, lambda text: print(text, flush=True), _open if args.open else None)
+            return 0
+        page = write_comparison(studies, out, show) if len(studies) > 1 else write_report(studies[0], out, show=show)
     if args.json:
         print_json({"studies": studies, "page": str(page)})
     else:
         print(f"the {'comparison' if len(studies) > 1 else 'report'} is at {page}")
+    if args.open:
+        _open(page)
     return 0
+
+
+def _open(page: Path) -> None:
+    """Open a page in the default browser, or state that there is none."""
+    import webbrowser
+
+    if not webbrowser.open(page.resolve().as_uri()):
+        print(f"no browser was found; open {page.resolve()} in one", file=sys.stderr)

@@ -114,7 +114,8 @@ class Recording:
             factor = 1.0 if call.raster else self.raster_dpi / POINTS
             call.repeat(renderer, factor, self.scale)
         file = BytesIO()
-        Image.fromarray(np.asarray(renderer.buffer_rgba())).save(file, "png", dpi=(self.dpi, self.dpi))
+        image = Image.fromarray(np.asarray(renderer.buffer_rgba())).convert("RGB")  # the background is white
+        image.save(file, "png", dpi=(self.dpi, self.dpi), compress_level=2)  # in half the time of 6, 8% larger
         return file.getvalue()
 
     def _as_pdf(self) -> bytes:
@@ -207,7 +208,7 @@ class _Call:
         scale = Affine2D().scale(factor)
         if (rectangle := gc.get_clip_rectangle()) is not None:
             gc.set_clip_rectangle(Bbox(factor * rectangle.get_points()))
-        path, transform = gc.get_clip_path()
+        path, transform = cast(Any, gc.get_clip_path())
         if path is not None:
             gc.set_clip_path(TransformedPath(path, transform + scale))
         _scale_lines(gc, points)
@@ -235,7 +236,7 @@ def _snapshot(gc: GraphicsContextBase) -> GraphicsContextBase:
     copied = copy(gc)
     if (rectangle := gc.get_clip_rectangle()) is not None:
         copied.set_clip_rectangle(Bbox(rectangle.get_points().copy()))
-    path, transform = gc.get_clip_path()
+    path, transform = cast(Any, gc.get_clip_path())
     if path is not None:
         copied.set_clip_path(TransformedPath(path, transform.frozen()))
     return copied

@@ -141,29 +141,38 @@ def plot_causal(causal: Reuse, intact: float, images: int, correlation: str) -> 
 
 
 def _draw_triangles(content: _Triangles) -> Figure:
-    """Lay out the triangles, a colour bar on the right, and the caption. All lengths are in inches."""
-    columns = [len(block.targets) for block in content.blocks]
-    left, gap, right = 0.62, 0.42, 0.75
-    width = drawn_width()
-    cell = min(0.42, (width - left - right - gap * (len(columns) - 1)) / sum(columns))
+    """Lay out the triangles, a colour bar on the right, and the caption. All lengths are in inches.
+
+    In a narrow figure, each block has a row.
+    """
+    left, gap, right, between = 0.62, 0.42, 0.75, 0.85
+    width, blocks = drawn_width(), content.blocks
+    rows = [[block] for block in blocks] if width < 6 else [blocks]
+    counts = [[len(block.targets) for block in row] for row in rows]
+    cell = min(min(0.42, (width - left - right - gap * (len(row) - 1)) / sum(row)) for row in counts)
+    heights = [max(row) * cell for row in counts]
     lines = fit(content.caption, 146).splitlines()
-    hatched = any(block.unclear.any() for block in content.blocks)
+    hatched = any(block.unclear.any() for block in blocks)
     heading = fit(content.title, 84).splitlines() if has_title() else []
     above, below = 0.52 + 0.2 * len(heading), 0.56 + 0.2 * hatched + 0.16 * len(lines)
-    shown = max(max(columns) * cell, 0.9)
+    shown = max(sum(heights) + between * (len(rows) - 1), 0.9)
     height = above + shown + below
     with styled():
         figure = canvas(height, content.title, layout=False)
-        x = left
-        for block, count in zip(content.blocks, columns, strict=True):
-            side = count * cell
-            place = (x / width, 1 - (above + side) / height, side / width, side / height)
-            axes = figure.add_axes(place, gid=f"block-{block.number}")
-            _draw_triangle(axes, block, cell * 72, content.cmap, content.norm)
-            if block is content.blocks[0]:
-                axes.set_ylabel("source layer s")
-            x += side + gap
-        place = ((x - gap + 0.22) / width, 1 - (above + shown) / height, 0.14 / width, shown / height)
+        top = above
+        for row, tall in zip(rows, heights, strict=True):
+            x = left
+            for block in row:
+                side = len(block.targets) * cell
+                place = (x / width, 1 - (top + side) / height, side / width, side / height)
+                axes = figure.add_axes(place, gid=f"block-{block.number}")
+                _draw_triangle(axes, block, cell * 72, content.cmap, content.norm)
+                if block is row[0]:
+                    axes.set_ylabel("source layer s")
+                x += side + gap
+            top += tall + between
+        end = left + max(sum(row) * cell + gap * (len(row) - 1) for row in counts)
+        place = ((end + 0.22) / width, 1 - (above + shown) / height, 0.14 / width, shown / height)
         _draw_triangle_scale(figure, place, content)
         if hatched:
             _hatch_legend(figure, (1 - 0.08 / width, (0.14 + 0.16 * len(lines)) / height))

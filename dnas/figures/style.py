@@ -1,10 +1,12 @@
 """Colours, fonts, sizes and axes, shared by all figures. Does not use pyplot."""
 
+import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, cast
 
 import matplotlib
@@ -12,7 +14,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.legend import Legend
+from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.transforms import Bbox
 
 from dnas.analysis.metrics import METRICS
 
@@ -45,6 +50,7 @@ _STYLE = {
     "font.size": 9.5,
     "text.color": INK,
     "text.parse_math": False,  # keep `$` in names literal
+    "text.hinting": "none",  # faster, and texts have the same widths in all formats
     "axes.edgecolor": "#b8b8bd",
     "axes.labelcolor": INK,
     "axes.linewidth": 0.8,
@@ -101,6 +107,7 @@ STYLES = {
     "slides": Format(width=10, text=16),
 }
 UNTITLED = Format(title=False)  # the pages of dnas, which have the title above the figure
+PANEL, SMALL_PANEL = 2.5, 1.8  # smallest width in inches of a panel as drawn, and of one among many
 _format: ContextVar[Format] = ContextVar("format", default=STYLES["page"])
 _target: ContextVar[SubFigure | None] = ContextVar("target", default=None)
 NOT_OF_FIGURES = ("backend", "backend_fallback", "interactive", "toolbar", "timezone", "date.epoch")
@@ -148,6 +155,25 @@ class Drawing(Figure):
         self.finding = ""
         self.scale = 1.0
 
+    def subplots(self, nrows: int = 1, ncols: int = 1, **options: Any) -> Any:
+        """Add a grid of axes. If the figure is narrow, the columns that have no room continue in further rows."""
+        room = max(1, int(self.get_figwidth() / (SMALL_PANEL if nrows > 1 or ncols > 3 else PANEL)))
+        if ncols <= room or not is_narrow(self):
+            return super().subplots(nrows, ncols, **options)
+        count, rows = nrows * ncols, -(-nrows * ncols // room)
+        self.set_figheight(self.get_figheight() * max(1.0, 0.75 * rows / nrows))
+        squeeze, options = options.get("squeeze", True), {k: v for k, v in options.items() if k in ("sharex", "sharey")}
+        grid = super().subplots(rows, room, squeeze=False, **options)
+        for unused in grid.flat[count:]:
+            unused.remove()
+        panels = grid.flat[:count].reshape(nrows, ncols)
+        return panels[0] if nrows == 1 and squeeze else panels
+
+    def legend(self, *arguments: Any, **options: Any) -> Legend:
+        """Add a legend, in fewer columns if the figure is narrow."""
+        share = min(1.0, self.get_figwidth() / Format.width)
+        return super().legend(*arguments, **options | {"ncols": max(1, int(share * options.get("ncols", 1)))})
+
     def _repr_png_(self) -> bytes:
         """Return the figure as a notebook shows it."""
         from dnas.figures.files import written
@@ -184,6 +210,11 @@ def canvas(height: float, title: str, layout: bool = True) -> Drawing:
     return figure
 
 
+def is_narrow(figure: Figure) -> bool:
+    """Return whether a figure is too narrow for the usual arrangement of its parts."""
+    return bool(figure.get_figwidth() < 0.75 * Format.width)
+
+
 def has_title() -> bool:
     """Return whether the current format has titles."""
     return _format.get().title
@@ -197,7 +228,8 @@ def drawn_width() -> float:
 
 def fit(text: str, characters: int) -> str:
     """Wrap each line of a text that has room for a number of characters in a figure of the usual width."""
-    room = max(20, int(characters * min(1.0, drawn_width() / Format.width)))
+    share = drawn_width() / Format.width
+    room = characters if share >= 1 else max(20, int(0.95 * share * characters))
     return "\n".join(textwrap.fill(line, room) for line in text.splitlines())
 
 
@@ -209,8 +241,45 @@ def title(figure: Figure) -> str:
 def lay_out(figure: Figure) -> None:
     """Apply the layout, which determines the positions in pixels."""
     root = figure.get_figure(root=True)
-    if engine := root.get_layout_engine():
+    if (engine := root.get_layout_engine()) is None:
+        return
+    engine.execute(root)
+    if is_narrow(root) and isinstance(root, Drawing):
+        for axes in root.axes:
+            _fit_labels(axes)
         engine.execute(root)
+
+
+def _fit_labels(axes: Axes) -> None:
+    """Wrap the titles, labels and legend of narrow axes, and leave out labels of ticks that overlap."""
+    box = axes.get_window_extent()
+    headings = {axes.get_title(loc) for loc in ("left", "center", "right")}
+    titles = [text for text in axes.get_children() if isinstance(text, Text) and text.get_text() in headings]
+    for label in (*titles, axes.xaxis.label):
+        _wrap(label, label.get_window_extent().width, box.width)
+    _wrap(axes.yaxis.label, axes.yaxis.label.get_window_extent().height, box.height)
+    if legend := axes.get_legend():
+        for text in legend.get_texts():
+            _wrap(text, legend.get_window_extent().width, box.width)
+    labels = [label for label in axes.get_xticklabels() if label.get_text() and label.get_visible()]
+    boxes = [label.get_window_extent() for label in labels]
+    step = next((n for n in range(1, len(boxes)) if not _overlap(boxes[::n])), len(boxes) or 1)
+    if step == 1:
+        return
+    if all(re.fullmatch(r"[-−]?[\d.,]+", label.get_text()) for label in labels):
+        axes.set_xticks([label.get_position()[0] for label in labels[::step]], [x.get_text() for x in labels[::step]])
+    else:
+        axes.tick_params(axis="x", labelrotation=90)
+
+
+def _wrap(text: Text, length: float, room: float) -> None:
+    """Wrap a text of the given length, so that its lines fit into a room."""
+    if text.get_text() and length > room:
+        text.set_text(textwrap.fill(text.get_text(), max(12, int(len(text.get_text()) * room / length))))
+
+
+def _overlap(boxes: Sequence[Bbox]) -> bool:
+    return any(right.x0 < left.x1 + 2 for left, right in pairwise(boxes))
 
 
 def error_axis(axes: Axes, errors: Sequence[float], label: str, factor: float = 100) -> None:

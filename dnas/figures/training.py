@@ -138,14 +138,16 @@ def _label_ends(figure: Figure, axes: Axes, x: float, ends: list[tuple[str, floa
     """
     scale = figure.dpi / 72
     heights = [axes.transData.transform((x, y))[1] / scale for _, y, _ in ends]
+    texts = [text.replace(", ", ",\n") if len(text) > 20 else text for text, _, _ in ends]
+    apart = 12 if all("\n" not in text for text in texts) else 18  # points between the centres of labels
     placed: dict[int, float] = {}
     lowest = -np.inf
     for index in np.argsort(heights):
-        lowest = max(heights[index], lowest + 12)
+        lowest = max(heights[index], lowest + apart)
         placed[int(index)] = lowest
-    for index, (text, y, weight) in enumerate(ends):
+    for index, (_, y, weight) in enumerate(ends):
         axes.annotate(
-            text.replace(", ", ",\n") if len(text) > 20 else text,
+            texts[index],
             (x, y),
             xytext=(7, placed[index] - heights[index]),
             textcoords="offset points",

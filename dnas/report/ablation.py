@@ -65,18 +65,24 @@ class Page:
 
 
 @figures.formatted(figures.UNTITLED)
-def write_ablation(study: str | Path, out: Path | None = None, refresh: float | None = None) -> Path:
+def write_ablation(
+    study: str | Path,
+    out: Path | None = None,
+    refresh: float | None = None,
+    show: Callable[[str], None] = lambda text: None,
+) -> Path:
     """Write the page of an ablation and return the path of its index.html. It works at any time, as for a search.
 
     Args:
         study: Name of a study in ./studies, or path of its folder.
         out: Folder of the report, by default reports/<study>.
         refresh: Seconds after which a browser reloads the page.
+        show: Receives the current step, such as a figure.
     """
     a = read_ablation(study)
     out = Path(out) if out is not None else Path("reports") / a.folder.name
     page = Page(a, a.folder.records(), learning_curves(a.folder), out)
-    _draw_all(page)
+    _draw_all(page, show)
     write_table(a.frame, out / "runs.csv")
     runs = _runs(page)
     varying = {name for name in ("params", "commit", "software") if len({row[name] for row in runs}) > 1}
@@ -106,8 +112,9 @@ def write_ablation(study: str | Path, out: Path | None = None, refresh: float | 
 # --- figures ------------------------------------------------------------------------------------------------------
 
 
-def _draw_all(page: Page) -> None:
-    for name, make in PICTURES.items():
+def _draw_all(page: Page, show: Callable[[str], None]) -> None:
+    for number, (name, make) in enumerate(PICTURES.items(), 1):
+        show(f"drawing figure {number} of {len(PICTURES)}: {name.replace('_', ' ')}")
         try:
             picture = make(page)
         except InputError:
@@ -170,7 +177,7 @@ def _factorial(page: Page) -> Effects:
     return page.ablation.factorial
 
 
-def _interaction(page: Page) -> Picture:
+def _factor_means(page: Page) -> Picture:
     factorial = _factorial(page)
     levels = {variant.name: variant.levels for variant in page.ablation.variants}
     cells = cell_means(page.ablation.values, levels, page.effects.alpha)
@@ -228,19 +235,16 @@ PICTURES: dict[str, Callable[[Page], Picture]] = {
     "forest": _forest,
     "slopes": _slopes,
     "effects": _terms,
-    "interaction": _interaction,
+    "factor_means": _factor_means,
     "variants": _variants,
-    "curves": _curves,
+    "variant_curves": _curves,
 }
 
 
-def draw_one(name: str, study: str | Path, out: Path) -> str:
-    """Draw the picture `name` of an ablation into the file `out` and return its title."""
-    figures.check_format(out)
+def picture_of(name: str, study: str | Path) -> Picture:
+    """Draw the picture `name` of an ablation."""
     a = read_ablation(study)
-    picture = PICTURES[name](Page(a, a.folder.records(), learning_curves(a.folder), out.parent))
-    figures.save(picture.figure, out)
-    return figures.title(picture.figure)
+    return PICTURES[name](Page(a, a.folder.records(), learning_curves(a.folder), a.folder.path))
 
 
 # --- text ---------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Comparison of several searches on one page: which one found better networks, and how certain that is."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -107,12 +107,13 @@ def same_but_seed(studies: Sequence[Study]) -> bool:
     return alike and len({s.config.get("seed") for s in studies}) == len(studies)
 
 
-def draw(studies: Sequence[Study], out: Path) -> dict[str, Drawn]:
-    """Draw the figures of the comparison into `out`."""
+def draw(studies: Sequence[Study], out: Path, show: Callable[[str], None] = lambda text: None) -> dict[str, Drawn]:
+    """Draw the figures of the comparison into `out`. `show` receives the name of each."""
     objective = studies[0].objectives[0]
     drawn: dict[str, Drawn] = {}
 
     def put(name: str, picture: Picture) -> None:
+        show(f"drawing {name}")
         drawn[name] = write_figure(picture, name, out)
 
     complete = {s.folder.name: s.frame[(s.frame["state"] == "complete") & s.frame[objective].notna()] for s in studies}

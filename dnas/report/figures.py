@@ -282,16 +282,15 @@ PICTURES: dict[str, Callable[[Study], Picture]] = {
 }
 
 
-def draw_one(name: str, study: str | Path, out: Path) -> str:
-    """Draw the picture `name` of a study into the file `out` and return its title. `-` and `_` are equal in names."""
-    figures.check_format(out)
-    picture = PICTURES[name.replace("-", "_")](read_for_report(study, None))
-    figures.save(picture.figure, out)
-    return figures.title(picture.figure)
+def picture_of(name: str, study: str | Path) -> Picture:
+    """Draw the picture `name` of a search."""
+    return PICTURES[name](read_for_report(study, None))
 
 
-def draw_all(s: Study) -> None:
-    for name, make in PICTURES.items():
+def draw_all(s: Study, show: Callable[[str], None] = lambda text: None) -> None:
+    """Draw all figures for which the study has data. `show` receives the name of each."""
+    for number, (name, make) in enumerate(PICTURES.items(), 1):
+        show(f"drawing figure {number} of {len(PICTURES)}: {name.replace('_', ' ')}")
         _draw(s, s.main_figure if name == "error" else name, make)
 
 

@@ -26,7 +26,12 @@ WATCH_SECONDS = 15  # interval between two versions of a watched page
 
 
 @formatted(UNTITLED)
-def write_report(study: str | Path, out: Path | None = None, refresh: float | None = None) -> Path:
+def write_report(
+    study: str | Path,
+    out: Path | None = None,
+    refresh: float | None = None,
+    show: Callable[[str], None] = lambda text: None,
+) -> Path:
     """Write the report of a study and return the path of its index.html.
 
     It works at any time: before the first trial, during a search, and after it. Ablations have a separate page
@@ -36,15 +41,16 @@ def write_report(study: str | Path, out: Path | None = None, refresh: float | No
         study: Name of a study in ./studies, or path of its folder.
         out: Folder of the report, by default reports/<study>.
         refresh: Seconds after which a browser reloads the page.
+        show: Receives the current step, such as a figure.
     """
     if "ablation" in find_study(study).config():
         from dnas.report.ablation import write_ablation  # imports torch to read the study
 
-        return write_ablation(study, out, refresh)
+        return write_ablation(study, out, refresh, show)
     s = read_for_report(study, out)
     write_table(s.frame, s.out / "trials.csv")
     write_table(s.front.trials, s.out / "pareto.csv")
-    draw_all(s)
+    draw_all(s, show)
     values = {
         "name": str(s.config.get("name", s.folder.name)),
         "status": sections.status(s),
@@ -67,16 +73,20 @@ def write_report(study: str | Path, out: Path | None = None, refresh: float | No
 
 
 @formatted(UNTITLED)
-def write_comparison(names: Sequence[str | Path], out: Path | None = None) -> Path:
+def write_comparison(
+    names: Sequence[str | Path], out: Path | None = None, show: Callable[[str], None] = lambda text: None
+) -> Path:
     """Write one page that compares studies on the same data, and return the path of its index.html.
 
     Args:
         names: The studies, by name or path.
         out: Folder of the page, by default reports/<a>-<b>-...
+        show: Receives the current step.
 
     Raises:
         InputError: If the studies cannot be compared.
     """
+    show("reading the studies")
     studies = compare.read_all(names)
     out = Path(out) if out is not None else Path("reports") / "-".join(s.folder.name for s in studies)
     values = {
@@ -87,18 +97,24 @@ def write_comparison(names: Sequence[str | Path], out: Path | None = None) -> Pa
         "pairs": compare.pairs(studies),
         "cautions": compare.cautions(studies),
         "scripts": [(s.folder.name, script_of(s.folder)) for s in studies],
-        "figures": compare.draw(studies, out),
+        "figures": compare.draw(studies, out, show),
     }
     return write_page(out, "compare.html.j2", values)
 
 
-def watch_report(study: str | Path, out: Path | None = None, say: Callable[[str], None] = print) -> Path:
+def watch_report(
+    study: str | Path,
+    out: Path | None = None,
+    say: Callable[[str], None] = print,
+    opened: Callable[[Path], None] | None = None,
+) -> Path:
     """Rewrite the report whenever the study changes, until no trial runs and none is left to start.
 
     Args:
         study: Name or path of the study.
         out: Folder of the report.
         say: Receives one line with the path of the report, after it is first written.
+        opened: Receives the path of the report, after it is first written.
     """
     announced = False
     while True:
@@ -109,6 +125,8 @@ def watch_report(study: str | Path, out: Path | None = None, say: Callable[[str]
         path = write_report(study, out, refresh=None if finished else WATCH_SECONDS)
         if not announced:
             say(f"report    {path}" + ("" if finished else ", updated while the study runs"))
+            if opened is not None:
+                opened(path)
             announced = True
         if finished:
             return path

@@ -627,7 +627,7 @@ def test_marks_show_their_pair_and_tables_can_be_saved(browser: Browser, alone: 
     assert f"BC, seed 1: −{800 / IMAGES:.2f} points" in texts
     slopes = opened.page.locator("#figure-slopes use[data-t]")
     assert slopes.count() == 2 * 21
-    assert opened.page.locator("#figure-interaction use[data-t]").count() == 8
+    assert opened.page.locator("#figure-factor_means use[data-t]").count() == 8
     opened.page.locator("details.texts summary", has_text="LaTeX").click()
     opened.page.locator("details.texts[open] .copy").click()
     opened.page.wait_for_function("document.querySelector('details.texts[open] [role=status]').textContent !== ''")
