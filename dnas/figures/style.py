@@ -261,7 +261,8 @@ def _fit_labels(axes: Axes) -> None:
     if legend := axes.get_legend():
         for text in legend.get_texts():
             _wrap(text, legend.get_window_extent().width, box.width)
-    labels = [label for label in axes.get_xticklabels() if label.get_text() and label.get_visible()]
+    low, high = sorted(axes.get_xlim())
+    labels = [label for label in axes.get_xticklabels() if label.get_text() and low <= label.get_position()[0] <= high]
     boxes = [label.get_window_extent() for label in labels]
     step = next((n for n in range(1, len(boxes)) if not _overlap(boxes[::n])), len(boxes) or 1)
     if step == 1:

@@ -27,7 +27,6 @@ from dnas.analysis.weight_norms import weight_norms
 from dnas.arch import PRESETS
 from dnas.errors import InputError
 from dnas.figures.paper import plot_families
-from dnas.figures.style import canvas
 from dnas.study.folder import StudyFolder, read_study
 from tests.support.heatmaps import mesh
 from tests.support.studies import make_study
@@ -429,7 +428,3 @@ def test_an_interval_of_two_seeds_does_not_flatten_the_curves() -> None:
     assert drawn(2).axes[0].get_ylim()[1] < 0.16
     assert "2 seeds, too few for an interval" in texts(drawn(2))
     assert "95% interval of the mean, 3 seeds (dots)" in texts(drawn(3))
-
-
-def test_a_notebook_shows_a_figure() -> None:
-    assert canvas(2.0, "A figure")._repr_png_().startswith(b"\x89PNG")
