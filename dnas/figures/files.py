@@ -21,7 +21,7 @@ from matplotlib.transforms import Affine2D, Bbox, Transform, TransformedPath
 from PIL import Image
 
 from dnas.errors import InputError
-from dnas.figures.style import lay_out, styled
+from dnas.figures.settings import lay_out, styled
 from dnas.io import write_atomic
 
 FORMATS = ("svg", "png", "pdf")
