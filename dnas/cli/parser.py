@@ -40,8 +40,9 @@ class Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
             kind = str(action.metavar).lower()
-            near = did_you_mean(value, action.choices)
-            self.error(f"no {kind} {value!r}" + (f".{near}" if near else f"; there are {', '.join(action.choices)}."))
+            names = [choice.dest for choice in action._choices_actions]  # without former names
+            near = did_you_mean(value, names)
+            self.error(f"no {kind} {value!r}" + (f".{near}" if near else f"; there are {', '.join(names)}."))
         super()._check_value(action, value)
 
 

@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
         from dnas.report import watch_report, write_comparison, write_report
 
         if args.watch:
+            show("")
             watch_report(studies[0], out, lambda text: print(text, flush=True), _open if args.open else None)
             return 0
         page = write_comparison(studies, out, show) if len(studies) > 1 else write_report(studies[0], out, show=show)
