@@ -50,6 +50,7 @@ HOMES = {
     },
     "optuna": {"dnas.search"},
     "matplotlib": {"dnas.figures", "dnas.report", "dnas.cli", "dnas.reproduce"},
+    "seaborn": {"dnas.figures"},
     "sklearn": {"dnas.data", "dnas.analysis"},
     "ray": {"dnas.executors"},
     "psycopg": {"dnas.cluster"},

@@ -338,6 +338,8 @@ def _published_name(method: str, depth: int) -> tuple[str, str]:
 
 def plot_control(arms: ArmComparison) -> Figure:
     """Plot the values of the sampler and the control by trial number, and the distribution of each."""
+    import seaborn
+
     label, factor = METRICS[arms.objective].axis_label, METRICS[arms.objective].scale
     if arms.beats is None:
         raise InputError("cannot draw the arms: one of them has no trial that reached this epoch.")
@@ -357,7 +359,7 @@ def plot_control(arms: ArmComparison) -> Figure:
                 zorder=3 if arm == "sampler" else 2,
                 gid=f"arm-{arm}",
             )
-            right.ecdf(list(values.values()), orientation="horizontal", color=COLOURS[arm], lw=1.6, gid=f"ecdf-{arm}")
+            seaborn.ecdfplot(y=list(values.values()), ax=right, color=COLOURS[arm], lw=1.6, gid=f"ecdf-{arm}")
         all_values = [*arms.control.values(), *arms.sampler.values()]
         error_axis(
             left,

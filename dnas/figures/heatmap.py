@@ -1,4 +1,4 @@
-"""Heatmaps on an existing `Axes`."""
+"""Heatmaps, drawn by seaborn on an existing `Axes`. seaborn takes a second to import, so only drawing imports it."""
 
 from typing import Any
 
@@ -23,12 +23,24 @@ def draw_heatmap(axes: Axes, values: np.ndarray, norm: Normalize, cmap: str = SE
         lines: Width in points of white lines between the cells. Without lines the mesh is rasterized, because SVG and
             PDF viewers show seams between vector cells.
     """
+    import seaborn
+
     axes.grid(visible=False)
-    axes.spines[:].set_visible(False)
-    cells = np.ma.masked_invalid(values)
-    mesh = axes.pcolormesh(cells, cmap=cmap, norm=norm, linewidths=lines, edgecolors="white", rasterized=not lines)
-    axes.set(xlim=(0, values.shape[1]), ylim=(values.shape[0], 0), xticks=[], yticks=[])
+    seaborn.heatmap(
+        np.where(np.isfinite(values), values, 0.0),
+        mask=~np.isfinite(values),
+        ax=axes,
+        cmap=cmap,
+        norm=norm,
+        cbar=False,
+        xticklabels=False,
+        yticklabels=False,
+        linewidths=lines,
+        linecolor="white",
+        rasterized=not lines,
+    )
     axes.tick_params(length=0)
+    (mesh,) = (part for part in axes.collections if isinstance(part, QuadMesh))
     return mesh
 
 

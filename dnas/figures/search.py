@@ -113,6 +113,8 @@ def plot_distribution(
 
     comparison: Comparison of the first two studies, for the title.
     """
+    import seaborn
+
     label, factor = METRICS[objective].axis_label, METRICS[objective].scale
     (name, first), *rest = spread.items()
     middle = first.error[np.searchsorted(first.share, 0.5)]
@@ -129,10 +131,11 @@ def plot_distribution(
             axes.fill_between(
                 x, 100 * distribution.low, 100 * distribution.high, step="post", color=colour, alpha=0.15, lw=0
             )
-            axes.step(
-                [x[0], *x],
-                [0, *(100 * distribution.share)],
-                where="post",
+            seaborn.ecdfplot(
+                x=x,
+                weights=np.diff(distribution.share, prepend=0),
+                stat="percent",
+                ax=axes,
                 color=colour,
                 lw=1.8,
                 label=f"{study} ({distribution.n})",

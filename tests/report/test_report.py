@@ -227,7 +227,7 @@ def other_process(study: StudyFolder, tmp_path_factory: pytest.TempPathFactory) 
     code = (
         "import sys; from pathlib import Path; from dnas.report import write_report;"
         f"write_report({str(study.path)!r}, Path({str(out)!r}));"
-        "from matplotlib import pyplot;"
+        "from matplotlib import pyplot;"  # seaborn imports it too, but no figure may be in its state
         "sys.exit(bool({'optuna', 'torch'} & set(sys.modules) or pyplot.get_fignums()))"
     )
     return subprocess.run([sys.executable, "-c", code], check=False).returncode, out / "index.html"
