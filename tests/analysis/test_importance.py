@@ -293,7 +293,7 @@ def test_the_figures_state_the_result(study: StudyFolder) -> None:
     assert bars["growth_rate"] == pytest.approx(100 * shares_of(whole)["growth_rate", ""])
     assert right.get_title(loc="left").startswith(f"for the best tenth: R² {best.r2:.2f}")
     matrix = plot_interactions(whole)
-    assert title(matrix).startswith("The strongest interaction is growth_rate × connectivity")
+    assert title(matrix).startswith("growth_rate × connectivity interact beyond chance: ")
     texts = {text.get_text() for text in matrix.axes[0].texts}
     assert f"{100 * shares_of(whole)['growth_rate', 'connectivity']:.1f}" in texts
     doubtful = Fanova(whole.effects, 0.1, whole.trials, None, whole.forest)

@@ -42,7 +42,7 @@ def test_best_so_far_draws_each_arm_to_its_end() -> None:
 def test_a_distribution_is_drawn_in_percent() -> None:
     figure = figures.plot_distribution({"a": distribution([0.1, 0.2, 0.2, 0.3])})
     assert figures.title(figure) == "Half of 4 trials are at or below 20.00%"
-    np.testing.assert_allclose(line(figure, "edf-a"), [[10, 0], [10, 25], [20, 75], [30, 100]])
+    np.testing.assert_allclose(line(figure, "edf-a"), [[-np.inf, 0], [10, 25], [20, 75], [30, 100]])
     both = {"a": distribution([0.1]), "b": distribution([0.2])}
     figure = figures.plot_distribution(both, SpaceComparison(0.75, 0.0004, 0.5))
     assert figures.title(figure) == "A trial of a beats one of b in 75% of pairs (p\u00a0<\u00a00.001)"

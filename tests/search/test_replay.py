@@ -229,6 +229,6 @@ def test_extend_command_prints_the_next_command(capsys: pytest.CaptureFixture[st
     assert main(["extend", "s", "--max-params", "70_000"]) == 0
     out = capsys.readouterr().out
     assert "params: limit 60,000 -> 70,000" in out
-    assert "next  dnas search --study s --space digits_bc" in out
+    assert "next  dnas search --study s --trials N\n" in out
     Path("w.toml").write_text(Path(load_space("digits_bc").name + ".toml").name)
     assert main(["extend", "s", "--space", "w.toml"]) == 2

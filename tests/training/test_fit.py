@@ -317,7 +317,7 @@ def test_checkpoint_of_another_run_is_refused(digits: Dataset, tmp_path: Path) -
         InputError, match=r"belongs to another run, with seed=\(0, 0\) \(now \(1, 0\)\); choose another"
     ):
         fit(SPEC, digits, recipe(1), seed=(1, 0), folder=tmp_path)
-    with pytest.raises(InputError, match=r"belongs to another run, with epochs=1 \(now 2\)"):
+    with pytest.raises(InputError, match=r"belongs to another run, of 1 epoch \(now 2\)"):
         fit(SPEC, digits, recipe(2), seed=(0, 0), folder=tmp_path)
     with pytest.raises(InputError, match=r"belongs to another run, with dropout=0.2 \(now 0.1\)"):
         fit(dataclasses.replace(SPEC, dropout=0.1), digits, recipe(1), seed=(0, 0), folder=tmp_path)
