@@ -409,7 +409,7 @@ def test_slurm_job_searches_on_all_its_nodes(tmp_path: Path, stub: Path) -> None
     out, _ = process.communicate(timeout=patience(2 * PATIENCE))
     assert process.returncode == 0, out
     assert "3 of 3 nodes have joined" in out
-    assert "2 trials, 3 at once" in out
+    assert "Ray: 3 runs at once" in out
     assert [record.state for record in StudyFolder(tmp_path / "studies" / "s").records()] == ["complete"] * 2
     assert is_closed(port), "Ray was stopped"
     first, second = (line for line in log_of(stub) if line.startswith("srun "))

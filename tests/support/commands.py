@@ -65,6 +65,11 @@ class Command:
             )
         self.pid = int(self._channel.recv(16))
 
+    def __del__(self) -> None:
+        for resource in ("out", "errors", "_channel"):  # which warn if they are not closed
+            if hasattr(self, resource):
+                getattr(self, resource).close()
+
     def send_signal(self, number: int) -> None:
         os.kill(self.pid, number)
 
