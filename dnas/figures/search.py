@@ -68,6 +68,10 @@ def plot_best_so_far(progress: pd.DataFrame, objective: str = "val_error") -> Fi
         title += f" and {duration(since['seconds'])} of training"
         if never_improved(progress):
             title = f"No trial improved on the first complete one: {value}"
+            control = progress.loc[progress["arm"] == "control", "error"].min()
+            if np.isfinite(control):
+                title = f"The sampler stayed at its first value, {value}"
+                title += f"; the random control reached {METRICS[objective].format(control)}"
     else:
         title = "Only the random control has a complete trial"
     with styled():

@@ -185,7 +185,7 @@ def mattered(s: Study) -> dict[str, Any]:
             finding += "."
     if "best_so_far" in drawn and never_improved(best_so_far(s.records, s.objectives[0])):
         folded.add("best_so_far")
-        finding += " No trial improved on the first complete one."
+        finding += " The sampler did not improve on its first complete trial."
     if "timeline" in drawn and timeline(s.records, s.events)["lane"].max() == 0:
         folded.add("timeline")
     return {

@@ -29,7 +29,9 @@ def test_best_so_far_draws_each_arm_to_its_end() -> None:
         }
     )
     figure = figures.plot_best_so_far(found)
-    assert figures.title(figure) == "No trial improved on the first complete one: 20.00%"
+    assert figures.title(figure) == "The sampler stayed at its first value, 20.00%; the random control reached 30.00%"
+    alone = figures.plot_best_so_far(found[found["arm"] == "search"])
+    assert figures.title(alone) == "No trial improved on the first complete one: 20.00%"
     better = figures.plot_best_so_far(found.assign(error=[0.3, 0.2, 0.2, 0.3]))
     assert figures.title(better) == "20.00% was reached after 2 trials and 2 min 00 s of training"
     assert line(figure, "best-search-trials").tolist() == [[2, 0.2], [3, 0.2], [3, 0.2]]
