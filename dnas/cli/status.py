@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dnas.cli.output import console_or_pipe, counts_by_state, print_json
@@ -152,7 +153,7 @@ def _view(folder: "StudyFolder", rows: int | None) -> "RenderableType":
     ]
     return Group(
         f"{folder.name}   {config['space']['title']}",
-        f"{config['objective']} on {config['data']['title']}, recipe {recipe['name']} {recipe['epochs']} epochs,"
+        f"{config['objective']} on {_data_name(config['data'])}, recipe {recipe['name']} {recipe['epochs']} epochs,"
         f" seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}\n",
         table.table(len(records) if rows is None else rows) if records else "no trial yet",
         f"\n{footer}",
@@ -160,6 +161,15 @@ def _view(folder: "StudyFolder", rows: int | None) -> "RenderableType":
         *retrained,
         *([] if running or _has_ended(folder, config, records) else _hint(folder, config)),
     )
+
+
+def _data_name(data: dict[str, Any]) -> str:
+    """Return the title of a data set, or the path of a folder of images from the current folder."""
+    name = str(data.get("name", ""))
+    if not name.startswith("folder:"):
+        return str(data["title"])
+    path = Path(name.removeprefix("folder:"))
+    return f"folder:{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}"
 
 
 def _hint(folder: "StudyFolder", config: dict[str, Any]) -> list[str]:

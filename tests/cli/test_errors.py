@@ -221,6 +221,9 @@ def test_brackets_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
     study.write_config(config | {"space": config["space"] | {"title": "mine [v2] of [/s]"}})
     assert main(["status", "s"]) == 0
     assert "mine [v2] of [/s]" in capsys.readouterr().out
+    study.write_config(config | {"data": config["data"] | {"name": f"folder:{Path('pics [v2]').absolute()}"}})
+    assert main(["status", "s"]) == 0
+    assert " on folder:pics [v2], recipe" in capsys.readouterr().out
 
 
 def test_warnings_of_libraries_have_no_source_lines() -> None:
