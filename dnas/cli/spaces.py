@@ -69,7 +69,7 @@ def _write_template(name: str, family: str, dataset: str) -> Path:
     from dnas.space.template import space_template
     from dnas.study.folder import check_study_name
 
-    path = Path("search_spaces", check_study_name(name.removesuffix(".toml")) + ".toml")
+    path = Path("search_spaces", check_study_name(name.removesuffix(".toml"), "space") + ".toml")
     if path.exists():
         raise InputError(f"{path} exists; choose another name, or edit it.")
     text = space_template(path.stem, family, dataset)

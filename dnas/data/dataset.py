@@ -40,9 +40,7 @@ class Dataset:
     val_index: Tensor = field(repr=False)
     pixels: Pixels = field(repr=False)
     open_test: Opener | None = field(repr=False)
-    test_part: str | None = (
-        None  # how the test part was taken from images without parts; None if the data set has parts
-    )
+    test_part: str | None = None  # source of the test part of images without parts; None if the data set has parts
     workers: int | None = None  # processes that decode a stream; None for a default that suits the machine
     # (rank, count): `train_batches` yields slice `rank` of `count` nearly equal slices of each batch, and draws equal
     # random numbers for every rank. `batches` yields every `count`-th batch, starting with batch `rank`.

@@ -38,10 +38,10 @@ class StudyHeld(InputError):
     """Another process of this host is running the study in this folder."""
 
 
-def check_study_name(name: str) -> str:
-    """Return `name`; raise `InputError` if it is not a valid study name."""
+def check_study_name(name: str, kind: str = "study") -> str:
+    """Return `name`; raise `InputError` if it is not a valid name of a study, or of another `kind` of file."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or ".." in name:
-        raise InputError(f"a study's name is letters, digits, `.`, `_` and `-` (no `/`, no `..`), but got {name!r}.")
+        raise InputError(f"a {kind}'s name is letters, digits, `.`, `_` and `-` (no `/`, no `..`), but got {name!r}.")
     return name
 
 

@@ -254,7 +254,7 @@ def test_new_space_replaces_no_file(capsys: pytest.CaptureFixture[str]) -> None:
         ("verify nothing", "no study 'nothing'"),
         ("spaces show", "`dnas spaces show` needs a space's name"),
         ("spaces new", "`dnas spaces new` needs a space's name"),
-        ("spaces new ../mine", "a study's name is letters, digits"),
+        ("spaces new ../mine", "a space's name is letters, digits"),
         ("spaces new mine --family vgg", "no family of networks 'vgg'; there are densenet, resnet"),
         ("spaces new mine --dataset cifar11", "no data set 'cifar11'"),
         ("spaces show tiny --family resnet", "--family applies to `dnas spaces new` only."),
