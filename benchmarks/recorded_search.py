@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.recorded import CHOICES, Table, row_of
 from dnas.arch import Cost
 from dnas.arch.families import FAMILIES
-from dnas.cli.display import PlainLines
+from dnas.api.display import PlainLines
 from dnas.executors.runner import TrialRunner
 from dnas.executors.worker import Job, Message
 from dnas.search.driver import Driver

@@ -31,6 +31,7 @@ ORDER = [
     ["dnas.ablation"],
     ["dnas.report"],
     ["dnas.reproduce"],
+    ["dnas.api"],
     ["dnas.cli"],
     ["dnas.__main__"],
 ]

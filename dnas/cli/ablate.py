@@ -5,7 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dnas.cli.execution import check_machine
+from dnas.api.execution import check_machine
 from dnas.cli.output import print_json, printer, report_interruption
 from dnas.cli.parser import add_json, add_run_options, add_verbosity, positive_number, whole_number
 from dnas.errors import InputError
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dnas.ablation.plan import Plan
+    from dnas.api.execution import Execution
     from dnas.batch.planned import PlannedRun
-    from dnas.cli.execution import Execution
     from dnas.study.config import RunConfig
     from dnas.study.folder import StudyFolder
 
@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Return the exit status: 0 for success, 1 if the runs stopped early, 130 after Ctrl-C."""
     from dnas.ablation.parse import load_definition
-    from dnas.cli.execution import Execution
+    from dnas.api.execution import Execution
     from dnas.study.folder import StudyFolder, check_study_name
 
     as_json, dry_run, budget, max_seeds = bool(args.json), bool(args.dry_run), args.budget, args.max_seeds

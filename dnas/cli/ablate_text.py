@@ -9,8 +9,8 @@ from dnas.ablation.results import Ablation
 from dnas.analysis.metrics import METRICS
 from dnas.analysis.paired import Comparison
 from dnas.analysis.pairs import pairs_needed
+from dnas.api.display import state_counts
 from dnas.arch import format_name
-from dnas.cli.display import state_counts
 from dnas.cli.output import counts_by_state
 from dnas.formatting import joined, percent, several
 from dnas.study.config import RunConfig

@@ -12,7 +12,7 @@ from dnas.errors import InputError
 if TYPE_CHECKING:
     from dnas.analysis.ablation_path import Path as AblationPath
     from dnas.analysis.importance import Evidence
-    from dnas.cli.execution import Execution
+    from dnas.api.execution import Execution
     from dnas.study.folder import StudyFolder
 
 SUMMARY = "show the path from the default to the best network, one choice at a time"
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     from dnas.study.folder import find_study
 
     folder = find_study(args.study)  # before the slow imports
-    from dnas.cli.execution import Execution
+    from dnas.api.execution import Execution
 
     as_json, seeds, out, data_root = bool(args.json), args.seeds, args.out, args.data_root
     source, train, dry_run = args.source, args.train and not args.dry_run, args.dry_run

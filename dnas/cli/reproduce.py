@@ -37,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Return the exit status: 0 for success, 1 if the runs stopped early, 130 after Ctrl-C."""
+    from dnas.api.execution import Execution, check_machine
     from dnas.batch.planned import check_same_runs
-    from dnas.cli.execution import Execution, check_machine
     from dnas.cli.reproduce_text import as_json, describe_plan, describe_result, missing_runs
     from dnas.reproduce.targets import make_plan
     from dnas.study.folder import StudyFolder

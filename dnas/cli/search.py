@@ -1,9 +1,6 @@
 """`dnas search`: search a space for the best networks."""
 
 import argparse
-import dataclasses
-from functools import partial
-from pathlib import Path
 
 from dnas.cli.output import print_json, report_interruption
 from dnas.cli.parser import (
@@ -24,7 +21,6 @@ from dnas.cli.parser import (
     whole_number,
 )
 from dnas.errors import InputError
-from dnas.formatting import several
 
 SUMMARY = "search a space for the best networks"
 EXAMPLES = """  dnas search --space digits_bc --trials 20
@@ -120,63 +116,35 @@ def add_search_options(parser: argparse.ArgumentParser, study: Group) -> tuple[G
 
 
 def run(args: argparse.Namespace) -> int:
-    from dnas.cli.execution import Execution, check_machine
-    from dnas.cli.search_config import complete, default_study, make_config
-    from dnas.study.folder import StudyFolder, check_study_name
+    from dnas.api.options import SearchOptions
+    from dnas.api.search import prepare
 
-    args = complete(args)
-    as_json, dry_run, verbose = bool(args.json), bool(args.dry_run), bool(args.verbose)
+    as_json, dry_run = bool(args.json), bool(args.dry_run)
     if as_json and dry_run:
         raise InputError("--json prints the result of a search, but --dry-run has none; leave one of them out.")
     quiet = args.quiet or as_json
-    folder = StudyFolder(Path("studies") / check_study_name(args.study or default_study(args)))
-    if folder.exists and not dry_run:
-        from dnas.search.extend import settle
-
-        with folder.lock():  # refuses a study that another process is running
-            settle(folder)
-    config = make_config(args, folder.name, folder.config() if folder.exists else {})
-    check_machine(args.device, args.kernels)
+    search = prepare(SearchOptions.of(vars(args)), dry_run)
     if dry_run:
         from dnas.batch.forecast import describe, forecast
 
-        plan = forecast(config)
+        plan = forecast(search.config)
         print(describe(plan), flush=True)
         from dnas.batch.estimate import describe_time
 
         print(f"{describe_time(plan)}\nnothing was trained; remove --dry-run to start")
         return 0
-    from dnas.cli.search_opening import opening
-
-    local = args.executor == "local"
-    header = opening(config, config.run.workers if local else None)
+    header = search.opening()  # also checks the study on disk
     if not quiet:
         print(header, flush=True)
-    executor = None
-    if local:
-        from dnas.training.forkserver import start_forkserver
-
-        start_forkserver()
-    else:
-        side = args.image_size or config.space.fixed.get("image_size", 32)
-        executor, changes = Execution.of(args).connect_ray(config.study, side)
-        config = dataclasses.replace(config, run=dataclasses.replace(config.run, **changes))
-    from dnas.cli.display import make_display
-    from dnas.cli.search_text import as_json as result_as_json
-    from dnas.cli.search_text import closing
-    from dnas.search.run import search
-    from dnas.search.stopping import expected_epochs
-
-    display = make_display(quiet, verbose, partial(expected_epochs, config.stopping))
-    if executor is not None:
-        display.note(f"Ray: {several(min(config.run.workers, executor.workers), 'run')} at once")
+    study = search.config.study
     try:
-        with display:
-            outcome = search(config, display, executor)
+        outcome = search.run(quiet, bool(args.verbose))
     except KeyboardInterrupt:
-        return report_interruption(f"studies/{config.study}")
+        return report_interruption(f"studies/{study}")
+    from dnas.cli import search_text as text
+
     if as_json:
-        print_json(result_as_json(config.study, outcome))
+        print_json(text.as_json(study, outcome))
     else:
-        print(closing(config.study, outcome, config.trials))
+        print(text.closing(study, outcome, search.config.trials))
     return 1 if outcome.stopped_by else 0

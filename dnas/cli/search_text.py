@@ -5,7 +5,7 @@ from typing import Any
 
 from dnas.analysis.efficiency import pareto_front
 from dnas.analysis.metrics import METRICS
-from dnas.cli.display import state_counts
+from dnas.api.display import state_counts
 from dnas.cli.output import counts_by_state
 from dnas.executors.protocol import Outcome
 from dnas.formatting import count, percent, several

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 def _watch(folder: "StudyFolder") -> None:
     from rich.live import Live
 
-    from dnas.cli.display import ROWS
+    from dnas.api.display import ROWS
 
     console = console_or_pipe()
     with Live(console=console, auto_refresh=False, transient=True) as live:
@@ -136,7 +136,7 @@ def _view(folder: "StudyFolder", rows: int | None) -> "RenderableType":
     """Return the display of a study. rows: the largest number of trials to show; None shows all."""
     from rich.console import Group
 
-    from dnas.cli.display import LiveTable, state_lines
+    from dnas.api.display import LiveTable, state_lines
     from dnas.formatting import duration
 
     config, running = folder.config(), folder.is_running

@@ -1,6 +1,7 @@
 """`dnas worker`: train for a study that several machines share through a PostgreSQL database."""
 
 import argparse
+import dataclasses
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,8 +79,8 @@ def run(args: argparse.Namespace) -> int:
     import signal
     from functools import partial
 
-    from dnas.cli.display import make_display
-    from dnas.cli.search_opening import opening
+    from dnas.api.display import make_display
+    from dnas.api.opening import opening
     from dnas.cli.search_text import closing
     from dnas.cluster import queries
     from dnas.cluster.study import StoredStudy, create_study, load_data, options_of, read_config, shared_of
@@ -143,24 +144,24 @@ def _config(args: argparse.Namespace, database: "Database") -> "SearchConfig":
 
     import tomli_w
 
-    from dnas.cli.search_config import complete, make_config, with_defaults
+    from dnas.api.options import SearchOptions, complete, make_config
     from dnas.cluster import queries
     from dnas.cluster.worker import COMPLETE
     from dnas.study.config import check_same
 
-    stored = queries.read_study(database)
+    stored, options = queries.read_study(database), SearchOptions.of(vars(args))
     if stored is None:
-        if with_defaults(args).space is None:
+        if options.with_defaults().space is None:
             raise queries.missing_study(database)
-        return make_config(complete(args), args.study, {})
+        return make_config(complete(options), args.study, {})
     existing, end = tomllib.loads(stored[1]), stored[2]
     for name in ("subset", "image_size"):
         if (value := getattr(args, name)) not in (None, existing["data"].get(name)):
             raise InputError(
                 f"study {args.study} was started with {name} {existing['data'].get(name)}, but got {value}."
             )
-    args = argparse.Namespace(**vars(args) | {"trials": max(args.trials or 0, existing["trials"])})
-    config = make_config(args, args.study, existing)
+    options = dataclasses.replace(options, trials=max(args.trials or 0, existing["trials"]))
+    config = make_config(options, args.study, existing)
     check_same(args.study, existing, config)
     changes = {"trials": config.trials, "recipe": existing["recipe"] | {"epochs": config.space.recipe.epochs}}
     if existing | changes != existing and end is None:

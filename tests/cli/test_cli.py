@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from dnas.api.display import LiveTable, PlainLines, short_names
+from dnas.api.opening import opening
 from dnas.arch import FAMILIES, cost, parse_name
 from dnas.batch.forecast import Forecast, existing
 from dnas.cli import COMMANDS, command_module, main
-from dnas.cli.display import LiveTable, PlainLines, short_names
-from dnas.cli.search_opening import opening
 from dnas.data.parts import summarize
 from dnas.errors import InputError
 from dnas.executors.worker import Job, Message
@@ -561,7 +561,7 @@ def trial_record(number: int, state: str, epochs: int, **rest: object) -> TrialR
 
 def test_remaining_time_is_estimated_from_epochs_of_this_command(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr("dnas.cli.display.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("dnas.api.display.time.monotonic", lambda: clock[0])
     lines = PlainLines()
     records = [trial_record(0, "complete", 10), trial_record(1, "running", 4)]
     lines.opened(records, wanted=4)
@@ -584,7 +584,7 @@ def test_remaining_time_is_estimated_from_epochs_of_this_command(monkeypatch: py
 
 def test_remaining_time_counts_on_early_stopping(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr("dnas.cli.display.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("dnas.api.display.time.monotonic", lambda: clock[0])
     lines = PlainLines()
     lines.expected = partial(expected_epochs, "asha")  # one rung, after 4 of 10 epochs
     lines.opened([], wanted=10)

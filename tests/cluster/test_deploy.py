@@ -25,8 +25,8 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import cli as ray_commands
 
+from dnas.api.options import SearchOptions, complete
 from dnas.cli import make_parser
-from dnas.cli.search_config import complete
 from dnas.space.parse import space_files
 from dnas.study.folder import StudyFolder
 from tests.support import stubs
@@ -111,7 +111,7 @@ def test_dnas_accepts_every_command_line(file: str, line: str, monkeypatch: pyte
     if words[0] == "search":
         assert args.space is None or args.space in space_files()
         if args.trials is not None:
-            complete(args)  # checks options that depend on each other
+            complete(SearchOptions.of(vars(args)))  # checks options that depend on each other
 
 
 def test_page_has_only_existing_commands() -> None:

@@ -13,10 +13,10 @@ import pytest
 from dnas.analysis.efficiency import published_imagenet, published_table2
 from dnas.analysis.intervals import holm
 from dnas.analysis.scaling import IsoError
+from dnas.api.execution import Execution
 from dnas.arch import cost, parse_name, spec_from_dict
 from dnas.batch.runs import train_runs
 from dnas.cli import main
-from dnas.cli.execution import Execution
 from dnas.cli.reproduce_text import describe_plan
 from dnas.errors import InputError
 from dnas.executors.worker import Job, Message
@@ -145,7 +145,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(capsys: pytest.CaptureFixt
 
 def test_a_plan_counts_complete_runs_and_parallel_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny images on CPUs use one run per core."""
-    monkeypatch.setattr("dnas.cli.execution.cores", lambda: 7)
+    monkeypatch.setattr("dnas.api.execution.cores", lambda: 7)
     plan = make_plan("fig4-right", "smoke")
     means = Execution(device="cpu").run_config({"name": "digits"}, 8)
     assert (means.workers, means.threads) == (7, 1)

@@ -1,6 +1,5 @@
 """Execution of a command's runs, on this machine or on Ray, with a display."""
 
-import argparse
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,13 +43,20 @@ class Execution:
     verbose: bool = False
 
     @classmethod
-    def of(cls, args: argparse.Namespace, **changes: Any) -> "Execution":
-        """Read the options from `args`, with `changes`.
+    def of(cls, options: Any, **changes: Any) -> "Execution":
+        """Read the attributes of `options` that are fields of this class, with `changes`.
 
         Raises:
             InputError: The executor is unknown, or an option belongs to another executor.
         """
-        execution = cls(**{field.name: getattr(args, field.name) for field in dataclasses.fields(cls)} | changes)
+        execution = cls(
+            **{
+                field.name: getattr(options, field.name)
+                for field in dataclasses.fields(cls)
+                if hasattr(options, field.name)
+            }
+            | changes
+        )
         if execution.executor not in EXECUTORS:
             raise unknown("executor", execution.executor, EXECUTORS)
         check_device_name(execution.device)
@@ -111,8 +117,8 @@ class Execution:
         command: str = "",
     ) -> "Outcome":
         """Call `dnas.batch.runs.train_runs` with the executor and the display of the command."""
+        from dnas.api.display import make_display
         from dnas.batch.runs import train_runs
-        from dnas.cli.display import make_display
 
         executor: Executor | None = None
         if self.executor == "ray":
