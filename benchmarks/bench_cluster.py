@@ -63,7 +63,7 @@ def cluster(nodes: int, slots: int) -> Iterator[str]:
 def through_dnas(address: str, trials: int, seconds: float, workers: int) -> tuple[float, list[float]]:
     """Return the seconds from the first ask of a study to its last tell, and to each of its tells."""
     from dnas.executors.ray_tune import RayExecutor
-    from dnas.search.run import search
+    from dnas.strategy.run import search
     from tests.support.analytic import Silent, search_config
 
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):

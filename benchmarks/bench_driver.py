@@ -24,9 +24,9 @@ import optuna
 from dnas.arch import DenseNetSpec, cost
 from dnas.executors.runner import TrialRunner
 from dnas.executors.worker import Job, Message
-from dnas.search.distributions import distributions
-from dnas.search.driver import Driver
 from dnas.space.parse import load_space
+from dnas.strategy.distributions import distributions
+from dnas.strategy.driver import Driver
 from dnas.study.config import RunConfig, SearchConfig
 from dnas.study.folder import StudyFolder, read_study
 from dnas.study.record import TrialRecord

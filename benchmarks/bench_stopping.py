@@ -1,4 +1,4 @@
-"""Savings and losses of early stopping: the rules of `dnas.search.stopping` on learning curves, on a simulated clock.
+"""Savings and losses of early stopping: the rules of `dnas.strategy.stopping` on learning curves, on a simulated clock.
 
     python benchmarks/bench_stopping.py > benchmarks/results/stopping.md
 
@@ -25,8 +25,8 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from dnas.search.stopping import STRATA, Ladder
 from dnas.space.pareto import hypervolume
+from dnas.strategy.stopping import STRATA, Ladder
 
 WORKERS = 4
 EPOCHS = 27

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from dnas.executors.lease import read_lease
-from dnas.search.replay import replay, retrain_trial
+from dnas.strategy.replay import replay, retrain_trial
 from dnas.study.folder import StudyFolder
 
 NO_PROCESS = "no process"

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.recorded import CHOICES, Table, row_of
+from dnas.api.display import PlainLines
 from dnas.arch import Cost
 from dnas.arch.families import FAMILIES
-from dnas.api.display import PlainLines
 from dnas.executors.runner import TrialRunner
 from dnas.executors.worker import Job, Message
-from dnas.search.driver import Driver
 from dnas.space.parse import load_space
 from dnas.space.space import Limits, Space
+from dnas.strategy.driver import Driver
 from dnas.study.config import RunConfig, SearchConfig
 from dnas.study.folder import StudyFolder
 

@@ -122,8 +122,8 @@ class Simulated:
 def simulate(workers: int, trials: int, sampler: str, seconds: float) -> dict[str, Any]:
     from benchmarks.bench_driver import DATA
     from dnas.executors.runner import TrialRunner
-    from dnas.search.driver import Driver
     from dnas.space.parse import load_space
+    from dnas.strategy.driver import Driver
     from dnas.study.config import RunConfig, SearchConfig
     from dnas.study.folder import StudyFolder
     from tests.support.analytic import Silent

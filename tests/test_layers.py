@@ -23,7 +23,7 @@ ORDER = [
     ["dnas.space"],
     ["dnas.study"],
     ["dnas.executors"],
-    ["dnas.search"],
+    ["dnas.strategy"],
     ["dnas.batch"],
     ["dnas.cluster", "dnas.export"],
     ["dnas.analysis"],
@@ -44,12 +44,12 @@ HOMES = {
         "dnas.data",
         "dnas.training",
         "dnas.executors",
-        "dnas.search",
+        "dnas.strategy",
         "dnas.batch",
         "dnas.export",
         "dnas.analysis",
     },
-    "optuna": {"dnas.search"},
+    "optuna": {"dnas.strategy"},
     "matplotlib": {"dnas.figures", "dnas.report", "dnas.cli", "dnas.reproduce"},
     "seaborn": {"dnas.figures"},
     "sklearn": {"dnas.data", "dnas.analysis"},
@@ -167,7 +167,7 @@ def test_a_search_imports_no_more_than_it_needs() -> None:
     """
     code = """if True:
         import sys
-        import dnas.analysis.efficiency, dnas.search.driver, dnas.nn
+        import dnas.analysis.efficiency, dnas.strategy.driver, dnas.nn
         from dnas.data import load_dataset
         load_dataset("digits")
         assert not {"torch._dynamo", "scipy.stats", "sklearn"} & set(sys.modules)

@@ -14,7 +14,7 @@ import pandas as pd
 
 from dnas.analysis.intervals import mean_ranks, welch_interval
 from dnas.formatting import p_value
-from dnas.search.state import stop_epochs
+from dnas.strategy.state import stop_epochs
 
 # Sum of the normal quantiles 0.975 and 0.8, for a two-sided test at 5% with a power of 80%.
 _QUANTILES = 1.959963984540054 + 0.8416212335729143

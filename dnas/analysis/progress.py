@@ -12,7 +12,7 @@ from dnas.analysis.efficiency import Front
 from dnas.analysis.intervals import percentile_interval, spearman
 from dnas.errors import InputError
 from dnas.formatting import p_value
-from dnas.search.state import training_spans
+from dnas.strategy.state import training_spans
 from dnas.study.record import TrialRecord
 
 ENDED = ("complete", "stopped", "paused", "infeasible", "failed")

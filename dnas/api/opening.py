@@ -3,7 +3,7 @@
 from dnas.batch.forecast import existing, forecast
 from dnas.data.parts import size_warnings
 from dnas.formatting import count, joined, several
-from dnas.search.stopping import LEAST_EPOCHS, Ladder
+from dnas.strategy.stopping import LEAST_EPOCHS, Ladder
 from dnas.study.config import SearchConfig
 
 SAMPLERS = {"gp": "Gaussian process", "tpe": "TPE", "nsga2": "NSGA-II"}

@@ -113,8 +113,8 @@ def make_config(options: SearchOptions, study: str, existing: Mapping[str, Any])
         study: Name of the study.
         existing: Content of its study.toml, for options that are not given; empty for a new study.
     """
-    from dnas.search.proposals import DEFAULT_SAMPLER, check_sampler
-    from dnas.search.stopping import check_stopping
+    from dnas.strategy.proposals import DEFAULT_SAMPLER, check_sampler
+    from dnas.strategy.stopping import check_stopping
 
     space = _space(options, existing)
     objectives = read_objectives(options.objective or existing.get("objective", "val_error"))

@@ -42,8 +42,8 @@ class PreparedSearch:
             executor, changes = Execution.of(self.options).connect_ray(config.study, side)
             config = dataclasses.replace(config, run=dataclasses.replace(config.run, **changes))
         from dnas.api.display import make_display
-        from dnas.search.run import search as run_search
-        from dnas.search.stopping import expected_epochs
+        from dnas.strategy.run import search as run_search
+        from dnas.strategy.stopping import expected_epochs
 
         display = make_display(quiet, verbose, partial(expected_epochs, config.stopping))
         if executor is not None:
@@ -65,7 +65,7 @@ def prepare(options: SearchOptions, dry_run: bool = False) -> PreparedSearch:
     options = complete(options)
     folder = StudyFolder(Path("studies") / check_study_name(options.study or default_study(options)))
     if folder.exists and not dry_run:
-        from dnas.search.extend import settle
+        from dnas.strategy.extend import settle
 
         with folder.lock():  # refuses a study that another process is running
             settle(folder)

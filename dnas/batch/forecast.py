@@ -9,8 +9,8 @@ from statistics import median
 from dnas.arch import Cost, Spec
 from dnas.data.parts import Summary, size_warnings, summarize
 from dnas.formatting import count, several, size
-from dnas.search.stopping import expected_epochs
 from dnas.space.space import Space, check_fits
+from dnas.strategy.stopping import expected_epochs
 from dnas.study.config import SearchConfig, check_objectives, check_same
 from dnas.study.folder import StudyFolder
 from dnas.study.record import STATES, TrialRecord

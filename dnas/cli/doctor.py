@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     dry_run, as_json = bool(args.dry_run), bool(args.json)
     folder = find_study(args.study)  # before the slow imports
     from dnas.formatting import several
-    from dnas.search.doctor import BAD_RECORD, diagnose
+    from dnas.strategy.doctor import BAD_RECORD, diagnose
 
     running = dry_run and folder.is_running
     if running and not as_json:

@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from dnas.search.extend import extend
     from dnas.space.parse import load_space
+    from dnas.strategy.extend import extend
     from dnas.study.config import space_of
     from dnas.study.folder import find_study
 

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _decide(folder: "StudyFolder", as_json: bool) -> int:
     from dnas.formatting import several
-    from dnas.search.replay import replay
+    from dnas.strategy.replay import replay
 
     result = replay(folder)
     if as_json:
@@ -63,7 +63,7 @@ def _decide(folder: "StudyFolder", as_json: bool) -> int:
 
 def _retrain(folder: "StudyFolder", trial: int, device: str | None, as_json: bool) -> int:
     from dnas.formatting import percent, several
-    from dnas.search.replay import retrain_trial
+    from dnas.strategy.replay import retrain_trial
 
     show = printer(quiet=as_json)
     retrained = retrain_trial(

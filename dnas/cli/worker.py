@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     from dnas.executors.local import LocalExecutor
     from dnas.executors.shared_storage import SharedStorage
     from dnas.formatting import several
-    from dnas.search.stopping import expected_epochs
+    from dnas.strategy.stopping import expected_epochs
     from dnas.training.defaults import default_workers
     from dnas.training.devices import list_devices
     from dnas.training.forkserver import start_forkserver

@@ -17,8 +17,8 @@ from dnas.errors import InputError
 from dnas.executors.shared_storage import SharedStorage
 from dnas.formatting import first_line, redact
 from dnas.io import write_atomic
-from dnas.search.state import ENDED
 from dnas.space.space import check_fits
+from dnas.strategy.state import ENDED
 from dnas.study.config import (
     UNLIMITED_WORKERS,
     SearchConfig,

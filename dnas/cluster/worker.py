@@ -21,8 +21,8 @@ from dnas.executors.lease import LeaseLost
 from dnas.executors.process import Message
 from dnas.executors.protocol import Executor, Outcome, Show
 from dnas.formatting import percent, several
-from dnas.search.driver import Driver
-from dnas.search.run import search_and_retrain
+from dnas.strategy.driver import Driver
+from dnas.strategy.run import search_and_retrain
 from dnas.study.config import SearchConfig
 from dnas.study.folder import StudyHeld
 

@@ -23,7 +23,7 @@ class Outcome:
 
 
 class Source(Protocol):
-    """Supplies the runs of one study and interprets their results. `dnas.search.driver.Driver` is one.
+    """Supplies the runs of one study and interprets their results. `dnas.strategy.driver.Driver` is one.
 
     The job of a record identifies its run: `job.key` names it for the executor, and `job.folder` holds its files.
     """

@@ -41,7 +41,7 @@ from dnas.report.tables import (
     to_markdown,
     written_cells,
 )
-from dnas.search.script import script_of
+from dnas.strategy.script import script_of
 from dnas.study.record import STATES, TrialRecord
 
 

@@ -23,8 +23,8 @@ from dnas.figures.search import never_improved
 from dnas.formatting import size
 from dnas.report.data import Study, listed, objective_of, value
 from dnas.report.figures import histories
-from dnas.search.script import script_of
 from dnas.space.parse import parse_space
+from dnas.strategy.script import script_of
 from dnas.study.folder import StudyFolder
 from dnas.study.record import STATES, TrialRecord
 

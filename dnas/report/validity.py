@@ -13,7 +13,7 @@ from dnas.analysis.metrics import METRICS
 from dnas.analysis.progress import fidelity
 from dnas.formatting import percent
 from dnas.report.data import Study, listed, objective_of, value
-from dnas.search.state import count_pauses, stop_epochs
+from dnas.strategy.state import count_pauses, stop_epochs
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from dnas.report.data import read_for_report
 from dnas.report.figures import draw_all
 from dnas.report.page import write_page, write_table
 from dnas.report.validity import checks
-from dnas.search.script import script_of
+from dnas.strategy.script import script_of
 from dnas.study.folder import find_study
 
 WATCH_SECONDS = 15  # interval between two versions of a watched page

@@ -84,7 +84,7 @@ def search_script(stages: Sequence[Mapping[str, Any]], project: Path) -> Script:
     """Return the commands that repeat a search.
 
     Args:
-        stages: Inputs of the study, before and after each of its extensions: see `dnas.search.state.stages`.
+        stages: Inputs of the study, before and after each of its extensions: see `dnas.strategy.state.stages`.
         project: Folder in which the study's relative paths start.
     """
     first, *rest = stages

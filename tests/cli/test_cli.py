@@ -25,8 +25,8 @@ from dnas.data.parts import summarize
 from dnas.errors import InputError
 from dnas.executors.worker import Job, Message
 from dnas.formatting import duration
-from dnas.search.stopping import expected_epochs
 from dnas.space.parse import load_space
+from dnas.strategy.stopping import expected_epochs
 from dnas.study.folder import StudyFolder, find_study
 from dnas.study.record import TrialRecord
 from dnas.training.checkpoint import load_run
@@ -360,7 +360,7 @@ def test_threads_wait_without_spinning(monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
-# --- searches with analytic runs (tests/search/test_processes.py has real ones) ---
+# --- searches with analytic runs (tests/strategy/test_processes.py has real ones) ---
 
 
 def use_analytic_executors(
@@ -377,7 +377,7 @@ def use_analytic_executors(
         def _result(self, row: dict[str, object], finished: bool) -> dict[str, object]:
             return super()._result(row, finished) | {"test_error": 0.125, "test_loss": 0.5}
 
-    monkeypatch.setattr("dnas.search.run.LocalExecutor", Analytic)
+    monkeypatch.setattr("dnas.strategy.run.LocalExecutor", Analytic)
     return executors
 
 

@@ -35,7 +35,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 FOLDER = "dnas.study.folder.StudyFolder."
 PLACES: dict[str, list[tuple[str, str]]] = {
     "search": [
-        ("search --space tiny --trials 1 -q", "dnas.search.run.load_dataset"),
+        ("search --space tiny --trials 1 -q", "dnas.strategy.run.load_dataset"),
         ("search --space tiny --trials 1 -q", FOLDER + "create"),
         ("search --space tiny --trials 1 --dry-run", "dnas.space.parse.read_text"),
     ],
@@ -61,7 +61,7 @@ PLACES: dict[str, list[tuple[str, str]]] = {
     "pull": [("pull s --storage postgresql://u@h/d", "dnas.cluster.database.Database.__init__")],
     "extend": [("extend s --space tiny", FOLDER + "config")],
     "replay": [("replay s", FOLDER + "config"), ("replay s", FOLDER + "events")],
-    "doctor": [("doctor s", FOLDER + "lock"), ("doctor s --dry-run", "dnas.search.doctor.diagnose")],
+    "doctor": [("doctor s", FOLDER + "lock"), ("doctor s --dry-run", "dnas.strategy.doctor.diagnose")],
 }
 ERRORS = [
     (PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/data/x"), "dnas: /data/x: Permission denied; "),

@@ -23,8 +23,8 @@ from dnas.errors import InputError
 from dnas.executors.local import LocalExecutor
 from dnas.executors.shared_storage import SharedStorage
 from dnas.executors.worker import Job, Message
-from dnas.search.run import search
 from dnas.space.parse import load_space
+from dnas.strategy.run import search
 from dnas.study.config import SearchConfig
 from dnas.study.folder import StudyFolder
 from tests.support.analytic import AnalyticExecutor, Silent, search_config

@@ -318,7 +318,7 @@ def test_missing_gpu_is_an_error() -> None:
 SCRIPT = """
 print("my program runs", flush=True)
 from dnas.api.display import PlainLines
-from dnas.search.run import search
+from dnas.strategy.run import search
 from dnas.space.parse import load_space
 from dnas.study.config import RunConfig, SearchConfig
 

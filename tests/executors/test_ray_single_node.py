@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dnas.search.run import search
+from dnas.strategy.run import search
 from dnas.study.folder import StudyFolder
 from tests.support.analytic import Silent
 from tests.support.commands import Command

@@ -17,7 +17,7 @@ from dnas.cli import main
 from dnas.errors import InputError
 from dnas.executors import ray_tune
 from dnas.executors.ray_tune import RayExecutor, connect
-from dnas.search.run import search
+from dnas.strategy.run import search
 from dnas.study.folder import StudyFolder
 from dnas.study.record import TrialRecord
 from dnas.training.checkpoint import digest_of_weights, read_checkpoint

@@ -9,9 +9,9 @@ import pytest
 
 from dnas.arch import DenseNetSpec, cost
 from dnas.errors import InputError
-from dnas.search.distributions import distributions
 from dnas.space.parse import load_space, parse_space, space_files
 from dnas.space.space import Limits
+from dnas.strategy.distributions import distributions
 
 GOOD = """# A space for this test
 dataset = "digits"

@@ -13,7 +13,7 @@ from dnas.executors.runner import measured_kernels
 from dnas.executors.worker import Job, Message
 from dnas.nn import kernels_or_plain
 from dnas.nn.kernels import unavailable_reason
-from dnas.search.run import search
+from dnas.strategy.run import search
 from dnas.study.config import RunConfig
 from dnas.study.folder import StudyFolder
 from dnas.study.record import new_record

@@ -8,9 +8,9 @@ import pytest
 
 from dnas.cli import main
 from dnas.executors.worker import Job, Message
-from dnas.search.run import search
-from dnas.search.script import script_of
 from dnas.space.parse import load_space
+from dnas.strategy.run import search
+from dnas.strategy.script import script_of
 from dnas.study.commands import Script, _notes, list_script, resume_command
 from dnas.study.folder import StudyFolder
 from tests.support.analytic import AnalyticExecutor, Silent, search_config
@@ -31,7 +31,7 @@ weight_decay = 2e-4"""  # no newline at its end
 
 @pytest.fixture(autouse=True)
 def _without_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("dnas.search.run", "dnas.batch.runs"):
+    for module in ("dnas.strategy.run", "dnas.batch.runs"):
         monkeypatch.setattr(f"{module}.LocalExecutor", lambda workers, devices: AnalyticExecutor())
     monkeypatch.setattr("dnas.training.forkserver.start_forkserver", lambda: None)
 
@@ -128,7 +128,7 @@ def test_a_search_of_other_data_is_named_after_them_and_resumes_with_them(
     assert [path.name for path in Path("studies").iterdir()] == ["digits_bc"]
     assert [record.data["title"] for record in StudyFolder(Path("studies/digits_bc")).records()] == ["pics"] * 3
     capsys.readouterr()
-    monkeypatch.setattr("dnas.search.run.load_dataset", None)  # the check precedes a download
+    monkeypatch.setattr("dnas.strategy.run.load_dataset", None)  # the check precedes a download
     assert main([*search, "3", "--study", "digits_bc", "--dataset", "cifar10"]) == 2
     assert "study digits_bc was started with another data set pics (now CIFAR-10)" in capsys.readouterr().err
 

@@ -188,7 +188,7 @@ if __name__ == "__main__":
 
     import dnas.cli
     import dnas.executors.worker
-    import dnas.search.run  # noqa: F401
+    import dnas.strategy.run  # noqa: F401
 
     gc.freeze()
     gc.enable()

@@ -13,9 +13,9 @@ from dnas.errors import InputError
 from dnas.executors import ray_tune
 from dnas.executors.protocol import Outcome
 from dnas.executors.ray_tune import RayExecutor, connect
-from dnas.search.proposals import DEFAULT_SAMPLER
-from dnas.search.run import search
 from dnas.space.parse import load_space
+from dnas.strategy.proposals import DEFAULT_SAMPLER
+from dnas.strategy.run import search
 from dnas.study.config import SearchConfig
 from dnas.study.folder import StudyFolder
 from dnas.study.record import TrialRecord

@@ -11,8 +11,10 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from dnas.arch import DenseNetSpec
 from dnas.errors import InputError
-from dnas.search.distributions import distributions
-from dnas.search.proposals import (
+from dnas.space.parse import load_space, parse_space
+from dnas.space.space import Space
+from dnas.strategy.distributions import distributions
+from dnas.strategy.proposals import (
     SAMPLERS,
     Exhausted,
     Proposal,
@@ -22,11 +24,9 @@ from dnas.search.proposals import (
     make_sampler,
     propose,
 )
-from dnas.search.samplers.problem import Problem, Told
-from dnas.search.samplers.tpe import frozen_trial
-from dnas.search.state import SearchState
-from dnas.space.parse import load_space, parse_space
-from dnas.space.space import Space
+from dnas.strategy.samplers.problem import Problem, Told
+from dnas.strategy.samplers.tpe import frozen_trial
+from dnas.strategy.state import SearchState
 from dnas.study.config import check_objectives
 
 RARE = """# Almost no network of this space is inside the limits
@@ -98,7 +98,7 @@ def test_samplers_search_a_space_with_a_tiny_feasible_region(sampler: str, rare:
 
 def test_walks_into_a_rare_region_are_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a space that can be enumerated, 20 walks per feasible point are uniform by a chi-square test."""
-    monkeypatch.setattr("dnas.search.samplers.feasible.PLAIN_DRAWS", 0)
+    monkeypatch.setattr("dnas.strategy.samplers.feasible.PLAIN_DRAWS", 0)
     text = RARE.replace("[2, 128]", "[2, 4]").replace("[1, 64]", "[1, 8]").replace("[0.3, 1.0]", "[0.5, 0.5]")
     space = parse_space(text.replace("12_000", "1_300").replace("4_000_000", "700_000"), "r", "r")
     region = Region(space, ("val_error",))

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dnas.search.samplers.gp import Coding, Process, distances, expected_improvement, propose_gp, volume_improvement
-from dnas.search.samplers.gp import _fit as fit_hyperparameters
-from dnas.search.samplers.gp import _misfit as misfit
-from dnas.search.samplers.nsga2 import comparable, crossover, mutate, propose_nsga2
-from dnas.search.samplers.problem import Exhausted, Problem, Sampler, Told
-from dnas.search.samplers.random_grid import FLOAT_VALUES, Grid, propose_grid, propose_random
 from dnas.space.pareto import hypervolume, nondominated_ranks
 from dnas.space.space import Choice
+from dnas.strategy.samplers.gp import Coding, Process, distances, expected_improvement, propose_gp, volume_improvement
+from dnas.strategy.samplers.gp import _fit as fit_hyperparameters
+from dnas.strategy.samplers.gp import _misfit as misfit
+from dnas.strategy.samplers.nsga2 import comparable, crossover, mutate, propose_nsga2
+from dnas.strategy.samplers.problem import Exhausted, Problem, Sampler, Told
+from dnas.strategy.samplers.random_grid import FLOAT_VALUES, Grid, propose_grid, propose_random
 
 CHOICES = (
     Choice("width", "width", "int", 4, 40, 4),

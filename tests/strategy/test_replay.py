@@ -8,12 +8,12 @@ import pytest
 
 from dnas.cli import main
 from dnas.errors import InputError
-from dnas.search.extend import extend, settle
-from dnas.search.replay import replay
-from dnas.search.run import search
 from dnas.space.parse import load_space, parse_space
+from dnas.strategy.extend import extend, settle
+from dnas.strategy.replay import replay
+from dnas.strategy.run import search
 from dnas.study.folder import StudyFolder
-from tests.search.test_driver import AnalyticExecutor, InTurn, essence, records
+from tests.strategy.test_driver import AnalyticExecutor, InTurn, essence, records
 from tests.support.analytic import Silent
 from tests.support.analytic import search_config as config_of
 

@@ -18,10 +18,10 @@ from scipy.optimize import minimize
 from scipy.special import ndtr, ndtri
 from scipy.stats import rankdata
 
-from dnas.search.samplers.nsga2 import comparable
-from dnas.search.samplers.problem import Problem, Told
 from dnas.space.pareto import nondominated_ranks
 from dnas.space.space import Choice
+from dnas.strategy.samplers.nsga2 import comparable
+from dnas.strategy.samplers.problem import Problem, Told
 
 STARTUP_TRIALS = 10  # random trials before the first model
 MODEL_TRIALS = 200  # largest number of trials in the model: the best ones and a sample of the others

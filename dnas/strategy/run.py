@@ -7,12 +7,12 @@ from dnas.executors.local import LocalExecutor
 from dnas.executors.protocol import Executor, Outcome, Show
 from dnas.executors.runner import TrialRunner
 from dnas.nn.kernels import check_kernels
-from dnas.search.driver import Driver
-from dnas.search.extend import settle
-from dnas.search.optuna_mirror import open_mirror
-from dnas.search.retrain import retrain_best
-from dnas.search.stopping import check_stopping
 from dnas.space.space import check_fits
+from dnas.strategy.driver import Driver
+from dnas.strategy.extend import settle
+from dnas.strategy.optuna_mirror import open_mirror
+from dnas.strategy.retrain import retrain_best
+from dnas.strategy.stopping import check_stopping
 from dnas.study.config import SearchConfig, check_objectives, check_same, frozen_inputs, run_facts
 from dnas.study.folder import StudyFolder
 from dnas.training.devices import list_devices

@@ -15,9 +15,9 @@ from typing import Any
 from dnas.executors.job import make_job, take_result
 from dnas.executors.process import Job
 from dnas.executors.protocol import Show
-from dnas.search.proposals import Exhausted, Region, make_sampler, propose
-from dnas.search.state import ENDED, SearchState, Trial, record_of
 from dnas.space.space import Space
+from dnas.strategy.proposals import Exhausted, Region, make_sampler, propose
+from dnas.strategy.state import ENDED, SearchState, Trial, record_of
 from dnas.study.config import SearchConfig, without_none
 from dnas.study.folder import StudyFolder
 from dnas.study.provenance import git_commit, versions

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from benchmarks.bench_stopping import Curve, compare, interval, planted, simulate
 from dnas.errors import InputError
-from dnas.search.stopping import REDUCTION, STOPPINGS, Ladder, _PlainRung, _Rung, brackets, check_stopping, rungs
+from dnas.strategy.stopping import REDUCTION, STOPPINGS, Ladder, _PlainRung, _Rung, brackets, check_stopping, rungs
 
 SEEDS = range(30)
 

@@ -15,9 +15,9 @@ from threadpoolctl import ThreadpoolController
 
 from dnas.arch import Spec
 from dnas.errors import InputError, did_you_mean
-from dnas.search.samplers.feasible import Region
-from dnas.search.samplers.problem import Exhausted, Problem, Sampler, Told
-from dnas.search.state import SearchState
+from dnas.strategy.samplers.feasible import Region
+from dnas.strategy.samplers.problem import Exhausted, Problem, Sampler, Told
+from dnas.strategy.state import SearchState
 from dnas.study.config import DEFAULT_SAMPLER
 
 __all__ = [
@@ -69,7 +69,7 @@ def check_sampler(name: str, objectives: tuple[str, ...]) -> str:
 
 def make_sampler(name: str) -> Sampler:
     module, member = _MEMBERS[name]
-    attribute = getattr(importlib.import_module(f"dnas.search.samplers.{module}"), member)
+    attribute = getattr(importlib.import_module(f"dnas.strategy.samplers.{module}"), member)
     sampler: Sampler = attribute() if isinstance(attribute, type) else attribute
     return sampler
 

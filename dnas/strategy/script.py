@@ -1,6 +1,6 @@
 """Commands that repeat a study, from its folder."""
 
-from dnas.search.state import stages
+from dnas.strategy.state import stages
 from dnas.study.commands import Script, list_script, search_script
 from dnas.study.config import LIST
 from dnas.study.folder import StudyFolder

@@ -19,11 +19,11 @@ from dnas.cli import main
 from dnas.data import load_dataset
 from dnas.executors.lease import Lease, read_lease
 from dnas.executors.worker import Job, Message
-from dnas.search import doctor
-from dnas.search.doctor import Finding, diagnose
-from dnas.search.optuna_mirror import mirror_agrees
-from dnas.search.run import search
 from dnas.space.parse import load_space
+from dnas.strategy import doctor
+from dnas.strategy.doctor import Finding, diagnose
+from dnas.strategy.optuna_mirror import mirror_agrees
+from dnas.strategy.run import search
 from dnas.study.folder import StudyFolder
 from dnas.study.record import TrialRecord
 from dnas.training.checkpoint import load_run, weights_digest
@@ -612,7 +612,7 @@ def test_study_of_dnas_0_1_is_left_unchanged() -> None:
 
 @pytest.mark.usefixtures("interrupted")
 def test_record_from_before_the_space_was_widened_is_rebuilt() -> None:
-    extend = pytest.importorskip("dnas.search.extend").extend
+    extend = pytest.importorskip("dnas.strategy.extend").extend
     whole = study().records()[COMPLETE]
     text = load_space("digits_bc").text.replace("[4, 16], step = 4", "[4, 24], step = 4")
     Path("wider.toml").write_text(text)

@@ -25,9 +25,9 @@ from dnas.executors.lease import EXPIRY_SECONDS, Lease, LeaseHeld, is_dead, read
 from dnas.executors.lease import NAME as LEASE
 from dnas.formatting import joined, several
 from dnas.io import complete_lines, read_toml, remove_torn
-from dnas.search.optuna_mirror import NAME as MIRROR
-from dnas.search.optuna_mirror import mirror_agrees, remove_mirror, sync_mirror
-from dnas.search.state import ENDED, OldLog, SearchState, Trial, record_of, with_changes
+from dnas.strategy.optuna_mirror import NAME as MIRROR
+from dnas.strategy.optuna_mirror import mirror_agrees, remove_mirror, sync_mirror
+from dnas.strategy.state import ENDED, OldLog, SearchState, Trial, record_of, with_changes
 from dnas.study.config import DEFAULTS, check_proposed, objectives_of, space_of
 from dnas.study.folder import StudyFolder
 from dnas.study.record import STATES, TrialRecord

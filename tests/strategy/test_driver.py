@@ -17,9 +17,9 @@ from dnas.errors import InputError
 from dnas.executors.lease import LeaseInfo
 from dnas.executors.protocol import Outcome
 from dnas.executors.worker import Job, Message
-from dnas.search.run import search
-from dnas.search.state import SearchState
 from dnas.space.parse import load_space, parse_space
+from dnas.strategy.run import search
+from dnas.strategy.state import SearchState
 from dnas.study.folder import StudyFolder, check_study_name, find_study, read_study
 from dnas.study.record import TrialRecord, rank
 from tests.support.analytic import AnalyticExecutor, Silent, Trouble, changed

@@ -18,10 +18,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from dnas.errors import InputError
 from dnas.executors.worker import Job, Message
-from dnas.search import optuna_mirror as mirror
-from dnas.search.optuna_mirror import FINGERPRINT, Mirror, mirror_agrees, open_mirror, sync_mirror
-from dnas.search.run import search
 from dnas.space.parse import load_space
+from dnas.strategy import optuna_mirror as mirror
+from dnas.strategy.optuna_mirror import FINGERPRINT, Mirror, mirror_agrees, open_mirror, sync_mirror
+from dnas.strategy.run import search
 from dnas.study.folder import StudyFolder
 from dnas.study.record import TrialRecord
 from tests.support.analytic import AnalyticExecutor, Silent, search_config
@@ -520,7 +520,7 @@ def test_end_does_not_wait_for_a_hanging_database(monkeypatch: pytest.MonkeyPatc
 
 def test_importing_the_mirror_does_not_import_optuna_or_sqlalchemy() -> None:
     heavy = "('optuna', 'sqlalchemy', 'torch')"
-    code = f"import sys, dnas.search.optuna_mirror; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, dnas.strategy.optuna_mirror; print([m for m in {heavy} if m in sys.modules])"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert process.stdout.strip() == "[]"
 

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from dnas.errors import InputError
 from dnas.io import complete_lines
-from dnas.search.optuna_storage import (
+from dnas.strategy.optuna_storage import (
     IDENTITY,
     cause_of,
     described,
@@ -41,7 +41,7 @@ from dnas.search.optuna_storage import (
     named_storage,
     shown_url,
 )
-from dnas.search.state import Trial, TrialLog, before_changes
+from dnas.strategy.state import Trial, TrialLog, before_changes
 from dnas.study.config import DEFAULTS, objectives_of
 from dnas.study.folder import StudyFolder
 from dnas.study.record import TrialRecord

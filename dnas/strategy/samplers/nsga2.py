@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from dnas.search.samplers.problem import Problem, Told
 from dnas.space.pareto import crowding, nondominated_ranks
 from dnas.space.space import Choice
+from dnas.strategy.samplers.problem import Problem, Told
 
 POPULATION = 20  # also the number of random trials before parents are selected
 CROSSOVER = 0.9  # fraction of children with two parents; the others are mutants of one parent

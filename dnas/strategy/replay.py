@@ -10,8 +10,8 @@ from typing import Any
 from dnas.arch import spec_from_dict
 from dnas.data import load_dataset
 from dnas.errors import InputError
-from dnas.search.proposals import Exhausted, Region, make_sampler, propose
-from dnas.search.state import ENDED, Event, SearchState, Visitor, before_changes, last_tells, reports_of
+from dnas.strategy.proposals import Exhausted, Region, make_sampler, propose
+from dnas.strategy.state import ENDED, Event, SearchState, Visitor, before_changes, last_tells, reports_of
 from dnas.study.config import DEFAULTS, data_arguments_of, objectives_of, space_of
 from dnas.study.folder import StudyFolder
 from dnas.study.record import TrialRecord

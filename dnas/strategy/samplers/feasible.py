@@ -7,8 +7,8 @@ from typing import Any
 
 from dnas.arch import Cost, Spec
 from dnas.errors import InputError
-from dnas.search.samplers.problem import Exhausted
 from dnas.space.space import Space
+from dnas.strategy.samplers.problem import Exhausted
 
 PLAIN_DRAWS = 300  # uniform draws before the random walk is used; they take about 10 ms
 FIRST_STEPS = 12  # steps per choice before the first draw of a walk, so that it forgets its start

@@ -25,10 +25,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
 from dnas.errors import InputError
-from dnas.search.samplers.problem import Told
-from dnas.search.stopping import Ladder
 from dnas.space.objectives import WORST
 from dnas.space.space import Space
+from dnas.strategy.samplers.problem import Told
+from dnas.strategy.stopping import Ladder
 from dnas.study.record import TrialRecord, new_record
 
 Event = Mapping[str, Any]
@@ -107,7 +107,7 @@ def record_of(trial: Trial, space: Space, params: dict[str, Any], study_seed: in
         study_seed: Seed of the study.
         facts: Fields that no event holds, such as `data`, `host` and `versions`.
     """
-    from dnas.search.distributions import distributions_json  # imports optuna
+    from dnas.strategy.distributions import distributions_json  # imports optuna
 
     spec = space.spec_of(params)
     return new_record(

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from dnas.search.samplers.problem import Exhausted, Problem, Told
 from dnas.space.space import Choice
+from dnas.strategy.samplers.problem import Exhausted, Problem, Told
 
 FLOAT_VALUES = 5  # grid values of a float without a step
 MAX_REFUSALS = 200_000  # refusals in a row after which a grid counts as exhausted; they take several seconds

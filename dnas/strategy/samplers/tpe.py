@@ -14,9 +14,9 @@ from optuna.storages import InMemoryStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from dnas.search.distributions import distributions
-from dnas.search.samplers.problem import Problem, Told
 from dnas.space.space import Choice
+from dnas.strategy.distributions import distributions
+from dnas.strategy.samplers.problem import Problem, Told
 
 STARTUP_TRIALS = 10
 CANDIDATES = 64  # more than Optuna's 24, since many candidates exceed a limit or were tried

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from dnas.errors import InputError
-from dnas.search.state import SearchState, Trial, with_changes
 from dnas.space.space import Choice, Limits, Space
+from dnas.strategy.state import SearchState, Trial, with_changes
 from dnas.study.config import DEFAULTS, objectives_of, space_of
 from dnas.study.folder import StudyFolder
 
