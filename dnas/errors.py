@@ -11,6 +11,10 @@ from collections.abc import Iterable
 class InputError(ValueError):
     """The input is invalid. The message states the constraint, the value, and how to correct it."""
 
+    def _render_traceback_(self) -> list[str]:
+        """Return what a notebook shows instead of the traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 def os_reason(error: OSError) -> str:
     """Return the reason that the operating system states, without the path."""

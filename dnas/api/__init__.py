@@ -1,1 +1,1 @@
-"""The Python interface: searches, ablations and single trainings, and what can be asked of a study."""
+"""The Python interface: searches, ablations, training of one network, and studies."""

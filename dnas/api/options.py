@@ -102,7 +102,7 @@ def default_study(options: SearchOptions) -> str:
     earlier = StudyFolder(Path("studies") / space)  # older versions left out the data
     if earlier.exists and is_same_source(earlier.config(), options.dataset):
         return space
-    return study_name(space, options.dataset, str(read_toml(space_path(options.space)).get("dataset")))
+    return study_name(space, options.dataset, str(read_toml(space_path(str(options.space))).get("dataset")))
 
 
 def make_config(options: SearchOptions, study: str, existing: Mapping[str, Any]) -> SearchConfig:
@@ -116,6 +116,7 @@ def make_config(options: SearchOptions, study: str, existing: Mapping[str, Any])
     from dnas.strategy.proposals import DEFAULT_SAMPLER, check_sampler
     from dnas.strategy.stopping import check_stopping
 
+    assert options.trials is not None
     space = _space(options, existing)
     objectives = read_objectives(options.objective or existing.get("objective", "val_error"))
     sampler = options.sampler or existing.get("sampler", DEFAULT_SAMPLER)
@@ -154,7 +155,7 @@ def _space(options: SearchOptions, existing: Mapping[str, Any]) -> Space:
     limits = {
         key: value for key, value in (("params", options.max_params), ("macs", options.max_macs)) if value is not None
     }
-    overrides = {
+    overrides: dict[str, Any] = {
         "dataset": options.dataset,
         "recipe": options.recipe,
         "epochs": options.epochs,
@@ -168,14 +169,14 @@ def _space(options: SearchOptions, existing: Mapping[str, Any]) -> Space:
     if isinstance(options.space, Space):
         return _changed(options.space, limits, overrides)
     if options.space is not None:
-        return load_space(options.space, limits=limits, **overrides)
+        return load_space(str(options.space), limits=limits, **overrides)
     if not existing:
         raise InputError(f"`dnas {options.command}` needs --space NAME: see `dnas spaces`.")
     space = space_of({**existing, "limits": existing["limits"] | limits})
     return dataclasses.replace(space, recipe=dataclasses.replace(space.recipe, epochs=overrides["epochs"]))
 
 
-def _changed(space: Space, limits: Mapping[str, float], overrides: Mapping[str, Any]) -> Space:
+def _changed(space: Space, limits: dict[str, float], overrides: dict[str, Any]) -> Space:
     """Return `space` with other limits, data or recipe. `overrides`: keywords of `load_space`."""
     dataset = overrides["dataset"] or space.dataset
     stated = space.limits.stated() | limits

@@ -117,7 +117,7 @@ def add_search_options(parser: argparse.ArgumentParser, study: Group) -> tuple[G
 
 def run(args: argparse.Namespace) -> int:
     from dnas.api.options import SearchOptions
-    from dnas.api.search import prepare
+    from dnas.api.searches import prepare
 
     as_json, dry_run = bool(args.json), bool(args.dry_run)
     if as_json and dry_run:

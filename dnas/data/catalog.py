@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from dnas.data.own import OWN, TITLE, own_facts
 from dnas.errors import InputError, unknown
 from dnas.io import expanded
 
@@ -42,7 +43,7 @@ DATASETS: dict[str, DataInfo] = {info.name: info for info in _KNOWN}
 
 
 def data_info(name: str) -> DataInfo:
-    """Return the properties of a data set: a key of `DATASETS`, or `folder:PATH` for class folders of images.
+    """Return the properties of a data set: a key of `DATASETS`, `folder:PATH` for class folders of images, or own data.
 
     Raises `InputError` for any other name, and for `folder:` without a path.
     """
@@ -53,6 +54,9 @@ def data_info(name: str) -> DataInfo:
                 f"{name!r} has no path; write folder:PATH, where PATH or PATH/train has one folder per class."
             )
         return DataInfo(name, folder_path(name).name or path, None, None, None, "crop+flip", 300, 64)
+    if name.startswith(OWN):
+        channels, size, classes = own_facts(name)
+        return DataInfo(name, TITLE, classes, channels, size, "none", 300, 64)
     if name not in DATASETS:
         if "/" in name or name.startswith("~"):
             raise InputError(f"no data set {name!r}; for a folder of images, write folder:{name}.")

@@ -15,6 +15,7 @@ from dnas.data.catalog import RESIDENT_IMAGE_SIZE, choose_augmentation, choose_i
 from dnas.data.dataset import Dataset
 from dnas.data.images import Levels, Progress, decode, extent, for_each, notes_on_extents
 from dnas.data.listing import Contents, ImageFiles, ImageReader
+from dnas.data.own import refuse_own
 from dnas.data.parts import cache_folder, choose_subset, data_folder, find_parts, list_of_broken_images, read_contents
 from dnas.data.pixels import Pixels, Resident, StoredImages, Stream, margin
 from dnas.data.sources import NamedPart
@@ -60,6 +61,7 @@ def load_dataset(
     Raises:
         InputError: If an argument or a file of the data set is invalid.
     """
+    refuse_own(name)
     info = data_info(name)
     side = choose_image_size(info, image_size, stem)
     augmentation = choose_augmentation(info, side, augmentation)

@@ -22,6 +22,7 @@ from dnas.data.listing import (
     list_training_images,
     test_counts,
 )
+from dnas.data.own import refuse_own
 from dnas.data.sources import NamedPart, imagenet_folder
 from dnas.errors import InputError
 from dnas.formatting import several, size
@@ -154,6 +155,7 @@ def summarize(
     Raises:
         InputError: If an argument is invalid, or a folder of images has another layout.
     """
+    refuse_own(name)
     info = data_info(name)
     side = choose_image_size(info, image_size, stem)
     augmentation = choose_augmentation(info, side, augmentation)

@@ -7,10 +7,10 @@ import tomli_w
 
 from dnas.errors import InputError
 from dnas.space.parse import parse_space
-from dnas.space.space import Space
+from dnas.space.space import Space as SearchSpace
 
 
-def make_space(
+def Space(
     name: str = "space",
     *,
     choose: Mapping[str, Any],
@@ -21,7 +21,7 @@ def make_space(
     recipe: str | Mapping[str, Any] = "fast",
     first: Sequence[Mapping[str, Any]] = (),
     title: str = "",
-) -> Space:
+) -> SearchSpace:
     """Return a search space, the same value as from the TOML file with these tables.
 
     A study stores the space as the text of that file, which `Space.text` holds.
@@ -29,7 +29,7 @@ def make_space(
     Args:
         name: Name of the space, and of its studies.
         choose: The choices by field: `{"int": [low, high]}`, `{"float": [low, high]}` or `{"of": [...]}`, with `step`,
-            `times` and `when` as in a file. A list of values stands for `{"of": values}`.
+            `times` and `when` as in a file. A list of values is short for `{"of": values}`.
         family: Family of the networks: densenet, resnet, or one of a plugin.
         dataset: Data set, unless the search names another.
         fixed: Fields that all networks share.

@@ -140,6 +140,10 @@ class Driver:
             self.exhausted = True
             return None
 
+    def put_back(self, record: TrialRecord) -> None:
+        """Return a running trial, which nothing trains any more, to those that are started next."""
+        self._interrupted.append(record)
+
     def _resume(self, record: TrialRecord) -> None:
         record.state, record.ended, record.reason = "running", None, None
         self.folder.write_record(record)
