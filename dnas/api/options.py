@@ -8,6 +8,7 @@ from typing import Any
 
 from dnas.api.execution import Execution
 from dnas.data.catalog import data_info
+from dnas.data.own import OWN
 from dnas.errors import InputError
 from dnas.io import read_toml
 from dnas.space.objectives import read_objectives
@@ -93,12 +94,11 @@ def complete(given: SearchOptions) -> SearchOptions:
 
 def default_study(options: SearchOptions) -> str:
     """Return the name of the study of a command without --study: the space's, and the data's if they differ."""
-    if isinstance(options.space, Space):
-        usual, name = options.space.dataset, options.space.name
-        return name if options.dataset is None else study_name(name, options.dataset, usual)
-    space = Path(options.space or "none").stem
-    if options.space is None or options.dataset is None:
+    space = options.space.name if isinstance(options.space, Space) else Path(options.space or "none").stem
+    if options.space is None or options.dataset is None or options.dataset.startswith(OWN):
         return space
+    if isinstance(options.space, Space):
+        return study_name(space, options.dataset, options.space.dataset)
     earlier = StudyFolder(Path("studies") / space)  # older versions left out the data
     if earlier.exists and is_same_source(earlier.config(), options.dataset):
         return space

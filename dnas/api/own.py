@@ -88,7 +88,7 @@ def run_function(
                 study.tell(trial, **_as_result(result))
                 errors.clear()
             except Exception as error:  # the user's function may raise anything
-                text = first_line(error)
+                text = f"{type(error).__name__}: {first_line(error)}"
                 write_atomic(trial.folder / "traceback.txt", traceback.format_exc())
                 study.tell(trial, failed=text)
                 errors.append(text)
@@ -101,7 +101,7 @@ def run_function(
 
 
 def _as_result(result: Any) -> dict[str, Any]:
-    """Return the arguments of `tell` for what a training function returned: a validation error, or a dict."""
+    """Return the arguments of `tell` for the value of a training function, a validation error or a dict."""
     if result is None:
         return {}
     if isinstance(result, dict):

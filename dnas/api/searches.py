@@ -158,7 +158,8 @@ def search(
         from dnas.api.own import run_function, with_own_data
 
         prepared = prepare(with_own_data(options, shape, classes))
-        outcome = run_function(prepared.folder, prepared.config, train, validation_images, not progress)
+        with pausing(prepared.folder):
+            outcome = run_function(prepared.folder, prepared.config, train, validation_images, not progress)
     else:
         prepared = prepare(options)
         header = prepared.opening()  # also checks the study on disk
@@ -193,8 +194,8 @@ def create_study(
 ) -> Study:
     """Start a study whose networks your own loop trains, or reopen it.
 
-    `study.ask()` returns a trial with its network, or None at the end; `trial.report(epoch, val_error=...)` says
-    whether to go on, and `study.tell(trial)` ends it. The study is held until `study.close()`, or the end of a `with`
+    `study.ask()` returns a trial with its network, or None at the end; `trial.report(epoch, val_error=...)` returns
+    True if the training continues, and `study.tell(trial)` ends it. The study is held until `study.close()`, or the end of a `with`
     block.
 
     Args:

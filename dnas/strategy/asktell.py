@@ -58,9 +58,9 @@ class AskedTrial:
     def report(
         self, epoch: int, *, val_error: float | None = None, val_loss: float | None = None, seconds: float | None = None
     ) -> bool:
-        """Report the result of an epoch, and return True if the training goes on.
+        """Report the result of an epoch, and return True if the training continues.
 
-        Epochs that were reported before, such as those of a training that starts again, return their earlier decision.
+        Epochs that were reported before, which a restarted run repeats, return their earlier decision.
 
         Args:
             epoch: The epoch, from 1.
