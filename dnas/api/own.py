@@ -101,7 +101,7 @@ def run_function(
 
 
 def _as_result(result: Any) -> dict[str, Any]:
-    """Return the arguments of `tell` for the value of a training function, a validation error or a dict."""
+    """Return the arguments of `tell` for the value that the function returned, a validation error or a dict."""
     if result is None:
         return {}
     if isinstance(result, dict):
