@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dnas.api.searches import search as search
     from dnas.api.study import Study as Study
     from dnas.api.study import open_study as open_study
+    from dnas.api.training import train as train
     from dnas.arch import DenseNetSpec as DenseNetSpec
     from dnas.arch import ResNetSpec as ResNetSpec
     from dnas.arch import cost as cost
@@ -43,6 +44,7 @@ _HOMES = {
     "plot": "dnas.report.plot",
     "read_study": "dnas.study.folder",
     "search": "dnas.api.searches",
+    "train": "dnas.api.training",
 }
 __all__ = ["__version__", *_HOMES]
 

@@ -2,6 +2,8 @@
 
 import math
 import re
+from collections.abc import Iterable
+from html import escape
 
 
 def percent(share: float | None) -> str:
@@ -78,6 +80,12 @@ def _short(value: float) -> str:
         return "0"
     decimals = max(0, (2 if abs(value) >= 1 else 1) - math.floor(math.log10(abs(value))))
     return f"{value:.{decimals}f}"
+
+
+def html_table(rows: Iterable[tuple[str, str]]) -> str:
+    """Return rows of two texts as an HTML table."""
+    cells = "".join(f"<tr><td>{escape(name)}</td><td>{escape(text)}</td></tr>" for name, text in rows)
+    return f"<table>{cells}</table>"
 
 
 def first_line(error: BaseException) -> str:

@@ -26,7 +26,7 @@ def plain_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
     Only this process is affected. The commands that tests start choose kernels as usual.
     """
-    for module in ("dnas.executors.runner", "dnas.cli.train_network", "dnas.batch.estimate"):
+    for module in ("dnas.executors.runner", "dnas.api.train_network", "dnas.batch.estimate"):
         monkeypatch.setattr(f"{module}.DEFAULT_KERNELS", "plain")
 
 

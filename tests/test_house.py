@@ -48,4 +48,4 @@ def test_one_module_interprets_the_event_log() -> None:
                 parts = [node.value]
             if any(isinstance(part, ast.Constant) and part.value in kinds for part in parts):
                 interpreters.add(path.relative_to(PACKAGE).as_posix())
-    assert interpreters == {"search/state.py"}
+    assert interpreters == {"strategy/state.py"}

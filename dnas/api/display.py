@@ -1,7 +1,10 @@
 """Display of a running search: a live table on a terminal, otherwise one line per finished trial."""
 
+import io
+import math
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +19,8 @@ from dnas.study.record import STATES, TrialRecord, rank
 
 WITH_REASONS = ("failed", "infeasible")
 ROWS = 12  # largest number of rows of the live table
+NOTEBOOK_WIDTH = 110  # characters of the table in a notebook
+NOTEBOOK_SECONDS = 0.5  # shortest time between two versions of it
 BAR = 8  # characters of the bar of a running trial
 WIDE = 100  # characters from which a terminal has room for all columns
 COLUMNS = {"#": 4, "state": 11, "val error": 9, "params": 7, "macs": 8, "epochs": 7, "": BAR, "seconds": 7}  # widths
@@ -281,10 +286,82 @@ def short_names(names: Sequence[str]) -> list[str]:
     return [",".join(part for part in p if part not in shared).replace(":,", ":", 1).rstrip(":") for p in parts]
 
 
+class NotebookTable(LiveTable):
+    """The live table as an output of a notebook's cell, which is replaced while the runs progress."""
+
+    def __init__(self) -> None:
+        console = Console(
+            width=NOTEBOOK_WIDTH,
+            record=True,
+            file=io.StringIO(),
+            force_terminal=True,
+            force_jupyter=False,
+            markup=False,
+            highlight=False,
+        )
+        super().__init__(console)
+        warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm, which dnas does not use
+        self._handle: Any = None
+        self._shown = -math.inf  # time at which the output was last replaced
+
+    def __enter__(self) -> "NotebookTable":
+        from IPython.display import HTML, display
+
+        self._handle = display(HTML(""), display_id=True)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.progress.records:
+            self._replace(self.table(len(self.progress.records)))
+
+    def opened(self, records: list[TrialRecord], wanted: int) -> None:
+        super().opened(records, wanted)
+        self._refresh()
+
+    def step(self, record: TrialRecord, done: int, total: int) -> None:
+        super().step(record, done, total)
+        self._refresh()
+
+    def epoch(self, record: TrialRecord, row: dict[str, Any]) -> None:
+        super().epoch(record, row)
+        self._refresh()
+
+    def ended(self, record: TrialRecord) -> None:
+        super().ended(record)
+        self._refresh()
+
+    def note(self, text: str) -> None:
+        print(text)
+
+    def _refresh(self) -> None:
+        if time.monotonic() - self._shown >= NOTEBOOK_SECONDS:
+            self._shown = time.monotonic()
+            self._replace(self._render())
+
+    def _replace(self, content: Any) -> None:
+        from IPython.display import HTML
+
+        self.console.print(content)
+        text = self.console.export_html(inline_styles=True, code_format='<pre style="line-height:1.3">{code}</pre>')
+        self._handle.update(HTML(text))
+
+
+def in_notebook() -> bool:
+    """Return True in a notebook, whose cells show HTML."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return shell is not None and "IPKernelApp" in shell.config
+
+
 def make_display(quiet: bool, verbose: bool, expected: ExpectedEpochs = all_planned) -> PlainLines | LiveTable:
     """Return the display for the standard output. expected: Expected epochs of a trial, for the remaining time."""
-    console = Console(markup=False, highlight=False)
-    is_live = sys.stdout.isatty() and not quiet and not verbose
-    display = LiveTable(console) if is_live else PlainLines(quiet, verbose)
+    display: PlainLines | LiveTable
+    if quiet or verbose:
+        display = PlainLines(quiet, verbose)
+    elif in_notebook():
+        display = NotebookTable()
+    elif sys.stdout.isatty():
+        display = LiveTable(Console(markup=False, highlight=False))
+    else:
+        display = PlainLines()
     display.expected = expected
     return display

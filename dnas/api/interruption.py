@@ -14,6 +14,11 @@ class SearchStopped(RuntimeError):
     """The search stopped itself, such as after the same error in several trials."""
 
 
+def resume_hint(folder: object) -> str:
+    """Return the text that follows "stopped; " in messages. folder: folder of the finished epochs."""
+    return f"every finished epoch is saved in {folder}/. Run the same command to resume"
+
+
 class Paused(KeyboardInterrupt):
     """The search was interrupted, and the same call resumes it."""
 

@@ -146,30 +146,8 @@ def search(
         InputError: An argument is invalid, or the study was started with other ones.
         KeyboardInterrupt: The search was interrupted; the same call resumes it.
     """
-    given = locals()
-    options = _options(given)
-    if train is None and (shape, classes, validation_images) != (None, None, None):
-        raise InputError(
-            "shape, classes and validation_images are for networks that your own code trains; give train=."
-        )
-    if train is not None:
-        if not callable(train):
-            raise InputError(f"train must be a function of (spec, seed, report), but got {train!r}.")
-        from dnas.api.own import run_function, with_own_data
-
-        prepared = prepare(with_own_data(options, shape, classes))
-        with pausing(prepared.folder):
-            outcome = run_function(prepared.folder, prepared.config, train, validation_images, not progress)
-    else:
-        prepared = prepare(options)
-        header = prepared.opening()  # also checks the study on disk
-        if progress:
-            print(header, flush=True)
-        with pausing(prepared.folder):
-            outcome = prepared.run(quiet=not progress)
-    if outcome.stopped_by:
-        raise SearchStopped(f"study {prepared.folder.name} stopped: {outcome.stopped_by}")
-    return Study(prepared.folder)
+    own = (shape, classes, validation_images)
+    return _run(_options(locals()), train, own, progress)
 
 
 @with_keywords
@@ -195,8 +173,8 @@ def create_study(
     """Start a study whose networks your own loop trains, or reopen it.
 
     `study.ask()` returns a trial with its network, or None at the end; `trial.report(epoch, val_error=...)` returns
-    True if the training continues, and `study.tell(trial)` ends it. The study is held until `study.close()`, or the end of a `with`
-    block.
+    True if the training continues, and `study.tell(trial)` ends it. The study is held until `study.close()`, or the
+    end of a `with` block.
 
     Args:
         space: Name of a space, path of its file, or a `dnas.Space`.
@@ -216,6 +194,33 @@ def create_study(
     prepared = prepare(with_own_data(_options(given), shape, classes))
     display = make_display(quiet=True, verbose=False)
     return Study(prepared.folder, open_asking(prepared.folder, prepared.config, display, validation_images))
+
+
+def _run(options: SearchOptions, train: "TrainFunction | None", own: tuple[Any, ...], progress: bool) -> Study:
+    """Run a search. own: `shape`, `classes` and `validation_images` of a search that `train` trains."""
+    if train is None:
+        if own != (None, None, None):
+            raise InputError(
+                "shape, classes and validation_images are for networks that your code trains; give train=."
+            )
+        prepared = prepare(options)
+        header = prepared.opening()  # also checks the study on disk
+        if progress:
+            print(header, flush=True)
+        with pausing(prepared.folder):
+            outcome = prepared.run(quiet=not progress)
+    else:
+        if not callable(train):
+            raise InputError(f"train must be a function of (spec, seed, report), but got {train!r}.")
+        from dnas.api.own import run_function, with_own_data
+
+        shape, classes, validation_images = own
+        prepared = prepare(with_own_data(options, shape, classes))
+        with pausing(prepared.folder):
+            outcome = run_function(prepared.folder, prepared.config, train, validation_images, not progress)
+    if outcome.stopped_by:
+        raise SearchStopped(f"study {prepared.folder.name} stopped: {outcome.stopped_by}")
+    return Study(prepared.folder)
 
 
 def _options(given: dict[str, Any]) -> SearchOptions:

@@ -69,13 +69,10 @@ def printer(quiet: bool) -> Callable[[str], None]:
     return (lambda text: None) if quiet else (lambda text: print(text, flush=True))
 
 
-def resume_hint(folder: object) -> str:
-    """Return the text that follows "stopped; " in messages. folder: folder of the finished epochs."""
-    return f"every finished epoch is saved in {folder}/. Run the same command to resume"
-
-
 def report_interruption(folder: object) -> int:
     """Print how to resume after Ctrl-C, and return the exit status. folder: folder of the finished epochs."""
+    from dnas.api.interruption import resume_hint
+
     print(f"\nstopped; {resume_hint(folder)}:\n  {command_line()}")
     return 130
 

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         split_seed=args.split_seed,
         augmentation=args.augment,
     )
-    from dnas.cli.train_network import TrainConfig, train_network
+    from dnas.api.train_network import TrainConfig, train_network
 
     config = TrainConfig(
         name=args.name,

@@ -6,11 +6,13 @@ import math
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any, Protocol
 
 from dnas.arch import Cost, Spec, cost, format_name
 from dnas.arch.families import Family
 from dnas.errors import InputError
+from dnas.formatting import html_table
 from dnas.training.recipe import Recipe
 
 LIMITS = ("params", "macs", "activation_bytes")
@@ -117,6 +119,12 @@ class Space:
     limits: Limits
     recipe: Recipe
     first: tuple[Mapping[str, Any], ...]  # encoded points to evaluate first
+
+    def _repr_html_(self) -> str:
+        """Return the choices and limits as a table, for notebooks."""
+        rows = [(choice.name, choice.describe()) for choice in self.choices]
+        rows += [(f"{name} ≤", f"{limit:,}") for name, limit in self.limits.stated().items()]
+        return f"<p><b>{escape(self.name)}</b> &nbsp; {escape(self.title)}</p>{html_table(rows)}"
 
     def suggest(self, trial: Trial) -> Spec:
         """Draw all active choices from `trial`, and return the network. Raises `InputError` if it does not exist."""

@@ -52,7 +52,7 @@ PLACES: dict[str, list[tuple[str, str]]] = {
     "ablate": [("ablate digits_dropout --dry-run", "dnas.ablation.parse.read_text")],
     "reproduce": [("reproduce table1", "dnas.report.page.write_atomic")],
     "cost": [("cost densenet121", "dnas.arch.cost")],
-    "train": [(f"train {TRAIN} --dataset digits --out run", "dnas.cli.train_network.load_dataset")],
+    "train": [(f"train {TRAIN} --dataset digits --out run", "dnas.api.train_network.load_dataset")],
     "eval": [("eval run.pt", "dnas.export.load_run"), ("eval s", FOLDER + "records")],
     "predict": [("predict run.pt x.png", "dnas.export.load_run"), ("predict s x.png", FOLDER + "records")],
     "completion": [("completion bash", "shtab.complete")],

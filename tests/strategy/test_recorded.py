@@ -112,7 +112,7 @@ def test_recorded_ablation_resumes(folder: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_recorded_run_directory_resumes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder / "train" / "cut")
-    monkeypatch.setattr("dnas.cli.train_network.DEFAULT_KERNELS", "auto")  # the default of the command line
+    monkeypatch.setattr("dnas.api.train_network.DEFAULT_KERNELS", "auto")  # the default of the command line
     before = Path("run/curve.csv").read_text()
     assert main(TRAIN.split()) == 0
     assert Path("run/curve.csv").read_text().startswith(before)

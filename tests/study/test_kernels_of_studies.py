@@ -69,7 +69,7 @@ def test_auto_is_resolved_once_by_the_first_network(monkeypatch: pytest.MonkeyPa
 
 def test_default_is_the_fastest_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dnas.executors.runner.DEFAULT_KERNELS", DEFAULT_KERNELS)
-    monkeypatch.setattr("dnas.cli.train_network.DEFAULT_KERNELS", DEFAULT_KERNELS)
+    monkeypatch.setattr("dnas.api.train_network.DEFAULT_KERNELS", DEFAULT_KERNELS)
     monkeypatch.setattr("dnas.nn.fastest_kernels", lambda *args: "ref")
     assert [job.kernels for job in run(1).started] == ["ref"]
     assert [job.kernels for job in run(1, study="compiled", compile_net=True).started] == ["plain"]

@@ -1,4 +1,4 @@
-"""Training of one network for `dnas train`, in this process or in several processes that share each batch."""
+"""Training of one network, in this process or in several processes that share each batch."""
 
 import dataclasses
 import json
@@ -16,9 +16,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from dnas.api.interruption import resume_hint
 from dnas.arch import Spec, cost, format_name, parse_name
 from dnas.arch.names import stated_fields
-from dnas.cli.output import resume_hint
 from dnas.data import Dataset, load_dataset
 from dnas.data.catalog import data_info, folder_path
 from dnas.data.parts import size_warnings
