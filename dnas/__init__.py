@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "DenseNetSpec": "dnas.arch",
+    "Images": "dnas.data.arrays",
     "InputError": "dnas.errors",
     "ResNetSpec": "dnas.arch",
     "Space": "dnas.space.python",

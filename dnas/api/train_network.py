@@ -20,7 +20,7 @@ from dnas.api.interruption import resume_hint
 from dnas.arch import Spec, cost, format_name, parse_name
 from dnas.arch.names import stated_fields
 from dnas.data import Dataset, load_dataset
-from dnas.data.catalog import data_info, folder_path
+from dnas.data.catalog import absolute_name, data_info
 from dnas.data.parts import size_warnings
 from dnas.errors import InputError
 from dnas.formatting import count, duration, percent, several, size
@@ -257,15 +257,13 @@ def _command(config: TrainConfig, device: str, group: Group, kernels: str) -> st
     fields = {field.name: field.default for field in dataclasses.fields(config)}
     given = {name: value for name, value in vars(config).items() if value != fields[name]}
     given |= {
-        "dataset": config.dataset,
+        "dataset": absolute_name(config.dataset),
         "threads": cpu_threads(),
         "device": device.partition(":")[0],
         "kernels": kernels,
         "gpus": group.world if group.world > 1 else None,
         "compile": config.compile_net,
     }
-    if config.dataset.startswith("folder:"):
-        given["dataset"] = f"folder:{folder_path(config.dataset)}"
     if config.data_root is not None:
         given["data_root"] = config.data_root.absolute()
     options = {name: value for name, value in given.items() if name not in ("name", "processes", "compile_net")}

@@ -53,7 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     data = parser.add_argument_group("data")
     data.add_argument(
-        "--dataset", metavar="NAME", help="data set: digits, cifar10, ... or folder:PATH (default: the file's)"
+        "--dataset",
+        metavar="NAME",
+        help="data set: digits, cifar10, ..., folder:PATH, csv:FILE or npz:FILE (default: the file's)",
     )
     data.add_argument(
         "--subset", type=whole_number(1), metavar="N", help="train on a stratified subset of N images (default: all)"

@@ -100,7 +100,9 @@ def add_search_options(parser: argparse.ArgumentParser, study: Group) -> tuple[G
     add_training_options(parser.add_argument_group("training"), None)
     data = parser.add_argument_group("data")
     data.add_argument(
-        "--dataset", metavar="NAME", help="data set: digits, cifar10, ... or folder:PATH (default: the space's)"
+        "--dataset",
+        metavar="NAME",
+        help="data set: digits, cifar10, ..., folder:PATH, csv:FILE or npz:FILE (default: the space's)",
     )
     add_data_options(data)
     data.set_defaults(split_seed=None, augment=None)  # an existing study keeps its own

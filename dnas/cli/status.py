@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dnas.cli.output import console_or_pipe, counts_by_state, print_json
 from dnas.cli.parser import add_json, add_study
+from dnas.data.catalog import is_local
 from dnas.errors import InputError
 
 if TYPE_CHECKING:
@@ -164,12 +165,13 @@ def _view(folder: "StudyFolder", rows: int | None) -> "RenderableType":
 
 
 def _data_name(data: dict[str, Any]) -> str:
-    """Return the title of a data set, or the path of a folder of images from the current folder."""
+    """Return the title of a data set, or the kind of own data and their path from the current folder."""
     name = str(data.get("name", ""))
-    if not name.startswith("folder:"):
+    if not is_local(name):
         return str(data["title"])
-    path = Path(name.removeprefix("folder:"))
-    return f"folder:{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}"
+    kind, _, text = name.partition(":")
+    path = Path(text)
+    return f"{kind}:{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}"
 
 
 def _hint(folder: "StudyFolder", config: dict[str, Any]) -> list[str]:

@@ -7,6 +7,13 @@ from dnas.data.own import OWN, TITLE, own_facts
 from dnas.errors import InputError, unknown
 from dnas.io import expanded
 
+LOCAL_KINDS = {
+    "folder": "folder:PATH, where PATH or PATH/train has one folder per class",
+    "csv": "csv:FILE, where FILE has the columns path and label",
+    "npz": "npz:FILE, where FILE has the arrays x_train and y_train, or x and y",
+}
+"""Kinds of a user's own data, and their form in a sentence."""
+
 AUGMENTATIONS = ("none", "crop", "crop+flip", "resized-crop+flip")
 
 RESIDENT_IMAGE_SIZE = 96
@@ -43,30 +50,48 @@ DATASETS: dict[str, DataInfo] = {info.name: info for info in _KNOWN}
 
 
 def data_info(name: str) -> DataInfo:
-    """Return the properties of a data set: a key of `DATASETS`, `folder:PATH` for class folders of images, or own data.
+    """Return the properties of a data set: a key of `DATASETS`, a kind of own data with its path, or `own:`.
 
-    Raises `InputError` for any other name, and for `folder:` without a path.
+    Reads no file, except the shape of the images in the file of `npz:FILE`.
+
+    Raises `InputError` for any other name, and for `folder:` and the like without a path.
     """
-    if name.startswith("folder:"):
-        path = name.removeprefix("folder:").strip()
-        if not path:
-            raise InputError(
-                f"{name!r} has no path; write folder:PATH, where PATH or PATH/train has one folder per class."
-            )
-        return DataInfo(name, folder_path(name).name or path, None, None, None, "crop+flip", 300, 64)
+    if is_local(name):
+        kind, _, path = name.partition(":")
+        if not path.strip():
+            raise InputError(f"{name!r} has no path; write {LOCAL_KINDS[kind]}.")
+        side = None
+        if kind == "npz":
+            from dnas.data.npy import stored_side  # imports NumPy
+
+            side = stored_side(local_path(name), RESIDENT_IMAGE_SIZE)
+        return DataInfo(name, local_path(name).name or path, None, None, side, "crop+flip", 300, 64)
     if name.startswith(OWN):
         channels, size, classes = own_facts(name)
         return DataInfo(name, TITLE, classes, channels, size, "none", 300, 64)
     if name not in DATASETS:
-        if "/" in name or name.startswith("~"):
-            raise InputError(f"no data set {name!r}; for a folder of images, write folder:{name}.")
-        raise unknown("data set", name, [*DATASETS, "folder:PATH"])
+        endings = {".csv": "csv", ".npz": "npz"}
+        kind = endings.get(Path(name).suffix.lower(), "folder")
+        if "/" in name or name.startswith("~") or kind != "folder":
+            what = "a folder" if kind == "folder" else "a file"
+            raise InputError(f"no data set {name!r}; for {what} of images, write {kind}:{name}.")
+        raise unknown("data set", name, [*DATASETS, *(form.partition(",")[0] for form in LOCAL_KINDS.values())])
     return DATASETS[name]
 
 
-def folder_path(name: str) -> Path:
-    """Return the absolute path in the name `folder:PATH`, so that it is found from every working folder."""
-    return expanded(name.removeprefix("folder:").strip()).absolute()
+def is_local(name: str) -> bool:
+    """Return whether `name` is a kind of own data with its path, such as `folder:PATH`."""
+    return name.partition(":")[0] in LOCAL_KINDS and ":" in name
+
+
+def local_path(name: str) -> Path:
+    """Return the absolute path in a name such as `folder:PATH`, so that it is found from every working folder."""
+    return expanded(name.partition(":")[2].strip()).absolute()
+
+
+def absolute_name(name: str) -> str:
+    """Return the name of a data set with an absolute path, if it has one."""
+    return f"{name.partition(':')[0]}:{local_path(name)}" if is_local(name) else name
 
 
 def choose_image_size(info: DataInfo, requested: int | None, stem: str) -> int:

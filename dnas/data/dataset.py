@@ -11,6 +11,12 @@ from dnas.data.augment import mirror, padding, shift
 from dnas.data.pixels import Opener, Pixels
 from dnas.errors import InputError
 
+TEST_HINTS = {
+    "folder": "put class folders under test/ beside train/",
+    "csv": "give test images in the column split",
+    "npz": "add the arrays x_test and y_test",
+}
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -35,16 +41,23 @@ class Dataset:
     subset: int | None
     split_seed: int
     device: torch.device
-    labels: Tensor = field(repr=False)  # int64 [train_size + val_size], on the device
+    # On the device: int64 [train_size + val_size], or 0 and 1 [train_size + val_size, classes] for several labels.
+    labels: Tensor = field(repr=False)
     train_index: Tensor = field(repr=False)  # int64 positions, ascending, on the CPU
     val_index: Tensor = field(repr=False)
     pixels: Pixels = field(repr=False)
     open_test: Opener | None = field(repr=False)
+    groups: int | None = None  # number of groups that no split divides; None without groups
     test_part: str | None = None  # source of the test part of images without parts; None if the data set has parts
     workers: int | None = None  # processes that decode a stream; None for a default that suits the machine
     # (rank, count): `train_batches` yields slice `rank` of `count` nearly equal slices of each batch, and draws equal
     # random numbers for every rank. `batches` yields every `count`-th batch, starting with batch `rank`.
     share: tuple[int, int] = (0, 1)
+
+    @property
+    def multilabel(self) -> bool:
+        """Return whether an image has any number of the classes as its labels, rather than one class."""
+        return self.labels.ndim == 2
 
     @property
     def train_size(self) -> int:
@@ -77,6 +90,8 @@ class Dataset:
             "split_seed": self.split_seed,
             **({"levels": list(self.levels)} if self.levels else {}),
             **({"test_part": self.test_part} if self.test_part else {}),
+            **({"groups": self.groups} if self.groups else {}),
+            **({"multilabel": True} if self.multilabel else {}),
         }
 
     def with_classes(self, class_names: tuple[str, ...]) -> "Dataset":
@@ -86,6 +101,13 @@ class Dataset:
         """
         if self.class_names == class_names:
             return self
+
+        def renumbered(labels: Tensor) -> Tensor:
+            if labels.ndim == 1:
+                return numbers.to(labels.device)[labels]
+            wide = labels.new_zeros((len(labels), len(class_names)))
+            return wide.index_copy_(1, numbers.to(labels.device), labels)
+
         missing = [name for name in self.class_names if name not in class_names]
         if missing:
             known = ", ".join(class_names[:5]) + (", ..." if len(class_names) > 5 else "")
@@ -99,13 +121,13 @@ class Dataset:
         def open_test() -> tuple[Pixels, Tensor]:
             assert opener is not None
             pixels, labels = opener()
-            return pixels, numbers.to(labels.device)[labels]
+            return pixels, renumbered(labels)
 
         return replace(
             self,
             classes=len(class_names),
             class_names=class_names,
-            labels=numbers.to(self.device)[self.labels],
+            labels=renumbered(self.labels),
             open_test=open_test if opener is not None else None,
         )
 
@@ -123,7 +145,7 @@ class Dataset:
         start. A last batch of one image is omitted because batch norm needs two.
 
         Yields:
-            x float32 [N, C, H, W] and y int64 [N].
+            x float32 [N, C, H, W] and y int64 [N], or [N, classes] if images have several labels.
         """
         steps = self.steps_per_epoch(batch_size)
         n, pad = self.train_size, padding(self.image_size)
@@ -160,7 +182,9 @@ class Dataset:
             raise InputError(f"batch_size must be at least 1, but got {batch_size}.")
         if part == "test":
             if self.open_test is None:
-                raise InputError(f"{self.name} has no test set; put class folders under test/ beside train/.")
+                raise InputError(
+                    f"{self.name} has no test set; {TEST_HINTS.get(self.name.partition(':')[0], 'add one')}."
+                )
             pixels, labels = self.open_test()
             index = torch.arange(len(labels))
         else:

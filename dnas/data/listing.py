@@ -53,9 +53,16 @@ class Contents:
 
 @dataclass(frozen=True, eq=False)
 class ImageFiles:
-    """Labelled image files under `root`: relative POSIX paths in data set order, and labels [N] int64.
+    """Labelled images of a part of a data set, in order. Subclasses read images that are not files.
 
-    held_out: Hex sha256 of the images that `hold_out` has taken away; empty if there are none.
+    Attributes:
+        root: Folder of the files, or the file that contains the images.
+        paths: Relative POSIX paths, or names of the images in the file.
+        labels: int64 [N], or 0 and 1 of type int64 [N, classes] if an image has several labels.
+        held_out: Hex sha256 of the images that `hold_out` has taken away; empty if there are none.
+        groups: Names of the images' groups, [N]. All images of a group are on the same side of every split.
+        validation: bool [N], true for the images of a validation part that the data set states.
+        whole: The images have no parts, so that a test part is still to be taken from them.
     """
 
     root: Path
@@ -65,20 +72,22 @@ class ImageFiles:
     class_names: tuple[str, ...]
     notes: tuple[str, ...] = field(default=())  # sentences on files that were left out
     held_out: str = ""
+    groups: np.ndarray | None = None
+    validation: np.ndarray | None = None
+    whole: bool = False
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.labels)
 
     def take(self, positions: np.ndarray) -> "ImageFiles":
         """Return the files at `positions`, in that order."""
-        return ImageFiles(
-            self.root,
-            tuple(self.paths[i] for i in positions),
-            tuple(self.stamps[i] for i in positions),
-            self.labels[positions],
-            self.class_names,
-            self.notes,
-            self.held_out,
+        return replace(
+            self,
+            paths=tuple(self.paths[i] for i in positions),
+            stamps=tuple(self.stamps[i] for i in positions),
+            labels=self.labels[positions],
+            groups=None if self.groups is None else self.groups[positions],
+            validation=None if self.validation is None else self.validation[positions],
         )
 
     def listing_digest(self) -> str:
@@ -89,25 +98,42 @@ class ImageFiles:
         return digest.hexdigest()
 
     def fingerprint(self, digest: str) -> str:
-        """Return a hex sha256 that identifies a data set. digest: of the training images."""
-        return hashlib.sha256(f"{digest} {self.held_out}".encode()).hexdigest() if self.held_out else digest
+        """Return a hex sha256 that identifies a data set and its parts. digest: of the training images."""
+        parts = [digest, self.held_out]
+        if self.groups is not None:
+            parts.append(hashlib.sha256("\n".join(self.groups.tolist()).encode()).hexdigest())
+        if self.validation is not None:
+            parts.append(hashlib.sha256(self.validation.tobytes()).hexdigest())
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest() if any(parts[1:]) else digest
 
     def read_digests(self, progress: Progress) -> list[str]:
         """Return the hex sha256 of each file's bytes."""
         digests = [""] * len(self)
 
         def work(i: int) -> None:
-            digests[i] = hashlib.sha256(self._read(i)).hexdigest()
+            digests[i] = hashlib.sha256(self.content(i)).hexdigest()
 
         for_each(len(self), work, "identifying", progress)
         return digests
 
-    def _read(self, position: int) -> bytes:
+    def content(self, position: int) -> bytes:
+        """Return the bytes that identify an image."""
         path = self.root / self.paths[position]
         try:
             return path.read_bytes()
         except OSError as error:
             raise InputError(f"cannot read the image {path} ({os_reason(error)}); repair or delete it.") from error
+
+    def examine(self, content: bytes, position: int) -> tuple[bool, bool, bool, Levels | None]:
+        """Return whether an image is grey, has further frames, is cut to 8 bits, and the extent of a wide image."""
+        with Image.open(BytesIO(content)) as image:
+            grey, wide = image.mode in GREY_MODES, image.mode in WIDE_MODES
+            cut, frames = image_files.is_cut_to_8_bits(image), image_files.has_further_frames(image)
+        return grey, frames, cut, image_files.wide_extent(BytesIO(content)) if wide else None
+
+    def image(self, position: int, channels: int, levels: Levels | None) -> Image.Image:
+        """Return an image with 8 bits per channel, see `dnas.data.images.read_image`."""
+        return image_files.read_image(self.root / self.paths[position], channels, levels)
 
     def read_contents(self, progress: Progress) -> Contents:
         """Read every file once. An `InputError` names files that the operating system cannot read."""
@@ -116,22 +142,17 @@ class ImageFiles:
         extents: list[Levels | None] = [None] * len(self)
 
         def work(i: int) -> None:
-            content = self._read(i)
+            content = self.content(i)
             digests[i] = hashlib.sha256(content).digest()
             try:
-                with Image.open(BytesIO(content)) as image:
-                    grey[i] = image.mode in GREY_MODES
-                    wide = image.mode in WIDE_MODES
-                    cut[i], frames[i] = image_files.is_cut_to_8_bits(image), image_files.has_further_frames(image)
-                if wide:
-                    extents[i] = image_files.wide_extent(BytesIO(content))
+                grey[i], frames[i], cut[i], extents[i] = self.examine(content, i)
             except Exception:  # Pillow raises many types; decoding reports a damaged image
                 grey[i] = True
 
         for_each(len(self), work, "reading", progress)
         total = hashlib.sha256(json.dumps([READER_VERSION, self.class_names]).encode())
-        for label, digest in zip(self.labels.tolist(), digests, strict=True):
-            total.update(label.to_bytes(4, "little") + digest)
+        for label, digest in zip(self.labels.astype("<i4"), digests, strict=True):
+            total.update(label.tobytes() + digest)
         known = [extent for extent in extents if extent is not None]
         levels = (min(low for low, _ in known), max(high for _, high in known)) if known else None
         return Contents(total.hexdigest(), 1 if grey.all() else 3, levels, int(frames.sum()), int(cut.sum()))
@@ -148,7 +169,7 @@ class ImageReader:
         """Read the image at `position` with 8 bits per channel. An `InputError` names a file that cannot be read."""
         path = self.files.root / self.files.paths[position]
         try:
-            return image_files.read_image(path, channels, self.levels)
+            return self.files.image(position, channels, self.levels)
         except Exception as error:  # Pillow raises many types for damaged files
             reason = os_reason(error) if isinstance(error, OSError) else str(error) or type(error).__name__
             raise InputError(
@@ -295,12 +316,7 @@ def list_training_images(folder: Path) -> ImageFiles:
                 f"the class folder {root / name} has {several(int(count), 'image')}; a class needs at least {least}, to"
                 f" {purposes}."
             )
-    return files
-
-
-def is_whole(files: ImageFiles, folder: Path) -> bool:
-    """Return whether the training images of `folder` are all of its images, so that a test part is taken from them."""
-    return files.root == folder
+    return replace(files, whole=root == folder)
 
 
 def _is_flat(folder: Path) -> bool:
@@ -333,30 +349,73 @@ def _check_flat(folder: Path, names: Sequence[str]) -> None:
 
 
 def test_counts(labels: np.ndarray) -> np.ndarray:
-    """Return the number of images of each class that `hold_out` takes: in total a tenth, and at least one per class."""
+    """Return the number of images of each class that a `hold_out` without groups takes.
+
+    In total it is a tenth, with at least one image per class.
+    """
     sizes = np.bincount(labels)
     return split.apportion(sizes, split.tenth(len(labels), len(sizes)), minimum=1, spare=2)
 
 
 def hold_out(files: ImageFiles, digests: Sequence[str]) -> tuple[ImageFiles, ImageFiles]:
-    """Split the images of a folder without parts into training and test images, each in the order of the contents.
+    """Split images without parts into training and test images, each in the order of the contents.
 
     The test part consists of the images of each class with the lowest digests. The split thus depends neither on the
     names of files nor on their order, and an added image leaves the others in their parts, except about one per class.
+    Groups, and images with several labels, are chosen by `held_out_units`.
 
     Args:
         files: All images.
-        digests: Digest of each file's bytes.
+        digests: Digest of each image's bytes.
     """
     labels = files.labels.tolist()
-    order = sorted(range(len(files)), key=lambda i: (labels[i], digests[i], files.paths[i]))
-    counts = test_counts(files.labels)
-    is_test = np.concatenate([np.arange(size) < count for size, count in zip(np.bincount(labels), counts, strict=True)])
-    positions = np.array(order)
+    positions = np.array(sorted(range(len(files)), key=lambda i: (labels[i], digests[i], files.paths[i])))
+    if is_stratified(files):
+        sizes, counts = np.bincount(labels), test_counts(files.labels)
+        is_test = np.concatenate([np.arange(size) < count for size, count in zip(sizes, counts, strict=True)])
+    else:
+        is_test = np.isin(positions, held_out_units(files))
     test = positions[is_test]
     identity = hashlib.sha256("\n".join(f"{labels[i]} {digests[i]}" for i in test).encode()).hexdigest()
-    train = replace(files.take(positions[~is_test]), held_out=identity)
-    return train, replace(files.take(test), notes=())
+    train = replace(files.take(positions[~is_test]), held_out=identity, whole=False)
+    return train, replace(files.take(test), notes=(), whole=False)
+
+
+def is_stratified(files: ImageFiles) -> bool:
+    """Return whether splits choose single images by class, rather than groups or images with several labels."""
+    return files.groups is None and files.labels.ndim == 1
+
+
+def held_out_units(files: ImageFiles) -> np.ndarray:
+    """Return the positions of the test part of images without parts that are not stratified by class.
+
+    Groups, or else images, are considered in the order of the sha256 of their names. The choice depends on names and
+    labels alone, and is known before an image is read.
+    """
+    units = np.array(files.paths) if files.groups is None else files.groups
+    names: list[str] = np.unique(units).tolist()
+    order = sorted(range(len(names)), key=lambda i: hashlib.sha256(names[i].encode(errors="surrogateescape")).digest())
+    return split.tenth_of_groups(files.labels, units, np.array(order), spare=2)
+
+
+def validation_positions(files: ImageFiles, used: np.ndarray, seed: int) -> np.ndarray:
+    """Return the positions within `used` of the validation part, as the data set states it or chosen by `seed`.
+
+    Raises `InputError` if there are too few groups.
+    """
+    labels = files.labels[used]
+    if files.validation is not None:
+        return np.flatnonzero(files.validation[used])
+    if is_stratified(files):
+        return split.validation(labels, seed)
+    units = np.array(files.paths)[used] if files.groups is None else files.groups[used]
+    chosen = split.tenth_of_groups(labels, units, split.order_by_seed(len(np.unique(units)), seed), spare=1)
+    if not len(chosen):
+        raise InputError(
+            f"{files.root} has {several(len(np.unique(units)), 'group')} of training images, which cannot be split into"
+            " training and validation groups; use more groups, or leave them out."
+        )
+    return chosen
 
 
 def list_test_images(folder: Path, class_names: tuple[str, ...]) -> ImageFiles | None:

@@ -9,20 +9,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dnas.data import split
 from dnas.data.cache import Decoded, cache_key, decoded_once, known_once, measured
-from dnas.data.catalog import RESIDENT_IMAGE_SIZE, choose_augmentation, choose_image_size, data_info, folder_path
+from dnas.data.catalog import (
+    RESIDENT_IMAGE_SIZE,
+    absolute_name,
+    choose_augmentation,
+    choose_image_size,
+    data_info,
+)
 from dnas.data.dataset import Dataset
 from dnas.data.images import Levels, Progress, decode, extent, for_each, notes_on_extents
-from dnas.data.listing import Contents, ImageFiles, ImageReader
+from dnas.data.listing import Contents, ImageFiles, ImageReader, is_stratified, validation_positions
+from dnas.data.location import cache_folder, data_folder
 from dnas.data.own import refuse_own
-from dnas.data.parts import cache_folder, choose_subset, data_folder, find_parts, list_of_broken_images, read_contents
+from dnas.data.parts import choose_subset, find_parts, list_of_broken_images, read_contents
 from dnas.data.pixels import Pixels, Resident, StoredImages, Stream, margin
 from dnas.data.sources import NamedPart
 from dnas.errors import InputError
 from dnas.formatting import several
 
-HELD_OUT = "a tenth of the class folders, chosen by contents"  # in the description of data whose folder has no parts
 # Streamed folders of at most this many images are decoded once at the start, so that broken images are reported early.
 MAX_CHECKED_IMAGES = 20_000
 
@@ -45,7 +50,7 @@ def load_dataset(
     Decoded images are cached in $DNAS_CACHE (default: ~/.cache/dnas/arrays).
 
     Args:
-        name: A key of `catalog.DATASETS`, or `folder:PATH` for class folders of images.
+        name: A key of `catalog.DATASETS`, or own data: `folder:PATH`, `csv:FILE` or `npz:FILE`.
         data_root: Folder of the data files (default: $DNAS_DATA, else ~/.cache/dnas/data).
         image_size: Pixels per side (default: the size of the data set; for a folder, a size that suits `stem`).
         stem: Stem of the network, `small` or `imagenet`.
@@ -71,21 +76,21 @@ def load_dataset(
     train, test, test_size = find_parts(info, data_folder(data_root), reader.cache, reader.progress)
     whole = isinstance(train, ImageFiles) and bool(train.held_out)
     if whole:
-        reader.progress(f"held out as the test part: {several(test_size, 'image')}, a tenth, chosen by their contents")
-
+        reader.progress(f"held out as the test part: {several(test_size, 'image')}, {_choice(train)}")
     labelled = reader.labelled(train, info.channels, levels)
-    used = choose_subset(labelled.labels, subset, split_seed)
-    validation = split.validation(labelled.labels[used], split_seed)
+    files = labelled.files
+    used = choose_subset(files, subset, split_seed)
+    validation = reader.validation(files, used, split_seed)
     train_index = np.setdiff1d(np.arange(len(used)), validation)
     pixels, size_rule, notes = reader.training_pixels(labelled, used, keep_all=subset is None)
     for note in notes:
         reader.progress(note)
     mean, std = pixels.statistics(train_index)
     return Dataset(
-        name=f"folder:{folder_path(info.name)}" if info.name.startswith("folder:") else name,
+        name=absolute_name(name),
         title=info.title,
-        classes=len(labelled.class_names),
-        class_names=labelled.class_names,
+        classes=len(files.class_names),
+        class_names=files.class_names,
         channels=labelled.channels,
         image_size=side,
         size_rule=size_rule,
@@ -95,11 +100,12 @@ def load_dataset(
         augmentation=augmentation,
         levels=labelled.levels,
         test_size=test_size,
-        test_part=HELD_OUT if whole else None,
+        test_part=_held_out(info.name, files) if whole else None,
+        groups=None if files.groups is None else len(np.unique(files.groups[used])),
         subset=subset,
         split_seed=split_seed,
         device=reader.device,
-        labels=torch.from_numpy(labelled.labels[used]).to(reader.device),
+        labels=torch.from_numpy(files.labels[used]).to(reader.device),
         train_index=torch.from_numpy(train_index),
         val_index=torch.from_numpy(validation),
         pixels=pixels,
@@ -111,12 +117,25 @@ def _ignore(text: str) -> None:
     pass
 
 
+def _choice(part: ImageFiles | NamedPart) -> str:
+    """Return the choice of the test part of images without parts, in a sentence."""
+    assert isinstance(part, ImageFiles)
+    if part.groups is not None:
+        return "a tenth, in whole groups"
+    return f"a tenth, chosen by their {'contents' if is_stratified(part) else 'names'}"
+
+
+def _held_out(name: str, files: ImageFiles) -> str:
+    """Return the source of the test part of images without parts, for the description of the data."""
+    what = "class folders" if name.startswith("folder:") else "images"
+    return _choice(files).replace("a tenth", f"a tenth of the {what}").replace("their ", "")
+
+
 @dataclass(frozen=True, eq=False)
 class _Labelled:
-    """Labels of a training part, from which the images in use are selected, and the source of its images."""
+    """A training part, from which the images in use are selected, and the source of its images."""
 
-    labels: np.ndarray  # int64 [N]
-    class_names: tuple[str, ...]
+    files: ImageFiles  # without paths for a named part
     fingerprint: str
     channels: int
     source: Decoded | ImageFiles
@@ -141,7 +160,8 @@ class _Reader:
         """Read the labels of the training part. Files that will be streamed are not decoded yet."""
         if isinstance(part, NamedPart):
             decoded = self.named(part, self.image_size if self.is_resident else None)
-            return _Labelled(decoded.labels, decoded.class_names, decoded.fingerprint, decoded.images.shape[1], decoded)
+            files = ImageFiles(part.root, (), (), decoded.labels, decoded.class_names)
+            return _Labelled(files, decoded.fingerprint, decoded.images.shape[1], decoded)
         contents = read_contents(part, self.cache, self.progress)
         channels, levels = channels or contents.channels, levels or contents.levels
         notes = part.notes + contents.notes(part.root)
@@ -149,9 +169,20 @@ class _Reader:
             decoded = self.decoded(part, contents, channels, levels)
             notes += decoded.notes
             fingerprint = part.fingerprint(decoded.fingerprint)
-            return _Labelled(decoded.labels, decoded.class_names, fingerprint, channels, decoded, levels, notes)
-        fingerprint = part.fingerprint(contents.digest)
-        return _Labelled(part.labels, part.class_names, fingerprint, channels, part, levels, notes)
+            return _Labelled(part, fingerprint, channels, decoded, levels, notes)
+        return _Labelled(part, part.fingerprint(contents.digest), channels, part, levels, notes)
+
+    def validation(self, files: ImageFiles, used: np.ndarray, seed: int) -> np.ndarray:
+        """Return `validation_positions`, and report classes of which groups or stated parts leave none in them."""
+        chosen = validation_positions(files, used, seed)
+        if files.groups is not None or files.validation is not None:
+            labels = files.labels[used][chosen]
+            counts = labels.sum(axis=0) if labels.ndim == 2 else np.bincount(labels, minlength=len(files.class_names))
+            missing = [name for name, count in zip(files.class_names, counts.tolist(), strict=True) if not count]
+            if missing:
+                few = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+                self.progress(f"not in the validation part: {several(len(missing), 'class', 'classes')} ({few})")
+        return chosen
 
     def training_pixels(self, part: _Labelled, used: np.ndarray, keep_all: bool) -> tuple[Pixels, str, tuple[str, ...]]:
         """Return the pixels of the images at `used`, how they are brought to one size, and notes on the images.

@@ -1,6 +1,5 @@
 """Parts of a data set on disk: found, counted and identified without torch, and without decoding an image."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -10,23 +9,28 @@ from typing import Any
 import numpy as np
 
 from dnas.data import split
+from dnas.data.arrays import list_npz
 from dnas.data.cache import cache_key, known_once
-from dnas.data.catalog import DataInfo, choose_augmentation, choose_image_size, data_info, folder_path
+from dnas.data.catalog import DataInfo, choose_augmentation, choose_image_size, data_info, is_local, local_path
 from dnas.data.images import BrokenImages, Progress
 from dnas.data.listing import (
     Contents,
     ImageFiles,
+    held_out_units,
     hold_out,
-    is_whole,
+    is_stratified,
     list_test_images,
     list_training_images,
     test_counts,
+    validation_positions,
 )
+from dnas.data.location import cache_folder, data_folder
 from dnas.data.own import refuse_own
 from dnas.data.sources import NamedPart, imagenet_folder
+from dnas.data.table import list_csv
 from dnas.errors import InputError
 from dnas.formatting import several, size
-from dnas.io import expanded, write_atomic
+from dnas.io import write_atomic
 
 FEW_IMAGES = 100  # with fewer validation images, one image is over 1% of the error
 AUGMENTED = {
@@ -37,32 +41,42 @@ AUGMENTED = {
 }
 
 
-def data_folder(data_root: Path | None) -> Path:
-    """Return the folder of the data files."""
-    return expanded(data_root or os.environ.get("DNAS_DATA") or "~/.cache/dnas/data")
+def list_parts(name: str, path: Path) -> tuple[ImageFiles, ImageFiles | None]:
+    """List the training images and the test images of own data. The first may be `whole`. Opens no image.
 
+    Args:
+        name: Name of the data set, which starts with one of `LOCAL_KINDS`, or `imagenet`.
+        path: The folder or the file.
 
-def cache_folder() -> Path:
-    """Return the folder of the decoded images."""
-    return expanded(os.environ.get("DNAS_CACHE") or "~/.cache/dnas/arrays")
+    Raises:
+        InputError: If the data have another form.
+    """
+    kind = name.partition(":")[0]
+    if kind == "csv":
+        return list_csv(path)
+    if kind == "npz":
+        return list_npz(path)
+    train = list_training_images(path)
+    return train, None if train.whole else list_test_images(path, train.class_names)
 
 
 def find_parts(
     info: DataInfo, root: Path, cache: Path, progress: Progress
 ) -> tuple[ImageFiles | NamedPart, ImageFiles | NamedPart | None, int]:
     """Return the training part, the test part (None if there is none) and the number of test images."""
-    if not info.name.startswith("folder:") and info.name != "imagenet":
+    if not is_local(info.name) and info.name != "imagenet":
         return NamedPart(info.name, "train", root), NamedPart(info.name, "test", root), info.test_size or 0
-    folder = imagenet_folder(root, progress) if info.name == "imagenet" else folder_path(info.name)
-    train = list_training_images(folder)
-    test: ImageFiles | None
-    if is_whole(train, folder):
+    path = imagenet_folder(root, progress) if info.name == "imagenet" else local_path(info.name)
+    train, test = list_parts(info.name, path)
+    if train.whole:
         key = cache_key("digests", train.listing_digest())
         with list_of_broken_images(cache):
             digests = known_once(cache, key, lambda: train.read_digests(progress), progress)
         train, test = hold_out(train, digests)
-    else:
-        test = list_test_images(folder, train.class_names)
+        if not len(test):
+            raise InputError(
+                f"{path} has too few groups to hold out test images; use more groups, or state the parts of the images."
+            )
     return train, test, len(test) if test else 0
 
 
@@ -75,7 +89,7 @@ def read_contents(files: ImageFiles, cache: Path, progress: Progress) -> Content
 
 
 def facts_of_files(info: DataInfo, data_root: Path | None) -> dict[str, Any]:
-    """Return the number of classes and channels of a folder of images, whose contents are read once."""
+    """Return the number of classes and channels of own data, whose contents are read once."""
     cache = cache_folder()
     train, _, _ = find_parts(info, data_folder(data_root), cache, lambda text: None)
     assert isinstance(train, ImageFiles)
@@ -160,19 +174,26 @@ def summarize(
     side = choose_image_size(info, image_size, stem)
     augmentation = choose_augmentation(info, side, augmentation)
     classes, images, test_size, whole, missing = info.classes or 0, info.train_size, info.test_size or 0, False, None
+    files = None
     if images is None:
-        folder = folder_path(name)
-        files = list_training_images(folder)
-        classes, images, whole = len(files.class_names), len(files), is_whole(files, folder)
-        test = None if whole else list_test_images(folder, files.class_names)
-        test_size = int(test_counts(files.labels).sum()) if whole else len(test or ())
+        files, test = list_parts(name, local_path(name))
+        classes, images, whole, test_size = len(files.class_names), len(files), files.whole, len(test or ())
+        if whole and is_stratified(files):
+            test_size = int(test_counts(files.labels).sum())
+        elif whole:
+            held_out = held_out_units(files)
+            test_size, files = len(held_out), files.take(np.setdiff1d(np.arange(images), held_out))
         images -= test_size if whole else 0
     elif not NamedPart(name, "train", data_folder(data_root)).is_here():
         missing = info.download
     if subset is not None:
         check_subset(subset, images, classes)
     used = images if subset is None else subset
-    val_size = split.tenth(used, classes)
+    if files is None or (is_stratified(files) and files.validation is None):
+        val_size = split.tenth(used, classes)
+    else:
+        chosen = choose_subset(files, subset, split_seed)
+        val_size = len(validation_positions(files, chosen, split_seed))
     return Summary(
         info.title,
         classes,
@@ -188,12 +209,20 @@ def summarize(
     )
 
 
-def choose_subset(labels: np.ndarray, subset: int | None, seed: int) -> np.ndarray:
-    """Return the positions in use, ascending: all, or a stratified `subset` with at least two images per class."""
+def choose_subset(files: ImageFiles, subset: int | None, seed: int) -> np.ndarray:
+    """Return the positions in use, ascending: all, or a stratified `subset` with at least two images per class.
+
+    If the data set states a validation part, at least one of the two is in each part. Images with several labels are
+    not stratified.
+    """
     if subset is None:
-        return np.arange(len(labels))
-    check_subset(subset, len(labels), len(np.unique(labels)))
-    return split.choose(labels, subset, seed, split.SUBSET, minimum=2, spare=0)
+        return np.arange(len(files))
+    check_subset(subset, len(files), len(files.class_names))
+    strata = files.labels if files.labels.ndim == 1 else np.zeros(len(files), dtype=np.int64)
+    minimum = 2
+    if files.validation is not None:
+        strata, minimum = 2 * strata + files.validation, 1
+    return split.choose(strata, subset, seed, split.SUBSET, minimum=minimum, spare=0)
 
 
 def size_warnings(train_size: int, val_size: int, batch_size: int) -> list[str]:

@@ -30,7 +30,7 @@ from ray.tune import Callback, Stopper
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from dnas.data.catalog import folder_path
+from dnas.data.catalog import absolute_name
 from dnas.errors import InputError
 from dnas.executors.process import RUN_JOB, Job, Message
 from dnas.executors.ray_worker import TRIAL_FILES, pack, resources, run_trial
@@ -568,6 +568,5 @@ def _absolute(job: Job) -> Job:
     data = dict(job.data)
     if data.get("data_root") is not None:
         data["data_root"] = str(expanded(data["data_root"]).absolute())
-    if data["name"].startswith("folder:"):
-        data["name"] = f"folder:{folder_path(data['name'])}"
+    data["name"] = absolute_name(data["name"])
     return replace(job, data=data)

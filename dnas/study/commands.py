@@ -14,7 +14,14 @@ from typing import Any
 
 import tomli_w
 
-from dnas.data.catalog import choose_augmentation, choose_image_size, data_info, folder_path
+from dnas.data.catalog import (
+    absolute_name,
+    choose_augmentation,
+    choose_image_size,
+    data_info,
+    is_local,
+    local_path,
+)
 from dnas.formatting import joined, several
 from dnas.io import read_text
 from dnas.space.parse import shipped_folders
@@ -68,16 +75,18 @@ def study_name(space: str, dataset: str, space_dataset: str) -> str:
     """Return the default name of a study: its space, and its data if they are not the data of the space's file."""
     if dataset == space_dataset:
         return space
-    name = folder_path(dataset).name if dataset.startswith("folder:") else dataset
+    if is_local(dataset):
+        path = local_path(dataset)
+        name = path.name if dataset.startswith("folder:") else path.stem
+    else:
+        name = dataset
     slug = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in name).strip("-")
     return f"{space}_{slug or 'folder'}"
 
 
 def is_same_source(config: Mapping[str, Any], dataset: str) -> bool:
-    """Return True if a study's data set is `dataset`, or was loaded from its folder."""
-    if dataset.startswith("folder:"):
-        return _source(config) == f"folder:{folder_path(dataset)}"
-    return bool(config["data"]["source"] == dataset)
+    """Return True if a study's data set is `dataset`, or was loaded from its path."""
+    return _source(config) == absolute_name(dataset)
 
 
 def search_script(stages: Sequence[Mapping[str, Any]], project: Path) -> Script:
@@ -218,9 +227,9 @@ def _execution(config: Mapping[str, Any], project: Path) -> dict[str, Any]:
 
 
 def _source(config: Mapping[str, Any]) -> str:
-    """Return the name of a study's data set. The path of a folder is absolute."""
+    """Return the name of a study's data set. The path of own data is absolute."""
     data = config["data"]
-    return str(data["name"] if data["source"].startswith("folder:") else data["source"])
+    return str(data["name"] if is_local(data["source"]) else data["source"])
 
 
 def _notes(stages: Sequence[Mapping[str, Any]]) -> list[str]:

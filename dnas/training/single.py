@@ -12,7 +12,7 @@ import torch
 from dnas.arch import FAMILIES, Spec, parse_name
 from dnas.arch.names import stated_fields
 from dnas.data import Dataset
-from dnas.data.catalog import folder_path
+from dnas.data.catalog import is_local, local_path
 from dnas.errors import InputError
 from dnas.formatting import several
 from dnas.training.devices import check_device
@@ -37,11 +37,11 @@ def spec_for_data(name: str, data: Dataset, recipe: Recipe) -> Spec:
 
 
 def default_folder(name: str, dataset: str, seed: int) -> Path:
-    """Return `studies/runs/<data>-<network>-s<seed>`. A folder of images has a digest of its path in its name."""
+    """Return `studies/runs/<data>-<network>-s<seed>`. Own data have a digest of their path in the name."""
     runs, network = Path("studies/runs"), f"{_slug(name)}-s{seed}"
-    if not dataset.startswith("folder:"):
+    if not is_local(dataset):
         return runs / f"{_slug(dataset)}-{network}"
-    path = folder_path(dataset)
+    path = local_path(dataset)
     earlier = (
         runs / f"{re.sub('[^A-Za-z0-9.]+', '-', path.name[:150]).strip('-')}-{network}"
     )  # without a digest, as older versions named it

@@ -128,6 +128,8 @@ PLANS = {
     "search --space tiny --trials 9": "data     Digits: 10 classes, 1,294 training and 144 validation images of 8×8",
     "search --study s --trials 9 --stopping asha --sampler tpe": "study    has 2 trials (2 complete); 7 new ones",
     "search --space tiny --trials 9 --dataset folder:pics": "data     pics: 2 classes, 16 training and 2 validation",
+    "search --space tiny --trials 9 --dataset csv:pics/list.csv": "data     list.csv: 2 classes, 16 training and 2",
+    "search --space tiny --trials 9 --dataset npz:pics.npz": "data     pics.npz: 2 classes, 16 training and 2",
     "ablate digits_dropout --dry-run": "evidence  3 comparisons with 7 pairs",
     "ablate digits_dropout --seeds auto": "after 9 pairs at the earliest, 20 at most",
     "ablate digits_dropout --dry-run --dataset folder:pics": "data      pics: 2 classes, 16 training and 2 validation",
@@ -139,6 +141,8 @@ REFUSALS = {
     "search --space tiny --trials 9 --sampler best": "--sampler must be one of ",
     "search --space tiny --trials 9 --subset 3 -q": "subset must be between 20 ",
     "search --space tiny --trials 9 --dataset folder:nowhere": "there is no folder ",
+    "search --space tiny --trials 9 --dataset csv:none.csv": "none.csv (No such file or directory); name a CSV file",
+    "search --space tiny --trials 9 --dataset npz:none.npz": "none.npz (No such file or directory); name an .npz file",
     "search --space tiny --trials 9 --max-params 10": "--max-params 10: no network of tiny is as small",
     "search --space tiny --trials 9 --study s": "study s was started with another space digits_bc",
     "train densenet:L=7,k=4 --dataset digit": "no data set 'digit'",
@@ -161,7 +165,10 @@ def test_plans_and_refusals_do_not_wait_for_slow_imports() -> None:
     """Everything that needs no slow module is checked and printed before one is imported."""
     make_study(Path("studies/s"), ["complete"] * 2)
     held = make_study(Path("studies/held"), ["complete"])
-    write_folder(Path("pics"), "", ["a", "b"], 10, 8)
+    paths = write_folder(Path("pics"), "", ["a", "b"], 10, 8)
+    rows = [f"{path.relative_to('pics')},{path.parent.name}" for path in paths]
+    Path("pics/list.csv").write_text("\n".join(["path,label", *rows]))
+    np.savez("pics.npz", x=np.zeros((20, 8, 8), dtype=np.uint8), y=np.arange(20) % 2)
     code = f"""if True:
         import contextlib, io, sys
         from dnas.cli import main
