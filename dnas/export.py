@@ -65,6 +65,12 @@ class Trained:
             raise InputError(
                 f"{data.title} has changed since {self.path} was trained; pass --dataset to use it anyway."
             )
+        if data.multilabel != facts.get("multilabel", False):
+            kinds = ("one class", "several labels")
+            raise InputError(
+                f"{self.path} is a network for {kinds[not data.multilabel]} per image, but {data.title} has"
+                f" {kinds[data.multilabel]}."
+            )
         data = data.with_classes(tuple(facts["class_names"]))
         return dataclasses.replace(data, mean=tuple(facts["mean"]), std=tuple(facts["std"]))
 
@@ -149,7 +155,9 @@ def predict(
         pixels = torch.from_numpy(np.array(as_evaluated(image, spec.image_size))).to(device)
         with torch.no_grad():
             logits = net(pixels[None].float().div_(255).sub_(mean).div_(std))
-        yield file, dict(zip(facts["class_names"], logits[0].float().softmax(0).tolist(), strict=True))
+        scores = logits[0].float()
+        probabilities = scores.sigmoid() if facts.get("multilabel") else scores.softmax(0)
+        yield file, dict(zip(facts["class_names"], probabilities.tolist(), strict=True))
 
 
 def write_network(trained: Trained, path: Path) -> str:

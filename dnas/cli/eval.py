@@ -48,15 +48,47 @@ def run(args: argparse.Namespace) -> int:
     data = load_dataset(**trained.data_arguments(dataset, data_root), device=device)
     data = trained.prepared(data, same=dataset is None)
     loss, error, confusion = evaluate_classes(trained.run.net.to(device), data, part, device)
-    images = sum(map(sum, confusion))
-    classes = errors_by_class(data.class_names, confusion)
+    if data.multilabel:
+        images, classes = sum(map(sum, confusion[0])), errors_by_label(data.class_names, confusion)
+    else:
+        images, classes = sum(map(sum, confusion)), errors_by_class(data.class_names, confusion)
     if args.json:
         result = {"part": part, "images": images, "error": error, "loss": loss, "dataset": data.name}
         print_json(result | {"classes": classes, "confusion": confusion})
         return 0
     print(f"{percent(error)} error, loss {loss:.4f} on the {part} part of {data.title} ({images:,} images)\n")
-    print("\n".join(matrix_lines(classes, confusion) if data.classes <= SHOWN_CLASSES else worst_lines(classes)))
+    if data.multilabel:
+        print("\n".join(label_lines(classes)))
+    else:
+        print("\n".join(matrix_lines(classes, confusion) if data.classes <= SHOWN_CLASSES else worst_lines(classes)))
     return 0
+
+
+def errors_by_label(names: Sequence[str], confusion: Sequence[Sequence[Sequence[int]]]) -> list[dict[str, Any]]:
+    """Return the name of each label, the number of images that have it, and the kinds of its error.
+
+    `error` is the fraction of wrong images, `missed` the number of images with the label that are predicted without it,
+    and `added` the number of images without it that are predicted with it.
+    """
+    rows = []
+    for name, ((right_without, added), (missed, right_with)) in zip(names, confusion, strict=True):
+        images = right_without + added + missed + right_with
+        row = {"name": name, "images": missed + right_with, "error": (missed + added) / images}
+        rows.append(row | {"missed": missed, "added": added})
+    return rows
+
+
+def label_lines(labels: Sequence[dict[str, Any]]) -> list[str]:
+    """Return a table of labels as text."""
+    from dnas.formatting import percent
+
+    width = max(len("label"), *(len(row["name"]) for row in labels))
+    lines = [f"{'label':{width}s}   images    error   missed    added"]
+    return lines + [
+        f"{row['name']:{width}s}  {row['images']:7,d}  {percent(row['error']):>7s}"
+        f"  {row['missed']:7,d}  {row['added']:7,d}"
+        for row in labels
+    ]
 
 
 def errors_by_class(names: Sequence[str], confusion: Sequence[Sequence[int]]) -> list[dict[str, Any]]:

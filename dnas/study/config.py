@@ -194,7 +194,7 @@ def check_same(name: str, stored: Mapping[str, Any], search: SearchConfig, data:
     config, space = DEFAULTS | dict(stored), search.space
     check_proposed(config)
     frozen, current = config["recipe"], space.recipe.to_dict()
-    keys = [key for key in frozen if key != "epochs" and frozen[key] != current.get(key)]
+    keys = [key for key in {**frozen, **current} if key != "epochs" and frozen.get(key) != current.get(key)]
     pairs: list[tuple[str, Any, Any]] = [
         ("limits", _stated(config["limits"]), _stated(space.limits.stated())),
         ("objective", config["objective"], ",".join(search.objectives)),
@@ -202,7 +202,7 @@ def check_same(name: str, stored: Mapping[str, Any], search: SearchConfig, data:
         ("sampler", config["sampler"], search.sampler),
         ("control", config["control"], search.control),
         ("stopping", config["stopping"], search.stopping),
-        ("recipe", _stated({key: frozen[key] for key in keys}), _stated({key: current.get(key) for key in keys})),
+        ("recipe", _stated({key: frozen.get(key) for key in keys}), _stated({key: current.get(key) for key in keys})),
     ]
     if config["space"]["name"] != space.name:
         pairs = [("space", config["space"]["name"], space.name)]  # the other differences follow from it

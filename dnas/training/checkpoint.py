@@ -174,8 +174,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def check_same_run(path: Path, spec: Spec, recipe: Recipe, data: Dataset, seed: tuple[int, int]) -> dict[str, Any]:
     """Read the checkpoint at `path`. An `InputError` lists the settings in which it differs from this run."""
     content, facts = read_checkpoint(path), data.describe()
-    stored = {**content["spec"], **content["recipe"], "seed": tuple(content["seed"])}
-    now = {**spec.to_dict(), **recipe.to_dict(), "seed": tuple(seed)}
+    unweighted = {"class_weights": "none"}
+    stored = {**content["spec"], **unweighted, **content["recipe"], "seed": tuple(content["seed"])}
+    now = {**spec.to_dict(), **unweighted, **recipe.to_dict(), "seed": tuple(seed)}
     for key in ("fingerprint", "subset", "split_seed", "augmentation", "train_size"):
         stored[key], now[key] = content["data"][key], facts[key]
     different = [key for key in now if stored.get(key) != now[key]]

@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import nn
 from dnas.arch import Spec
 from dnas.data import Dataset
 from dnas.training.distributed import ALONE, Group
-from dnas.training.step import autocast
+from dnas.training.step import autocast, count_wrong
 
 MAX_EVALUATION_BATCH = 500
 LATENCY_WARM_UP_RUNS = 5
@@ -29,6 +30,9 @@ def evaluate(
 ) -> tuple[float, float]:
     """Return the mean cross entropy (nats) and the error (fraction) on a part of the data.
 
+    If images have several labels, these are the mean binary cross entropy and the fraction of wrong labels at a
+    probability of 0.5 (Hamming loss), over all images and labels. Neither has class weights.
+
     Args:
         net: The network on `device`; set to evaluation mode.
         data: The data set.
@@ -38,29 +42,41 @@ def evaluate(
             less memory than a training step.
         group: Processes whose `data` are shares of one data set. All of them return the result for all shares.
         confusion: int64 [classes, classes] on `device`. The number of images of class i that are predicted as class j
-            is added to entry [i, j].
+            is added to entry [i, j]. For several labels, int64 [classes, 2, 2]: the number of images that have the
+            label (1) or not (0), and are predicted to have it (1) or not.
     """
     net.eval()
     loss, wrong, seen = 0.0, 0, 0
     for x, y in data.batches(part, min(batch_size, MAX_EVALUATION_BATCH)):  # type: ignore[arg-type]
         with autocast(device):
             logits = net(x.contiguous(memory_format=torch.channels_last))
-        loss += F.cross_entropy(logits.float(), y, reduction="sum").item()
-        predicted = logits.argmax(1)
-        wrong += int((predicted != y).sum().item())
+        if data.multilabel:
+            loss += F.binary_cross_entropy_with_logits(logits.float(), y.float(), reduction="sum").item()
+        else:
+            loss += F.cross_entropy(logits.float(), y, reduction="sum").item()
+        wrong += int(count_wrong(logits, y).item())
         if confusion is not None:
-            confusion.index_put_((y, predicted), torch.ones_like(y), accumulate=True)
-        seen += len(y)
+            add_to_confusion(confusion, logits, y)
+        seen += y.numel()
     if group.world > 1:
         loss, wrong, seen = group.sum(torch.tensor([loss, wrong, seen], dtype=torch.float64, device=device)).tolist()
     return loss / seen, wrong / seen
 
 
-def evaluate_classes(
-    net: nn.Module, data: Dataset, part: str, device: str = "cpu"
-) -> tuple[float, float, list[list[int]]]:
-    """Return the results of `evaluate`, and the number of images of class i (row) that are predicted as class j."""
-    confusion = torch.zeros((data.classes, data.classes), dtype=torch.int64, device=device)
+def add_to_confusion(confusion: torch.Tensor, logits: torch.Tensor, y: torch.Tensor) -> None:
+    """Add the predictions of a batch to the `confusion` of `evaluate`."""
+    places: tuple[torch.Tensor, ...]
+    if y.ndim == 2:
+        places = (torch.arange(y.shape[1], device=y.device).expand_as(y), y, (logits > 0).long())
+    else:
+        places = (y, logits.argmax(1))
+    confusion.index_put_(places, torch.ones_like(y), accumulate=True)
+
+
+def evaluate_classes(net: nn.Module, data: Dataset, part: str, device: str = "cpu") -> tuple[float, float, list[Any]]:
+    """Return the results of `evaluate` and its `confusion` as lists."""
+    shape = (data.classes, 2, 2) if data.multilabel else (data.classes, data.classes)
+    confusion = torch.zeros(shape, dtype=torch.int64, device=device)
     loss, error = evaluate(net, data, part, device, confusion=confusion)
     return loss, error, confusion.tolist()
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from dnas.arch import DenseNetSpec, ResNetSpec, Spec
 from dnas.data import Dataset
@@ -134,7 +134,8 @@ def fit(
         torch.cuda.reset_peak_memory_stats(device)
     net = state.run.net
     forward: nn.Module = torch.compile(net) if compile_net and not recompute else net  # type: ignore[assignment]
-    step = _make_step(state, forward, device, group, cuda_graph and _is_capturable(spec, recompute))
+    weights = class_weights(recipe, data)
+    step = _make_step(state, forward, device, group, cuda_graph and _is_capturable(spec, recompute), weights)
     loop = _EpochLoop(state, data, step, forward, device, group, on_step)
     while proceed and len(state.run.curve) < recipe.epochs:
         epoch = loop.run_epoch()
@@ -263,11 +264,13 @@ def _save(state: TrainState, folder: Path, guard: Callable[[], None]) -> None:
     write_history(folder, state.run, guard)
 
 
-def _make_step(state: TrainState, forward: nn.Module, device: str, group: Group, captured: bool) -> Step:
+def _make_step(
+    state: TrainState, forward: nn.Module, device: str, group: Group, captured: bool, weights: Tensor | None = None
+) -> Step:
     spec, recipe = state.run.spec, state.run.recipe
     some_unused = isinstance(spec, ResNetSpec) and spec.stochastic_depth > 0
     shared = group.shared(forward, device, some_unused=some_unused)
-    criterion = _criterion(recipe, group)
+    criterion = _criterion(recipe, group, None if weights is None else weights.to(device))
     if captured:
         return GraphedStep(shared, state.optimizer, criterion, device, recipe.batch_size)
     return Step(shared, state.optimizer, criterion, device, scale=group.world)
@@ -285,12 +288,38 @@ def _is_capturable(spec: Spec, recompute: bool) -> bool:
     return not reason
 
 
-def _criterion(recipe: Recipe, group: Group) -> Criterion:
+def class_weights(recipe: Recipe, data: Dataset) -> Tensor | None:
+    """Return the weights of the classes in the training loss, float32 [classes]; None without weights.
+
+    They are n / (classes · n_c) for n_c of n training images, scaled to a mean of 1 over the training images. For
+    several labels per image they weight the images that have a label: (n - n_c) / n_c.
+    """
+    if recipe.class_weights == "none":
+        return None
+    labels = data.labels.cpu()[data.train_index]
+    if data.multilabel:
+        present = labels.sum(dim=0).double()
+        return ((len(labels) - present) / present.clamp(min=1)).clamp(min=1 / len(labels)).float()
+    counts = torch.bincount(labels, minlength=data.classes).double()
+    weights = len(labels) / (data.classes * counts.clamp(min=1))
+    return (weights * len(labels) / (weights * counts).sum()).float()
+
+
+def _criterion(recipe: Recipe, group: Group, weights: Tensor | None) -> Criterion:
     """Return this process's part of the mean loss over the batch, also for slices of unequal sizes."""
     smoothing = recipe.label_smoothing
-    if group.world == 1:
-        return lambda logits, y, size: F.cross_entropy(logits, y, label_smoothing=smoothing)
-    return lambda logits, y, size: F.cross_entropy(logits, y, label_smoothing=smoothing, reduction="sum") / size
+
+    def of_labels(logits: Tensor, y: Tensor, size: int) -> Tensor:
+        targets = y.float() * (1 - smoothing) + smoothing / 2
+        total = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights, reduction="sum")
+        return total / (size * y.shape[1])
+
+    def of_classes(logits: Tensor, y: Tensor, size: int) -> Tensor:
+        if group.world == 1 and weights is None:
+            return F.cross_entropy(logits, y, label_smoothing=smoothing)
+        return F.cross_entropy(logits, y, weights, label_smoothing=smoothing, reduction="sum") / size
+
+    return lambda logits, y, size: (of_labels if y.ndim == 2 else of_classes)(logits, y, size)
 
 
 @dataclass(frozen=True)
@@ -355,4 +384,4 @@ class _EpochLoop:
         mean_loss = group.sum(step.total_loss).item() / seen
         if not math.isfinite(mean_loss):
             raise Diverged(f"the training loss is {mean_loss} in epoch {epoch + 1}.")
-        return mean_loss, group.sum(step.wrong).item() / seen, rate
+        return mean_loss, group.sum(step.wrong).item() / (seen * (data.classes if data.multilabel else 1)), rate

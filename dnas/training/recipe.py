@@ -16,6 +16,7 @@ class Recipe:
     schedule: `steps` divides the rate by 10 at each of `milestones` (fractions of the epochs). `one-cycle` rises
         linearly over the first fraction `warmup` of the steps and falls linearly to zero.
     dropout_without_augmentation: Dropout rate of a DenseNet on data without augmentation, unless its name states one.
+    class_weights: `balanced` weights the training loss of each class inversely to its number of training images.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Recipe:
     weight_decay: float = 1e-4
     label_smoothing: float = 0.0
     dropout_without_augmentation: float = 0.0
+    class_weights: str = "none"
 
     def __post_init__(self) -> None:
         if isinstance(self.milestones, list):
@@ -50,17 +52,25 @@ class Recipe:
                 raise InputError(f"`{low:g} <= {key} < {high:g}` must hold, but got {key}={value!r}.")
         if self.schedule not in SCHEDULES:
             raise InputError(f"schedule must be one of {', '.join(SCHEDULES)}, but got {self.schedule!r}.")
+        if self.class_weights not in CLASS_WEIGHTS:
+            raise InputError(
+                f"class_weights must be one of {', '.join(CLASS_WEIGHTS)}, but got {self.class_weights!r}."
+            )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values. Without class weights there is no such key, as in earlier versions."""
         values = dataclasses.asdict(self)
+        if self.class_weights == "none":
+            del values["class_weights"]
         return values | {"milestones": list(self.milestones)}
 
 
 SCHEDULES = ("steps", "one-cycle")
+CLASS_WEIGHTS = ("none", "balanced")
 RECIPES = ("paper", "fast")
 RECIPE_KEYS = {field.name for field in dataclasses.fields(Recipe)}
 

@@ -22,8 +22,13 @@ from torch.optim.sgd import SGD, sgd
 from dnas.errors import InputError
 
 WARM_UP_STEPS = 3  # before the capture, as torch's documentation recommends
-# (logits [N, classes], y [N], images in the whole batch) -> loss []
+# (logits [N, classes], y [N] or [N, classes], images in the whole batch) -> loss []
 Criterion = Callable[[Tensor, Tensor, int], Tensor]
+
+
+def count_wrong(logits: Tensor, y: Tensor) -> Tensor:
+    """Return the number of wrong images for labels `y` [N], or of wrong labels for `y` [N, classes]; int64 []."""
+    return ((logits > 0) != y).sum() if y.ndim == 2 else (logits.argmax(1) != y).sum()
 
 
 def autocast(device: str) -> AbstractContextManager[Any]:
@@ -37,7 +42,7 @@ class Step:
 
     Attributes (tensors [] on the device, which no step waits for):
         loss: Loss of the last step.
-        total_loss, wrong: Sums of the loss and of the errors over the images since `begin_epoch`.
+        total_loss, wrong: Sums of the loss and of `count_wrong` over the images since `begin_epoch`.
 
     The gradients of a step remain available until the next one. The loss is multiplied by `scale` before the backward
     pass.
@@ -59,7 +64,7 @@ class Step:
 
         Args:
             x: [N, C, H, W], this process's slice of the images.
-            y: [N], their labels.
+            y: [N], their labels, or [N, classes] for several labels per image.
             size: Images in the whole batch.
             rate: Learning rate.
         """
@@ -76,7 +81,7 @@ class Step:
         self._update()
         self.loss.copy_(loss.detach())
         self.total_loss += self.loss * size
-        self.wrong += (logits.detach().argmax(1) != y).sum()
+        self.wrong += count_wrong(logits.detach(), y)
 
     def _update(self) -> None:
         self.optimizer.step()
