@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--dataset",
         metavar="NAME",
-        help="data set: digits, cifar10, ..., folder:PATH, csv:FILE or npz:FILE (default: the file's)",
+        help="data set: digits, cifar10, ..., folder:PATH, csv:FILE, npz:FILE or hf:FOLDER (default: the file's)",
     )
     data.add_argument(
         "--subset", type=whole_number(1), metavar="N", help="train on a stratified subset of N images (default: all)"

@@ -102,7 +102,7 @@ def add_search_options(parser: argparse.ArgumentParser, study: Group) -> tuple[G
     data.add_argument(
         "--dataset",
         metavar="NAME",
-        help="data set: digits, cifar10, ..., folder:PATH, csv:FILE or npz:FILE (default: the space's)",
+        help="data set: digits, cifar10, ..., folder:PATH, csv:FILE, npz:FILE or hf:FOLDER (default: the space's)",
     )
     add_data_options(data)
     data.set_defaults(split_seed=None, augment=None)  # an existing study keeps its own

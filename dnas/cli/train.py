@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dataset",
         required=True,
         metavar="NAME",
-        help="data set: digits, cifar10, cifar100, svhn, imagenet, folder:PATH, csv:FILE or npz:FILE",
+        help="data set: digits, cifar10, cifar100, svhn, imagenet, folder:PATH, csv:FILE, npz:FILE or hf:FOLDER",
     )
     add_data_options(data)
     execution = parser.add_argument_group("execution")

@@ -10,6 +10,7 @@ from dnas.io import expanded
 LOCAL_KINDS = {
     "folder": "folder:PATH, where PATH or PATH/train has one folder per class",
     "csv": "csv:FILE, where FILE has the columns path and label",
+    "hf": "hf:FOLDER, where FOLDER was written by Dataset.save_to_disk of the package datasets",
     "npz": "npz:FILE, where FILE has the arrays x_train and y_train, or x and y",
 }
 """Kinds of a user's own data, and their form in a sentence."""

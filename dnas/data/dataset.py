@@ -14,6 +14,7 @@ from dnas.errors import InputError
 TEST_HINTS = {
     "folder": "put class folders under test/ beside train/",
     "csv": "give test images in the column split",
+    "hf": "save a DatasetDict with a split test",
     "npz": "add the arrays x_test and y_test",
 }
 

@@ -50,7 +50,7 @@ def load_dataset(
     Decoded images are cached in $DNAS_CACHE (default: ~/.cache/dnas/arrays).
 
     Args:
-        name: A key of `catalog.DATASETS`, or own data: `folder:PATH`, `csv:FILE` or `npz:FILE`.
+        name: A key of `catalog.DATASETS`, or own data: `folder:PATH`, `csv:FILE`, `npz:FILE` or `hf:FOLDER`.
         data_root: Folder of the data files (default: $DNAS_DATA, else ~/.cache/dnas/data).
         image_size: Pixels per side (default: the size of the data set; for a folder, a size that suits `stem`).
         stem: Stem of the network, `small` or `imagenet`.

@@ -56,6 +56,10 @@ def list_parts(name: str, path: Path) -> tuple[ImageFiles, ImageFiles | None]:
         return list_csv(path)
     if kind == "npz":
         return list_npz(path)
+    if kind == "hf":
+        from dnas.data.hugging_face import list_hugging_face
+
+        return list_hugging_face(path)
     train = list_training_images(path)
     return train, None if train.whole else list_test_images(path, train.class_names)
 

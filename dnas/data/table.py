@@ -128,10 +128,19 @@ def _stamped(files: ImageFiles, stamps: Mapping[str, Stamp]) -> ImageFiles:
 # --- parts, for each kind of data that names them -----------------------------------------------------------------
 
 
-def parts_of(rows: Sequence[Row], source: Path, root: Path) -> tuple[ImageFiles, ImageFiles | None]:
+def parts_of(
+    rows: Sequence[Row], source: Path, root: Path, classes: Sequence[str] = ()
+) -> tuple[ImageFiles, ImageFiles | None]:
     """Return the training and validation images in one part, and the test part; each is sorted by path.
 
-    Raises `InputError` for labels, splits and groups that contradict each other. source: named in the message.
+    Args:
+        rows: All images.
+        source: File or folder to name in a message.
+        root: Folder in which the paths start.
+        classes: Order of the classes; classes without a training image are left out (default: sorted by name).
+
+    Raises:
+        InputError: Labels, splits or groups contradict each other.
     """
     if not rows:
         raise InputError(f"{source} lists no images.")
@@ -144,7 +153,8 @@ def parts_of(rows: Sequence[Row], source: Path, root: Path) -> tuple[ImageFiles,
             raise InputError(f"{row.where} has no label; name the class of the image.")
         if len(set(row.labels)) < len(row.labels):
             raise InputError(f"{row.where} has the same label twice: {', '.join(row.labels)}.")
-    class_names = tuple(sorted({label for row in kept if row.split in ("", "train") for label in row.labels}))
+    used = {label for row in kept if row.split in ("", "train") for label in row.labels}
+    class_names = tuple(name for name in classes if name in used) or tuple(sorted(used))
     for row in by_path:
         for label in row.labels:
             if label not in class_names:

@@ -77,7 +77,7 @@ def study_name(space: str, dataset: str, space_dataset: str) -> str:
         return space
     if is_local(dataset):
         path = local_path(dataset)
-        name = path.name if dataset.startswith("folder:") else path.stem
+        name = path.name if dataset.startswith(("folder:", "hf:")) else path.stem
     else:
         name = dataset
     slug = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in name).strip("-")
