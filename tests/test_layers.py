@@ -52,7 +52,7 @@ HOMES = {
     "optuna": {"dnas.strategy"},
     "matplotlib": {"dnas.figures", "dnas.report", "dnas.cli", "dnas.reproduce"},
     "seaborn": {"dnas.figures"},
-    "sklearn": {"dnas.data", "dnas.analysis"},
+    "sklearn": {"dnas.data", "dnas.training", "dnas.analysis"},
     "ray": {"dnas.executors"},
     "psycopg": {"dnas.cluster"},
     "fsspec": {"dnas.executors"},

@@ -22,7 +22,10 @@ COLUMNS = [
 
 def learning_curves(study: StudyFolder) -> pd.DataFrame:
     """Return one row per trial and epoch (from 1): number, state, epoch, train_error, val_error (fractions),
-    train_loss, val_loss (nats), learning_rate. Trials that finished no epoch have no rows."""
+    train_loss, val_loss (nats), learning_rate, and the further metrics that the study asks for.
+
+    Trials that finished no epoch have no rows.
+    """
     # Parse files with the same header together. Parsing each by itself would take milliseconds for thousands of files.
     bodies: dict[bytes, list[bytes]] = defaultdict(list)
     trials: dict[bytes, list[tuple[int, str]]] = defaultdict(list)
@@ -38,7 +41,8 @@ def learning_curves(study: StudyFolder) -> pd.DataFrame:
         if rows:
             curves = pd.read_csv(BytesIO(b"\n".join([head, *rows])))
             numbers, states = zip(*trials[head], strict=True)
-            frames.append(curves.assign(number=numbers, state=states).reindex(columns=COLUMNS))
+            metrics = [name for name in curves.columns if name not in (*COLUMNS, "seconds")]
+            frames.append(curves.assign(number=numbers, state=states).reindex(columns=[*COLUMNS, *metrics]))
     if not frames:
         return pd.DataFrame(columns=COLUMNS)
     return pd.concat(frames).sort_values("number", kind="stable", ignore_index=True)

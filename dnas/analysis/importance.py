@@ -98,7 +98,7 @@ def evidence(
         values = {
             r.number: value
             for r in records
-            if r.state == "complete" and (value := getattr(r, objective)) is not None and np.isfinite(value)
+            if r.state == "complete" and (value := r.measured(objective)) is not None and np.isfinite(value)
         }
     known = [r for r in records if r.number in values and (r.params if by == CHOICES else r.spec)]
     if by == CHOICES:

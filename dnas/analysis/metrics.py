@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dnas.formatting import count, percent, size
+from dnas.training.metrics import is_function
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,27 @@ _TABLE = (
     Metric("test_error", "test error", "test error", "test error", "%", 100.0, 2, percent),
     Metric("val_loss", "validation loss", "loss", "validation loss", "nats", 1.0, 4, _nats),
     Metric("train_loss", "training loss", "training loss", "training loss", "nats", 1.0, 4, _nats),
+    Metric("balanced_error", "balanced error", "balanced error", "1 − balanced accuracy", "%", 100.0, 2, percent),
+    Metric("auroc_error", "1 − AUROC", "1 − AUROC", "1 − AUROC", "%", 100.0, 2, percent),
+    Metric("f1_error", "1 − macro F1", "1 − F1", "1 − macro F1", "%", 100.0, 2, percent),
     Metric("params", "params", "params", "parameters", "millions", 1e-6, 3, count, True),
     Metric("macs", "multiply-adds", "macs", "multiply-adds of one image", "millions", 1e-6, 2, count, True),
     Metric("activation_bytes", "activation memory", "of activations", "activations of one batch", "MB", 1e-6, 1, size),
     Metric("latency", "latency", "latency", "latency of one image", "ms", 1e3, 2, _milliseconds),
 )
-METRICS = {metric.key: metric for metric in _TABLE}
+
+
+class _Metrics(dict[str, Metric]):
+    """Metrics by key. The import path of a user's function is a metric, named after the function."""
+
+    def __contains__(self, key: object) -> bool:
+        return super().__contains__(key) or (isinstance(key, str) and is_function(key))
+
+    def __missing__(self, key: str) -> Metric:
+        if not is_function(key):
+            raise KeyError(key)
+        name = key.partition(":")[2].replace("_", " ")
+        return Metric(key, name, name, name, "value", 1.0, 4, _nats)
+
+
+METRICS = _Metrics({metric.key: metric for metric in _TABLE})

@@ -39,7 +39,7 @@ def best_so_far(records: Iterable[TrialRecord], objective: str = "val_error") ->
         for count, record in enumerate(arm_records, 1):
             seconds += record.seconds
             macs += STEP_MACS * record.cost.get("macs", 0) * record.epochs * record.data.get("train_size", 0)
-            value = getattr(record, objective)
+            value = record.measured(objective)
             if record.state == "complete" and value is not None:
                 best = np.nanmin([best, value])
             rows.append({"arm": arm, "trials": count, "seconds": seconds, "macs": macs, "error": best})

@@ -14,6 +14,7 @@ from dnas.executors.protocol import Outcome, Show
 from dnas.executors.runner import MAX_SAME_ERRORS
 from dnas.formatting import first_line
 from dnas.io import write_atomic
+from dnas.space.objectives import extra_metrics
 from dnas.space.space import check_fits
 from dnas.strategy.asktell import AskTell
 from dnas.strategy.stopping import check_stopping, expected_epochs
@@ -53,6 +54,11 @@ def open_asking(folder: StudyFolder, config: SearchConfig, show: Show, val_size:
             " size, size) and classes=."
         )
     data = describe_own(source, val_size)
+    if unknown := extra_metrics(config.objectives):
+        raise InputError(
+            f"the objective {unknown[0]} is measured by dnas's own training; for your own training, use val_error or"
+            " val_loss and report your metric by that name."
+        )
     if folder.exists:
         stored = folder.config()
         check_same(folder.name, stored, config)

@@ -14,9 +14,11 @@ from dnas.api.options import SearchOptions, complete, default_study, make_config
 from dnas.api.study import Study
 from dnas.errors import InputError
 from dnas.formatting import several
+from dnas.space.objectives import extra_metrics
 from dnas.space.space import Space
 from dnas.study.config import SearchConfig
 from dnas.study.folder import StudyFolder, check_study_name
+from dnas.training.metrics import modules_of
 
 if TYPE_CHECKING:
     from dnas.api.own import TrainFunction
@@ -43,7 +45,7 @@ class PreparedSearch:
         if self.options.executor == "local":
             from dnas.training.forkserver import start_forkserver
 
-            start_forkserver()
+            start_forkserver(modules_of(extra_metrics(config.objectives)))
         else:
             side = self.options.image_size or config.space.fixed.get("image_size", 32)
             executor, changes = Execution.of(self.options).connect_ray(config.study, side)

@@ -62,8 +62,9 @@ def add_search_options(parser: argparse.ArgumentParser, study: Group) -> tuple[G
     add(
         "--objective",
         metavar="NAMES",
-        help="value to minimise: val_error or val_loss at the last epoch; further objectives, separated by commas, are"
-        " params, macs, activation_bytes and latency (default: val_error)",
+        help="value to minimise at the last epoch: val_error, val_loss, balanced_error, auroc or f1 (1 minus the score)"
+        " or module:function; further objectives, separated by commas, are params, macs, activation_bytes and latency"
+        " (default: val_error)",
     )
     add("--sampler", metavar="NAME", help="sampler of the networks: gp, tpe, nsga2, random or grid (default: gp)")
     add(

@@ -28,7 +28,7 @@ def closing(study: str, outcome: Outcome, trials: int) -> str:
     if best:
         record = best[0]
         lines.append(
-            f"best      #{record.number}  {percent(record.val_error)} validation error"
+            f"best      #{record.number}  {_metrics(record)}{percent(record.val_error)} validation error"
             f"  {count(record.cost['params'])} params  {count(record.cost['macs'])} macs  {record.network}"
         )
         lines += _front_lines(folder, record)
@@ -40,6 +40,13 @@ def closing(study: str, outcome: Outcome, trials: int) -> str:
     lines.append(f"stored    studies/{study}/")
     lines.append(f"next      dnas report {study}")
     return "\n".join(lines)
+
+
+def _metrics(record: TrialRecord) -> str:
+    """Return the further metrics of a trial that its study asks for."""
+    from dnas.analysis.metrics import METRICS
+
+    return "".join(f"{METRICS[name].with_noun(value)}  " for name, value in record.metrics.items())
 
 
 def _front_lines(folder: StudyFolder, best: TrialRecord) -> list[str]:

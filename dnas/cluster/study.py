@@ -17,6 +17,7 @@ from dnas.errors import InputError
 from dnas.executors.shared_storage import SharedStorage
 from dnas.formatting import first_line, redact
 from dnas.io import write_atomic
+from dnas.space.objectives import extra_metrics
 from dnas.space.space import check_fits
 from dnas.strategy.state import ENDED
 from dnas.study.config import (
@@ -30,6 +31,7 @@ from dnas.study.config import (
 )
 from dnas.study.folder import StudyFolder
 from dnas.study.record import TrialRecord
+from dnas.training.metrics import check_measurable
 
 FILES = ("checkpoint.pt", "curve.csv", "norms.npz", "traceback.txt")
 
@@ -145,6 +147,7 @@ def create_study(
     space = options.space.for_data(data.channels, data.image_size, data.classes, augmented=data.augmentation != "none")
     check_fits(space)
     check_objectives(space, options.objectives)
+    check_measurable(data, extra_metrics(options.objectives))
     id = uuid.uuid4().hex
     config = frozen_inputs(options, space, data.describe(), device)
     config["data"]["root"] = ""  # each host has its own

@@ -17,6 +17,7 @@ def make_job(
     *,
     final: bool = False,
     latency: bool = False,
+    metrics: tuple[str, ...] = (),
 ) -> Job:
     """Convert a record to a job.
 
@@ -26,6 +27,7 @@ def make_job(
         folder: Folder of the run's files.
         key: Name of the run for the executor.
         final: Train on training and validation data, and evaluate on the test set.
+        metrics: Further metrics to measure after each epoch, see `dnas.training.metrics`.
         latency: Measure the latency of a forward pass before training.
     """
     return Job(
@@ -48,6 +50,7 @@ def make_job(
         measure_latency=latency,
         attempt=record.attempts,
         fingerprint=record.data.get("fingerprint"),
+        metrics=metrics,
     )
 
 
@@ -55,3 +58,4 @@ def take_result(record: TrialRecord, values: Mapping[str, Any]) -> None:
     """Copy the fields of a worker's result into its record."""
     for name in ("epochs", "val_error", "val_loss", "seconds", "peak_memory_bytes", "weights_digest"):
         setattr(record, name, values[name])
+    record.metrics = dict(values.get("metrics", {}))

@@ -39,6 +39,7 @@ class Job:
         params: number of parameters. `placement` predicts the memory from `activation_bytes` and `params`.
         recompute: whether to recompute activations in the backward pass, as `dnas.training.fit.fit` does.
         alone: whether no other job may run on its device.
+        metrics: further metrics to measure after each epoch, see `dnas.training.metrics`.
         measure_latency: whether to measure the latency of the network before training.
         attempt: number of times that the job has been started, this time included.
         memory_limit_bytes: limit of the memory. On a CPU it limits the growth of the address space after the data
@@ -66,6 +67,7 @@ class Job:
     attempt: int = 1
     memory_limit_bytes: int | None = None
     fingerprint: str | None = None
+    metrics: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

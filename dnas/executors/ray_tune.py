@@ -38,6 +38,7 @@ from dnas.executors.shared_storage import SharedStorage
 from dnas.formatting import first_line
 from dnas.io import expanded, write_atomic
 from dnas.training.checkpoint import digest_of_weights, read_checkpoint
+from dnas.training.metrics import metrics_in
 
 CONNECT_SECONDS = 10.0
 CAPACITY_SECONDS = 2.0  # shortest time between two queries of the cluster's size
@@ -368,6 +369,7 @@ class RayExecutor:
             "seconds": sum(epoch["seconds"] for epoch in running.rows.values()),
             "peak_memory_bytes": running.so_far.get("peak_memory_bytes"),
             "weights_digest": None,
+            **({"metrics": metrics} if (metrics := metrics_in(row)) else {}),
         }
 
     def end(self, trial_id: str) -> None:

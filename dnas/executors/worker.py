@@ -5,7 +5,6 @@ import resource
 import socket
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -22,6 +21,7 @@ from dnas.nn import build, kernels_or_plain
 from dnas.training.devices import is_out_of_memory, peak_memory_bytes
 from dnas.training.evaluate import evaluate, measure_latency
 from dnas.training.fit import Diverged, fit
+from dnas.training.metrics import modules_of
 from dnas.training.recipe import Recipe
 
 STEP_SECONDS = 0.5  # shortest time between two messages about the progress within an epoch
@@ -81,6 +81,8 @@ def _train(job: Job, lease: Lease, send: Callable[[Message], None], ask: Callabl
     latency = None
     if job.measure_latency:  # on a separate network; `fit` restarts its random streams
         latency = measure_latency(build(spec), spec, job.device, job.threads)
+    for module in modules_of(job.metrics):  # now, so that the first epoch does not take longer
+        importlib.import_module(module)
     kernels = kernels_or_plain(job.kernels)
     started = {"device": job.device, "latency": latency, "resident_bytes": resident, "kernels": kernels}
     send(Message("started", started))
@@ -103,7 +105,8 @@ def _train(job: Job, lease: Lease, send: Callable[[Message], None], ask: Callabl
         cuda_graph=job.cuda_graph,
         kernels=kernels,
         recompute=job.recompute,
-        report=lambda epoch: ask(Message("epoch", asdict(epoch), {"peak_memory_bytes": peak_memory_bytes(job.device)})),
+        metrics=job.metrics,
+        report=lambda epoch: ask(Message("epoch", epoch.row(), {"peak_memory_bytes": peak_memory_bytes(job.device)})),
         on_step=on_step,
         guard=lease.check,
     )
@@ -116,6 +119,8 @@ def _train(job: Job, lease: Lease, send: Callable[[Message], None], ask: Callabl
         "peak_memory_bytes": result.peak_memory_bytes,
         "weights_digest": result.weights_digest,
     }
+    if job.metrics:
+        values["metrics"] = dict(result.run.curve[-1].metrics)
     if job.final:
         net = result.run.net
         values["test_loss"], values["test_error"] = evaluate(net, data, "test", job.device, recipe.batch_size)

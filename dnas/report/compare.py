@@ -185,7 +185,7 @@ def rows(studies: Sequence[Study]) -> list[dict[str, Any]]:
             "complete": len(s.of("complete")),
             "seconds": sum(record.seconds for record in s.records),
             "best": s.best,
-            "value": value(getattr(s.best, objective), objective) if s.best else "–",
+            "value": value(s.best.measured(objective), objective) if s.best else "–",
             "interval": (s.floor.low, s.floor.high) if s.floor else None,
         }
         for s in studies
@@ -207,7 +207,7 @@ def pairs(studies: Sequence[Study]) -> list[str]:
             )
             continue
         first, second = (
-            [float(v) for r in s.of("complete") if (v := getattr(r, objective)) is not None] for s in (a, b)
+            [float(v) for r in s.of("complete") if (v := r.measured(objective)) is not None] for s in (a, b)
         )
         if not first or not second:
             continue

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from dnas import formatting as words
@@ -16,7 +17,7 @@ from dnas.analysis.importance import Evidence, evidence, importance
 from dnas.analysis.metrics import METRICS
 from dnas.errors import InputError
 from dnas.report.page import Drawn
-from dnas.space.objectives import TRAINED
+from dnas.space.objectives import is_trained
 from dnas.study.config import objectives_of
 from dnas.study.folder import StudyFolder, find_study, read_study
 from dnas.study.record import TrialRecord, rank
@@ -105,9 +106,9 @@ def read_for_report(study: str | Path, out: Path | None) -> Study:
     points = points[points["augmented"] == (data.get("augmentation", "none") != "none")]
     curves = learning_curves(folder)
     costs = objectives[1:] or ("params",)
-    for column in costs:
-        # The column is None if no trial has measured the latency yet.
-        frame[column] = pd.to_numeric(frame[column])
+    for column in (objectives[0], *costs):
+        # The column is missing or None if no trial has measured the metric or the latency yet.
+        frame[column] = pd.to_numeric(frame[column]) if column in frame else np.nan
     return Study(
         folder,
         config,
@@ -129,7 +130,7 @@ def read_for_report(study: str | Path, out: Path | None) -> Study:
 def _objectives(config: dict[str, Any]) -> tuple[str, ...]:
     """Return the objectives of a study, or the validation error if the study names unknown ones."""
     objectives = objectives_of(config)
-    known = objectives[0] in TRAINED and all(name in METRICS for name in objectives)
+    known = is_trained(objectives[0]) and all(name in METRICS for name in objectives)
     return objectives if known else ("val_error",)
 
 
@@ -158,7 +159,4 @@ def listed(objectives: Iterable[str]) -> str:
 
 def objective_of(record: TrialRecord, name: str) -> float | None:
     """Return a trial's value of any objective, including those that its study does not minimise."""
-    if name in TRAINED or name == "latency":
-        value: float | None = getattr(record, name)
-        return value
-    return record.cost.get(name)
+    return record.measured(name)

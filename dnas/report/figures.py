@@ -65,7 +65,7 @@ def _best_so_far(s: Study) -> Picture:
 
 
 def _distribution(s: Study) -> Picture:
-    errors = distribution([value for r in s.of("complete") if (value := getattr(r, s.objectives[0])) is not None])
+    errors = distribution([value for r in s.of("complete") if (value := r.measured(s.objectives[0])) is not None])
     numbers = pd.DataFrame({"value": errors.error, "share": errors.share, "low": errors.low, "high": errors.high})
     return Picture(
         figures.plot_distribution({s.folder.name: errors}, objective=s.objectives[0]),
@@ -98,8 +98,8 @@ def _timeline(s: Study) -> Picture:
 def _done(s: Study) -> tuple[list[TrialRecord], pd.DataFrame, list[float]]:
     """Return the complete trials with a finite value, their choices, and the values."""
     name = s.objectives[0]
-    done = [r for r in s.of("complete") if r.params and (v := getattr(r, name)) is not None and np.isfinite(v)]
-    return done, pd.DataFrame([r.params for r in done]), [float(getattr(r, name)) for r in done]
+    done = [r for r in s.of("complete") if r.params and (v := r.measured(name)) is not None and np.isfinite(v)]
+    return done, pd.DataFrame([r.params for r in done]), [float(r.measured(name) or 0.0) for r in done]
 
 
 def _importance(s: Study) -> Picture:

@@ -23,6 +23,7 @@ from dnas.figures.search import never_improved
 from dnas.formatting import size
 from dnas.report.data import Study, listed, objective_of, value
 from dnas.report.figures import histories
+from dnas.space.objectives import extra_metrics
 from dnas.space.parse import parse_space
 from dnas.strategy.script import script_of
 from dnas.study.folder import StudyFolder
@@ -109,8 +110,8 @@ def _standing(s: Study) -> str:
     """State the trials that tie with the best one, and whether the search improved on the networks it started from."""
     assert s.best is not None
     name = s.objectives[0]
-    least = getattr(s.best, name)
-    tied = [r for r in s.of("complete") if getattr(r, name) == least and r.number != s.best.number]
+    least = s.best.measured(name)
+    tied = [r for r in s.of("complete") if r.measured(name) == least and r.number != s.best.number]
     given = [r.number for r in (s.best, *tied) if r.arm == "first"]
     text = ""
     if tied:
@@ -405,6 +406,7 @@ def details_of(
 def columns(s: Study) -> dict[str, str]:
     """Return the objectives that need an additional column in the table of trials, with its header."""
     heads = {"val_loss": "val loss", "activation_bytes": "activations", "latency": "latency"}
+    heads |= {name: METRICS[name].noun for name in extra_metrics(s.objectives)}
     return {name: heads[name] for name in s.objectives if name in heads}
 
 

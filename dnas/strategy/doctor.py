@@ -352,7 +352,7 @@ class _Doctor:
     def _check_against_checkpoint(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
         from dnas.training.checkpoint import Epoch, load_run, write_curve, write_norms
 
-        curve = [Epoch(**row) for row in checkpoint["curve"]]
+        curve = [Epoch.from_row(row) for row in checkpoint["curve"]]
         repair = "rewritten from the checkpoint"
         if (problem := _compare_curve(path / "curve.csv", _curve_text(curve))) is not None:
             self._report(problem, path / "curve.csv", repair, lambda: write_curve(path / "curve.csv", curve))
@@ -362,15 +362,14 @@ class _Doctor:
 
     def _check_without_checkpoint(self, path: Path) -> None:
         """Check a curve, which is also in the log, and norms, which have no other copy."""
-        from dnas.training.checkpoint import Epoch, write_curve
+        from dnas.training.checkpoint import EPOCH_KEYS, Epoch, write_curve
 
         if (path / "curve.csv").exists() and not _is_curve(path / "curve.csv"):
             number = int(path.name) if path.parent.name == "trials" and path.name.isdecimal() else -1
-            names = [f.name for f in fields(Epoch)]
             trial = self.state.trials.get(number) if self.state is not None else None
             rows = [row for _, row in sorted(trial.curve.items())] if trial is not None else []
-            if rows and all(name in row for row in rows for name in names):
-                curve = [Epoch(**{name: row[name] for name in names}) for row in rows]
+            if rows and all(name in row for row in rows for name in EPOCH_KEYS):
+                curve = [Epoch.from_row(row) for row in rows]
                 repair = "rewritten from the log"
                 self._report("is damaged", path / "curve.csv", repair, lambda: write_curve(path / "curve.csv", curve))
             else:

@@ -15,6 +15,7 @@ from typing import Any
 from dnas.executors.job import make_job, take_result
 from dnas.executors.process import Job
 from dnas.executors.protocol import Show
+from dnas.space.objectives import extra_metrics
 from dnas.space.space import Space
 from dnas.strategy.proposals import Exhausted, Region, make_sampler, propose
 from dnas.strategy.state import ENDED, SearchState, Trial, record_of
@@ -22,6 +23,7 @@ from dnas.study.config import SearchConfig, without_none
 from dnas.study.folder import StudyFolder
 from dnas.study.provenance import git_commit, versions
 from dnas.study.record import TrialRecord
+from dnas.training.metrics import metrics_in
 
 
 class Driver:
@@ -104,7 +106,7 @@ class Driver:
             record.state, record.epochs_planned, record.epochs, record.attempts = "running", epochs, 0, 0
             record.val_error = record.val_loss = record.test_error = record.test_loss = None
             record.weights_digest = record.ended = None
-            record.objectives = {}
+            record.objectives, record.metrics = {}, {}
             self.folder.write_record(record)
 
     def freeze(self, values: Mapping[str, Any]) -> None:
@@ -188,7 +190,8 @@ class Driver:
     def job(self, record: TrialRecord) -> Job:
         timed = "latency" in self.config.objectives and self.state.trials[record.number].latency is None
         folder = self.folder.trial_folder(record.number)
-        return make_job(self.run_config, record, folder, str(record.number), latency=timed)
+        metrics = extra_metrics(self.config.objectives)
+        return make_job(self.run_config, record, folder, str(record.number), latency=timed, metrics=metrics)
 
     def on_started(self, record: TrialRecord, values: Mapping[str, Any]) -> None:
         if values.get("latency") is not None and record.latency is None:
@@ -202,6 +205,7 @@ class Driver:
             go_on = self.state.decide(record.number, row)
             self.emit({"event": "report", "number": record.number, **row, "go_on": go_on})
         record.epochs, record.val_error, record.val_loss = epoch, row["val_error"], row["val_loss"]
+        record.metrics = metrics_in(row)
         record.seconds = trial.seconds(epoch)
         return epoch < trial.furthest or trial.go_on
 
@@ -214,13 +218,9 @@ class Driver:
         record.state = "complete" if values["finished"] else "stopped"
         if record.state == "stopped":
             record.reason = f"worse than the median after {record.epochs} epochs"
-        measured: dict[str, Any] = {
-            **record.cost,
-            "latency": record.latency,
-            "val_error": record.val_error,
-            "val_loss": record.val_loss,
-        }
-        record.objectives = {name: measured[name] for name in self.config.objectives}
+        measured = {name: record.measured(name) for name in self.config.objectives}
+        record.objectives = {name: value for name, value in measured.items() if value is not None}
+        assert len(measured) == len(record.objectives), "every objective has been measured"
         assert all(map(math.isfinite, record.objectives.values())), "a diverged run ends as failed"
 
     def on_retry(self, record: TrialRecord, reason: str, *, recompute: bool = False) -> None:

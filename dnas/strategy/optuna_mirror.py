@@ -282,7 +282,7 @@ def _value(record: TrialRecord, name: str) -> float:
     """Return an objective's value, for a paused trial the last known one."""
     if name in record.objectives:
         return record.objectives[name]
-    value = record.cost.get(name) if name in record.cost else getattr(record, name)
+    value = record.measured(name)
     if value is None:
         raise ValueError(f"trial {record.number} is {record.state} without {name}")
     return float(value)

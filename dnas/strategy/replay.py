@@ -1,6 +1,5 @@
 """Replay of a study for `dnas replay`: recompute its decisions from the log, or retrain one trial."""
 
-import dataclasses
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import Any
 from dnas.arch import spec_from_dict
 from dnas.data import load_dataset
 from dnas.errors import InputError
+from dnas.space.objectives import extra_metrics
 from dnas.strategy.proposals import Exhausted, Region, make_sampler, propose
 from dnas.strategy.state import ENDED, Event, SearchState, Visitor, before_changes, last_tells, reports_of
 from dnas.study.config import DEFAULTS, data_arguments_of, objectives_of, space_of
@@ -175,6 +175,7 @@ def retrain_trial(
     data = load_dataset(**data_arguments_of(config), device=device)
     if data.fingerprint != record.data["fingerprint"]:
         raise InputError(f"the images of {data.title} differ from those that trial {number} was trained on.")
+    metrics = extra_metrics(objectives_of(config))
     seen: list[Epoch] = []
 
     def report(epoch: Epoch) -> bool:
@@ -192,11 +193,12 @@ def retrain_trial(
             folder=Path(scratch),
             recompute=record.recompute,
             kernels=record.kernels or "plain",
+            metrics=metrics,
             report=report,
         )
-    keys = ("train_loss", "train_error", "val_loss", "val_error")
+    keys = ("train_loss", "train_error", "val_loss", "val_error", *metrics)
     for recorded, epoch in zip(reports, seen, strict=False):
-        recomputed = dataclasses.asdict(epoch)
+        recomputed = epoch.row()
         if any(recorded[key] != recomputed[key] for key in keys):
             texts = [", ".join(f"{key} {row[key]:.9g}" for key in keys) for row in (recorded, recomputed)]
             return Retrained(len(seen), epoch.epoch, texts[0], texts[1], None)

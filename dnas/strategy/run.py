@@ -7,6 +7,7 @@ from dnas.executors.local import LocalExecutor
 from dnas.executors.protocol import Executor, Outcome, Show
 from dnas.executors.runner import TrialRunner
 from dnas.nn.kernels import check_kernels
+from dnas.space.objectives import extra_metrics
 from dnas.space.space import check_fits
 from dnas.strategy.driver import Driver
 from dnas.strategy.extend import settle
@@ -16,6 +17,7 @@ from dnas.strategy.stopping import check_stopping
 from dnas.study.config import SearchConfig, check_objectives, check_same, frozen_inputs, run_facts
 from dnas.study.folder import StudyFolder
 from dnas.training.devices import list_devices
+from dnas.training.metrics import check_measurable
 from dnas.training.step import check_cuda_graph
 
 
@@ -46,6 +48,7 @@ def search(config: SearchConfig, show: Show, executor: Executor | None = None) -
     space = config.space.for_data(data.channels, data.image_size, data.classes, augmented=data.augmentation != "none")
     check_fits(space)
     check_objectives(space, config.objectives)
+    check_measurable(data, extra_metrics(config.objectives))
     folder.path.mkdir(parents=True, exist_ok=True)
     with folder.lock():
         if folder.exists:

@@ -30,6 +30,7 @@ from dnas.space.space import Space
 from dnas.strategy.samplers.problem import Told
 from dnas.strategy.stopping import Ladder
 from dnas.study.record import TrialRecord, new_record
+from dnas.training.metrics import metrics_in
 
 Event = Mapping[str, Any]
 
@@ -89,12 +90,13 @@ class Trial:
         return sum((row.get("seconds") or 0.0 for number, row in rows if epoch is None or number <= epoch), 0.0)
 
     def reached(self) -> dict[str, Any]:
-        """Return the record's epochs, val_error, val_loss and seconds; empty before the first finished epoch."""
+        """Return the record's epochs, errors, metrics and seconds; empty before the first finished epoch."""
         if not self.curve:
             return {}
         last = self.curve[self.furthest]
         errors = {"val_error": last.get("val_error"), "val_loss": last.get("val_loss")}
-        return {"epochs": self.furthest, **errors, "seconds": self.seconds()}
+        metrics = {"metrics": metrics} if (metrics := metrics_in(last)) else {}
+        return {"epochs": self.furthest, **errors, **metrics, "seconds": self.seconds()}
 
 
 def record_of(trial: Trial, space: Space, params: dict[str, Any], study_seed: int, **facts: Any) -> TrialRecord:
@@ -286,7 +288,7 @@ class SearchState:
         curve = {epoch: report[first] for epoch, report in trial.curve.items()}
         values: tuple[float, ...] | None = None
         if trial.state == "failed" and trial.reason is not None and trial.reason.split(":")[0] in PENALISED:
-            values = self._values(trial, WORST[first])
+            values = self._values(trial, WORST[first]) if first in WORST else None
         elif trial.state not in ("failed", "infeasible") and curve:
             values = self._values(trial, curve[trial.furthest])
         return Told(trial.number, trial.params, trial.state, values, trial.furthest, trial.epochs, curve)

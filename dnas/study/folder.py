@@ -230,7 +230,7 @@ def read_study(name: str | Path) -> "pd.DataFrame":
 
     The columns are number, state, arm, network, digest, params, macs, activation_bytes, val_error, val_loss, test_error
     (errors are fractions, losses nats), epochs, epochs_planned, seconds, peak_memory_bytes, latency (seconds), reason,
-    and `choice_<name>` for each choice of the space.
+    a column for each further metric that the study asks for, and `choice_<name>` for each choice of the space.
     """
     import pandas as pd
 
@@ -254,6 +254,7 @@ def read_study(name: str | Path) -> "pd.DataFrame":
                 "seconds": record.seconds,
                 "peak_memory_bytes": record.peak_memory_bytes,
                 "latency": record.latency,
+                **record.metrics,
                 "reason": record.reason,
                 **{f"choice_{key}": value for key, value in record.params.items()},
             }

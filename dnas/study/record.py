@@ -52,6 +52,7 @@ class TrialRecord:
     latency: float | None = None  # seconds of a forward pass of one image, if it is an objective
     recompute: bool = False  # True after running out of memory: activations are recomputed
     attempts: int = 0  # number of starts and resumptions
+    metrics: dict[str, float] = field(default_factory=dict)  # further metrics that the study asks for, by name
     losses: int = 0  # number of resumptions after its worker was lost
     earlier: list[dict[str, Any]] = field(default_factory=list)  # results before the study's epochs were raised
     versions: dict[str, str] = field(default_factory=dict)
@@ -61,7 +62,11 @@ class TrialRecord:
     ended: str | None = None
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+        """Return the record as JSON. Without further metrics there is no such key, as in earlier versions."""
+        values = dataclasses.asdict(self)
+        if not self.metrics:
+            del values["metrics"]
+        return json.dumps(values, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
@@ -71,6 +76,13 @@ class TrialRecord:
     def called(self) -> str:
         """The key of a listed run, or else the name of its network."""
         return str(self.params.get("key", self.network))
+
+    def measured(self, name: str) -> float | None:
+        """Return a metric or a cost of the trial by name; None if it has not been measured."""
+        if name in ("val_error", "val_loss", "test_error", "test_loss", "latency"):
+            value: float | None = getattr(self, name)
+            return value
+        return self.metrics.get(name, self.cost.get(name))
 
     @property
     def network_spec(self) -> Spec:

@@ -6,9 +6,9 @@ import io
 import math
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from dnas.errors import InputError
 from dnas.formatting import several
 from dnas.io import write_atomic
 from dnas.nn import build
+from dnas.training.metrics import metrics_in
 from dnas.training.norms import Norms
 from dnas.training.recipe import Recipe
 
@@ -31,7 +32,8 @@ class Epoch:
     """One row of a curve.
 
     `epoch` counts from 1. Errors are fractions and losses are mean cross entropy in nats. `train_*` are means over the
-    batches of the epoch, measured while the weights change. `val_*` are None without a validation part.
+    batches of the epoch, measured while the weights change. `val_*` are None without a validation part. `metrics` are
+    those that the study asks for, by name: see `dnas.training.metrics`.
     """
 
     epoch: int
@@ -41,6 +43,20 @@ class Epoch:
     val_error: float | None
     learning_rate: float
     seconds: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    def row(self) -> dict[str, Any]:
+        """Return the values by name, each metric with its own name."""
+        values = {name: getattr(self, name) for name in EPOCH_KEYS}
+        return values | dict(self.metrics)
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Self:
+        """Rebuild an epoch from `row()`."""
+        return cls(**{name: row[name] for name in EPOCH_KEYS}, metrics=metrics_in(row))
+
+
+EPOCH_KEYS = tuple(item.name for item in fields(Epoch) if item.name != "metrics")
 
 
 @dataclass
@@ -92,11 +108,11 @@ def write_history(folder: Path, run: Run, guard: Callable[[], None]) -> None:
 
 
 def write_curve(path: Path, curve: list[Epoch]) -> None:
-    """Write one row per epoch. The columns are the fields of `Epoch`, and None is an empty cell."""
+    """Write one row per epoch. The columns are the keys of `Epoch.row`, and None is an empty cell."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(asdict(curve[0])))
+    writer = csv.DictWriter(text, fieldnames=list(curve[-1].row()), extrasaction="ignore")
     writer.writeheader()
-    writer.writerows(asdict(epoch) for epoch in curve)
+    writer.writerows(epoch.row() for epoch in curve)
     write_atomic(path, text.getvalue())
 
 
@@ -134,7 +150,7 @@ def write_checkpoint(path: Path, state: TrainState) -> None:
         "recipe": run.recipe.to_dict(),
         "data": run.data,
         "seed": list(run.seed),
-        "curve": [asdict(epoch) for epoch in run.curve],
+        "curve": [epoch.row() for epoch in run.curve],
         "norms": _norms_to_plain(run.norms),
         "seconds": run.seconds,
         "weights": {name: tensor.detach().cpu() for name, tensor in run.net.state_dict().items()},
@@ -221,7 +237,7 @@ def restore(state: TrainState, content: dict[str, Any]) -> None:
 
 def _restore_history(run: Run, content: dict[str, Any]) -> None:
     run.net.load_state_dict(content["weights"])
-    run.curve = [Epoch(**row) for row in content["curve"]]
+    run.curve = [Epoch.from_row(row) for row in content["curve"]]
     run.norms = _norms_from_plain(content["norms"])
     run.seconds = content["seconds"]
 

@@ -27,6 +27,7 @@ def evaluate(
     batch_size: int = MAX_EVALUATION_BATCH,
     group: Group = ALONE,
     confusion: torch.Tensor | None = None,
+    outputs: list[tuple[torch.Tensor, torch.Tensor]] | None = None,
 ) -> tuple[float, float]:
     """Return the mean cross entropy (nats) and the error (fraction) on a part of the data.
 
@@ -44,6 +45,7 @@ def evaluate(
         confusion: int64 [classes, classes] on `device`. The number of images of class i that are predicted as class j
             is added to entry [i, j]. For several labels, int64 [classes, 2, 2]: the number of images that have the
             label (1) or not (0), and are predicted to have it (1) or not.
+        outputs: Receives the labels and the probabilities of each batch, on the CPU.
     """
     net.eval()
     loss, wrong, seen = 0.0, 0, 0
@@ -57,6 +59,9 @@ def evaluate(
         wrong += int(count_wrong(logits, y).item())
         if confusion is not None:
             add_to_confusion(confusion, logits, y)
+        if outputs is not None:
+            probabilities = logits.float().sigmoid() if data.multilabel else logits.float().softmax(1)
+            outputs.append((y.cpu(), probabilities.cpu()))
         seen += y.numel()
     if group.world > 1:
         loss, wrong, seen = group.sum(torch.tensor([loss, wrong, seen], dtype=torch.float64, device=device)).tolist()

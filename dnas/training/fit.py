@@ -8,7 +8,7 @@ import logging
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,7 @@ from dnas.training.checkpoint import (
 from dnas.training.devices import keep_memory, peak_memory_bytes
 from dnas.training.distributed import ALONE, Group
 from dnas.training.evaluate import evaluate
+from dnas.training.metrics import measure
 from dnas.training.norms import GRADIENT_STEPS, GradientNorms, measure_norms
 from dnas.training.recipe import Recipe, learning_rate
 from dnas.training.step import WARM_UP_STEPS, Criterion, GraphedStep, Step, autocast, check_cuda_graph
@@ -83,6 +84,7 @@ def fit(
     kernels: str = "plain",
     recompute: bool = False,
     group: Group = ALONE,
+    metrics: Sequence[str] = (),
     report: Callable[[Epoch], bool] = lambda epoch: True,
     on_step: Callable[[int, int], None] = lambda done, total: None,
     guard: Callable[[], None] = lambda: None,
@@ -111,6 +113,8 @@ def fit(
             device, and trains on a slice of every batch. The run equals that of one process to rounding, except for
             dropout, whose masks depend on the number of processes. It can be resumed by any number of processes. Only
             the first process writes and reports.
+        metrics: Further metrics to measure on the validation part after each epoch, see `dnas.training.metrics`. They
+            need a single process.
         report: Called once per epoch, including the epochs before a resume. False ends the run.
         on_step: Called after each step with the number of steps done and the steps of this epoch.
         guard: Called before any change in `folder`. An exception from it ends the run.
@@ -136,7 +140,7 @@ def fit(
     forward: nn.Module = torch.compile(net) if compile_net and not recompute else net  # type: ignore[assignment]
     weights = class_weights(recipe, data)
     step = _make_step(state, forward, device, group, cuda_graph and _is_capturable(spec, recompute), weights)
-    loop = _EpochLoop(state, data, step, forward, device, group, on_step)
+    loop = _EpochLoop(state, data, step, forward, device, group, on_step, tuple(metrics))
     while proceed and len(state.run.curve) < recipe.epochs:
         epoch = loop.run_epoch()
         if folder is not None and group.is_first:
@@ -336,6 +340,7 @@ class _EpochLoop:
     device: str
     group: Group
     on_step: Callable[[int, int], None]
+    metrics: tuple[str, ...] = ()
 
     def run_epoch(self) -> Epoch:
         """Train one epoch, validate, and append the result to the curve and the norms of the run."""
@@ -348,13 +353,19 @@ class _EpochLoop:
         gradients = GradientNorms(run.net.parameters())
         loss, error, rate = self._train(gradients)
         val_loss, val_error = None, None
+        outputs: list[tuple[Tensor, Tensor]] = []
         if self.data.val_size:
             size = -(-run.recipe.batch_size // group.world)
-            val_loss, val_error = evaluate(self.forward, self.data, "val", self.device, size, group)
+            kept = outputs if self.metrics else None
+            val_loss, val_error = evaluate(self.forward, self.data, "val", self.device, size, group, outputs=kept)
         if val_loss is not None and not math.isfinite(val_loss):
             raise Diverged(f"the validation loss is {val_loss} after epoch {len(run.curve) + 1}.")
+        measured = {}
+        if outputs:
+            labels, scores = (torch.cat(parts).numpy() for parts in zip(*outputs, strict=True))
+            measured = measure(self.metrics, labels, scores)
         seconds = time.monotonic() - started
-        epoch = Epoch(len(run.curve) + 1, loss, error, val_loss, val_error, rate, seconds)
+        epoch = Epoch(len(run.curve) + 1, loss, error, val_loss, val_error, rate, seconds, measured)
         run.curve.append(epoch)
         run.norms.append(measure_norms(run.net, run.spec, gradients.value()))
         run.seconds += seconds

@@ -6,6 +6,7 @@ driver imports it.
 
 import multiprocessing
 import sys
+from collections.abc import Sequence
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
@@ -16,11 +17,14 @@ from dnas.io import shorten_socket_paths
 PRELOAD = ["dnas.executors.preload"]
 
 
-def start_forkserver() -> ForkServerContext:
-    """Start the server if it is not running, and return the context whose processes are forked from it."""
+def start_forkserver(modules: Sequence[str] = ()) -> ForkServerContext:
+    """Start the server if it is not running, and return the context whose processes are forked from it.
+
+    modules: Further modules that a new server imports.
+    """
     shorten_socket_paths()
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
+    context.set_forkserver_preload([*PRELOAD, *modules])
     forkserver.ensure_running()
     return context
 

@@ -58,8 +58,8 @@ def test_trained_objective_comes_first() -> None:
     [
         ("val_error,parms", "got 'parms'. Did you mean params?"),
         ("val_error,params,params", "names params twice; once is enough"),
-        ("params", "needs exactly one of val_error and val_loss, which training measures, but got 'params'"),
-        ("val_error,val_loss", "needs exactly one of val_error and val_loss"),
+        ("params", "f1_error, which training measures, but got 'params'"),
+        ("val_error,val_loss", "needs exactly one of val_error, val_loss, "),
         ("", "needs exactly one of"),
     ],
 )
