@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dnas.arch import cost as cost
     from dnas.arch import parse_name as parse_name
     from dnas.data import load_dataset as load_dataset
+    from dnas.data.arrays import Images as Images
     from dnas.errors import InputError as InputError
     from dnas.export import load_network as load_network
     from dnas.nn import build as build

@@ -194,7 +194,8 @@ def check_same(name: str, stored: Mapping[str, Any], search: SearchConfig, data:
     config, space = DEFAULTS | dict(stored), search.space
     check_proposed(config)
     frozen, current = config["recipe"], space.recipe.to_dict()
-    keys = [key for key in {**frozen, **current} if key != "epochs" and frozen.get(key) != current.get(key)]
+    listed = {*frozen, "class_weights"}  # which studies with equal weights do not state
+    keys = [key for key in sorted(listed) if key != "epochs" and frozen.get(key) != current.get(key)]
     pairs: list[tuple[str, Any, Any]] = [
         ("limits", _stated(config["limits"]), _stated(space.limits.stated())),
         ("objective", config["objective"], ",".join(search.objectives)),
