@@ -76,7 +76,8 @@ def reference(depth: int, bottleneck: bool, widths: tuple[int, ...] = (16, 32, 6
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_golden_costs(name: str) -> None:
+def test_golden_costs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dnas.nn.resnet.initialise", lambda net: None)  # takes seconds on the meta device
     plain, params, macs = GOLDEN[name]
     spec = parse_name(name)
     price = cost(spec)
@@ -244,6 +245,7 @@ def test_no_random_numbers_without_stochastic_depth() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.slow
 def test_compiled_network_drops_units() -> None:
     logits = []
     for compiled in (False, True):

@@ -340,12 +340,22 @@ def test_another_study_of_the_same_name_is_rejected() -> None:
     assert "holds another study called s (not created by dnas); name another database" in error_of(url)
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a finished study of four trials, with its mirror."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        search(search_config(4), Silent(), AnalyticExecutor())
+        assert mirror_agrees(study())
+    return folder / "studies/s"
+
+
 @pytest.mark.parametrize("damage", ["text", "torn", "empty", "tables", "name", "identity", "pages"])
-def test_own_mirror_that_is_damaged_or_of_another_study_is_rebuilt(damage: str) -> None:
-    search(search_config(4), Silent(), AnalyticExecutor())
+def test_own_mirror_that_is_damaged_or_of_another_study_is_rebuilt(damage: str, finished: Path) -> None:
+    shutil.copytree(finished, "studies/s")
     path = Path("studies/s/study.db")
     content = path.read_bytes()
-    assert mirror_agrees(study())
     match damage:
         case "text":
             path.write_text("not a database\n" * 100)
