@@ -16,6 +16,7 @@ from dnas.report import write_comparison, write_report
 from dnas.study.folder import StudyFolder, read_study
 from tests.support.browser import Opened, chromium
 from tests.support.pages import draw_only, only_svg
+from tests.support.patience import patience
 from tests.support.studies import add_trial, make_study
 
 pytestmark = pytest.mark.xdist_group("page")  # one browser and one page for all tests
@@ -55,6 +56,18 @@ def short(study: StudyFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(shutil.copy(page, tmp_path_factory.mktemp("mail")))
 
 
+@pytest.fixture(scope="module")
+def tab(browser: Browser, short: Path) -> Opened:
+    return Opened(browser, short)
+
+
+@pytest.fixture
+def opened(tab: Opened, short: Path) -> Opened:
+    """The page with one figure, as it is after loading."""
+    tab.open(short)
+    return tab
+
+
 @pytest.mark.parametrize(("width", "dark"), [(390, False), (1440, True)])
 def test_the_page_loads_nothing_and_fits_the_window(browser: Browser, path: Path, width: int, dark: bool) -> None:
     opened = Opened(browser, path, width, dark)
@@ -70,8 +83,7 @@ def numbers(opened: Opened) -> list[int]:
     return [int(name.removeprefix("trial-")) for name in rows.evaluate_all("rows => rows.map(row => row.id)")]
 
 
-def test_the_contents_stay_in_view(browser: Browser, short: Path) -> None:
-    opened = Opened(browser, short)
+def test_the_contents_stay_in_view(opened: Opened) -> None:
     opened.page.get_by_role("link", name="Reproduce", exact=True).click()
     opened.page.wait_for_function("scrollY > 500")
     opened.page.wait_for_function("document.querySelector('nav').getBoundingClientRect().top === 0")
@@ -93,8 +105,7 @@ def test_a_narrow_page_shows_figures_whole_and_a_tap_enlarges_them(browser: Brow
     assert content <= shown
 
 
-def test_the_table_sorts_both_ways_with_missing_values_last(browser: Browser, short: Path, study: StudyFolder) -> None:
-    opened = Opened(browser, short)
+def test_the_table_sorts_both_ways_with_missing_values_last(opened: Opened, study: StudyFolder) -> None:
     errors = read_study(study.path).set_index("number")["val_error"].astype(float)
     for ascending in (True, False):
         opened.page.get_by_role("button", name="val error").click()
@@ -105,8 +116,7 @@ def test_the_table_sorts_both_ways_with_missing_values_last(browser: Browser, sh
         assert shown.tail(shown.isna().sum()).isna().all()
 
 
-def test_the_table_filters_by_text_state_and_front(browser: Browser, short: Path, study: StudyFolder) -> None:
-    opened = Opened(browser, short)
+def test_the_table_filters_by_text_state_and_front(opened: Opened, study: StudyFolder) -> None:
     frame = read_study(study.path)
     opened.page.select_option("#state", "complete")
     assert numbers(opened) == frame[frame["state"] == "complete"]["number"].tolist()
@@ -120,8 +130,7 @@ def test_the_table_filters_by_text_state_and_front(browser: Browser, short: Path
     assert numbers(opened) == frame[frame["state"] == "failed"]["number"].tolist()
 
 
-def test_a_click_opens_a_trial_and_its_curve(browser: Browser, short: Path, study: StudyFolder) -> None:
-    opened = Opened(browser, short)
+def test_a_click_opens_a_trial_and_its_curve(opened: Opened, study: StudyFolder) -> None:
     button = opened.page.locator("#trial-1 .open")
     button.click()
     detail = opened.page.locator("#trial-1 + tr.detail")
@@ -140,20 +149,17 @@ def test_a_click_opens_a_trial_and_its_curve(browser: Browser, short: Path, stud
     assert detail.count() == 0
 
 
-def test_a_failed_trial_shows_its_log_as_text(
-    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_trial_shows_its_log_as_text(tab: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw_only(monkeypatch)
     study = make_study(tmp_path / "s", ["complete", "failed"])
     (study.trial_folder(1) / "traceback.txt").write_text("RuntimeError: </script><b>broken</b>")
-    opened = Opened(browser, write_report(study.path, tmp_path / "out"))
-    opened.page.locator("#trial-1 .open").click()
-    assert opened.page.locator("tr.detail pre").inner_text() == "RuntimeError: </script><b>broken</b>"
-    assert opened.errors == []
+    tab.open(write_report(study.path, tmp_path / "out"))
+    tab.page.locator("#trial-1 .open").click()
+    assert tab.page.locator("tr.detail pre").inner_text() == "RuntimeError: </script><b>broken</b>"
+    assert tab.errors == []
 
 
-def test_hovering_over_a_mark_shows_its_trial(browser: Browser, short: Path, study: StudyFolder) -> None:
-    opened = Opened(browser, short)
+def test_hovering_over_a_mark_shows_its_trial(opened: Opened, study: StudyFolder) -> None:
     marks = opened.page.locator("#figure-error_against_params use[data-t]")
     shown = [record for record in study.records() if record.state in ("complete", "stopped", "paused")]
     assert marks.count() == len(shown)
@@ -173,8 +179,7 @@ def test_hovering_over_a_mark_shows_its_trial(browser: Browser, short: Path, stu
     assert opened.page.locator("#tip").inner_text().startswith("#")
 
 
-def test_figures_can_be_saved_without_their_files(browser: Browser, short: Path, study: StudyFolder) -> None:
-    opened = Opened(browser, short)
+def test_figures_can_be_saved_without_their_files(opened: Opened, study: StudyFolder) -> None:
     links = opened.page.locator("#figure-error_against_params .save a")
     saved = {}
     for index in range(4):
@@ -211,7 +216,7 @@ def test_five_thousand_trials_open_within_three_seconds(browser: Browser, tmp_pa
     page = write_report(study.path, tmp_path / "out")
     assert page.stat().st_size < 10_000_000
     opened = Opened(browser, page)
-    assert opened.seconds() < 3
+    assert opened.seconds() < patience(3)
     shown = opened.page.locator("#shown")
     assert shown.inner_text() == f"200 of {MANY} shown"
     assert numbers(opened) == list(range(200))
@@ -230,9 +235,7 @@ def test_five_thousand_trials_open_within_three_seconds(browser: Browser, tmp_pa
     assert not opened.page.locator("#all").is_visible()
 
 
-def test_a_curve_without_numbers_is_not_drawn(
-    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_curve_without_numbers_is_not_drawn(tab: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     only_svg(monkeypatch)
     draw_only(monkeypatch, "learning_curves")
     study = make_study(tmp_path / "s", ["complete"] * 3 + ["failed"])
@@ -241,9 +244,9 @@ def test_a_curve_without_numbers_is_not_drawn(
         curve = rows.copy()
         curve.loc[list(lost), ["train_loss", "val_loss", "val_error", "train_error"]] = np.nan
         curve.to_csv(study.trial_folder(number) / "curve.csv", index=False)
-    opened = Opened(browser, write_report(study.path, tmp_path / "out"))
-    assert opened.errors == []
-    opened.page.locator("#trial-3 .open").click()
-    assert opened.page.locator("tr.detail svg").count() == 0
-    opened.page.locator("#trial-1 .open").click()
-    assert "2" in opened.page.locator("tr.detail svg text").all_text_contents()  # two epochs
+    tab.open(write_report(study.path, tmp_path / "out"))
+    assert tab.errors == []
+    tab.page.locator("#trial-3 .open").click()
+    assert tab.page.locator("tr.detail svg").count() == 0
+    tab.page.locator("#trial-1 .open").click()
+    assert "2" in tab.page.locator("tr.detail svg text").all_text_contents()  # two epochs

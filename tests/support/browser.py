@@ -31,7 +31,7 @@ def chromium() -> Iterator[Browser]:
 
 
 class Opened:
-    """A page in a browser. `errors` holds its error messages, `requests` the URLs that it requested."""
+    """A page in a new tab. `errors` holds its error messages, `requests` the URLs that it requested."""
 
     def __init__(self, browser: Browser, path: Path, width: int = 1440, dark: bool = False) -> None:
         self.context = browser.new_context(
@@ -46,6 +46,12 @@ class Opened:
         self.page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
+        self.open(path)
+
+    def open(self, path: Path) -> None:
+        """Open a page in the same tab, which takes a fraction of the time of a new one."""
+        self.errors.clear()
+        self.requests.clear()
         self.page.goto(path.absolute().as_uri(), wait_until="load")
 
     def seconds(self) -> float:
