@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,8 +20,15 @@ from dnas.analysis.intervals import (
     welch_interval,
     wilson_interval,
 )
+from tests.support.warnings import WARNINGS_ARE_ERRORS
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = WARNINGS_ARE_ERRORS
+
+
+def test_garbage_of_other_tests_is_no_error() -> None:
+    Path("/dev/null").open()  # noqa: SIM115
+    with pytest.raises(RuntimeWarning, match="divide by zero"):
+        np.log(np.zeros(1))
 
 
 def test_sign_flip_p_by_hand() -> None:

@@ -21,8 +21,9 @@ from dnas.analysis.paired import (
     together,
 )
 from dnas.errors import InputError
+from tests.support.warnings import WARNINGS_ARE_ERRORS
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = WARNINGS_ARE_ERRORS
 
 
 def table(**columns: list[float]) -> pd.DataFrame:

@@ -10,8 +10,9 @@ import pytest
 from dnas.analysis.intervals import t_interval
 from dnas.analysis.sequential import ENUMERATED, Race, first_look, race_with_base, run_race, spent, stop, undecided
 from dnas.errors import InputError
+from tests.support.warnings import WARNINGS_ARE_ERRORS
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = WARNINGS_ARE_ERRORS
 
 
 def test_the_first_look_by_hand() -> None:
