@@ -10,6 +10,8 @@ import pytest
 from tests.support.commands import Command
 from tests.support.patience import patience, wait_until
 
+pytestmark = pytest.mark.xdist_group("commands")  # one server for all tests that fork commands
+
 TWO_PROCESSES = """
 import multiprocessing, os, signal, sys, time
 process = multiprocessing.get_context("forkserver").Process(target=time.sleep, args=(600,))

@@ -40,6 +40,8 @@ from tests.support.commands import Command
 from tests.support.patience import patience
 from tests.support.studies import equal_but_times
 
+pytestmark = pytest.mark.xdist_group("commands")  # one server for all tests that fork commands
+
 ROOT = Path(__file__).resolve().parents[2]
 MEANS = RunConfig({"name": "digits", "data_root": None})
 PATIENCE = 180.0  # seconds to wait for a step that takes about ten on a quiet machine

@@ -22,6 +22,8 @@ from tests.support.commands import Command
 from tests.support.data_files import write_folder
 from tests.support.studies import make_study
 
+pytestmark = pytest.mark.xdist_group("commands")  # one server for all tests that fork commands
+
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = "densenet:L=7,k=4 --epochs 1 --batch-size 8 --kernels plain --threads 1 --device cpu"
 

@@ -17,6 +17,8 @@ from dnas.errors import InputError
 from tests.support.commands import Command
 from tests.support.data_files import noise, write_folder
 
+pytestmark = pytest.mark.xdist_group("commands")  # one server for all tests that fork commands
+
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

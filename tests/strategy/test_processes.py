@@ -20,6 +20,8 @@ from dnas.study.record import TrialRecord
 from tests.support.commands import Command
 from tests.support.patience import patience, wait_until
 
+pytestmark = pytest.mark.xdist_group("commands")  # one server for all tests that fork commands
+
 SEARCH = ["search", "--space", "tiny", "--trials", "4", "--epochs", "4", "--stopping", "none"]
 SEARCH += ["--kernels", "plain"]  # autotuning may choose differently on a busy machine
 COMMAND = [sys.executable, "-m", "dnas", *SEARCH]
@@ -82,7 +84,7 @@ def test_killed_search_resumes_with_an_identical_result(tmp_path: Path) -> None:
     uninterrupted, killed = tmp_path / "alone", tmp_path / "killed"
     uninterrupted.mkdir()
     killed.mkdir()
-    kill_when(killed, lambda study: any(event["event"] == "report" for event in events(study)), new_python(killed))
+    kill_when(killed, lambda study: any(event["event"] == "report" for event in events(study)))
     out = run(killed, *SEARCH)
     assert "best      #" in out
     run(uninterrupted, *SEARCH)

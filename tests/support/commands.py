@@ -1,4 +1,4 @@
-"""Commands as processes that start fast, because they are forked from a server that has imported torch and dnas.
+"""Commands as processes that start fast, because they are forked from a server that has imported what a search needs.
 
 A new Python needs 3 to 6 seconds of CPU time for imports before `dnas search` trains, and its forkserver needs the same
 time. A forked process starts in 0.05 seconds, and so does its forkserver. Tests of start-up, of signals while Python
@@ -184,11 +184,16 @@ _spawn = multiprocessing.util.spawnv_passfds
 
 if __name__ == "__main__":
     gc.disable()  # as in dnas.executors.preload
+    import alembic.command  # noqa: F401
+    import optuna.storages._rdb.storage  # noqa: F401
     import torch._dynamo  # noqa: F401
 
-    import dnas.cli
+    import dnas.analysis.efficiency
+    import dnas.cli.search_text
     import dnas.executors.worker
-    import dnas.strategy.run  # noqa: F401
+    import dnas.strategy.run
+    import dnas.strategy.samplers.gp
+    import dnas.strategy.samplers.tpe  # noqa: F401
 
     gc.freeze()
     gc.enable()
