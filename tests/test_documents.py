@@ -5,6 +5,7 @@ import pkgutil
 import re
 import shlex
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -81,10 +82,13 @@ def test_the_guides_contain_commands() -> None:
     assert {"README.md", "docs/search.md", "docs/ablations.md"} <= {file for file, _ in COMMANDS}
 
 
+parser = cache(make_parser)
+
+
 @pytest.mark.parametrize(("file", "command"), COMMANDS)
 def test_commands_are_accepted(file: str, command: str) -> None:
     try:
-        make_parser().parse_args(shlex.split(command)[1:])
+        parser().parse_args(shlex.split(command)[1:])
     except SystemExit:
         pytest.fail(f"{file}: dnas does not accept: {command}")
 

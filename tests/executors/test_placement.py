@@ -144,7 +144,7 @@ def test_worst_ratio_counts_and_a_few_ratios_only_raise_predictions() -> None:
     [
         "densenet:L=40,k=12,size=16",
         "densenet_bc_40_12",
-        "densenet-bc:L=100,k=12",
+        "densenet-bc:L=64,k=12,size=16",
         "densenet-bc:layers=6-12-12,k=32,stem=imagenet,size=64",
         "densenet-bc:L=40,k=12,dropout=0.2,connect=log",
         "densenet-bc:L=40,k=12,connect=window:2",

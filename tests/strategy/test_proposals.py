@@ -72,8 +72,8 @@ def proposals(
 @pytest.mark.parametrize("objectives", [("val_error",), ("val_error", "params")])
 def test_proposals_are_feasible_and_distinct(sampler: str, objectives: tuple[str, ...]) -> None:
     space = load_space("cifar_bc", limits={"params": 800_000, "macs": 300_000_000})
-    proposed = list(proposals(space, sampler, 50, objectives))
-    assert len(proposed) == len({proposal.spec.digest for proposal in proposed}) == 50
+    proposed = list(proposals(space, sampler, 30, objectives))
+    assert len(proposed) == len({proposal.spec.digest for proposal in proposed}) == 30
     for proposal in proposed:
         assert not space.limits.excess(space.cost(proposal.spec))
         assert space.spec_of(proposal.params) == proposal.spec
@@ -86,7 +86,7 @@ def rare() -> Space:
 
 def test_fewer_than_one_in_a_thousand_points_of_the_rare_space_is_feasible(rare: Space) -> None:
     rng = random.Random(0)
-    assert sum(rare.feasible(rare.random_point(rng)) is not None for _ in range(20_000)) < 20
+    assert sum(rare.feasible(rare.random_point(rng)) is not None for _ in range(5_000)) < 5
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
