@@ -159,6 +159,7 @@ def test_arch_and_space_import_no_heavy_package() -> None:
     assert not [path.name for path in light for name, top in imports(path) if top and name.split(".")[0] in heavy]
 
 
+@pytest.mark.slow
 def test_a_search_imports_no_more_than_it_needs() -> None:
     """The driver of a search on digits imports no package that it does not need, as each would take a second or more.
 

@@ -35,6 +35,7 @@ def test_alone(number):
 """
 
 
+@pytest.mark.slow
 def test_crashed_and_hanging_tests_fail_and_the_others_run(tmp_path: Path) -> None:
     (tmp_path / "test_together.py").write_text(TOGETHER)
     (tmp_path / "test_alone.py").write_text(ALONE)

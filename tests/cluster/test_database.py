@@ -22,6 +22,8 @@ from dnas.executors.lease import LeaseLost
 from tests.support.patience import patience
 from tests.support.postgres import PASSWORD, Server
 
+pytestmark = pytest.mark.xdist_group("postgres")  # one server for all tests
+
 JOB = {"spec": {"k": 1}, "recipe": {"epochs": 3}, "seed": [0, 0], "final": False, "recompute": False}
 Open = Callable[..., Database]
 

@@ -17,6 +17,7 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,11 @@ def pinned(package: str) -> str:
 # --- every command line ---------------------------------------------------------------------------------------------
 
 
+parser = cache(make_parser)
+
+
 def commands_of() -> dict[str, argparse.ArgumentParser]:
-    (choices,) = [action.choices for action in make_parser()._actions if isinstance(action, argparse._SubParsersAction)]
+    (choices,) = [action.choices for action in parser()._actions if isinstance(action, argparse._SubParsersAction)]
     return dict(choices)
 
 
@@ -105,7 +109,7 @@ def test_dnas_accepts_every_command_line(file: str, line: str, monkeypatch: pyte
         assert all(f"{words[0]} {word}" in OPTIONAL for word in unknown), f"{words[0]} has no {unknown}"
         return
     try:
-        args = make_parser().parse_args(words)
+        args = parser().parse_args(words)
     except SystemExit:
         pytest.fail(f"{file}: dnas does not accept: {line}")
     if words[0] == "search":
@@ -279,7 +283,7 @@ def test_parts_of_the_ray_job_are_consistent() -> None:
     entry = job["spec"]["entrypoint"]
     assert shlex.split(entry) == entry.split(), "the shell of the submitter parses the entry point"
     assert not set(entry) & set("&|;<>()$`\"'*?\n")
-    args = make_parser().parse_args(entry.split()[1:])
+    args = parser().parse_args(entry.split()[1:])
     assert (args.executor, args.ray_address) == ("ray", "auto")
     assert Path(args.shared).is_relative_to(mount["mountPath"])
     assert head["workingDir"] == mount["mountPath"], "otherwise the study is lost with the head"

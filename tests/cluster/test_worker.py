@@ -33,6 +33,8 @@ from tests.support.patience import patience
 from tests.support.postgres import PASSWORD, Server
 from tests.support.studies import equal_but_times, events_but_times
 
+pytestmark = pytest.mark.xdist_group("postgres")  # one server for all tests
+
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 150.0  # seconds to wait for an event that takes about ten
 DATA = {"name": "digits", "data_root": None, "subset": 200, "split_seed": 0, "augmentation": "auto"}
@@ -169,6 +171,7 @@ def test_worker_produces_the_records_of_a_local_search(
     )
 
 
+@pytest.mark.slow
 def test_killed_database_loses_nothing_and_repeats_nothing(server: Server, url: str, tmp_path: Path) -> None:
     create(url, tmp_path / "shared", host_config(trials=6, stopping="none", space=load_space("tiny", epochs=4)))
     hosts = [Host(url, tmp_path / "shared", tmp_path / name, Counting()).start() for name in "ab"]

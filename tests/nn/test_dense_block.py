@@ -650,6 +650,7 @@ def test_functional_call_in_training_reads_the_given_tensors() -> None:
     assert_close(results[1], results[0], 1e-5)
 
 
+@pytest.mark.slow
 def test_compiled_and_exported() -> None:
     plain, fast = nets(SMALL, "cpu", torch.float32)
     x, y = images(SMALL, 6, torch.float32)

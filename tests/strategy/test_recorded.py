@@ -76,6 +76,7 @@ def assert_same_trials(whole: Path, resumed: Path) -> None:
             assert curve(resumed / path.relative_to(whole)) == curve(path)
 
 
+@pytest.mark.slow
 def test_recorded_search_resumes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder / "search" / "cut")
     before = events_but_times(StudyFolder(Path("studies/recorded")).events())

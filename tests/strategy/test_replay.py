@@ -133,6 +133,7 @@ def test_replay_reports_changed_events_and_records(capsys: pytest.CaptureFixture
     assert f"trial {complete.number}: its end was complete val_error=0.0" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_replay_retrains_a_trial_and_compares_its_curve(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["search", "--space", "tiny", "--trials", "2", "--study", "s", "-q", "--threads", "1"]
     assert main([*command, "--kernels", "ref"]) == 0

@@ -138,12 +138,13 @@ def test_sampler_finds_better_networks_than_chance(sampler: Sampler) -> None:
     assert np.mean(results) < np.mean(chance)
 
 
+@pytest.mark.slow
 def test_gp_comes_close_to_the_optimum() -> None:
     reached = [Search(propose_gp, seed).run(50).best() for seed in range(3)]
     assert max(reached) < 0.055, reached  # the optimum of `error` within the limit is 0.05
 
 
-@pytest.mark.parametrize("sampler", LEARNING)
+@pytest.mark.parametrize("sampler", [propose_nsga2, pytest.param(propose_gp, marks=pytest.mark.slow)])
 def test_sampler_reaches_a_larger_hypervolume_than_chance(sampler: Sampler) -> None:
     def volume(search: Search) -> float:
         rows = [(t.values[0], math.log(t.values[1])) for t in search.told if t.values is not None]
