@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import dnas
+from dnas import export
 from dnas.arch import parse_name
 from dnas.cli import main
 from dnas.data import load_dataset
@@ -38,6 +40,14 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def onnx_file(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The network as .onnx. Its conversion takes seconds."""
+    path = tmp_path_factory.mktemp("onnx") / "net.onnx"
+    write_network(load_trained(run_folder), path)
+    return path
+
+
 def test_loaded_network_equals_the_trained_one(run_folder: Path) -> None:
     net = dnas.load_network(run_folder / "checkpoint.pt")
     assert not net.training
@@ -58,11 +68,9 @@ def test_safetensors_contain_weights_and_description(run_folder: Path, tmp_path:
         assert json.loads(file.metadata()["dnas.data"])["name"] == "digits"
 
 
-def test_onnx_returns_equal_logits_for_any_batch_size(run_folder: Path, tmp_path: Path) -> None:
-    path = tmp_path / "net.onnx"
-    write_network(load_trained(run_folder), path)
+def test_onnx_returns_equal_logits_for_any_batch_size(run_folder: Path, onnx_file: Path) -> None:
     net = dnas.load_network(run_folder)
-    session = onnxruntime.InferenceSession(path)
+    session = onnxruntime.InferenceSession(onnx_file)
     facts = session.get_modelmeta().custom_metadata_map
     assert parse_name(facts["dnas.network"]) == parse_name(NAME)
     assert json.loads(facts["dnas.data"])["split_seed"] == 3
@@ -149,9 +157,15 @@ def test_predictions_of_files_are_those_of_the_loaded_data(
 
 @pytest.mark.parametrize("ending", ["safetensors", "onnx"])
 def test_export_states_its_interface_and_its_check(
-    ending: str, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ending: str,
+    run_folder: Path,
+    onnx_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = tmp_path / f"net.{ending}"
+    monkeypatch.setattr(export, "_onnx", lambda *_: onnx_file.read_bytes())
     assert main(["export", str(run_folder), "-o", str(path)]) == 0
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     facts = load_trained(run_folder).run.data
@@ -162,10 +176,23 @@ def test_export_states_its_interface_and_its_check(
     assert lines["output"] == "logits, float32 [N, 10], of the classes 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
     assert lines["checked"].startswith("the logits of 2 images in ")
     path.unlink()
-    monkeypatch.setattr("dnas.export.TOLERANCE", -1.0)
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
     assert main(["export", str(run_folder), "-o", str(path)]) == 2
     assert "was not written: its logits differ by" in capsys.readouterr().err
     assert not path.exists()
+
+
+@pytest.mark.parametrize(("shift", "accepted"), [(1e-4, True), (0.1, False)])
+def test_only_rounding_of_exported_logits_is_accepted(
+    shift: float, accepted: bool, run_folder: Path, onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = export._run_onnx
+    monkeypatch.setattr(export, "_onnx", lambda *_: onnx_file.read_bytes())
+    monkeypatch.setattr(export, "_run_onnx", lambda content, images: run(content, images) + shift)
+    path = tmp_path / "net.onnx"
+    with nullcontext() if accepted else pytest.raises(InputError, match=r"its logits differ by 0\.1 from"):
+        write_network(load_trained(run_folder), path)
+    assert path.exists() == accepted
 
 
 def test_eval_loads_the_requested_data_set(

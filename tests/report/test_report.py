@@ -533,6 +533,7 @@ def test_missing_keys_are_left_out(tmp_path: Path) -> None:
     assert "95% interval" not in page.text
 
 
+@pytest.mark.slow
 def test_a_large_study_has_a_small_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the figures that grow with the number of trials, in the formats that the page contains."""
     draw_only(monkeypatch, "error", "best_so_far", "slices", "parallel", "distribution", "learning_curves")
