@@ -4,14 +4,10 @@ import json
 import socket
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-import ray
 
 from dnas.cli import main
 from dnas.errors import InputError
@@ -19,9 +15,8 @@ from dnas.executors import ray_tune
 from dnas.executors.ray_tune import RayExecutor, connect
 from dnas.strategy.run import search
 from dnas.study.folder import StudyFolder
-from dnas.study.record import TrialRecord
 from dnas.training.checkpoint import digest_of_weights, read_checkpoint
-from tests.support.analytic import AnalyticExecutor, Silent
+from tests.support.analytic import Silent
 from tests.support.commands import Command
 from tests.support.patience import patience
 from tests.support.ray_nodes import PATIENCE, Nodes
@@ -36,7 +31,6 @@ from tests.support.ray_searches import (
     small,
     wait_until,
 )
-from tests.support.studies import equal_but_times, events_but_times
 
 pytestmark = pytest.mark.xdist_group("ray with two nodes")  # all tests share one cluster
 
@@ -66,39 +60,6 @@ def nodes(s3: dict[str, str]) -> Iterator[Nodes]:
 @pytest.fixture
 def address(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     yield from joined(nodes, monkeypatch, cpus=2)
-
-
-def test_study_on_ray_equals_a_local_one(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nine trials run one at a time, with pauses and promotions. Records and logs are equal except for times.
-
-    The shared storage holds at most the last two checkpoints of a trial. Tune does not rewrite the state of all its
-    trials at each checkpoint.
-    """
-    options = small(9, epochs=8, workers=1)
-    monkeypatch.chdir(tmp_path)
-    search(replace(options, study="local"), Silent(), AnalyticExecutor())
-    shared = tmp_path / "shared"
-    checkpoints, states = [], set()
-
-    class Watching(Silent):
-        def epoch(self, record: TrialRecord, row: dict[str, Any]) -> None:
-            counts = Counter(path.parent for path in shared.rglob("checkpoint_*"))
-            checkpoints.append(max(counts.values(), default=0))
-            states.update(path.stat().st_mtime_ns for path in shared.rglob("experiment_state*"))
-
-    executor = RayExecutor("ray", address, shared=shared, body="tests.support.ray_bodies:formula")
-    search(replace(options, study="ray"), Watching(), executor)
-    assert 1 <= max(checkpoints) <= 2
-    assert len(states) <= 1
-    local, remote = StudyFolder(Path("studies/local")), StudyFolder(Path("studies/ray"))
-    assert {"pause", "promote"} <= {event["event"] for event in local.events()}
-    pairs = zip(equal_but_times(remote.records()), equal_but_times(local.records()), strict=True)
-    differing = [{key: (a[key], b[key]) for key in a if a[key] != b[key]} for a, b in pairs]
-    digests = [{key for key in row if key == "weights_digest"} for row in differing]  # a formula has no weights
-    assert [set(row) for row in differing] == digests
-    assert len(differing) == 9
-    assert events_but_times(remote.events()) == events_but_times(local.events())
-    assert not list(shared.rglob("checkpoint.pt")), "fetched files are removed from the shared storage"
 
 
 @pytest.mark.slow
@@ -180,17 +141,6 @@ def test_trial_over_its_time_limit_is_ended(address: str, tmp_path: Path, monkey
     assert all(str(record.reason).startswith("timeout: ") for record in records)
 
 
-def test_network_that_crashes_its_process_fails_at_the_second_crash(
-    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    on_ray(address, small(1, epochs=2, workers=1), tmp_path / "shared", body="tests.support.ray_bodies:crash")
-    (record,) = StudyFolder(Path("studies/s")).records()
-    assert record.state == "failed"
-    assert str(record.reason).startswith("crash: its process was ended by SIGABRT 2 times; this network crashes torch")
-    assert record.losses == 1
-
-
 @pytest.mark.slow
 def test_trials_share_a_gpu_and_stay_within_the_cluster(
     nodes: Nodes, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -218,24 +168,6 @@ def test_trials_share_a_gpu_and_stay_within_the_cluster(
 
 
 # --- bad input ------------------------------------------------------------------------------------------------------
-
-
-def test_trial_larger_than_any_node_is_rejected_at_once(address: str, tmp_path: Path) -> None:
-    with pytest.raises(
-        InputError, match=r"no node of the cluster has 64 CPUs for a trial: the largest has \d+; give a"
-    ):
-        RayExecutor("s", address, cpus=64, shared=tmp_path)
-
-
-def test_other_version_of_ray_is_reported_in_one_line(
-    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    version = ray.__version__
-    monkeypatch.setattr(ray, "__version__", "2.0.0")
-    with pytest.raises(
-        InputError, match=rf"the cluster has Ray {version}, Python .*, this machine Ray 2\.0\.0, Python"
-    ):
-        RayExecutor("s", address, shared=tmp_path)
 
 
 @pytest.mark.parametrize(

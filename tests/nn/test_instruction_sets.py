@@ -30,10 +30,6 @@ def run_with(instructions: str | None, *what: str) -> None:
     assert done.returncode == 0, f"status {done.returncode}: {done.stderr[-2000:]}"
 
 
-def test_narrowest_networks_train_without_memory_errors() -> None:
-    run_with("AVX2", "narrowest")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("instructions", ["SSE41", "AVX2", None])
 def test_narrow_networks_and_the_smallest_of_every_space_train_without_memory_errors(instructions: str | None) -> None:

@@ -19,48 +19,34 @@ from dnas.nn.kernels import check_kernels
 from dnas.nn.kernels.reference import BlockShape
 from dnas.nn.kernels.triton_block import PIXELS, TRITON
 from tests.nn.test_dense_block import images, nets, step
-from tests.support.interpreted import CASES, QUICK, errors, run, weights_of
+from tests.support.interpreted import CASES, errors, run, weights_of
 from tests.training.test_step import Synchronisations
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 SHARED_BYTES = 99 * 1024  # shared memory per program that every GPU since 2020 has
 
 
-# The kernels are interpreted in separate processes, once instead of by each worker of the test suite.
+# The kernels are interpreted in a separate process, once instead of by each worker of the test suite.
 pytestmark = pytest.mark.xdist_group("triton")
 
 
-def interpret(report: str) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def interpreted() -> dict[str, Any]:
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.support.interpreted", report]
+    command = [sys.executable, "-m", "tests.support.interpreted"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
-@pytest.fixture(scope="module")
-def interpreted() -> dict[str, Any]:
-    return interpret("quick")
-
-
-@pytest.fixture(scope="module")
-def interpreted_slowly() -> dict[str, Any]:
-    return interpret("slow")
-
-
+@pytest.mark.slow
 @needs_triton
-@pytest.mark.parametrize("case", QUICK)
+@pytest.mark.parametrize("case", [*CASES, "network"])
 def test_interpreted_kernels_equal_the_reference(interpreted: dict[str, Any], case: str) -> None:
     assert {name: error for name, error in interpreted[case].items() if not error <= 1e-5} == {}
 
 
 @pytest.mark.slow
-@needs_triton
-@pytest.mark.parametrize("case", [*(case for case in CASES if case not in QUICK), "network"])
-def test_interpreted_kernels_equal_the_reference_in_every_case(interpreted_slowly: dict[str, Any], case: str) -> None:
-    assert {name: error for name, error in interpreted_slowly[case].items() if not error <= 1e-5} == {}
-
-
 @needs_triton
 def test_variance_of_maps_with_a_large_mean(interpreted: dict[str, Any]) -> None:
     """float32 stores a number near 1000 to 3e-5, so differences of squares could not resolve a variance near 1."""
@@ -145,6 +131,7 @@ def test_triton_is_refused_without_a_device() -> None:
     assert "not torch.float32 on cpu" in TRITON.unsupported_reason(torch.randn(1, 2, 4, 4), weights_of(shape))
 
 
+@pytest.mark.slow
 @needs_triton
 def test_unsupported_types_are_refused(interpreted: dict[str, Any]) -> None:
     float32, float64 = interpreted["why not"]
@@ -152,12 +139,14 @@ def test_unsupported_types_are_refused(interpreted: dict[str, Any]) -> None:
     assert float64.startswith("kernels `triton` support float32 and bfloat16 on CUDA, but not torch.float64")
 
 
+@pytest.mark.slow
 @needs_triton
 def test_triton_supports_autocast(interpreted: dict[str, Any]) -> None:
     """Runs on a GPU use autocast: maps are bfloat16 and weights float32."""
     assert interpreted["under autocast"] == ["", "autocast", "autocast"]
 
 
+@pytest.mark.slow
 @needs_triton
 def test_triton_is_not_imported_before_it_is_used(interpreted: dict[str, Any]) -> None:
     assert interpreted["imported early"] is False

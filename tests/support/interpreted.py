@@ -1,6 +1,6 @@
 """Run the Triton kernels on the CPU through Triton's interpreter, and print their errors relative to `ref` in float64.
 
-`python -m tests.support.interpreted quick` takes a few seconds, and `slow` most of a minute.
+`python -m tests.support.interpreted` takes most of a minute.
 tests/nn/test_triton.py starts this as a process with TRITON_INTERPRET=1, because Triton reads the variable on import.
 """
 
@@ -22,10 +22,12 @@ DENSE = ((0,), (0, 1), (0, 1, 2))
 WINDOW = ((0,), (1,), (2,))
 LOG = ((0,), (0, 1), (1, 2), (0, 2, 3))
 # A block, the shape of its images, and whether its bottlenecks are recomputed. 5 × 7 × 5 pixels fill two tiles.
-QUICK = {
-    "both kinds of layers": (BlockShape((3, 2, 4), ((0,), (0, 1), (0, 2)), (7, 0), "pool", 0.2, 1e-5), (2, 4, 4), False)
-}
-CASES = QUICK | {
+CASES = {
+    "both kinds of layers": (
+        BlockShape((3, 2, 4), ((0,), (0, 1), (0, 2)), (7, 0), "pool", 0.2, 1e-5),
+        (2, 4, 4),
+        False,
+    ),
     "plain": (BlockShape((5, 4, 4), DENSE, (0, 0), "pool", 0.0, 1e-5), (5, 7, 5), False),
     "plain, dropout, window": (BlockShape((3, 4, 6), WINDOW, (0, 0), "relu", 0.3, 1e-5), (2, 4, 4), False),
     "bottlenecks": (BlockShape((4, 3, 3), DENSE, (12, 12), "mean", 0.0, 1e-3), (2, 5, 6), False),
@@ -129,23 +131,19 @@ def reasons_under_autocast() -> list[str]:
         ]
 
 
-def quick_report() -> dict[str, Any]:
-    """Return what takes a few seconds."""
+def report() -> dict[str, Any]:
+    """Return the errors of all blocks and of a network, and other results by name."""
     early = "dnas.nn.kernels.triton_kernels" in sys.modules
-    report: dict[str, Any] = {name: block_errors(name) for name in QUICK} | {"imported early": early}
     dtypes = torch.float32, torch.float64
-    report["why not"] = [TRITON.unsupported_reason(torch.zeros(1, 1, 2, 2, dtype=dtype), []) for dtype in dtypes]
-    report["under autocast"] = reasons_under_autocast()
-    report["far from zero"] = far_from_zero_errors()
-    return report
-
-
-def slow_report() -> dict[str, Any]:
-    """Return the errors of all other blocks, and of a network."""
-    network = network_errors("densenet-bc:layers=1-1,k=3,size=8,dropout=0.2", "recompute")
-    return {name: block_errors(name) for name in CASES if name not in QUICK} | {"network": network}
+    return {name: block_errors(name) for name in CASES} | {
+        "imported early": early,
+        "network": network_errors("densenet-bc:layers=1-1,k=3,size=8,dropout=0.2", "recompute"),
+        "why not": [TRITON.unsupported_reason(torch.zeros(1, 1, 2, 2, dtype=dtype), []) for dtype in dtypes],
+        "under autocast": reasons_under_autocast(),
+        "far from zero": far_from_zero_errors(),
+    }
 
 
 if __name__ == "__main__":
     triton_block.TILES = 1  # sums over two tiles take two rounds
-    json.dump({"quick": quick_report, "slow": slow_report}[sys.argv[1]](), sys.stdout)
+    json.dump(report(), sys.stdout)

@@ -7,18 +7,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
-from dnas.arch import DenseNetSpec
 from dnas.executors.worker import Job, Message
-from dnas.training.checkpoint import CHECKPOINT_FORMAT, read_checkpoint
-from tests.support.analytic import curve, epoch_row, result
-from tests.support.studies import write_curve
 
 Send, Ask = Callable[[Message], None], Callable[[Message], bool]
 
 
 def fail(job: Job, send: Send, ask: Ask) -> None:
+    """Fail with an error, which is another one if Ray's actor has imported torch.
+
+    This process was forked from a server that the actor started.
+    """
+    actor = Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[1]
+    assert "libtorch" not in Path(f"/proc/{actor}/maps").read_text(), "Ray's actor has imported torch"
     Path(job.folder, "traceback.txt").write_text("ValueError: no good")
     send(Message("failed", {"reason": "error", "text": "ValueError: no good"}))
 
@@ -41,25 +41,3 @@ def nap(job: Job, send: Send, ask: Ask) -> None:
     ask(Message("epoch", row | {"learning_rate": 0.1, "seconds": 1.5}))
     done = {"finished": True, "epochs": 1, "val_error": 0.5, "val_loss": 1.0, "seconds": 1.5}
     send(Message("done", done | {"peak_memory_bytes": 1, "weights_digest": "0"}))
-
-
-def formula(job: Job, send: Send, ask: Ask) -> None:
-    """Report the epochs of `AnalyticExecutor`. A restarted job repeats the epochs that it had reported.
-
-    Raises:
-        AssertionError: Ray's actor, which started the server that this process was forked from, has imported torch.
-    """
-    actor = Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[1]
-    assert "libtorch" not in Path(f"/proc/{actor}/maps").read_text(), "Ray's actor has imported torch"
-    errors = curve(DenseNetSpec.from_dict(job.spec), job.recipe["epochs"])
-    rows = [epoch_row(number, error) for number, error in enumerate(errors, 1)]
-    checkpoint = Path(job.folder, "checkpoint.pt")
-    done = read_checkpoint(checkpoint)["epochs"] if checkpoint.exists() else 0
-    write_curve(Path(job.folder), rows[:done])
-    for row in rows:
-        if row["epoch"] > done:
-            write_curve(Path(job.folder), rows[: row["epoch"]])
-            weights = {"error": torch.tensor(row["val_error"])}
-            torch.save({"format": CHECKPOINT_FORMAT, "epochs": row["epoch"], "weights": weights}, checkpoint)
-        ask(Message("epoch", row, {"peak_memory_bytes": 1}))
-    send(Message("done", result(row, True)))

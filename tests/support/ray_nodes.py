@@ -24,9 +24,14 @@ QUICK = {  # detect a lost node within seconds instead of half a minute
 
 
 class Nodes:
-    """A head that runs no trials, and nodes with their own folders for work and for temporary files."""
+    """A head, and nodes with their own folders for work and for temporary files.
 
-    def __init__(self, **environment: str) -> None:
+    Args:
+        cpus: CPUs of the head. With 0 it runs no trials.
+        environment: Environment variables of all nodes.
+    """
+
+    def __init__(self, cpus: int = 0, **environment: str) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="ray"))  # a socket's path must be short
         self.environment = environment
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -34,7 +39,7 @@ class Nodes:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.address = f"127.0.0.1:{port}"
-        self._start("head", "--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false")
+        self._start("head", "--head", f"--port={port}", f"--num-cpus={cpus}", "--include-dashboard=false")
         self._wait()
 
     def add(self, name: str, cpus: int = 1, gpus: int = 0) -> None:

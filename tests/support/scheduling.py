@@ -7,7 +7,7 @@ from pathlib import Path
 from xdist.scheduler import LoadGroupScheduling
 from xdist.workermanage import WorkerController
 
-GROUP = re.compile(r"^pytestmark = pytest\.mark\.xdist_group\(\"([^\"]+)\"\)", re.MULTILINE)
+GROUP = re.compile(r"^pytestmark = .*\bxdist_group\(\"([^\"]+)\"\)", re.MULTILINE)
 
 
 @cache
