@@ -188,7 +188,7 @@ def test_only_rounding_of_exported_logits_is_accepted(
 ) -> None:
     run = export._run_onnx
     monkeypatch.setattr(export, "_onnx", lambda *_: onnx_file.read_bytes())
-    monkeypatch.setattr(export, "_run_onnx", lambda content, images: run(content, images) + shift)
+    monkeypatch.setattr(export, "_run_onnx", lambda *arguments: (run(*arguments)[0] + shift, "ONNX Runtime"))
     path = tmp_path / "net.onnx"
     with nullcontext() if accepted else pytest.raises(InputError, match=r"its logits differ by 0\.1 from"):
         write_network(load_trained(run_folder), path)
