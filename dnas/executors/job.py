@@ -58,4 +58,4 @@ def take_result(record: TrialRecord, values: Mapping[str, Any]) -> None:
     """Copy the fields of a worker's result into its record."""
     for name in ("epochs", "val_error", "val_loss", "seconds", "peak_memory_bytes", "weights_digest"):
         setattr(record, name, values[name])
-    record.metrics = dict(values.get("metrics", {}))
+    record.metrics, record.intervals = dict(values.get("metrics", {})), dict(values.get("intervals", {}))

@@ -21,7 +21,7 @@ from dnas.nn import build, kernels_or_plain
 from dnas.training.devices import is_out_of_memory, peak_memory_bytes
 from dnas.training.evaluate import evaluate, measure_latency
 from dnas.training.fit import Diverged, fit
-from dnas.training.metrics import modules_of
+from dnas.training.metrics import intervals, modules_of
 from dnas.training.recipe import Recipe
 
 STEP_SECONDS = 0.5  # shortest time between two messages about the progress within an epoch
@@ -121,6 +121,11 @@ def _train(job: Job, lease: Lease, send: Callable[[Message], None], ask: Callabl
     }
     if job.metrics:
         values["metrics"] = dict(result.run.curve[-1].metrics)
+    if job.metrics and result.finished and data.val_size:
+        outputs: list[tuple[torch.Tensor, torch.Tensor]] = []
+        evaluate(result.run.net, data, "val", job.device, recipe.batch_size, outputs=outputs)
+        labels, scores = (torch.cat(parts).numpy() for parts in zip(*outputs, strict=True))
+        values["intervals"] = intervals(job.metrics, labels, scores)
     if job.final:
         net = result.run.net
         values["test_loss"], values["test_error"] = evaluate(net, data, "test", job.device, recipe.batch_size)

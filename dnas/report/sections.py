@@ -98,12 +98,22 @@ def answer(s: Study) -> dict[str, Any]:
             "by": METRICS[s.objectives[0]].label if len(s.objectives) > 1 or s.objectives[0] != "val_error" else "",
             # Error, params and macs are shown separately.
             "more": [
-                (METRICS[name].label, value(objective_of(s.best, name), name))
+                (METRICS[name].label, value(objective_of(s.best, name), name), _interval(s.best, name))
                 for name in s.objectives
                 if name not in ("val_error", "params", "macs")
             ],
         }
     return answer
+
+
+def _interval(record: TrialRecord, name: str) -> str:
+    """State the interval of a further metric; an empty text for other objectives."""
+    if name not in record.metrics:
+        return ""
+    if name not in record.intervals:
+        return "no interval"
+    low, high = map(METRICS[name].format, record.intervals[name])
+    return f"95% interval {low.rstrip('%')} to {high}, by bootstrap over the images"
 
 
 def _standing(s: Study) -> str:

@@ -15,7 +15,7 @@ import time
 import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -472,7 +472,8 @@ def _compare_curve(path: Path, expected: bytes) -> str | None:
 
 def _is_curve(path: Path) -> bool:
     """Return True if curve.csv has one row per epoch, counted from 1, and only numbers or empty cells."""
-    from dnas.training.checkpoint import Epoch
+    from dnas.training.checkpoint import EPOCH_KEYS
+    from dnas.training.metrics import metrics_in
 
     try:
         content = path.read_bytes().decode()
@@ -483,7 +484,8 @@ def _is_curve(path: Path) -> bool:
             [float(cell) for cell in row if cell]
     except (ValueError, csv.Error, IndexError):
         return False
-    return bool(rows) and rows[0] == [f.name for f in fields(Epoch)] and content.endswith("\n")
+    heads = [*EPOCH_KEYS, *metrics_in(dict.fromkeys(rows[0]))] if rows else []
+    return bool(rows) and rows[0] == heads and content.endswith("\n")
 
 
 def _arrays(path: Path) -> dict[str, Any] | None:

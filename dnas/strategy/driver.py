@@ -106,7 +106,7 @@ class Driver:
             record.state, record.epochs_planned, record.epochs, record.attempts = "running", epochs, 0, 0
             record.val_error = record.val_loss = record.test_error = record.test_loss = None
             record.weights_digest = record.ended = None
-            record.objectives, record.metrics = {}, {}
+            record.objectives, record.metrics, record.intervals = {}, {}, {}
             self.folder.write_record(record)
 
     def freeze(self, values: Mapping[str, Any]) -> None:

@@ -53,6 +53,7 @@ class TrialRecord:
     recompute: bool = False  # True after running out of memory: activations are recomputed
     attempts: int = 0  # number of starts and resumptions
     metrics: dict[str, float] = field(default_factory=dict)  # further metrics that the study asks for, by name
+    intervals: dict[str, list[float]] = field(default_factory=dict)  # their 95% intervals over the validation images
     losses: int = 0  # number of resumptions after its worker was lost
     earlier: list[dict[str, Any]] = field(default_factory=list)  # results before the study's epochs were raised
     versions: dict[str, str] = field(default_factory=dict)
@@ -64,8 +65,9 @@ class TrialRecord:
     def to_json(self) -> str:
         """Return the record as JSON. Without further metrics there is no such key, as in earlier versions."""
         values = dataclasses.asdict(self)
-        if not self.metrics:
-            del values["metrics"]
+        for name in ("metrics", "intervals"):
+            if not values[name]:
+                del values[name]
         return json.dumps(values, indent=1) + "\n"
 
     @classmethod

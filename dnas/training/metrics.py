@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 MEASURED = ("balanced_error", "auroc_error", "f1_error")
 SHORT = {"auroc": "auroc_error", "f1": "f1_error"}  # names of scores, for the errors that are minimised instead
 
+RESAMPLES = 200
+LARGEST_BOOTSTRAP = 200_000  # images times classes
+
 Metric = Callable[["np.ndarray", "np.ndarray"], float]
 
 
@@ -30,7 +33,7 @@ def is_function(name: str) -> bool:
     return all(part.isidentifier() for part in module.split(".")) and function.isidentifier()
 
 
-def metrics_in(row: Mapping[str, Any]) -> dict[str, float]:
+def metrics_in(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return the metrics in a row of `dnas.training.checkpoint.Epoch.row`, or in an event that contains one."""
     return {name: value for name, value in row.items() if name in MEASURED or is_function(name)}
 
@@ -73,7 +76,7 @@ def function_at(path: str) -> Metric:
 
 
 def check_measurable(data: "Dataset", names: Sequence[str]) -> None:
-    """Raise `InputError` if a metric has no value on the validation part of `data`, whatever the network."""
+    """Raise `InputError` if a metric has no value on the validation part of `data` for any network."""
     for name in filter(is_function, names):
         function_at(name)
     if "auroc_error" in names and data.val_size:
@@ -117,6 +120,28 @@ def measure(names: Sequence[str], labels: "np.ndarray", scores: "np.ndarray") ->
             raise InputError(f"the objective {name} returned {value}; it must return a finite number.")
         values[name] = value
     return values
+
+
+def intervals(names: Sequence[str], labels: "np.ndarray", scores: "np.ndarray") -> dict[str, list[float]]:
+    """Return a 95% interval of each metric, by percentile bootstrap over the images.
+
+    A metric has none if it fails on a resample, and no metric has one for over `LARGEST_BOOTSTRAP` scores, which would
+    take minutes. Arguments as for `measure`.
+    """
+    import numpy as np
+
+    if scores.size > LARGEST_BOOTSTRAP:
+        return {}
+    rng = np.random.default_rng(0)
+    resamples = [rng.integers(0, len(labels), len(labels)) for _ in range(RESAMPLES)]
+    found = {}
+    for name in names:
+        try:
+            values = [measure([name], labels[rows], scores[rows])[name] for rows in resamples]
+        except InputError:  # such as a class that a function needs, and that the resample lacks
+            continue
+        found[name] = np.percentile(values, [2.5, 97.5]).tolist()
+    return found
 
 
 def _told_apart(labels: "np.ndarray", classes: int) -> list[int]:

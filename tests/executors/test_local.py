@@ -188,6 +188,20 @@ def listen(job: Job) -> list[Message]:
     return received
 
 
+def test_a_job_measures_the_metrics_that_its_study_asks_for(tmp_path: Path) -> None:
+    received = listen(job(tmp_path, metrics=("auroc_error", "f1_error")))
+    rows = [message.values for message in received if message.kind == "epoch"]
+    done = received[-1].values
+    assert done["metrics"] == {name: rows[-1][name] for name in ("auroc_error", "f1_error")}
+    assert all(low <= done["metrics"][name] <= high for name, (low, high) in done["intervals"].items())
+    assert set(done["intervals"]) == set(done["metrics"])
+    assert (tmp_path / "curve.csv").read_text().splitlines()[0].endswith(",seconds,auroc_error,f1_error")
+    plain = listen(job(tmp_path / "plain"))
+    assert plain[-1].values["weights_digest"] == done["weights_digest"], "a measurement draws no random numbers"
+    assert not {"metrics", "intervals"} & set(plain[-1].values)
+    assert "auroc_error" not in plain[1].values
+
+
 def test_failures_have_a_reason_of_the_list(tmp_path: Path) -> None:
     diverging = make_recipe("fast", data_info("digits"), epochs=1, batch_size=64, learning_rate=1e30, warmup=0.0)
     for name, changes, reason, text in [

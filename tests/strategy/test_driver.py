@@ -8,6 +8,7 @@ import random
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from dnas.executors.lease import LeaseInfo
 from dnas.executors.protocol import Outcome
 from dnas.executors.worker import Job, Message
 from dnas.space.parse import load_space, parse_space
+from dnas.strategy.replay import replay
 from dnas.strategy.run import search
 from dnas.strategy.state import SearchState
 from dnas.study.folder import StudyFolder, check_study_name, find_study, read_study
@@ -285,6 +287,38 @@ def test_search_minimises_its_objective() -> None:
     ] == whole
     assert {key for record in records() for key in record.objectives} == {"val_loss"}
     assert [record.number for record in find_study("s").best(13)] == best
+
+
+class Scored(AnalyticExecutor):
+    """Measure 1 − AUROC, for jobs that ask for it: half of the error."""
+
+    def start(self, job: Job) -> None:
+        super().start(job)
+        assert job.metrics == ("auroc_error",)
+        for message in self.jobs[job.key]:
+            if message.kind == "epoch":
+                message.values["auroc_error"] = message.values["val_error"] / 2
+
+    def _result(self, row: dict[str, Any], finished: bool) -> dict[str, Any]:
+        intervals = {"intervals": {"auroc_error": [0.0, 1.0]}} if finished else {}
+        return super()._result(row, finished) | {"metrics": {"auroc_error": row["auroc_error"]}} | intervals
+
+
+def test_search_minimises_a_metric_that_it_asks_for() -> None:
+    config = search_config(13, objectives=("auroc_error", "params"))
+    search(config, Silent(), Scored())
+    folder = StudyFolder(Path("studies/s"))
+    assert folder.config()["objective"] == "auroc_error,params"
+    ended = [record for record in records() if record.epochs]
+    assert all(record.metrics == {"auroc_error": record.val_error / 2} for record in ended)
+    assert {bool(record.intervals) for record in ended if record.state == "complete"} == {True}
+    (best, *_) = folder.best()
+    assert best.objectives == {"auroc_error": best.val_error / 2, "params": best.cost["params"]}
+    assert read_study("s").set_index("number")["auroc_error"][best.number] == best.val_error / 2
+    repeated = replay(folder)
+    assert (repeated.proposals, repeated.differences) == (13, [])
+    search(search_config(14, objectives=("auroc_error", "params")), Silent(), Scored())
+    assert len(records()) == 14
 
 
 def test_search_ends_when_the_space_is_exhausted() -> None:

@@ -13,7 +13,7 @@ from dnas.errors import InputError
 from dnas.space.objectives import WORST, extra_metrics, read_objectives
 from dnas.study.record import TrialRecord
 from dnas.training.checkpoint import Epoch
-from dnas.training.metrics import MEASURED, check_measurable, function_at, measure, path_of
+from dnas.training.metrics import MEASURED, check_measurable, function_at, intervals, measure, path_of
 
 LABELS = np.array([0, 0, 0, 1, 1, 2])
 SCORES = np.array(
@@ -41,6 +41,21 @@ def test_metrics_of_several_labels_by_hand():
     assert values["f1_error"] == pytest.approx(1 - (2 / 3 + 2 / 3) / 2)
 
 
+def test_intervals_hold_the_value_and_leave_out_what_a_resample_lacks():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 200)
+    scores = np.stack([1 - (chance := np.clip(0.5 * labels + 0.6 * rng.random(200), 0, 1)), chance], axis=1)
+    names = [*MEASURED, path_of(fragile)]
+    found, values = intervals(names, labels, scores), measure(MEASURED, labels, scores)
+    assert set(found) == set(MEASURED), "the user's function fails on resamples"
+    assert all(low < values[name] < high and high - low < 0.2 for name, (low, high) in found.items())
+    assert intervals(["f1_error"], np.zeros(10), np.zeros((10, 100_000))) == {}
+
+
+def fragile(labels, scores):
+    return 1 / (len(set(scores[:, 0])) == 200)
+
+
 def test_a_class_without_an_image_does_not_change_the_others():
     absent = np.array([0, 0, 1, 1])
     scores = np.array([[0.8, 0.1, 0.1], [0.7, 0.2, 0.1], [0.1, 0.9, 0.0], [0.2, 0.7, 0.1]], np.float32)
@@ -65,7 +80,7 @@ def test_names_of_objectives():
     assert read_objectives("package.module:cost,macs") == ("package.module:cost", "macs")
     assert extra_metrics(("val_error", "params")) == ()
     assert set(MEASURED) <= set(WORST)
-    with pytest.raises(InputError, match="needs exactly one of val_error, .*, auroc_error, f1_error, which"):
+    with pytest.raises(InputError, match=r"needs exactly one of val_error, .*, auroc_error, f1_error, which"):
         read_objectives("auroc,f1")
     with pytest.raises(InputError, match="names auroc_error twice"):
         read_objectives("auroc,auroc_error")
