@@ -46,6 +46,12 @@ def points(difference: float) -> str:
     return "0.00" if text[1:] == "0.00" else text
 
 
+def signed(difference: float) -> str:
+    """Format a difference of plain numbers: -0.012345 as "−0.0123", 12 as "+12", 0 as "0"."""
+    text = f"{difference:+.3g}"
+    return "0" if float(text) == 0 else text.replace("-", "\u2212", 1) if text.startswith("-") else text
+
+
 def p_value(p: float) -> str:
     """Format 0.00012 as "p < 0.001", 0.046875 as "p = 0.047", 0.328 as "p = 0.33", with non-breaking spaces."""
     if p < 0.001:

@@ -94,7 +94,7 @@ def study_of_path(folder: StudyFolder) -> str:
 
 def read_trained(folder: StudyFolder, evidence: Evidence, path: Path, seeds: int) -> Trained:
     """Return the results of the runs of `planned`."""
-    from dnas.batch.runs import read_runs
+    from dnas.batch.planned import read_runs
 
     runs = planned(folder, evidence, path, seeds)
     frame = read_runs(StudyFolder(File("studies") / study_of_path(folder)).path)

@@ -16,12 +16,18 @@ SIZES = ("params", "macs")  # quantities held equal by solving for the width
 
 
 @dataclass(frozen=True)
-class Variant:
+class Cell:
+    """One variant of a design: its name, and the level of each factor."""
+
+    name: str
+    levels: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Variant(Cell):
     """A network with its training recipe and data.
 
     Attributes:
-        name: Name of the variant.
-        levels: Level of each factor.
         spec: The network.
         recipe: Its training recipe.
         data: Arguments of `load_dataset` that the study sets.
@@ -32,8 +38,6 @@ class Variant:
         changed: Every field that differs from the base and its value, including `recipe.FIELD` and `data.FIELD`.
     """
 
-    name: str
-    levels: Mapping[str, Any]
     spec: Spec
     recipe: Recipe
     data: Mapping[str, Any]

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dnas.formatting import count, percent, size
+from dnas.formatting import count, percent, points, signed, size
 from dnas.training.metrics import is_function
 
 
@@ -22,6 +22,7 @@ class Metric:
         digits: Decimals of an interval or a difference, in units of the axis.
         format: Convert a stored value to text with its unit.
         plural: Whether `label` names countable things, which follow their number like a unit.
+        maximize: Whether larger values are better.
     """
 
     key: str
@@ -33,10 +34,29 @@ class Metric:
     digits: int
     format: Callable[[float], str]
     plural: bool = False
+    maximize: bool = False
 
     @property
     def axis_label(self) -> str:
-        return f"{self.axis} ({self.unit})"
+        return f"{self.axis} ({self.unit})" if self.unit else self.axis
+
+    @property
+    def is_error(self) -> bool:
+        """True for the share of errors, whose differences are percentage points."""
+        return self.unit == "%" and not self.maximize
+
+    @property
+    def sign(self) -> int:
+        """Factor on a difference after which negative is better."""
+        return -1 if self.maximize else 1
+
+    def difference(self, value: float) -> str:
+        """Format a difference with its sign, in units of the axis."""
+        return points(value) if self.unit == "%" else signed(value)
+
+    def amount(self, value: float) -> str:
+        """A formatted difference and its unit, if it has one, such as `−1.23 points`."""
+        return f"{self.difference(value)} {self.difference_unit}".rstrip()
 
     @property
     def difference_unit(self) -> str:
@@ -95,3 +115,17 @@ class _Metrics(dict[str, Metric]):
 
 
 METRICS = _Metrics({metric.key: metric for metric in _TABLE})
+
+
+def named_metric(name: str, *, maximize: bool = False, error_rate: bool = False) -> Metric:
+    """Return a metric of the user's, shown as a plain number, or as percent if it is an error rate.
+
+    An error rate called `val_error` or `test_error` is the metric of dnas's own studies.
+    """
+    if error_rate:
+        return METRICS[name] if name in ("val_error", "test_error") else _error_rate(name)
+    return Metric(name, name, name, name, "", 1.0, 4, lambda value: f"{value:.4g}", maximize=maximize)
+
+
+def _error_rate(name: str) -> Metric:
+    return Metric(name, name, "error", name, "%", 100.0, 2, percent)

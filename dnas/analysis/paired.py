@@ -31,11 +31,14 @@ from dnas.analysis.intervals import (
     t_interval,
     t_quantile,
 )
+from dnas.analysis.metrics import METRICS, Metric
 from dnas.analysis.pairs import check_alpha, pairs_needed
 from dnas.errors import InputError, unknown
 
 Kind = Literal["variant", "main effect", "interaction"]
-Verdict = Literal["fewer errors", "more errors", "cannot tell", "too few seeds"]
+Verdict = Literal["fewer errors", "more errors", "better", "worse", "cannot tell", "too few seeds"]
+
+VAL_ERROR = METRICS["val_error"]
 
 POWER = 0.8
 
@@ -50,8 +53,8 @@ class Comparison:
         name: The variant, or the term, such as "bottleneck: 4 against 0" or "bottleneck × compression".
         kind: Kind of the comparison.
         seeds: Seeds of the pairs.
-        differences: Difference of each pair, as a fraction of error. Below 0 there are fewer errors than with the base.
-            For an interaction, a difference of differences.
+        differences: Difference of each pair. Of errors it is a fraction, and below 0 there are fewer errors than with
+            the base. For an interaction, a difference of differences.
         mean: Mean difference. NaN without a pair.
         t_interval: Student's t interval at 1 - α, for this comparison alone. Unbounded with fewer than `LEAST_PAIRS`
             pairs, and if all differences are equal: then nothing is known about their spread.
@@ -94,7 +97,7 @@ class Effects:
 
     Attributes:
         base: Name of the base.
-        measure: The compared metric.
+        metric: The compared metric.
         alpha: Level of the family of tests.
         comparisons: The comparisons.
         pairs: Smallest number of pairs of a comparison.
@@ -105,7 +108,7 @@ class Effects:
     """
 
     base: str
-    measure: str
+    metric: Metric
     alpha: float
     comparisons: tuple[Comparison, ...]
     pairs: int
@@ -115,15 +118,22 @@ class Effects:
     left_out: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
-def compare_with_base(values: pd.DataFrame, base: str, *, measure: str = "val_error", alpha: float = 0.05) -> Effects:
+def verdict_of(mean: float, metric: Metric) -> Verdict:
+    """Return the verdict on a difference that is not due to chance."""
+    if mean * metric.sign < 0:
+        return "fewer errors" if metric.is_error else "better"
+    return "more errors" if metric.is_error else "worse"
+
+
+def compare_with_base(values: pd.DataFrame, base: str, *, metric: Metric = VAL_ERROR, alpha: float = 0.05) -> Effects:
     """Compare each variant with the base, with Holm's correction over all comparisons.
 
     A pair with a missing value is left out of its comparison only.
 
     Args:
-        values: Errors as fractions, indexed by seed, with one column per variant. NaN if missing.
+        values: Values of the metric, indexed by seed, with one column per variant. NaN if missing.
         base: Name of the base.
-        measure: The compared metric.
+        metric: The compared metric.
         alpha: Level of the family of tests.
 
     Raises:
@@ -132,7 +142,7 @@ def compare_with_base(values: pd.DataFrame, base: str, *, measure: str = "val_er
     check_values(values, base, alpha)
     differences = {str(name): (values[name] - values[base]).dropna() for name in values.columns if name != base}
     rows = [_Row(name, "variant", column) for name, column in differences.items()]
-    return _effects(rows, values, base, measure, alpha)
+    return _effects(rows, values, base, metric, alpha)
 
 
 def factorial_effects(
@@ -140,7 +150,7 @@ def factorial_effects(
     levels: Mapping[str, Mapping[str, Any]],
     base_levels: Mapping[str, Any],
     *,
-    measure: str = "val_error",
+    metric: Metric = VAL_ERROR,
     alpha: float = 0.05,
 ) -> Effects:
     """Test main effects and interactions of two factors, with Holm's correction over all of them.
@@ -161,7 +171,7 @@ def factorial_effects(
         values: As for `compare_with_base`.
         levels: Level of each factor, by variant. Factors that are not listed have the base's level.
         base_levels: Level of each factor of the base.
-        measure: The compared metric.
+        metric: The compared metric.
         alpha: Level of the family of tests.
 
     Raises:
@@ -190,7 +200,7 @@ def factorial_effects(
             if set(other.changes) != set(term.changes) and not _orthogonal(other.weights, term.weights)
         )
         rows.append(_Row(term.name, "main effect" if len(term.changes) == 1 else "interaction", contrast, aliases))
-    return _effects(rows, values, base, measure, alpha)
+    return _effects(rows, values, base, metric, alpha)
 
 
 def together(*parts: Effects) -> tuple[Effects, ...]:
@@ -199,12 +209,12 @@ def together(*parts: Effects) -> tuple[Effects, ...]:
     This is for studies that report comparisons with the base together with effects of factors.
     """
     comparisons = [comparison for part in parts for comparison in part.comparisons]
-    judged = iter(_judged(comparisons, parts[0].alpha)) if parts else iter(())
+    judged = iter(_judged(comparisons, parts[0].metric, parts[0].alpha)) if parts else iter(())
     needed = pairs_needed(len(comparisons), parts[0].alpha) if parts else 0
     return tuple(
         Effects(
             part.base,
-            part.measure,
+            part.metric,
             part.alpha,
             part_comparisons := tuple(next(judged) for _ in part.comparisons),
             part.pairs,
@@ -311,13 +321,13 @@ class _Row:
     aliases: tuple[str, ...] = ()
 
 
-def _effects(rows: Sequence[_Row], values: pd.DataFrame, base: str, measure: str, alpha: float) -> Effects:
-    comparisons = _judged([_compared(row, alpha) for row in rows], alpha)
+def _effects(rows: Sequence[_Row], values: pd.DataFrame, base: str, metric: Metric, alpha: float) -> Effects:
+    comparisons = _judged([_compared(row, alpha) for row in rows], metric, alpha)
     counts = [len(comparison.seeds) for comparison in comparisons]
     needed = pairs_needed(len(rows), alpha)
     return Effects(
         base=base,
-        measure=measure,
+        metric=metric,
         alpha=alpha,
         comparisons=comparisons,
         pairs=min(counts, default=0),
@@ -354,7 +364,7 @@ def _compared(row: _Row, alpha: float) -> Comparison:
     )
 
 
-def _judged(comparisons: Sequence[Comparison], alpha: float) -> tuple[Comparison, ...]:
+def _judged(comparisons: Sequence[Comparison], metric: Metric, alpha: float) -> tuple[Comparison, ...]:
     """Set the verdict of each comparison, by the adjusted p alone.
 
     If the numbers of pairs differ, a comparison with too few pairs can still be decided at a later step of Holm's.
@@ -367,7 +377,7 @@ def _judged(comparisons: Sequence[Comparison], alpha: float) -> tuple[Comparison
         pairs = len(comparison.seeds)
         verdict: Verdict = "too few seeds" if pairs < needed else "cannot tell"
         if p <= alpha * (1 + 1e-12):
-            verdict = "fewer errors" if comparison.mean < 0 else "more errors"
+            verdict = verdict_of(comparison.mean, metric)
         sd = deviation(np.array(comparison.differences))
         detectable = detectable_difference(sd, pairs, len(comparisons), alpha)
         judged.append(dataclasses.replace(comparison, p_holm=p, detectable=detectable, verdict=verdict))

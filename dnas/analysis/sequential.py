@@ -29,7 +29,16 @@ import numpy as np
 import pandas as pd
 
 from dnas.analysis.intervals import TIE, UNBOUNDED, deviation
-from dnas.analysis.paired import Effects, Verdict, check_values, compare_with_base, detectable_difference
+from dnas.analysis.metrics import Metric
+from dnas.analysis.paired import (
+    VAL_ERROR,
+    Effects,
+    Verdict,
+    check_values,
+    compare_with_base,
+    detectable_difference,
+    verdict_of,
+)
 from dnas.analysis.pairs import allowed, first_look, spent
 
 ENUMERATED = 14  # pairs for which all sign assignments are enumerated; later pairs have random signs
@@ -102,7 +111,7 @@ def run_race(differences: Sequence[float] | np.ndarray, comparisons: int, alpha:
 
 
 def race_with_base(
-    values: pd.DataFrame, base: str, max_pairs: int, *, measure: str = "val_error", alpha: float = 0.05
+    values: pd.DataFrame, base: str, max_pairs: int, *, metric: Metric = VAL_ERROR, alpha: float = 0.05
 ) -> Effects:
     """Compare each variant with the base in a study whose seeds were added by `undecided`.
 
@@ -115,7 +124,7 @@ def race_with_base(
         values: Errors of all variants, as for `compare_with_base`.
         base: Name of the base.
         max_pairs: Maximum number of pairs of a comparison.
-        measure: The compared metric.
+        metric: The compared metric.
         alpha: Level of the family of tests.
     """
     check_values(values, base, alpha)
@@ -131,13 +140,13 @@ def race_with_base(
         end = values.index.get_loc(d.index[race.pairs - 1]) + 1 if over else len(values)
         left_out[name] = values.index[:end][values[name].iloc[:end].isna()]
         values.iloc[end:, values.columns.get_loc(name)] = np.nan
-    effects = compare_with_base(values, base, measure=measure, alpha=alpha)
+    effects = compare_with_base(values, base, metric=metric, alpha=alpha)
     comparisons = []
     for comparison in effects.comparisons:
         race = races[comparison.name]
         verdict: Verdict = "too few seeds" if race.pairs < first else "cannot tell"
         if race.decided:
-            verdict = "fewer errors" if race.mean < 0 else "more errors"
+            verdict = verdict_of(race.mean, metric)
         level = alpha * spent(race.pairs, max_pairs)
         sd = deviation(np.array(comparison.differences))
         comparisons.append(

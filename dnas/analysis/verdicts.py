@@ -2,15 +2,15 @@
 
 import math
 
-from dnas.analysis.metrics import METRICS
 from dnas.analysis.paired import Comparison, Effects
-from dnas.formatting import joined, p_value, points, several
+from dnas.formatting import joined, p_value, several
 
-CONCLUDED = ("fewer errors", "more errors")
+IMPROVED, IMPAIRED = ("fewer errors", "better"), ("more errors", "worse")
+CONCLUDED = (*IMPROVED, *IMPAIRED)
 
 
 def sentence(comparison: Comparison, effects: Effects) -> str:
-    """State direction, size in percentage points, interval, adjusted p and pairs, or why nothing can be concluded."""
+    """State direction, size, interval, adjusted p and pairs, or why nothing can be concluded."""
     if not comparison.seeds:
         return f"{comparison.name} cannot be compared: no seed has all the runs that the comparison needs."
     text = _numbers(comparison, effects)
@@ -23,7 +23,7 @@ def sentence(comparison: Comparison, effects: Effects) -> str:
     if comparison.aliases:
         also = f" In this fraction of the design it cannot be distinguished from {joined(list(comparison.aliases))}."
     if comparison.verdict in CONCLUDED:
-        return f"{fewer if comparison.verdict == 'fewer errors' else more}: {text}.{also}"
+        return f"{fewer if comparison.verdict in IMPROVED else more}: {text}.{also}"
     verdict = f"{unknown}: {text}.{also}"
     if not any(comparison.differences):
         return f"{verdict} No pair differed."
@@ -32,36 +32,47 @@ def sentence(comparison: Comparison, effects: Effects) -> str:
         verdict += " The interval is for this comparison alone. Corrected for all comparisons, it is not evidence."
     if math.isfinite(comparison.detectable):
         verdict += (
-            f" This does not rule out an effect: one smaller than {_size(comparison.detectable)} points would be missed"
+            f" This does not rule out an effect: one smaller than {_size(comparison, effects)} would be missed"
             " more often than one time in five."
         )
     return verdict
 
 
 def _subject(comparison: Comparison, effects: Effects) -> tuple[str, str, str]:
-    """Return the beginning of the sentence for fewer errors, more errors, and no conclusion."""
+    """Return the beginning of the sentence for an improvement, the contrary, and no conclusion."""
     name, base = comparison.name, effects.base
+    improved, impaired = _verb(effects, IMPROVED), _verb(effects, IMPAIRED)
     if comparison.kind == "interaction":
+        improved, impaired = _verb(effects, IMPROVED, several=True), _verb(effects, IMPAIRED, several=True)
         return (
-            f"{name}: together they make fewer errors than their effects alone add up to",
-            f"{name}: together they make more errors than their effects alone add up to",
+            f"{name}: together they {improved} than their effects alone add up to",
+            f"{name}: together they {impaired} than their effects alone add up to",
             f"{name}: it cannot be decided whether their effects add up",
         )
     if comparison.kind == "main effect":
         return (
-            f"{name} makes fewer errors, averaged over the other factors",
-            f"{name} makes more errors, averaged over the other factors",
+            f"{name} {improved}, averaged over the other factors",
+            f"{name} {impaired}, averaged over the other factors",
             f"{name}: no difference can be detected, averaged over the other factors",
         )
     return (
-        f"{name} makes fewer errors than {base}",
-        f"{name} makes more errors than {base}",
+        f"{name} {improved} than {base}",
+        f"{name} {impaired} than {base}",
         f"{name} cannot be distinguished from {base}",
     )
 
 
+def _verb(effects: Effects, verdicts: tuple[str, str], several: bool = False) -> str:
+    """Return "makes fewer errors" or "is better" for `IMPROVED`, and their contraries for `IMPAIRED`."""
+    if effects.metric.is_error:
+        return f"{'make' if several else 'makes'} {verdicts[0]}"
+    return f"{'are' if several else 'is'} {verdicts[1]}"
+
+
 def _numbers(comparison: Comparison, effects: Effects) -> str:
-    text = f"{points(comparison.mean)} percentage points of {METRICS[effects.measure].label}, "
+    metric = effects.metric
+    unit = "percentage points of" if metric.unit == "%" else "of"
+    text = f"{metric.difference(comparison.mean)} {unit} {metric.label}, "
     if len(comparison.seeds) == 1:
         return text + "of one pair, which has no interval"
     text += f"the mean of {several(len(comparison.seeds), 'pair')} ({interval_words(comparison, effects)}"
@@ -83,7 +94,8 @@ def interval_words(comparison: Comparison, effects: Effects) -> str:
     """Return the interval in words: for a race, the one that remains valid although seeds were added until then."""
     if comparison.race_interval is None and not any(map(math.isfinite, comparison.interval)):
         return "no interval"
-    low, high = (points(end) if math.isfinite(end) else ("−∞" if end < 0 else "+∞") for end in comparison.interval)
+    text = effects.metric.difference
+    low, high = (text(end) if math.isfinite(end) else ("−∞" if end < 0 else "+∞") for end in comparison.interval)
     return f"{level(effects)} interval {'of the race ' if comparison.race_interval else ''}{low} to {high}"
 
 
@@ -109,29 +121,24 @@ def _requirement(effects: Effects) -> str:
 
 
 def answer(effects: Effects, sizes: bool = True, inconclusive: bool = True) -> str:
-    """Summarise all comparisons in one sentence: fewer errors, more errors, and no difference from the base.
+    """Summarise all comparisons in one sentence: better, worse, and no difference from the base.
 
     sizes: include the mean differences. inconclusive: after the conclusions, list the comparisons without one.
     """
-    compared = sorted((c for c in effects.comparisons if c.seeds), key=lambda c: c.mean)
+    compared = best_first(effects)
     if not compared:
         return "Nothing can be compared yet"
     if all(c.verdict == "too few seeds" for c in compared):
         return f"Too few seeds to conclude: {needed(effects)}"
+    named = {c.name: f"{c.name} ({effects.metric.amount(c.mean)})" if sizes else c.name for c in compared}
     parts = []
-    for verdict in CONCLUDED:
-        concluded = [
-            f"{c.name} ({points(c.mean)} points)" if sizes else c.name for c in compared if c.verdict == verdict
-        ]
+    for verdicts in (IMPROVED, IMPAIRED):
+        concluded = [named[c.name] for c in compared if c.verdict in verdicts]
         if concluded:
-            parts.append(f"{joined(concluded)} {'make' if len(concluded) > 1 else 'makes'} {verdict}")
+            parts.append(f"{joined(concluded)} {_verb(effects, verdicts, several=len(concluded) > 1)}")
     unknown = [c.name for c in effects.comparisons if c.verdict not in CONCLUDED]
     if compared[0].kind != "variant":
-        parts = [
-            joined(
-                [f"{c.name} ({points(c.mean)} points)" if sizes else c.name for c in compared if c.verdict in CONCLUDED]
-            )
-        ]
+        parts = [joined([named[c.name] for c in compared if c.verdict in CONCLUDED])]
         if not parts[0]:
             return "No effect can be distinguished from zero"
         return f"Different from zero: {parts[0]}"
@@ -141,20 +148,25 @@ def answer(effects: Effects, sizes: bool = True, inconclusive: bool = True) -> s
     return f"{joined(parts)} than {effects.base}{rest}"
 
 
+def best_first(effects: Effects) -> list[Comparison]:
+    """Return the comparisons that have a pair, the largest improvement first."""
+    return sorted((c for c in effects.comparisons if c.seeds), key=lambda c: c.mean * effects.metric.sign)
+
+
 def short(effects: Effects, letters: int = 88) -> str:
     """Shorten `answer` to the length of a title: without sizes, without inconclusive comparisons, or counts alone."""
     for text in (answer(effects), answer(effects, sizes=False), answer(effects, inconclusive=False)):
         if len(text) <= letters:
             return text
-    count = {verdict: sum(c.verdict == verdict for c in effects.comparisons) for verdict in CONCLUDED}
-    rest = len(effects.comparisons) - sum(count.values())
+    improved, impaired = (sum(c.verdict in verdicts for c in effects.comparisons) for verdicts in (IMPROVED, IMPAIRED))
+    rest = len(effects.comparisons) - improved - impaired
     number = several(len(effects.comparisons), "comparison")
-    if not any(count.values()):
+    if not improved + impaired:
         return f"None of {number} can be distinguished from zero"
-    return (
-        f"Of {number}: {count['fewer errors']} with fewer errors, {count['more errors']} with more, {rest} inconclusive"
-    )
+    if effects.metric.is_error:
+        return f"Of {number}: {improved} with fewer errors, {impaired} with more, {rest} inconclusive"
+    return f"Of {number}: {improved} better, {impaired} worse, {rest} inconclusive"
 
 
-def _size(difference: float) -> str:
-    return f"{100 * abs(difference):.2f}"
+def _size(comparison: Comparison, effects: Effects) -> str:
+    return effects.metric.amount(comparison.detectable).lstrip("+")

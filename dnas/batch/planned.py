@@ -2,13 +2,17 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dnas.arch import Spec, format_name
 from dnas.errors import InputError
 from dnas.study.config import LIST
-from dnas.study.folder import StudyFolder
+from dnas.study.folder import StudyFolder, find_study, read_study
 from dnas.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,27 @@ def check_same_runs(folder: StudyFolder, runs: Iterable[PlannedRun], final: bool
             f"run {run.key} of study {folder.name} was started with another {name}: {_as_text(before)}"
             f" (now {_as_text(after)}); {remedy}."
         )
+
+
+def read_runs(study: str | Path) -> "pd.DataFrame":
+    """Read the started runs of a batch into a table with one row per run.
+
+    The columns are those of `read_study`, and key, group, seed (the study seed) and final (True if `test_error` is
+    measured).
+    """
+    import pandas as pd
+
+    folder = find_study(study)
+    config = folder.config()
+    if config.get("kind") != LIST:
+        raise InputError(f"study {folder.name} was proposed by a search, but this needs a list of runs.")
+    frame, rows = read_study(folder.path), config["runs"]
+    if frame.empty:
+        return frame
+    listed = pd.DataFrame([rows[number] for number in frame["number"]], index=frame.index)
+    listed["seed"] = [seed[0] for seed in listed["seed"]]
+    listed["final"] = config["objective"] == "test_error"
+    return frame.assign(**{name: listed[name] for name in ("key", "group", "seed", "final")})
 
 
 def _as_text(value: Any) -> str:

@@ -12,8 +12,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from dnas.arch import cost
 from dnas.batch.planned import PlannedRun, check_runs, check_same_runs
 from dnas.data import Dataset, load_dataset
@@ -26,7 +24,7 @@ from dnas.executors.runner import COUNTED_ERRORS, TrialRunner
 from dnas.formatting import percent
 from dnas.nn.kernels import check_kernels
 from dnas.study.config import LIST, RunConfig, run_facts, without_none
-from dnas.study.folder import StudyFolder, read_study
+from dnas.study.folder import StudyFolder
 from dnas.study.provenance import git_commit, versions
 from dnas.study.record import TrialRecord, new_record, now
 from dnas.training.devices import list_devices
@@ -86,27 +84,6 @@ def train_runs(
             return TrialRunner(source, executor, show).run()
         finally:
             executor.stop()
-
-
-def read_runs(study: str | Path) -> pd.DataFrame:
-    """Read the started runs of a batch into a table with one row per run.
-
-    The columns are those of `read_study`, and key, group, seed (the study seed) and final (True if `test_error` is
-    measured).
-    """
-    from dnas.study.folder import find_study
-
-    folder = find_study(study)
-    config = folder.config()
-    if config.get("kind") != LIST:
-        raise InputError(f"study {folder.name} was proposed by a search, but this needs a list of runs.")
-    frame, rows = read_study(folder.path), config["runs"]
-    if frame.empty:
-        return frame
-    listed = pd.DataFrame([rows[number] for number in frame["number"]], index=frame.index)
-    listed["seed"] = [seed[0] for seed in listed["seed"]]
-    listed["final"] = config["objective"] == "test_error"
-    return frame.assign(**{name: listed[name] for name in ("key", "group", "seed", "final")})
 
 
 def _describe(runs: Iterable[PlannedRun], run_config: RunConfig, final: bool, show: Show) -> dict[str, dict[str, Any]]:

@@ -6,13 +6,13 @@ from typing import Any
 
 from dnas.ablation.plan import Plan
 from dnas.ablation.results import Ablation
-from dnas.analysis.metrics import METRICS
+from dnas.analysis.metrics import Metric
 from dnas.analysis.paired import Comparison
 from dnas.analysis.pairs import pairs_needed
 from dnas.api.display import state_counts
 from dnas.arch import format_name
 from dnas.cli.output import counts_by_state
-from dnas.formatting import joined, percent, several
+from dnas.formatting import joined, several
 from dnas.study.config import RunConfig
 from dnas.study.folder import StudyFolder
 
@@ -65,7 +65,7 @@ def as_json(ablation: Ablation, stopped_by: str | None) -> dict[str, Any]:
         "ablation": ablation.name,
         "study": ablation.folder.name,
         "question": ablation.question,
-        "measure": ablation.measure,
+        "measure": ablation.metric.key,
         "alpha": effects.alpha,
         "base": {"name": ablation.base, "mean": base.mean() if len(base) else None, "seeds": len(base)},
         "noise": effects.noise,
@@ -97,17 +97,7 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
 def describe_result(ablation: Ablation) -> str:
     """Return the comparisons with their intervals and verdicts, and notes on their validity."""
     effects = ablation.effects
-    base = ablation.values[ablation.base].dropna()
-    mean = percent(base.mean()) if len(base) else "no"
-    spread = f" (sd {100 * effects.noise:.2f} points)" if len(base) > 1 else ""
-    measure = METRICS[ablation.measure].label
-    lines = [
-        "",
-        f"base      {ablation.base}: {mean} {measure}, mean of {several(len(base), 'seed')}{spread}",
-        *_table("against the base", effects.comparisons, effects.alpha),
-    ]
-    if ablation.factorial is not None:
-        lines += _table("by factors", ablation.factorial.comparisons, effects.alpha)
+    lines = describe_effects(ablation)
     if not effects.can_conclude:
         lines.append(
             f"nothing can be concluded: {several(len(effects.comparisons), 'comparison')} with"
@@ -128,15 +118,35 @@ def describe_result(ablation: Ablation) -> str:
     return "\n".join(lines)
 
 
-def _table(title: str, comparisons: Sequence[Comparison], alpha: float) -> list[str]:
+def describe_effects(ablation: Ablation) -> list[str]:
+    """Return the mean of the base, and the tables of comparisons."""
+    effects, metric = ablation.effects, ablation.metric
+    base = ablation.values[ablation.base].dropna()
+    mean = metric.format(base.mean()) if len(base) else "no"
+    spread = f" (sd {metric.amount(effects.noise).lstrip('+')})" if len(base) > 1 else ""
+    lines = [
+        "",
+        f"base      {ablation.base}: {mean} {metric.label}, mean of {several(len(base), 'seed')}{spread}",
+        *_table("against the base", effects.comparisons, effects.alpha, metric),
+    ]
+    if ablation.factorial is not None:
+        lines += _table("by factors", ablation.factorial.comparisons, effects.alpha, metric)
+    return lines
+
+
+def _table(title: str, comparisons: Sequence[Comparison], alpha: float, metric: Metric) -> list[str]:
+    def plain(difference: float) -> str:
+        return f"{100 * difference:+.2f}" if metric.unit == "%" else f"{difference:+.3g}"
+
     width = max([len(title), *(len(comparison.name) for comparison in comparisons)])
     level = f"{100 * (1 - alpha):g}% interval"
-    lines = [f"\n{title:{width}s}  {'points of error':>15s}  {level:>18s}  {'p':>6s}  {'p (Holm)':>8s}  verdict"]
+    head = "points of error" if metric.unit == "%" else "difference"
+    lines = [f"\n{title:{width}s}  {head:>15s}  {level:>18s}  {'p':>6s}  {'p (Holm)':>8s}  verdict"]
     for comparison in comparisons:
         low, high = comparison.interval
-        interval = f"{100 * low:+.2f} to {100 * high:+.2f}" if math.isfinite(low) else "none"
+        interval = f"{plain(low)} to {plain(high)}" if math.isfinite(low) else "none"
         lines.append(
-            f"{comparison.name:{width}s}  {100 * comparison.mean:+15.2f}  {interval:>18s}"
+            f"{comparison.name:{width}s}  {plain(comparison.mean):>15s}  {interval:>18s}"
             f"  {comparison.p:6.3f}  {comparison.p_holm:8.3f}  {comparison.verdict}"
         )
     return [*lines, ""] if comparisons else []

@@ -1,6 +1,6 @@
 """Figures of an ablation: paired differences with intervals, slopes per seed, interactions, cost and learning curves.
 
-The base is dark in every figure. A variant is blue if it makes fewer errors, red if it makes more, and grey if the
+The base is dark in every figure. A variant is blue if it is better (fewer errors), red if it is worse, and grey if the
 comparison is inconclusive.
 """
 
@@ -18,9 +18,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import Bbox
 
-from dnas.analysis.metrics import METRICS
+from dnas.analysis.metrics import METRICS, Metric
 from dnas.analysis.paired import Comparison, Effects, SeedNoise
-from dnas.analysis.verdicts import CONCLUDED, level, raced, short
+from dnas.analysis.verdicts import CONCLUDED, IMPAIRED, IMPROVED, best_first, level, raced, short
 from dnas.errors import InputError
 from dnas.figures.style import (
     BLUE,
@@ -40,9 +40,9 @@ from dnas.figures.style import (
     lay_out,
     styled,
 )
-from dnas.formatting import joined, p_value, percent, points, several
+from dnas.formatting import joined, p_value, percent, several
 
-VERDICTS = {"fewer errors": BLUE, "more errors": RED, "cannot tell": GREY, "too few seeds": GREY}
+VERDICTS = dict.fromkeys(IMPROVED, BLUE) | dict.fromkeys(IMPAIRED, RED) | {"cannot tell": GREY, "too few seeds": GREY}
 LEVELS = (PURPLE, GREEN, ORANGE, BROWN, SKY, PINK)  # colours of the levels that are drawn as lines
 PANEL_COLUMNS = 4
 # Quantities that can be held equal, with the label of their residual.
@@ -50,12 +50,12 @@ HELD = {**{key: METRICS[key].label for key in ("params", "macs")}, "seconds": "t
 
 
 def plot_forest(effects: Effects, noise: SeedNoise | None = None) -> Figure:
-    """Plot one row per comparison, with the lowest difference on top.
+    """Plot one row per comparison, the best on top.
 
     A row shows each pair, the mean with its interval, and the bootstrap interval below it. The base is the zero line.
     noise: Seed noise of the base, drawn as a band.
     """
-    rows = sorted((c for c in effects.comparisons if c.seeds), key=lambda c: c.mean)
+    rows, metric = best_first(effects), effects.metric
     if not rows:
         raise InputError("a forest plot needs a seed that the base and another variant have both finished.")
     with styled():
@@ -63,28 +63,28 @@ def plot_forest(effects: Effects, noise: SeedNoise | None = None) -> Figure:
         axes = figure.add_subplot()
         handles: list = []
         if noise is not None and noise.band > 0:
-            band = 100 * noise.band
+            band = metric.scale * noise.band
             axes.axvspan(-band, band, color=INK, alpha=0.06, lw=0, zorder=0, gid="noise")
             differences = several(noise.pairs, "unpaired difference")
             text = f"central {level(effects)} of means of {differences} of {effects.base}"
             handles.append(Patch(color=INK, alpha=0.1, lw=0, label=text))
         axes.axvline(0, color=INK, lw=1.3, zorder=1, gid="base")
         for y, comparison in enumerate(rows):
-            _row(axes, y, comparison)
+            _row(axes, y, comparison, metric.scale)
             gid = f"pairs-{y}"
             figure.hover[gid] = [
-                f"{comparison.name}, seed {seed}: {points(d)} points"
+                f"{comparison.name}, seed {seed}: {metric.amount(d)}"
                 for seed, d in zip(comparison.seeds, comparison.differences, strict=True)
             ]
             p = "" if comparison.verdict == "too few seeds" else f"{p_value(comparison.p_holm)}, "
             axes.annotate(
-                f"{points(comparison.mean)} ({p}n = {len(comparison.seeds)})",
+                f"{metric.difference(comparison.mean)} ({p}n = {len(comparison.seeds)})",
                 (1.015, y),
                 xycoords=("axes fraction", "data"),
                 va="center",
                 fontsize=8.5,
-                color=INK if comparison.verdict in ("fewer errors", "more errors") else QUIET,
-                fontweight="bold" if comparison.verdict in ("fewer errors", "more errors") else "normal",
+                color=INK if comparison.verdict in CONCLUDED else QUIET,
+                fontweight="bold" if comparison.verdict in CONCLUDED else "normal",
                 annotation_clip=False,
             )
         axes.set_yticks(range(len(rows)), [textwrap.fill(comparison.name, 30) for comparison in rows])
@@ -95,8 +95,9 @@ def plot_forest(effects: Effects, noise: SeedNoise | None = None) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(9))
         axes.margins(x=0.06)
         beside = f" from {effects.base}" if rows[0].kind == "variant" else ""
-        measure = METRICS[effects.measure].label
-        axes.set_xlabel(f"difference in {measure}{beside} (percentage points; left of 0: fewer errors)")
+        unit = "percentage points; " if metric.unit == "%" else ""
+        left = IMPROVED[0] if metric.is_error else "worse" if metric.maximize else "better"
+        axes.set_xlabel(f"difference in {metric.label}{beside} ({unit}left of 0: {left})")
         kind = "" if raced(effects) else "t "
         handles += [
             Line2D([], [], color=QUIET, lw=2, marker="o", ms=6, label=f"mean and {level(effects)} {kind}interval"),
@@ -107,11 +108,11 @@ def plot_forest(effects: Effects, noise: SeedNoise | None = None) -> Figure:
     return figure
 
 
-def _row(axes: Axes, y: int, comparison: Comparison) -> None:
+def _row(axes: Axes, y: int, comparison: Comparison, scale: float) -> None:
     colour = VERDICTS[comparison.verdict]
-    is_clear = comparison.verdict in ("fewer errors", "more errors")
+    is_clear = comparison.verdict in CONCLUDED
     axes.scatter(
-        100 * np.array(comparison.differences),
+        scale * np.array(comparison.differences),
         y - 0.2 - 0.07 * _stacked(comparison.differences),
         s=12,
         color=colour,
@@ -120,14 +121,14 @@ def _row(axes: Axes, y: int, comparison: Comparison) -> None:
         zorder=3,
         gid=f"pairs-{y}",
     )
-    low, high = (100 * end for end in comparison.interval)
+    low, high = (scale * end for end in comparison.interval)
     if math.isfinite(low) and math.isfinite(high):
         axes.plot([low, high], [y, y], color=colour, lw=2.4, solid_capstyle="butt", zorder=3, gid=f"interval-{y}")
-    low, high = (100 * end for end in comparison.bootstrap_interval)
+    low, high = (scale * end for end in comparison.bootstrap_interval)
     if math.isfinite(low):
         axes.plot([low, high], [y + 0.22] * 2, color=colour, lw=1, marker="|", ms=5, zorder=3, gid=f"bootstrap-{y}")
     axes.plot(
-        [100 * comparison.mean],
+        [scale * comparison.mean],
         [y],
         marker="o",
         ms=7,
@@ -153,24 +154,24 @@ def plot_slopes(values: pd.DataFrame, effects: Effects) -> Figure:
     """Plot one panel per variant, with a line per seed from the base's error to the variant's.
 
     The dark line joins the means. The panels are in the order of the forest plot.
-    values: Errors as fractions, indexed by seed, with one column per variant. Missing errors are NaN.
+    values: Values of the metric, indexed by seed, with one column per variant. Missing ones are NaN.
     """
-    base, rows = effects.base, sorted((c for c in effects.comparisons if c.seeds), key=lambda c: c.mean)
+    base, rows, metric = effects.base, best_first(effects), effects.metric
     if not rows:
         raise InputError("slopes need a seed that the base and another variant have both finished.")
-    fewer, more = ({c.name: sum(way * d > 0 for d in c.differences) for c in rows} for way in (-1, 1))
-    label = METRICS[effects.measure].axis_label
+    fewer, more = ({c.name: sum(way * metric.sign * d > 0 for d in c.differences) for c in rows} for way in (-1, 1))
+    words = ("fewer", "more") if metric.is_error else ("better", "worse")
     with styled():
-        figure, panels = _panels(len(rows), _slopes_title(rows, base, fewer, more), 2.9)
+        figure, panels = _panels(len(rows), _slopes_title(rows, effects, fewer, more), 2.9)
         shown: list[float] = []
         for index, (axes, comparison) in enumerate(zip(panels, rows, strict=True)):
             pairs = values.loc[list(comparison.seeds), [base, comparison.name]].to_numpy(float)
             shown += pairs.ravel().tolist()
             for seed, (before, after) in zip(comparison.seeds, pairs, strict=True):
-                colour = BLUE if after < before else RED if after > before else GREY
+                colour = {-1: BLUE, 0: GREY, 1: RED}[int(np.sign(after - before)) * metric.sign]
                 axes.plot([0, 1], [before, after], color=colour, lw=1.1, alpha=0.75, zorder=2, gid=f"seed-{seed}")
             gid = f"slopes-{index}"
-            signs = np.sign(pairs[:, 1] - pairs[:, 0])
+            signs = metric.sign * np.sign(pairs[:, 1] - pairs[:, 0])
             axes.scatter(
                 np.repeat([0, 1], len(pairs)),
                 pairs.T.ravel(),
@@ -180,39 +181,54 @@ def plot_slopes(values: pd.DataFrame, effects: Effects) -> Figure:
                 gid=gid,
             )
             hover_texts = [
-                f"seed {seed}: {base} {percent(before)}, {comparison.name} {percent(after)}\n"
-                f"{points(after - before)} points"
+                f"seed {seed}: {base} {metric.format(before)}, {comparison.name} {metric.format(after)}\n"
+                f"{metric.amount(after - before)}"
                 for seed, (before, after) in zip(comparison.seeds, pairs, strict=True)
             ]
             figure.hover[gid] = hover_texts * 2
             axes.plot([0, 1], pairs.mean(axis=0), color=INK, lw=2.4, zorder=4, gid=f"mean-{index}")
             same = len(pairs) - fewer[comparison.name] - more[comparison.name]
-            text = f"{fewer[comparison.name]} fewer, {more[comparison.name]} more" + (f", {same} equal" if same else "")
+            text = f"{fewer[comparison.name]} {words[0]}, {more[comparison.name]} {words[1]}"
+            text += f", {same} equal" if same else ""
             axes.set_title(text, fontsize=8.5, color=QUIET)
             axes.set_xticks([0, 1], [textwrap.fill(base, 14), textwrap.fill(comparison.name, 14)])
             axes.set_xlim(-0.25, 1.25)
             axes.grid(axis="x", visible=False)
-        error_axis(panels[0], shown, label)
+        _value_axis(panels[0], shown, metric)
+        labels = ("a seed with fewer errors", "with more") if metric.is_error else ("a better seed", "a worse one")
         handles = [
-            Line2D([], [], color=BLUE, lw=1.1, label="a seed with fewer errors"),
-            Line2D([], [], color=RED, lw=1.1, label="with more"),
+            Line2D([], [], color=BLUE, lw=1.1, label=labels[0]),
+            Line2D([], [], color=RED, lw=1.1, label=labels[1]),
             Line2D([], [], color=INK, lw=2.4, label="mean of the pairs"),
         ]
         figure.legend(handles=handles, loc="outside lower left", ncols=3)
     return figure
 
 
-def _slopes_title(rows: Sequence[Comparison], base: str, fewer: Mapping[str, int], more: Mapping[str, int]) -> str:
+def _value_axis(axes: Axes, values: Sequence[float], metric: Metric) -> None:
+    """Set up the y axis for values of a metric. Only errors are known to be positive, and may need a log scale."""
+    if metric.unit == "%":
+        error_axis(axes, values, metric.axis_label)
+        return
+    axes.set_ylabel(metric.axis_label)
+    axes.margins(y=0.12)
+    axes.yaxis.set_major_locator(MaxNLocator(7))
+
+
+def _slopes_title(
+    rows: Sequence[Comparison], effects: Effects, fewer: Mapping[str, int], more: Mapping[str, int]
+) -> str:
     """Return the numbers of seeds of the clearest conclusion, or of the clearest difference with its verdict."""
+    base, is_error = effects.base, effects.metric.is_error
     concluded = [c for c in rows if c.verdict in CONCLUDED]
     clear = max(concluded or rows, key=lambda c: max(fewer[c.name], more[c.name]) / len(c.seeds))
     seeds = several(len(clear.seeds), "seed")
     if concluded:
-        count = (fewer if clear.verdict == "fewer errors" else more)[clear.name]
-        return f"{clear.name} makes {clear.verdict} than {base} from {count} of {seeds}"
+        count = (fewer if clear.verdict in IMPROVED else more)[clear.name]
+        return f"{clear.name} {'makes' if is_error else 'is'} {clear.verdict} than {base} from {count} of {seeds}"
     why = "too few seeds to conclude" if clear.verdict == "too few seeds" else "inconclusive"
-    counts = f"from {fewer[clear.name]} of {seeds}, more from {more[clear.name]}"
-    return f"{clear.name} has fewer errors than {base} {counts}: {why}"
+    counts = f"from {fewer[clear.name]} of {seeds}, {'more' if is_error else 'worse'} from {more[clear.name]}"
+    return f"{clear.name} {'has fewer errors' if is_error else 'is better'} than {base} {counts}: {why}"
 
 
 def _lowest_title(name: str, text: str, effects: Effects) -> str:
@@ -262,16 +278,16 @@ def plot_interaction(cells: pd.DataFrame, effects: Effects) -> Figure:
     if not pairs:
         raise InputError("interactions need a seed from which every variant of two factors was finished.")
     interactions = [c for c in effects.comparisons if c.kind == "interaction"]
-    clear = [c for c in interactions if c.verdict in ("fewer errors", "more errors")]
+    metric = effects.metric
+    clear = [c for c in interactions if c.verdict in CONCLUDED]
     if clear:
-        title = f"{clear[0].name}: the effects do not add up, by {points(clear[0].mean)} points"
+        title = f"{clear[0].name}: the effects do not add up, by {metric.amount(clear[0].mean)}"
     elif interactions and all(c.verdict == "too few seeds" for c in interactions):
         title = (
             f"Too few seeds to tell whether effects add up: {effects.pairs_needed} needed, {effects.pairs} available"
         )
     else:
         title = "No interaction was found: parallel lines mean effects that add up"
-    label = METRICS[effects.measure].axis_label
     with styled():
         figure, panels = _panels(len(pairs), title, 3.0)
         shown = [*known["mean"], *known["low"].dropna(), *known["high"].dropna()]
@@ -290,7 +306,7 @@ def plot_interaction(cells: pd.DataFrame, effects: Effects) -> Figure:
                     places, line_cells["mean"], s=28, color=colour, zorder=4, gid=gid, label=f"{line} {line_level}"
                 )
                 figure.hover[gid] = [
-                    f"{x} {row['x_level']}, {line} {line_level}: {percent(row['mean'])} (n = {row['n']})"
+                    f"{x} {row['x_level']}, {line} {line_level}: {metric.format(row['mean'])} (n = {row['n']})"
                     for row in line_cells.to_dict("records")
                 ]
             axes.set_xticks(range(len(ticks)), [str(tick) for tick in ticks])
@@ -306,7 +322,7 @@ def plot_interaction(cells: pd.DataFrame, effects: Effects) -> Figure:
                 handletextpad=0.2,
                 columnspacing=1,
             )
-        error_axis(panels[0], shown, label)
+        _value_axis(panels[0], shown, metric)
     return figure
 
 
@@ -355,7 +371,7 @@ def plot_variants(rows: pd.DataFrame, effects: Effects, equal: str = "nothing", 
             axes.set_xlim(x.min() - pad, x.max() + 1.6 * pad)
             _size_ticks(axes, column)
             axes.tick_params(labelleft=not place)
-        error_axis(panels[0], [*known["least"], *known["most"]], METRICS[effects.measure].axis_label)
+        error_axis(panels[0], [*known["least"], *known["most"]], effects.metric.axis_label)
         if held:
             _residuals(figure.add_subplot(grid[0, -1]), rows, equal, tolerance, colours)
         _name_marks(figure, dict(zip(costs, panels, strict=True)), known, colours)

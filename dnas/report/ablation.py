@@ -2,7 +2,8 @@
 
 reports/<study>/index.html               self-contained, as the page of a search
 reports/<study>/*.svg, *.png, *.pdf      each figure; *.csv has its numbers
-reports/<study>/table.md, .csv, .tex     the table; runs.csv has the rows of `dnas.batch.runs.read_runs`
+reports/<study>/table.md, .csv, .tex     the table; runs.csv has the rows of `dnas.batch.planned.read_runs`
+reports/<study>/numbers.csv              the values that are compared, as `dnas compare` reads them
 """
 
 from collections import Counter
@@ -17,9 +18,9 @@ from markupsafe import Markup
 
 from dnas import figures
 from dnas import formatting as words
-from dnas.ablation.results import Ablation, read_ablation
+from dnas.ablation.results import Ablation, is_external, read_ablation
 from dnas.analysis.curves import learning_curves
-from dnas.analysis.metrics import METRICS
+from dnas.analysis.metrics import METRICS, Metric
 from dnas.analysis.paired import Comparison, Effects, seed_noise
 from dnas.analysis.variants import cell_means, curve_bands, over_seeds
 from dnas.analysis.verdicts import answer, level, sentence
@@ -36,6 +37,7 @@ from dnas.report.tables import (
     caption,
     headers,
     table_rows,
+    titles,
     to_csv,
     to_latex,
     to_markdown,
@@ -50,10 +52,13 @@ class Page:
     """Data of the page, and the figures drawn so far."""
 
     ablation: Ablation
-    records: list[TrialRecord]
     curves: pd.DataFrame
     out: Path
     drawn: dict[str, Drawn] = field(default_factory=dict)
+
+    @property
+    def records(self) -> tuple[TrialRecord, ...]:
+        return self.ablation.records
 
     @property
     def effects(self) -> Effects:
@@ -80,10 +85,20 @@ def write_ablation(
         show: Receives the current step, such as a figure.
     """
     a = read_ablation(study)
-    out = Path(out) if out is not None else Path("reports") / a.folder.name
-    page = Page(a, a.folder.records(), learning_curves(a.folder), out)
+    return write_analysed(a, Path(out) if out is not None else Path("reports") / a.folder.name, refresh, show)
+
+
+@figures.formatted(figures.UNTITLED)
+def write_analysed(
+    a: Ablation, out: Path, refresh: float | None = None, show: Callable[[str], None] = lambda text: None
+) -> Path:
+    """Write the page of an ablation that has been read. The arguments are those of `write_ablation`."""
+    page = Page(a, learning_curves(a.folder), out)
     _draw_all(page, show)
-    write_table(a.frame, out / "runs.csv")
+    write_table(a.numbers, out / "numbers.csv")
+    if a.folder.exists:
+        write_table(a.frame, out / "runs.csv")
+    external = is_external(a.config)
     runs = _runs(page)
     varying = {name for name in ("params", "commit", "software") if len({row[name] for row in runs}) > 1}
     values = {
@@ -95,13 +110,15 @@ def write_ablation(
         "tables": _write_tables(page),
         "published": _published(page),
         "checks": checks(a, page.records),
-        "checklist": checklist(a, page.records),
+        "checklist": [] if external else checklist(a, page.records),
         "checklist_source": SOURCE,
         "runs": runs,
         "varying": varying,
         "equal": ", ".join(runs[0][name] for name in ("software", "commit") if runs and name not in varying),
         "details": _details(page),
-        "measure": METRICS[a.effects.measure].label.replace("validation", "val"),
+        "measure": a.metric.label.replace("validation", "val"),
+        "external": external,
+        "files": ["runs.csv", "numbers.csv"] if a.folder.exists else ["numbers.csv"],
         "again": _reproduction(page),
         "figures": page.drawn,
         "refresh": refresh,
@@ -150,10 +167,11 @@ def _numbers(effects: Effects) -> pd.DataFrame:
 
 def _forest(page: Page) -> Picture:
     e = page.effects
+    top = "best" if e.metric.maximize else "lowest"
     return Picture(
         figures.plot_forest(e, seed_noise(page.ablation.values[e.base], max(1, e.pairs), e.alpha)),
         _numbers(e),
-        f"Difference of each variant from {e.base} between runs of the same seed, the lowest on top. Small marks:"
+        f"Difference of each variant from {e.base} between runs of the same seed, the {top} on top. Small marks:"
         f" single pairs; line: {level(e)} interval of the mean; thin line below: bootstrap interval. Filled marks are"
         " significant after correction for all comparisons; hollow ones are not. The band shows the effect of the seed"
         " alone: means of equally many differences between runs of the base from different seeds. Intervals can be"
@@ -181,28 +199,33 @@ def _factor_means(page: Page) -> Picture:
     factorial = _factorial(page)
     levels = {variant.name: variant.levels for variant in page.ablation.variants}
     cells = cell_means(page.ablation.values, levels, page.effects.alpha)
+    value = "error" if factorial.metric.is_error else factorial.metric.label
     return Picture(
         figures.plot_interaction(cells, factorial),
         cells,
-        f"Mean error at each pair of levels, with {level(factorial)} t intervals over seeds. Runs share seeds, so"
+        f"Mean {value} at each pair of levels, with {level(factorial)} t intervals over seeds. Runs share seeds, so"
         " differences between marks are more precise than these intervals. The forest plot shows the differences.",
     )
 
 
 def _slopes(page: Page) -> Picture:
     e = page.effects
+    value = "error" if e.metric.is_error else e.metric.label
     return Picture(
         figures.plot_slopes(page.ablation.values, e),
         page.ablation.values.reset_index(names="seed"),
-        f"Each line is a seed, from the error of {e.base} to the error of the variant. Lines that all fall show a"
-        " consistent effect, even if seeds differ more than variants do.",
+        f"Each line is a seed, from the {value} of {e.base} to the {value} of the variant. Lines that all"
+        f" {'rise' if e.metric.maximize else 'fall'} show a consistent effect, even if seeds differ more than variants"
+        " do.",
     )
 
 
 def _variants(page: Page) -> Picture:
     a = page.ablation
+    if not a.networks:
+        raise InputError("only networks have params and multiply-adds.")
     rows = over_seeds(a.values, a.effects.alpha)
-    known = {variant.name: variant for variant in a.variants}
+    known = {variant.name: variant for variant in a.networks}
     rows = rows.assign(
         **{
             column: [getattr(known[name], column) for name in rows["variant"]]
@@ -220,6 +243,8 @@ def _variants(page: Page) -> Picture:
 
 def _curves(page: Page) -> Picture:
     a = page.ablation
+    if not a.networks:
+        raise InputError("only runs of networks have learning curves.")
     done = {r.number: str(r.params.get("group")) for r in page.records if r.state == "complete"}
     bands = curve_bands(page.curves, done)
     return Picture(
@@ -244,7 +269,7 @@ PICTURES: dict[str, Callable[[Page], Picture]] = {
 def picture_of(name: str, study: str | Path) -> Picture:
     """Draw the picture `name` of an ablation."""
     a = read_ablation(study)
-    return PICTURES[name](Page(a, a.folder.records(), learning_curves(a.folder), a.folder.path))
+    return PICTURES[name](Page(a, learning_curves(a.folder), a.folder.path))
 
 
 # --- text ---------------------------------------------------------------------------------------------------------
@@ -280,16 +305,18 @@ def _answer(page: Page) -> dict[str, Any]:
     a, e = page.ablation, page.effects
     base = next((row for row in page.rows if row.variant == a.base), None)
     factorial = a.factorial.comparisons if a.factorial is not None else ()
-    order = sorted(e.comparisons, key=lambda c: c.mean if c.seeds else float("inf"))
+    order = sorted(e.comparisons, key=lambda c: c.mean * e.metric.sign if c.seeds else float("inf"))
     return {
         "short": answer(e),
         "enough": e.can_conclude,
         "sentences": _sentences(order, e),
         "terms": _sentences(factorial, a.factorial) if a.factorial is not None else [],
         "base": a.base,
-        "base_row": base,
-        "network": next((format_name(v.spec) for v in a.variants if v.name == a.base), None),
-        "measure": METRICS[e.measure].label,
+        "base_value": e.metric.format(base.mean) if base is not None and base.mean is not None else None,
+        "base_spread": _spread(base, e.metric) if base is not None else "",
+        "network": next((format_name(v.spec) for v in a.networks if v.name == a.base), None),
+        "measure": e.metric.label,
+        "maximize": e.metric.maximize,
         "pairs": e.pairs,
         "needed": e.pairs_needed,
         "comparisons": len(e.comparisons),
@@ -304,6 +331,12 @@ def _answer(page: Page) -> dict[str, Any]:
     }
 
 
+def _spread(row: Row, metric: Metric) -> str:
+    if row.sd is None:
+        return "one seed"
+    return f"± {metric.format(row.sd).removesuffix('%')} over {words.several(row.runs, 'seed')}"
+
+
 def _sentences(comparisons: Sequence[Comparison], effects: Effects) -> list[tuple[str, str]]:
     """Return (verdict, sentence) of each comparison, or nothing if no comparison has a pair yet."""
     if not any(c.seeds for c in comparisons):
@@ -315,7 +348,7 @@ def _table(page: Page) -> dict[str, Any]:
     names = headers(page.rows)
     return {
         "caption": caption(page.ablation),
-        "heads": [(name, name in NUMERIC) for name in names],
+        "heads": [(title, name in NUMERIC) for title, name in zip(titles(page.rows), names, strict=True)],
         "rows": [(row, list(zip(written_cells(row, names), names, strict=True))) for row in page.rows],
         "numeric": NUMERIC,
     }
@@ -344,7 +377,7 @@ def _published(page: Page) -> dict[str, Any] | None:
     epochs = sorted({record.epochs_planned for record in page.records if record.epochs_planned})
     data = a.config.get("data", {}).get("title", "its data")
     return {
-        "ours": f"{words.joined([str(n) for n in epochs])} epochs on {data}, {METRICS[a.effects.measure].label}",
+        "ours": f"{words.joined([str(n) for n in epochs])} epochs on {data}, {a.metric.label}",
         "rows": [
             {"variant": row.variant, "mean": row.mean, "runs": row.runs, "result": result}
             for row in rows
@@ -355,13 +388,14 @@ def _published(page: Page) -> dict[str, Any] | None:
 
 def _runs(page: Page) -> list[dict[str, Any]]:
     lines = sparklines(page.curves)
-    measure = page.effects.measure
+    metric = page.effects.metric
     return [
         {
             "record": record,
             "key": record.params.get("key", ""),
             "seed": record.seed[0] if record.seed else None,
-            "error": getattr(record, measure),
+            "value": (value := record.objectives.get(metric.key, getattr(record, metric.key, None))),
+            "text": metric.written(value),
             "params": words.count(record.cost["params"]) if "params" in record.cost else "–",
             "size": record.cost.get("params", ""),
             "line": lines.get(record.number),
@@ -374,6 +408,15 @@ def _runs(page: Page) -> list[dict[str, Any]]:
 
 def _details(page: Page) -> Markup:
     def facts(record: TrialRecord) -> dict[str, Any]:
+        if not record.spec:
+            return {
+                "key": record.called,
+                "seed": record.seed[0],
+                "folder": record.data.get("folder"),
+                "command": record.data.get("command"),
+                "host": record.host or None,
+                "started": record.started,
+            }
         machine = f"{record.host}, {record.device}, {words.several(record.threads, 'thread')}"
         return {
             "key": record.params.get("key"),

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from dnas.ablation.results import Ablation
+from dnas.ablation.results import Ablation, is_external
 from dnas.analysis.verdicts import level, needed, raced
 from dnas.formatting import count, joined, several
 from dnas.report.nas_checklist import confounders
@@ -14,6 +14,9 @@ from dnas.study.record import TrialRecord
 
 
 def checks(a: Ablation, records: Sequence[TrialRecord]) -> list[Check]:
+    if is_external(a.config):
+        results = [_seeds(a), _own_pairing(a), _correction(a), _noise(a), _left_out(a, records), _failures(records)]
+        return [check for check in results if check is not None]
     results = [
         _seeds(a),
         _pairing(a, records),
@@ -56,7 +59,7 @@ def _seeds(a: Ablation) -> Check:
         if math.isfinite(comparison.detectable):
             body += (
                 f"\n{comparison.name}: {several(len(comparison.seeds), 'pair')} detect a difference of"
-                f" {100 * comparison.detectable:.2f} points with 80% power."
+                f" {a.metric.amount(comparison.detectable).lstrip('+')} with 80% power."
             )
     if a.earlier:
         counts = joined([str(count) for count in a.earlier])
@@ -105,8 +108,19 @@ def _pairing(a: Ablation, records: Sequence[TrialRecord]) -> Check | None:
     return Check("fine", f"Both runs of each of {several(len(pairs), 'pair')} have the same seed, split and data", body)
 
 
+def _own_pairing(a: Ablation) -> Check:
+    pairs = sum(len(comparison.seeds) for comparison in a.effects.comparisons)
+    return Check(
+        "fact",
+        f"Both runs of each of {several(pairs, 'pair')} have the same seed",
+        "dnas passed the seed on, and cannot see what it determines. The runs of one seed are a pair if the seed sets"
+        " the data split, the order of the data and the initial values in all variants, and if only the factors differ:"
+        " not the training budget, the machine or the data.",
+    )
+
+
 def _equal(a: Ablation) -> Check:
-    sizes = [variant.params for variant in a.variants]
+    sizes = [variant.params for variant in a.networks]
     between = f"from {count(min(sizes))} to {count(max(sizes))} params"
     if a.equal in ("", "none", "nothing"):
         if max(sizes) == min(sizes):
@@ -117,7 +131,7 @@ def _equal(a: Ablation) -> Check:
             'Differences may be due to size. With equal = "params" in the study file the width of each variant is'
             " solved so that all variants have the same size.",
         )
-    known = [(variant.name, variant.residual) for variant in a.variants if variant.residual is not None]
+    known = [(variant.name, variant.residual) for variant in a.networks if variant.residual is not None]
     others = [(name, miss) for name, miss in known if name != a.base]
     if not others:
         return Check("mind", f"Equal {a.equal} was requested, but no residual was recorded", "")
@@ -194,12 +208,14 @@ def _noise(a: Ablation) -> Check | None:
     if not math.isfinite(e.noise):
         return None
     d = a.config.get("data", {})
-    size = d.get("val_size" if e.measure == "val_error" else "test_size")
-    body = "The standard deviation of the base's error over seeds, shown as the band in the forest plot. Smaller"
+    size = d.get("val_size" if e.metric.key == "val_error" else "test_size")
+    value = "error" if e.metric.is_error else e.metric.label
+    body = f"The standard deviation of the base's {value} over seeds, shown as the band in the forest plot. Smaller"
     body += " differences cannot be detected by a single run of each variant."
     if isinstance(size, int) and size:
         body += f" One image of {size:,} is {100 / size:.2f} points."
-    return Check("fact", f"The error of {a.base} varies by {100 * e.noise:.2f} points between seeds", body)
+    noise = e.metric.amount(e.noise).lstrip("+")
+    return Check("fact", f"The {value} of {a.base} varies by {noise} between seeds", body)
 
 
 def _split(a: Ablation, records: Sequence[TrialRecord]) -> Check:
@@ -219,7 +235,7 @@ def _split(a: Ablation, records: Sequence[TrialRecord]) -> Check:
 
 def _selection(a: Ablation, records: Sequence[TrialRecord]) -> Check:
     body = "Each run is represented by its error after the last epoch, not by the lowest of all epochs."
-    if a.effects.measure == "test_error":
+    if a.metric.key == "test_error":
         return Check(
             "fact",
             "Measured on the test images, after training on the validation images too",
@@ -237,7 +253,7 @@ def _recipe(a: Ablation, records: Sequence[TrialRecord]) -> Check | None:
         return None
     keys = sorted({key for recipe in known for key in recipe})
     differ = [key for key in keys if len({repr(recipe.get(key)) for recipe in known}) > 1]
-    requested = {key.removeprefix("recipe.") for variant in a.variants for key in variant.changed}
+    requested = {key.removeprefix("recipe.") for variant in a.networks for key in variant.changed}
     extra = [key for key in differ if key not in requested and (key, a.equal) != ("epochs", "seconds")]
     body = "The recipe was not tuned for each variant. Some variants may be better with another learning rate or more"
     body += " epochs."

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from dnas.ablation.results import Ablation
-from dnas.analysis.metrics import METRICS
 from dnas.analysis.verdicts import needed
 from dnas.formatting import duration, joined, several
 from dnas.report.tables import changed
@@ -94,7 +93,7 @@ def _benchmark(a: Ablation, done: Sequence[TrialRecord]) -> tuple[str, str]:
         return NO, "The runs of one seed do not all have the same data files and the same split."
     factors = list(a.config.get("ablation", {}).get("factors", {}))
     requested = sorted({name for variant in a.variants for name in changed(a, variant)})
-    solved = sorted({name for variant in a.variants for name in variant.changed} - {*requested, *factors})
+    solved = sorted({name for variant in a.networks for name in variant.changed} - {*requested, *factors})
     text = "The same data files (one fingerprint), and for each seed the same split, in every variant"
     text += f"; they differ in {joined(requested)}, as defined by the study" if requested else ""
     return YES, text + (f", and consequently in {joined(solved)}." if solved else ".")
@@ -114,8 +113,7 @@ def _protocol(a: Ablation, done: Sequence[TrialRecord]) -> tuple[str, str]:
         return NO, "Some runs are compared before their last epoch."
     return (
         YES,
-        f"Each run is represented by its {METRICS[a.effects.measure].label} after the last epoch; none was stopped"
-        " early.",
+        f"Each run is represented by its {a.metric.label} after the last epoch; none was stopped early.",
     )
 
 

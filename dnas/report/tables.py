@@ -9,24 +9,28 @@ from typing import Any
 import pandas as pd
 
 from dnas.ablation.results import Ablation
-from dnas.ablation.variants import Variant
+from dnas.ablation.variants import Cell, Variant
 from dnas.analysis.efficiency import Published, published_for
-from dnas.analysis.metrics import METRICS
+from dnas.analysis.metrics import Metric
 from dnas.analysis.variants import over_seeds
 from dnas.analysis.verdicts import CONCLUDED, level, raced
 from dnas.arch import format_name
-from dnas.formatting import count, points, several
+from dnas.formatting import count, several
 
 
 @dataclass(frozen=True)
 class Row:
-    """One variant. Errors are fractions, and differences are from the base, over pairs. Missing values are None."""
+    """One variant. Errors are fractions, and differences are from the base, over pairs. Missing values are None.
 
+    A variant of the user's own script has no network, params and macs.
+    """
+
+    metric: Metric
     variant: str
     changed: str
-    network: str
-    params: int
-    macs: int
+    network: str | None
+    params: int | None
+    macs: int | None
     runs: int
     mean: float | None
     sd: float | None
@@ -51,16 +55,18 @@ def table_rows(a: Ablation) -> list[Row]:
     for variant in sorted(a.variants, key=lambda v: v.name != a.base):
         summary = means.loc[variant.name] if variant.name in means.index else None
         n = int(summary["n"]) if summary is not None else 0
+        network = variant if isinstance(variant, Variant) else None
         row = Row(
+            a.metric,
             variant.name,
             ", ".join(f"{key} {_level(value)}" for key, value in changed(a, variant).items()),
-            format_name(variant.spec),
-            variant.params,
-            variant.macs,
+            format_name(network.spec) if network else None,
+            network.params if network else None,
+            network.macs if network else None,
             n,
             _known(summary["mean"]) if summary is not None else None,
             _known(summary["sd"]) if summary is not None else None,
-            published=published_for(variant.spec, str(a.config.get("data", {}).get("name", ""))),
+            published=published_for(network.spec, str(a.config["data"].get("name", ""))) if network else (),
         )
         c = comparisons.get(variant.name)
         if c is not None and c.seeds:
@@ -79,14 +85,14 @@ def table_rows(a: Ablation) -> list[Row]:
     return rows
 
 
-def changed(a: Ablation, variant: Variant) -> dict[str, Any]:
+def changed(a: Ablation, variant: Cell) -> dict[str, Any]:
     """Return the factors whose level differs from the base's; for a listed variant, all its changes.
 
     Solved values (equal params) follow from these, and are part of the network's name.
     """
     base = next(candidate for candidate in a.variants if candidate.name == a.base)
     levels = {key: level for key, level in variant.levels.items() if level != base.levels.get(key)}
-    return levels or dict(variant.changed)
+    return levels or (dict(variant.changed) if isinstance(variant, Variant) else {})
 
 
 def _level(value: object) -> str:
@@ -100,29 +106,33 @@ def _known(value: float) -> float | None:
 def caption(a: Ablation) -> str:
     """Return a caption that explains the numbers to a reader of the table alone."""
     e, d = a.effects, a.config.get("data", {})
-    size = d.get("val_size" if e.measure == "val_error" else "test_size")
+    size = d.get("val_size" if e.metric.key == "val_error" else "test_size")
     images = f" ({size:,} images)" if isinstance(size, int) else ""
-    text = f"{d.get('title', 'unknown data')}: {METRICS[e.measure].label} in percent{images}, mean ± standard deviation"
+    percent = " in percent" if e.metric.unit == "%" else ""
+    text = f"{d.get('title', 'unknown data')}: {e.metric.label}{percent}{images}, mean ± standard deviation"
     kind, test = (
         ("", "race's sign-flip test, after Bonferroni") if raced(e) else (" t", "exact sign-flip test, after Holm")
     )
-    text += f" over the runs; difference from {a.base} in percentage points over pairs of one seed, with its"
-    text += f" {level(e)}{kind} interval; p of the {test} over {several(len(e.comparisons), 'comparison')}."
+    text += f" over the runs; difference from {a.base}{' in percentage points' if percent else ''} over pairs of one"
+    text += (
+        f" seed, with its {level(e)}{kind} interval; p of the {test} over {several(len(e.comparisons), 'comparison')}."
+    )
     text += f" * p ≤ {e.alpha:g}." if e.can_conclude else " There are too few seeds for any conclusion."
     if any(row.published for row in table_rows(a)):
         text += " Published: test errors in percent as printed by Huang et al. (2017), of one run each."
     return text
 
 
-HEADERS = ("variant", "changed", "params", "macs", "error (%)", "n", "difference", "interval", "p", "verdict")
-NUMERIC = ("params", "macs", "error (%)", "n", "difference", "interval", "p")
+ERROR = "error (%)"
+HEADERS = ("variant", "changed", "params", "macs", ERROR, "n", "difference", "interval", "p", "verdict")
+NUMERIC = ("params", "macs", ERROR, "n", "difference", "interval", "p")
 
 
 def cells(row: Row) -> list[str]:
     """Return the cells of a row, in the order of `HEADERS`."""
-    error = (
-        "–" if row.mean is None else f"{100 * row.mean:.2f}" + (f" ± {100 * row.sd:.2f}" if row.sd is not None else "")
-    )
+    points = row.metric.difference
+    error = "–" if row.mean is None else _plain(row.mean, row.metric)
+    error += f" ± {_plain(row.sd, row.metric)}" if row.sd is not None else ""
     n = str(row.runs) if row.pairs in (None, row.runs) else f"{row.runs} ({several(row.pairs or 0, 'pair')})"
     between = "–" if row.interval is None else f"{points(row.interval[0])} to {points(row.interval[1])}"
     # With too few seeds, p cannot be small.
@@ -132,8 +142,8 @@ def cells(row: Row) -> list[str]:
     return [
         row.variant,
         row.changed or "–",
-        count(row.params),
-        count(row.macs),
+        "–" if row.params is None else count(row.params),
+        "–" if row.macs is None else count(row.macs),
         error,
         n,
         difference,
@@ -143,14 +153,25 @@ def cells(row: Row) -> list[str]:
     ]
 
 
+def _plain(value: float, metric: Metric) -> str:
+    """Format a value without its unit."""
+    return metric.format(value).removesuffix("%")
+
+
 def headers(rows: Sequence[Row]) -> list[str]:
-    """Return `HEADERS`, with a column of published errors if any row has them."""
-    return [*HEADERS, "published"] if any(row.published for row in rows) else list(HEADERS)
+    """Return `HEADERS`, without costs if there are none, and with published errors if any row has them."""
+    names = [name for name in HEADERS if rows[0].network is not None or name not in ("params", "macs")]
+    return [*names, "published"] if any(row.published for row in rows) else names
+
+
+def titles(rows: Sequence[Row]) -> list[str]:
+    """Return `headers` with the name of a metric that is no error rate."""
+    return [rows[0].metric.label if name == ERROR and rows[0].metric.unit != "%" else name for name in headers(rows)]
 
 
 def written_cells(row: Row, names: Sequence[str]) -> list[str]:
-    texts = cells(row)
-    return [*texts, published_text(row.published)] if "published" in names else texts
+    texts = dict(zip(HEADERS, cells(row), strict=True)) | {"published": published_text(row.published)}
+    return [texts[name] for name in names]
 
 
 def published_text(published: Sequence[Published]) -> str:
@@ -182,12 +203,15 @@ def to_csv(rows: Sequence[Row]) -> str:
                 "published": published_text(row.published) if row.published else None,
             }
         )
-    return pd.DataFrame(records).astype({"pairs": "Int64"}).to_csv(index=False)
+    frame = pd.DataFrame(records).astype({"pairs": "Int64"})
+    if rows[0].network is None:
+        frame = frame.drop(columns=["network", "params", "macs", "published"])
+    return frame.to_csv(index=False)
 
 
 def to_markdown(rows: Sequence[Row], text: str) -> str:
     names = headers(rows)
-    lines = [names, ["---:" if name in NUMERIC else "---" for name in names]]
+    lines = [titles(rows), ["---:" if name in NUMERIC else "---" for name in names]]
     lines += [[cell.replace("|", "\\|") for cell in written_cells(row, names)] for row in rows]
     # An unescaped `*` at the end of a number would start italics.
     return "\n".join("| " + " | ".join(line).replace("*", "\\*") + " |" for line in lines) + f"\n\n{text}\n".replace(
@@ -206,7 +230,7 @@ def to_latex(rows: Sequence[Row], text: str, label: str) -> str:
         f"  \\label{{tab:{re.sub(r'[^A-Za-z0-9:-]+', '-', label)}}}",
         "  \\begin{tabular}{" + "".join("r" if name in NUMERIC else "l" for name in names) + "}",
         "    \\toprule",
-        "    " + " & ".join(latex(name) for name in names) + " \\\\",
+        "    " + " & ".join(latex(name) for name in titles(rows)) + " \\\\",
         "    \\midrule",
         *("    " + " & ".join(latex(cell) for cell in written_cells(row, names)) + " \\\\" for row in rows),
         "    \\bottomrule",

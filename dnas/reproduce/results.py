@@ -12,7 +12,7 @@ from dnas.analysis.intervals import holm, t_half_width
 from dnas.analysis.metrics import METRICS
 from dnas.analysis.scaling import IsoError, Sized, Verdict, iso_error, sized
 from dnas.arch import DenseNetSpec, cost, parse_name
-from dnas.batch.runs import read_runs
+from dnas.batch.planned import read_runs
 from dnas.errors import InputError
 from dnas.figures import UNTITLED, formatted
 from dnas.figures.paper import plot_families, plot_two_costs, plot_two_curves

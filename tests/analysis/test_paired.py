@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dnas.analysis.metrics import METRICS
 from dnas.analysis.paired import (
     Effects,
     bootstrap_interval,
@@ -61,7 +62,7 @@ def test_each_variant_is_compared_with_the_base() -> None:
         worse=[b + 0.01 * d for b, d in zip(base, [1, 2, 3, 1, 2, 3, 4], strict=True)],
         same=[b + 0.01 * d for b, d in zip(base, [1, -1, 2, -2, 3, -3, 0], strict=True)],
     )
-    effects = compare_with_base(values, "base", measure="test_error")
+    effects = compare_with_base(values, "base", metric=METRICS["test_error"])
     better, worse, same = effects.comparisons
     assert [c.name for c in effects.comparisons] == ["better", "worse", "same"]
     assert [c.verdict for c in effects.comparisons] == ["fewer errors", "more errors", "cannot tell"]
@@ -76,7 +77,7 @@ def test_each_variant_is_compared_with_the_base() -> None:
     assert better.aliases == ()
     assert (effects.pairs, effects.pairs_needed, effects.can_conclude) == (7, 7, True)
     assert effects.noise == pytest.approx(np.std(base, ddof=1))
-    assert effects.measure == "test_error"
+    assert effects.metric.key == "test_error"
     assert dict(effects.left_out) == {}
 
 

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from dnas.analysis.intervals import t_interval
+from dnas.analysis.metrics import METRICS
 from dnas.analysis.sequential import ENUMERATED, Race, first_look, race_with_base, run_race, spent, stop, undecided
 from dnas.errors import InputError
 from tests.support.warnings import WARNINGS_ARE_ERRORS
@@ -211,7 +212,7 @@ def test_effects_of_a_race() -> None:
         },
         index=range(1, 11),
     )
-    effects = race_with_base(values, "base", 12, measure="test_error")
+    effects = race_with_base(values, "base", 12, metric=METRICS["test_error"])
     far, near, lost = effects.comparisons
     assert [c.verdict for c in effects.comparisons] == ["fewer errors", "cannot tell", "too few seeds"]
     assert far.seeds == tuple(range(1, 9))
@@ -225,7 +226,7 @@ def test_effects_of_a_race() -> None:
     # The seeds after the decision on `far` are not missing.
     assert effects.left_out == {"near": (3,), "lost": tuple(range(1, 11))}
     assert (effects.pairs, effects.pairs_needed, effects.can_conclude) == (0, 8, True)
-    assert effects.measure == "test_error"
+    assert effects.metric.key == "test_error"
     assert near.detectable > 0
     later = values.assign(far=[0.08, 0.09, 0.07, 0.08, 0.09, 0.07, 0.08, 0.09, 0.5, 0.5])
     assert race_with_base(later, "base", 12).comparisons[0].differences == far.differences

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from dnas.arch import parse_name
-from dnas.batch.planned import PlannedRun
-from dnas.batch.runs import read_runs, train_runs
+from dnas.batch.planned import PlannedRun, read_runs
+from dnas.batch.runs import train_runs
 from dnas.cli import main
 from dnas.data.catalog import data_info
 from dnas.errors import InputError

@@ -18,6 +18,7 @@ from playwright.sync_api import Browser
 from dnas.ablation.results import read_ablation
 from dnas.analysis import verdicts
 from dnas.analysis.efficiency import published_for
+from dnas.analysis.metrics import METRICS
 from dnas.analysis.paired import Comparison, Effects
 from dnas.analysis.variants import cell_means, curve_bands, over_seeds
 from dnas.arch import parse_name
@@ -94,7 +95,7 @@ def comparison(verdict: str, mean: float, interval: tuple[float, float], p: floa
 def effects(*comparisons: Comparison, pairs: int = 7, of: int = 3) -> Effects:
     filler = comparison("cannot tell", 0.0, (-0.01, 0.01), 1.0, name="other")
     found = (*comparisons, *[filler] * (of - len(comparisons)))
-    return Effects("plain", "val_error", 0.05, found, pairs, 7, pairs >= 7, 0.01, {})
+    return Effects("plain", METRICS["val_error"], 0.05, found, pairs, 7, pairs >= 7, 0.01, {})
 
 
 def sentence_of(found: Comparison, **options: int) -> str:
