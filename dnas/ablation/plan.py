@@ -360,6 +360,11 @@ def can_conclude(plan: Plan) -> str:
             f"{several(comparisons, 'comparison')}, each until it is decided (alpha {alpha:g} for all together): after"
             f" {several(first, 'pair')} at the earliest, {pairs} at most"
         )
+    return evidence(comparisons, pairs, alpha)
+
+
+def evidence(comparisons: int, pairs: int, alpha: float) -> str:
+    """Describe whether a fixed number of pairs can lead to a conclusion."""
     needed = pairs_needed(comparisons, alpha)
     min_p = min(1.0, comparisons * 2.0 ** (1 - pairs))
     design = f"{several(comparisons, 'comparison')} with {several(pairs, 'pair')}"

@@ -24,6 +24,7 @@ NOTEBOOK_SECONDS = 0.5  # shortest time between two versions of it
 BAR = 8  # characters of the bar of a running trial
 WIDE = 100  # characters from which a terminal has room for all columns
 COLUMNS = {"#": 4, "state": 11, "val error": 9, "params": 7, "macs": 8, "epochs": 7, "": BAR, "seconds": 7}  # widths
+OWN_COLUMNS = {"#": 4, "state": 11, "result": 20, "": BAR, "seconds": 7}  # for runs of the user's own code
 ONLY_WIDE = ("macs", "seconds")
 FACTS_OF_DATA = ("channels", "size", "classes")  # in names of networks
 STYLES = {
@@ -60,6 +61,18 @@ def state_lines(records: list[TrialRecord]) -> list[str]:
     return lines
 
 
+def weight(record: TrialRecord) -> int:
+    """Return the multiply-adds of one image, by which epochs are weighted; 1 for a run of the user's own code."""
+    return record.cost.get("macs", 1)
+
+
+def result(record: TrialRecord) -> str:
+    """Format the validation error of a network, or the metric of the user's own code."""
+    if record.spec:
+        return percent(record.val_error)
+    return ", ".join(f"{name} {value:.4g}" for name, value in record.objectives.items()) or "–"
+
+
 ExpectedEpochs = Callable[[int, int], float]  # (planned, done) -> epochs that a trial is expected to train still
 EXPECTED_WEIGHT = 3  # ended trials that count as much as the expectation in the mean cost of a trial
 
@@ -94,6 +107,14 @@ class Progress:
         """Record the start or resumption of a run, whose earlier epochs do not count."""
         self.add([record])
         self._last[record.number] = record.epochs
+        if not record.spec:
+            self.step(record, 0.0)
+
+    def ended(self, record: TrialRecord) -> None:
+        """Record the end of a run. The user's own code reports no epochs, so its run counts as one."""
+        self.add([record])
+        if not record.spec:
+            self.epoch(record)
 
     def step(self, record: TrialRecord, share: float) -> None:
         """Record a step of a run. share: finished fraction of its current epoch."""
@@ -104,7 +125,7 @@ class Progress:
         """Count an epoch, unless a resumed worker repeats it."""
         self.share[record.number] = 0.0
         if record.epochs > self._last.get(record.number, 0) and self._start is not None:
-            self._trained += record.cost["macs"]
+            self._trained += weight(record)
         self._last[record.number] = max(record.epochs, self._last.get(record.number, 0))
         self._start = time.monotonic() if self._start is None else self._start
 
@@ -120,21 +141,21 @@ class Progress:
         running = [record for record in records if record.state == "running"]
         partial = {r.number: self.share.get(r.number, 0.0) for r in running}
         work = sum(
-            max(0.0, self.expected(r.epochs_planned, r.epochs) - partial[r.number]) * r.cost["macs"] for r in running
+            max(0.0, self.expected(r.epochs_planned, r.epochs) - partial[r.number]) * weight(r) for r in running
         )
-        ended = [record.epochs * record.cost["macs"] for record in records if record.state != "running"]
-        expected = [self.expected(record.epochs_planned, 0) * record.cost["macs"] for record in records]
+        ended = [record.epochs * weight(record) for record in records if record.state != "running"]
+        expected = [self.expected(record.epochs_planned, 0) * weight(record) for record in records]
         prior = EXPECTED_WEIGHT * sum(expected) / len(expected)
         mean = (prior + sum(ended)) / (EXPECTED_WEIGHT + len(ended))
         work += max(0, self.wanted - len(records)) * mean
-        trained = self._trained + sum(partial[r.number] * r.cost["macs"] for r in running)
+        trained = self._trained + sum(partial[r.number] * weight(r) for r in running)
         return work * (time.monotonic() - self._start) / trained
 
     def footer(self) -> str:
         best = next(iter(rank(self.records.values())), None)
         ended = sum(record.state not in ("running", "interrupted") for record in self.records.values())
         parts = [f"{ended} of {self.wanted} trials"]
-        if best is not None:
+        if best is not None and best.spec:
             parts.insert(0, f"best  #{best.number}  {percent(best.val_error)}  ({count(best.cost['params'])} params)")
         left = self.left()
         if left is not None and ended < self.wanted:
@@ -170,15 +191,17 @@ class PlainLines:
             )
 
     def ended(self, record: TrialRecord) -> None:
+        self.progress.ended(record)
         if not self.quiet:
             left = self.progress.left()
             remaining = (
                 f"  about {duration(left)} left" if left and self.progress.wanted > len(self.progress.records) else ""
             )
             reason = f"  ({record.reason})" if record.state in ("failed", "infeasible") else ""
+            epochs = f"{record.epochs}/{record.epochs_planned} epochs"
+            cost = f"  {count(record.cost['params'])} params  {epochs}" if record.spec else ""
             self._print(
-                f"trial  #{record.number}  {record.state}  {percent(record.val_error)}"
-                f"  {count(record.cost['params'])} params  {record.epochs}/{record.epochs_planned} epochs"
+                f"{'trial' if record.spec else 'run'}  #{record.number}  {record.state}  {result(record)}{cost}"
                 f"  {record.seconds:.1f} s  {record.called}{reason}{remaining}"
             )
 
@@ -228,7 +251,7 @@ class LiveTable:
         self.progress.epoch(record)
 
     def ended(self, record: TrialRecord) -> None:
-        self.progress.add([record])
+        self.progress.ended(record)
 
     def note(self, text: str) -> None:
         self.live.console.print(Text(text, style="dim"))
@@ -243,13 +266,17 @@ class LiveTable:
 
         Every trial takes one line. The columns keep their widths, and a narrow terminal has fewer of them.
         """
+        own = not any(record.spec for record in self.progress.records.values())  # the user's own code
         columns = {
-            name: width for name, width in COLUMNS.items() if self.console.width >= WIDE or name not in ONLY_WIDE
+            name: width
+            for name, width in (OWN_COLUMNS if own else COLUMNS).items()
+            if self.console.width >= WIDE or name not in ONLY_WIDE
         }
-        columns["network"] = max(10, self.console.width - sum(columns.values()) - len(columns))
+        called = "run" if own else "network"
+        columns[called] = max(10, self.console.width - sum(columns.values()) - len(columns))
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
         for name, width in columns.items():
-            left = name in ("state", "network", "")
+            left = name in ("state", called, "")
             table.add_column(name, justify="left" if left else "right", width=width, no_wrap=True, overflow="ellipsis")
         records = sorted(self.progress.records.values(), key=lambda record: (record.state == "running", record.number))
         best = next(iter(rank(self.progress.records.values())), None)
@@ -263,14 +290,15 @@ class LiveTable:
                 "#": str(record.number),
                 "state": record.state,
                 "val error": percent(record.val_error),
-                "params": count(record.cost["params"]),
-                "macs": count(record.cost["macs"]),
+                "result": result(record),
+                "params": count(record.cost.get("params", 0)),
+                "macs": count(record.cost.get("macs", 0)),
                 "epochs": f"{record.epochs}/{record.epochs_planned}",
                 "": f"{'━' * filled}{'─' * (BAR - filled)}" if is_running else "",
                 "seconds": f"{record.seconds:.1f}" if record.seconds else "",
-                "network": reason + name,
+                called: reason + name,
             }
-            style = "bold green" if record is best else STYLES[record.state]
+            style = "bold green" if record is best and not own else STYLES[record.state]
             table.add_row(*(Text(texts[column]) for column in columns), style=style)
         return table
 

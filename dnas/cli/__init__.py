@@ -17,7 +17,7 @@ from dnas.errors import InputError, did_you_mean, os_reason
 GROUPS = {
     "search for networks": ("search", "spaces", "status", "report"),
     "understand a search": ("importance", "path", "plot", "verify"),
-    "ablate and reproduce": ("ablate", "reproduce"),
+    "ablate and reproduce": ("ablate", "compare", "reproduce"),
     "one network": ("cost", "train", "eval", "predict", "export"),
     "several machines": ("worker", "pull"),
     "maintain a study": ("extend", "replay", "doctor"),

@@ -1,4 +1,4 @@
-"""`dnas ablate`: compare variants of a network in pairs, and report the conclusions."""
+"""`dnas ablate`: compare variants of a network, or of the user's own program, in pairs, and report the conclusions."""
 
 import argparse
 import dataclasses
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dnas.api.execution import check_machine
+from dnas.cli import ablate_command
 from dnas.cli.output import print_json, printer, report_interruption
 from dnas.cli.parser import add_json, add_run_options, add_verbosity, positive_number, whole_number
 from dnas.errors import InputError
@@ -19,15 +20,20 @@ if TYPE_CHECKING:
     from dnas.study.config import RunConfig
     from dnas.study.folder import StudyFolder
 
-SUMMARY = "compare variants of a network, in pairs, and report what may be concluded"
+SUMMARY = "compare variants of a network, or of your own program, in pairs, and report what may be concluded"
 EXAMPLES = """  dnas ablate digits_connectivity                               # minutes on a laptop
   dnas ablate bottleneck_compression --dry-run                  # the plan, and whether it can reach a conclusion
   dnas ablate bottleneck_compression --seeds 12                 # adds seeds: only the new runs are trained
-  dnas ablate my_study.toml --seeds auto --max-seeds 30         # adds seeds where they are needed"""
+  dnas ablate my_study.toml --seeds auto --max-seeds 30         # adds seeds where they are needed
+  dnas ablate --command 'python train.py --lr {lr} --seed {seed}' --factor lr=0.1,0.01 --metric 'val_err=([-+.0-9e]+)'
+  dnas ablate --command './train --width {width} --seed {seed} --out {folder}/out.json' --factor width=16,32 \\
+      --metric json:{folder}/out.json:accuracy --maximize       # after a kill, the same command resumes"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="an ablation of studies/, or a file that ends with .toml")
+    parser.add_argument(
+        "name", metavar="NAME", nargs="?", help="an ablation of studies/, or a file that ends with .toml"
+    )
     study = parser.add_argument_group("study")
     study.add_argument("--study", metavar="NAME", help="name of the study (default: the ablation's name)")
     study.add_argument(
@@ -44,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="with --seeds auto: total training time, in seconds, after which no seed is added (default: none)",
     )
+    ablate_command.add_arguments(parser)
     training = parser.add_argument_group("training")
     training.add_argument(
         "--final", action="store_true", help="train on the validation data too, and measure on the test set"
@@ -68,6 +75,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Return the exit status: 0 for success, 1 if the runs stopped early, 130 after Ctrl-C."""
+    if args.program is not None:
+        return ablate_command.run(args)
+    ablate_command.refuse_command_options(args)
     from dnas.ablation.parse import load_definition
     from dnas.api.execution import Execution
     from dnas.study.folder import StudyFolder, check_study_name

@@ -60,11 +60,20 @@ def plan_as_json(plan: Plan, folder: StudyFolder, config: RunConfig) -> dict[str
 
 
 def as_json(ablation: Ablation, stopped_by: str | None) -> dict[str, Any]:
-    effects, base = ablation.effects, ablation.values[ablation.base].dropna()
     return {
         "ablation": ablation.name,
         "study": ablation.folder.name,
         "question": ablation.question,
+        **effects_as_json(ablation),
+        "states": counts_by_state(ablation.folder.records()),
+        "stopped_by": stopped_by,
+    }
+
+
+def effects_as_json(ablation: Ablation) -> dict[str, Any]:
+    """Return the comparisons, which depend on the numbers alone."""
+    effects, base = ablation.effects, ablation.values[ablation.base].dropna()
+    return {
         "measure": ablation.metric.key,
         "alpha": effects.alpha,
         "base": {"name": ablation.base, "mean": base.mean() if len(base) else None, "seeds": len(base)},
@@ -76,8 +85,6 @@ def as_json(ablation: Ablation, stopped_by: str | None) -> dict[str, Any]:
         "can_conclude": effects.can_conclude,
         "pairs": effects.pairs,
         "pairs_needed": effects.pairs_needed,
-        "states": counts_by_state(ablation.folder.records()),
-        "stopped_by": stopped_by,
     }
 
 
@@ -99,11 +106,7 @@ def describe_result(ablation: Ablation) -> str:
     effects = ablation.effects
     lines = describe_effects(ablation)
     if not effects.can_conclude:
-        lines.append(
-            f"nothing can be concluded: {several(len(effects.comparisons), 'comparison')} with"
-            f" {several(effects.pairs, 'pair')}, and {effects.pairs_needed} are needed at {effects.alpha:g};"
-            f" --seeds {effects.pairs_needed} adds them"
-        )
+        lines[-1] += f"; --seeds {effects.pairs_needed} adds them"
     if ablation.earlier:
         lines.append(
             f"note      seeds were added after results of {joined([*map(str, ablation.earlier)])}: p holds for a number"
@@ -131,6 +134,11 @@ def describe_effects(ablation: Ablation) -> list[str]:
     ]
     if ablation.factorial is not None:
         lines += _table("by factors", ablation.factorial.comparisons, effects.alpha, metric)
+    if not effects.can_conclude:
+        lines.append(
+            f"nothing can be concluded: {several(len(effects.comparisons), 'comparison')} with"
+            f" {several(effects.pairs, 'pair')}, and {effects.pairs_needed} are needed at {effects.alpha:g}"
+        )
     return lines
 
 

@@ -89,9 +89,11 @@ def seconds_left(config: dict[str, Any], records: "list[TrialRecord]") -> float 
 
     Trials that were not started are assumed to cost as much as the average of the ended ones.
     """
+    from dnas.api.display import weight
+
     spent = sum(record.seconds for record in records)
-    done = {record.number: record.epochs * record.cost["macs"] for record in records}
-    planned = {record.number: record.epochs_planned * record.cost["macs"] for record in records}
+    done = {record.number: record.epochs * weight(record) for record in records}
+    planned = {record.number: record.epochs_planned * weight(record) for record in records}
     if not spent or not sum(done.values()):
         return None
     running = [record.number for record in records if record.state == "running"]
@@ -115,8 +117,8 @@ def status_as_json(folder: "StudyFolder") -> dict[str, Any]:
         "title": config["space"]["title"],
         "objective": config["objective"],
         "dataset": config["data"]["title"],
-        "recipe": config["recipe"]["name"],
-        "epochs": config["recipe"]["epochs"],
+        "recipe": config["recipe"].get("name"),
+        "epochs": config["recipe"].get("epochs"),
         "seeds": _seeds(config),
         "running": running,
         "seconds_left": seconds_left(config, records) if running else None,
@@ -124,7 +126,7 @@ def status_as_json(folder: "StudyFolder") -> dict[str, Any]:
         "trials_planned": config["trials"],
         "states": counts_by_state(records),
         "seconds": sum(record.seconds for record in records),
-        "best": None if best is None else best.number,
+        "best": None if best is None or not best.spec else best.number,
         "trials": [trial_as_json(record) for record in records],
         "retrained": [
             {"name": path.name, "trial": record.number, "state": record.state, "test_error": record.test_error}
@@ -152,10 +154,11 @@ def _view(folder: "StudyFolder", rows: int | None) -> "RenderableType":
         + (f"{100 * record.test_error:.2f}% test error" if record.test_error is not None else record.state)
         for path, record in folder.retrained()
     ]
+    trained = f"recipe {recipe['name']} {recipe['epochs']} epochs, " if recipe else ""  # the user's own code has none
     return Group(
         f"{folder.name}   {config['space']['title']}",
-        f"{config['objective']} on {_data_name(config['data'])}, recipe {recipe['name']} {recipe['epochs']} epochs,"
-        f" seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}\n",
+        f"{config['objective']} {'on' if recipe else 'of'} {_data_name(config['data'])}, {trained}"
+        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}\n",
         table.table(len(records) if rows is None else rows) if records else "no trial yet",
         f"\n{footer}",
         *state_lines(records),

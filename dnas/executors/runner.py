@@ -86,7 +86,8 @@ class TrialRunner:
         record.started = record.started or self.source.folder.now()
         record.attempts += 1
         record.threads = self.source.run_config.threads
-        record.kernels = record.kernels or self._resolve_kernels(record)
+        if record.spec:  # the user's own code has no network, and no kernels
+            record.kernels = record.kernels or self._resolve_kernels(record)
         job = self.source.job(record)
         self._write(record, job)
         clock = self.executor.clock()

@@ -44,6 +44,7 @@ from dnas.report.tables import (
     written_cells,
 )
 from dnas.strategy.script import script_of
+from dnas.study.commands import list_script
 from dnas.study.record import STATES, TrialRecord
 
 
@@ -114,7 +115,9 @@ def write_analysed(
         "checklist_source": SOURCE,
         "runs": runs,
         "varying": varying,
-        "equal": ", ".join(runs[0][name] for name in ("software", "commit") if runs and name not in varying),
+        "equal": ", ".join(
+            runs[0][name] for name in ("software", "commit") if runs and name not in varying and runs[0][name]
+        ),
         "details": _details(page),
         "measure": a.metric.label.replace("validation", "val"),
         "external": external,
@@ -322,6 +325,7 @@ def _answer(page: Page) -> dict[str, Any]:
         "comparisons": len(e.comparisons),
         "alpha": e.alpha,
         "data": a.config.get("data", {}).get("title", "unknown data"),
+        "code": a.config["ablation"].get("code"),
         "design": a.design,
         "equal": a.equal,
         "factors": [
@@ -449,7 +453,7 @@ def _reproduction(page: Page) -> dict[str, Any]:
     ]
     host = next(iter(values_of(page.records, "host")), None)
     return {
-        "script": script_of(a.folder),
+        "script": script_of(a.folder) if a.folder.exists else list_script(a.config, a.folder.project),
         "groups": facts_of_study(a.config, inputs, host),
         "text": settings.get("text"),
         "file": f"{a.name}.toml",

@@ -131,6 +131,9 @@ def list_script(config: Mapping[str, Any], project: Path, resume: bool = False) 
     resume: Name the file of the ablation as it was given, and do not repeat earlier numbers of seeds.
     """
     name = config["name"]
+    if "metric" in config.get("ablation", {}):  # of the user's own code
+        note = "The runs were started from Python: the same call of dnas.ablate repeats them."
+        return Script((config["command"],)) if "command" in config else Script(notes=(note,))
     if "ablation" in config:
         return _ablation_script(config, project, resume)
     if name.startswith("reproduce_"):

@@ -100,7 +100,7 @@ def rank(records: Iterable[TrialRecord]) -> list[TrialRecord]:
     They are sorted by the values of the objectives at the last epoch, in order, then by params and by number.
     """
     complete = [record for record in records if record.state == "complete" and record.objectives]
-    return sorted(complete, key=lambda r: (*r.objectives.values(), r.cost["params"], r.number))
+    return sorted(complete, key=lambda r: (*r.objectives.values(), r.cost.get("params", 0), r.number))
 
 
 def now() -> str:
