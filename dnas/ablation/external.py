@@ -27,7 +27,7 @@ from dnas.executors.process import Job
 from dnas.executors.protocol import Executor, Outcome, Show
 from dnas.executors.runner import COUNTED_ERRORS, TrialRunner
 from dnas.formatting import joined, several
-from dnas.study.config import LIST, RunConfig, run_facts, without_none
+from dnas.study.config import LIST, RunConfig, without_none
 from dnas.study.folder import StudyFolder, check_study_name
 from dnas.study.record import TrialRecord, now
 
@@ -160,17 +160,20 @@ def _check_same(external: External, stored: Mapping[str, Any]) -> None:
     """Raise `InputError` if a study was started with another command, metric or design. Seeds may be added."""
     table = _table(external) | {"objective": external.metric.key}
     names = {
-        "code": "command" if "printed" in external.reading or "json" in external.reading else "function",
-        "objective": "metric",
-        "metric": "direction or unit of the metric",
-        "reading": "metric",
-        "factors": "factors",
+        "code": "another command"
+        if "printed" in external.reading or "json" in external.reading
+        else "another function",
+        "objective": "another metric",
+        "metric": "another direction or unit of the metric",
+        "reading": "another metric",
+        "factors": "other factors",
     }
     for key in ("code", "objective", "reading", "metric", "factors", "design", "alpha"):
         if stored[key] != table[key]:
             before, after = (_as_text(values[key]) for values in (stored, table))
+            name = names.get(key, f"another {key}")
             raise InputError(
-                f"study {external.study} was started with another {names.get(key, key)}: {before} (now {after}); name"
+                f"study {external.study} was started with {name}: {before} (now {after}); name"
                 f" another study with --study, or remove {external.folder.path}/."
             )
 
@@ -202,7 +205,8 @@ def _table(external: External) -> dict[str, Any]:
 def _config(external: External, run_config: RunConfig, command: str) -> dict[str, Any]:
     """Return the content of study.toml; for an existing study, its content with new runs added."""
     folder, rows, table = external.folder, external.rows(), _table(external)
-    facts = {"trials": len(rows), "runs": rows, "command": command or None, **run_facts(run_config)}
+    facts = {"trials": len(rows), "runs": rows, "command": command or None}
+    facts |= {"workers": run_config.workers, "timeout": run_config.timeout}
     if folder.exists:
         config = folder.config()
         before = config["ablation"]
@@ -221,7 +225,6 @@ def _config(external: External, run_config: RunConfig, command: str) -> dict[str
             "objective": external.metric.key,
             "sampler": LIST,
             "stopping": "none",
-            "device": "cpu",
             **facts,
             "host": socket.gethostname(),
             "space": {"name": LIST, "title": external.question or "an ablation of the user's own code", "text": ""},

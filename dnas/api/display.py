@@ -140,9 +140,7 @@ class Progress:
         records = list(self.records.values())
         running = [record for record in records if record.state == "running"]
         partial = {r.number: self.share.get(r.number, 0.0) for r in running}
-        work = sum(
-            max(0.0, self.expected(r.epochs_planned, r.epochs) - partial[r.number]) * weight(r) for r in running
-        )
+        work = sum(max(0.0, self.expected(r.epochs_planned, r.epochs) - partial[r.number]) * weight(r) for r in running)
         ended = [record.epochs * weight(record) for record in records if record.state != "running"]
         expected = [self.expected(record.epochs_planned, 0) * weight(record) for record in records]
         prior = EXPECTED_WEIGHT * sum(expected) / len(expected)

@@ -144,6 +144,8 @@ def describe_effects(ablation: Ablation) -> list[str]:
 
 def _table(title: str, comparisons: Sequence[Comparison], alpha: float, metric: Metric) -> list[str]:
     def plain(difference: float) -> str:
+        if math.isnan(difference):
+            return "–"
         return f"{100 * difference:+.2f}" if metric.unit == "%" else f"{difference:+.3g}"
 
     width = max([len(title), *(len(comparison.name) for comparison in comparisons)])

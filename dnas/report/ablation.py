@@ -442,10 +442,12 @@ def _reproduction(page: Page) -> dict[str, Any]:
     a = page.ablation
     settings = a.config.get("ablation", {})
     seeds = settings.get("seeds")
+    external = is_external(a.config)
     inputs = [
         ("design", a.design),
         ("base", a.base),
-        ("held equal", a.equal),
+        ("held equal", None if external else a.equal),
+        ("metric", next(iter(settings.get("reading", {}).values()), None)),
         ("tolerance", f"{100 * settings['tolerance']:g}%" if "tolerance" in settings else None),
         ("alpha", settings.get("alpha")),
         ("seeds", ", ".join(map(str, seeds)) if isinstance(seeds, list) else seeds),
@@ -454,7 +456,7 @@ def _reproduction(page: Page) -> dict[str, Any]:
     host = next(iter(values_of(page.records, "host")), None)
     return {
         "script": script_of(a.folder) if a.folder.exists else list_script(a.config, a.folder.project),
-        "groups": facts_of_study(a.config, inputs, host),
+        "groups": facts_of_study({**a.config, "data": {}} if external else a.config, inputs, host),
         "text": settings.get("text"),
         "file": f"{a.name}.toml",
     }

@@ -108,8 +108,10 @@ def _pairing(a: Ablation, records: Sequence[TrialRecord]) -> Check | None:
     return Check("fine", f"Both runs of each of {several(len(pairs), 'pair')} have the same seed, split and data", body)
 
 
-def _own_pairing(a: Ablation) -> Check:
+def _own_pairing(a: Ablation) -> Check | None:
     pairs = sum(len(comparison.seeds) for comparison in a.effects.comparisons)
+    if not pairs:
+        return None
     return Check(
         "fact",
         f"Both runs of each of {several(pairs, 'pair')} have the same seed",
@@ -296,8 +298,9 @@ def _left_out(a: Ablation, records: Sequence[TrialRecord]) -> Check:
     if base:
         seeds = f"seed{'s' * (len(base) > 1)} {joined(list(map(str, base)))}"
         body += f"\nThe run of the base is missing, so {seeds} cannot be used in any comparison."
+    value = "error" if a.metric.is_error else a.metric.label
     verb, their = ("has", "its pair is") if len(rows) == 1 else ("have", "their pairs are")
-    return Check("mind", f"{several(len(rows), 'run')} of {total} {verb} no error; {their} left out", body)
+    return Check("mind", f"{several(len(rows), 'run')} of {total} {verb} no {value}; {their} left out", body)
 
 
 def _failures(records: Sequence[TrialRecord]) -> Check | None:
