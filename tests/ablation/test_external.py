@@ -1,7 +1,9 @@
 """Ablations of the user's own command or function, and comparisons of numbers that exist."""
 
 import json
+import os
 import re
+import shlex
 import signal
 import sys
 import time
@@ -74,7 +76,7 @@ def own_ablation() -> Ablation:
     return read_ablation(make_ablation(Path("studies/own"), errors, variants, design="one-at-a-time").path)
 
 
-def test_same_numbers_give_the_same_verdict_whichever_way_they_come(undrawn: None) -> None:
+def test_same_numbers_give_the_same_verdict_from_any_source(undrawn: None) -> None:
     own = own_ablation()
     write_ablation("own", Path("page"))
     assert ablate(LOOK_UP, "--error-rate", "--workers", "3", "--study", "command") == 0
@@ -446,33 +448,16 @@ def test_unpaired_numbers_are_refused(text: str, message: str, capfd: pytest.Cap
 
 # --- a script that knows nothing of dnas ----------------------------------------------------------------------------
 
-TRAIN = """\
-import argparse
-
-from sklearn.datasets import load_digits
-from sklearn.linear_model import SGDClassifier
-from sklearn.model_selection import train_test_split
-
-parser = argparse.ArgumentParser()
-parser.add_argument("--lr", type=float)
-parser.add_argument("--penalty")
-parser.add_argument("--seed", type=int)
-args = parser.parse_args()
-images, labels = load_digits(return_X_y=True)
-split = train_test_split(images / 16, labels, random_state=args.seed, stratify=labels, test_size=0.3)
-model = SGDClassifier(learning_rate="constant", eta0=args.lr, penalty=args.penalty, random_state=args.seed)
-for epoch in range(5):
-    model.partial_fit(split[0], split[2], classes=range(10))
-    print(f"epoch {epoch}: val_err={1 - model.score(split[1], split[3]):.6f}")
-"""
+GUIDE = Path(__file__).resolve().parents[2] / "docs" / "ablations.md"
 
 
 @pytest.mark.slow
-def test_scikit_learn_script_is_ablated_through_kills(undrawn: None) -> None:
-    Path("train.py").write_text(TRAIN)
-    command = f"{sys.executable} train.py --lr {{lr}} --penalty {{penalty}} --seed {{seed}}"
-    factors = ["--factor", "lr=0.1,0.001", "--factor", "penalty=l2,l1"]
-    arguments = ["ablate", "--command", command, *factors, "--metric", "val_err=([0-9.]+)", "--workers", "2"]
+def test_script_of_the_guide_is_ablated_through_kills(undrawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    section = GUIDE.read_text().split("## Your own program\n")[1]
+    script, command = (re.findall(rf"```{kind}\n(.*?)```", section, re.DOTALL)[0] for kind in ("python", "sh"))
+    Path("train.py").write_text(script)
+    arguments = [*shlex.split(command.split("dnas report")[0])[1:], "--workers", "2"]
     study = StudyFolder(Path("studies/train"))
 
     def complete() -> dict[int, Any]:

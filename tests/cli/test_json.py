@@ -34,6 +34,7 @@ COMMANDS = {
     "report": "report lone",
     "ablate --dry-run": f"{ABLATE} --dry-run",
     "ablate": ABLATE,
+    "compare": "compare runs.csv --base A",
     "importance": "importance searched --bootstraps 20",
     "path": "path searched",
     "verify": "verify tiny",
@@ -87,6 +88,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         add_search(Path("studies/searched"), 12, search_error, {})
         add_search(Path("studies/lone"), 1, search_error, {})
         Path("bottleneck.toml").write_text(ABLATION)
+        Path("runs.csv").write_text("variant,seed,value\nA,0,1\nA,1,2\nB,0,1\nB,1,3\n")
         noise(0, 8, channels=1).save("digit.png")
         yield folder
 
