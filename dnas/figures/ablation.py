@@ -92,7 +92,7 @@ def plot_forest(effects: Effects, noise: SeedNoise | None = None) -> Figure:
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:+g}".replace("-", "\u2212") if x else "0"))
-        axes.xaxis.set_major_locator(MaxNLocator(9))
+        axes.xaxis.set_major_locator(MaxNLocator(9 if metric.unit == "%" else 5))  # other numbers may be long
         axes.margins(x=0.06)
         beside = f" from {effects.base}" if rows[0].kind == "variant" else ""
         unit = "percentage points; " if metric.unit == "%" else ""

@@ -15,7 +15,9 @@ from dnas.study.record import TrialRecord
 
 def checks(a: Ablation, records: Sequence[TrialRecord]) -> list[Check]:
     if is_external(a.config):
-        results = [_seeds(a), _own_pairing(a), _correction(a), _noise(a), _left_out(a, records), _failures(records)]
+        results = [_seeds(a), _own_pairing(a), _correction(a), _noise(a)]
+        if a.folder.exists:
+            results += [_left_out(a, records), _failures(records)]
         return [check for check in results if check is not None]
     results = [
         _seeds(a),
@@ -115,7 +117,8 @@ def _own_pairing(a: Ablation) -> Check | None:
     return Check(
         "fact",
         f"Both runs of each of {several(pairs, 'pair')} have the same seed",
-        "dnas passed the seed on, and cannot see what it determines. The runs of one seed are a pair if the seed sets"
+        f"{'dnas passed the seed on, and' if a.folder.exists else 'The file names the seeds; dnas'} cannot see what a"
+        " seed determines. The runs of one seed are a pair if the seed sets"
         " the data split, the order of the data and the initial values in all variants, and if only the factors differ:"
         " not the training budget, the machine or the data.",
     )
