@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dnas.cli.output import command_line, print_json, report_interruption
+from dnas.cli.output import command_line, print_json
 from dnas.errors import InputError
 
 if TYPE_CHECKING:
@@ -114,7 +114,9 @@ def run(args: argparse.Namespace) -> int:
                 command=command_line(),
             )
     except KeyboardInterrupt:
-        return report_interruption(external.folder.path)
+        ended = f"the runs that ended are saved in {external.folder.path}/"
+        print(f"\nstopped; {ended}. Run the same command to resume:\n  {command_line()}")
+        return 130
     return _report(external, outcome.stopped_by, bool(args.json))
 
 

@@ -186,6 +186,7 @@ def test_killed_ablation_resumes_and_leaves_no_process(number: int) -> None:
     process.send_signal(number)
     status = process.wait(patience(60))
     assert status == (130 if number == signal.SIGINT else -number)
+    assert number == signal.SIGKILL or "the runs that ended are saved in studies/s/" in process.communicate()[0]
     wait_until(lambda: not _is_running(sleeping), 20)
     assert {r.called: r.state for r in StudyFolder(Path("studies/s")).records()} == {
         "base/s0": "complete",
