@@ -35,11 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "name", metavar="NAME", nargs="?", help="an ablation of studies/, or a file that ends with .toml"
     )
     study = parser.add_argument_group("study")
-    study.add_argument("--study", metavar="NAME", help="name of the study (default: that of the ablation, or of your script)")
+    study.add_argument("--study", metavar="NAME", help="name of the study (default: the ablation's, or your script's)")
     study.add_argument(
         "--seeds",
         metavar="N",
-        help="seeds per variant, or auto, which adds seeds until each comparison is decided (default: the file's, or 7)",
+        help="seeds per variant, or auto, which adds seeds while a comparison is undecided (default: the file's, or 7)",
     )
     study.add_argument(
         "--max-seeds", type=whole_number(2), metavar="N", help="with --seeds auto: limit per comparison (default: 20)"
