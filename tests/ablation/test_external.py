@@ -458,7 +458,8 @@ def test_script_of_the_guide_is_ablated_through_kills(undrawn: None, monkeypatch
     section = GUIDE.read_text().split("## Your own program\n")[1]
     script, command = (re.findall(rf"```{kind}\n(.*?)```", section, re.DOTALL)[0] for kind in ("python", "sh"))
     Path("train.py").write_text(script)
-    arguments = [*shlex.split(command.split("dnas report")[0])[1:], "--workers", "2"]
+    command = command.replace("\\\n", "").partition("dnas report")[0]
+    arguments = [*shlex.split(command)[1:], "--workers", "2"]
     study = StudyFolder(Path("studies/train"))
 
     def complete() -> dict[int, Any]:
@@ -467,7 +468,7 @@ def test_script_of_the_guide_is_ablated_through_kills(undrawn: None, monkeypatch
     kept: dict[int, Any] = {}
     for number in (signal.SIGKILL, signal.SIGINT):
         process = Command(*arguments, merge=True)
-        wait_until(lambda: len(complete()) >= len(kept) + 3, 240)  # noqa: B023
+        wait_until(lambda: len(complete()) >= len(kept) + 3 or process.poll() is not None, 240)  # noqa: B023
         process.send_signal(number)
         process.wait(patience(60))
         now = complete()
