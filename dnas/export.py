@@ -21,7 +21,7 @@ from dnas.data.pixels import as_evaluated
 from dnas.errors import InputError, os_reason
 from dnas.io import write_atomic
 from dnas.nn import build
-from dnas.study.folder import StudyFolder, find_study
+from dnas.study.folder import StudyFolder, checkpoint_of
 from dnas.training.checkpoint import Run, load_run
 
 CHECKED_IMAGES = 2  # of noise, with which an exported network is compared with the trained one
@@ -73,45 +73,6 @@ class Trained:
             )
         data = data.with_classes(tuple(facts["class_names"]))
         return dataclasses.replace(data, mean=tuple(facts["mean"]), std=tuple(facts["std"]))
-
-
-def checkpoint_of(source: str | Path, trial: int | None = None) -> Path:
-    """Return the path of the checkpoint that `source` names.
-
-    Args:
-        source: A checkpoint file, the folder of a run, or the name or folder of a study.
-        trial: Trial of the study (default: the best).
-
-    Raises:
-        InputError: There is no such checkpoint, or `trial` was given for a file.
-    """
-    path = Path(source)
-    if path.is_file():
-        if trial is not None:
-            raise InputError(f"--trial requires a study, but {path} is a file.")
-        return path
-    if (path / "checkpoint.pt").is_file():
-        return path / "checkpoint.pt"
-    if path.suffix == ".pt":
-        raise InputError(f"no checkpoint at {path}.")
-    folder = find_study(source)
-    return _trial_checkpoint(folder, trial)
-
-
-def _trial_checkpoint(folder: StudyFolder, trial: int | None) -> Path:
-    if trial is None:
-        best = folder.best()
-        if not best:
-            raise InputError(f"study {folder.name} has no complete trial yet; choose one with --trial.")
-        trial = best[0].number
-    path = folder.trial_folder(trial) / "checkpoint.pt"
-    if not path.is_file():
-        numbers = [record.number for record in folder.records()]
-        if trial not in numbers:
-            last = f"its trials are 0 to {numbers[-1]}" if numbers else "it has none"
-            raise InputError(f"study {folder.name} has no trial {trial}; {last}.")
-        raise InputError(f"trial {trial} of study {folder.name} has no checkpoint, because it has finished no epoch.")
-    return path
 
 
 def load_trained(source: str | Path, trial: int | None = None) -> Trained:

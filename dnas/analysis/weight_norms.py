@@ -11,6 +11,7 @@ import numpy as np
 
 from dnas.arch import DenseNetSpec, Layer, ResNetSpec, Spec
 from dnas.errors import InputError, unknown
+from dnas.study.folder import StudyFolder, checkpoint_of
 
 
 @dataclass(frozen=True)
@@ -177,9 +178,6 @@ def read_histories(sources: Sequence[str | Path], trial: int | None = None) -> l
 
 
 def _checkpoints(source: str | Path, trial: int | None) -> list[Path]:
-    from dnas.export import checkpoint_of
-    from dnas.study.folder import StudyFolder
-
     first = checkpoint_of(source, trial)
     folder = first.parent.parent.parent
     if Path(source) == first or not (folder / "study.toml").is_file() or first.parent.parent.name != "trials":

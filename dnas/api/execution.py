@@ -10,6 +10,7 @@ from dnas.errors import InputError, unknown
 from dnas.study.config import UNLIMITED_WORKERS, RunConfig
 from dnas.training.defaults import (
     TINY_IMAGE,
+    check_device_here,
     check_device_name,
     check_kernels_name,
     cores,
@@ -59,7 +60,8 @@ class Execution:
         )
         if execution.executor not in EXECUTORS:
             raise unknown("executor", execution.executor, EXECUTORS)
-        check_device_name(execution.device)
+        on_cluster = execution.executor == "ray"  # whose machines have other devices
+        (check_device_name if on_cluster else check_device_here)(execution.device)
         check_kernels_name(execution.kernels)
         for name in RAY_OPTIONS:
             if execution.executor != "ray" and getattr(execution, name) is not None:
@@ -132,7 +134,8 @@ class Execution:
 def check_machine(device: str, kernels: str | None) -> None:
     """Raise `InputError` if this machine lacks a device or kernels that were requested by name.
 
-    Imports torch if any were. A command calls this before it prints anything.
+    Imports torch if any were; `Execution.of` refuses what is certain without torch. A command calls this before it
+    prints anything.
     """
     if not device.startswith("cuda") and kernels not in ("cpu", "triton"):
         return

@@ -14,8 +14,10 @@ from dnas.io import read_toml
 from dnas.space.objectives import read_objectives
 from dnas.space.parse import load_space, parse_space, space_path
 from dnas.space.space import Limits, Space
+from dnas.strategy.samplers import check_sampler
+from dnas.strategy.stopping import check_stopping
 from dnas.study.commands import RECIPE_OPTIONS, is_same_source, study_name
-from dnas.study.config import RunConfig, SearchConfig, data_arguments_of, space_of
+from dnas.study.config import DEFAULT_SAMPLER, RunConfig, SearchConfig, data_arguments_of, space_of
 from dnas.study.definition import read_defaults
 from dnas.study.folder import StudyFolder
 from dnas.training.defaults import default_threads, default_workers
@@ -113,9 +115,6 @@ def make_config(options: SearchOptions, study: str, existing: Mapping[str, Any])
         study: Name of the study.
         existing: Content of its study.toml, for options that are not given; empty for a new study.
     """
-    from dnas.strategy.proposals import DEFAULT_SAMPLER, check_sampler
-    from dnas.strategy.stopping import check_stopping
-
     assert options.trials is not None
     space = _space(options, existing)
     objectives = read_objectives(options.objective or existing.get("objective", "val_error"))
@@ -123,6 +122,10 @@ def make_config(options: SearchOptions, study: str, existing: Mapping[str, Any])
     stopping = options.stopping or existing.get("stopping", "asha")
     check_sampler(sampler, objectives)
     check_stopping(stopping, len(objectives) > 1)
+    if options.mirror is not None:
+        from dnas.strategy.optuna_mirror import check_mirror
+
+        check_mirror(options.mirror)
     workers = options.workers or default_workers()
     data = _data_arguments(options, space, existing)
     side = data["image_size"] or space.fixed.get("image_size", 32)

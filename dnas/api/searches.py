@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dnas.api.display import make_display
 from dnas.api.execution import Execution, check_machine
 from dnas.api.interruption import SearchStopped, pausing, with_keywords
 from dnas.api.options import SearchOptions, complete, default_study, make_config
@@ -50,6 +49,7 @@ class PreparedSearch:
             side = self.options.image_size or config.space.fixed.get("image_size", 32)
             executor, changes = Execution.of(self.options).connect_ray(config.study, side)
             config = dataclasses.replace(config, run=dataclasses.replace(config.run, **changes))
+        from dnas.api.display import make_display
         from dnas.strategy.run import search as run_search
         from dnas.strategy.stopping import expected_epochs
 
@@ -191,6 +191,7 @@ def create_study(
         InputError: An argument is invalid, or the study was started with other ones.
     """
     given = locals()
+    from dnas.api.display import make_display
     from dnas.api.own import open_asking, with_own_data
 
     prepared = prepare(with_own_data(_options(given), shape, classes))

@@ -15,7 +15,7 @@ from dnas.study.config import SearchConfig, check_objectives, check_same
 from dnas.study.folder import StudyFolder
 from dnas.study.record import STATES, TrialRecord
 
-SAMPLED_NETWORKS = 200
+SAMPLED_NETWORKS = 100
 MORE_TRIALS = 10  # number of trials that the line on a finished study proposes to add
 RECORD_BYTES = 60_000  # disk space for record, curve and norms of a trial
 UNKNOWN_CHANNELS = 3  # channels assumed for a folder of images that was not read

@@ -33,9 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from dnas.training.defaults import check_device_name
+    from dnas.study.folder import checkpoint_of
+    from dnas.training.defaults import check_device_here
 
-    check_device_name(args.device)
+    check_device_here(args.device)
+    checkpoint_of(args.source, args.trial)  # before torch is imported
     from dnas.data import load_dataset
     from dnas.export import load_trained
     from dnas.formatting import percent

@@ -19,7 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from dnas.study.folder import checkpoint_of
+
     out: Path = args.out
+    checkpoint_of(args.source, args.trial)  # before torch is imported
     with progress_line() as show:
         show(f"writing {out}")
         from dnas.export import describe_interface, load_trained, write_network

@@ -23,14 +23,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from dnas.space.parse import load_space
-    from dnas.strategy.extend import extend
-    from dnas.study.config import space_of
     from dnas.study.folder import find_study
 
     limits = {key: value for key, value in (("params", args.max_params), ("macs", args.max_macs)) if value is not None}
     name: str | None = args.space
     folder = find_study(args.study)
+    from dnas.space.parse import load_space
+    from dnas.strategy.extend import extend
+    from dnas.study.config import space_of
+
     config = folder.config()
     if name is None and not limits:
         raise InputError("`dnas extend` needs the wider space or a higher limit: --space, --max-params or --max-macs.")

@@ -116,6 +116,8 @@ def run(args: argparse.Namespace) -> int:
         from dnas.study.folder import find_study
 
         find_study(sources[0])  # before the slow imports
+    else:
+        _check_network(args, sources)
     from dnas.figures import STYLES, formatted, save, title
     from dnas.figures.files import check_format
 
@@ -130,6 +132,19 @@ def run(args: argparse.Namespace) -> int:
     print(title(drawn))
     print(f"written to {out}")
     return 0
+
+
+def _check_network(args: argparse.Namespace, sources: list[str]) -> None:
+    """Raise `InputError` if a checkpoint or the device is missing. Does not import torch."""
+    from dnas.study.folder import checkpoint_of, find_study
+    from dnas.training.defaults import check_device_here
+
+    check_device_here(getattr(args, "device", "auto"))
+    for source in sources:
+        if getattr(args, "all", False):
+            find_study(source)
+        else:
+            checkpoint_of(source, args.trial)
 
 
 def _draw(args: argparse.Namespace, figure: str, out: Path) -> "Figure":

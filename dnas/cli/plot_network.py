@@ -25,8 +25,8 @@ def draw_reuse(sources: Sequence[str | Path], trial: int | None, norm: str, epoc
 
 
 def draw_weight_norms(source: str | Path, trial: int | None, kind: str) -> "Figure":
-    from dnas.export import checkpoint_of
     from dnas.figures import plot_weight_norms
+    from dnas.study.folder import checkpoint_of
 
     return plot_weight_norms(weight_norms(read_norms(checkpoint_of(source, trial)), kind))
 
@@ -57,8 +57,8 @@ def draw_weight_norms_of_all(source: str | Path, kind: str) -> "Figure":
 
 
 def draw_gradients(source: str | Path, trial: int | None) -> "Figure":
-    from dnas.export import checkpoint_of
     from dnas.figures.network import plot_gradients
+    from dnas.study.folder import checkpoint_of
 
     return plot_gradients(gradient_norms(read_norms(checkpoint_of(source, trial))))
 

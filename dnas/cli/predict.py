@@ -28,11 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Return the exit status: 0 for success, 2 if an image cannot be read."""
-    from dnas.training.defaults import check_device_name
+    from dnas.study.folder import checkpoint_of
+    from dnas.training.defaults import check_device_here
 
     source, trial, top, as_json = args.source, args.trial, int(args.top), bool(args.json)
     files: list[Path] = args.images
-    check_device_name(args.device)
+    check_device_here(args.device)
+    checkpoint_of(source, trial)  # before torch is imported
     from dnas.export import load_trained, predict
     from dnas.training.devices import check_device
 

@@ -17,11 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    study = str(args.study)
+    connection, shared = open_database(study, args.storage, args.shared, lambda text: print(text, file=sys.stderr))
     from dnas.cluster.study import StoredStudy, read_config, shared_of
     from dnas.formatting import several
 
-    study = str(args.study)
-    connection, shared = open_database(study, args.storage, args.shared, lambda text: print(text, file=sys.stderr))
     with connection as database:
         folder = StoredStudy(Path("studies", study), database, shared_of(read_config(database), shared), database.note)
         folder.path.mkdir(parents=True, exist_ok=True)

@@ -38,14 +38,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Return the exit status: 0 for success, 1 if the runs stopped early, 130 after Ctrl-C."""
     from dnas.api.execution import Execution, check_machine
-    from dnas.batch.planned import check_same_runs
-    from dnas.cli.reproduce_text import as_json, describe_plan, describe_result, missing_runs
     from dnas.reproduce.targets import make_plan
-    from dnas.study.folder import StudyFolder
 
     json, dry_run, data_root = bool(args.json), bool(args.dry_run), args.data_root
     execution = Execution.of(args, quiet=args.quiet or json)
     plan = make_plan(args.target, args.budget, args.seeds)
+    from dnas.batch.planned import check_same_runs
+    from dnas.cli.reproduce_text import as_json, describe_plan, describe_result, missing_runs
+    from dnas.study.folder import StudyFolder
+
     out: Path = args.out or Path("reports/reproduce") / plan.folder
     if json and dry_run:
         raise InputError("--json prints the result, but --dry-run has none; leave one of them out.")

@@ -52,13 +52,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from dnas.arch import parse_name
+    from dnas.data.catalog import data_info
     from dnas.data.parts import summarize
-    from dnas.training.defaults import check_device_name, check_kernels_name
+    from dnas.training.defaults import check_device_here, check_kernels_name
+    from dnas.training.recipe import make_recipe
 
     # Mistakes are reported before torch is imported.
     parse_name(args.name)
-    check_device_name(args.device)
+    check_device_here(args.device)
     check_kernels_name(args.kernels)
+    make_recipe(args.recipe, data_info(args.dataset))
     summarize(
         args.dataset,
         data_root=args.data_root,

@@ -23,6 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
+    from dnas.study.folder import checkpoint_of
+
+    for source in args.sources:  # before the slow imports
+        checkpoint_of(source, args.trial)
     from dnas.analysis.observations import observe
     from dnas.analysis.weight_norms import read_histories
     from dnas.formatting import several

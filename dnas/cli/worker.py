@@ -61,7 +61,7 @@ def open_database(
     """
     from contextlib import closing
 
-    from dnas.cluster.database import Database
+    from dnas.cluster.address import parts_of
     from dnas.io import expanded
     from dnas.study.folder import check_study_name
 
@@ -69,6 +69,9 @@ def open_database(
     url = url or os.environ.get("DNAS_STORAGE")
     if not url:
         raise InputError("no database was given; use --storage postgresql://USER@HOST/DATABASE, or set $DNAS_STORAGE.")
+    parts_of(url)  # before psycopg is imported
+    from dnas.cluster.database import Database
+
     if shared is not None and "://" not in shared:
         shared = os.path.normpath(expanded(shared).absolute())
     return closing(Database(url, study, note)), shared
@@ -80,6 +83,14 @@ def run(args: argparse.Namespace) -> int:
     from functools import partial
 
     from dnas.api.display import make_display
+    from dnas.training.defaults import check_device_here, default_workers
+
+    # Schedulers end a job by SIGTERM: its trials are returned to the queue, as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    check_device_here(args.device)
+    study, workers, quiet = args.study, args.workers or default_workers(), bool(args.quiet)
+    display = make_display(quiet, args.verbose)
+    connection, shared_url = open_database(study, args.storage, args.shared, display.note)
     from dnas.api.opening import opening
     from dnas.cli.search_text import closing
     from dnas.cluster import queries
@@ -89,15 +100,9 @@ def run(args: argparse.Namespace) -> int:
     from dnas.executors.shared_storage import SharedStorage
     from dnas.formatting import several
     from dnas.strategy.stopping import expected_epochs
-    from dnas.training.defaults import default_workers
     from dnas.training.devices import list_devices
     from dnas.training.forkserver import start_forkserver
 
-    # Schedulers end a job by SIGTERM: its trials are returned to the queue, as after Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    study, workers, quiet = args.study, args.workers or default_workers(), bool(args.quiet)
-    display = make_display(quiet, args.verbose)
-    connection, shared_url = open_database(study, args.storage, args.shared, display.note)
     with connection as database:
         devices = list_devices(args.device)
         requested = _config(args, database)

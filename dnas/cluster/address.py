@@ -3,9 +3,6 @@
 import re
 from urllib.parse import quote, unquote
 
-import psycopg
-from psycopg.conninfo import conninfo_to_dict
-
 from dnas.errors import InputError
 from dnas.formatting import redact
 
@@ -19,6 +16,15 @@ CONNECTION = {  # detect a lost network within about 10 seconds instead of two h
 FORM = "postgresql://USER@HOST:PORT/DATABASE"
 
 
+def parts_of(url: str) -> tuple[str, str | None, str]:
+    """Return the scheme, the user with the password, and the rest of an address. Does not import psycopg."""
+    match = re.fullmatch(r"(postgres(?:ql)?://)(?:(.*)@)?([^@]*)", url.strip(), re.DOTALL)
+    if match is None:
+        raise InputError(f"--storage needs {FORM}, but got something else (not shown: it may contain a password).")
+    scheme, user_info, rest = match.groups()
+    return scheme, user_info, rest
+
+
 class Address:
     """Address of a database. `str` omits the password, and libpq receives it separately, so that no error quotes it.
 
@@ -26,10 +32,10 @@ class Address:
     """
 
     def __init__(self, url: str) -> None:
-        match = re.fullmatch(r"(postgres(?:ql)?://)(?:(.*)@)?([^@]*)", url.strip(), re.DOTALL)
-        if match is None:
-            raise InputError(f"--storage needs {FORM}, but got something else (not shown: it may contain a password).")
-        scheme, user_info, rest = match.groups()
+        import psycopg
+        from psycopg.conninfo import conninfo_to_dict
+
+        scheme, user_info, rest = parts_of(url)
         user, colon, password = (user_info or "").partition(":")
         head, _, query = rest.partition("?")
         options = []

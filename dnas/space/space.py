@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from html import escape
 from typing import Any, Protocol
 
@@ -19,6 +20,8 @@ LIMITS = ("params", "macs", "activation_bytes")
 FIT = "fit"  # growth_rate = "fit" (for ResNets, width): the largest value that the limits allow
 MAX_FITTED_WIDTH = 4_096
 MAX_ENUMERATED_POINTS = 5_000  # larger spaces are sampled; computing this many costs takes less than a second
+SURVEY_DRAWS = 200  # random points of a large space; its corners include the extremes of the cost
+MORE_DRAWS = 2_000  # random points if some corners are no networks, so that random points must find the extremes
 MAX_CACHED_SURVEYS = 32  # each holds thousands of costs
 
 
@@ -222,12 +225,17 @@ class Space:
         """Return the cost of a network for the batch size of the recipe."""
         return cost(spec, self.recipe.batch_size)
 
+    @cached_property
+    def _values(self) -> tuple[list[Any] | None, ...]:
+        """The values of each choice, see `Choice.values`."""
+        return tuple(choice.values() for choice in self.choices)
+
     def size(self) -> int | None:
         """Return the number of distinct points, counting inactive choices once, or None if a choice is continuous."""
-        if any(choice.values() is None for choice in self.choices):
+        if None in self._values:
             return None
         if not any(choice.when for choice in self.choices):
-            return math.prod(len(choice.values() or []) for choice in self.choices)
+            return math.prod(len(values or []) for values in self._values)
         return self._count(0, {})
 
     def _count(self, index: int, values: dict[str, Any]) -> int:
@@ -243,28 +251,26 @@ class Space:
 
     def points(self) -> Iterator[dict[str, Any]]:
         """Iterate over the encoded points of a finite space."""
-        options = [choice.values() for choice in self.choices]
-        assert all(values is not None for values in options), "the space is not finite"
+        assert None not in self._values, "the space is not finite"
         names = [choice.name for choice in self.choices]
-        for values in itertools.product(*[values or [] for values in options]):
+        for values in itertools.product(*[values or [] for values in self._values]):
             yield dict(zip(names, values, strict=True))
 
     def random_point(self, rng: random.Random) -> dict[str, Any]:
         """Draw every choice uniformly, and return the encoded point."""
         point: dict[str, Any] = {}
-        for choice in self.choices:
-            values = choice.values()
+        for choice, values in zip(self.choices, self._values, strict=True):
             point[choice.name] = (
                 rng.choice(values) if values is not None else round(rng.uniform(choice.low, choice.high), 10)
             )
         return point
 
-    def survey(self, seed: int = 0, draws: int = 2_000) -> "Survey":
+    def survey(self, seed: int = 0, draws: int | None = None) -> "Survey":
         """Compute the costs of the networks of this space.
 
         Spaces of at most `MAX_ENUMERATED_POINTS` points are enumerated. Others are represented by their corners, which
-        include the extremes of the cost, and `draws` random points. Results are cached, because the space of a study is
-        loaded repeatedly and a survey takes a tenth of a second.
+        include the extremes of the cost, and by `draws` random points. The default is `SURVEY_DRAWS`, or `MORE_DRAWS`
+        if a corner is no network. Results are cached, because the space of a study is loaded repeatedly.
         """
         key = repr((self.family, self.fixed, self.choices, self.limits, self.recipe.batch_size, seed, draws))
         if key not in _SURVEYS:
@@ -273,19 +279,20 @@ class Space:
             _SURVEYS[key] = self._survey(seed, draws)
         return _SURVEYS[key]
 
-    def _survey(self, seed: int, draws: int) -> "Survey":
+    def _survey(self, seed: int, draws: int | None) -> "Survey":
         size = self.size()
         is_enumerated = (
-            size is not None and math.prod(len(c.values() or []) for c in self.choices) <= MAX_ENUMERATED_POINTS
+            size is not None and math.prod(len(values or []) for values in self._values) <= MAX_ENUMERATED_POINTS
         )
         rng = random.Random(seed)
-        if is_enumerated:
-            points: Iterator[dict[str, Any]] = self.points()
-        else:
-            points = itertools.chain(self._corners(rng), (self.random_point(rng) for _ in range(draws)))
         costs, impossible, example = [], 0, None
         feasible = 0
-        for point in points:
+
+        def random_points() -> Iterator[dict[str, Any]]:
+            for _ in range((MORE_DRAWS if impossible else SURVEY_DRAWS) if draws is None else draws):
+                yield self.random_point(rng)
+
+        for point in self.points() if is_enumerated else itertools.chain(self._corners(rng), random_points()):
             try:
                 network_cost = self.cost(self.spec_of(point))
             except InputError as error:
@@ -298,9 +305,8 @@ class Space:
     def _corners(self, rng: random.Random, limit: int = 4_096) -> Iterator[dict[str, Any]]:
         """Iterate over the points at the ends of every range, or over a sample of `limit` if there are more."""
         ends: list[list[Any]] = []
-        for choice in self.choices:
-            values = choice.values()  # None for a range of real numbers
-            if values is None:
+        for choice, values in zip(self.choices, self._values, strict=True):
+            if values is None:  # a range of real numbers
                 ends.append([choice.low, choice.high])
             else:
                 ends.append(list(values) if choice.kind == "of" else [values[0], values[-1]])

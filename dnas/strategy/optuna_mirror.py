@@ -35,6 +35,7 @@ from dnas.io import complete_lines
 from dnas.strategy.optuna_storage import (
     IDENTITY,
     cause_of,
+    check_url,
     described,
     is_sound,
     local_storage,
@@ -69,6 +70,12 @@ STATES = {
 
 
 # --- while a search runs ------------------------------------------------------------------------------------------
+
+
+def check_mirror(url: str) -> None:
+    """Raise `InputError` if `url` is neither the URL of a storage nor `NO_MIRROR`. Does not import Optuna."""
+    if url != NO_MIRROR:
+        check_url(url)
 
 
 @contextmanager

@@ -35,6 +35,19 @@ def local_storage(path: Path) -> "RDBStorage":
     return RDBStorage("sqlite:///study.db", {"creator": connect}, skip_compatibility_check=True)
 
 
+def check_url(url: str) -> None:
+    """Raise `InputError` if a text has not the form of a storage's URL. Does not import Optuna."""
+    if "://" not in url:
+        raise _not_a_url(url)
+
+
+def _not_a_url(url: str) -> InputError:
+    return InputError(
+        "--mirror must be the URL of a storage, such as sqlite:///<file> or"
+        f" postgresql+psycopg://<user>@<host>/<database>, or none, but got {shown_url(url)!r}."
+    )
+
+
 def named_storage(url: str) -> "RDBStorage":
     """Open the storage at a URL; raise `InputError` if it cannot be used."""
     from optuna.exceptions import StorageInternalError
@@ -50,10 +63,7 @@ def named_storage(url: str) -> "RDBStorage":
             " postgresql+psycopg://<user>@<host>/<database> or mysql+pymysql://<user>@<host>/<database>."
         ) from None
     except (ArgumentError, KeyError, IndexError, ValueError):
-        raise InputError(
-            f"--mirror must be the URL of a storage, such as sqlite:///<file> or"
-            f" postgresql+psycopg://<user>@<host>/<database>, or none, but got {shown!r}."
-        ) from None
+        raise _not_a_url(url) from None
     except ImportError as error:
         module = next((e.name for e in (error, error.__cause__) if isinstance(e, ImportError) and e.name), None)
         package = PACKAGES.get(module or "", module) or "its driver's package"

@@ -3,7 +3,6 @@
 A resumed study therefore makes the same proposals as an uninterrupted one, and no sampler state is saved.
 """
 
-import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from dnas.arch import Spec
-from dnas.errors import InputError, did_you_mean
+from dnas.strategy.samplers import SAMPLERS, check_sampler, make_sampler
 from dnas.strategy.samplers.feasible import Region
 from dnas.strategy.samplers.problem import Exhausted, Problem, Sampler, Told
 from dnas.strategy.state import SearchState
@@ -36,42 +35,12 @@ __all__ = [
 
 _ARM_STREAM = 1  # number of the control arm's separate random stream
 
-# Module and member of each sampler. Optuna and SciPy are imported only when they are used.
-_MEMBERS = {
-    "gp": ("gp", "propose_gp"),
-    "tpe": ("tpe", "ProposeTPE"),
-    "nsga2": ("nsga2", "propose_nsga2"),
-    "random": ("random_grid", "propose_random"),
-    "grid": ("random_grid", "propose_grid"),
-}
-SAMPLERS = tuple(_MEMBERS)
-
 
 @dataclass(frozen=True)
 class Proposal:
     arm: str  # first, sampler, control
     params: dict[str, Any]  # every choice of the space, in the form used by the sampler
     spec: Spec
-
-
-def check_sampler(name: str, objectives: tuple[str, ...]) -> str:
-    """Return `name`; raise `InputError` if there is no such sampler or it cannot handle the objectives."""
-    if name not in SAMPLERS:
-        raise InputError(
-            f"--sampler must be one of {', '.join(SAMPLERS)}, but got {name!r}.{did_you_mean(name, SAMPLERS)}"
-        )
-    if name == "grid" and len(objectives) > 1:
-        raise InputError(
-            f"--sampler grid does not support {len(objectives)} objectives; use --sampler gp, tpe, nsga2 or random."
-        )
-    return name
-
-
-def make_sampler(name: str) -> Sampler:
-    module, member = _MEMBERS[name]
-    attribute = getattr(importlib.import_module(f"dnas.strategy.samplers.{module}"), member)
-    sampler: Sampler = attribute() if isinstance(attribute, type) else attribute
-    return sampler
 
 
 def is_control(number: int, share: float) -> bool:

@@ -10,22 +10,21 @@ it would always lose, and the search would never explore the large end of the fr
 benchmarks/results/stopping.md.
 """
 
-import copy
 import itertools
 import math
 from bisect import bisect_left, insort
 from collections.abc import Sequence
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from dnas.errors import InputError, did_you_mean
-from dnas.space.pareto import nondominated_ranks
+
+if TYPE_CHECKING:
+    from dnas.strategy.stratified_rung import StratifiedRung
 
 STOPPINGS = ("asha", "hyperband", "median", "none")
 REDUCTION = 3  # one trial in three continues past a rung
 FIRST_RUNG = 3  # earliest epoch of a rung; before it the order of errors is mostly chance
 STRATA = 4  # size groups within which trials with several objectives are compared
-MIN_TREND_TRIALS = 6  # trials of a group that a regression line needs; with fewer it fits their noise
 MIN_MEDIAN_TRIALS = 5  # ended trials that the median rule needs; with fewer the median is mostly chance
 
 
@@ -129,8 +128,8 @@ class Ladder:
         self._medians: _Medians | None = None
         ladders = brackets(epochs) if name == "hyperband" else ((rungs(epochs) if name == "asha" else (), 1),)
         self._cycle = _cycle([weight for _, weight in ladders])
-        self._rungs: list[dict[int, _Rung | _PlainRung]] = [
-            {epoch: _Rung(strata) if several else _PlainRung() for epoch in epochs_of} for epochs_of, _ in ladders
+        self._rungs: list[dict[int, StratifiedRung | _PlainRung]] = [
+            {epoch: _make_rung(strata if several else None) for epoch in epochs_of} for epochs_of, _ in ladders
         ]
         self.rungs = tuple(sorted({epoch for bracket in self._rungs for epoch in bracket}))
         if name == "median" and (median_rungs := rungs(epochs)):
@@ -188,10 +187,10 @@ class Ladder:
         for rung in self._bracket(number).values():
             rung.remove(number)
 
-    def _bracket(self, number: int) -> "dict[int, _Rung | _PlainRung]":
+    def _bracket(self, number: int) -> "dict[int, StratifiedRung | _PlainRung]":
         return self._rungs[self._cycle[number % len(self._cycle)]]
 
-    def _rung_of(self, number: int, epoch: int) -> "_Rung | _PlainRung | None":
+    def _rung_of(self, number: int, epoch: int) -> "StratifiedRung | _PlainRung | None":
         return self._bracket(number).get(epoch)
 
     def _check(self, values: tuple[float, ...], size: float | None) -> None:
@@ -201,86 +200,17 @@ class Ladder:
             assert size == values[1] > 0, "the size is the second objective"
 
 
-class _Rung:
-    """The trials that reached one rung, one row per trial in order of arrival.
+def _make_rung(strata: int | None) -> "StratifiedRung | _PlainRung":
+    """Return a rung for several objectives, or for one if `strata` is None."""
+    if strata is None:
+        return _PlainRung()
+    from dnas.strategy.stratified_rung import StratifiedRung  # imports NumPy, which a plan does not need
 
-    The arrays are replaced, never modified in place.
-    """
-
-    def __init__(self, strata: int) -> None:
-        self._count = strata
-        self._numbers = np.empty(0, dtype=int)
-        self._values = np.empty((0, 0))
-        self._paused = np.empty(0, dtype=bool)
-        self._strata = np.empty(0, dtype=int)
-        self._waiting: list[tuple[int, int]] | None = None  # result of `waiting` since the last change
-
-    def add(self, number: int, values: tuple[float, ...]) -> None:
-        row = np.array([values], dtype=float)
-        self._values = row if len(self._values) == 0 else np.concatenate([self._values, row])
-        self._numbers = np.append(self._numbers, number)
-        self._paused = np.append(self._paused, False)
-        self._stratify()
-
-    def would_pass(self, number: int, values: tuple[float, ...]) -> bool:
-        """Return True if a trial arriving now would be in the best third of its group. The state is unchanged."""
-        extended = copy.copy(self)  # shallow, as the arrays are never modified in place
-        extended.add(number, values)
-        return extended.passes(number)
-
-    def set_paused(self, number: int, paused: bool) -> None:
-        self._paused = np.where(self._numbers == number, paused, self._paused)
-        self._waiting = None
-
-    def remove(self, number: int) -> None:
-        keep = self._numbers != number
-        self._numbers, self._values, self._paused = self._numbers[keep], self._values[keep], self._paused[keep]
-        self._stratify()
-
-    def _stratify(self) -> None:
-        """Split the trials at the quantiles of size. Trials of equal size stay together."""
-        self._waiting, count = None, len(self._numbers)
-        if self._count == 1 or count == 0:
-            self._strata = np.zeros(count, dtype=int)
-            return
-        ordered = np.sort(self._values[:, 1])
-        edges = ordered[[stratum * count // self._count for stratum in range(1, self._count)]]
-        self._strata = np.searchsorted(edges, self._values[:, 1], side="right")
-
-    def passes(self, number: int) -> bool:
-        """Return True if a trial is in the best third of its group."""
-        row = int(np.flatnonzero(self._numbers == number)[0])
-        return row in self._best_third(int(self._strata[row]))
-
-    def waiting(self) -> list[tuple[int, int]]:
-        """Return the rank and number of the best paused trial in the best third of each group."""
-        if self._waiting is None:
-            self._waiting = []
-            for stratum in np.unique(self._strata[self._paused]):
-                best = self._best_third(int(stratum))
-                places = np.flatnonzero(self._paused[best])
-                if len(places):
-                    self._waiting.append((int(places[0]), int(self._numbers[best[places[0]]])))
-        return self._waiting
-
-    def _best_third(self, stratum: int) -> np.ndarray:
-        """Return the rows of the trials of a group that continue, best first."""
-        rows = np.flatnonzero(self._strata == stratum)
-        values = self._values[rows]
-        smallest = np.zeros(len(rows), dtype=bool)
-        if self._count > 1:
-            sizes = values[:, 1]
-            smallest = sizes == self._values[:, 1].min()
-            values = np.column_stack([_residual_errors(values[:, 0], np.log(sizes)), values[:, 2:]])
-        fronts = nondominated_ranks(values) if values.shape[1] > 1 else np.zeros(len(rows))
-        order = np.lexsort((self._numbers[rows], values[:, 0], fronts))
-        end = np.flatnonzero(smallest[order])[:1]  # the best of several smallest trials
-        order = np.concatenate([order[end], np.delete(order, end)])
-        return rows[order[: max(1, len(rows) // REDUCTION)]]
+    return StratifiedRung(strata, REDUCTION)
 
 
 class _PlainRung:
-    """A `_Rung` of one objective and one group, kept sorted so that adding a trial stays cheap as the rung grows."""
+    """A rung of one objective and one group, kept sorted so that adding a trial stays cheap as the rung grows."""
 
     def __init__(self) -> None:
         self._order: list[tuple[float, int]] = []  # (value, number) of every trial, best first
@@ -321,19 +251,6 @@ class _PlainRung:
 def _rank(entries: list[tuple[float, int]], entry: tuple[float, int]) -> int | None:
     rank = bisect_left(entries, entry)
     return rank if rank < len(entries) and entries[rank] == entry else None
-
-
-def _residual_errors(errors: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Return the residuals of `errors` [n] from their least-squares line over `sizes` [n].
-
-    The errors are returned unchanged if there are fewer than `MIN_TREND_TRIALS`, or if all have one size.
-    """
-    deviations = sizes - sizes.mean()
-    spread = np.sum(deviations**2)
-    if len(errors) < MIN_TREND_TRIALS or spread < 1e-12:
-        return errors
-    residuals = errors - errors.mean() - deviations * (np.sum(deviations * errors) / spread)
-    return np.round(residuals, 9)  # the last bits differ between machines and must not decide
 
 
 class _Medians:

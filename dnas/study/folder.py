@@ -225,6 +225,45 @@ def _read_records(paths: Iterable[str | Path]) -> list[TrialRecord]:
     return records
 
 
+def checkpoint_of(source: str | Path, trial: int | None = None) -> Path:
+    """Return the path of the checkpoint that `source` names.
+
+    Args:
+        source: A checkpoint file, the folder of a run, or the name or folder of a study.
+        trial: Trial of the study (default: the best).
+
+    Raises:
+        InputError: There is no such checkpoint, or `trial` was given for a file.
+    """
+    path = Path(source)
+    if path.is_file():
+        if trial is not None:
+            raise InputError(f"--trial requires a study, but {path} is a file.")
+        return path
+    if (path / "checkpoint.pt").is_file():
+        return path / "checkpoint.pt"
+    if path.suffix == ".pt":
+        raise InputError(f"no checkpoint at {path}.")
+    folder = find_study(source)
+    return _trial_checkpoint(folder, trial)
+
+
+def _trial_checkpoint(folder: "StudyFolder", trial: int | None) -> Path:
+    if trial is None:
+        best = folder.best()
+        if not best:
+            raise InputError(f"study {folder.name} has no complete trial yet; choose one with --trial.")
+        trial = best[0].number
+    path = folder.trial_folder(trial) / "checkpoint.pt"
+    if not path.is_file():
+        numbers = [record.number for record in folder.records()]
+        if trial not in numbers:
+            last = f"its trials are 0 to {numbers[-1]}" if numbers else "it has none"
+            raise InputError(f"study {folder.name} has no trial {trial}; {last}.")
+        raise InputError(f"trial {trial} of study {folder.name} has no checkpoint, because it has finished no epoch.")
+    return path
+
+
 def read_study(name: str | Path) -> "pd.DataFrame":
     """Read a study into a table with one row per trial.
 

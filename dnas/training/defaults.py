@@ -4,6 +4,7 @@ import os
 import re
 
 from dnas.errors import InputError, did_you_mean
+from dnas.machine import cuda_devices, missing_for_kernels
 
 KERNELS = ("plain", "ref", "cpu", "triton", "auto")  # the names of `dnas.nn.kernels`, which imports torch
 DEFAULT_KERNELS = "auto"  # kernels of a new study or run
@@ -32,9 +33,22 @@ def check_device_name(device: str) -> str:
     return device
 
 
+def check_device_here(device: str) -> str:
+    """Return `device`; raise `InputError` if it is no name of a device, or certain that this machine lacks it."""
+    kind, _, index = check_device_name(device).partition(":")
+    count = cuda_devices() if kind == "cuda" else None
+    if count == 0:
+        raise InputError(f"--device {device}: this machine has no CUDA device; use --device cpu.")
+    if count is not None and int(index or 0) >= count:
+        raise InputError(f"--device {device}: this machine has cuda:0 to cuda:{count - 1}.")
+    return device
+
+
 def check_kernels_name(name: str | None) -> None:
-    """Raise `InputError` if there are no kernels of this name. This machine may be unable to run them."""
+    """Raise `InputError` if there are no kernels of this name, or if this machine certainly cannot run them."""
     if name is not None and name not in KERNELS:
         raise InputError(
             f"--kernels must be one of {', '.join(KERNELS)}, but got {name!r}.{did_you_mean(name, KERNELS)}"
         )
+    if name is not None and (reason := missing_for_kernels(name)):
+        raise InputError(f"this machine cannot run the kernels {name}: {reason}; use --kernels auto.")

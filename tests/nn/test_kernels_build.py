@@ -15,6 +15,7 @@ import torch
 
 from dnas.arch import parse_name
 from dnas.errors import InputError
+from dnas.machine import COMPILERS
 from dnas.nn import DenseNet, resolve_kernels
 from dnas.nn.kernels import build
 from dnas.nn.kernels.cpu import CPU
@@ -24,7 +25,7 @@ from tests.support.patience import patience
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SPEC = "densenet-bc:layers=2-1,k=3,size=8"
-needs_compiler = pytest.mark.skipif(not any(map(shutil.which, build.COMPILERS)), reason="no C++ compiler here")
+needs_compiler = pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="no C++ compiler here")
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def fresh(reloaded: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 def counting_compiler(folder: Path, first: str = ":") -> tuple[Path, Path]:
     """Return a compiler that appends one line per call to a file and then runs the command `first`, and that file."""
     compiler, calls = folder / "counting-c++", folder / "calls"
-    real = next(filter(None, map(shutil.which, build.COMPILERS)))
+    real = next(filter(None, map(shutil.which, COMPILERS)))
     compiler.write_text(
         f'#!/bin/sh\ncase "$1" in --version) ;; *) echo call >> {calls}; {first};; esac\nexec {real} "$@"\n'
     )
@@ -62,7 +63,7 @@ def test_library_is_built_once_and_rebuilt_if_damaged(
 ) -> None:
     compiler, calls = counting_compiler(tmp_path)
     monkeypatch.setenv("CXX", str(compiler))
-    command = [*build.find_compiler(), *build.BASE_FLAGS, *build.processor_flags()]
+    command = [*build.compiler(), *build.BASE_FLAGS, *build.processor_flags()]
     path = build.library_in(fresh, command)
     assert build.library_in(fresh, command) == path
     assert calls.read_text().count("call") == 1
@@ -146,7 +147,7 @@ def test_unwritable_cache_is_replaced_by_a_temporary_folder(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     fresh.write_text("a file, where the folder should be")  # root can write to read-only folders
-    path = build.library_in(fresh, [*build.find_compiler(), *build.BASE_FLAGS])
+    path = build.library_in(fresh, [*build.compiler(), *build.BASE_FLAGS])
     assert path.is_file()
     assert path.parent.name.startswith("dnas-kernels-")
 
@@ -233,7 +234,7 @@ def printed(*command: str | Path) -> list[tuple[str, torch.Tensor]]:
 def test_kernels_are_clean_under_valgrind(tmp_path: Path) -> None:
     """Uses AVX2 at most, because valgrind does not support longer vectors."""
     flags = [flag for flag in build.processor_flags() if flag in ("-mavx2", "-mfma")]
-    program = built_driver(tmp_path, build.find_compiler()[0], "-g", "-O1", *flags)
+    program = built_driver(tmp_path, build.compiler()[0], "-g", "-O1", *flags)
     assert len(printed("valgrind", "--quiet", "--error-exitcode=9", program)) == 156
 
 
@@ -246,7 +247,7 @@ def test_arm_code_equals_native_code(tmp_path: Path) -> None:
     compiler, emulator = ARM
     program = built_driver(tmp_path, compiler, "-O2", "-static")
     emulated = printed(emulator, program)
-    native = printed(built_driver(tmp_path, build.find_compiler()[0], "-O2", *build.processor_flags()))
+    native = printed(built_driver(tmp_path, build.compiler()[0], "-O2", *build.processor_flags()))
     assert len(native) == 156
     for (name, values), (_, others) in zip(native, emulated, strict=True):
         assert (values - others).abs().max() <= 1e-3 * values.abs().max(), name

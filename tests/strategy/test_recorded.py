@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dnas.cli import main
-from dnas.nn.kernels import build
+from dnas.machine import COMPILERS
 from dnas.study.folder import StudyFolder
 from dnas.training.checkpoint import digest_of_weights, read_checkpoint
 from tests.support.studies import equal_but_times, events_but_times
@@ -24,7 +24,7 @@ ABLATE = "ablate small.toml --seeds 2 --epochs 3 -q"
 TRAIN = "train densenet-bc:L=16,k=4,dropout=0.2 --dataset digits --epochs 6 --out run"
 
 pytestmark = pytest.mark.skipif(  # the recorded networks were trained by the C++ kernels
-    not any(map(shutil.which, build.COMPILERS)), reason="no C++ compiler on this machine"
+    not any(map(shutil.which, COMPILERS)), reason="no C++ compiler on this machine"
 )
 
 

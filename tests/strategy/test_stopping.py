@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from benchmarks.bench_stopping import Curve, compare, interval, planted, simulate
 from dnas.errors import InputError
-from dnas.strategy.stopping import REDUCTION, STOPPINGS, Ladder, _PlainRung, _Rung, brackets, check_stopping, rungs
+from dnas.strategy.stopping import REDUCTION, STOPPINGS, Ladder, _PlainRung, brackets, check_stopping, rungs
+from dnas.strategy.stratified_rung import StratifiedRung
 
 SEEDS = range(30)
 
@@ -388,7 +389,7 @@ STEPS = st.tuples(st.sampled_from(["add", "add", "add", "pause", "promote", "rem
 @given(st.lists(STEPS, min_size=20, max_size=80))
 def test_sorted_rung_of_one_objective_decides_like_the_general_rung(steps: list[tuple[str, int]]) -> None:
     """Values repeat, so ties occur too."""
-    plain, general = _PlainRung(), _Rung(1)
+    plain, general = _PlainRung(), StratifiedRung(1, REDUCTION)
     members: list[int] = []
     paused: set[int] = set()
     for number, (step, pick) in enumerate(steps):

@@ -24,11 +24,11 @@ from pathlib import Path
 import torch
 
 from dnas.io import expanded, write_atomic
+from dnas.machine import NO_COMPILER, find_compiler
 
 HERE = Path(__file__).parent / "csrc"
 SOURCE = "dense_block.cpp"
 BASE_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-shared", "-pthread", "-fno-math-errno", "-fno-trapping-math"]
-COMPILERS = ("c++", "g++", "clang++")
 BUILD_TIMEOUT_SECONDS = 300
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class CannotBuild(Exception):
 @lru_cache(maxsize=1)
 def load_library() -> ctypes.CDLL:
     """Load the kernels from the cache, or build them. Raises `CannotBuild` if there is no compiler or it fails."""
-    command = [*find_compiler(), *BASE_FLAGS, *processor_flags()]
+    command = [*compiler(), *BASE_FLAGS, *processor_flags()]
     path = library_in(cache_folder(), command)
     try:
         return ctypes.CDLL(str(path))
@@ -54,13 +54,12 @@ def cache_folder() -> Path:
     return expanded(os.environ.get("DNAS_KERNELS") or "~/.cache/dnas/kernels")
 
 
-def find_compiler() -> list[str]:
-    """Return $CXX, or the first available compiler, as a command."""
-    chosen = shlex.split(os.environ.get("CXX", ""))
-    for command in [chosen] if chosen else [[name] for name in COMPILERS]:
-        if shutil.which(command[0]):
-            return command
-    raise CannotBuild(f"there is no C++ compiler here ({' '.join(chosen) or ', '.join(COMPILERS)})")
+def compiler() -> list[str]:
+    """Return the compiler as a command."""
+    command = find_compiler()
+    if command is None:
+        raise CannotBuild(NO_COMPILER)
+    return command
 
 
 def processor_flags() -> list[str]:

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dnas.machine import NO_DEVICE, NO_TRITON
 from dnas.nn.kernels.reference import BlockShape, Kernels
 
 DTYPES = torch.float32, torch.bfloat16
@@ -41,9 +42,9 @@ MIN_PROGRAMS = 512  # smallest number of programs per launch if there are enough
 def unavailable_reason() -> str:
     """Return one line on why this machine cannot run the kernels; empty if it can."""
     if find_spec("triton") is None:
-        return "the package triton is not installed (it comes with PyTorch for CUDA on Linux)"
+        return NO_TRITON
     if not _interprets() and not torch.cuda.is_available():
-        return "there is no CUDA device"
+        return NO_DEVICE
     return ""
 
 

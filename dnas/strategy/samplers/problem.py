@@ -3,11 +3,12 @@
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dnas.space.space import Choice
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Exhausted(Exception):
@@ -50,4 +51,4 @@ class Problem:
 class Sampler(Protocol):
     """Function that proposes the params of the next trial, an accepted point, from its arguments alone."""
 
-    def __call__(self, problem: Problem, told: Sequence[Told], rng: np.random.Generator) -> dict[str, Any]: ...
+    def __call__(self, problem: Problem, told: Sequence[Told], rng: "np.random.Generator") -> dict[str, Any]: ...
