@@ -19,7 +19,7 @@ from dnas.data import Dataset
 from dnas.data.images import read_image
 from dnas.data.pixels import as_evaluated
 from dnas.errors import InputError, os_reason
-from dnas.io import write_atomic
+from dnas.io import NETWORK_FORMATS, check_format, write_atomic
 from dnas.nn import build
 from dnas.study.folder import StudyFolder, checkpoint_of
 from dnas.training.checkpoint import Run, load_run
@@ -130,6 +130,7 @@ def write_network(trained: Trained, path: Path) -> str:
     Raises:
         InputError: The ending is another one, or the logits of the two networks differ.
     """
+    kind = check_format(path, NETWORK_FORMATS)
     description = {
         "dnas.network": format_name(trained.run.spec),
         "dnas.spec": json.dumps(trained.run.spec.to_dict()),
@@ -139,7 +140,7 @@ def write_network(trained: Trained, path: Path) -> str:
     images = torch.randn(
         (CHECKED_IMAGES, spec.in_channels, spec.image_size, spec.image_size), generator=torch.Generator().manual_seed(0)
     )
-    if path.suffix == ".safetensors":
+    if kind == "safetensors":
         from safetensors.torch import load, save
 
         weights = {name: tensor.contiguous() for name, tensor in trained.run.net.state_dict().items()}
@@ -148,11 +149,9 @@ def write_network(trained: Trained, path: Path) -> str:
         copy.load_state_dict(load(content))
         with torch.no_grad():
             logits = copy(images)
-    elif path.suffix == ".onnx":
+    else:
         content = _onnx(trained, description)
         logits, program = _run_onnx(content, images)
-    else:
-        raise InputError(f"the file must end with .safetensors or .onnx, but got {path.name!r}.")
     with torch.no_grad():
         expected = trained.run.net.eval()(images)
     difference, largest = float((logits - expected).abs().max()), float(expected.abs().max())

@@ -1,9 +1,9 @@
-"""Atomic file writes, which leave the old or the new file after a kill, and a clear error for a full disk."""
+"""Files: atomic writes, which leave the old or the new file after a kill, TOML, and the endings of output files."""
 
 import errno
 import os
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, AnyStr
@@ -12,6 +12,8 @@ from dnas.errors import InputError
 
 # A path of a Unix socket has at most 107 bytes, or 103 on macOS. multiprocessing adds about 32 to $TMPDIR.
 LONGEST_TMPDIR = 70
+FORMATS = ("svg", "png", "pdf")  # of figures
+NETWORK_FORMATS = ("safetensors", "onnx")
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -105,3 +107,12 @@ def shorten_socket_paths() -> None:
             finally:
                 tempfile.tempdir = folder
             return
+
+
+def check_format(path: Path | str, formats: Sequence[str] = FORMATS) -> str:
+    """Return the format that the suffix of `path` names, one of `formats`. Raises `InputError` if it is another one."""
+    kind = Path(path).suffix.removeprefix(".").lower()
+    if kind not in formats:
+        *others, last = [f".{name}" for name in formats]
+        raise InputError(f"the file must end with {', '.join(others)} or {last}, but got {Path(path).name!r}.")
+    return kind

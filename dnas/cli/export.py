@@ -19,9 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from dnas.io import NETWORK_FORMATS, check_format
     from dnas.study.folder import checkpoint_of
 
     out: Path = args.out
+    check_format(out, NETWORK_FORMATS)
     checkpoint_of(args.source, args.trial)  # before torch is imported
     with progress_line() as show:
         show(f"writing {out}")

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     if by not in (CHOICES, SPEC):
         raise unknown("kind of importance", by, (CHOICES, SPEC))
     if out is not None and out.suffix != ".csv":
-        from dnas.figures.files import check_format
+        from dnas.io import check_format
 
         check_format(out)
     from dnas.analysis.evidence import effects_frame, read_evidence

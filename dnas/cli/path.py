@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     source, train, dry_run = args.source, args.train and not args.dry_run, args.dry_run
     execution = Execution.of(args, quiet=args.quiet or as_json)
     if out is not None and out.suffix != ".csv":
-        from dnas.figures.files import check_format
+        from dnas.io import check_format
 
         check_format(out)
     from dnas.ablation.path import SEEDS, path_of, read_trained, study_of_path

@@ -112,16 +112,12 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out or f"{Path(sources[0]).stem}-{figure}{'.pdf' if args.style == 'paper' else '.svg'}")
     if old := getattr(args, "old", None):
         print(f"dnas plot {old} is now called {figure}", file=sys.stderr)
-    if figure in STUDY_FIGURES or figure in ABLATION_FIGURES:
-        from dnas.study.folder import find_study
+    from dnas.io import check_format
 
-        find_study(sources[0])  # before the slow imports
-    else:
-        _check_network(args, sources)
+    check_format(out)
+    _check_sources(args, sources)
     from dnas.figures import STYLES, formatted, save, title
-    from dnas.figures.files import check_format
 
-    check_format(out)  # before measurements that may take minutes
     style = STYLES[args.style]
     format = replace(
         style, width=args.width or style.width, title=style.title if args.title is None else bool(args.title)
@@ -134,14 +130,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_network(args: argparse.Namespace, sources: list[str]) -> None:
-    """Raise `InputError` if a checkpoint or the device is missing. Does not import torch."""
+def _check_sources(args: argparse.Namespace, sources: list[str]) -> None:
+    """Raise `InputError` if a study, a checkpoint or the device is missing. Does not import torch or matplotlib."""
     from dnas.study.folder import checkpoint_of, find_study
     from dnas.training.defaults import check_device_here
 
     check_device_here(getattr(args, "device", "auto"))
     for source in sources:
-        if getattr(args, "all", False):
+        if args.figure not in NETWORK_FIGURES or getattr(args, "all", False):
             find_study(source)
         else:
             checkpoint_of(source, args.trial)

@@ -12,7 +12,7 @@ from dnas.figures.ablation import (
     plot_variants,
 )
 from dnas.figures.efficiency import plot_control, plot_error_against_cost
-from dnas.figures.files import FORMATS, check_format, save
+from dnas.figures.files import save
 from dnas.figures.importance import plot_fanova, plot_interactions, plot_path
 from dnas.figures.network import plot_causal, plot_gradients, plot_reuse, plot_weight_norms_of_trials
 from dnas.figures.search import (
@@ -29,6 +29,7 @@ from dnas.figures.search import (
 )
 from dnas.figures.style import COLOURS, GREY, STYLES, UNTITLED, Format, drawn_on, formatted, title
 from dnas.figures.training import plot_layer_costs, plot_learning_curves, plot_weight_norms
+from dnas.io import FORMATS, check_format
 
 __all__ = [
     "COLOURS",

@@ -20,23 +20,12 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Affine2D, Bbox, Transform, TransformedPath
 from PIL import Image
 
-from dnas.errors import InputError
 from dnas.figures.settings import lay_out, styled
-from dnas.io import write_atomic
+from dnas.io import check_format, write_atomic
 
-FORMATS = ("svg", "png", "pdf")
 POINTS = 72  # per inch
 DPI = 144  # of PNG files, and of parts of SVG and PDF files that are not vectors
 FONTS = "'DejaVu Sans', Verdana, sans-serif"  # Verdana, of Windows and macOS, has the widths of DejaVu Sans
-
-
-def check_format(path: Path | str) -> str:
-    """Return the format that the suffix of `path` names. Raises `InputError` if it is unknown."""
-    kind = Path(path).suffix.removeprefix(".").lower()
-    if kind not in FORMATS:
-        suffixes = ", ".join("." + name for name in FORMATS)
-        raise InputError(f"cannot save a figure as {Path(path).name!r}: the suffix must be one of {suffixes}.")
-    return kind
 
 
 def save(figure: Figure, path: Path | str, dpi: float = DPI) -> Path:

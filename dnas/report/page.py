@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from dnas import formatting
 from dnas.figures import style
-from dnas.figures.files import FORMATS, Recording
-from dnas.io import write_atomic
+from dnas.figures.files import Recording
+from dnas.io import FORMATS, write_atomic
 from dnas.report.svg import inline_svg
 
 TEMPLATES = Path(__file__).parent / "templates"

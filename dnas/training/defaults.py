@@ -40,7 +40,8 @@ def check_device_here(device: str) -> str:
     if count == 0:
         raise InputError(f"--device {device}: this machine has no CUDA device; use --device cpu.")
     if count is not None and int(index or 0) >= count:
-        raise InputError(f"--device {device}: this machine has cuda:0 to cuda:{count - 1}.")
+        devices = "cuda:0 only" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+        raise InputError(f"--device {device}: this machine has {devices}.")
     return device
 
 

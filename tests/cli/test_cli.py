@@ -249,7 +249,7 @@ def test_new_space_replaces_no_file(capsys: pytest.CaptureFixture[str]) -> None:
         ("export nothing -o x.onnx", "no study 'nothing'"),
         ("plot weight-norms nothing -o x.svg", "no study 'nothing'"),
         ("plot reuse nothing -o x.svg", "no study 'nothing'"),
-        ("plot reuse nothing -o x.gif", "one of .svg, .png, .pdf"),
+        ("plot reuse nothing -o x.gif", "end with .svg, .png or .pdf"),
         ("plot weight-norms nothing --all -o x.svg", "no study 'nothing'"),
         ("verify nothing", "no study 'nothing'"),
         ("spaces show", "`dnas spaces show` needs a space's name"),
