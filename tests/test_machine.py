@@ -96,7 +96,7 @@ def test_kernels_are_refused_without_torch_if_certain(tmp_path: Path, monkeypatc
     monkeypatch.setattr("dnas.machine.find_spec", lambda name: None)
     assert "package triton is not installed" in (missing_for_kernels("triton") or "")
     monkeypatch.setenv("CXX", "ccache g++-99")
-    with pytest.raises(InputError, match="cannot run the kernels cpu: there is no C[+][+] compiler here"):
+    with pytest.raises(InputError, match=r"cannot run the kernels cpu: there is no C\+\+ compiler here"):
         check_kernels_name("cpu")
     monkeypatch.delenv("CXX")
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -4,7 +4,7 @@ torch is imported only to time steps, if training seconds are held equal.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dnas.ablation.parse import AUTO, Definition
@@ -38,6 +38,7 @@ class Plan:
             results makes p too small.
         kernels: Kernels that were timed to hold training seconds equal, and that the runs must therefore use. None:
             nothing was timed.
+        needs_timing: Whether the epochs of a variant are unknown until `with_equal_seconds` has timed it.
     """
 
     definition: Definition
@@ -48,6 +49,7 @@ class Plan:
     sizes: Mapping[int | None, tuple[int, int]]
     earlier: tuple[int, ...] = ()
     kernels: str | None = None
+    needs_timing: bool = False
 
     @property
     def runs(self) -> list[PlannedRun]:
@@ -93,11 +95,8 @@ def make_plan(
     final: bool = False,
     max_seeds: int | None = None,
     asked: bool = True,
-    note: Callable[[str], None] = lambda text: None,
 ) -> Plan:
-    """Make the plan of a new study, or of one that is continued.
-
-    If training seconds are held equal, imports torch and times a few steps, once per study.
+    """Make the plan of a new study, or of one that is continued. `with_equal_seconds` completes it.
 
     Args:
         definition: The parsed ablation file.
@@ -106,7 +105,6 @@ def make_plan(
         final: Train on the validation images too, and measure on the test images.
         max_seeds: Largest number of seeds of `--seeds auto`.
         asked: Whether the command named the seeds. If not, an existing study keeps its seeds.
-        note: Receives progress messages.
 
     Raises:
         InputError: If the study was started with other settings, or if the seeds cannot lead to a conclusion.
@@ -119,18 +117,11 @@ def make_plan(
         if subset not in sizes:
             data = summarize(**means.data | dict(variant.data))
             sizes[subset] = (data.train_size, data.val_size)
-    kernels = None
+    needs_timing = False
     if definition.equal == "seconds":
-        from dnas.batch.estimate import settled_kernels
-        from dnas.training.devices import list_devices
-
-        spec, recipe = definition.base.spec, definition.base.recipe
-        if not stored:
-            note("timing the steps of each variant, whose training seconds are held equal")
-        kernels = settled_kernels(means, spec, recipe.batch_size, list_devices(means.device)[0], folder)
-        definition = _equal_seconds(definition, sizes, means, stored, kernels)
-        if stored and "timed_kernels" not in stored:
-            kernels = None  # an older version timed the plain modules; the report says so
+        frozen = {row["name"]: (row["epochs"], row["residual"]) for row in stored.get("variants", [])}
+        definition = _with_epochs(definition, frozen)
+        needs_timing = any(variant.name not in frozen for variant in definition.variants)
     max_seeds = max_seeds or stored.get("most", DEFAULT_MAX_SEEDS)
     if seeds == AUTO:
         first_look(len(definition.variants) - 1, definition.alpha, max_seeds)  # raises if these are too few
@@ -138,7 +129,8 @@ def make_plan(
     earlier, before = tuple(stored.get("earlier", ())), stored.get("seeds", ())
     if seeds != AUTO and before and len(before) < len(seeds) and _has_results(folder):
         earlier = (*earlier, len(before))
-    return Plan(definition, folder.name, tuple(all_seeds), seeds == AUTO, final, sizes, earlier, kernels)
+    kernels = stored.get("timed_kernels")
+    return Plan(definition, folder.name, tuple(all_seeds), seeds == AUTO, final, sizes, earlier, kernels, needs_timing)
 
 
 def _has_results(folder: StudyFolder) -> bool:
@@ -197,29 +189,41 @@ def begun_ablation(folder: StudyFolder, definition: Definition) -> dict[str, Any
     return stored
 
 
-def _equal_seconds(
-    definition: Definition,
-    sizes: Mapping[int | None, tuple[int, int]],
-    means: RunConfig,
-    stored: Mapping[str, Any],
-    kernels: str,
-) -> Definition:
-    """Set the epochs of each variant so that it trains for as long as the base. An existing study keeps its epochs."""
-    frozen = {row["name"]: row for row in stored.get("variants", [])}
-    base = definition.base
-    if all(variant.name in frozen for variant in definition.variants):
-        seconds = {}
-    else:
-        seconds = _epoch_seconds(definition.variants, sizes, means, kernels)
+def with_equal_seconds(plan: Plan, folder: StudyFolder, means: RunConfig) -> Plan:
+    """Set the epochs of each variant so that it trains for as long as the base, if training seconds are held equal.
+
+    Imports torch and times a few steps, once per study: an existing study keeps its epochs.
+    """
+    if not plan.needs_timing:
+        return plan
+    from dnas.batch.estimate import settled_kernels
+    from dnas.training.devices import list_devices
+
+    definition, base = plan.definition, plan.definition.base
+    kernels = settled_kernels(means, base.spec, base.recipe.batch_size, list_devices(means.device)[0], folder)
+    seconds = _epoch_seconds(definition.variants, plan.sizes, means, kernels)
+    target = base.recipe.epochs * seconds[base.name]
+    epochs = {}
+    for variant in definition.variants:
+        number, deviation = variant.recipe.epochs, variant.residual
+        if deviation is None:
+            number = max(1, round(target / seconds[variant.name]))
+            deviation = number * seconds[variant.name] / target - 1
+        epochs[variant.name] = (number, deviation)
+    if folder.exists and plan.kernels is None:
+        kernels = None  # an older version timed the plain modules; the report says so
+    return dataclasses.replace(plan, definition=_with_epochs(definition, epochs), kernels=kernels, needs_timing=False)
+
+
+def _with_epochs(definition: Definition, epochs: Mapping[str, tuple[int, float]]) -> Definition:
+    """Set the epochs of the named variants, and their relative deviations from the seconds of the base.
+
+    The deviation of the others is None: their epochs are not known yet.
+    """
     variants: list[Variant] = []
     for variant in definition.variants:
-        if variant.name in frozen:
-            epochs, deviation = frozen[variant.name]["epochs"], frozen[variant.name]["residual"]
-        else:
-            target = base.recipe.epochs * seconds[base.name]
-            epochs = max(1, round(target / seconds[variant.name]))
-            deviation = epochs * seconds[variant.name] / target - 1
-        recipe = dataclasses.replace(variant.recipe, epochs=epochs) if variant.name != base.name else variant.recipe
+        number, deviation = epochs.get(variant.name, (variant.recipe.epochs, None))
+        recipe = dataclasses.replace(variant.recipe, epochs=number) if variants else variant.recipe
         solved = dataclasses.replace(variant, recipe=recipe, residual=deviation)
         variants.append(dataclasses.replace(solved, changed=differences(solved, variants[0] if variants else solved)))
     return dataclasses.replace(definition, variants=tuple(variants))
@@ -252,6 +256,7 @@ def _epoch_seconds(
 
 def frozen_table(plan: Plan) -> dict[str, Any]:
     """Return the table `ablation` of study.toml."""
+    assert not plan.needs_timing, "with_equal_seconds was not called"
     definition, fraction = plan.definition, plan.definition.fraction
     return {
         "question": definition.question,
@@ -334,6 +339,18 @@ def describe_plan(plan: Plan, folder: StudyFolder, means: RunConfig) -> str:
     )
     lines += [f"warning   {text}" for text in dict.fromkeys(warnings)]
     return "\n".join(lines)
+
+
+def describe_epochs(plan: Plan) -> str:
+    """Describe the epochs with which each variant trains for as long as the base."""
+    base, *variants = plan.definition.variants
+    width = max(len(variant.name) for variant in plan.definition.variants)
+    lines = [f"{base.name:{width}s}  {base.recipe.epochs}, kernels {plan.kernels}"]
+    lines += [
+        f"{variant.name:{width}s}  {variant.recipe.epochs}, {100 * (variant.residual or 0):+.2f}% seconds"
+        for variant in variants
+    ]
+    return "\n".join(f"{'' if number else 'epochs':10s}{line}" for number, line in enumerate(lines))
 
 
 def _design(definition: Definition) -> str:

@@ -89,15 +89,14 @@ def run(args: argparse.Namespace) -> int:
         args.name, seeds=seeds, dataset=args.dataset, epochs=args.epochs, subset=args.subset, data_root=data_root
     )
     folder = StudyFolder(Path("studies") / check_study_name(args.study or definition.name))
-    from dnas.ablation.plan import begun_ablation, describe_plan, make_plan
+    from dnas.ablation.plan import begun_ablation, describe_epochs, describe_plan, make_plan, with_equal_seconds
     from dnas.batch.planned import check_runs, check_same_runs
 
     begun_ablation(folder, definition)
     side = max(variant.spec.image_size for variant in definition.variants)
     config = execution.run_config({"name": definition.dataset, "data_root": data_root}, side)
     check_machine(execution.device, execution.kernels)
-    note = printer(execution.quiet)
-    plan = make_plan(definition, folder, config, final=final, max_seeds=max_seeds, asked=seeds is not None, note=note)
+    plan = make_plan(definition, folder, config, final=final, max_seeds=max_seeds, asked=seeds is not None)
     if budget is not None and not plan.auto:
         raise InputError("--budget requires --seeds auto.")
     check_runs(plan.study, plan.runs)
@@ -106,13 +105,19 @@ def run(args: argparse.Namespace) -> int:
         if not dry_run:
             with folder.lock():  # refuses a study that another process is running
                 pass
+    shown = not as_json and (dry_run or not execution.quiet)
+    if shown:
+        print(describe_plan(plan, folder, config), flush=True)
+    if plan.needs_timing:
+        plan = with_equal_seconds(plan, folder, config)
+        if shown:
+            print(describe_epochs(plan), flush=True)
     if dry_run and as_json:
         from dnas.cli.ablate_text import plan_as_json
 
         print_json(plan_as_json(plan, folder, config))
         return 0
-    if not execution.quiet or dry_run:
-        print(describe_plan(plan, folder, config), flush=True)
+    if shown:
         from dnas.batch.estimate import describe_list_time
 
         print(describe_list_time(plan.missing(folder), plan.images_of, config, folder, plan.auto), flush=True)

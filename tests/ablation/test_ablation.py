@@ -20,7 +20,15 @@ import torch
 from dnas.ablation.auto_seeds import train_rounds
 from dnas.ablation.design import best_fraction, factorial, one_at_a_time, read_generators
 from dnas.ablation.parse import Definition, ablation_files, load_definition, parse_definition
-from dnas.ablation.plan import can_conclude, frozen_table, make_plan, planned
+from dnas.ablation.plan import (
+    can_conclude,
+    describe_epochs,
+    describe_plan,
+    frozen_table,
+    make_plan,
+    planned,
+    with_equal_seconds,
+)
 from dnas.ablation.results import read_ablation
 from dnas.arch import DenseNetSpec, cost, format_name
 from dnas.batch.planned import PlannedRun
@@ -376,7 +384,8 @@ def test_sizes_are_held_equal_to_the_base(measure: str) -> None:
 
 
 def plan_of(definition: Definition, **changes: Any) -> Any:
-    return make_plan(definition, StudyFolder(Path("studies") / definition.name), MEANS, **changes)
+    folder = StudyFolder(Path("studies") / definition.name)
+    return with_equal_seconds(make_plan(definition, folder, MEANS, **changes), folder, MEANS)
 
 
 def test_equal_seconds_are_solved_by_the_epochs_once_per_study(
@@ -384,9 +393,18 @@ def test_equal_seconds_are_solved_by_the_epochs_once_per_study(
 ) -> None:
     slow = {"plain": 1.0, "B": 2.0, "C": 0.6, "bottleneck=4 compression=0.5": 40.0}
     definition = define(("seeds = 3", 'seeds = 3\nequal = "seconds"'), ("epochs = 2", "epochs = 9"))
-    by_spec = {variant.spec: slow[variant.name] for variant in definition.variants}
+    folder, by_spec = StudyFolder(Path("studies") / definition.name), dict[Any, float]()
     monkeypatch.setattr("dnas.batch.estimate.epoch_seconds", lambda spec, *_: by_spec[spec])
+    untimed = make_plan(definition, folder, MEANS)  # times nothing
+    assert untimed.needs_timing
+    assert "+0.00%" not in describe_plan(untimed, folder, MEANS)
+    by_spec |= {variant.spec: slow[variant.name] for variant in definition.variants}
     plan = plan_of(definition)
+    assert not plan.needs_timing
+    assert describe_epochs(plan).splitlines()[:2] == [
+        "epochs    plain                         9, kernels plain",
+        "          B                             4, -11.11% seconds",
+    ]
     # 9 epochs of the base take as long as 4.5 of B, 15 of C, and 0.2 of the last variant, which is trained for one
     assert [variant.recipe.epochs for variant in plan.definition.variants] == [9, 4, 15, 1]
     residuals = [variant.residual for variant in plan.definition.variants]
@@ -395,7 +413,6 @@ def test_equal_seconds_are_solved_by_the_epochs_once_per_study(
     by_spec = {variant.spec: 1.0 for variant in definition.variants}  # on a machine of another speed
     resumed = plan_of(definition)
     assert resumed.definition.variants == plan.definition.variants
-    folder = StudyFolder(Path("studies") / definition.name)
     config = folder.config()
     assert plan.kernels == resumed.kernels == config["ablation"].pop("timed_kernels") == "plain"
     folder.write_config(config)  # as an older version wrote it, which timed the plain modules
