@@ -38,6 +38,7 @@ class Plan:
             results makes p too small.
         kernels: Kernels that were timed to hold training seconds equal, and that the runs must therefore use. None:
             nothing was timed.
+        budget: Training seconds after which `--seeds auto` adds no seed; None: no limit.
         needs_timing: Whether the epochs of a variant are unknown until `with_equal_seconds` has timed it.
     """
 
@@ -49,6 +50,7 @@ class Plan:
     sizes: Mapping[int | None, tuple[int, int]]
     earlier: tuple[int, ...] = ()
     kernels: str | None = None
+    budget: float | None = None
     needs_timing: bool = False
 
     @property
@@ -94,6 +96,7 @@ def make_plan(
     *,
     final: bool = False,
     max_seeds: int | None = None,
+    budget: float | None = None,
     asked: bool = True,
 ) -> Plan:
     """Make the plan of a new study, or of one that is continued. `with_equal_seconds` completes it.
@@ -104,6 +107,7 @@ def make_plan(
         means: Data, device, threads and workers.
         final: Train on the validation images too, and measure on the test images.
         max_seeds: Largest number of seeds of `--seeds auto`.
+        budget: Training seconds after which `--seeds auto` adds no seed.
         asked: Whether the command named the seeds. If not, an existing study keeps its seeds.
 
     Raises:
@@ -111,6 +115,8 @@ def make_plan(
     """
     stored = begun_ablation(folder, definition)
     seeds = _seeds(definition.seeds, stored, folder.name, max_seeds, asked)
+    if budget is not None and seeds != AUTO:
+        raise InputError("--budget requires --seeds auto.")
     sizes = {}
     for variant in definition.variants:
         subset = variant.data["subset"]
@@ -130,7 +136,18 @@ def make_plan(
     if seeds != AUTO and before and len(before) < len(seeds) and _has_results(folder):
         earlier = (*earlier, len(before))
     kernels = stored.get("timed_kernels")
-    return Plan(definition, folder.name, tuple(all_seeds), seeds == AUTO, final, sizes, earlier, kernels, needs_timing)
+    return Plan(
+        definition,
+        folder.name,
+        tuple(all_seeds),
+        seeds == AUTO,
+        final,
+        sizes,
+        earlier=earlier,
+        kernels=kernels,
+        budget=budget,
+        needs_timing=needs_timing,
+    )
 
 
 def _has_results(folder: StudyFolder) -> bool:
@@ -267,6 +284,7 @@ def frozen_table(plan: Plan) -> dict[str, Any]:
         "alpha": definition.alpha,
         "seeds": AUTO if plan.auto else list(plan.seeds),
         **({"most": len(plan.seeds)} if plan.auto else {}),
+        **({"budget": plan.budget} if plan.budget is not None else {}),
         **({"earlier": list(plan.earlier)} if plan.earlier else {}),
         **({"timed_kernels": plan.kernels} if plan.kernels else {}),
         **({"relation": fraction.relation(), "resolution": fraction.resolution} if fraction else {}),

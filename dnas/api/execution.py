@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dnas.errors import InputError, unknown
+from dnas.formatting import redact
+from dnas.io import expanded
 from dnas.study.config import UNLIMITED_WORKERS, RunConfig
 from dnas.training.defaults import (
     TINY_IMAGE,
@@ -105,6 +107,12 @@ class Execution:
             "workers": self.workers or UNLIMITED_WORKERS,
             "threads": self.threads or (1 if image_size <= TINY_IMAGE else max(1, int(cpus))),
             "device": "cuda" if executor.gpus else "cpu",
+            "ray": {
+                "address": self.ray_address,
+                "shared": None if self.shared is None else _absolute(self.shared),
+                "cpus_per_trial": cpus,
+                "gpus_per_trial": executor.gpus or None,
+            },
         }
 
     def train(
@@ -131,12 +139,19 @@ class Execution:
             return train_runs(study, title, runs, config, display, executor, final=final, command=command, about=about)
 
 
-def check_machine(device: str, kernels: str | None) -> None:
+def _absolute(shared: str) -> str:
+    """Return a folder with its absolute path, or a URL without its password."""
+    return redact(shared) if "://" in shared else str(expanded(shared).absolute())
+
+
+def check_machine(device: str, kernels: str | None, executor: str = "local") -> None:
     """Raise `InputError` if this machine lacks a device or kernels that were requested by name.
 
     Imports torch if any were; `Execution.of` refuses what is certain without torch. A command calls this before it
     prints anything.
     """
+    if executor == "ray":
+        device = "auto"  # the machines of the cluster have other devices
     if not device.startswith("cuda") and kernels not in ("cpu", "triton"):
         return
     from dnas.nn.kernels import check_kernels

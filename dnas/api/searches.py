@@ -78,7 +78,7 @@ def prepare(options: SearchOptions, dry_run: bool = False) -> PreparedSearch:
         with folder.lock():  # refuses a study that another process is running
             settle(folder)
     config = make_config(options, folder.name, folder.config() if folder.exists else {})
-    check_machine(options.device, options.kernels)
+    check_machine(options.device, options.kernels, options.executor)
     return PreparedSearch(options, folder, config)
 
 

@@ -133,8 +133,8 @@ def _config(
                 )
         known = {row["key"] for row in config["runs"]}
         rows = [*config["runs"], *(run.row() for run in runs if run.key not in known)]
-        changes = {"runs": rows, "trials": len(rows), "command": command or None, **run_facts(run_config)}
-        return config | without_none(changes)
+        changes = {"runs": rows, "trials": len(rows), **({"command": command} if command else {})}
+        return without_none({**config, **changes, **run_facts(run_config)})
     return without_none(
         {
             "name": folder.name,

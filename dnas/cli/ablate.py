@@ -95,10 +95,10 @@ def run(args: argparse.Namespace) -> int:
     begun_ablation(folder, definition)
     side = max(variant.spec.image_size for variant in definition.variants)
     config = execution.run_config({"name": definition.dataset, "data_root": data_root}, side)
-    check_machine(execution.device, execution.kernels)
-    plan = make_plan(definition, folder, config, final=final, max_seeds=max_seeds, asked=seeds is not None)
-    if budget is not None and not plan.auto:
-        raise InputError("--budget requires --seeds auto.")
+    check_machine(execution.device, execution.kernels, execution.executor)
+    plan = make_plan(
+        definition, folder, config, final=final, max_seeds=max_seeds, budget=budget, asked=seeds is not None
+    )
     check_runs(plan.study, plan.runs)
     if folder.exists:
         check_same_runs(folder, plan.runs, plan.final)
@@ -128,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
     from dnas.cli import ablate_text as text
 
     try:
-        stopped_by = _train(plan, str(args.name), folder, config, execution, budget)
+        stopped_by = _train(plan, str(args.name), folder, config, execution)
     except KeyboardInterrupt:
         return report_interruption(folder.path)
     ablation = read_ablation(folder.path)
@@ -153,7 +153,7 @@ def _seeds(text: str | None) -> int | str | None:
 
 
 def _train(
-    plan: "Plan", file: str, folder: "StudyFolder", config: "RunConfig", execution: "Execution", budget: float | None
+    plan: "Plan", file: str, folder: "StudyFolder", config: "RunConfig", execution: "Execution"
 ) -> str | None:
     """Train the missing runs, and return the reason for an early stop, if any."""
     from dnas.ablation.auto_seeds import train_rounds
@@ -169,4 +169,4 @@ def _train(
 
     if not plan.auto:
         return train(plan.runs)
-    return train_rounds(plan, folder, train, budget, printer(execution.quiet))
+    return train_rounds(plan, folder, train, plan.budget, printer(execution.quiet))

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     if folder.exists:
         check_same_runs(folder, runs, plan.final)
     if runs:
-        check_machine(execution.device, execution.kernels)
+        check_machine(execution.device, execution.kernels, execution.executor)
     if not json:
         print(describe_plan(plan, folder, config, out), flush=True)
     if not json and runs:

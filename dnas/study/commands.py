@@ -215,17 +215,28 @@ def _retraining(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _execution(config: Mapping[str, Any], project: Path) -> dict[str, Any]:
     """Return the options for executing the runs of a study."""
-    threads, side = config.get("threads"), config.get("data", {}).get("image_size", 0)
+    threads, side, ray = config.get("threads"), config.get("data", {}).get("image_size", 0), config.get("ray")
     root = config.get("data", {}).get("root")
     return {
         "data_root": project / root if root else None,
         "workers": config.get("workers"),
         "threads": None if threads == 1 and side <= TINY_IMAGE else threads,
-        "device": config.get("device"),
+        "device": config.get("device") if ray is None or config.get("device") == "cpu" else None,  # Ray finds GPUs
         "timeout": config.get("timeout"),
         "compile": config.get("compile", False),
         "cuda_graph": config.get("cuda_graph", False),
         "kernels": config.get("kernels"),
+        **({} if ray is None else _ray_options(ray)),
+    }
+
+
+def _ray_options(ray: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "executor": "ray",
+        "ray_address": ray.get("address"),
+        "cpus_per_trial": ray.get("cpus_per_trial"),
+        "gpus_per_trial": ray.get("gpus_per_trial"),
+        "shared": ray.get("shared"),
     }
 
 
@@ -346,6 +357,7 @@ def _ablation_script(config: Mapping[str, Any], project: Path, resume: bool) -> 
                 *("ablate", given),
                 seeds=None if isinstance(asked, list) else asked,
                 max_seeds=maximum if maximum != DEFAULT_MAX_SEEDS else None,
+                budget=table.get("budget"),
                 **options,
             )
         )

@@ -32,6 +32,7 @@ class RunConfig:
     threads: CPU threads of each run.
     timeout: time limit per run in seconds; None for no limit.
     kernels: a name of `dnas.nn.kernels`, or `auto`; None for the study's kernels (`DEFAULT_KERNELS` for a new study).
+    ray: `address`, `shared`, `cpus_per_trial` and `gpus_per_trial` of runs on a Ray cluster; None for this machine.
     """
 
     data: dict[str, Any]
@@ -42,6 +43,7 @@ class RunConfig:
     compile_net: bool = False
     cuda_graph: bool = False
     kernels: str | None = None
+    ray: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ def run_facts(run: RunConfig) -> dict[str, Any]:
         "timeout": run.timeout,
         "compile": run.compile_net or None,
         "cuda_graph": run.cuda_graph or None,
+        "ray": None if run.ray is None else dict(run.ray),
     }
 
 

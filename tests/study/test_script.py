@@ -2,7 +2,9 @@
 
 import shlex
 import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -168,6 +170,41 @@ def test_commands_repeat_an_ablation_with_the_seeds_that_were_added(
         assert repeated.config()[key] == study.config()[key]
     command = f"dnas ablate wide.toml {options} --kernels plain"
     assert resume_command(study.config(), study.project) == command
+
+
+def test_commands_name_the_ray_cluster_and_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class OnRay(AnalyticExecutor):
+        def __init__(self, study: str, address: str | None, *, cpus: float, gpus: float | None, shared: str) -> None:
+            super().__init__()
+            self.gpus = gpus
+
+    monkeypatch.setitem(sys.modules, "dnas.executors.ray_tune", SimpleNamespace(RayExecutor=OnRay))
+    (tmp_path / "first").mkdir()
+    monkeypatch.chdir(tmp_path / "first")
+    ray = "--executor ray --ray-address head:6379 --cpus-per-trial 2 --gpus-per-trial 0.5 --shared"
+    given = "search --space digits_bc --trials 2 --device cuda --mirror none -q"  # this machine has no GPU
+    assert main([*given.split(), *ray.split(), "shared"]) == 0
+    study = StudyFolder(Path("studies/digits_bc").absolute())
+    script = script_of(study)
+    assert script.text == f"dnas search --space digits_bc --trials 2 --kernels plain {ray} {tmp_path}/first/shared"
+    repeated = repeat(script, tmp_path / "empty", monkeypatch)
+    for key in ("ray", "device", "threads"):
+        assert repeated.config()[key] == study.config()[key]
+    monkeypatch.chdir(tmp_path / "first")
+    assert main("search --study digits_bc --trials 3 --device cpu --workers 1 -q".split()) == 0
+    assert "ray" not in study.config(), "the last command ran on this machine"
+
+    Path("wide.toml").write_text(OWN_ABLATION)
+    asked = "ablate wide.toml --seeds auto --max-seeds 9"
+    assert main(f"{asked} -q --budget 90000 --device cpu --executor ray --gpus-per-trial 2".split()) == 0
+    study = StudyFolder(Path("studies/wide").absolute())
+    assert script_of(study).steps[-1] == (
+        f"dnas {asked} --budget 90000 --device cpu --kernels plain --executor ray --cpus-per-trial 1"
+    )
+    asked = "ablate wide.toml --study fixed -q --device cpu"
+    assert main(f"{asked} --executor ray".split()) == 0
+    assert main(f"{asked} --seeds 3 --workers 1".split()) == 0
+    assert "ray" not in StudyFolder(Path("studies/fixed")).config()
 
 
 def test_other_lists_of_runs(tmp_path: Path) -> None:
