@@ -6,7 +6,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console, Group
@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from dnas.api.progress import ExpectedEpochs, Progress, all_planned
 from dnas.formatting import count, duration, percent, several
 from dnas.study.record import STATES, TrialRecord, rank
 
@@ -61,104 +62,11 @@ def state_lines(records: list[TrialRecord]) -> list[str]:
     return lines
 
 
-def weight(record: TrialRecord) -> int:
-    """Return the multiply-adds of one image, by which epochs are weighted; 1 for a run of the user's own code."""
-    return record.cost.get("macs", 1)
-
-
 def result(record: TrialRecord) -> str:
     """Format the validation error of a network, or the metric of the user's own code."""
     if record.spec:
         return percent(record.val_error)
     return ", ".join(f"{name} {value:.4g}" for name, value in record.objectives.items()) or "–"
-
-
-ExpectedEpochs = Callable[[int, int], float]  # (planned, done) -> epochs that a trial is expected to train still
-EXPECTED_WEIGHT = 3  # ended trials that count as much as the expectation in the mean cost of a trial
-
-
-def all_planned(planned: int, done: int) -> float:
-    """Return the remaining epochs of a run that is never stopped early."""
-    return planned - done
-
-
-class Progress:
-    """Estimate of a search's remaining time, from the epochs trained since this process started.
-
-    The time before the first step, in which processes start, does not count.
-
-    Args:
-        wanted: Number of trials at the end.
-        expected: Expected epochs of a trial under the stopping rule.
-    """
-
-    def __init__(self, wanted: int, expected: ExpectedEpochs = all_planned) -> None:
-        self.wanted, self.expected = wanted, expected
-        self.records: dict[int, TrialRecord] = {}
-        self.share: dict[int, float] = {}  # finished fraction of each trial's current epoch
-        self._start: float | None = None  # time of the first step
-        self._trained = 0.0  # epochs trained by this process, weighted by the network's macs
-        self._last: dict[int, float] = {}  # last finished epoch of each trial
-
-    def add(self, records: list[TrialRecord]) -> None:
-        self.records |= {record.number: record for record in records}
-
-    def began(self, record: TrialRecord) -> None:
-        """Record the start or resumption of a run, whose earlier epochs do not count."""
-        self.add([record])
-        self._last[record.number] = record.epochs
-        if not record.spec:
-            self.step(record, 0.0)
-
-    def ended(self, record: TrialRecord) -> None:
-        """Record the end of a run. The user's own code reports no epochs, so its run counts as one."""
-        self.add([record])
-        if not record.spec:
-            self.epoch(record)
-
-    def step(self, record: TrialRecord, share: float) -> None:
-        """Record a step of a run. share: finished fraction of its current epoch."""
-        self._start = time.monotonic() if self._start is None else self._start
-        self.share[record.number] = share
-
-    def epoch(self, record: TrialRecord) -> None:
-        """Count an epoch, unless a resumed worker repeats it."""
-        self.share[record.number] = 0.0
-        if record.epochs > self._last.get(record.number, 0) and self._start is not None:
-            self._trained += weight(record)
-        self._last[record.number] = max(record.epochs, self._last.get(record.number, 0))
-        self._start = time.monotonic() if self._start is None else self._start
-
-    def left(self) -> float | None:
-        """Return the remaining seconds, or None before the first epoch.
-
-        Trials that were not proposed yet are assumed to cost as much as the stopping rule lets expect, and increasingly
-        as much as the ended trials did.
-        """
-        if not self._trained or self._start is None:
-            return None
-        records = list(self.records.values())
-        running = [record for record in records if record.state == "running"]
-        partial = {r.number: self.share.get(r.number, 0.0) for r in running}
-        work = sum(max(0.0, self.expected(r.epochs_planned, r.epochs) - partial[r.number]) * weight(r) for r in running)
-        ended = [record.epochs * weight(record) for record in records if record.state != "running"]
-        expected = [self.expected(record.epochs_planned, 0) * weight(record) for record in records]
-        prior = EXPECTED_WEIGHT * sum(expected) / len(expected)
-        mean = (prior + sum(ended)) / (EXPECTED_WEIGHT + len(ended))
-        work += max(0, self.wanted - len(records)) * mean
-        trained = self._trained + sum(partial[r.number] * weight(r) for r in running)
-        return work * (time.monotonic() - self._start) / trained
-
-    def footer(self) -> str:
-        best = next(iter(rank(self.records.values())), None)
-        ended = sum(record.state not in ("running", "interrupted") for record in self.records.values())
-        parts = [f"{ended} of {self.wanted} trials"]
-        if best is not None and best.spec:
-            parts.insert(0, f"best  #{best.number}  {percent(best.val_error)}  ({count(best.cost['params'])} params)")
-        left = self.left()
-        if left is not None and ended < self.wanted:
-            parts.append(f"about {duration(left)} left")
-        return "      ".join(parts)
 
 
 class PlainLines:

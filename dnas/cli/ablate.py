@@ -152,9 +152,7 @@ def _seeds(text: str | None) -> int | str | None:
         raise InputError(f"--seeds must be a number of seeds, or auto, but got {text!r}.") from None
 
 
-def _train(
-    plan: "Plan", file: str, folder: "StudyFolder", config: "RunConfig", execution: "Execution"
-) -> str | None:
+def _train(plan: "Plan", file: str, folder: "StudyFolder", config: "RunConfig", execution: "Execution") -> str | None:
     """Train the missing runs, and return the reason for an early stop, if any."""
     from dnas.ablation.auto_seeds import train_rounds
     from dnas.ablation.plan import frozen_table

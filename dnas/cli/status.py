@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,23 +85,11 @@ def _has_ended(folder: "StudyFolder", config: dict[str, Any], records: "list[Tri
     )
 
 
-def seconds_left(config: dict[str, Any], records: "list[TrialRecord]") -> float | None:
-    """Estimate the remaining seconds of a study from the training time so far; None before the first epoch.
+def _seconds_left(config: dict[str, Any], records: "list[TrialRecord]") -> float | None:
+    from dnas.api.progress import seconds_left
+    from dnas.strategy.stopping import expected_epochs
 
-    Trials that were not started are assumed to cost as much as the average of the ended ones.
-    """
-    from dnas.api.display import weight
-
-    spent = sum(record.seconds for record in records)
-    done = {record.number: record.epochs * weight(record) for record in records}
-    planned = {record.number: record.epochs_planned * weight(record) for record in records}
-    if not spent or not sum(done.values()):
-        return None
-    running = [record.number for record in records if record.state == "running"]
-    ended = [done[record.number] for record in records if record.state != "running"] or list(planned.values())
-    missing = max(0, config["trials"] - len(records)) * sum(ended) / len(ended)
-    missing += sum(planned[number] - done[number] for number in running)
-    return missing * spent / sum(done.values()) / max(1, config.get("workers") or len(running))
+    return seconds_left(records, config["trials"], config.get("workers"), partial(expected_epochs, config["stopping"]))
 
 
 def status_as_json(folder: "StudyFolder") -> dict[str, Any]:
@@ -121,7 +110,7 @@ def status_as_json(folder: "StudyFolder") -> dict[str, Any]:
         "epochs": config["recipe"].get("epochs"),
         "seeds": _seeds(config),
         "running": running,
-        "seconds_left": seconds_left(config, records) if running else None,
+        "seconds_left": _seconds_left(config, records) if running else None,
         "resume": None if running or _has_ended(folder, config, records) else resume_command(config, folder.project),
         "trials_planned": config["trials"],
         "states": counts_by_state(records),
@@ -147,7 +136,7 @@ def _view(folder: "StudyFolder", rows: int | None) -> "RenderableType":
     table = LiveTable(console_or_pipe())
     table.opened(records, config["trials"])
     footer = table.progress.footer()
-    if running and (left := seconds_left(config, records)) is not None:
+    if running and (left := _seconds_left(config, records)) is not None:
         footer += f"      about {duration(left)} left"
     retrained = [
         f"retrained {path.name}: "

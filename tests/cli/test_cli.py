@@ -18,6 +18,7 @@ from rich.console import Console
 
 from dnas.api.display import LiveTable, PlainLines, short_names
 from dnas.api.opening import opening
+from dnas.api.progress import EXPECTED_WEIGHT
 from dnas.arch import FAMILIES, cost, parse_name
 from dnas.batch.forecast import Forecast, existing
 from dnas.cli import COMMANDS, command_module, main
@@ -483,7 +484,10 @@ def test_status_reads_curves_and_says_whether_a_process_runs_the_study(
     first, second = study.records()
     study.write_record(dataclasses.replace(second, epochs=0, seconds=0.0, val_error=None))
     rate = 1.5 * (12 + 6) / (12 * first.cost["macs"] + 6 * second.cost["macs"])  # seconds per epoch and macs
-    left = rate * (6 * second.cost["macs"] + 2 * 12 * first.cost["macs"])
+    expected = partial(expected_epochs, study.config()["stopping"])
+    prior = EXPECTED_WEIGHT * expected(12) * (first.cost["macs"] + second.cost["macs"]) / 2
+    mean = (prior + 12 * first.cost["macs"]) / (EXPECTED_WEIGHT + 1)  # as in the display of a search
+    left = rate * (expected(12, 6) * second.cost["macs"] + 2 * mean)
     locks = ExitStack()
     locks.enter_context(study.lock())
     assert main(["status", "s", "--json"]) == 0
@@ -561,7 +565,7 @@ def trial_record(number: int, state: str, epochs: int, **rest: object) -> TrialR
 
 def test_remaining_time_is_estimated_from_epochs_of_this_command(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr("dnas.api.display.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("dnas.api.progress.time.monotonic", lambda: clock[0])
     lines = PlainLines()
     records = [trial_record(0, "complete", 10), trial_record(1, "running", 4)]
     lines.opened(records, wanted=4)
@@ -584,7 +588,7 @@ def test_remaining_time_is_estimated_from_epochs_of_this_command(monkeypatch: py
 
 def test_remaining_time_counts_on_early_stopping(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr("dnas.api.display.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("dnas.api.progress.time.monotonic", lambda: clock[0])
     lines = PlainLines()
     lines.expected = partial(expected_epochs, "asha")  # one rung, after 4 of 10 epochs
     lines.opened([], wanted=10)

@@ -191,7 +191,7 @@ def test_commands_name_the_ray_cluster_and_the_budget(tmp_path: Path, monkeypatc
     for key in ("ray", "device", "threads"):
         assert repeated.config()[key] == study.config()[key]
     monkeypatch.chdir(tmp_path / "first")
-    assert main("search --study digits_bc --trials 3 --device cpu --workers 1 -q".split()) == 0
+    assert main(["search", "--study", "digits_bc", "--trials", "3", "--device", "cpu", "--workers", "1", "-q"]) == 0
     assert "ray" not in study.config(), "the last command ran on this machine"
 
     Path("wide.toml").write_text(OWN_ABLATION)
