@@ -145,6 +145,8 @@ class TrialRunner:
                 self.show.step(record, values["done"], values["total"])
             case "epoch":
                 go_on = self.source.on_epoch(record, values)
+                if self.source.run_config.ray is not None:  # the curve is on another machine until the run ends
+                    self._write(record, running.job)
                 self.show.epoch(record, values)
                 self.executor.answer(key, go_on)
             case "done":

@@ -10,6 +10,7 @@ import sys
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from dnas.errors import InputError
 from dnas.executors.worker import Job, Message
 from dnas.formatting import duration
 from dnas.space.parse import load_space
+from dnas.strategy.run import search
 from dnas.strategy.stopping import expected_epochs
 from dnas.study.folder import StudyFolder, find_study
 from dnas.study.record import TrialRecord
@@ -474,6 +476,24 @@ def test_status_counts_trials_by_state(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "6 of 6 trials" in out
     assert f"retrained {best.number}-1: 12.50% test error" in out
     assert "diverged: nan" in out
+
+
+@pytest.mark.parametrize("ray", [None, {}])
+def test_status_shows_the_epochs_of_running_trials_on_ray(
+    ray: dict[str, str] | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Local workers write them into curves, which this executor does not."""
+
+    class Look(PlainLines):
+        def epoch(self, record: TrialRecord, row: dict[str, Any]) -> None:
+            if record.epochs == 2:
+                main(["status", "s", "--json"])
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        search(search_config(1, ray=ray, mirror="none"), Look(quiet=True), AnalyticExecutor())
+    (trial,) = json.loads(capsys.readouterr().out)["trials"]
+    assert (trial["state"], trial["epochs"]) == ("running", 0 if ray is None else 2)
 
 
 def test_status_reads_curves_and_says_whether_a_process_runs_the_study(
