@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -117,6 +118,14 @@ def test_completion_knows_commands_and_options(shell: str, capsys: pytest.Captur
             line = code.format(len(words.split()) - 1, words)
             done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
             assert done.stdout.split() == [completed], done.stderr
+    if shell == "fish" and shutil.which("fish"):
+        Path("studies/mine").mkdir(parents=True)
+        Path("dnas.fish").write_text(script)
+        lines = ("dnas sea", "dnas search --retrain-b", "dnas status m")
+        code = "source dnas.fish; " + "; ".join(f"complete -C '{line}'" for line in lines)
+        done = subprocess.run(["fish", "--no-config", "-c", code], capture_output=True, text=True)
+        words = [line.split()[0] for line in done.stdout.splitlines()]
+        assert words == ["search", "--retrain-best", "mine"], done.stderr
 
 
 def test_cost_prints_the_golden_numbers(capsys: pytest.CaptureFixture[str]) -> None:
