@@ -1,4 +1,4 @@
-"""What is known about a machine without torch: it must never be refused a device that it has."""
+"""Facts about a machine that are known without torch: it must never be refused a device that it has."""
 
 from pathlib import Path
 

@@ -227,9 +227,10 @@ def with_equal_seconds(plan: Plan, folder: StudyFolder, means: RunConfig) -> Pla
             number = max(1, round(target / seconds[variant.name]))
             deviation = number * seconds[variant.name] / target - 1
         epochs[variant.name] = (number, deviation)
-    if folder.exists and plan.kernels is None:
-        kernels = None  # an older version timed the plain modules; the report says so
-    return dataclasses.replace(plan, definition=_with_epochs(definition, epochs), kernels=kernels, needs_timing=False)
+    older = folder.exists and plan.kernels is None  # a version that timed the plain modules; the report says so
+    return dataclasses.replace(
+        plan, definition=_with_epochs(definition, epochs), kernels=None if older else kernels, needs_timing=False
+    )
 
 
 def _with_epochs(definition: Definition, epochs: Mapping[str, tuple[int, float]]) -> Definition:

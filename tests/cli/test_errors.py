@@ -58,7 +58,7 @@ PLACES: dict[str, list[tuple[str, str]]] = {
     "eval": [("eval run.pt", "dnas.export.load_run"), ("eval s", FOLDER + "records")],
     "predict": [("predict run.pt x.png", "dnas.export.load_run"), ("predict s x.png", FOLDER + "records")],
     "completion": [("completion bash", "shtab.complete")],
-    "export": [("export run.pt -o x.pt", "dnas.export.load_run"), ("export s -o x.pt", FOLDER + "records")],
+    "export": [("export run.pt -o x.onnx", "dnas.export.load_run"), ("export s -o x.onnx", FOLDER + "records")],
     "worker": [("worker s --storage postgresql://u@h/d", "dnas.cluster.database.Database.__init__")],
     "pull": [("pull s --storage postgresql://u@h/d", "dnas.cluster.database.Database.__init__")],
     "extend": [("extend s --space tiny", FOLDER + "config")],
