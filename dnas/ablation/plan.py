@@ -13,7 +13,7 @@ from dnas.analysis.pairs import first_look, pairs_needed
 from dnas.arch import format_name
 from dnas.batch.forecast import RECORD_BYTES
 from dnas.batch.planned import PlannedRun
-from dnas.data.parts import size_warnings, summarize
+from dnas.data.summary import size_warnings, summarize
 from dnas.errors import InputError
 from dnas.formatting import count, joined, several, size
 from dnas.study.config import LIST, RunConfig

@@ -1,7 +1,7 @@
 """Output of `dnas search` and `dnas worker` before the search. Imports neither torch nor the analyses."""
 
 from dnas.batch.forecast import existing, forecast
-from dnas.data.parts import size_warnings
+from dnas.data.summary import size_warnings
 from dnas.formatting import count, joined, several
 from dnas.strategy.stopping import LEAST_EPOCHS, Ladder
 from dnas.study.config import SearchConfig

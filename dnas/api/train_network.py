@@ -21,7 +21,7 @@ from dnas.arch import Spec, cost, format_name, parse_name
 from dnas.arch.names import stated_fields
 from dnas.data import Dataset, load_dataset
 from dnas.data.catalog import absolute_name, data_info
-from dnas.data.parts import size_warnings
+from dnas.data.summary import size_warnings
 from dnas.errors import InputError
 from dnas.formatting import count, duration, percent, several, size
 from dnas.io import write_atomic

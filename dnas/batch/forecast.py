@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 
 from dnas.arch import Cost, Spec
-from dnas.data.parts import Summary, size_warnings, summarize
+from dnas.data.summary import Summary, size_warnings, summarize
 from dnas.formatting import count, several, size
 from dnas.space.space import Space, check_fits
 from dnas.strategy.stopping import expected_epochs

@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from dnas.arch import parse_name
     from dnas.data.catalog import data_info
-    from dnas.data.parts import summarize
+    from dnas.data.summary import summarize
     from dnas.training.defaults import check_device_here, check_kernels_name
     from dnas.training.recipe import make_recipe
 

@@ -124,3 +124,16 @@ def choose_augmentation(info: DataInfo, image_size: int, requested: str = "auto"
             f"resized-crop+flip needs image_size above {RESIDENT_IMAGE_SIZE}, but got {image_size}; use crop+flip."
         )
     return requested
+
+
+def check_subset(subset: int, images: int, classes: int) -> None:
+    """Raise `InputError` if `subset` images cannot be chosen from a training part."""
+    if not 2 * classes <= subset <= images:
+        raise InputError(
+            f"subset must be between {2 * classes} (two images per class) and {images} (all), but got {subset}."
+        )
+
+
+def tenth(images: int, classes: int) -> int:
+    """Return the number of images in a part that is a tenth of all, with at least one image per class."""
+    return max((images + 5) // 10, classes)

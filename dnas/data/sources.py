@@ -1,4 +1,4 @@
-"""Named data sets: the location of their files under the data root, and their readers."""
+"""Readers of the named data sets."""
 
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -7,26 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from dnas.data.catalog import DATASETS
+from dnas.data.files import ARCHIVES, FILES, stamps
 from dnas.data.images import Progress
 from dnas.data.split import choose
 from dnas.errors import InputError
-
-_CIFAR10, _CIFAR100 = "cifar-10-batches-py", "cifar-100-python"
-
-# Files under the data root from which each part of a data set is read.
-_FILES: dict[tuple[str, str], tuple[str, ...]] = {
-    ("cifar10", "train"): (f"{_CIFAR10}/batches.meta", *(f"{_CIFAR10}/data_batch_{i}" for i in range(1, 6))),
-    ("cifar10", "test"): (f"{_CIFAR10}/batches.meta", f"{_CIFAR10}/test_batch"),
-    ("cifar100", "train"): (f"{_CIFAR100}/meta", f"{_CIFAR100}/train"),
-    ("cifar100", "test"): (f"{_CIFAR100}/meta", f"{_CIFAR100}/test"),
-    ("svhn", "train"): ("train_32x32.mat", "extra_32x32.mat"),
-    ("svhn", "test"): ("test_32x32.mat",),
-    ("svhn:train", "train"): ("train_32x32.mat",),
-    ("svhn:train", "test"): ("test_32x32.mat",),
-}
-
-# Archives that a user without network access puts under the data root.
-_ARCHIVES = {"cifar10": "cifar-10-python.tar.gz", "cifar100": "cifar-100-python.tar.gz"}
 
 _IMAGENET_ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz")
 
@@ -41,16 +25,7 @@ class NamedPart:
 
     def stamps(self) -> list[tuple[str, int, int]] | None:
         """Return (file, bytes, mtime in ns) of each of its files; None if files are missing, and for the digits."""
-        try:
-            stats = [(file, (self.root / file).stat()) for file in _FILES[self.name, self.part]]
-        except (OSError, KeyError):
-            return None
-        return [(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
-
-    def is_here(self) -> bool:
-        """Return whether its files, or the archive that contains them, exist."""
-        archive = self.root / _ARCHIVES.get(self.name, "")
-        return self.name == "digits" or self.stamps() is not None or archive.is_file()
+        return stamps(self.name, self.part, self.root)
 
     def read(self, progress: Progress) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
         """Read images uint8 [N, C, H, W], labels int64 [N] and class names. Missing files are downloaded.
@@ -66,9 +41,9 @@ class NamedPart:
         if self.stamps() is None:
             progress(f"downloading {title} into {self.root}")
         try:
-            images, labels, names = self._cifar() if self.name in _ARCHIVES else self._svhn()
+            images, labels, names = self._cifar() if self.name in ARCHIVES else self._svhn()
         except (OSError, RuntimeError, EOFError, TarError, HTTPException) as error:
-            required_files = _ARCHIVES.get(self.name) or " and ".join(_FILES[self.name, self.part])
+            required_files = ARCHIVES.get(self.name) or " and ".join(FILES[self.name, self.part])
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise InputError(
                 f"{title} is missing and cannot be downloaded ({reason}); put {required_files} into {self.root}."
@@ -85,7 +60,7 @@ class NamedPart:
     def _svhn(self) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
         from torchvision.datasets import SVHN
 
-        splits = [file.removesuffix("_32x32.mat") for file in _FILES[self.name, self.part]]
+        splits = [file.removesuffix("_32x32.mat") for file in FILES[self.name, self.part]]
         read = [SVHN(str(self.root), split=split, download=True) for split in splits]
         images = np.concatenate([data.data for data in read])
         labels = np.concatenate([data.labels for data in read]).astype(np.int64)

@@ -8,6 +8,8 @@ import math
 
 import numpy as np
 
+from dnas.data.catalog import tenth
+
 VALIDATION, SUBSET = 0, 1  # one random stream per purpose, so that the two choices are independent
 
 
@@ -95,8 +97,3 @@ def tenth_of_groups(labels: np.ndarray, groups: np.ndarray, order: np.ndarray, s
             if candidates:
                 choose_group(min(candidates, key=lambda group: sizes[group, -1]))
     return np.flatnonzero(chosen[numbers])
-
-
-def tenth(images: int, classes: int) -> int:
-    """Return the number of images in a part that is a tenth of all, with at least one image per class."""
-    return max((images + 5) // 10, classes)

@@ -24,7 +24,7 @@ from dnas.api.progress import EXPECTED_WEIGHT
 from dnas.arch import FAMILIES, cost, parse_name
 from dnas.batch.forecast import Forecast, existing
 from dnas.cli import COMMANDS, command_module, main
-from dnas.data.parts import summarize
+from dnas.data.summary import summarize
 from dnas.errors import InputError
 from dnas.executors.worker import Job, Message
 from dnas.formatting import duration

@@ -7,7 +7,7 @@ import torch
 import dnas
 from dnas.data import load_dataset
 from dnas.data.catalog import data_info
-from dnas.data.parts import summarize
+from dnas.data.summary import summarize
 from dnas.errors import InputError
 
 

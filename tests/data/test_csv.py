@@ -8,7 +8,7 @@ import torch
 
 from dnas.data import images, load_dataset
 from dnas.data.listing import held_out_units
-from dnas.data.parts import summarize
+from dnas.data.summary import summarize
 from dnas.data.table import list_csv
 from dnas.errors import InputError
 from tests.support.data_files import noise

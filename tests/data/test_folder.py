@@ -14,7 +14,7 @@ from PIL import Image
 
 from dnas.data import cache, images, load_dataset
 from dnas.data.images import fit, to_array
-from dnas.data.parts import summarize
+from dnas.data.summary import summarize
 from dnas.errors import InputError
 from tests.support.data_files import noise, write_folder
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dnas.data import images, load_dataset
-from dnas.data.parts import summarize
+from dnas.data.summary import summarize
 from dnas.errors import InputError
 from tests.support.data_files import noise
 

@@ -12,7 +12,7 @@ import torch
 from torchvision.datasets import CIFAR10, CIFAR100, SVHN, imagenet
 
 from dnas.data import load_dataset
-from dnas.data.sources import _FILES
+from dnas.data.files import FILES
 from dnas.errors import InputError
 from tests.support.data_files import write_cifar, write_folder, write_imagenet_archives, write_svhn
 
@@ -79,8 +79,8 @@ def test_file_names_equal_those_of_torchvision():
     for name, reader in (("cifar10", CIFAR10), ("cifar100", CIFAR100)):
         for part in ("train", "test"):
             files = [reader.meta["filename"], *(f for f, _ in getattr(reader, f"{part}_list"))]
-            assert [f"{reader.base_folder}/{file}" for file in files] == list(_FILES[name, part])
-    assert _FILES["svhn", "train"] == tuple(SVHN.split_list[split][1] for split in ("train", "extra"))
+            assert [f"{reader.base_folder}/{file}" for file in files] == list(FILES[name, part])
+    assert FILES["svhn", "train"] == tuple(SVHN.split_list[split][1] for split in ("train", "extra"))
 
 
 def test_svhn_with_and_without_extra(alone, monkeypatch):
