@@ -134,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
         print(describe(plan), flush=True)
         from dnas.batch.estimate import describe_time
 
-        print(f"{describe_time(plan)}\nnothing was trained; remove --dry-run to start")
+        print(f"{describe_time(plan)}\nnothing was trained; leave out --dry-run to start")
         return 0
     header = search.opening()  # also checks the study on disk
     if not quiet:
