@@ -35,7 +35,7 @@ weight_decay = 2e-4"""  # no newline at its end
 def _without_training(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("dnas.strategy.run", "dnas.batch.runs"):
         monkeypatch.setattr(f"{module}.LocalExecutor", lambda workers, devices: AnalyticExecutor())
-    monkeypatch.setattr("dnas.training.forkserver.start_forkserver", lambda modules: None)
+    monkeypatch.setattr("dnas.training.forkserver.start_forkserver", lambda *modules: None)
 
 
 def repeat(script: Script, folder: Path, monkeypatch: pytest.MonkeyPatch) -> StudyFolder:
