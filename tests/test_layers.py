@@ -16,10 +16,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # The modules at the top of the package, and its packages, lowest first. Each imports only from the same line or from
 # lines above it, also inside functions.
 ORDER = [
-    ["dnas", "dnas.errors", "dnas.formatting", "dnas.io", "dnas.machine"],
+    ["dnas", "dnas.errors", "dnas.formatting", "dnas.io", "dnas.machine", "dnas.plugins"],
     ["dnas.arch"],
     ["dnas.nn", "dnas.data"],
-    ["dnas.training"],
+    ["dnas.training", "dnas.testing"],
     ["dnas.space"],
     ["dnas.study"],
     ["dnas.executors"],
@@ -35,7 +35,7 @@ ORDER = [
     ["dnas.cli"],
     ["dnas.__main__"],
 ]
-TOP_MODULES = {"__init__", "__main__", "errors", "io", "formatting", "machine", "export"}
+TOP_MODULES = {"__init__", "__main__", "errors", "io", "formatting", "machine", "export", "plugins", "testing"}
 # The modules that may import each heavy package.
 HOMES = {
     "argparse": {"dnas.cli"},
@@ -43,6 +43,7 @@ HOMES = {
         "dnas.nn",
         "dnas.data",
         "dnas.training",
+        "dnas.testing",
         "dnas.executors",
         "dnas.strategy",
         "dnas.batch",

@@ -301,7 +301,7 @@ class _Reader:
             if spec is None:
                 return name
             base.family = FAMILIES[spec.family]
-            base.fields = {f.name: getattr(spec, f.name) for f in dataclasses.fields(spec) if f.init}
+            base.fields = {f.name: getattr(spec, f.name) for f in dataclasses.fields(spec)}
             if "depth" in stated_fields(str(network)):
                 layers = base.fields.pop(base.family.layers)
                 base.fields |= {"depth": spec.depth, base.family.count: len(layers)}

@@ -107,7 +107,7 @@ class Base:
         spec = self.spec_with({})
         if factor == self.family.count:
             return len(getattr(spec, self.family.layers))
-        return spec.stem_width if factor == "stem_channels" else getattr(spec, factor)
+        return getattr(spec, "stem_width" if factor == "stem_channels" else factor)
 
     def identity_with(self, changes: Mapping[str, Any]) -> tuple[Any, ...]:
         return identity(self.spec_with(changes), self.recipe_with(changes), self.data_with(changes))

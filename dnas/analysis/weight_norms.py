@@ -238,7 +238,12 @@ def _history(plain: Mapping[str, Any], sizes: Mapping[str, int], path: Path) -> 
 
 
 def weight_sizes(spec: Spec) -> dict[str, int]:
-    """Number of weights of each convolution of `spec` and of its classifier's matrix, by parameter name."""
+    """Return the number of weights of each convolution and of the classifier's matrix, by parameter name.
+
+    Networks of plugins have no sizes.
+    """
+    if not isinstance(spec, DenseNetSpec | ResNetSpec):
+        return {}
     sizes = {}
     for layer in spec.layers():
         match layer.kind:

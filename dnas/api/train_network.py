@@ -174,7 +174,7 @@ def _load(config: TrainConfig, device: str, group: Group, note: Callable[..., No
             config.dataset,
             data_root=config.data_root,
             image_size=side,
-            stem=named.stem,
+            stem=getattr(named, "stem", "small"),
             subset=config.subset,
             split_seed=config.split_seed,
             augmentation=config.augment,

@@ -9,22 +9,18 @@ Conventions:
   with cross entropy, with the plain modules of `dnas.nn` on a CPU at the stated batch size. Parameters and running
   statistics are not included.
 
-The conventions are the same for every family. One module per family implements them.
+The conventions are the same for every family, whose terms `Family.layer_terms` returns.
 """
 
 from dataclasses import dataclass
-from types import ModuleType
 
-from dnas.arch import densenet_cost, resnet_cost
-from dnas.arch.families import Spec
+from dnas.arch.families import FAMILIES
+from dnas.arch.spec import Spec
 from dnas.arch.terms import FLOAT_BYTES, Terms
 
 __all__ = ["DEFAULT_BATCH", "FLOAT_BYTES", "Cost", "LayerCost", "cost", "layer_costs"]
 
 DEFAULT_BATCH = 64  # batch size of the paper
-
-# Each module defines network_terms(spec) -> Iterator[Terms] and layer_terms(spec, layer) -> Terms.
-_MODELS: dict[str, ModuleType] = {"densenet": densenet_cost, "resnet": resnet_cost}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +48,9 @@ class LayerCost:
 
 
 def cost(spec: Spec, batch: int = DEFAULT_BATCH) -> Cost:
-    """Return the cost of a network, in time that does not depend on its depth."""
+    """Return the cost of a network. For the shipped families, the time does not depend on its depth."""
     params = macs = kept = once = extra = 0
-    for terms in _MODELS[spec.family].network_terms(spec):
+    for terms in FAMILIES[spec.family].terms(spec):
         params += terms.params
         macs += terms.macs
         kept += terms.kept
@@ -65,9 +61,9 @@ def cost(spec: Spec, batch: int = DEFAULT_BATCH) -> Cost:
 
 def layer_costs(spec: Spec, batch: int = DEFAULT_BATCH) -> list[LayerCost]:
     """Return the cost of each layer in the order of execution. The costs add up to `cost(spec, batch)`."""
-    costs = []
+    costs, family = [], FAMILIES[spec.family]
     for layer in spec.layers():
-        terms = _MODELS[spec.family].layer_terms(spec, layer)
+        terms = family.layer_terms(spec, layer)
         costs.append(
             LayerCost(
                 layer.name,

@@ -6,14 +6,15 @@ consumer concatenates the sources that the connectivity selects for it.
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property, lru_cache
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from dnas.arch.layer import Layer, Source, after_imagenet_stem
-from dnas.arch.validation import check_real, check_stem, check_whole, digest_of, nearest_depths, read_fields, to_plain
+from dnas.arch.spec import Spec
+from dnas.arch.validation import check_real, check_stem, check_whole, nearest_depths
 from dnas.errors import InputError
 
 CONNECTIVITIES = ("dense", "window:N", "log", "none")
@@ -47,7 +48,7 @@ def evenly_spread(count: int, layers: int) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class DenseNetSpec:
+class DenseNetSpec(Spec):
     """Specification of one DenseNet. Raises `InputError` if no such network exists.
 
     block_layers: Number of layers of each block.
@@ -58,12 +59,11 @@ class DenseNetSpec:
     stem_channels: Output channels of the stem. None follows the paper: 2k with a bottleneck, else 16.
     dropout: Dropout rate after each convolution but the first, as in the paper (section 4.2).
     connectivity: `dense`, `window:N`, `log` or `none`; see `sources_of`.
-    in_channels: Channels of the input images.
-    image_size: Side of the square input in pixels.
-    classes: Number of classes.
     wider_layers: Layers that add one map more than their block's k, for network sizes that no integer k reaches. Either
         a number of layers, spread evenly over the network, or their numbers, counted from 1 through all blocks.
     """
+
+    family: ClassVar[str] = "densenet"
 
     block_layers: tuple[int, ...]
     growth_rate: int | tuple[int, ...] = 12
@@ -73,11 +73,7 @@ class DenseNetSpec:
     stem_channels: int | None = None
     dropout: float = 0.0
     connectivity: str = "dense"
-    in_channels: int = 3
-    image_size: int = 32
-    classes: int = 10
     wider_layers: int | tuple[int, ...] = 0
-    family: str = field(default="densenet", init=False)
 
     def __post_init__(self) -> None:
         put = object.__setattr__
@@ -113,9 +109,8 @@ class DenseNetSpec:
             raise InputError(
                 f"connectivity must be one of {', '.join(CONNECTIVITIES)} (N >= 1), but got {self.connectivity!r}."
             )
-        check_whole("in_channels", self.in_channels, 1)
-        check_whole("image_size", self.image_size, 1)
-        check_whole("classes", self.classes, 1)
+        for name in ("in_channels", "image_size", "classes"):
+            check_whole(name, getattr(self, name), 1)
         put(self, "wider_layers", self._checked_wider_layers())
         for block, shape in enumerate(self._blocks, 1):
             if shape.out_channels < 1:
@@ -167,15 +162,6 @@ class DenseNetSpec:
             raise nearest_depths(name, depth, fixed, period)
         return cls(block_layers=(layers,) * blocks, bottleneck=bottleneck, **rest)
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Return the spec from the values of `to_dict`."""
-        return cls(**read_fields(cls, values))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Convert to plain values for JSON. `from_dict` returns an equal spec."""
-        return to_plain(self)
-
     @property
     def blocks(self) -> int:
         return len(self.block_layers)
@@ -214,11 +200,6 @@ class DenseNetSpec:
     def title(self) -> str:
         """Name of the variant in the paper: DenseNet, DenseNet-B, DenseNet-C or DenseNet-BC."""
         return family_name(self.bottleneck, self.compression)
-
-    @cached_property
-    def digest(self) -> str:
-        """16 hex digits that are equal for two specs if and only if they describe the same network."""
-        return digest_of(self._normal_form())
 
     def _normal_form(self) -> dict[str, Any]:
         values = self.to_dict()

@@ -1,9 +1,6 @@
 """Layers of networks of any family, as used by the module generator, the cost model and the analysis."""
 
 from dataclasses import dataclass
-from typing import Literal
-
-LayerKind = Literal["stem", "dense", "transition", "unit", "classifier"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +15,7 @@ class Source:
 class Layer:
     """One layer of a network. A dense layer or a residual unit is one layer with all its convolutions.
 
+    kind: `stem`, `dense`, `transition`, `unit` or `classifier`. Plugins may use other words.
     block: Dense block or stage of residual units, counted from 1. The stem has block 0, and a transition or classifier
         has the block before it.
     index: Position in the block, counted from 1; 0 outside blocks.
@@ -26,7 +24,7 @@ class Layer:
     """
 
     name: str
-    kind: LayerKind
+    kind: str
     block: int
     index: int
     sources: tuple[Source, ...]

@@ -13,7 +13,8 @@ from typing import Any
 
 from dnas.arch.cost import cost
 from dnas.arch.densenet import DenseNetSpec, evenly_spread
-from dnas.arch.families import FAMILIES, Spec
+from dnas.arch.families import FAMILIES
+from dnas.arch.spec import Spec
 from dnas.errors import InputError
 
 MEASURES = ("params", "macs")

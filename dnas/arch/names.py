@@ -5,15 +5,19 @@
 
 `densenet` has no bottleneck and θ = 1, `densenet-b` a bottleneck of 4, `densenet-c` θ = 0.5, and `densenet-bc` both.
 `resnet` is a pre-activation ResNet of basic units, `resnet-b` one of bottleneck units with expansion 4.
+
+The names of a plugin's family state the fields of its spec: `vgg:convs=1-2-2,width=16,size=8`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from dnas.arch.densenet import DenseNetSpec
-from dnas.arch.families import FAMILIES, Spec
+from dnas.arch.families import FAMILIES
 from dnas.arch.resnet import ResNetSpec
+from dnas.arch.spec import Spec
+from dnas.arch.validation import field_types
 from dnas.errors import InputError, did_you_mean, unknown
 
 
@@ -169,14 +173,40 @@ _RESNET = _Grammar(
 )
 _KINDS = {kind: grammar for grammar in (_DENSENET, _RESNET) for kind in grammar.kinds}
 _GRAMMARS = {grammar.family: grammar for grammar in (_DENSENET, _RESNET)}
+FAMILIES.reserve([*_KINDS, *PRESETS])
+
+
+def _grammar_of(family: str) -> _Grammar:
+    """Return the grammar of a family. A plugin's keys are the fields of its spec."""
+    if family not in _GRAMMARS:
+        spec = FAMILIES[family].spec
+        aliases = {key.field: name for name, key in _SHARED_KEYS.items()}
+        keys = {aliases.get(name, name): _key_of(name, types) for name, types in field_types(spec).items()}
+        if FAMILIES[family].has_depth:
+            keys |= {"L": _Key("depth", int, "20"), FAMILIES[family].count: _Key(FAMILIES[family].count, int, "3")}
+        _GRAMMARS[family] = _Grammar(family, {family: {}}, keys, f"{FAMILIES[family].layers}=2-2-2")
+    return _GRAMMARS[family]
+
+
+def _key_of(field: str, types: set[object]) -> _Key:
+    """Return the key of a plugin's field with values of these types."""
+    if tuple[int, ...] in types:
+        return _Key(field, _ints, "16 or 16-32") if int in types else _Key(field, _list, "2-2-2")
+    if int in types:
+        return _Key(field, int, "16")
+    return _Key(field, float, "0.5") if float in types else _Key(field, str, "text")
 
 
 def stated_fields(name: str) -> set[str]:
     """Return the fields that a name states explicitly, not those that its preset or kind implies."""
     head, _, tail = name.strip().partition(":")
-    grammar = _GRAMMARS[PRESETS[head]().family] if head in PRESETS else _KINDS[head]
+    grammar = _grammar_of(PRESETS[head]().family if head in PRESETS else _family_of_kind(head))
     keys = [pair.partition("=")[0].strip() for pair in tail.split(",")]
     return {grammar.keys[grammar.spellings[key]].field for key in keys if key in grammar.spellings}
+
+
+def _family_of_kind(kind: str) -> str:
+    return _KINDS[kind].family if kind in _KINDS else kind
 
 
 def parse_name(name: str) -> Spec:
@@ -188,15 +218,15 @@ def parse_name(name: str) -> Spec:
     if head in PRESETS:
         base = PRESETS[head]()
         return _varied(name, base, _GRAMMARS[base.family].read_pairs(name, tail)) if colon else base
-    if head not in _KINDS:
-        raise unknown("network", head, [*_KINDS, *PRESETS])
-    grammar = _KINDS[head]
+    if head not in _KINDS and head not in FAMILIES:
+        raise unknown("network", head, {*_KINDS, *PRESETS, *FAMILIES})
+    grammar = _grammar_of(_family_of_kind(head))
     family = FAMILIES[grammar.family]
     values = dict(grammar.kinds[head]) | grammar.read_pairs(name, tail)
     if family.layers in values and ("depth" in values or family.count in values):
-        given = "layers of each block" if grammar is _DENSENET else "units of each stage"
+        given = "units of each stage" if grammar is _RESNET else "layers of each block"
         raise InputError(f"{name!r} has both a depth and the {given}; use only one of them.")
-    if family.layers not in values and "depth" not in values:
+    if family.has_depth and family.layers not in values and "depth" not in values:
         raise InputError(f"{name!r} needs a depth or its {family.count}: {head}:{grammar.example.format(head)}.")
     return family.make(values)
 
@@ -206,28 +236,32 @@ def _varied(name: str, base: Spec, values: dict[str, Any]) -> Spec:
     if "depth" in values or family.count in values:
         other = "densenet-bc:L=...,k=..." if base.family == "densenet" else "resnet:L=...,width=..."
         raise InputError(f"{name!r}: the depth of a preset cannot be changed; write it as {other} instead.")
-    return family.make({f.name: getattr(base, f.name) for f in fields(base) if f.init} | values)
+    return family.make({name: getattr(base, name) for name in field_types(type(base))} | values)
 
 
 def format_name(spec: Spec) -> str:
     """Return the shortest name of `spec` in the grammar, for which `parse_name(format_name(spec)) == spec`."""
-    kind, family_parts = _format_densenet(spec) if isinstance(spec, DenseNetSpec) else _format_resnet(spec)
-    grammar = _GRAMMARS[spec.family]
-    parts = [*_format_depth(spec, grammar), *family_parts]
-    if spec.bottleneck != grammar.kinds[kind]["bottleneck"]:
-        parts.append(f"b={spec.bottleneck}")
+    if isinstance(spec, DenseNetSpec):
+        kind, parts = _format_densenet(spec)
+    elif isinstance(spec, ResNetSpec):
+        kind, parts = _format_resnet(spec)
+    else:
+        return f"{spec.family}:{','.join(_format_changed(spec, list(_grammar_of(spec.family).keys)))}"
+    last = ("stem", "stem_channels", "dropout", "connect", "drop", "channels", "size", "classes")
+    return f"{kind}:{','.join([*_format_depth(spec), *parts, *_format_changed(spec, last)])}"
+
+
+def _format_changed(spec: Spec, keys: Sequence[str]) -> list[str]:
+    """Return `key=value` for each of the keys whose value is not the default."""
     defaults = {f.name: f.default for f in fields(spec)}
-    for key in ("stem", "stem_channels", "dropout", "connect", "drop", "channels", "size", "classes"):
-        if (
-            key in grammar.keys
-            and (value := getattr(spec, grammar.keys[key].field)) != defaults[grammar.keys[key].field]
-        ):
-            parts.append(f"{key}={value}")
-    return f"{kind}:{','.join(parts)}"
+    known = _grammar_of(spec.family).keys
+    names = {key: known[key].field for key in keys if key in known and known[key].field in defaults}
+    values = {key: getattr(spec, name) for key, name in names.items() if getattr(spec, name) != defaults[name]}
+    return [f"{key}={_joined(value)}" for key, value in values.items()]
 
 
-def _format_depth(spec: Spec, grammar: _Grammar) -> list[str]:
-    family = FAMILIES[spec.family]
+def _format_depth(spec: DenseNetSpec | ResNetSpec) -> list[str]:
+    family, grammar = FAMILIES[spec.family], _GRAMMARS[spec.family]
     layers = getattr(spec, family.layers)
     if len(set(layers)) > 1:
         key = next(key for key, entry in grammar.keys.items() if entry.field == family.layers)
@@ -245,12 +279,18 @@ def _format_densenet(spec: DenseNetSpec) -> tuple[str, list[str]]:
         parts.append(f"wider={prefix}{_joined(spec.wider_layers)}")
     if spec.compression != _DENSENET.kinds[kind]["compression"]:
         parts.append(f"theta={spec.compression!r}")
-    return kind, parts
+    return kind, [*parts, *_format_bottleneck(spec)]
 
 
 def _format_resnet(spec: ResNetSpec) -> tuple[str, list[str]]:
-    return "resnet-b" if spec.bottleneck else "resnet", [f"width={_joined(spec.width)}"] if spec.width != 16 else []
+    width = [f"width={_joined(spec.width)}"] if spec.width != 16 else []
+    return "resnet-b" if spec.bottleneck else "resnet", [*width, *_format_bottleneck(spec)]
 
 
-def _joined(numbers: int | tuple[int, ...]) -> str:
-    return "-".join(map(str, numbers if isinstance(numbers, tuple) else [numbers]))
+def _format_bottleneck(spec: DenseNetSpec | ResNetSpec) -> list[str]:
+    return [f"b={spec.bottleneck}"] if spec.bottleneck not in (0, 4) else []  # the kind states 0 or 4
+
+
+def _joined(value: object) -> str:
+    """Return `1-2-2` for a tuple, and any other value as text."""
+    return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)

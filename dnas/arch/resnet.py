@@ -18,20 +18,21 @@ which is 10.2M. For L = 110 without bottleneck both result in 1.7M. Table 2 of t
 1202, which is not the size of that network: He et al. (CVPR 2016, Table 6) count 19.4M, and so does dnas.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from dnas.arch.layer import Layer, Source, after_imagenet_stem, halved
-from dnas.arch.validation import check_real, check_stem, check_whole, digest_of, nearest_depths, read_fields, to_plain
+from dnas.arch.spec import Spec
+from dnas.arch.validation import check_real, check_stem, check_whole, nearest_depths
 from dnas.errors import InputError
 
 FAMILY_NAME = "pre-activation ResNet"
 
 
 @dataclass(frozen=True)
-class ResNetSpec:
+class ResNetSpec(Spec):
     """Specification of one pre-activation ResNet. Raises `InputError` if no such network exists.
 
     stage_units: Number of residual units of each stage.
@@ -42,10 +43,9 @@ class ResNetSpec:
         of n has l/n times this probability (Huang et al. 2016, equation 4).
     stem: `small` is a 3×3 convolution; `imagenet` is a 7×7 convolution of stride 2 and a 3×3 max pool of stride 2.
     stem_channels: Output channels of the stem. None is the width of the first stage.
-    in_channels: Channels of the input images.
-    image_size: Side of the square input in pixels.
-    classes: Number of classes.
     """
+
+    family: ClassVar[str] = "resnet"
 
     stage_units: tuple[int, ...]
     width: int | tuple[int, ...] = 16
@@ -53,10 +53,6 @@ class ResNetSpec:
     stochastic_depth: float = 0.0
     stem: str = "small"
     stem_channels: int | None = None
-    in_channels: int = 3
-    image_size: int = 32
-    classes: int = 10
-    family: str = field(default="resnet", init=False)
 
     def __post_init__(self) -> None:
         put = object.__setattr__
@@ -87,9 +83,8 @@ class ResNetSpec:
         check_stem(self.stem)
         if self.stem_channels is not None:
             check_whole("stem_channels", self.stem_channels, 1)
-        check_whole("in_channels", self.in_channels, 1)
-        check_whole("image_size", self.image_size, 1)
-        check_whole("classes", self.classes, 1)
+        for name in ("in_channels", "image_size", "classes"):
+            check_whole(name, getattr(self, name), 1)
 
     @classmethod
     def of_depth(cls, depth: int, *, stages: int = 3, bottleneck: int = 0, **rest: Any) -> Self:
@@ -105,15 +100,6 @@ class ResNetSpec:
         if remainder or units < 1:
             raise nearest_depths(FAMILY_NAME + " with bottlenecks" * bool(bottleneck), depth, 2, period)
         return cls(stage_units=(units,) * stages, bottleneck=bottleneck, **rest)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Return the spec from the values of `to_dict`."""
-        return cls(**read_fields(cls, values))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Convert to plain values for JSON. `from_dict` returns an equal spec."""
-        return to_plain(self)
 
     @property
     def stages(self) -> int:
@@ -148,10 +134,8 @@ class ResNetSpec:
         units = sum(self.stage_units)
         return tuple(self.stochastic_depth * unit / units for unit in range(1, units + 1))
 
-    @cached_property
-    def digest(self) -> str:
-        """16 hex digits that are equal for two specs if and only if they describe the same network."""
-        return digest_of(self.to_dict() | {"stem_channels": self.stem_width, "width": list(self.widths)})
+    def _normal_form(self) -> dict[str, Any]:
+        return self.to_dict() | {"stem_channels": self.stem_width, "width": list(self.widths)}
 
     @cached_property
     def _stages(self) -> tuple["_Stage", ...]:

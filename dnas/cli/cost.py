@@ -17,7 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "name",
         metavar="NAME",
-        help="a preset such as densenet121 or resnet_164, or a network such as densenet-bc:L=100,k=12,theta=0.5",
+        help="a preset such as densenet121 or resnet_164, or a network such as densenet-bc:L=100,k=12,theta=0.5; a"
+        " plugin's family has names such as vgg:convs=1-2-2 (docs/plugins.md)",
     )
     add("--batch", type=whole_number(1), default=64, metavar="N", help="images per training step (default: 64)")
     output = parser.add_argument_group("output")

@@ -30,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", metavar="NAME", help="a space's name, or a file that ends with .toml")
     group = parser.add_argument_group("template of a new space")
     group.add_argument(
-        "--family", metavar="NAME", help="family of its networks: densenet or resnet (default: densenet)"
+        "--family",
+        metavar="NAME",
+        help="family of its networks: densenet, resnet, or that of a plugin (default: densenet)",
     )
     group.add_argument("--dataset", metavar="DATA", help="data set that its networks are trained on (default: cifar10)")
     add_json(parser.add_argument_group("output"))

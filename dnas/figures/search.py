@@ -22,7 +22,6 @@ from dnas.figures.style import (
     GREEN,
     GREY,
     INK,
-    KINDS,
     ORANGE,
     PURPLE,
     QUIET,
@@ -32,7 +31,7 @@ from dnas.figures.style import (
     error_axis,
     styled,
 )
-from dnas.figures.training import kind_handles
+from dnas.figures.training import kind_colours, kind_handles
 from dnas.formatting import duration, joined, several
 
 STATES = {
@@ -425,6 +424,7 @@ def plot_attainment(
 def plot_diagram(spec: Spec) -> Figure:
     """Plot a network from left to right, with one bar per layer. Its height is the number of channels that it reads."""
     costs = layer_costs(spec)
+    colours = kind_colours(costs)
     parts = [part_of(cost.name) for cost in costs]
     max_channels = max(cost.in_channels for cost in costs)
     with styled():
@@ -434,7 +434,7 @@ def plot_diagram(spec: Spec) -> Figure:
             range(len(costs)),
             [cost.in_channels for cost in costs],
             width=0.86 if len(costs) < 90 else 1.0,
-            color=[KINDS[cost.kind] for cost in costs],
+            color=[colours[cost.kind] for cost in costs],
         )
         added_channels = [cost.out_channels if cost.kind == "dense" else 0 for cost in costs]
         axes.bar(
@@ -451,12 +451,12 @@ def plot_diagram(spec: Spec) -> Figure:
         for part in dict.fromkeys(parts):
             rows = [i for i, name in enumerate(parts) if name == part]
             side = costs[rows[0]].size
-            if len(rows) > 1 or part.startswith("block"):
+            if len(rows) > 1 or part.startswith(("block", "stage")):
                 ticks.append((rows[0] + rows[-1]) / 2)
                 names.append(f"{part}\n{len(rows)} layer{'s' * (len(rows) > 1)}, {side}×{side}")
         axes.set_xticks(ticks, names, fontsize=8)
         axes.tick_params(axis="x", length=0)
-        handles = [Patch(color=BLUE, label="maps that a layer adds")]
+        handles = [Patch(color=BLUE, label="maps that a layer adds")] if any(added_channels) else []
         handles += kind_handles(costs)
         figure.legend(handles=handles, loc="outside lower left", ncols=5, handlelength=1, columnspacing=1.4)
     return figure

@@ -1,5 +1,6 @@
 """Figures of training: learning curves, weight norms, and the cost of each layer."""
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,7 +19,21 @@ from dnas.analysis.efficiency import cost_by_part, part_of
 from dnas.arch import LayerCost, Spec, layer_costs
 from dnas.errors import InputError
 from dnas.figures.heatmap import add_colorbar, draw_heatmap, ticks_at_cells
-from dnas.figures.style import BLUE, COLOURS, GREY, KINDS, QUIET, UNFINISHED, canvas, error_axis, lay_out, styled
+from dnas.figures.style import (
+    BLUE,
+    COLOURS,
+    GREEN,
+    GREY,
+    KINDS,
+    PURPLE,
+    QUIET,
+    SKY,
+    UNFINISHED,
+    canvas,
+    error_axis,
+    lay_out,
+    styled,
+)
 from dnas.formatting import percent, several
 
 DENSE_POINTS, DENSE_LINES = 20_000, 1_000  # above either, the faint curves are rasterized
@@ -262,7 +277,8 @@ def plot_layer_costs(spec: Spec) -> Figure:
     with styled():
         figure = canvas(3.4, text)
         upper, lower = figure.subplots(2, 1, sharex=True)
-        colours = [KINDS[cost.kind] for cost in costs]
+        by_kind = kind_colours(costs)
+        colours = [by_kind[cost.kind] for cost in costs]
         for axes, key, label in ((upper, "params", "params"), (lower, "macs", "multiply-adds")):
             values = np.array([getattr(cost, key) for cost in costs], dtype=float)
             unit, name = next(((u, n) for u, n in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if values.max() >= u), (1.0, ""))
@@ -287,10 +303,17 @@ _KIND_WORDS = {
 }
 
 
+def kind_colours(costs: Sequence[LayerCost]) -> dict[str, str]:
+    """Return the colour of each kind of layer, the shipped kinds first. Other kinds have other colours."""
+    kinds = dict.fromkeys(cost.kind for cost in costs)
+    others = [kind for kind in kinds if kind not in KINDS]
+    shipped = {kind: KINDS[kind] for kind in _KIND_WORDS if kind in kinds}
+    return shipped | dict(zip(others, itertools.cycle((SKY, GREEN, PURPLE)), strict=False))
+
+
 def kind_handles(costs: Sequence[LayerCost]) -> list[Patch]:
     """Return one entry of a legend for each kind of layer."""
-    kinds = {cost.kind for cost in costs}
-    return [Patch(color=KINDS[kind], label=word) for kind, word in _KIND_WORDS.items() if kind in kinds]
+    return [Patch(color=colour, label=_KIND_WORDS.get(kind, kind)) for kind, colour in kind_colours(costs).items()]
 
 
 def _name_columns(axes: Axes, parts: list[str]) -> None:

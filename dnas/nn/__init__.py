@@ -1,13 +1,13 @@
 """PyTorch modules of all network families, one file per family."""
 
 import logging
-from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import cast
 
 from torch import nn
 
 from dnas.arch import DenseNetSpec, Spec
+from dnas.arch.families import family_of
 from dnas.nn.densenet import DenseNet
 from dnas.nn.kernels import unavailable_reason
 from dnas.nn.kernels.autotune import fastest_kernels
@@ -15,15 +15,13 @@ from dnas.nn.resnet import ResNet
 
 log = logging.getLogger(__name__)
 
-FAMILIES: dict[str, Callable[[Any], nn.Module]] = {"densenet": DenseNet, "resnet": ResNet}
-
 
 def build(spec: Spec) -> nn.Module:
     """Build the network that `spec` describes, initialised from torch's global generator.
 
     The network maps images [N, in_channels, image_size, image_size] to logits [N, classes].
     """
-    return FAMILIES[spec.family](spec)
+    return cast(nn.Module, family_of(spec.family).module(spec))
 
 
 def resolve_kernels(name: str, spec: Spec, device: str, batch_size: int, compile_net: bool = False) -> str:
@@ -61,4 +59,4 @@ def kernels_or_plain(name: str) -> str:
     return name
 
 
-__all__ = ["FAMILIES", "DenseNet", "ResNet", "build", "kernels_or_plain", "resolve_kernels", "use_kernels"]
+__all__ = ["DenseNet", "ResNet", "build", "kernels_or_plain", "resolve_kernels", "use_kernels"]

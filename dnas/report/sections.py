@@ -1,5 +1,6 @@
 """Texts and tables of the page of a search, section by section, as plain values for the template."""
 
+import dataclasses
 import json
 import math
 import shlex
@@ -17,7 +18,7 @@ from dnas.analysis.curves import error_curves
 from dnas.analysis.metrics import METRICS
 from dnas.analysis.observations import observe
 from dnas.analysis.progress import best_so_far, timeline
-from dnas.arch import DenseNetSpec, Spec
+from dnas.arch import DenseNetSpec, ResNetSpec, Spec
 from dnas.errors import InputError
 from dnas.figures.search import never_improved
 from dnas.formatting import size
@@ -311,32 +312,36 @@ def _growth(spec: DenseNetSpec) -> str:
     return _joined(spec.growth_rate) + (f", plus 1 in {wider} of {sum(spec.block_layers)} layers" if wider else "")
 
 
+def _family_facts(spec: Spec) -> list[tuple[str, str]]:
+    match spec:
+        case DenseNetSpec():
+            return [
+                ("growth rate k", _growth(spec)),
+                ("layers in each block", _joined(spec.block_layers)),
+                ("bottleneck", f"{spec.bottleneck}k" if spec.bottleneck else "none"),
+                ("compression θ", f"{spec.compression:g}"),
+                ("connectivity", spec.connectivity),
+                ("dropout", f"{spec.dropout:g}"),
+                ("stem", f"{spec.stem}, {spec.stem_width} channels"),
+            ]
+        case ResNetSpec():
+            drop_rate = f"drop rate {spec.stochastic_depth:g} at the last unit" if spec.stochastic_depth else "none"
+            return [
+                ("width of each stage", _joined(spec.widths)),
+                ("residual units in each stage", _joined(spec.stage_units)),
+                ("bottleneck", f"expansion {spec.bottleneck}" if spec.bottleneck else "none"),
+                ("stochastic depth", drop_rate),
+                ("stem", f"{spec.stem}, {spec.stem_width} channels"),
+            ]
+    own = [f.name for f in dataclasses.fields(spec) if f.name not in ("in_channels", "image_size", "classes")]
+    return [(name.replace("_", " "), _joined(getattr(spec, name))) for name in own]
+
+
 def _facts(spec: Spec) -> list[tuple[str, str]]:
-    family_facts = (
-        [
-            ("growth rate k", _growth(spec)),
-            ("layers in each block", _joined(spec.block_layers)),
-            ("bottleneck", f"{spec.bottleneck}k" if spec.bottleneck else "none"),
-            ("compression θ", f"{spec.compression:g}"),
-            ("connectivity", spec.connectivity),
-            ("dropout", f"{spec.dropout:g}"),
-        ]
-        if isinstance(spec, DenseNetSpec)
-        else [
-            ("width of each stage", _joined(spec.widths)),
-            ("residual units in each stage", _joined(spec.stage_units)),
-            ("bottleneck", f"expansion {spec.bottleneck}" if spec.bottleneck else "none"),
-            (
-                "stochastic depth",
-                f"drop rate {spec.stochastic_depth:g} at the last unit" if spec.stochastic_depth else "none",
-            ),
-        ]
-    )
     return [
         ("kind", spec.title),
         ("depth L", str(spec.depth)),
-        *family_facts,
-        ("stem", f"{spec.stem}, {spec.stem_width} channels"),
+        *_family_facts(spec),
         ("input", f"{spec.in_channels}×{spec.image_size}×{spec.image_size}, {spec.classes} classes"),
     ]
 

@@ -94,7 +94,8 @@ def parse_space(text: str, name: str, where: str, **overrides: Any) -> Space:
     choices = _read_choices(tables["choose"], fixed, family, problems)
     given = {*fixed, *(choice.target for choice in choices)}
     if not problems and not given & {"depth", family.layers}:
-        problems.append(f"the depth of the networks is missing: choose or fix {family.layers}, or depth.")
+        alternative = ", or depth" if family.has_depth else ""
+        problems.append(f"the depth of the networks is missing: choose or fix {family.layers}{alternative}.")
     limits = _read_limits(tables["limits"] | (overrides.get("limits") or {}), problems)
     if fixed.get(family.width) == FIT and not limits.stated():
         problems.append(f'[fixed] {family.width} = "{FIT}" needs a limit to fit to; state one under [limits].')

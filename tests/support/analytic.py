@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from dnas.arch import DenseNetSpec, cost
+from dnas.arch import Spec, cost, spec_from_dict
 from dnas.executors.worker import Job, Message
 from dnas.space.parse import load_space
 from dnas.space.space import Space
@@ -17,9 +17,9 @@ from dnas.study.record import TrialRecord
 Trouble = Callable[[Job, int], Message | None]  # returns the failure of a job before an epoch, if any
 
 
-def curve(spec: DenseNetSpec, epochs: int) -> list[float]:
+def curve(spec: Spec, epochs: int) -> list[float]:
     """Return validation errors that fall towards a floor, which is lower for large and densely connected networks."""
-    floor = 0.02 + 0.3 / math.log(cost(spec).params) + 0.02 * (spec.connectivity == "none")
+    floor = 0.02 + 0.3 / math.log(cost(spec).params) + 0.02 * (getattr(spec, "connectivity", "") == "none")
     return [floor + (0.9 - floor) * math.exp(-4 * epoch / epochs) for epoch in range(1, epochs + 1)]
 
 
@@ -77,7 +77,7 @@ class AnalyticExecutor:
 
     def start(self, job: Job) -> None:
         self.started.append(job)
-        errors = curve(DenseNetSpec.from_dict(job.spec), job.recipe["epochs"])
+        errors = curve(spec_from_dict(job.spec), job.recipe["epochs"])
         messages: deque[Message] = deque()
         for number, error in enumerate(errors, 1):
             if (trouble := self.trouble(job, number)) is not None:
