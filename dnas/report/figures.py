@@ -203,7 +203,8 @@ def _diagram(s: Study) -> Picture:
     return Picture(
         figures.plot_diagram(spec),
         cost_by_part(spec),
-        "One bar per layer, in order of execution. Height: input channels; dark: feature maps that the layer adds.",
+        "One bar per layer, in order of execution. Height: input channels"
+        f"{'; dark: feature maps that the layer adds' * isinstance(spec, DenseNetSpec)}.",
     )
 
 

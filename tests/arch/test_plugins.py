@@ -1,16 +1,20 @@
 """Families of other packages: the example package of docs/plugins.md, and plugins that cannot be used."""
 
 import os
+import re
 import sys
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import hatchling.build
 import matplotlib.pyplot as plt
 import pytest
+from torch import nn
 
-from dnas.arch import FAMILIES, cost, format_name, parse_name
+from dnas.arch import FAMILIES, Terms, cost, format_name, parse_name
 from dnas.arch.families import Family
 from dnas.cli import main
 from dnas.errors import InputError
@@ -95,8 +99,33 @@ def test_example_package_has_at_most_60_lines() -> None:
     assert sum(len(path.read_text().splitlines()) for path in EXAMPLE.iterdir() if path.is_file()) <= 60
 
 
-def test_example_keeps_the_contract(installed: Path) -> None:
-    check_family(FAMILIES["vgg"])
+@pytest.mark.parametrize("name", ["densenet", "resnet", "vgg"])
+def test_families_keep_the_contract(installed: Path, name: str) -> None:
+    check_family(FAMILIES[name], {"bottleneck": [0, 2], "dropout": [0.0, 0.2]}, networks=8)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layer_terms": lambda spec, layer: Terms(1, 1, 1)}, "its cost states 3 params, but the module has "),
+        ({"build": lambda spec: nn.Sequential(nn.Flatten(), nn.LazyLinear(3))}, "are [1, 3], not [1, "),
+        ({"layers": "width"}, "the family 'vgg' is not installed"),
+    ],
+)
+def test_broken_contract_is_described(
+    installed: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], message: str
+) -> None:
+    family = replace(FAMILIES["vgg"], **change)
+    if "layers" not in change:
+        monkeypatch.setitem(FAMILIES._objects, "vgg", family)
+    with pytest.raises(AssertionError, match=re.escape(message)):
+        check_family(family, {"convs": [(1, 1)], "classes": [10]})
+
+
+def test_digest_that_ignores_a_field_breaks_the_contract(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FAMILIES["vgg"].spec, "_normal_form", lambda spec: {"convs": spec.convs})
+    with pytest.raises(AssertionError, match="differ, but have the same digest"):
+        check_family(FAMILIES["vgg"], {"convs": [(1,)]})
 
 
 def test_names_and_costs_of_a_plugin(installed: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -207,10 +236,7 @@ def test_shipped_families_read_no_entry_points(monkeypatch: pytest.MonkeyPatch) 
 def test_a_plugin_is_trained_ablated_and_exported(installed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("small.toml").write_text(SPACE)
     Path("ablation.toml").write_text(ABLATION)
-    assert (
-        main(["search", "--space", "small.toml", "--study", "s", "--trials", "2", "--subset", "200", "--workers", "1"])
-        == 0
-    )
+    assert main(SEARCH.format(2, "--workers 1").split()) == 0
     assert main(["ablate", "ablation.toml", "--workers", "1"]) == 0
     for study in ("s", "ablation"):
         assert main(["report", study]) == 0
