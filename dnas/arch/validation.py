@@ -32,7 +32,7 @@ def field_types(cls: type[Any]) -> dict[str, set[object]]:
     """Return the fields of a spec class, with their types, such as `int` and `tuple[int, ...]`."""
     if cls not in _FIELD_TYPES:
         hints = get_type_hints(cls)
-        ordered = sorted(dataclasses.fields(cls), key=lambda f: f.kw_only is True)  # those of the base class last
+        ordered = sorted(dataclasses.fields(cls), key=lambda f: f.kw_only is True)  # the fields of the base class last
         own = {f.name: hints[f.name] for f in ordered}
         types = {name: set(get_args(hint)) if isinstance(hint, UnionType) else {hint} for name, hint in own.items()}
         _FIELD_TYPES[cls] = types

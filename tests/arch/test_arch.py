@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dnas.arch import PRESETS, DenseNetSpec, cost, format_name, layer_costs, parse_name
+from dnas.arch import PRESETS, DenseNetSpec, Spec, cost, format_name, layer_costs, parse_name, spec_from_dict
 from dnas.arch.densenet import compressed, sources_of
 from dnas.errors import InputError
 from tests.support.specs import any_specs

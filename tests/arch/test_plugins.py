@@ -128,6 +128,14 @@ def test_digest_that_ignores_a_field_breaks_the_contract(installed: Path, monkey
         check_family(FAMILIES["vgg"], {"convs": [(1,)]})
 
 
+def test_check_of_the_guide_passes(installed: Path) -> None:
+    text = (EXAMPLE.parent / "plugins.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    exec(code, {})
+    (toml,) = re.findall(r"^```toml\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert toml in (EXAMPLE / "pyproject.toml").read_text()
+
+
 def test_names_and_costs_of_a_plugin(installed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec = parse_name("vgg:convs=1-2,width=8,size=8,channels=1")
     assert format_name(spec) == "vgg:convs=1-2,width=8,channels=1,size=8"
