@@ -21,17 +21,14 @@ running only after the page of optuna-dashboard is reloaded, or after another ca
 import hashlib
 import json
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dnas.errors import InputError
-from dnas.io import complete_lines
+from dnas.strategy.mirroring import Keeper, LogReader, stamp
 from dnas.strategy.optuna_storage import (
     IDENTITY,
     cause_of,
@@ -42,7 +39,7 @@ from dnas.strategy.optuna_storage import (
     named_storage,
     shown_url,
 )
-from dnas.strategy.state import Trial, TrialLog, before_changes
+from dnas.strategy.state import Trial, before_changes
 from dnas.study.config import DEFAULTS, objectives_of
 from dnas.study.folder import StudyFolder
 from dnas.study.record import TrialRecord
@@ -53,8 +50,6 @@ if TYPE_CHECKING:
 
 NO_MIRROR = "none"
 NAME = "study.db"
-EVERY_SECONDS = 3.0
-MAX_TIME_SHARE = 0.05  # largest fraction of the time spent on the mirror
 OPENING_SECONDS = 30.0  # time limit for connecting to a database
 CLOSING_SECONDS = 10.0  # time limit for the last pass, at the end of a search
 FINGERPRINT = "dnas:fingerprint"  # system attribute of a trial, which dashboards do not show
@@ -105,19 +100,18 @@ def open_mirror(folder: StudyFolder, url: str | None, note: Callable[[str], None
 
 
 class _Keeper:
-    """Thread that keeps a mirror up to date, with the state that only it uses."""
+    """A mirror that a thread keeps up to date, with the state that only the thread uses."""
 
     def __init__(self, folder: StudyFolder, url: str | None, note: Callable[[str], None]) -> None:
         self._folder, self._url, self._note = folder, url, note
         self._mirror: Mirror | None = None
         self._refusal: BaseException | None = None
-        self._reported = False
-        self._opened, self._end = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="mirror", daemon=True)
+        self._opened = threading.Event()
+        self._keeper = Keeper("mirror", self._pass, self._drop, self._report)
 
     def open(self) -> None:
         """Start the thread. For a URL, wait until the storage is open, and raise an error if it cannot be used."""
-        self._thread.start()
+        self._keeper.start()
         if self._url is None:
             return
         if not self._opened.wait(OPENING_SECONDS):
@@ -130,37 +124,17 @@ class _Keeper:
 
     def close(self) -> None:
         """Wait for the last pass for at most `CLOSING_SECONDS`."""
-        self._end.set()
-        if not self._thread.is_alive() or (self._url is not None and not self._opened.is_set()):
-            return
-        self._thread.join(CLOSING_SECONDS)
-        if self._thread.is_alive():
-            self._report("its last pass took too long")
+        self._keeper.close(CLOSING_SECONDS if self._url is None or self._opened.is_set() else 0.0)
 
-    def _keep(self) -> None:
-        if self._url is not None:
+    def _pass(self, last: bool) -> None:
+        if self._url is not None and not self._opened.is_set():
             try:
                 self._mirror = Mirror(self._folder, self._url)
             except BaseException as error:  # raised by `open`
                 self._refusal = error
             self._opened.set()
-            if self._refusal is not None:
-                return
-        while True:
-            last = self._end.is_set()  # read before the pass, so that writes during the pass are not missed
-            start = time.monotonic()
-            try:
-                self._pass()
-            except Exception as error:  # a broken mirror must not stop the search
-                self._drop()
-                self._report(cause_of(error))
-            if last:
-                break
-            seconds = time.monotonic() - start
-            self._end.wait(max(EVERY_SECONDS, seconds / MAX_TIME_SHARE - seconds))
-        self._drop()
-
-    def _pass(self) -> None:
+        if self._refusal is not None:
+            return
         if self._mirror is not None and self._mirror.is_gone():
             self._drop()
         if self._mirror is None:
@@ -168,16 +142,13 @@ class _Keeper:
         self._mirror.sync()
 
     def _drop(self) -> None:
-        if self._mirror is not None:
-            with suppress(Exception):
-                self._mirror.close()
-        self._mirror = None
+        mirror, self._mirror = self._mirror, None
+        if mirror is not None:
+            mirror.close()
 
-    def _report(self, problem: str) -> None:
-        if not self._reported:
-            location = self._folder.path / NAME if self._url is None else shown_url(self._url)
-            self._note(f"the mirror in {location} is out of date ({problem}); the search continues and retries")
-        self._reported = True
+    def _report(self, error: Exception) -> None:
+        location = self._folder.path / NAME if self._url is None else shown_url(self._url)
+        self._note(f"the mirror in {location} is out of date ({cause_of(error)}); the search continues and retries")
 
 
 def sync_mirror(folder: StudyFolder, storage_url: str | None = None) -> int:
@@ -207,40 +178,6 @@ def remove_mirror(folder: StudyFolder) -> None:
 
 
 # --- conversion of trials -----------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Log:
-    """Trials of the event log, read incrementally."""
-
-    path: Path
-    offset: int = 0
-
-    def __post_init__(self) -> None:
-        self._fold = TrialLog(0)
-
-    @property
-    def trials(self) -> dict[int, Trial]:
-        return self._fold.trials
-
-    def read(self) -> set[int]:
-        """Read the new complete lines; return the numbers of the trials that they concern."""
-        size = self.path.stat().st_size if self.path.exists() else 0
-        if size < self.offset:  # the log was replaced
-            self.offset = 0
-            self._fold = TrialLog(0)
-        if size == self.offset:
-            return set()
-        with self.path.open("rb") as file:
-            file.seek(self.offset)
-            content = file.read()
-        complete = complete_lines(content)
-        self.offset += len(complete)
-        touched: set[int] = set()
-        for line in complete.splitlines():
-            with suppress(ValueError, KeyError, TypeError, InputError):  # damaged lines are left to `dnas doctor`
-                touched |= self._fold.apply(json.loads(line))
-        return touched
 
 
 def mirrored(record: TrialRecord, trial: Trial, objectives: tuple[str, ...]) -> "FrozenTrial":
@@ -350,7 +287,7 @@ class Mirror:
         identity = identity_of(folder)
         self._path = (folder.path / NAME).resolve() if url is None else None
         self._inode = 0
-        self._log = _Log(folder.path / "events.jsonl")
+        self._log = LogReader(folder.path / "events.jsonl")
         self._stamps: dict[int, tuple[int, ...] | None] = {}
         self._known: dict[int, tuple[int, str]] = {}  # number -> (Optuna's trial id, fingerprint)
         if url is not None:
@@ -473,18 +410,11 @@ class Mirror:
         """Return the trials with new events or a new record since the last pass."""
         touched = self._log.read()
         for number in self._log.trials:
-            stamp = self._stamp(number)
-            if number not in self._stamps or self._stamps[number] != stamp:
-                self._stamps[number] = stamp
+            current = stamp(self.folder.trial_folder(number) / "record.json")
+            if number not in self._stamps or self._stamps[number] != current:
+                self._stamps[number] = current
                 touched.add(number)
         return self._read(touched)
-
-    def _stamp(self, number: int) -> tuple[int, ...] | None:
-        try:
-            status = (self.folder.trial_folder(number) / "record.json").stat()
-        except OSError:
-            return None
-        return status.st_mtime_ns, status.st_size, status.st_ino
 
     def _read(self, numbers: Iterable[int]) -> dict[int, "FrozenTrial | None"]:
         """Convert trials to Optuna's form; None for a trial without a readable record."""

@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from dnas.errors import InputError
 from dnas.executors.worker import Job, Message
 from dnas.space.parse import load_space
+from dnas.strategy import mirroring
 from dnas.strategy import optuna_mirror as mirror
 from dnas.strategy.optuna_mirror import FINGERPRINT, Mirror, mirror_agrees, open_mirror, sync_mirror
 from dnas.strategy.run import search
@@ -413,8 +414,8 @@ def test_mirror_none_writes_no_mirror() -> None:
 
 
 def test_mirror_is_updated_during_the_search_and_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mirror, "EVERY_SECONDS", 0.01)
-    monkeypatch.setattr(mirror, "MAX_TIME_SHARE", 1.0)
+    monkeypatch.setattr(mirroring, "EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(mirroring, "MAX_TIME_SHARE", 1.0)
     search(search_config(3, mirror="none"), Silent(), AnalyticExecutor())
     with open_mirror(study(), None, lambda text: None):
         assert soon(lambda: Path("studies/s/study.db").exists() and len(trials()) == 3)
@@ -422,7 +423,7 @@ def test_mirror_is_updated_during_the_search_and_at_its_end(monkeypatch: pytest.
         assert soon(lambda: len(trials()) == 4)
         Path("studies/s/study.db").unlink()
         assert soon(lambda: Path("studies/s/study.db").exists() and len(trials()) == 4), "rebuilt"
-        monkeypatch.setattr(mirror, "EVERY_SECONDS", 60.0)
+        monkeypatch.setattr(mirroring, "EVERY_SECONDS", 60.0)
         time.sleep(0.1)
         search(search_config(5, mirror="none"), Silent(), AnalyticExecutor())
     assert len(trials()) == 5, "the last pass"
@@ -475,8 +476,8 @@ def test_interrupted_search_leaves_the_mirror_up_to_date() -> None:
 
 @pytest.mark.parametrize("url", [None, "sqlite:///shared.db"])
 def test_later_error_is_reported_once_and_retried(url: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mirror, "EVERY_SECONDS", 0.01)
-    monkeypatch.setattr(mirror, "MAX_TIME_SHARE", 1.0)
+    monkeypatch.setattr(mirroring, "EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(mirroring, "MAX_TIME_SHARE", 1.0)
     search(search_config(3, mirror="none"), Silent(), AnalyticExecutor())
     notes: list[str] = []
     tried: list[int] = []
@@ -500,7 +501,7 @@ def test_later_error_is_reported_once_and_retried(url: str | None, monkeypatch: 
 
 def test_mirror_uses_a_small_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     search(search_config(3, mirror="none"), Silent(), AnalyticExecutor())
-    monkeypatch.setattr(mirror, "EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(mirroring, "EVERY_SECONDS", 0.0)
     spent: list[float] = []
 
     def slow(self: Mirror) -> int:
@@ -512,7 +513,7 @@ def test_mirror_uses_a_small_share_of_the_time(monkeypatch: pytest.MonkeyPatch) 
     began = time.monotonic()
     with open_mirror(study(), None, lambda text: None):
         time.sleep(2.5)
-    assert 1 < len(spent) <= 2 + (time.monotonic() - began) * mirror.MAX_TIME_SHARE / 0.05
+    assert 1 < len(spent) <= 2 + (time.monotonic() - began) * mirroring.MAX_TIME_SHARE / 0.05
 
 
 def test_end_does_not_wait_for_a_hanging_database(monkeypatch: pytest.MonkeyPatch) -> None:
