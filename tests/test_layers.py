@@ -31,6 +31,7 @@ ORDER = [
     ["dnas.ablation"],
     ["dnas.report"],
     ["dnas.reproduce"],
+    ["dnas.track"],
     ["dnas.api"],
     ["dnas.cli"],
     ["dnas.__main__"],
@@ -58,6 +59,9 @@ HOMES = {
     "psycopg": {"dnas.cluster"},
     "fsspec": {"dnas.executors"},
     "triton": {"dnas.nn"},
+    "tensorboard": {"dnas.track"},
+    "mlflow": {"dnas.track"},
+    "wandb": {"dnas.track"},
 }
 
 

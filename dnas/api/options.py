@@ -1,7 +1,7 @@
 """Options of a search, and their conversion to its configuration."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ class SearchOptions:
     study: str | None = None
     trials: int | None = None
     mirror: str | None = None
+    track: str | Sequence[str] | None = None
     objective: str | None = None
     sampler: str | None = None
     control: float | None = None

@@ -2,7 +2,8 @@
 
 import dataclasses
 import traceback
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,8 @@ from dnas.strategy.asktell import AskTell
 from dnas.strategy.stopping import check_stopping, expected_epochs
 from dnas.study.config import SearchConfig, check_objectives, check_same, frozen_inputs
 from dnas.study.folder import StudyFolder
+from dnas.track.keep import open_trackers
+from dnas.track.targets import Target
 
 TrainFunction = Callable[..., float | dict[str, float]]
 RESULTS = ("val_error", "val_loss")
@@ -78,7 +81,12 @@ def reopen(folder: StudyFolder) -> AskTell:
 
 
 def run_function(
-    folder: StudyFolder, config: SearchConfig, train: TrainFunction, val_size: int | None, quiet: bool
+    folder: StudyFolder,
+    config: SearchConfig,
+    train: TrainFunction,
+    val_size: int | None,
+    quiet: bool,
+    targets: Sequence[Target] = (),
 ) -> Outcome:
     """Run a search whose networks `train` trains in this process, one after another.
 
@@ -87,7 +95,8 @@ def run_function(
     display = make_display(quiet, False, partial(expected_epochs, config.stopping))
     outcome = Outcome(0)
     errors: list[str] = []
-    with display, open_asking(folder, config, display, val_size) as study:
+    trackers = open_trackers(folder, targets, warnings.warn if quiet else display.note)
+    with display, trackers, open_asking(folder, config, display, val_size) as study:
         while (trial := study.ask()) is not None:
             try:
                 result = train(trial.spec, trial.seed, trial.report)

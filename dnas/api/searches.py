@@ -1,6 +1,7 @@
 """Searches, for `dnas search` and `dnas.search`."""
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,8 @@ from dnas.space.objectives import extra_metrics
 from dnas.space.space import Space
 from dnas.study.config import SearchConfig
 from dnas.study.folder import StudyFolder, check_study_name
+from dnas.track.keep import open_trackers
+from dnas.track.targets import Target, read_targets
 from dnas.training.metrics import modules_of
 
 if TYPE_CHECKING:
@@ -31,6 +34,7 @@ class PreparedSearch:
     options: SearchOptions
     folder: StudyFolder
     config: SearchConfig
+    targets: list[Target]
 
     def opening(self) -> str:
         """Return the summary that is printed before the search starts."""
@@ -56,7 +60,7 @@ class PreparedSearch:
         display = make_display(quiet, verbose, partial(expected_epochs, config.stopping))
         if executor is not None:
             display.note(f"Ray: {several(min(config.run.workers, executor.workers), 'run')} at once")
-        with display:
+        with display, open_trackers(self.folder, self.targets, warnings.warn if quiet else display.note):
             return run_search(config, display, executor)
 
 
@@ -71,6 +75,7 @@ def prepare(options: SearchOptions, dry_run: bool = False) -> PreparedSearch:
         InputError: The options cannot be used.
     """
     options = complete(options)
+    targets = read_targets(options.track)
     folder = StudyFolder(Path("studies") / check_study_name(options.study or default_study(options)))
     if folder.exists and not dry_run:
         from dnas.strategy.extend import settle
@@ -79,7 +84,7 @@ def prepare(options: SearchOptions, dry_run: bool = False) -> PreparedSearch:
             settle(folder)
     config = make_config(options, folder.name, folder.config() if folder.exists else {})
     check_machine(options.device, options.kernels, options.executor)
-    return PreparedSearch(options, folder, config)
+    return PreparedSearch(options, folder, config, targets)
 
 
 @with_keywords
@@ -120,6 +125,7 @@ def search(
     cpus_per_trial: float | None = None,
     shared: str | None = None,
     mirror: str | None = None,
+    track: str | Sequence[str] | None = None,
     train: "TrainFunction | None" = None,
     shape: tuple[int, int, int] | None = None,
     classes: int | None = None,
@@ -136,6 +142,7 @@ def search(
         trials: Total number of trials to start, earlier ones included.
         study: Name of the study, whose folder is studies/NAME (default: the space's name).
         objectives: Values to minimise, such as ("val_error", "params").
+        track: Trackers to copy the study to while it runs, such as ["tensorboard:runs"]; see `Study.track`.
         train: Function that trains the networks instead of dnas: `train(spec, seed, report)` builds the network of
             `spec`, calls `report(epoch, val_error=...)` after each epoch, stops if it returns False, and returns the
             validation error or a dict of val_error and val_loss. It runs in this process.
@@ -171,6 +178,7 @@ def create_study(
     seed: int | None = None,
     validation_images: int | None = None,
     mirror: str | None = None,
+    track: str | Sequence[str] | None = None,
 ) -> Study:
     """Start a study whose networks your own loop trains, or reopen it.
 
@@ -186,6 +194,7 @@ def create_study(
         study: Name of the study, whose folder is studies/NAME (default: the space's name).
         objectives: Values to minimise, such as ("val_error", "params").
         validation_images: Number of validation images, for the intervals of the report.
+        track: Trackers to copy the study to until it is closed, such as ["tensorboard:runs"]; see `Study.track`.
 
     Raises:
         InputError: An argument is invalid, or the study was started with other ones.
@@ -196,7 +205,9 @@ def create_study(
 
     prepared = prepare(with_own_data(_options(given), shape, classes))
     display = make_display(quiet=True, verbose=False)
-    return Study(prepared.folder, open_asking(prepared.folder, prepared.config, display, validation_images))
+    asking = open_asking(prepared.folder, prepared.config, display, validation_images)
+    asking.keep(open_trackers(prepared.folder, prepared.targets, warnings.warn))
+    return Study(prepared.folder, asking)
 
 
 def _run(options: SearchOptions, train: "TrainFunction | None", own: tuple[Any, ...], progress: bool) -> Study:
@@ -220,7 +231,9 @@ def _run(options: SearchOptions, train: "TrainFunction | None", own: tuple[Any, 
         shape, classes, validation_images = own
         prepared = prepare(with_own_data(options, shape, classes))
         with pausing(prepared.folder):
-            outcome = run_function(prepared.folder, prepared.config, train, validation_images, not progress)
+            outcome = run_function(
+                prepared.folder, prepared.config, train, validation_images, not progress, prepared.targets
+            )
     if outcome.stopped_by:
         raise SearchStopped(f"study {prepared.folder.name} stopped: {outcome.stopped_by}")
     return Study(prepared.folder)

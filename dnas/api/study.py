@@ -157,6 +157,20 @@ class Study:
         return retrain_trial(self._folder, trial)
 
     @property
+    def track(self, *trackers: str) -> None:
+        """Copy the study to trackers, each "tensorboard:FOLDER", "mlflow:URI" or "wandb:PROJECT".
+
+        Only what a tracker lacks is copied, so that this can be repeated while the study grows.
+
+        Raises:
+            InputError: A tracker's package is not installed, or the tracker cannot be reached.
+        """
+        from dnas.track.keep import track
+        from dnas.track.targets import read_targets
+
+        for target in read_targets(trackers):
+            track(self._folder, target)
+
     def script(self) -> str:
         """The commands that repeat the study in an empty folder."""
         return script_of(self._folder).text

@@ -16,7 +16,7 @@ from dnas.errors import InputError, did_you_mean, os_reason
 
 GROUPS = {
     "search for networks": ("search", "spaces", "status", "report"),
-    "understand a search": ("importance", "path", "plot", "verify"),
+    "understand a search": ("importance", "path", "plot", "track", "verify"),
     "ablate and reproduce": ("ablate", "compare", "reproduce"),
     "one network": ("cost", "train", "eval", "predict", "export"),
     "several machines": ("worker", "pull"),

@@ -39,6 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="name of the study; studies/NAME.toml sets defaults for these options (default: the space's name,"
         " followed by the data's if they are not the space's)",
     )
+    study.add_argument(
+        "--track",
+        action="append",
+        metavar="TRACKER",
+        help="also copy the study to tensorboard:FOLDER, mlflow:URI or wandb:PROJECT while it runs; repeatable (see"
+        " `dnas help track`)",
+    )
     execution, output = add_search_options(parser, study)
     add_executor_options(execution)
     add_dry_run(execution)

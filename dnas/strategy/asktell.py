@@ -9,7 +9,7 @@ import math
 import threading
 import time
 import weakref
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,10 @@ class AskTell:
             self._driver.open()
             resources.enter_context(open_mirror(folder, config.mirror, show.note))
             self._resources = resources.pop_all()
+
+    def keep(self, context: AbstractContextManager[object]) -> None:
+        """Enter a context, which is left when the study is closed."""
+        self._resources.enter_context(context)
 
     @property
     def exhausted(self) -> bool:
