@@ -156,7 +156,6 @@ class Study:
 
         return retrain_trial(self._folder, trial)
 
-    @property
     def track(self, *trackers: str) -> None:
         """Copy the study to trackers, each "tensorboard:FOLDER", "mlflow:URI" or "wandb:PROJECT".
 
@@ -171,6 +170,7 @@ class Study:
         for target in read_targets(trackers):
             track(self._folder, target)
 
+    @property
     def script(self) -> str:
         """The commands that repeat the study in an empty folder."""
         return script_of(self._folder).text

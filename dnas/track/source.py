@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -141,7 +141,7 @@ def _run_of(
     key: str,
     study: TrackedStudy,
     record: TrialRecord,
-    rows: list[tuple[int, Mapping[str, Any]]],
+    rows: Sequence[tuple[int, Mapping[str, Any]]],
     started: str | None,
     last: bool,
 ) -> TrackedRun:
