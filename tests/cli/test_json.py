@@ -38,6 +38,7 @@ COMMANDS = {
     "importance": "importance searched --bootstraps 20",
     "path": "path searched",
     "verify": "verify tiny",
+    "track": "track lone tensorboard:runs",
     "reproduce": "reproduce table1",
     "cost": "cost densenet_40_12",
     "eval": "eval tiny --device cpu",

@@ -42,6 +42,11 @@ def study() -> StudyFolder:
     return StudyFolder(Path("studies/s"))
 
 
+def files() -> str:
+    """Return the URI of a store in the test's folder. It is absolute, as MLflow keeps stores by their URI."""
+    return (Path.cwd() / "mlruns").as_uri()
+
+
 def run(trials: int, epochs: int = 12, stopping: str = "asha") -> None:
     config = search_config(trials, load_space("digits_bc", epochs=epochs), mirror="none", stopping=stopping)
     search(config, Silent(), AnalyticExecutor())
@@ -55,15 +60,15 @@ def check(points: Points) -> None:
 def test_mlflow_holds_nested_runs_with_everything() -> None:
     from mlflow.tracking import MlflowClient
 
-    target = Target("mlflow", "mlruns")
+    target = Target("mlflow", files())
     run(3)
     assert track(study(), target) == 3
-    check(in_mlflow("mlruns"))
+    check(in_mlflow(files()))
     assert track(study(), target) == 0
     run(5)
     track(study(), target)
-    check(in_mlflow("mlruns"))
-    client = MlflowClient(tracking_uri="mlruns")
+    check(in_mlflow(files()))
+    client = MlflowClient(tracking_uri=files())
     runs = {run.info.run_name: run for run in client.search_runs([client.get_experiment_by_name("dnas").experiment_id])}
     parent, first, record = runs["s"], runs["s #0"], study().records()[0]
     assert first.data.tags["mlflow.parentRunId"] == parent.info.run_id
@@ -79,10 +84,10 @@ def test_mlflow_holds_nested_runs_with_everything() -> None:
 
 def test_mlflow_replaces_runs_whose_epochs_were_raised() -> None:
     run(1, 12, "none")
-    track(study(), Target("mlflow", "mlruns"))
+    track(study(), Target("mlflow", files()))
     run(1, 24, "none")
-    track(study(), Target("mlflow", "mlruns"))
-    assert [epoch for epoch, _ in in_mlflow("mlruns")["0"]["val_error"]] == list(range(1, 25))
+    track(study(), Target("mlflow", files()))
+    assert [epoch for epoch, _ in in_mlflow(files())["0"]["val_error"]] == list(range(1, 25))
 
 
 def test_mlflow_server_that_starts_late_receives_everything() -> None:
@@ -142,7 +147,7 @@ import math, os, random, signal, sys, time
 import dnas, dnas.api.searches, dnas.data.own, dnas.strategy.asktell, mlflow.tracking, wandb
 from dnas.strategy import mirroring
 mirroring.EVERY_SECONDS, mirroring.MAX_TIME_SHARE = 0.0, 1.0
-TRACKERS = ["tensorboard:tb", "mlflow:mlruns", "wandb:p"]
+TRACKERS = ["tensorboard:tb", "mlflow:" + sys.argv[3], "wandb:p"]
 
 def search():
     options = {"shape": (1, 8, 8), "classes": 10, "epochs": 9, "mirror": "none", "track": TRACKERS}
@@ -171,7 +176,9 @@ for _ in range(int(sys.argv[2])):
 def test_50_kills_leave_no_point_doubled_or_missing() -> None:
     """Kill a search that writes to three trackers at random moments. Then bring them up to date once."""
     seed = random.randrange(10**6)
-    child = subprocess.run([sys.executable, "-c", CHILD, str(seed), str(KILLS)], stdout=subprocess.PIPE, text=True)
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD, str(seed), str(KILLS), files()], stdout=subprocess.PIPE, text=True
+    )
     statuses = child.stdout.split()
     assert child.returncode == 0
     assert len(statuses) == KILLS
@@ -179,13 +186,13 @@ def test_50_kills_leave_no_point_doubled_or_missing() -> None:
     assert statuses.count("9") > KILLS / 2
     read: dict[str, Callable[[], Points]] = {
         "tensorboard:tb": lambda: in_tensorboard(Path("tb/s")),
-        "mlflow:mlruns": lambda: in_mlflow("mlruns"),
+        f"mlflow:{files()}": lambda: in_mlflow(files()),
         "wandb:p": lambda: in_wandb(Path("wandb")),
     }
     wait_until(lambda: not wandb_services(), "the end of W&B's processes")
     expected = logged(study())
     for name, points in read.items():
-        track(study(), Target(*name.split(":")))
+        track(study(), Target(*name.split(":", 1)))
         found = points()
         assert found.keys() == expected.keys(), (seed, name)
         for key, curves in expected.items():
