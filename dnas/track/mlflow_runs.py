@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dnas.track.source import METRICS, TrackedRun, TrackedStudy
+from dnas.track.source import TrackedRun, TrackedStudy
 
 # State of a trial -> status of its run. The tag dnas.state holds the exact state.
 STATUSES = {
@@ -161,9 +161,8 @@ def _points_of(run: TrackedRun) -> Iterator[tuple[str, int, float, float]]:
     for name, value in run.costs.items():
         yield name, 0, value, run.start
     for point in run.points:
-        for name in METRICS:
-            if name in point.values:
-                yield name, point.epoch, point.values[name], point.time
+        for name, value in point.values.items():
+            yield name, point.epoch, value, point.time
     for name, value in run.results.items():
         yield name, run.points[-1].epoch if run.points else 0, value, run.end or run.start
 

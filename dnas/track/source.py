@@ -17,7 +17,6 @@ from dnas.strategy.state import ENDED
 from dnas.study.folder import StudyFolder
 from dnas.study.record import TrialRecord
 
-METRICS = ("train_loss", "train_error", "val_loss", "val_error", "learning_rate", "seconds")  # of an epoch
 RESULTS = ("val_error", "val_loss", "test_error", "test_loss", "latency", "seconds", "peak_memory_bytes")
 COSTS = ("params", "macs", "activation_bytes")
 FACTS = ("network", "digest", "arm", "state", "reason", "device", "host", "commit", "weights_digest")
@@ -149,9 +148,10 @@ def _run_of(
     points, spent = [], 0.0
     for epoch, row in sorted(rows, key=lambda pair: pair[0]):
         spent += row.get("seconds") or 0.0
-        points.append(Point(epoch, start + spent, _numbers(row, METRICS)))
+        points.append(Point(epoch, start + spent, _numbers(row)))
     ended = record.state in ENDED
-    results = _numbers({name: getattr(record, name) for name in RESULTS}, RESULTS) if ended else {}
+    results = _numbers({name: getattr(record, name) for name in RESULTS} | record.metrics) if ended else {}
+    of_epochs = {name for point in points for name in point.values}
     facts = {name: getattr(record, name) for name in FACTS} | {"seed": json.dumps(record.seed)} | record.versions
     name = f"final run {key.removeprefix('retrain/')}" if key.startswith("retrain") else f"#{record.number}"
     return TrackedRun(
@@ -160,10 +160,9 @@ def _run_of(
         state=record.state,
         closed=ended or (last and record.state == "paused"),
         inputs=_flat({**record.params, "spec": record.spec, "recipe": record.recipe}),
-        costs=_numbers(record.cost, COSTS),
+        costs=_numbers({name: record.cost.get(name) for name in COSTS}),
         points=tuple(points),
-        # the names of an epoch's numbers are those of a curve
-        results={f"final_{name}" if name in METRICS else name: value for name, value in results.items()},
+        results={f"final_{name}" if name in of_epochs else name: value for name, value in results.items()},
         facts={name: str(value) for name, value in facts.items() if value is not None},
         start=start,
         end=_seconds(record.ended) if record.ended and record.state != "running" else None,
@@ -180,10 +179,10 @@ def _read_curve(path: Path) -> list[tuple[int, dict[str, Any]]]:
     return [(int(row.pop("epoch")), row) for row in rows]
 
 
-def _numbers(values: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, float]:
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
     """Return the finite numbers among `values`."""
-    found = {name: values.get(name) for name in names}
-    return {name: float(value) for name, value in found.items() if value is not None and math.isfinite(value)}
+    numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+    return {name: float(value) for name, value in numbers.items() if math.isfinite(value)}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Value]:
