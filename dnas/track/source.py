@@ -72,7 +72,7 @@ class TrackedRun:
 
 @dataclass(frozen=True)
 class TrackedStudy:
-    """What trackers show of a study beside its runs. identity: distinguishes studies of one name."""
+    """Facts of a study that trackers show beside its runs. identity: distinguishes studies of one name."""
 
     name: str
     identity: str

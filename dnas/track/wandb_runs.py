@@ -2,7 +2,7 @@
 
 The id of a run follows from the study, the trial and its planned epochs, so that a restarted search continues its runs.
 W&B states the first step that it lacks, and only later epochs are sent. Offline ($WANDB_MODE=offline) there is no such
-answer: a run that was not finished is removed and written again as a whole. A ledger in the study's folder lists the
+answer: a run that was not finished is removed and rewritten as a whole. A ledger in the study's folder lists the
 runs that are finished.
 """
 
@@ -35,7 +35,7 @@ class WandB:
         self._open: dict[str, tuple[Any, int]] = {}  # id -> run and the last epoch that it has
         self._path = ledger
         self._ledger: dict[str, str] = {}  # id -> fingerprint of a finished run
-        with suppress(OSError, ValueError):  # without a ledger everything is written again
+        with suppress(OSError, ValueError):  # without a ledger everything is rewritten
             self._ledger = json.loads(ledger.read_text())
 
     def write(self, run: TrackedRun) -> bool:
