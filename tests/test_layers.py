@@ -54,7 +54,7 @@ HOMES = {
     "optuna": {"dnas.strategy"},
     "matplotlib": {"dnas.figures", "dnas.report", "dnas.cli", "dnas.reproduce"},
     "seaborn": {"dnas.figures"},
-    "sklearn": {"dnas.data", "dnas.training", "dnas.analysis"},
+    "sklearn": {"dnas.data", "dnas.training"},
     "ray": {"dnas.executors"},
     "psycopg": {"dnas.cluster"},
     "fsspec": {"dnas.executors"},

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from dnas.analysis.intervals import percentile_interval
+from dnas.analysis.trees import Trees
 from dnas.errors import InputError
 from dnas.space.space import Choice
 
@@ -98,25 +99,15 @@ class Forest:
         seed: int = 0,
         leaf: int = LEAF,
     ) -> None:
-        import sklearn
-        from sklearn.tree import DecisionTreeRegressor
-
-        self.box = _Box(tuple(axes))
+        self.axes = tuple(axes)
         self.errors = np.asarray(errors, dtype=float)
         rng = np.random.default_rng(seed)
-        self._inputs = self.box.inputs(_filled(cells, axes, rng))
+        self._cells = _filled(cells, axes, rng)
         n = len(self.errors)
-        # Fit single trees without checks. With small trees, sklearn's forest spends most of its time on validation.
-        drawn = [rng.integers(n, size=min(n, TREE_TRIALS)) for _ in range(trees)]
-        self._given = [np.bincount(indices, minlength=n).astype(float) for indices in drawn]
-        numbers = rng.integers(2**31, size=trees).tolist()
-        with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):
-            self._trees = [
-                DecisionTreeRegressor(min_samples_leaf=leaf, random_state=number)
-                .fit(self._inputs, self.errors, sample_weight=weights, check_input=False)
-                .tree_
-                for number, weights in zip(numbers, self._given, strict=True)
-            ]
+        drawn = rng.integers(n, size=(trees, min(n, TREE_TRIALS)))
+        self._drawn = np.stack([np.bincount(indices, minlength=n) for indices in drawn])
+        values, ordered = [axis.values for axis in axes], [axis.ordered for axis in axes]
+        self._trees = Trees(values, ordered, self._cells, self.errors, self._drawn, leaf, rng)
 
     @cached_property
     def r2(self) -> float:
@@ -124,17 +115,15 @@ class Forest:
 
         1 is perfect, 0 is no better than the mean, and it can be negative.
         """
-        predicted = np.column_stack([tree.predict(self._inputs)[:, 0] for tree in self._trees])
-        out_of_bag = np.column_stack(self._given) == 0
-        known = out_of_bag.any(axis=1)
-        mean = (predicted * out_of_bag).sum(axis=1)[known] / out_of_bag.sum(axis=1)[known]
+        predicted, out_of_bag = self._trees.predict(self._cells), self._drawn == 0
+        known = out_of_bag.any(axis=0)
+        mean = (predicted * out_of_bag).sum(axis=0)[known] / out_of_bag.sum(axis=0)[known]
         actual = self.errors[known]
         return float(1 - ((actual - mean) ** 2).sum() / ((actual - actual.mean()) ** 2).sum())
 
     def predict(self, cells: np.ndarray) -> np.ndarray:
         """Predict the error at each row of `cells`."""
-        inputs = self.box.inputs(cells)
-        predicted: np.ndarray = np.mean([tree.predict(inputs)[:, 0] for tree in self._trees], axis=0)
+        predicted: np.ndarray = self._trees.predict(cells).mean(axis=0)
         return predicted
 
     @cached_property
@@ -143,99 +132,69 @@ class Forest:
 
         A tree with a single leaf has no variance and is left out.
         """
-        tree_shares = [tree.shares() for tree in self._boxes if tree.variance > 1e-12 * max(1e-12, self.errors.var())]
-        if not tree_shares:
-            k = len(self.box.axes)
-            return Shares(np.zeros(k), np.zeros((k, k)))
-        return Shares(
-            np.mean([part.single for part in tree_shares], axis=0), np.mean([part.pair for part in tree_shares], axis=0)
-        )
+        return self._boxes.shares(1e-12 * max(1e-12, self.errors.var()))
 
     def marginal(self, *axes: int) -> np.ndarray:
         """Return the mean predicted error over all other choices at each value of one or two axes, [v] or [v, w]."""
-        marginal: np.ndarray = np.mean([tree.mean + tree.marginal(*axes) for tree in self._boxes], axis=0)
-        return marginal
+        return self._boxes.marginal(*axes)
 
     def additive(self, cells: np.ndarray) -> np.ndarray:
         """Predict the error at each row of `cells` from the effects of single choices, without interactions."""
-        effects = [self.marginal(a) for a in range(len(self.box.axes))]
-        mean = np.mean([tree.mean for tree in self._boxes])
+        effects, mean = [self.marginal(a) for a in range(len(self.axes))], self._boxes.mean
         total: np.ndarray = mean + sum(effect[cells[:, a]] - mean for a, effect in enumerate(effects))
         return total
 
     @cached_property
-    def _boxes(self) -> "list[_Boxes]":
-        return [_Boxes(self.box, tree) for tree in self._trees]
-
-
-class _Box:
-    """Cells of all axes in one row. A column is an input of the forest: one per ordered axis, else one per value."""
-
-    def __init__(self, axes: tuple[Axis, ...]) -> None:
-        self.axes = axes
-        sizes = [len(axis.values) for axis in axes]
-        self.starts = np.cumsum([0, *sizes])
-        self.weight = np.repeat([1 / size for size in sizes], sizes)  # [cells]
-        self.member = np.zeros((len(axes), int(self.starts[-1])))  # [axes, cells]
-        columns, owners = [], []
-        for a, axis in enumerate(axes):
-            members = self.of(a)
-            self.member[a, members] = 1
-            inputs = [np.asarray(axis.values, dtype=float)] if axis.ordered else list(np.eye(len(axis.values)))
-            for values in inputs:
-                row, owner = np.zeros(self.starts[-1]), np.zeros(self.starts[-1], dtype=bool)
-                row[members], owner[members] = values, True
-                columns.append(row)
-                owners.append(owner)
-        self.columns, self.owned = np.array(columns), np.array(owners)  # [columns, cells]
-
-    def of(self, axis: int) -> slice:
-        return slice(int(self.starts[axis]), int(self.starts[axis + 1]))
-
-    def inputs(self, cells: np.ndarray) -> np.ndarray:
-        """Return the inputs of the trees for `cells`, [n, columns]."""
-        places = cells + self.starts[:-1]
-        # Sum over the axes. A column is 0 in the cells of other axes.
-        return np.ascontiguousarray(self.columns[:, places].sum(axis=2).T, dtype=np.float32)
+    def _boxes(self) -> "_Boxes":
+        return _Boxes([len(axis.values) for axis in self.axes], self._trees)
 
 
 class _Boxes:
-    """Leaves of a tree, as boxes."""
+    """Leaves of a forest's trees, as boxes. All cells of an axis have the same weight."""
 
-    def __init__(self, box: _Box, tree: Any) -> None:
-        inside = np.ones((tree.node_count, box.columns.shape[1]), dtype=bool)
-        level = np.array([0])
-        while len(level := level[tree.feature[level] >= 0]):
-            column, left, right = tree.feature[level], tree.children_left[level], tree.children_right[level]
-            below = box.columns[column] <= tree.threshold[level][:, None]
-            other = ~box.owned[column]
-            inside[left] = inside[level] & (below | other)
-            inside[right] = inside[level] & (~below | other)
-            level = np.concatenate([left, right])
-        leaves = tree.feature < 0
-        side = (inside[leaves] * box.weight) @ box.member.T  # share of each axis, [leaves, axes]
-        volume = side.prod(axis=1)
-        values = tree.value[leaves, 0, 0]
-        self.box = box
-        self.mean = float(values @ volume)
-        self.variance = float((values - self.mean) ** 2 @ volume)
+    def __init__(self, sizes: Sequence[int], trees: Trees) -> None:
+        self._ends = np.cumsum(sizes, dtype=int)
+        self._starts = self._ends - np.array(sizes, dtype=int)
+        # Share of each axis that each leaf includes, [leaves, axes].
+        share = np.add.reduceat(trees.inside, self._starts, axis=1, dtype=float) / sizes
+        volume = share.prod(axis=1)
+        means = np.bincount(trees.owner, trees.means * volume)
+        deviation = trees.means - means[trees.owner]
+        self.mean = float(means.mean())
+        self._variances = np.bincount(trees.owner, deviation**2 * volume)
+        self._mass = deviation * volume
         # Per leaf and cell of an axis: whether the leaf includes the cell, divided by the leaf's share of that axis.
-        self._reach = inside[leaves] / (side @ box.member)
-        self._mass = (values - self.mean) * volume
+        self._reach = trees.inside / np.repeat(share, sizes, axis=1)
+        self._weight = np.repeat(1 / np.asarray(sizes), sizes)  # [cells]
+        self._leaves = np.bincount(trees.owner)  # per tree
 
     def marginal(self, *axes: int) -> np.ndarray:
-        """Return the marginal of one or two axes, minus the mean."""
-        first, *rest = (self._reach[:, self.box.of(axis)] for axis in axes)
-        marginal: np.ndarray = (first * self._mass[:, None]).T @ rest[0] if rest else self._mass @ first
+        """Return the marginal of one or two axes, [v] or [v, w]."""
+        first, *rest = (self._reach[:, self._starts[axis] : self._ends[axis]] for axis in axes)
+        total = (first * self._mass[:, None]).T @ rest[0] if rest else self._mass @ first
+        marginal: np.ndarray = self.mean + total / len(self._leaves)
         return marginal
 
-    def shares(self) -> Shares:
-        weight, member = self.box.weight, self.box.member
-        single = member @ (weight * (self._mass @ self._reach) ** 2)
-        both = (self._reach * self._mass[:, None]).T @ self._reach  # marginals of all pairs, [cells, cells]
-        pair = member @ (both**2 * np.outer(weight, weight)) @ member.T - single[:, None] - single[None, :]
+    def shares(self, least_variance: float) -> Shares:
+        """Return the mean shares of the trees with more than a least variance."""
+        k, last = len(self._starts), np.cumsum(self._leaves)
+        single, pair, count = np.zeros(k), np.zeros((k, k)), 0
+        reach = self._reach * np.sqrt(self._weight)
+        for first, leaves, variance in zip(last - self._leaves, self._leaves, self._variances, strict=True):
+            if variance <= least_variance:
+                continue
+            part = reach[first : first + leaves]
+            mass = self._mass[first : first + leaves]
+            alone = np.add.reduceat((mass @ part) ** 2, self._starts)
+            both = (
+                (part * mass[:, None]).T @ part
+            ) ** 2  # marginals of all pairs, squared and weighted, [cells, cells]
+            joint = np.add.reduceat(np.add.reduceat(both, self._starts, axis=0), self._starts, axis=1)
+            single += alone / variance
+            pair += np.maximum(joint - alone[:, None] - alone, 0) / variance
+            count += 1
         np.fill_diagonal(pair, 0)
-        return Shares(single / self.variance, np.maximum(pair, 0) / self.variance)
+        return Shares(single / max(1, count), pair / max(1, count))
 
 
 def _filled(cells: np.ndarray, axes: Sequence[Axis], rng: np.random.Generator) -> np.ndarray:
@@ -365,7 +324,7 @@ def _row(shares: Shares) -> np.ndarray:
 def _nulls(forest: Forest, cells: np.ndarray, refit: Any, rounds: int, rng: np.random.Generator) -> np.ndarray:
     """Return the mean share by chance of each choice, then of each pair. refit: Fits a forest to cells and errors."""
     errors, upper = forest.errors, np.triu_indices(cells.shape[1], 1)
-    filled = _filled(cells, forest.box.axes, rng)
+    filled = _filled(cells, forest.axes, rng)
     additive = forest.additive(filled)
     single, pair = [], []
     for _ in range(rounds):

@@ -77,7 +77,7 @@ def plot_interactions(fanova: Fanova, objective: str = "val_error") -> Figure:
     The diagonal holds the shares of single choices. They are printed but not coloured, because they are often so much
     greater that the pairs could not be distinguished.
     """
-    axes_of = fanova.forest.box.axes
+    axes_of = fanova.forest.axes
     if len(axes_of) < 2:
         raise InputError("interactions need two choices that vary.")
     pairs = fanova.effects[fanova.effects["other"] != ""]

@@ -11,6 +11,7 @@ import pytest
 from dnas.analysis.evidence import read_evidence
 from dnas.analysis.fanova import CELLS, REST, Axis, Fanova, Forest, fanova
 from dnas.analysis.importance import SPEC, evidence
+from dnas.analysis.trees import Trees
 from dnas.cli import main
 from dnas.errors import InputError
 from dnas.figures import plot_fanova, plot_interactions, title
@@ -60,6 +61,33 @@ def test_shares_of_a_tree_equal_those_of_its_predictions_at_every_point() -> Non
     # of the additive part, computed by hand
     alone = cube.mean() + sum(mean[points[:, i]] - cube.mean() for i, mean in enumerate(means))
     np.testing.assert_allclose(forest.additive(points), alone)
+
+
+def test_trees_are_those_of_scikit_learn() -> None:
+    from sklearn.tree import DecisionTreeRegressor
+
+    rng = np.random.default_rng(0)
+    values, ordered = [(8, 4, 16, 12), (0.1, 0.2, 0.5), ("dense", "log", "none")], [True, True, False]
+    cells = np.column_stack([rng.integers(len(axis), size=90) for axis in values])
+    errors = cells[:, 0] * (cells[:, 2] == 1) + rng.random(90)  # no two splits are equally good
+    counts = rng.multinomial(90, np.full(90, 1 / 90), size=5)
+    points = np.array(list(itertools.product(range(4), range(3), range(3))))
+    predicted = Trees(values, ordered, cells, errors, counts, 3, rng).predict(points)
+
+    def inputs(rows: np.ndarray) -> np.ndarray:
+        return np.column_stack(
+            [np.array(values[0])[rows[:, 0]], np.array(values[1])[rows[:, 1]], np.eye(3)[rows[:, 2]]]
+        )
+
+    for row, weights in zip(predicted, counts, strict=True):
+        tree = DecisionTreeRegressor(min_samples_leaf=3).fit(inputs(cells), errors, sample_weight=weights)
+        np.testing.assert_allclose(row, tree.predict(inputs(points)), rtol=1e-9)
+
+
+def test_a_tie_between_choices_is_broken_at_random() -> None:
+    cells = np.repeat([[0, 0], [1, 1]], 10, axis=0)  # the choices cannot be distinguished
+    shares = Forest(BITS, cells, cells[:, 0].astype(float), trees=200).shares
+    np.testing.assert_allclose(shares.single, [0.5, 0.5], atol=0.15)
 
 
 def test_a_sum_has_the_variances_of_its_terms_and_no_interaction() -> None:
