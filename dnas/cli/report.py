@@ -13,6 +13,7 @@ SUMMARY = "write a study's report, or compare studies"
 EXAMPLES = """  dnas report digits_bc
   dnas report digits_bc --open               # and opens it in the browser
   dnas report digits_bc --out ~/page
+  dnas report digits_bc --formats svg,png,pdf
   dnas report digits_bc --watch              # updated while a search runs
   dnas report digits_bc digits_front         # compares studies of one data set"""
 
@@ -26,9 +27,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     output = parser.add_argument_group("output")
     output.add_argument("--out", type=file_path, metavar="FOLDER", help="folder to write to (default: reports/STUDY)")
+    output.add_argument(
+        "--formats",
+        type=_formats,
+        default=("svg",),
+        metavar="NAMES",
+        help="files of each figure, separated by commas: svg, which is always written, png and pdf (default: svg)",
+    )
     output.add_argument("--open", action="store_true", help="open the report in the default browser")
     output.add_argument("--watch", action="store_true", help="update the report for as long as the study runs")
     add_json(output)
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip().lower() for name in text.split(","))
+    for name in names:
+        if name not in ("svg", "png", "pdf"):
+            raise argparse.ArgumentTypeError(f"{name!r} is no format of figures; use svg, png or pdf, such as svg,pdf")
+    return names
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,9 +65,14 @@ def run(args: argparse.Namespace) -> int:
 
         if args.watch:
             show("")
-            watch_report(studies[0], out, lambda text: print(text, flush=True), _open if args.open else None)
+            watch_report(
+                studies[0], out, lambda text: print(text, flush=True), _open if args.open else None, args.formats
+            )
             return 0
-        page = write_comparison(studies, out, show) if len(studies) > 1 else write_report(studies[0], out, show=show)
+        if len(studies) > 1:
+            page = write_comparison(studies, out, show, args.formats)
+        else:
+            page = write_report(studies[0], out, show=show, formats=args.formats)
     if args.json:
         print_json({"studies": studies, "page": str(page)})
     else:

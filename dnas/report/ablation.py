@@ -1,7 +1,7 @@
 """Writer of the page of an ablation: question, conclusions, validity, figures, and a table for a paper.
 
 reports/<study>/index.html               self-contained, as the page of a search
-reports/<study>/*.svg, *.png, *.pdf      each figure; *.csv has its numbers
+reports/<study>/*.svg                    each figure; *.csv has its numbers
 reports/<study>/table.md, .csv, .tex     the table; runs.csv has the rows of `dnas.batch.planned.read_runs`
 reports/<study>/numbers.csv              the values that are compared, as `dnas compare` reads them
 """
@@ -55,6 +55,7 @@ class Page:
     ablation: Ablation
     curves: pd.DataFrame
     out: Path
+    formats: Sequence[str] = ()  # of the files of figures, besides SVG
     drawn: dict[str, Drawn] = field(default_factory=dict)
 
     @property
@@ -76,6 +77,7 @@ def write_ablation(
     out: Path | None = None,
     refresh: float | None = None,
     show: Callable[[str], None] = lambda text: None,
+    formats: Sequence[str] = (),
 ) -> Path:
     """Write the page of an ablation and return the path of its index.html. It works at any time, as for a search.
 
@@ -84,17 +86,23 @@ def write_ablation(
         out: Folder of the report, by default reports/<study>.
         refresh: Seconds after which a browser reloads the page.
         show: Receives the current step, such as a figure.
+        formats: Formats of the files of each figure besides SVG, as for `write_report`.
     """
     a = read_ablation(study)
-    return write_analysed(a, Path(out) if out is not None else Path("reports") / a.folder.name, refresh, show)
+    out = Path(out) if out is not None else Path("reports") / a.folder.name
+    return write_analysed(a, out, refresh, show, formats)
 
 
 @figures.formatted(figures.UNTITLED)
 def write_analysed(
-    a: Ablation, out: Path, refresh: float | None = None, show: Callable[[str], None] = lambda text: None
+    a: Ablation,
+    out: Path,
+    refresh: float | None = None,
+    show: Callable[[str], None] = lambda text: None,
+    formats: Sequence[str] = (),
 ) -> Path:
     """Write the page of an ablation that has been read. The arguments are those of `write_ablation`."""
-    page = Page(a, learning_curves(a.folder), out)
+    page = Page(a, learning_curves(a.folder), out, formats)
     _draw_all(page, show)
     write_table(a.numbers, out / "numbers.csv")
     if a.folder.exists:
@@ -139,7 +147,7 @@ def _draw_all(page: Page, show: Callable[[str], None]) -> None:
             picture = make(page)
         except InputError:
             continue
-        page.drawn[name] = write_figure(picture, name, page.out)
+        page.drawn[name] = write_figure(picture, name, page.out, page.formats)
 
 
 def _numbers(effects: Effects) -> pd.DataFrame:

@@ -107,14 +107,16 @@ def same_but_seed(studies: Sequence[Study]) -> bool:
     return alike and len({s.config.get("seed") for s in studies}) == len(studies)
 
 
-def draw(studies: Sequence[Study], out: Path, show: Callable[[str], None] = lambda text: None) -> dict[str, Drawn]:
-    """Draw the figures of the comparison into `out`. `show` receives the name of each."""
+def draw(
+    studies: Sequence[Study], out: Path, formats: Sequence[str], show: Callable[[str], None] = lambda text: None
+) -> dict[str, Drawn]:
+    """Draw the figures of the comparison into `out`, in SVG and `formats`. `show` receives the name of each."""
     objective = studies[0].objectives[0]
     drawn: dict[str, Drawn] = {}
 
     def put(name: str, picture: Picture) -> None:
         show(f"drawing {name}")
-        drawn[name] = write_figure(picture, name, out)
+        drawn[name] = write_figure(picture, name, out, formats)
 
     complete = {s.folder.name: s.frame[(s.frame["state"] == "complete") & s.frame[objective].notna()] for s in studies}
     fronts = {s.folder.name: s.front.trials for s in studies}

@@ -1,6 +1,6 @@
 """Data of a report, read once from the study."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -49,6 +49,7 @@ class Study:
     published: pd.DataFrame
     arms: ArmComparison
     out: Path
+    formats: Sequence[str] = ()  # of the files of figures, besides SVG
     drawn: dict[str, Drawn] = field(default_factory=dict)
 
     @property
@@ -85,7 +86,7 @@ class Study:
         return [record for record in self.records if record.state in states]
 
 
-def read_for_report(study: str | Path, out: Path | None) -> Study:
+def read_for_report(study: str | Path, out: Path | None, formats: Sequence[str] = ()) -> Study:
     folder = find_study(study)
     config, records, frame = folder.config(), folder.records(), read_study(folder.path)
     objectives = _objectives(config)
@@ -124,6 +125,7 @@ def read_for_report(study: str | Path, out: Path | None) -> Study:
         within_reach(points, frame) if costs == ("params",) and objectives[0] == "val_error" else points.iloc[:0],
         _arms(objectives[0], records, events, curves),
         Path(out) if out is not None else Path("reports") / folder.name,
+        formats,
     )
 
 

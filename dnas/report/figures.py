@@ -301,4 +301,4 @@ def _draw(s: Study, name: str, make: Callable[[Study], Picture]) -> None:
         picture = make(s)
     except InputError:
         return
-    s.drawn[name] = write_figure(picture, name, s.out)
+    s.drawn[name] = write_figure(picture, name, s.out, s.formats)

@@ -1,7 +1,7 @@
-"""Writer of all pages: render a template, save figures in each format with their numbers, replace files atomically."""
+"""Writer of all pages: render a template, save figures with their numbers, replace files atomically."""
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,21 +45,31 @@ class Drawn:
         title: The finding, shown above the drawing. The files do not contain it.
         svg: The SVG element.
         caption: Text below the figure.
-        links: Data URL of its PDF and CSV, by suffix. The file name if the file is large.
+        formats: Formats of its files.
+        links: Data URL of its PDF and CSV if there are such files, by suffix. The file name if the file is large.
     """
 
     name: str
     title: str
     svg: Markup
     caption: str
+    formats: Sequence[str] = ()
     links: Mapping[str, str] = field(default_factory=dict)
 
 
-def write_figure(picture: Picture, name: str, out: Path) -> Drawn:
-    """Write a picture as name.svg, .png, .pdf and .csv into `out`, and return it for a page."""
+def write_figure(picture: Picture, name: str, out: Path, formats: Sequence[str] = ()) -> Drawn:
+    """Write a picture as name.svg and .csv into `out`, and return it for a page.
+
+    Args:
+        picture: The picture.
+        name: Stem of the files.
+        out: Their folder.
+        formats: Further formats to write. Files of other formats that are there are updated, never left out of date.
+    """
     out.mkdir(parents=True, exist_ok=True)
     recording = Recording(picture.figure)
-    for kind in FORMATS:
+    made = [kind for kind in FORMATS if kind in ("svg", *formats) or (out / f"{name}.{kind}").exists()]
+    for kind in made:
         write_atomic(out / f"{name}.{kind}", recording.written(kind))
     if picture.numbers is not None:
         write_table(picture.numbers, out / f"{name}.csv")
@@ -67,10 +77,10 @@ def write_figure(picture: Picture, name: str, out: Path) -> Drawn:
     title = style.title(picture.figure)
     label = f"{title}. {picture.caption}"
     hover = getattr(picture.figure, "hover", {})
-    links = {"pdf": link(out / f"{name}.pdf")}
+    links = {"pdf": link(out / f"{name}.pdf")} if "pdf" in made else {}
     if picture.numbers is not None:
         links["csv"] = link(out / f"{name}.csv")
-    return Drawn(name, title, inline_svg(svg, name, label, hover), picture.caption, links)
+    return Drawn(name, title, inline_svg(svg, name, label, hover), picture.caption, made, links)
 
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:

@@ -1,7 +1,7 @@
 """Writer of the report of a study: one page, with its figures and tables in the same folder.
 
     reports/<study>/index.html              self-contained: styles, figures, numbers and scripts are inside
-    reports/<study>/*.svg, *.png, *.pdf     each figure; *.csv has its numbers
+    reports/<study>/*.svg                   each figure; *.csv has its numbers. PNG and PDF files are made if asked for
     reports/<study>/trials.csv              `dnas.study.folder.read_study`; pareto.csv has the rows of the front
 
 The page is made from the files of the study alone. This module does not import optuna, and imports
@@ -31,6 +31,7 @@ def write_report(
     out: Path | None = None,
     refresh: float | None = None,
     show: Callable[[str], None] = lambda text: None,
+    formats: Sequence[str] = (),
 ) -> Path:
     """Write the report of a study and return the path of its index.html.
 
@@ -42,12 +43,13 @@ def write_report(
         out: Folder of the report, by default reports/<study>.
         refresh: Seconds after which a browser reloads the page.
         show: Receives the current step, such as a figure.
+        formats: Formats of the files of each figure besides SVG: png, pdf. Earlier files in the folder are updated.
     """
     if "ablation" in find_study(study).config():
         from dnas.report.ablation import write_ablation  # imports torch to read the study
 
-        return write_ablation(study, out, refresh, show)
-    s = read_for_report(study, out)
+        return write_ablation(study, out, refresh, show, formats)
+    s = read_for_report(study, out, formats)
     write_table(s.frame, s.out / "trials.csv")
     write_table(s.front.trials, s.out / "pareto.csv")
     draw_all(s, show)
@@ -74,7 +76,10 @@ def write_report(
 
 @formatted(UNTITLED)
 def write_comparison(
-    names: Sequence[str | Path], out: Path | None = None, show: Callable[[str], None] = lambda text: None
+    names: Sequence[str | Path],
+    out: Path | None = None,
+    show: Callable[[str], None] = lambda text: None,
+    formats: Sequence[str] = (),
 ) -> Path:
     """Write one page that compares studies on the same data, and return the path of its index.html.
 
@@ -82,6 +87,7 @@ def write_comparison(
         names: The studies, by name or path.
         out: Folder of the page, by default reports/<a>-<b>-...
         show: Receives the current step.
+        formats: Formats of the files of each figure besides SVG, as for `write_report`.
 
     Raises:
         InputError: If the studies cannot be compared.
@@ -97,7 +103,7 @@ def write_comparison(
         "pairs": compare.pairs(studies),
         "cautions": compare.cautions(studies),
         "scripts": [(s.folder.name, script_of(s.folder)) for s in studies],
-        "figures": compare.draw(studies, out, show),
+        "figures": compare.draw(studies, out, formats, show),
     }
     return write_page(out, "compare.html.j2", values)
 
@@ -107,6 +113,7 @@ def watch_report(
     out: Path | None = None,
     say: Callable[[str], None] = print,
     opened: Callable[[Path], None] | None = None,
+    formats: Sequence[str] = (),
 ) -> Path:
     """Rewrite the report whenever the study changes, until no trial runs and none is left to start.
 
@@ -115,6 +122,7 @@ def watch_report(
         out: Folder of the report.
         say: Receives one line with the path of the report, after it is first written.
         opened: Receives the path of the report, after it is first written.
+        formats: Formats of the files of each figure besides SVG, as for `write_report`.
     """
     announced = False
     while True:
@@ -122,7 +130,7 @@ def watch_report(
         stamp = _stamp(folder.path)  # taken before reading, so that changes in the meantime are noticed
         records, asked = folder.records(), folder.config().get("trials", 0)
         finished = len(records) >= asked and not any(record.state == "running" for record in records)
-        path = write_report(study, out, refresh=None if finished else WATCH_SECONDS)
+        path = write_report(study, out, refresh=None if finished else WATCH_SECONDS, formats=formats)
         if not announced:
             say(f"report    {path}" + ("" if finished else ", updated while the study runs"))
             if opened is not None:

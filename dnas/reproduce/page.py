@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from dnas.figures import FORMATS
 from dnas.formatting import duration, percent, several
 from dnas.report import page
 from dnas.report.page import Picture, write_figure, write_table
@@ -35,7 +36,7 @@ def write_page(plan: Plan, result: Result, folder: StudyFolder | None, out: Path
         out: Folder of the page.
     """
     drawn = {
-        name: write_figure(Picture(figure, None, caption), name, out)
+        name: write_figure(Picture(figure, None, caption), name, out, FORMATS)
         for name, (figure, caption) in result.figures.items()
     }
     for name, (frame, _) in result.tables.items():

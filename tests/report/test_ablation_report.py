@@ -247,7 +247,7 @@ def test_every_figure_is_drawn_saved_and_has_its_numbers(page: Page, study: Stud
     out = study.path.parent / "report"
     assert {tag[1]["id"] for tag in page.tags if tag[0] == "figure"} == {f"figure-{name}" for name in PICTURES}
     for name in PICTURES:
-        assert all((out / f"{name}.{kind}").stat().st_size for kind in ("svg", "png", "pdf", "csv"))
+        assert all((out / f"{name}.{kind}").stat().st_size for kind in ("svg", "csv"))
     numbers = pd.read_csv(out / "forest.csv").set_index("name")
     assert numbers.loc["B", "mean"] == pytest.approx(sum(SHIFTS["B"]) / 7 / IMAGES)
     assert numbers.loc["B", [f"seed_{seed}" for seed in range(7)]].tolist() == pytest.approx(

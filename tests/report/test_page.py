@@ -15,7 +15,7 @@ from dnas.arch import DenseNetSpec
 from dnas.report import write_comparison, write_report
 from dnas.study.folder import StudyFolder, read_study
 from tests.support.browser import Opened, chromium
-from tests.support.pages import draw_only, only_svg
+from tests.support.pages import draw_only
 from tests.support.patience import patience
 from tests.support.studies import add_trial, make_study
 
@@ -41,9 +41,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
 @pytest.fixture(scope="module")
 def path(study: StudyFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Copy the page without its files, as if it was sent by mail."""
-    with pytest.MonkeyPatch.context() as patch:
-        only_svg(patch)
-        page = write_report(study.path, study.path.parent / "whole-page")
+    page = write_report(study.path, study.path.parent / "whole-page")
     return Path(shutil.copy(page, tmp_path_factory.mktemp("mail")))
 
 
@@ -52,7 +50,7 @@ def short(study: StudyFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Copy a page with one figure, which opens faster, without its files."""
     with pytest.MonkeyPatch.context() as patch:
         draw_only(patch, "error")
-        page = write_report(study.path, study.path.parent / "report")
+        page = write_report(study.path, study.path.parent / "report", formats=("pdf",))
     return Path(shutil.copy(page, tmp_path_factory.mktemp("mail")))
 
 
@@ -199,7 +197,6 @@ def test_figures_can_be_saved_without_their_files(opened: Opened, study: StudyFo
 def test_a_comparison_opens(
     browser: Browser, study: StudyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    only_svg(monkeypatch)
     other = make_study(tmp_path / "other", STATES[:9], seed=1)
     opened = Opened(browser, write_comparison([study.path, other.path], tmp_path / "out"), 390)
     assert opened.errors == []
@@ -236,7 +233,6 @@ def test_five_thousand_trials_open_within_three_seconds(browser: Browser, tmp_pa
 
 
 def test_a_curve_without_numbers_is_not_drawn(tab: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    only_svg(monkeypatch)
     draw_only(monkeypatch, "learning_curves")
     study = make_study(tmp_path / "s", ["complete"] * 3 + ["failed"])
     rows = study.curve(study.trial_folder(0)).head(4)

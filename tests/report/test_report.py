@@ -18,10 +18,11 @@ import pytest
 from dnas import formatting as words
 from dnas.analysis import pareto_front, wilson_interval
 from dnas.arch import DenseNetSpec
+from dnas.cli import main
 from dnas.errors import InputError
 from dnas.report import PICTURES, inline_svg, watch_report, write_comparison, write_report
 from dnas.study.folder import StudyFolder, read_study
-from tests.support.pages import draw_only, only_svg
+from tests.support.pages import draw_only
 from tests.support.patience import patience
 from tests.support.studies import add_trial, make_study
 
@@ -84,12 +85,6 @@ def report(study: StudyFolder) -> Page:
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip the figures in tests of the text."""
     draw_only(monkeypatch)
-
-
-@pytest.fixture
-def simple(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw the figures for the page alone, in one format of three."""
-    only_svg(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -215,9 +210,29 @@ def test_the_files_beside_the_page_hold_the_same_numbers(study: StudyFolder, pag
         if name in NOT_THERE:
             continue
         assert (beside / f"{name}.svg").stat().st_size > 5_000
-        assert (beside / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-        assert (beside / f"{name}.pdf").read_bytes().startswith(b"%PDF")
         assert len(pd.read_csv(beside / f"{name}.csv"))
+
+
+def test_png_and_pdf_files_are_made_if_asked_for_and_kept_up_to_date(
+    study: StudyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw_only(monkeypatch, "best_so_far")
+    command, files = ["report", str(study.path), "--out", str(tmp_path)], ("best_so_far.png", "best_so_far.pdf")
+    assert main(command) == 0
+    assert not any((tmp_path / name).exists() for name in files)
+    saved = [a["download"] for _, a in Page(tmp_path / "index.html").tags if "download" in a]
+    assert "best_so_far.svg" in saved  # the page makes the PNG, too
+    assert "best_so_far.png" in saved
+    assert "best_so_far.pdf" not in saved
+    assert main([*command, "--formats", "pdf,png"]) == 0
+    (tmp_path / files[0]).write_text("old")
+    assert main(command) == 0
+    assert (tmp_path / files[0]).read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / files[1]).read_bytes().startswith(b"%PDF")
+    assert "best_so_far.pdf" in [a.get("download") for _, a in Page(tmp_path / "index.html").tags]
+    with pytest.raises(SystemExit):
+        main([*command, "--formats", "svg,gif"])
+    assert "'gif' is no format of figures; use svg, png or pdf" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -483,7 +498,6 @@ def test_a_recovery_is_reported_where_no_trial_failed(tmp_path: Path) -> None:
     assert "1 trial ran out of memory and continued with recomputed activations" in text
 
 
-@pytest.mark.usefixtures("simple")
 @pytest.mark.parametrize(
     ("states", "note"),
     [
@@ -505,7 +519,6 @@ def test_a_report_can_be_written_at_any_time(tmp_path: Path, states: list[str], 
     assert len(pd.read_csv(beside / "pareto.csv")) == states.count("complete")
 
 
-@pytest.mark.usefixtures("simple")
 def test_hostile_text_is_escaped(tmp_path: Path) -> None:
     bad = "</script></style><script>alert(1)</script><img src=x onerror=alert(1)>\"'&$x^{"
     study = make_study(tmp_path / "s", ["complete"] * 3, norms=False, name=bad, command=bad, host=bad, sampler=bad)
@@ -522,7 +535,6 @@ def test_hostile_text_is_escaped(tmp_path: Path) -> None:
     assert page.text.count("<script>alert(1)</script>") > 10
 
 
-@pytest.mark.usefixtures("simple")
 def test_missing_keys_are_left_out(tmp_path: Path) -> None:
     study = StudyFolder(tmp_path / "bare")
     study.create({"name": "bare"})
@@ -535,9 +547,8 @@ def test_missing_keys_are_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_large_study_has_a_small_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the figures that grow with the number of trials, in the formats that the page contains."""
+    """With the figures that grow with the number of trials."""
     draw_only(monkeypatch, "error", "best_so_far", "slices", "parallel", "distribution", "learning_curves")
-    monkeypatch.setattr("dnas.report.page.FORMATS", ("svg", "pdf"))
     study = StudyFolder(tmp_path / "large")
     make_study(study.path, ["complete"] * 3, epochs=2, norms=False)
     spec, rng = DenseNetSpec((1, 1, 1), growth_rate=4, in_channels=1, image_size=8), np.random.default_rng(0)
@@ -607,7 +618,6 @@ def test_studies_of_different_data_cannot_be_compared(tmp_path: Path) -> None:
         write_comparison([first.path, by_loss.path], tmp_path / "out")
 
 
-@pytest.mark.usefixtures("simple")
 def test_repetitions_of_a_search_show_their_attainment(tmp_path: Path) -> None:
     studies = [
         make_study(tmp_path / name, ["complete"] * 4, seed=seed, norms=False)

@@ -8,9 +8,3 @@ from dnas.report import PICTURES
 def draw_only(patch: pytest.MonkeyPatch, *names: str) -> None:
     """Draw some figures of the report of a search, by default none."""
     patch.setattr("dnas.report.figures.PICTURES", {name: PICTURES[name] for name in names})
-
-
-def only_svg(patch: pytest.MonkeyPatch) -> None:
-    """Draw the figures for the page alone, in one format of three."""
-    patch.setattr("dnas.report.page.FORMATS", ("svg",))
-    patch.setattr("dnas.report.page.link", lambda path: path.name)
