@@ -53,7 +53,7 @@ HOMES = {
     },
     "optuna": {"dnas.strategy"},
     "matplotlib": {"dnas.figures", "dnas.report", "dnas.cli", "dnas.reproduce"},
-    "seaborn": {"dnas.figures"},
+    "seaborn": {"dnas.figures", "dnas.cli"},
     "sklearn": {"dnas.data", "dnas.training"},
     "ray": {"dnas.executors"},
     "psycopg": {"dnas.cluster"},

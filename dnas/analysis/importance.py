@@ -93,7 +93,7 @@ def evidence(
             values of complete trials, because stopped and paused trials have trained for fewer epochs.
         epoch: Epoch of `values`.
     """
-    space, objective = space_of(config), objectives_of(config)[0]
+    space, objective = space_of(config, check=False), objectives_of(config)[0]
     if values is None:
         values = {
             r.number: value

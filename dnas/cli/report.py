@@ -1,7 +1,6 @@
 """`dnas report`: write the report of a study, or a comparison of several."""
 
 import argparse
-import gc
 import sys
 from pathlib import Path
 
@@ -58,9 +57,11 @@ def run(args: argparse.Namespace) -> int:
 
     for study in studies:  # before the slow imports
         find_study(study)
-    gc.set_threshold(50_000, 20, 20)  # the defaults take a tenth of the time, for objects that stay
     with progress_line() as show:
         show("loading")
+        from dnas.cli.quick import import_quickly
+
+        import_quickly()
         from dnas.report import watch_report, write_comparison, write_report
 
         if args.watch:

@@ -14,12 +14,12 @@ import numpy as np
 from matplotlib.backend_bases import GraphicsContextBase, RendererBase
 from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.backends.backend_mixed import MixedModeRenderer
-from matplotlib.backends.backend_pdf import PdfFile, RendererPdf
 from matplotlib.backends.backend_svg import RendererSVG
 from matplotlib.figure import Figure
 from matplotlib.transforms import Affine2D, Bbox, Transform, TransformedPath
 from PIL import Image
 
+from dnas.figures.memo import remembered
 from dnas.figures.settings import lay_out, styled
 from dnas.io import check_format, write_atomic
 
@@ -61,12 +61,13 @@ class Recording:
         self.dpi, self.scale = dpi, float(getattr(figure, "scale", 1.0))
         self.width, self.height = map(float, figure.get_size_inches())  # as drawn
         self.raster_dpi = dpi * self.scale
-        lay_out(figure)
+        with styled():  # texts are as wide as in the drawing
+            lay_out(figure)
         engine, screen_dpi = figure.get_layout_engine(), figure.dpi
         figure.set_layout_engine(None)  # the layout is final
         figure.dpi = POINTS
         try:
-            with styled():
+            with styled(), remembered():
                 self._svg = self._draw(figure)
         finally:
             figure.dpi = screen_dpi
@@ -108,6 +109,8 @@ class Recording:
         return file.getvalue()
 
     def _as_pdf(self) -> bytes:
+        from matplotlib.backends.backend_pdf import PdfFile, RendererPdf  # imports fontTools
+
         content = BytesIO()
         file = PdfFile(content, metadata=dict.fromkeys(("CreationDate", "Creator", "Producer")))
         width, height = self.width * self.scale, self.height * self.scale
@@ -125,7 +128,7 @@ class Recording:
         file.close()
         return content.getvalue()
 
-    def _add_image(self, renderer: RendererPdf, calls: "list[_Call]") -> None:
+    def _add_image(self, renderer: RendererBase, calls: "list[_Call]") -> None:
         """Draw calls that are not vectors as one image."""
         agg = RendererAgg(self.width * self.raster_dpi, self.height * self.raster_dpi, self.dpi)
         for call in calls:

@@ -4,6 +4,7 @@ import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -12,6 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
+
+from dnas.figures.memo import remembered
 
 INK = "#1d1d1f"  # colour of text
 _STYLE = {
@@ -44,6 +47,7 @@ _STYLE = {
     "pdf.fonttype": 42,  # TrueType: submission systems refuse Type 3 fonts
 }
 NOT_OF_FIGURES = ("backend", "backend_fallback", "interactive", "toolbar", "timezone", "date.epoch")
+_is_styled: ContextVar[bool] = ContextVar("is_styled", default=False)
 _DEFAULTS = {key: value for key, value in matplotlib.rcParamsDefault.items() if key not in NOT_OF_FIGURES}
 
 
@@ -85,10 +89,20 @@ UNTITLED = Format(title=False)  # the pages of dnas, which have the title above 
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Context with the style of dnas alone: settings of the user's matplotlibrc have no effect."""
-    with matplotlib.rc_context():
-        matplotlib.rcParams.update(_DEFAULTS | _STYLE)  # type: ignore[arg-type]
+    """Context with the style of dnas alone: settings of the user's matplotlibrc have no effect.
+
+    Within another such context it does nothing, because setting all parameters takes some milliseconds.
+    """
+    if _is_styled.get():
         yield
+        return
+    token = _is_styled.set(True)
+    try:
+        with matplotlib.rc_context():
+            matplotlib.rcParams.update(_DEFAULTS | _STYLE)  # type: ignore[arg-type]
+            yield
+    finally:
+        _is_styled.reset(token)
 
 
 def is_narrow(figure: Figure) -> bool:
@@ -101,11 +115,13 @@ def lay_out(figure: Figure) -> None:
     root = figure.get_figure(root=True)
     if (engine := root.get_layout_engine()) is None:
         return
-    engine.execute(root)
+    with remembered():
+        engine.execute(root)
     if is_narrow(root) and hasattr(root, "finding"):  # a figure of dnas
         for axes in root.axes:
             _fit_labels(axes)
-        engine.execute(root)
+        with remembered():
+            engine.execute(root)
 
 
 def _fit_labels(axes: Axes) -> None:

@@ -16,6 +16,7 @@ from dnas.analysis.reuse import feature_reuse
 from dnas.analysis.weight_norms import gradient_norms, weight_norms
 from dnas.arch import DenseNetSpec, layer_costs
 from dnas.errors import InputError
+from dnas.figures.style import styled
 from dnas.report.data import BOOTSTRAPS, ROUNDS, Study, listed, read_for_report
 from dnas.report.page import Picture, write_figure
 from dnas.study.record import TrialRecord
@@ -290,9 +291,10 @@ def picture_of(name: str, study: str | Path) -> Picture:
 
 def draw_all(s: Study, show: Callable[[str], None] = lambda text: None) -> None:
     """Draw all figures for which the study has data. `show` receives the name of each."""
-    for number, (name, make) in enumerate(PICTURES.items(), 1):
-        show(f"drawing figure {number} of {len(PICTURES)}: {name.replace('_', ' ')}")
-        _draw(s, s.main_figure if name == "error" else name, make)
+    with styled():
+        for number, (name, make) in enumerate(PICTURES.items(), 1):
+            show(f"drawing figure {number} of {len(PICTURES)}: {name.replace('_', ' ')}")
+            _draw(s, s.main_figure if name == "error" else name, make)
 
 
 def _draw(s: Study, name: str, make: Callable[[Study], Picture]) -> None:

@@ -129,14 +129,15 @@ def check_proposed(config: Mapping[str, Any]) -> None:
         )
 
 
-def space_of(config: Mapping[str, Any]) -> Space:
-    """Rebuild the space of a study from its frozen inputs, without the space's file."""
+def space_of(config: Mapping[str, Any], check: bool = True) -> Space:
+    """Rebuild the space of a study from its frozen inputs, without the space's file. check: As for `parse_space`."""
     check_proposed(config)
     table, data = config["space"], config["data"]
     space = parse_space(
         table["text"],
         table["name"],
         f"the space of study {config['name']}",
+        check,
         dataset=data["source"],
         limits=config["limits"],
         recipe=config["recipe"]["name"],

@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 
@@ -139,6 +140,16 @@ def test_notebooks_show_a_figure() -> None:
     assert isinstance(figure, Drawing)
     assert figure._repr_png_().startswith(b"\x89PNG")
     assert "A figure" in figure._repr_svg_()
+
+
+@pytest.mark.parametrize("draw", [curve, shares, panels, heatmap])
+def test_what_is_remembered_while_drawing_changes_no_figure(
+    draw: Callable[[], Figure], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figure = Recording(draw()).written("svg")
+    for module in ("settings", "files"):
+        monkeypatch.setattr(f"dnas.figures.{module}.remembered", nullcontext)
+    assert Recording(draw()).written("svg") == figure
 
 
 def test_a_saved_figure_keeps_its_layout_engine(tmp_path: Path) -> None:
