@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
+    from dnas.api.ablations import ablate as ablate
     from dnas.api.searches import create_study as create_study
     from dnas.api.searches import search as search
     from dnas.api.study import Study as Study
@@ -35,6 +36,7 @@ _HOMES = {
     "ResNetSpec": "dnas.arch",
     "Space": "dnas.space.python",
     "Study": "dnas.api.study",
+    "ablate": "dnas.api.ablations",
     "build": "dnas.nn",
     "cost": "dnas.arch",
     "create_study": "dnas.api.searches",

@@ -1,24 +1,11 @@
 """`dnas ablate`: compare variants of a network, or of the user's own program, in pairs, and report the conclusions."""
 
 import argparse
-import dataclasses
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from dnas.api.execution import check_machine
 from dnas.cli import ablate_command
 from dnas.cli.output import print_json, printer, report_interruption
 from dnas.cli.parser import add_json, add_run_options, add_verbosity, positive_number, whole_number
 from dnas.errors import InputError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from dnas.ablation.plan import Plan
-    from dnas.api.execution import Execution
-    from dnas.batch.planned import PlannedRun
-    from dnas.study.config import RunConfig
-    from dnas.study.folder import StudyFolder
 
 SUMMARY = "compare variants of a network, or of your own program, in pairs, and report what may be concluded"
 EXAMPLES = """  dnas ablate digits_connectivity                               # minutes on a laptop
@@ -78,40 +65,34 @@ def run(args: argparse.Namespace) -> int:
     if args.program is not None:
         return ablate_command.run(args)
     ablate_command.refuse_command_options(args)
-    from dnas.ablation.parse import load_definition
+    from dnas.ablation.plan import describe_epochs, describe_plan
+    from dnas.api.ablations import prepare
     from dnas.api.execution import Execution
-    from dnas.study.folder import StudyFolder, check_study_name
 
-    as_json, dry_run, budget, max_seeds = bool(args.json), bool(args.dry_run), args.budget, args.max_seeds
-    seeds, final, data_root = _seeds(args.seeds), bool(args.final), args.data_root
-    execution = Execution.of(args, quiet=args.quiet or as_json)
-    definition = load_definition(
-        args.name, seeds=seeds, dataset=args.dataset, epochs=args.epochs, subset=args.subset, data_root=data_root
+    as_json, dry_run = bool(args.json), bool(args.dry_run)
+    ablation = prepare(
+        args.name,
+        Execution.of(args, quiet=args.quiet or as_json),
+        study=args.study,
+        seeds=_seeds(args.seeds),
+        max_seeds=args.max_seeds,
+        budget=args.budget,
+        final=bool(args.final),
+        epochs=args.epochs,
+        dataset=args.dataset,
+        subset=args.subset,
+        data_root=args.data_root,
+        dry_run=dry_run,
     )
-    folder = StudyFolder(Path("studies") / check_study_name(args.study or definition.name))
-    from dnas.ablation.plan import begun_ablation, describe_epochs, describe_plan, make_plan, with_equal_seconds
-    from dnas.batch.planned import check_runs, check_same_runs
-
-    begun_ablation(folder, definition)
-    side = max(variant.spec.image_size for variant in definition.variants)
-    config = execution.run_config({"name": definition.dataset, "data_root": data_root}, side)
-    check_machine(execution.device, execution.kernels, execution.executor)
-    plan = make_plan(
-        definition, folder, config, final=final, max_seeds=max_seeds, budget=budget, asked=seeds is not None
-    )
-    check_runs(plan.study, plan.runs)
-    if folder.exists:
-        check_same_runs(folder, plan.runs, plan.final)
-        if not dry_run:
-            with folder.lock():  # refuses a study that another process is running
-                pass
-    shown = not as_json and (dry_run or not execution.quiet)
+    folder, config, quiet = ablation.folder, ablation.config, ablation.execution.quiet
+    shown = not as_json and (dry_run or not quiet)
     if shown:
-        print(describe_plan(plan, folder, config), flush=True)
-    if plan.needs_timing:
-        plan = with_equal_seconds(plan, folder, config)
+        print(describe_plan(ablation.plan, folder, config), flush=True)
+    if ablation.plan.needs_timing:
+        ablation = ablation.timed()
         if shown:
-            print(describe_epochs(plan), flush=True)
+            print(describe_epochs(ablation.plan), flush=True)
+    plan = ablation.plan
     if dry_run and as_json:
         from dnas.cli.ablate_text import plan_as_json
 
@@ -128,16 +109,16 @@ def run(args: argparse.Namespace) -> int:
     from dnas.cli import ablate_text as text
 
     try:
-        stopped_by = _train(plan, str(args.name), folder, config, execution)
+        stopped_by = ablation.run(printer(quiet))
     except KeyboardInterrupt:
         return report_interruption(folder.path)
-    ablation = read_ablation(folder.path)
+    result = read_ablation(folder.path)
     if as_json:
-        print_json(text.as_json(ablation, stopped_by))
+        print_json(text.as_json(result, stopped_by))
     else:
         if stopped_by:
             print(f"stopped: {stopped_by}")
-        print(text.describe_result(ablation))
+        print(text.describe_result(result))
     return 1 if stopped_by else 0
 
 
@@ -150,21 +131,3 @@ def _seeds(text: str | None) -> int | str | None:
         return int(text)
     except ValueError:
         raise InputError(f"--seeds must be a number of seeds, or auto, but got {text!r}.") from None
-
-
-def _train(plan: "Plan", file: str, folder: "StudyFolder", config: "RunConfig", execution: "Execution") -> str | None:
-    """Train the missing runs, and return the reason for an early stop, if any."""
-    from dnas.ablation.auto_seeds import train_rounds
-    from dnas.ablation.plan import frozen_table
-
-    title = f"{plan.definition.name}: {plan.definition.question}"
-    about = {"ablation": frozen_table(plan) | {"file": file}}
-    if plan.kernels is not None:
-        config = dataclasses.replace(config, kernels=plan.kernels)
-
-    def train(runs: "Sequence[PlannedRun]") -> str | None:
-        return execution.train(plan.study, title, runs, config, final=plan.final, about=about).stopped_by
-
-    if not plan.auto:
-        return train(plan.runs)
-    return train_rounds(plan, folder, train, plan.budget, printer(execution.quiet))

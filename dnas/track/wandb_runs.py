@@ -28,7 +28,7 @@ class WandB:
 
         self._wandb, self.study = wandb, study
         entity, _, project = place.rpartition("/")
-        self._place = {"entity": entity or None, "project": project, "group": study.name}
+        self._place: dict[str, Any] = {"entity": entity or None, "project": project, "group": study.name}
         self._offline = os.environ.get("WANDB_MODE", "").lower() in OFFLINE
         if not self._offline and not wandb.login(prompt=False):
             raise InputError("W&B has no API key: run `wandb login`, or set WANDB_MODE=offline")
