@@ -64,7 +64,7 @@ def state_lines(records: list[TrialRecord]) -> list[str]:
 
 def result(record: TrialRecord) -> str:
     """Format the validation error of a network, or the metric of the user's own code."""
-    if record.spec:
+    if record.cost:
         return percent(record.val_error)
     return ", ".join(f"{name} {value:.4g}" for name, value in record.objectives.items()) or "–"
 
@@ -105,9 +105,9 @@ class PlainLines:
             )
             reason = f"  ({record.reason})" if record.state in ("failed", "infeasible") else ""
             epochs = f"{record.epochs}/{record.epochs_planned} epochs"
-            cost = f"  {count(record.cost['params'])} params  {epochs}" if record.spec else ""
+            cost = f"  {count(record.cost['params'])} params  {epochs}" if record.cost else ""
             self._print(
-                f"{'trial' if record.spec else 'run'}  #{record.number}  {record.state}  {result(record)}{cost}"
+                f"{'trial' if record.cost else 'run'}  #{record.number}  {record.state}  {result(record)}{cost}"
                 f"  {record.seconds:.1f} s  {record.called}{reason}{remaining}"
             )
 
@@ -172,7 +172,7 @@ class LiveTable:
 
         Every trial takes one line. The columns keep their widths, and a narrow terminal has fewer of them.
         """
-        own = not any(record.spec for record in self.progress.records.values())  # the user's own code
+        own = not any(record.cost for record in self.progress.records.values())  # the user's own code
         columns = {
             name: width
             for name, width in (OWN_COLUMNS if own else COLUMNS).items()

@@ -94,13 +94,13 @@ class Progress:
         """Record the start or resumption of a run, whose earlier epochs do not count."""
         self.add([record])
         self._last[record.number] = record.epochs
-        if not record.spec:
+        if not record.cost:
             self.step(record, 0.0)
 
     def ended(self, record: TrialRecord) -> None:
         """Record the end of a run. The user's own code reports no epochs, so its run counts as one."""
         self.add([record])
-        if not record.spec:
+        if not record.cost:
             self.epoch(record)
 
     def step(self, record: TrialRecord, share: float) -> None:
@@ -130,7 +130,7 @@ class Progress:
         best = next(iter(rank(self.records.values())), None)
         ended = sum(record.state not in ("running", "interrupted") for record in self.records.values())
         parts = [f"{ended} of {self.wanted} trials"]
-        if best is not None and best.spec:
+        if best is not None and best.cost:
             parts.insert(0, f"best  #{best.number}  {percent(best.val_error)}  ({count(best.cost['params'])} params)")
         left = self.left()
         if left is not None and ended < self.wanted:

@@ -115,7 +115,7 @@ def status_as_json(folder: "StudyFolder") -> dict[str, Any]:
         "trials_planned": config["trials"],
         "states": counts_by_state(records),
         "seconds": sum(record.seconds for record in records),
-        "best": None if best is None or not best.spec else best.number,
+        "best": None if best is None or not best.cost else best.number,
         "trials": [trial_as_json(record) for record in records],
         "retrained": [
             {"name": path.name, "trial": record.number, "state": record.state, "test_error": record.test_error}

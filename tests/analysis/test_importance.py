@@ -287,7 +287,7 @@ def test_the_command_reports_that_shares_of_noise_are_unreliable(
         (["{equal}"], "needs errors that differ"),
         (["{listed}"], "is a list of 0 runs, which no search proposed"),
         (["{few}", "--by", "layers"], "no kind of importance 'layers'; there are choices, spec"),
-        (["{few}", "--out", "x.gif"], "cannot save a figure as"),
+        (["{few}", "--out", "x.gif"], "must end with .svg, .png or .pdf"),
         (["nothing"], "no study 'nothing'"),
     ],
 )

@@ -476,7 +476,7 @@ def test_verify_and_plot_read_checkpoints(digits: Dataset, tmp_path: Path, capsy
     assert (tmp_path / "r.png").is_file()
     capsys.readouterr()
     assert main(["plot", "causal", sources[0], "-o", str(tmp_path / "x.gif")]) == 2
-    assert "cannot save a figure" in capsys.readouterr().err
+    assert "must end with .svg" in capsys.readouterr().err
 
 
 def test_an_estimate_counts_new_measurements_only(capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,6 +52,8 @@ PLACES: dict[str, list[tuple[str, str]]] = {
     ],
     "verify": [("verify s", FOLDER + "records")],
     "ablate": [("ablate digits_dropout --dry-run", "dnas.ablation.parse.read_text")],
+    "compare": [("compare runs.csv --base a", "dnas.ablation.numbers.read_numbers")],
+    "track": [("track s tensorboard:runs", FOLDER + "records")],
     "reproduce": [("reproduce table1", "dnas.report.page.write_atomic")],
     "cost": [("cost densenet121", "dnas.arch.cost")],
     "train": [(f"train {TRAIN} --dataset digits --out run", "dnas.api.train_network.load_dataset")],

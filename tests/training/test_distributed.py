@@ -301,7 +301,7 @@ def test_invalid_gpu_counts_are_refused(capsys: pytest.CaptureFixture[str], monk
     )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "finds no CUDA device here; use --device cpu to train in 2 processes" in refusal(capsys, "--gpus 2")
-    assert "finds no CUDA device here; use --device cpu" in refusal(capsys, "--gpus 2 --device cuda")
+    assert "has no CUDA device; use --device cpu" in refusal(capsys, "--gpus 2 --device cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert "--gpus 3: this machine has 2 CUDA devices; give at most that number." in refusal(capsys, "--gpus 3")
