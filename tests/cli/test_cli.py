@@ -235,7 +235,7 @@ def test_new_space_replaces_no_file(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (
             "search --space tiny --trials 1 --objective val_eror",
-            "--objective must name some of val_error, val_loss,  Did you mean val_error",
+            "macs, activation_bytes, latency, but got 'val_eror'. Did you mean val_error",
         ),
         (
             "search --space tiny --trials 1 --max-macs 3",

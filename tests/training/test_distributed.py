@@ -304,6 +304,7 @@ def test_invalid_gpu_counts_are_refused(capsys: pytest.CaptureFixture[str], monk
     assert "has no CUDA device; use --device cpu" in refusal(capsys, "--gpus 2 --device cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr("dnas.training.defaults.cuda_devices", lambda: None)  # a machine on which torch is asked
     assert "--gpus 3: this machine has 2 CUDA devices; give at most that number." in refusal(capsys, "--gpus 3")
     assert "--device cuda:1 is a single GPU; give --device cuda." in refusal(capsys, "--gpus 2 --device cuda:1")
 
