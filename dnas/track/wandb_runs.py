@@ -81,6 +81,8 @@ class WandB:
             silent=True, console="off", disable_git=True, save_code=False, x_disable_stats=True,
             init_timeout=OPENING_SECONDS,
         )  # fmt: skip
+        if self._ledger.pop(id, None) is not None:  # it changed after it was finished
+            self._save()
         if self._offline:
             for folder in self._folders(id):
                 shutil.rmtree(folder)
@@ -100,6 +102,9 @@ class WandB:
         tracked, _ = self._open.pop(id)
         tracked.finish(exit_code=int(failed))
         self._ledger[id] = fingerprint
+        self._save()
+
+    def _save(self) -> None:
         write_atomic(self._path, json.dumps(self._ledger))
 
     def _is_finished(self, id: str, fingerprint: str) -> bool:

@@ -56,17 +56,18 @@ def in_wandb(folder: Path) -> Points:
     """Read the files of W&B's offline runs."""
     points: Points = {}
     for path in folder.glob("offline-run-*/run-*.wandb"):
-        curves, key = defaultdict(list), "study"
+        curves, key = defaultdict(list), ""
         for record in wandb_records(path):
             if record.HasField("run"):
                 config = {item.key: json.loads(item.value_json) for item in record.run.config.update}
-                key = config.get("number", key)
+                key = config.get("number", "study")
             if record.HasField("history"):
                 row = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
                 for name, value in row.items():
                     curves[name].append((record.history.step.num, value))
-        assert key not in points, f"two folders for {key}"
-        points[key] = dict(curves)
+        if key:  # a kill may leave a file without records
+            assert key not in points, f"two folders for {key}"
+            points[key] = dict(curves)
     points.pop("study", None)
     return {key: of_epochs(curves) for key, curves in points.items()}
 

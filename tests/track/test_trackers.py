@@ -1,6 +1,7 @@
 """MLflow and W&B without a network: stores on disk, a local server, offline runs, and 50 kills."""
 
 import contextlib
+import dataclasses
 import os
 import random
 import signal
@@ -17,7 +18,9 @@ from dnas.space.parse import load_space
 from dnas.strategy.run import search
 from dnas.study.folder import StudyFolder
 from dnas.track.keep import open_trackers, track
+from dnas.track.source import Source
 from dnas.track.targets import Target
+from dnas.track.wandb_runs import WandB
 from tests.support.analytic import AnalyticExecutor, Silent, search_config
 from tests.support.patience import patience, wait_until
 from tests.support.trackers import Points, in_mlflow, in_tensorboard, in_wandb, logged, wandb_records
@@ -142,32 +145,53 @@ def test_wandb_offline_holds_grouped_runs_with_everything() -> None:
     assert any(name.startswith("report-") for name in artifacts)
 
 
+def test_wandb_rewrites_a_run_that_returns_to_an_earlier_state() -> None:
+    """A paused trial is promoted, its process is killed, and the trial is paused again with the same content."""
+    run(1)
+    target = Target("wandb", "densenets")
+    track(study(), target)
+    source = Source(study())
+    tracker = WandB(target.place, source.study, study().path / "trackers" / f"{target.slug}.json")
+    (paused,) = source.changed(last=True)
+    tracker.write(dataclasses.replace(paused, state="running", points=()))
+    tracker.close()
+    track(study(), target)
+    check(in_wandb(Path("wandb")))
+
+
 CHILD = """
 import math, os, random, signal, sys, time
-import dnas, dnas.api.searches, dnas.data.own, dnas.strategy.asktell, mlflow.tracking, wandb
+import dnas, dnas.track.mlflow_runs, dnas.track.tensorboard_files, dnas.track.wandb_runs
+import mlflow.tracking, tensorboard.plugins.hparams.api_pb2, wandb
 from dnas.strategy import mirroring
 mirroring.EVERY_SECONDS, mirroring.MAX_TIME_SHARE = 0.0, 1.0
 TRACKERS = ["tensorboard:tb", "mlflow:" + sys.argv[3], "wandb:p"]
 
-def search():
-    options = {"shape": (1, 8, 8), "classes": 10, "epochs": 9, "mirror": "none", "track": TRACKERS}
-    with dnas.create_study("tiny", study="s", trials=12, **options) as study:
+def search(name, trackers, seconds, opened=lambda: None):
+    options = {"shape": (1, 8, 8), "classes": 10, "epochs": 9, "mirror": "none", "track": trackers}
+    with dnas.create_study("tiny", study=name, trials=12, **options) as study:
+        opened()
         while (trial := study.ask()) is not None:
             for epoch in range(1, trial.epochs + 1):
-                time.sleep(random.uniform(0, 0.2))
+                time.sleep(random.uniform(0, seconds) * (epoch > trial.start))
                 error = 0.02 + 0.3 / math.log(trial.cost["params"]) + math.exp(-epoch) / 2
                 if not trial.report(epoch, val_error=error, val_loss=2 * error, seconds=1.5):
                     break
             study.tell(trial)
 
-draw = random.Random(int(sys.argv[1]))
-for _ in range(int(sys.argv[2])):
+search("warm", [], 0.0)  # imports everything
+for kill in range(int(sys.argv[2])):
+    random.seed(f"{sys.argv[1]} {kill}")
+    pause = random.uniform(0.0, 4.0 if kill % 5 else 15.0)  # W&B needs seconds to finish its first run
+    reader, writer = os.pipe()
     if not (child := os.fork()):
-        random.seed(draw.random())
-        search()
+        os.setsid()  # a group of its own, as signals to the group of a killed child would end this process
+        search("s", TRACKERS, 2.0, lambda: os.write(writer, b"."))
         os._exit(0)
-    draw.random()
-    time.sleep(draw.uniform(0.2, 4.0))
+    os.close(writer)
+    os.read(reader, 1)  # its study is open, and its trackers start
+    os.close(reader)
+    time.sleep(pause)
     os.kill(child, signal.SIGKILL)
     print(os.waitpid(child, 0)[1], flush=True)
 """
@@ -191,7 +215,10 @@ def test_50_kills_leave_no_point_doubled_or_missing() -> None:
     }
     wait_until(lambda: not wandb_services(), "the end of W&B's processes")
     expected = logged(study())
+    assert sum(len(curves["val_error"]) for curves in expected.values()) >= KILLS / 2, "points of the search"
     for name, points in read.items():
+        before = points()
+        assert sum(len(curves.get("val_error", ())) for curves in before.values()) > 0, f"{name} was written to"
         track(study(), Target(*name.split(":", 1)))
         found = points()
         assert found.keys() == expected.keys(), (seed, name)
