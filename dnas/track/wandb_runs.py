@@ -29,6 +29,7 @@ class WandB:
         self._wandb, self.study = wandb, study
         entity, _, project = place.rpartition("/")
         self._place: dict[str, Any] = {"entity": entity or None, "project": project, "group": study.name}
+        self._root = os.environ.get("WANDB_DIR") or str(Path.cwd())  # W&B's own default is that of its first run
         self._offline = os.environ.get("WANDB_MODE", "").lower() in OFFLINE
         if not self._offline and not wandb.login(prompt=False):
             raise InputError("W&B has no API key: run `wandb login`, or set WANDB_MODE=offline")
@@ -89,6 +90,7 @@ class WandB:
         tracked = self._wandb.init(
             **self._place,
             id=id,
+            dir=self._root,
             name=name,
             job_type=kind,
             config=dict(config),
@@ -112,4 +114,4 @@ class WandB:
 
     def _folders(self, id: str) -> list[Path]:
         """Return the folders that a run was written to offline."""
-        return list(Path(self._wandb.Settings().wandb_dir).glob(f"offline-run-*-{id}"))
+        return list(Path(self._wandb.Settings(root_dir=self._root).wandb_dir).glob(f"offline-run-*-{id}"))
