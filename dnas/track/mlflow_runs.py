@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from dnas.track.source import TrackedRun, TrackedStudy
 
@@ -39,6 +40,8 @@ class MLflow:
 
         self.study = study
         self._client = MlflowClient(tracking_uri=place)
+        if "://" not in place or place.startswith("file:"):
+            _remove_empty_metrics(Path(unquote(place.removeprefix("file:").removeprefix("//"))), study.identity)
         self._experiment = self._find_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", "dnas"))
         self._ids: dict[str, str] = {}  # key -> id of the run
         self._fingerprints: dict[str, str] = {}
@@ -154,6 +157,15 @@ class MLflow:
             self._client.set_terminated(self._ids[key], status, round(1000 * end))
         else:
             self._client.update_run(self._ids[key], status)
+
+
+def _remove_empty_metrics(store: Path, identity: str) -> None:
+    """Remove the file that a kill left without a point. MLflow could not read any run of a store of files with one."""
+    for tag in store.glob(f"*/*/tags/{RUN}"):
+        if tag.read_text().startswith(f"{identity}/"):
+            for metric in (tag.parent.parent / "metrics").glob("*"):
+                if metric.is_file() and not metric.stat().st_size:
+                    metric.unlink()
 
 
 def _points_of(run: TrackedRun) -> Iterator[tuple[str, int, float, float]]:

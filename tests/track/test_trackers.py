@@ -18,7 +18,8 @@ from dnas.space.parse import load_space
 from dnas.strategy.run import search
 from dnas.study.folder import StudyFolder
 from dnas.track.keep import open_trackers, track
-from dnas.track.source import Source
+from dnas.track.mlflow_runs import MLflow
+from dnas.track.source import Source, TrackedStudy
 from dnas.track.targets import Target
 from dnas.track.wandb_runs import WandB
 from tests.support.analytic import AnalyticExecutor, Silent, search_config
@@ -91,6 +92,16 @@ def test_mlflow_replaces_runs_whose_epochs_were_raised() -> None:
     run(1, 24, "none")
     track(study(), Target("mlflow", files()))
     assert [epoch for epoch, _ in in_mlflow(files())["0"]["val_error"]] == list(range(1, 25))
+
+
+def test_metric_file_that_a_kill_left_empty_does_not_break_mlflow() -> None:
+    run(1)
+    track(study(), Target("mlflow", files()))
+    tag = next(tag for tag in Path("mlruns").glob("*/*/tags/dnas.run") if tag.read_text().endswith("/0"))
+    (tag.parent / "dnas.fingerprint").unlink()
+    (tag.parents[1] / "metrics" / "val_loss").write_text("")
+    track(study(), Target("mlflow", files()))
+    check(in_mlflow(files()))
 
 
 def test_mlflow_server_that_starts_late_receives_everything() -> None:
@@ -217,6 +228,8 @@ def test_50_kills_leave_no_point_doubled_or_missing() -> None:
     expected = logged(study())
     assert sum(len(curves["val_error"]) for curves in expected.values()) >= KILLS / 2, "points of the search"
     for name, points in read.items():
+        if name.startswith("mlflow"):
+            MLflow(files(), TrackedStudy.of(study()))  # removes a file that MLflow cannot read
         before = points()
         assert sum(len(curves.get("val_error", ())) for curves in before.values()) > 0, f"{name} was written to"
         track(study(), Target(*name.split(":", 1)))
