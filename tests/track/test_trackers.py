@@ -172,6 +172,7 @@ def test_wandb_rewrites_a_run_that_returns_to_an_earlier_state() -> None:
 
 CHILD = """
 import math, os, random, signal, sys, time
+from pathlib import Path
 import dnas, dnas.track.mlflow_runs, dnas.track.tensorboard_files, dnas.track.wandb_runs
 import mlflow.tracking, tensorboard.plugins.hparams.api_pb2, wandb
 from dnas.strategy import mirroring
@@ -190,10 +191,13 @@ def search(name, trackers, seconds, opened=lambda: None):
                     break
             study.tell(trial)
 
+def finished():
+    return [path.read_text() for path in Path("studies/s/trackers").glob("wandb-*.json")]
+
 search("warm", [], 0.0)  # imports everything
 for kill in range(int(sys.argv[2])):
     random.seed(f"{sys.argv[1]} {kill}")
-    pause = random.uniform(0.0, 4.0 if kill % 5 else 15.0)  # W&B needs seconds to finish its first run
+    pause, before, limit = random.uniform(0.0, 4.0), finished(), time.monotonic() + 30
     reader, writer = os.pipe()
     if not (child := os.fork()):
         os.setsid()  # a group of its own, as signals to the group of a killed child would end this process
@@ -202,6 +206,8 @@ for kill in range(int(sys.argv[2])):
     os.close(writer)
     os.read(reader, 1)  # its study is open, and its trackers start
     os.close(reader)
+    while kill % 5 == 0 and finished() == before and time.monotonic() < limit:  # W&B needs seconds for its first run
+        time.sleep(0.05)
     time.sleep(pause)
     os.kill(child, signal.SIGKILL)
     print(os.waitpid(child, 0)[1], flush=True)
