@@ -125,15 +125,18 @@ class AskTell:
         None: no trial is left. While other trials are open, a later call may return one.
         """
         with self._mutex:
-            record = self._driver.next([str(number) for number in self._open])
-            if record is None:
-                return None
-            record.started = record.started or self.folder.now()
-            record.attempts += 1
-            self.folder.write_record(record)
-            self._open[record.number] = record
-            self.show.began(record)
-            return AskedTrial(self, record)
+            while (record := self._driver.next([str(number) for number in self._open])) is not None:
+                record.started = record.started or self.folder.now()
+                record.attempts += 1
+                self.folder.write_record(record)
+                self._open[record.number] = record
+                trial, state = AskedTrial(self, record), self._driver.state.trials[record.number]
+                if state.furthest and not state.go_on:  # its process ended between the last decision and `tell`
+                    self._end(trial)
+                    continue
+                self.show.began(record)
+                return trial
+            return None
 
     def report(self, record: TrialRecord, epoch: int, row: dict[str, Any]) -> bool:
         """Record an epoch; see `AskedTrial.report`."""

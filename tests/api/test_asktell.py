@@ -115,6 +115,26 @@ def test_trial_of_a_killed_process_is_asked_again() -> None:
     study.close()
 
 
+def test_trial_that_was_stopped_is_not_asked_again() -> None:
+    """The process ended between the decision of the stopping rule and the trial's end."""
+    study = study_of(trials=6)
+    while (trial := study.ask()) is not None:
+        epochs = range(1, trial.epochs + 1)
+        if not all(trial.report(epoch, val_error=error_of(trial.spec, epoch), seconds=1) for epoch in epochs):
+            break
+        study.tell(trial)
+    assert trial is not None
+    number = trial.number
+    study.close()
+    del trial
+    with study_of(trials=6) as study:
+        following = study.ask()
+        assert following is not None
+        assert following.number != number
+        assert study.records[number].state == "paused"
+    assert not study.replay().differences
+
+
 def test_several_trials_are_open_at_once() -> None:
     with study_of(trials=3, stopping="none") as study:
         trials = [study.ask(), study.ask(), study.ask()]
