@@ -206,7 +206,11 @@ def create_study(
     prepared = prepare(with_own_data(_options(given), shape, classes))
     display = make_display(quiet=True, verbose=False)
     asking = open_asking(prepared.folder, prepared.config, display, validation_images)
-    asking.keep(open_trackers(prepared.folder, prepared.targets, warnings.warn))
+    try:
+        asking.keep(open_trackers(prepared.folder, prepared.targets, warnings.warn))
+    except BaseException:
+        asking.close()  # or the study would stay locked until this process ends
+        raise
     return Study(prepared.folder, asking)
 
 

@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from dnas.analysis.efficiency import pareto_front
 from dnas.analysis.metrics import METRICS
 from dnas.api.display import state_counts
+from dnas.api.study import Study
 from dnas.cli.output import counts_by_state
 from dnas.executors.protocol import Outcome
 from dnas.formatting import count, percent, several
 from dnas.study.config import objectives_of
-from dnas.study.folder import StudyFolder, read_study
+from dnas.study.folder import StudyFolder
 from dnas.study.record import TrialRecord
 
 FRONT_LINES = 5  # networks of the Pareto front that are printed
@@ -69,7 +69,7 @@ def _front(folder: StudyFolder, best: TrialRecord) -> tuple[str, tuple[str, ...]
     """
     costs = objectives_of(folder.config())[1:] or ("params",)
     first = next(iter(best.objectives))
-    rows = pareto_front(read_study(folder.path), (*costs, first)).trials.to_dict("records")
+    rows = Study(folder).front.to_dict("records")
     return first, costs, [{str(key): value for key, value in row.items()} for row in rows]
 
 

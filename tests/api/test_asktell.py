@@ -233,6 +233,31 @@ def test_function_that_raises_fails_its_trial_and_stops_the_search() -> None:
     assert "in broken" in (study.path / "trials" / str(failed[0].number) / "traceback.txt").read_text()
 
 
+def test_errors_that_are_not_in_a_row_do_not_stop_the_search() -> None:
+    calls = iter(range(8))
+
+    def sometimes(spec: Any, seed: int, report: Any) -> float:
+        if next(calls) % 2:
+            raise RuntimeError("now and then")
+        return 0.5
+
+    study = dnas.search("tiny", trials=8, train=sometimes, progress=False, stopping="none", **IMAGES)
+    assert study.trials["state"].value_counts().to_dict() == {"complete": 4, "failed": 4}
+
+
+def test_tracker_that_cannot_be_opened_leaves_the_study_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise InputError("no such server")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dnas.api.searches.open_trackers", refuse)
+        with pytest.raises(InputError, match="no such server") as refused:
+            study_of()
+    with study_of() as study:
+        assert study.ask() is not None
+    assert refused.traceback, "a notebook keeps the frames of the last error, and so the study's objects"
+
+
 def test_wrong_result_of_a_function_fails_its_trial() -> None:
     with pytest.raises(SearchStopped, match="returned 'accuracy'; a result has val_error and val_loss"):
         dnas.search("tiny", trials=4, train=lambda *_: {"accuracy": 1}, progress=False, **IMAGES)
