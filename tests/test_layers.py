@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # The modules at the top of the package, and its packages, lowest first. Each imports only from the same line or from
 # lines above it, also inside functions.
 ORDER = [
-    ["dnas", "dnas.errors", "dnas.formatting", "dnas.io", "dnas.machine", "dnas.plugins"],
+    ["dnas", "dnas.errors", "dnas.formatting", "dnas.io", "dnas.machine"],
     ["dnas.arch"],
     ["dnas.nn", "dnas.data"],
     ["dnas.training", "dnas.testing"],
@@ -36,7 +36,7 @@ ORDER = [
     ["dnas.cli"],
     ["dnas.__main__"],
 ]
-TOP_MODULES = {"__init__", "__main__", "errors", "io", "formatting", "machine", "export", "plugins", "testing"}
+TOP_MODULES = {"__init__", "__main__", "errors", "io", "formatting", "machine", "export", "testing"}
 # The modules that may import each heavy package.
 HOMES = {
     "argparse": {"dnas.cli"},

@@ -9,11 +9,11 @@ from typing import Any
 from dnas.arch import densenet_cost, resnet_cost
 from dnas.arch.densenet import DenseNetSpec
 from dnas.arch.layer import Layer
+from dnas.arch.plugins import Registry
 from dnas.arch.resnet import ResNetSpec
 from dnas.arch.spec import Spec
 from dnas.arch.terms import Terms
 from dnas.errors import InputError, unknown
-from dnas.plugins import Registry
 
 
 @dataclass(frozen=True)
