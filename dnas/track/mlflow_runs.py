@@ -6,6 +6,7 @@ If it holds a point that the study lacks, such as after the epochs of a study we
 """
 
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -41,7 +42,7 @@ class MLflow:
         self.study = study
         self._client = MlflowClient(tracking_uri=place)
         if "://" not in place or place.startswith("file:"):
-            _remove_empty_metrics(Path(unquote(place.removeprefix("file:").removeprefix("//"))), study.identity)
+            _repair_files(Path(unquote(place.removeprefix("file:").removeprefix("//"))), study.identity)
         self._experiment = self._find_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", "dnas"))
         self._ids: dict[str, str] = {}  # key -> id of the run
         self._fingerprints: dict[str, str] = {}
@@ -57,10 +58,13 @@ class MLflow:
         self._orphans = {
             (run.info.run_name, run.info.start_time): run.info.run_id
             for run in self._find(f"attributes.run_name LIKE '{study.name}%'")
-            if RUN not in run.data.tags and not run.data.metrics
+            if not run.data.tags.get(RUN) and not run.data.metrics
         }
         if ROOT not in self._ids:
+            trials = list(self._ids.values())
             self._create(ROOT, study.name, study.start)
+            for id in trials:  # nested under an earlier run for the study, which was lost
+                self._client.set_tag(id, PARENT, self._ids[ROOT])
             self._points[ROOT] = set()
             self._log(ROOT, set(), {}, study.inputs, {})
 
@@ -159,8 +163,16 @@ class MLflow:
             self._client.update_run(self._ids[key], status)
 
 
-def _remove_empty_metrics(store: Path, identity: str) -> None:
-    """Remove the file that a kill left without a point. MLflow could not read any run of a store of files with one."""
+def _repair_files(store: Path, identity: str) -> None:
+    """Remove what a kill left empty in a store of files, where a single such file keeps MLflow from reading any run.
+
+    A metric without a point is removed. A run whose facts are empty is removed as a whole, and copied anew.
+    """
+    for facts in store.glob("*/*/meta.yaml"):
+        run, tag = facts.parent, facts.parent / "tags" / RUN
+        is_ours = tag.is_file() and tag.read_text().startswith(f"{identity}/")
+        if not facts.stat().st_size and (is_ours or list(run.iterdir()) == [facts]):
+            shutil.rmtree(run)
     for tag in store.glob(f"*/*/tags/{RUN}"):
         if tag.read_text().startswith(f"{identity}/"):
             for metric in (tag.parent.parent / "metrics").glob("*"):

@@ -94,6 +94,32 @@ def test_mlflow_replaces_runs_whose_epochs_were_raised() -> None:
     assert [epoch for epoch, _ in in_mlflow(files())["0"]["val_error"]] == list(range(1, 25))
 
 
+@pytest.mark.parametrize("key", ["0", "study", "new"])
+def test_run_whose_facts_a_kill_left_empty_does_not_break_mlflow(key: str) -> None:
+    """MLflow truncates meta.yaml before it writes the new state of a run."""
+    from mlflow.tracking import MlflowClient
+
+    run(2)
+    target = Target("mlflow", files())
+    track(study(), target)
+    identity = TrackedStudy.of(study()).identity
+    (experiment,) = {tag.parents[2] for tag in Path("mlruns").glob("*/*/tags/dnas.run")}
+    if key == "new":
+        folder = experiment / ("0" * 32)
+        folder.mkdir()
+    else:
+        (folder,) = (
+            tag.parents[1] for tag in experiment.glob("*/tags/dnas.run") if tag.read_text() == f"{identity}/{key}"
+        )
+    (folder / "meta.yaml").write_text("")
+    track(study(), target)
+    check(in_mlflow(files()))
+    runs = MlflowClient(tracking_uri=files()).search_runs([experiment.name])
+    parents = {run.data.tags.get("mlflow.parentRunId") for run in runs} - {None}
+    assert parents <= {run.info.run_id for run in runs}, "trials are nested under the run for the study"
+    assert len(runs) == 3
+
+
 def test_metric_file_that_a_kill_left_empty_does_not_break_mlflow() -> None:
     run(1)
     track(study(), Target("mlflow", files()))
