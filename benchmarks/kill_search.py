@@ -42,7 +42,7 @@ SLOW_RENAME = """import pathlib, time
 plain = pathlib.Path.replace
 def replace(self, target):
     if self.name.startswith(".checkpoint"):
-        time.sleep(0.5)
+        time.sleep(10)  # a worker whose driver is killed meanwhile ends at once
     return plain(self, target)
 pathlib.Path.replace = replace
 """
