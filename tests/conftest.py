@@ -76,7 +76,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "Scheduling"
 
 
 LONGEST = (
-    *("test_ray_single_node", "test_ray_tune", "test_deploy", "test_triton", "test_processes"),
+    *("test_trackers", "test_ray_single_node", "test_ray_tune", "test_deploy", "test_triton", "test_external"),
+    *("test_processes", "test_guide", "test_notebooks", "test_plugins"),
     *("test_page", "test_worker", "test_ablation", "test_reproduce", "test_report", "test_doctor"),
 )
 
